@@ -1,0 +1,37 @@
+# Each target makes .venv and installs what it needs on first use. ARGS are passed on, such as
+# make train ARGS="data.path=my.txt run.path=runs/mine".
+
+PYTHON ?= python3
+BIN := .venv/bin
+ARGS ?=
+
+.PHONY: train test test-all check docs bench
+
+train: .venv/.lab
+	$(BIN)/muonscale train $(ARGS)
+
+test: .venv/.dev
+	$(BIN)/pytest -n 2 -m "not slow" $(ARGS)
+
+test-all: .venv/.dev
+	$(BIN)/pytest -n 2 $(ARGS)
+
+check: .venv/.dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyrefly check --summary=none
+	$(BIN)/lint-imports
+
+docs: .venv/.docs
+	$(BIN)/mkdocs build --strict
+
+bench: .venv/.dev
+	$(BIN)/python benchmarks/throughput.py $(ARGS)
+
+.venv/.lab: EXTRA = lab
+.venv/.dev: EXTRA = dev
+.venv/.docs: EXTRA = dev,docs
+.venv/.lab .venv/.dev .venv/.docs: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[$(EXTRA)]"
+	touch $@

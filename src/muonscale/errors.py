@@ -1,0 +1,50 @@
+"""The errors a user can cause.
+
+    MuonscaleError
+    +-- ConfigError      a recipe, an option or an override that cannot be used
+    +-- RoutingError     a parameter with no optimizer rule, or with two
+    +-- LayoutError      a parameter whose storage hides the matrix it holds
+    +-- CheckpointError  a checkpoint or run folder that cannot be written or read
+    +-- DataError        text, tokens or a tokenizer that cannot be used
+
+Every message says what was wrong, the value, and what is accepted. The command line prints the
+message without a traceback and exits with code 2. `assert` is kept for mistakes of our own.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class MuonscaleError(Exception):
+    """Base of every error raised for something the user gave or has."""
+
+
+class ConfigError(MuonscaleError):
+    """A recipe, an option or an override that cannot be used."""
+
+
+class RoutingError(MuonscaleError):
+    """A parameter with no optimizer rule, with two, or a pattern that matches nothing."""
+
+
+class LayoutError(MuonscaleError):
+    """A parameter whose storage hides the matrix it holds."""
+
+
+class CheckpointError(MuonscaleError):
+    """A checkpoint or a run folder that cannot be written, read or continued."""
+
+
+class DataError(MuonscaleError):
+    """Text, tokens or a tokenizer that cannot be used."""
+
+
+def nearest(name: str, accepted: Iterable[str]) -> str:
+    """Return a hint for a misspelt `name`: the closest accepted names, else all of them."""
+    accepted = sorted(accepted)
+    close = difflib.get_close_matches(name, accepted, n=3, cutoff=0.5)
+    if close:
+        return f"did you mean {' or '.join(close)}?"
+    return f"accepted: {', '.join(accepted)}"
