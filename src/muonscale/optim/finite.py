@@ -1,0 +1,80 @@
+"""Are all gradients finite? One flag on the device, read by the host only when it has arrived."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass
+class FiniteCheck:
+    """The answer for one step: at once on a CPU, on its way from any other device."""
+
+    names: list[str]
+    finite: Tensor
+    """`[parameters]`, bool, on the host; to be read after `arrived`."""
+    mask: Tensor | None
+    """0-D bool on the device, or None where the host knows the answer without waiting."""
+    arrived: torch.Event | None = None
+
+    def nonfinite_names(self) -> list[str]:
+        """Return the names of the parameters with a non-finite gradient; waits for the device."""
+        if self.arrived is not None:
+            self.arrived.synchronize()
+        return [name for name, ok in zip(self.names, self.finite.tolist(), strict=True) if not ok]
+
+
+def check_gradients(names: Sequence[str], gradients: Sequence[Tensor]) -> FiniteCheck:
+    """Return whether every element of every gradient is finite, without waiting for the device.
+
+    Args:
+        names: one per gradient.
+        gradients: dense, floating; of any shape, dtype and device. Not written to.
+    """
+    checked = [(n, g) for n, g in zip(names, gradients, strict=True) if g.numel()]
+    kept = [name for name, _ in checked]
+    if not checked:
+        return FiniteCheck(kept, torch.ones(0, dtype=torch.bool), None)
+    extremes = _extremes([gradient for _, gradient in checked])
+    device = extremes[0].device
+    together = torch.stack([extreme.to(device, torch.float32) for extreme in extremes])
+    finite = together.isfinite().view(-1, len(checked)).all(0)
+    if device.type == "cpu":
+        return FiniteCheck(kept, finite, None)
+    host = torch.empty(finite.shape, dtype=torch.bool, pin_memory=True)
+    host.copy_(finite, non_blocking=True)
+    arrived = torch.Event(device)
+    arrived.record()
+    return FiniteCheck(kept, host, finite.all(), arrived)
+
+
+def _extremes(gradients: list[Tensor]) -> list[Tensor]:
+    """Return 0-D tensors of which one is non-finite where a gradient is: one or two rounds of them."""
+    if gradients[0].device.type != "cpu":
+        return list(torch._foreach_norm(gradients, math.inf))
+    # On a CPU the infinity norm takes ten times as long (measured, 352 x 128: 190 against 7 us).
+    pairs = [torch.aminmax(gradient) for gradient in gradients]
+    return [low for low, _ in pairs] + [high for _, high in pairs]
+
+
+def scratch(targets: list[Tensor], like: list[Tensor], mask: Tensor | None) -> list[Tensor]:
+    """Return what to compute on in place, for `commit_` to write back.
+
+    The targets themselves where nothing stands against it; copies where `mask` may forbid the
+    writing, or in the dtypes of `like` where a target is narrower.
+    """
+    wide = [target.to(other.dtype) for target, other in zip(targets, like, strict=True)]
+    return wide if mask is None else [tensor.clone() for tensor in wide]
+
+
+def commit_(targets: list[Tensor], values: list[Tensor], mask: Tensor | None) -> None:
+    """Write `values` from `scratch` into `targets`, unless `mask` (0-D bool, on a device) is false."""
+    for target, value in zip(targets, values, strict=True):
+        if mask is not None:
+            value = torch.where(mask.to(target.device), value.to(target.dtype), target)
+        if value is not target:
+            target.copy_(value)

@@ -1,0 +1,354 @@
+"""Muon: the Muon rule for matrices and the AdamW rule for all else, in one optimizer.
+
+`parameter_groups(model, ...)` makes its groups; each has a `rule`. A step writes parameters and
+state, nothing else: gradients stay as they were. Not yet run on GPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import ParamsT
+
+from muonscale.errors import ConfigError, MuonscaleError, RoutingError
+from muonscale.optim.adamw import adamw_step_
+from muonscale.optim.admission import (
+    check_options,
+    check_parameter,
+    own_groups,
+    split_names,
+    warn_of_narrow_parameters,
+)
+from muonscale.optim.coefficients import CoefficientsLike
+from muonscale.optim.finite import FiniteCheck, check_gradients
+from muonscale.optim.muon_rule import (
+    MOMENTUM_CONVENTION,
+    apply_updates_,
+    momentum_step_,
+    polar_updates,
+)
+from muonscale.optim.orthogonalize import DTypeLike
+from muonscale.optim.scale import ScaleLike
+from muonscale.optim.state_io import plain, take_over
+from muonscale.optim.work import Group, Item, batches, by_group, named
+
+NonfiniteT = Literal["raise", "skip"]
+
+
+class Muon(torch.optim.Optimizer):
+    """Update matrices by orthogonalised momentum, and everything else by AdamW.
+
+    Muon rule, per logical matrix (Liu et al., Muon is Scalable for LLM Training, arXiv 2502.16982,
+    equations 1, 2, 4; `M` is an average as in torch.optim.Muon, (1-mu) times the paper's sum):
+
+        M <- mu*M + (1-mu)*G        N = mu*M + (1-mu)*G (Nesterov)        O = NS(N)
+        W <- (1 - lr*wd)*W - lr*factor(out, in)*O
+
+    AdamW rule: as torch.optim.AdamW. State is float32 (float64 for float64 parameters) whatever
+    the dtype of the parameters. A parameter whose gradient is None is skipped, decay included; a
+    gradient of zeros is a gradient. Parameters of one process, not sharded.
+
+    Args:
+        params: groups from `parameter_groups`; or groups of your own with a `rule` ("muon" or
+            "adamw", default "muon"), optional `param_names`, and `matrices` (name to `Matrices`)
+            for what is not a plain 2-D matrix; or 2-D tensors, named or not.
+        lr: learning rate of groups that have none.
+        weight_decay: decoupled decay per unit of `lr`, on both rules.
+        momentum: mu, in [0, 1).
+        nesterov: orthogonalise the look-ahead direction.
+        ns_coefficients: a row of `muonscale.optim.coefficients`, a triple or a list of triples.
+        ns_steps: Newton-Schulz steps.
+        ns_dtype: dtype of the Newton-Schulz products, see `orthogonalize`.
+        scale: shape factor, see `shape_factor`.
+        rms: RMS of the update at `scale="rms"`, in units of `lr`.
+        betas: of the AdamW rule.
+        eps: of the AdamW rule.
+        nonfinite: what a NaN or an infinity in any gradient does. The whole step is left out, with
+            state and parameters as they were; "raise" raises when the next step begins or at
+            `check_finite()`, "skip" goes on and counts.
+
+    Raises:
+        RoutingError: for something on Muon that is no matrix, or a parameter given twice.
+        ConfigError: for an option outside its range.
+        LayoutError: for sharded parameters.
+        MuonscaleError: from `step` and `check_finite`, for a non-finite gradient.
+
+    Example:
+        >>> from torch import nn
+        >>> from muonscale import Muon, parameter_groups
+        >>> model = nn.Sequential(nn.Embedding(50, 8), nn.Linear(8, 8), nn.Linear(8, 50))
+        >>> optimizer = Muon(parameter_groups(model, lr=1e-3))
+        >>> model(torch.arange(5)).logsumexp(-1).mean().backward()
+        >>> optimizer.step()
+        >>> optimizer.stats()["matrices"]
+        1
+    """
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float = 1e-3,
+        weight_decay: float = 0.1,
+        momentum: float = 0.95,
+        nesterov: bool = True,
+        ns_coefficients: CoefficientsLike = "jordan",
+        ns_steps: int = 5,
+        ns_dtype: DTypeLike = "auto",
+        scale: ScaleLike = "rms",
+        rms: float = 0.2,
+        betas: tuple[float, float] = (0.9, 0.95),
+        eps: float = 1e-8,
+        nonfinite: NonfiniteT = "raise",
+    ) -> None:
+        if nonfinite not in ("raise", "skip"):
+            raise ConfigError(f"nonfinite is {nonfinite!r}: raise or skip is accepted")
+        defaults = {
+            "rule": "muon",
+            "lr": lr,
+            "weight_decay": weight_decay,
+            "momentum": momentum,
+            "nesterov": nesterov,
+            "ns_coefficients": ns_coefficients,
+            "ns_steps": ns_steps,
+            "ns_dtype": ns_dtype,
+            "scale": scale,
+            "rms": rms,
+            "betas": betas,
+            "eps": eps,
+            "momentum_convention": MOMENTUM_CONVENTION,
+        }
+        super().__init__(own_groups(params), defaults)
+        self._nonfinite: NonfiniteT = nonfinite
+        self._reset_counters()
+        warn_of_narrow_parameters(self.param_groups)
+
+    def _reset_counters(self) -> None:
+        self._pending: tuple[FiniteCheck, list[Tensor]] | None = None
+        self._nonfinite_names: list[str] = []
+        self._skipped_steps = 0
+        self._matrices = 0
+        self._update_rms = torch.zeros(())
+
+    def __getstate__(self) -> dict[str, Any]:
+        self._settle()
+        return {**super().__getstate__(), "_nonfinite": self._nonfinite}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._reset_counters()
+
+    def add_param_group(self, param_group: Group) -> None:
+        """Add a group, check that its rule fits its parameters, and create their state."""
+        group = dict(param_group)
+        group.setdefault("matrices", {})
+        group["params"], names = split_names(group["params"])
+        if names is None:
+            start = sum(len(other["params"]) for other in self.param_groups)
+            names = [f"parameter{start + i}" for i in range(len(group["params"]))]
+        group.setdefault("param_names", names)
+        self._check_unique(group)
+        options = {**self.defaults, **group}
+        check_options(options)
+        for name, parameter in zip(group["param_names"], group["params"], strict=True):
+            check_parameter(name, parameter, options)
+        super().add_param_group(group)
+        for parameter in group["params"]:
+            self.state[parameter] = _new_state(parameter, options["rule"])
+
+    def _check_unique(self, group: Group) -> None:
+        if len(group["param_names"]) != len(group["params"]):
+            raise RoutingError(
+                f"a group has {len(group['params'])} parameters and "
+                f"{len(group['param_names'])} param_names"
+            )
+        taken = {p: n for g in self.param_groups for n, p in named(g)}
+        names = set(taken.values())
+        for name, parameter in named(group):
+            if parameter in taken:
+                raise RoutingError(f"{name} is given twice, the other time as {taken[parameter]}")
+            if name in names:
+                raise RoutingError(f"two parameters are called {name}: state is kept by name")
+            taken[parameter] = name
+            names.add(name)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+        """Perform one step on every parameter that has a gradient.
+
+        Args:
+            closure: reevaluates the model and returns the loss, which is returned.
+
+        Raises:
+            MuonscaleError: if `nonfinite="raise"` and the step before met a non-finite gradient.
+        """
+        self.check_finite()
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        items = list(self._items())
+        check = check_gradients([i.name for i in items], [i.gradient for i in items])
+        if check.mask is None and check.nonfinite_names():
+            self._pending = check, []
+            self._settle()
+            return loss
+        counters = [i.state["step"] for i in items if i.group["rule"] == "adamw"]
+        for counter in counters:
+            counter += 1
+        self._adamw(items, check.mask)
+        self._muon(items, check.mask)
+        if check.mask is not None:
+            self._pending = check, counters
+        return loss
+
+    def _items(self) -> Iterator[Item]:
+        for group in self.param_groups:
+            for name, parameter in named(group):
+                gradient = parameter.grad
+                if gradient is None:
+                    continue
+                if gradient.layout != torch.strided:
+                    raise RoutingError(
+                        f"{name} has a sparse gradient: only dense ones are supported (an embedding "
+                        "gives them with sparse=False)"
+                    )
+                yield Item(
+                    name=name,
+                    parameter=parameter,
+                    gradient=gradient,
+                    state=self.state[parameter],
+                    group=group,
+                )
+
+    def _adamw(self, items: list[Item], mask: Tensor | None) -> None:
+        on_adamw = (item for item in items if item.group["rule"] == "adamw")
+        for group, part in by_group(on_adamw):
+            adamw_step_(
+                [i.parameter for i in part],
+                [i.gradient for i in part],
+                [i.state["exp_avg"] for i in part],
+                [i.state["exp_avg_sq"] for i in part],
+                [int(i.state["step"]) for i in part],
+                lr=float(group["lr"]),
+                weight_decay=float(group["weight_decay"]),
+                betas=group["betas"],
+                eps=group["eps"],
+                mask=mask,
+            )
+
+    def _muon(self, items: list[Item], mask: Tensor | None) -> None:
+        self._matrices = 0
+        squares: list[Tensor] = []
+        on_muon = [item for item in items if item.group["rule"] == "muon"]
+        for polar, batch in batches(on_muon):
+            directions: list[Tensor] = []
+            for group, part in by_group(batch):
+                directions += momentum_step_(
+                    [i.state["momentum_buffer"] for i in part],
+                    [i.gradient for i in part],
+                    momentum=group["momentum"],
+                    nesterov=group["nesterov"],
+                    mask=mask,
+                )
+            updates, matrices, sums = polar_updates(directions, [i.layout for i in batch], polar)
+            self._matrices += matrices
+            squares += sums
+            left = iter(updates)
+            for group, part in by_group(batch):
+                apply_updates_(
+                    [i.parameter for i in part],
+                    [next(left) for _ in part],
+                    lr=float(group["lr"]),
+                    weight_decay=float(group["weight_decay"]),
+                    mask=mask,
+                )
+        if squares:
+            total = torch.stack([square.to(squares[0].device) for square in squares]).sum()
+            elements = sum(item.parameter.numel() for item in on_muon)
+            self._update_rms = (total / max(1, elements)).sqrt()
+
+    def _settle(self) -> None:
+        """Read the flag of the last step, once it is there, and count what has been left out."""
+        if self._pending is None:
+            return
+        check, counters = self._pending
+        self._pending = None
+        names = check.nonfinite_names()
+        if not names:
+            return
+        for counter in counters:  # raised when the flag was still on its way
+            counter -= 1
+        self._skipped_steps += 1
+        self._matrices = 0
+        self._nonfinite_names = names
+
+    def check_finite(self) -> None:
+        """Raise if the last step met a non-finite gradient; with "skip", only count it.
+
+        Waits for the device. `step` calls it first, when the answer has long arrived. Training can
+        go on after the error: nothing was written.
+
+        Raises:
+            MuonscaleError: naming the first such parameter, if `nonfinite="raise"`.
+        """
+        self._settle()
+        names = self._nonfinite_names
+        self._nonfinite_names = []
+        if names and self._nonfinite == "raise":
+            more = f" and {len(names) - 1} other parameters" if len(names) > 1 else ""
+            raise MuonscaleError(
+                f"the gradient of {names[0]}{more} is not finite. The step was left out: parameters "
+                'and state are as before it. nonfinite="skip" goes on and counts such steps.'
+            )
+
+    def stats(self) -> dict[str, Any]:
+        """Return what the last step did.
+
+        Returns:
+            `matrices`: logical matrices orthogonalised (0 for a step left out). `update_rms`: RMS
+            of the scaled update over all elements on Muon, in units of lr, decay excluded; a 0-D
+            tensor on the device, so that only reading it waits. `skipped_steps`: steps left out for
+            non-finite gradients since construction, on a GPU those known so far.
+        """
+        return {
+            "matrices": self._matrices,
+            "update_rms": self._update_rms,
+            "skipped_steps": self._skipped_steps,
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state in torch's form: integer keys, and `param_names` in every group."""
+        self._settle()
+        return plain(super().state_dict())
+
+    @torch.no_grad()
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over state and options from `state_dict`, by parameter name.
+
+        Momentum that was saved as a sum is converted. Dtypes and devices stay those of this
+        optimizer. A group whose set of parameters is not a group of `state_dict` keeps its own
+        options, with a warning.
+
+        Raises:
+            CheckpointError: with a list of missing, unexpected and differing names.
+        """
+        for before in self._optimizer_load_state_dict_pre_hooks.values():
+            state_dict = before(self, state_dict) or state_dict
+        self._pending = None
+        take_over(state_dict, self.param_groups, self.state)
+        for after in self._optimizer_load_state_dict_post_hooks.values():
+            after(self)
+
+
+def _new_state(parameter: Tensor, rule: str) -> dict[str, Tensor]:
+    dtype = torch.promote_types(parameter.dtype, torch.float32)
+
+    def zeros() -> Tensor:
+        return torch.zeros_like(parameter, dtype=dtype, memory_format=torch.preserve_format)
+
+    if rule == "muon":
+        return {"momentum_buffer": zeros()}
+    return {"step": torch.tensor(0.0), "exp_avg": zeros(), "exp_avg_sq": zeros()}

@@ -1,0 +1,118 @@
+"""Optimizer state by parameter name: what a state dict holds, and how one is taken over.
+
+A state dict has torch's form: `state` by running number, `param_groups` with those numbers under
+`params` and the names under `param_names`. Loading goes by name alone, so that the order and the
+grouping of parameters may have changed.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from muonscale.errors import CheckpointError
+
+NOT_SAVED = frozenset({"params", "matrices", "why"})
+"""Group entries that describe the model rather than the training state."""
+
+Group = dict[str, Any]
+State = Mapping[Tensor, dict[str, Any]]
+StateDict = Mapping[str, Any]
+
+
+def plain(state_dict: dict[str, Any]) -> dict[str, Any]:
+    """Return torch's state dict with only such group entries as `torch.load` takes by default."""
+    groups = []
+    for group in state_dict["param_groups"]:
+        kept = {k: v for k, v in group.items() if k == "params" or k not in NOT_SAVED}
+        groups.append({k: v for k, v in kept.items() if not callable(v)})
+    return {**state_dict, "param_groups": groups}
+
+
+def take_over(state_dict: StateDict, groups: list[Group], state: State) -> None:
+    """Copy the state and the group options of `state_dict` into `groups` and `state`.
+
+    Values keep the dtype and device that they have in `state`. A group takes the saved options if
+    the saved dict has a group of exactly its parameters; where the grouping has changed it keeps
+    its own and warns.
+
+    Raises:
+        CheckpointError: without names, or where names, shapes or rules differ. Nothing has been
+            written then.
+    """
+    saved_groups = state_dict["param_groups"]
+    saved = _saved_by_name(state_dict)
+    current = {
+        name: state[parameter]
+        for group in groups
+        for name, parameter in zip(group["param_names"], group["params"], strict=True)
+    }
+    if differences := _differences(saved, current):
+        raise CheckpointError("the optimizer state does not fit:\n  " + "\n  ".join(differences))
+    scales = _momentum_scales(saved_groups)
+    for name, values in current.items():
+        for key, value in values.items():
+            source = saved[name][key]
+            value.copy_(torch.as_tensor(source))
+            if key == "momentum_buffer" and name in scales:
+                value.mul_(scales[name])
+    _take_options(saved_groups, groups)
+
+
+def _saved_by_name(state_dict: StateDict) -> dict[str, dict[str, Any]]:
+    saved = {}
+    for group in state_dict["param_groups"]:
+        if "param_names" not in group:
+            raise CheckpointError(
+                "the optimizer state has no param_names, so its tensors cannot be told apart: save "
+                "it from an optimizer that was given named parameters"
+            )
+        for name, number in zip(group["param_names"], group["params"], strict=True):
+            saved[name] = state_dict["state"].get(number, {})
+    return saved
+
+
+def _differences(saved: Mapping[str, Any], current: Mapping[str, Any]) -> list[str]:
+    lines = [f"missing: {name}" for name in sorted(current.keys() - saved.keys())]
+    lines += [f"unexpected: {name}" for name in sorted(saved.keys() - current.keys())]
+    for name in sorted(current.keys() & saved.keys()):
+        have, want = saved[name], current[name]
+        if have.keys() != want.keys():
+            lines.append(f"other rule: {name} has {sorted(have)}, now it needs {sorted(want)}")
+            continue
+        for key in want:
+            shapes = tuple(torch.as_tensor(have[key]).shape), tuple(want[key].shape)
+            if shapes[0] != shapes[1]:
+                lines.append(f"other shape: {name} has {key} {shapes[0]}, now it is {shapes[1]}")
+    return lines
+
+
+def _momentum_scales(saved_groups: list[Group]) -> dict[str, float]:
+    """Return 1 - mu for the names whose saved momentum is a sum; an average needs no factor."""
+    scales: dict[str, float] = {}
+    for group in saved_groups:
+        convention = group.get("momentum_convention", "ema")
+        if convention not in ("ema", "sum"):
+            raise CheckpointError(f"momentum convention {convention!r} is unknown: ema, sum")
+        if convention == "sum":
+            scales |= dict.fromkeys(group["param_names"], 1 - group["momentum"])
+    return scales
+
+
+def _take_options(saved_groups: list[Group], groups: list[Group]) -> None:
+    by_names = {frozenset(group["param_names"]): group for group in saved_groups}
+    kept = NOT_SAVED | {"param_names", "momentum_convention"}
+    for group in groups:
+        saved = by_names.get(frozenset(group["param_names"]))
+        if saved is None:
+            warnings.warn(
+                f"parameter group {group.get('name', '?')!r} is not a group of the saved state: its "
+                "lr and other options stay as they are",
+                stacklevel=4,
+            )
+            continue
+        group.update({k: v for k, v in saved.items() if k not in kept})

@@ -1,0 +1,80 @@
+"""What one optimizer step works on: the parameters with a gradient, gathered into batches."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+from torch import Tensor
+
+from muonscale.optim.coefficients import resolve_triples
+from muonscale.optim.matrices import PLAIN, Matrices, matrix_shapes
+from muonscale.optim.muon_rule import Polar
+from muonscale.optim.orthogonalize import WORKSPACE_BYTES
+
+Group = dict[str, Any]
+"""One entry of `Optimizer.param_groups`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Item:
+    """One parameter with a gradient, in one step."""
+
+    name: str
+    parameter: Tensor
+    gradient: Tensor
+    state: dict[str, Any]
+    group: Group
+
+    @property
+    def layout(self) -> Matrices:
+        """How the parameter's matrices are stored."""
+        return self.group["matrices"].get(self.name, PLAIN)
+
+
+def named(group: Group) -> Iterator[tuple[str, Tensor]]:
+    """Return the (name, parameter) pairs of a group."""
+    return zip(group["param_names"], group["params"], strict=True)
+
+
+def by_group(items: Iterable[Item]) -> Iterator[tuple[Group, list[Item]]]:
+    """Yield each group with its items, which are next to each other in `items`."""
+    for _, part in groupby(items, key=lambda item: id(item.group)):
+        members = list(part)
+        yield members[0].group, members
+
+
+def batches(items: list[Item]) -> Iterator[tuple[Polar, list[Item]]]:
+    """Gather the parameters whose matrices have the same shapes, across groups, up to the cap."""
+    alike: defaultdict[Any, list[Item]] = defaultdict(list)
+    for item in items:
+        shapes = matrix_shapes(item.parameter.shape, item.layout)
+        kinds = frozenset((out, in_) for _, out, in_ in shapes)
+        dtype = item.state["momentum_buffer"].dtype
+        alike[_polar(item.group), kinds, item.parameter.device, dtype].append(item)
+    for (polar, *_), members in alike.items():
+        for batch in _capped(members):
+            yield polar, batch
+
+
+def _capped(items: list[Item]) -> Iterator[list[Item]]:
+    """Cut `items` where their directions would exceed the cap; one parameter is never cut."""
+    batch: list[Item] = []
+    size = 0
+    for item in items:
+        nbytes = item.state["momentum_buffer"].nbytes
+        if batch and size + nbytes > WORKSPACE_BYTES:
+            yield batch
+            batch = []
+            size = 0
+        batch.append(item)
+        size += nbytes
+    yield batch
+
+
+def _polar(group: Group) -> Polar:
+    triples = resolve_triples(group["ns_coefficients"], group["ns_steps"])
+    return Polar(triples=triples, scale=group["scale"], rms=group["rms"], dtype=group["ns_dtype"])

@@ -1,0 +1,58 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from muonscale.optim.adamw import adamw_step_
+from muonscale.optim.reference import adamw_step
+
+OPTIONS = {"lr": 3e-2, "weight_decay": 0.3, "betas": (0.9, 0.95), "eps": 1e-3}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_it_equals_torch_and_the_slow_version(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    W = [torch.randn(3, 4, dtype=dtype), torch.randn(5, dtype=dtype)]
+    M, V = [torch.zeros_like(w) for w in W], [torch.zeros_like(w) for w in W]
+    theirs = [torch.nn.Parameter(w.clone()) for w in W]
+    optimizer = torch.optim.AdamW(theirs, **OPTIONS)
+    slow = [tuple(t.clone() for t in state) for state in zip(W, M, V, strict=True)]
+    for step in range(1, 6):
+        G = [torch.randn_like(w) for w in W]
+        for parameter, g in zip(theirs, G, strict=True):
+            parameter.grad = g.clone()
+        optimizer.step()
+        adamw_step_(W, G, M, V, [step] * 2, **OPTIONS)
+        slow = [
+            adamw_step(w, g, m, v, step, **OPTIONS) for (w, m, v), g in zip(slow, G, strict=True)
+        ]
+    for ours, parameter, (w, _, _) in zip(W, theirs, slow, strict=True):
+        torch.testing.assert_close(ours, parameter.detach(), rtol=1e-6, atol=1e-7)
+        torch.testing.assert_close(ours.double(), w.double(), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(M[-1].double(), slow[-1][1], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(V[-1].double(), slow[-1][2], rtol=1e-5, atol=1e-6)
+
+
+def test_a_bf16_parameter_is_rounded_once_per_step() -> None:
+    torch.manual_seed(0)
+    W, G = torch.randn(64).bfloat16(), torch.randn(64)
+    M, V = torch.zeros(64), torch.zeros(64)
+    expected, _, _ = adamw_step(W, G, M, V, 1, **OPTIONS)
+    adamw_step_([W], [G], [M], [V], [1], **OPTIONS)
+    assert W.dtype == torch.bfloat16
+    assert torch.equal(W, expected.bfloat16())
+
+
+@pytest.mark.parametrize("good", [True, False])
+def test_a_mask_lets_all_through_or_nothing(good: bool) -> None:
+    torch.manual_seed(0)
+    W, M, V = [torch.randn(6)], [torch.randn(6)], [torch.rand(6)]
+    before = [t[0].clone() for t in (W, M, V)]
+    expected = [[t.clone()] for t in before]
+    G = [torch.randn(6)]
+    adamw_step_(expected[0], G, expected[1], expected[2], [3], **OPTIONS)
+    if not good:
+        G[0][2] = float("inf")
+    adamw_step_(W, G, M, V, [3], **OPTIONS, mask=torch.tensor(good))
+    wanted = [t[0] for t in expected] if good else before
+    assert all(torch.equal(t[0], want) for t, want in zip((W, M, V), wanted, strict=True))
