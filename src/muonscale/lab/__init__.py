@@ -1,0 +1,1 @@
+"""Training and studies, on the optimizer library."""

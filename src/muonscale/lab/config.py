@@ -1,0 +1,362 @@
+"""The resolved configuration of a run, and how a recipe and overrides become one.
+
+A recipe is a YAML file of the sections below; `section.key=value` on the command line overrides it.
+Nothing changes a `Config` after it is resolved: it is written to the run folder as `config.json`
+and can be given back as a recipe.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from muonscale.errors import ConfigError, nearest
+
+# Keys that name the same thing in two ways: giving one on the command line replaces the recipe's other.
+ALTERNATIVES = [
+    ("data.source", "data.path"),
+    ("model.preset", "model.config"),
+    ("train.tokens", "train.steps"),
+]
+
+Positive = Annotated[int, Field(gt=0)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+Steps = Annotated[float, Field(ge=0)]
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML with numbers as people write them: 1e-6 is a number, not a string as YAML 1.1 has it."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
+    list("-+.0123456789"),
+)
+
+
+def _read_yaml(text: str) -> Any:
+    return yaml.load(text, Loader=_Loader)
+
+
+class Section(BaseModel):
+    """A frozen part of the configuration that knows all its keys."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False
+    )
+
+
+class RunSection(Section):
+    """Where a run is kept and what it runs on: `run.*`."""
+
+    path: Path
+    """Folder of the run."""
+    seed: int = 0
+    """Seed of the initial weights, the data order and the held-out split."""
+    threads: Positive | None = None
+    """CPU threads of torch; its own choice when not given."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to train; `auto` takes a GPU if there is one."""
+
+
+class ModelSection(Section):
+    """What is trained: `model.*`."""
+
+    preset: str | None = None
+    """Name of a built-in shape, such as `llama-nano`."""
+    config: Path | None = None
+    """A Hugging Face `config.json`, or a folder that holds one, instead of a preset."""
+    fields: dict[str, Any] = {}
+    """Fields of the Hugging Face configuration to change, such as `hidden_size`."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> ModelSection:
+        if (self.preset is None) == (self.config is None):
+            raise ValueError("give exactly one of model.preset and model.config")
+        return self
+
+
+class DataSection(Section):
+    """What it is trained on: `data.*`."""
+
+    source: str | None = None
+    """`python-stdlib` (this machine's Python library) or `hf:NAME` (a Hugging Face dataset)."""
+    path: Path | None = None
+    """A text, JSONL or parquet file, or a folder of them, instead of a source."""
+    field: str = "text"
+    """Column or key that holds the text in JSONL, parquet and Hugging Face data."""
+    split: str = "train"
+    """Split of a Hugging Face dataset."""
+    max_bytes: Positive | None = None
+    """Stop reading the corpus after this many bytes of text."""
+    errors: Literal["strict", "replace"] = "strict"
+    """What to do with bytes that are not UTF-8."""
+    tokenizer: str | None = None
+    """A `tokenizer.json`, a folder or a Hugging Face name; not given, one is trained on the corpus."""
+    vocab_size: Annotated[int, Field(ge=257, le=2**31 - 1)] = 1024
+    """Size of the tokenizer trained on the corpus: 256 bytes, the end of text, and merges."""
+    sequence_length: Annotated[int, Field(ge=2)] = 256
+    """Tokens of one training sequence."""
+    held_out: Annotated[float, Field(gt=0, lt=1)] = 0.05
+    """Share of the corpus kept for evaluation and never trained on."""
+    cache: Path | None = None
+    """Where prepared tokens are kept; the user's cache folder when not given."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> DataSection:
+        if (self.source is None) == (self.path is None):
+            raise ValueError("give exactly one of data.source and data.path")
+        return self
+
+
+class OptimizerSection(Section):
+    """How it is updated: `optimizer.*`."""
+
+    rule: Literal["muon", "adamw"] = "muon"
+    """`muon`: Muon for the hidden matrices, AdamW for the rest; `adamw`: AdamW for everything."""
+    lr: Annotated[float, Field(gt=0)] = 0.01
+    """Peak learning rate of every group."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.1
+    """Decoupled weight decay, multiplied by the scheduled learning rate."""
+    momentum: Fraction = 0.95
+    """Momentum of the Muon rule."""
+    nesterov: bool = True
+    """Nesterov momentum of the Muon rule."""
+    ns_steps: Positive = 5
+    """Newton-Schulz iterations of the Muon rule."""
+    ns_dtype: Literal["auto", "float32", "bfloat16", "float64"] = "auto"
+    """Dtype of the Newton-Schulz products; `auto` is bfloat16 where that is fast, else float32."""
+    rms: Annotated[float, Field(gt=0)] = 0.2
+    """Root mean square that an update of the Muon rule is scaled to (Moonlight, section 2.2)."""
+    betas: tuple[Fraction, Fraction] = (0.9, 0.95)
+    """Moment decay rates of the AdamW rule."""
+    eps: Annotated[float, Field(gt=0)] = 1e-8
+    """Epsilon of the AdamW rule."""
+    max_grad_norm: Annotated[float, Field(gt=0)] | None = 1.0
+    """Largest norm of the raw gradients of the clipped groups; null for no clipping."""
+    clip: Literal["adamw", "all"] = "adamw"
+    """Which gradients are clipped: those of the AdamW rule, or all together."""
+
+
+class ScheduleSection(Section):
+    """How the learning rate changes: `schedule.*`."""
+
+    name: Literal["cosine", "linear", "wsd", "constant-linear"] = "cosine"
+    """Shape of the multiplier on every learning rate."""
+    warmup: Steps = 0.02
+    """Linear warm-up: a fraction of the run below 1, a number of steps from 1."""
+    decay: Steps = 0.2
+    """Final decay of `wsd` and `constant-linear`: a fraction of the run below 1, steps from 1."""
+    final: Annotated[float, Field(ge=0, le=1)] = 0.1
+    """Multiplier at the end of the run."""
+
+
+class TrainSection(Section):
+    """How long, and how much at a time: `train.*`."""
+
+    tokens: Positive | None = None
+    """Length of the run in training tokens, rounded up to whole steps."""
+    steps: Positive | None = None
+    """Length of the run in steps, instead of tokens."""
+    batch_tokens: Positive = 8192
+    """Training tokens of one step; a multiple of data.sequence_length."""
+
+    @model_validator(mode="after")
+    def _one_length(self) -> TrainSection:
+        if (self.tokens is None) == (self.steps is None):
+            raise ValueError("give exactly one of train.tokens and train.steps")
+        return self
+
+
+class EvalSection(Section):
+    """Held-out loss and the sample: `eval.*`."""
+
+    every: Positive = 100
+    """Steps between evaluations; the last step is always evaluated, on the whole held-out split."""
+    tokens: Positive = 16384
+    """Held-out tokens of an evaluation on the way."""
+    batch_tokens: Positive = 8192
+    """Tokens of one evaluation batch: bounds its memory."""
+    prompt: str = ""
+    """Start of the sample text written at the end."""
+    sample_tokens: Annotated[int, Field(ge=0)] = 200
+    """Length of the sample text; 0 for none."""
+
+
+class CheckpointSection(Section):
+    """What is kept to resume from: `checkpoint.*`."""
+
+    every: Positive = 100
+    """Steps between checkpoints; one is always written at the end and on Ctrl-C or SIGTERM."""
+    keep: Positive = 2
+    """How many of the newest checkpoints stay on disk."""
+
+
+class Config(Section):
+    """A resolved configuration."""
+
+    run: RunSection
+    model: ModelSection
+    data: DataSection
+    optimizer: OptimizerSection = OptimizerSection()
+    schedule: ScheduleSection = ScheduleSection()
+    train: TrainSection
+    eval: EvalSection = EvalSection()
+    checkpoint: CheckpointSection = CheckpointSection()
+
+    @model_validator(mode="after")
+    def _whole_sequences(self) -> Config:
+        for key, tokens in [("train", self.train.batch_tokens), ("eval", self.eval.batch_tokens)]:
+            if tokens % self.data.sequence_length:
+                raise ValueError(
+                    f"{key}.batch_tokens={tokens} is not a multiple of "
+                    f"data.sequence_length={self.data.sequence_length}"
+                )
+        return self
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps of the whole run."""
+        if self.train.steps is not None:
+            return self.train.steps
+        assert self.train.tokens is not None
+        return -(-self.train.tokens // self.train.batch_tokens)
+
+    @property
+    def batch_sequences(self) -> int:
+        """Sequences of one step."""
+        return self.train.batch_tokens // self.data.sequence_length
+
+
+def recipe_names() -> list[str]:
+    """Return the names of the recipes shipped with the package."""
+    folder = resources.files("muonscale") / "recipes"
+    return sorted(item.name[:-5] for item in folder.iterdir() if item.name.endswith(".yaml"))
+
+
+def recipe_summary(name: str) -> str:
+    """Return the comment that a shipped recipe begins with, as one line."""
+    text = (resources.files("muonscale") / "recipes" / f"{name}.yaml").read_text("utf-8")
+    lines = itertools.takewhile(lambda line: line.startswith("#"), text.splitlines())
+    return " ".join(line.removeprefix("#").strip() for line in lines)
+
+
+def load_config(recipe: str, overrides: Sequence[str] = ()) -> Config:
+    """Resolve a recipe and its overrides.
+
+    Args:
+        recipe: name of a shipped recipe, path of a YAML or JSON file, or a run folder.
+        overrides: `section.key=value` strings, the value read as YAML.
+
+    Raises:
+        ConfigError: for an unknown recipe, section or key, or a value of the wrong type or range.
+    """
+    tree = _read_recipe(recipe)
+    given = [_parse_override(text) for text in overrides]
+    names = [name for name, value in given if value is not None]
+    for pair in ALTERNATIVES:
+        if all(name in names for name in pair):
+            raise ConfigError(f"{pair[0]} and {pair[1]} exclude each other; give one of them")
+        for name, other in (pair, pair[::-1]):
+            if name in names:
+                _drop(tree, other)
+    for name, value in given:
+        _assign(tree, name, value)
+    return _validate(tree)
+
+
+def _read_recipe(recipe: str) -> dict[str, Any]:
+    path = Path(recipe)
+    if recipe in recipe_names():
+        text = (resources.files("muonscale") / "recipes" / f"{recipe}.yaml").read_text("utf-8")
+    elif path.is_dir():
+        return _read_run(path)
+    elif path.suffix in (".yaml", ".yml", ".json"):
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"recipe {recipe} cannot be read: {error}") from error
+    else:
+        raise ConfigError(
+            f"unknown recipe {recipe!r}; {nearest(recipe, recipe_names())} "
+            "A recipe is one of these names, a .yaml file, or a run folder."
+        )
+    try:
+        tree = _read_yaml(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"recipe {recipe} is not valid YAML: {error}") from error
+    if not isinstance(tree, dict) or not all(isinstance(v, dict) for v in tree.values()):
+        raise ConfigError(f"recipe {recipe} must map section names to `key: value` pairs")
+    return tree
+
+
+def _read_run(folder: Path) -> dict[str, Any]:
+    """Return the configuration of a run, its path being where it is now."""
+    try:
+        tree = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        tree["run"]["path"] = str(folder)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{folder} is not a run folder: {error}") from error
+    return tree
+
+
+def _parse_override(text: str) -> tuple[str, Any]:
+    name, sign, value = text.partition("=")
+    if not sign or "." not in name:
+        raise ConfigError(f"override {text!r} must have the form section.key=value")
+    try:
+        return name, _read_yaml(value)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"the value of override {text!r} is not valid YAML: {error}") from error
+
+
+def _assign(tree: dict[str, Any], name: str, value: Any) -> None:
+    *parents, leaf = name.split(".")
+    for part in parents:
+        tree = tree.setdefault(part, {})
+        if not isinstance(tree, dict):
+            raise ConfigError(f"override {name}: {part} is a value, not a section")
+    tree[leaf] = value
+
+
+def _drop(tree: dict[str, Any], name: str) -> None:
+    section, key = name.split(".")
+    tree.get(section, {}).pop(key, None)
+
+
+def _validate(tree: dict[str, Any]) -> Config:
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigError("\n".join(_sentence(item) for item in error.errors())) from None
+
+
+def _sentence(item: Any) -> str:
+    """Turn one pydantic error into a sentence with the key, the value and what is accepted."""
+    name = ".".join(str(part) for part in item["loc"])
+    if item["type"] == "extra_forbidden":
+        *parents, key = (str(part) for part in item["loc"])
+        model: Any = Config
+        for part in parents:
+            model = model.model_fields[part].annotation
+        return f"unknown key {name}; {nearest(key, model.model_fields)}"
+    if item["type"] == "missing":
+        return f"{name} is required"
+    message = item["msg"].removeprefix("Value error, ")
+    if item["type"] == "value_error":
+        return message
+    return f"{name}={item['input']!r}: {message}"
+
+
+def dump_config(config: Config) -> str:
+    """Return the resolved configuration as JSON, readable as a recipe."""
+    return json.dumps(config.model_dump(mode="json"), indent=2) + "\n"

@@ -1,0 +1,78 @@
+"""Text to tokens, in parallel batches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from muonscale.lab.data.spool import Piece
+from muonscale.lab.data.tokens import TokenWriter, token_dtype
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+# Text tokenized at once, on all cores. The tokenizer's results take some 50 times as much memory.
+BATCH_BYTES = 1 << 22
+
+
+def encode_split(
+    pieces: Iterable[Piece],
+    tokenizer: PreTrainedTokenizerFast,
+    folder: Path,
+    split: str,
+    progress: Callable[[int], None],
+) -> int:
+    """Write the tokens of a split's text, with an end of text before every document.
+
+    A text that spells the end of text, or another special token, does not become that token.
+
+    Args:
+        pieces: the text; a document begins at each `first` piece.
+        tokenizer: used for this alone from now on: it no longer finds special tokens.
+        folder: where the shards go.
+        split: start of their names.
+        progress: called with the bytes of text done.
+
+    Returns:
+        The number of tokens.
+
+    Raises:
+        OSError: if the disk is full or read-only.
+    """
+    tokenizer.backend_tokenizer.encode_special_tokens = True
+    done = 0
+    with TokenWriter(folder, split, token_dtype(len(tokenizer))) as writer:
+        for batch in _batches(pieces):
+            writer.write(_encode(batch, tokenizer))
+            done += sum(piece.size for piece in batch)
+            progress(done)
+    return writer.count
+
+
+def _batches(pieces: Iterable[Piece]) -> Iterator[list[Piece]]:
+    batch: list[Piece] = []
+    size = 0
+    for piece in pieces:
+        batch.append(piece)
+        size += piece.size
+        if size >= BATCH_BYTES:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def _encode(batch: list[Piece], tokenizer: PreTrainedTokenizerFast) -> NDArray[np.int64]:
+    texts = [piece.text for piece in batch]
+    encodings = tokenizer.backend_tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+    end = np.array([tokenizer.eos_token_id], dtype=np.int64)
+    parts = []
+    for piece, encoding in zip(batch, encodings, strict=True):
+        if piece.first:
+            parts.append(end)
+        parts.append(np.array(encoding.ids, dtype=np.int64))
+    return np.concatenate(parts)

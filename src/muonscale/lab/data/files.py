@@ -1,0 +1,261 @@
+"""Text, JSONL and parquet files as documents.
+
+Bytes become text here and nowhere else: what is not UTF-8, not JSON or not a string is named with
+its file and place. A large text file is read in pieces of about a megabyte.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, BinaryIO, Literal
+
+from muonscale.errors import DataError
+
+PIECE_BYTES = 1 << 20
+BOM = b"\xef\xbb\xbf"
+# First bytes of formats that people keep text in, and that are not text.
+MAGIC = {
+    b"\xff\xfe": "UTF-16 text; convert it to UTF-8",
+    b"\xfe\xff": "UTF-16 text; convert it to UTF-8",
+    b"\x1f\x8b": "gzip data; unpack it first",
+    b"\x28\xb5\x2f\xfd": "zstd data; unpack it first",
+    b"PK\x03\x04": "a zip archive; unpack it first",
+    b"BZh": "bzip2 data; unpack it first",
+    b"\xfd7zXZ\x00": "xz data; unpack it first",
+    b"PAR1": "parquet data; give it the suffix .parquet",
+}
+ErrorsT = Literal["strict", "replace"]
+
+
+@dataclass(frozen=True)
+class Document:
+    """A document, or the next piece of the one before it."""
+
+    name: str
+    """Path below the corpus folder, with the line or row for JSONL and parquet."""
+    text: str
+    """The text, without lone surrogates: it always encodes as UTF-8."""
+    first: bool = True
+    """False for the second and later pieces of one document."""
+
+
+def list_files(path: Path) -> list[tuple[str, Path]]:
+    """Return the files of a corpus with their names: the file itself, or a folder's, sorted.
+
+    Hidden files and folders are left out; everything else in a folder is part of the corpus.
+
+    Raises:
+        DataError: if the path is missing, cannot be read or holds no file.
+    """
+    try:
+        mode = path.stat().st_mode
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    if stat.S_ISREG(mode):
+        return [(path.name, path)]
+    if not stat.S_ISDIR(mode):
+        raise DataError(f"{path} is neither a file nor a folder; data.path must be one of them")
+    files = sorted((file.relative_to(path).as_posix(), file) for file in _walk(path))
+    if not files:
+        raise DataError(f"folder {path} holds no files to read (hidden files are skipped)")
+    return files
+
+
+def _walk(path: Path) -> Iterator[Path]:
+    seen: set[tuple[int, int]] = set()
+
+    def fail(error: OSError) -> None:
+        raise _unreadable(Path(error.filename), error) from error
+
+    for root, folders, names in os.walk(path, onerror=fail, followlinks=True):
+        status = Path(root).stat()
+        if (status.st_dev, status.st_ino) in seen:  # a link back to a folder above
+            folders.clear()
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        yield from (Path(root) / name for name in names if not name.startswith("."))
+
+
+def read_file(name: str, path: Path, *, field: str, errors: ErrorsT) -> Iterator[Document]:
+    """Yield the documents of one file, by its suffix: .jsonl and .json, .parquet, else text.
+
+    Args:
+        name: name of the file in the corpus, the start of its documents' names.
+        path: the file.
+        field: key or column that holds the text in JSONL and parquet.
+        errors: `strict` refuses bytes that are not UTF-8, `replace` puts U+FFFD for them.
+
+    Raises:
+        DataError: if the file cannot be read or is not what its suffix says.
+    """
+    suffix = path.suffix.lower()
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise DataError(f"{path} is not a regular file (a device, pipe or socket?)")
+        if suffix == ".parquet":
+            yield from _read_parquet(name, path, field, errors)
+            return
+        with path.open("rb") as file:
+            if suffix in (".jsonl", ".json"):
+                yield from _read_json_lines(name, path, file, field, errors)
+            else:
+                yield from _read_text(name, path, file, errors)
+    except OSError as error:
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: OSError) -> DataError:
+    return DataError(f"{path} cannot be read: {error.strerror or error}")
+
+
+def _read_text(name: str, path: Path, file: BinaryIO, errors: ErrorsT) -> Iterator[Document]:
+    head = file.read(len(BOM))
+    offset, line = (len(BOM), 1) if head == BOM else (0, 1)
+    file.seek(offset)
+    first = True
+    for piece in _pieces(file):
+        place = partial(_place, path, offset, line, piece)
+        text = _decode(piece, errors, place)
+        offset += len(piece)
+        line += piece.count(b"\n")
+        yield Document(name, text, first)
+        first = False
+
+
+def _pieces(file: BinaryIO) -> Iterator[bytes]:
+    """Yield blocks that end at a newline, or between two characters where no newline comes."""
+    rest = b""
+    while block := file.read(PIECE_BYTES):
+        block = rest + block
+        cut = block.rfind(b"\n") + 1 or _character_end(block)
+        rest = block[cut:]
+        if cut:
+            yield block[:cut]
+    if rest:
+        yield rest
+
+
+def _character_end(block: bytes) -> int:
+    """Return where the last complete UTF-8 character of a block ends."""
+    for back in range(1, min(4, len(block)) + 1):
+        lead = block[-back]
+        if lead >= 0xC0:
+            length = 2 if lead < 0xE0 else 3 if lead < 0xF0 else 4
+            return len(block) - back if length > back else len(block)
+        if lead < 0x80:
+            break
+    return len(block)
+
+
+def _place(path: Path, offset: int, line: int, piece: bytes, at: int) -> str:
+    hint = ""
+    if offset == 0:
+        hint = next((f"; it looks like {t}" for m, t in MAGIC.items() if piece.startswith(m)), "")
+    line += piece.count(b"\n", 0, at)
+    return f"{path}, byte {offset + at}, line {line}{hint}"
+
+
+def _decode(data: bytes, errors: ErrorsT, place: Callable[[int], str]) -> str:
+    try:
+        return data.decode("utf-8", errors)
+    except UnicodeDecodeError as error:
+        found = data[error.start : error.end].hex(" ")
+        raise DataError(
+            f"not UTF-8: bytes {found} in {place(error.start)}. "
+            "Convert the file, or accept replacement characters with data.errors=replace"
+        ) from None
+
+
+def clean_text(value: Any, *, field: str, errors: ErrorsT, place: str) -> str:
+    """Return a record's text, free of lone surrogates.
+
+    Raises:
+        DataError: if the value is not a string, or holds lone surrogates and errors is `strict`.
+    """
+    if not isinstance(value, str):
+        kind = "null" if value is None else type(value).__name__
+        raise DataError(f"{field!r} is {kind} in {place}; it must be text (data.field)")
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError as error:
+        if errors == "replace":
+            return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+        raise DataError(
+            f"{field!r} holds the lone surrogate {value[error.start]!r} in {place}, which is no "
+            "character; repair it, or accept replacement characters with data.errors=replace"
+        ) from None
+    return value
+
+
+def missing_field(field: str, found: list[str], place: str) -> DataError:
+    """Return the error for a record or table without the column `data.field` names."""
+    return DataError(
+        f"no {field!r} in {place}; it has {', '.join(map(repr, found)) or 'nothing'}. "
+        "Name the one that holds the text with data.field"
+    )
+
+
+def _read_json_lines(
+    name: str, path: Path, file: BinaryIO, field: str, errors: ErrorsT
+) -> Iterator[Document]:
+    offset = 0
+    for number, line in enumerate(file, start=1):
+        where = f"{path}, line {number}"
+        content = line.removeprefix(BOM) if number == 1 else line
+        start = offset + len(line) - len(content)
+        text = _decode(content, errors, lambda at, s=start, w=where: f"{w}, byte {s + at}")
+        offset += len(line)
+        if not text.strip():
+            continue
+        try:
+            record = json.loads(text)
+        except ValueError as error:
+            raise DataError(
+                f"not JSON in {where}: {error}. Each line must be one JSON object"
+            ) from error
+        if not isinstance(record, dict):
+            kind = type(record).__name__
+            raise DataError(f"a JSON {kind} in {where}; each line must be one JSON object")
+        if field not in record:
+            raise missing_field(field, list(record), where)
+        value = clean_text(record[field], field=field, errors=errors, place=where)
+        yield Document(f"{name}:{number}", value)
+
+
+def _read_parquet(name: str, path: Path, field: str, errors: ErrorsT) -> Iterator[Document]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    row = 0
+    try:
+        with pq.ParquetFile(path) as table:
+            _check_column(pa.types, table.schema_arrow, field, path)
+            for batch in table.iter_batches(columns=[field], batch_size=1024):
+                column = batch.column(0)
+                if isinstance(column, pa.DictionaryArray):
+                    column = column.dictionary_decode()
+                for value in column.cast(pa.large_binary()).to_pylist():
+                    where = f"{path}, row {row}"
+                    if value is None:
+                        clean_text(None, field=field, errors=errors, place=where)
+                    text = _decode(value, errors, lambda at, w=where: f"{w}, byte {at} of the text")
+                    yield Document(f"{name}:{row}", text)
+                    row += 1
+    except pa.ArrowException as error:
+        raise DataError(f"{path} is not a parquet file that can be read: {error}") from error
+
+
+def _check_column(types: Any, schema: Any, field: str, path: Path) -> None:
+    if field not in schema.names:
+        raise missing_field(field, list(schema.names), str(path))
+    kind = schema.field(field).type
+    kind = kind.value_type if types.is_dictionary(kind) else kind
+    if not (types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind)):
+        raise DataError(f"column {field!r} of {path} is {kind}; it must be text (data.field)")

@@ -1,0 +1,284 @@
+"""From a data section to tokens on disk, once.
+
+`prepare` reads a corpus, holds a part of it out, trains or loads the tokenizer and writes both
+splits as token shards. What it wrote is found again by the request (settings and file states), and
+identified by its fingerprint (texts, tokenizer, split, versions), which a copy of the same files
+elsewhere shares.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from muonscale.errors import DataError
+from muonscale.lab.config import DataSection
+from muonscale.lab.data import cache as store
+from muonscale.lab.data.encode import encode_split
+from muonscale.lab.data.sources import identify, known_bytes, read_documents
+from muonscale.lab.data.spool import Piece, Range, Spool
+from muonscale.lab.data.tokenizer import (
+    load_tokenizer,
+    open_tokenizer,
+    tokenizer_identity,
+    train_tokenizer,
+)
+from muonscale.lab.data.tokens import Sequences, TokenStore, token_dtype
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+# Raised whenever the same text would give other files: folders of older formats are left alone.
+FORMAT = 1
+SAMPLE_BYTES = 25_000_000
+REPORT_BYTES = 1 << 18
+
+SPLITS = ("train", "held_out")
+STAGES = ("reading", "training tokenizer", "tokenizing")
+"""The stages of `prepare`, counted in bytes. Any other stage is a sentence to be shown once."""
+
+Report = Callable[[str, int, int | None], None]
+
+
+@dataclass(frozen=True)
+class SplitStats:
+    """Size of one split."""
+
+    documents: int
+    """Documents, or ends of documents, in the split."""
+    bytes: int
+    """Bytes of UTF-8 text."""
+    tokens: int
+    """Tokens, with one end of text before every document."""
+
+    @property
+    def bytes_per_token(self) -> float:
+        """Bytes of text for each token: turns nats per token into bits per byte."""
+        return self.bytes / self.tokens if self.tokens else 0.0
+
+
+@dataclass(frozen=True)
+class CorpusStats:
+    """What a prepared corpus holds."""
+
+    source: str
+    """data.source, or data.path."""
+    vocab_size: int
+    """Tokens of the tokenizer; below data.vocab_size where the corpus gives no more merges."""
+    duplicates: int
+    """Documents dropped because an earlier one has the same text."""
+    train: SplitStats
+    held_out: SplitStats
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """A prepared corpus."""
+
+    folder: Path
+    """Where its files are."""
+    fingerprint: str
+    """SHA-256 of what determines its tokens; a run is resumed only on the same one."""
+    train: TokenStore
+    held_out: TokenStore
+    stats: CorpusStats
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerFast:
+        """The tokenizer, loaded when first asked for."""
+        return open_tokenizer(self.folder / "tokenizer")
+
+
+def prepare(data: DataSection, *, seed: int, report: Report) -> Corpus:
+    """Return the tokens of a corpus, from the cache or made now.
+
+    Processes may prepare the same corpus at once: the first to finish wins, the others use its
+    folder.
+
+    Args:
+        data: the `data` section of a config.
+        seed: chooses the held-out documents.
+        report: called as (stage, bytes done, bytes in total or None), see `STAGES`.
+
+    Raises:
+        DataError: if the corpus or tokenizer cannot be used, a split is too short for one sequence,
+            or the cache cannot be written.
+    """
+    folder = store.cache_folder(data.cache)
+    key = _request_key(data, seed)
+    known = store.find_request(folder, key)
+    if known is not None:
+        place = store.entry(folder, known["fingerprint"])
+        problem = store.damage(place, known["fingerprint"])
+        if problem is not None:
+            report(f"preparing {place} again: {problem}", 0, None)
+            known = None
+    try:
+        known = known or _build(folder, key, data, seed, report)
+    except OSError as error:
+        raise store.cache_error(folder, error) from error
+    corpus = _open(folder, known, data)
+    _check_length(corpus, data)
+    return corpus
+
+
+def _request_key(data: DataSection, seed: int) -> str:
+    request = {
+        "format": FORMAT,
+        "corpus": identify(data),
+        "settings": data.model_dump(mode="json", include={"field", "max_bytes", "errors"}),
+        "held_out": data.held_out,
+        "tokenizer": tokenizer_identity(data.tokenizer),
+        "vocab_size": data.vocab_size if data.tokenizer is None else None,
+        "seed": seed,
+        "tokenizers": version("tokenizers"),
+    }
+    return hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()
+
+
+def _build(folder: Path, key: str, data: DataSection, seed: int, report: Report) -> dict[str, Any]:
+    """Write a corpus into the cache; return what its request is to be answered with."""
+    partial = store.new_partial(folder)
+    try:
+        spool = _read(data, partial / "text", report)
+        train, held_out = spool.split(data.held_out, seed)
+        tokenizer = _make_tokenizer(data, spool, train, report)
+        fingerprint = _fingerprint(spool, tokenizer, data, seed)
+        if store.damage(store.entry(folder, fingerprint), fingerprint) is not None:
+            meta = _encode(spool, [train, held_out], tokenizer, partial, report)
+            tokenizer.save_pretrained(str(partial / "tokenizer"))
+            spool.path.unlink()
+            store.write_meta(partial, {"fingerprint": fingerprint, **meta})
+            store.install(partial, folder, fingerprint)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    known = {"fingerprint": fingerprint, "duplicates": spool.duplicates}
+    store.save_request(folder, key, known)
+    return known
+
+
+def _read(data: DataSection, path: Path, report: Report) -> Spool:
+    spool = Spool(path)
+    total = known_bytes(data)
+    spool.fill(read_documents(data), _throttled("reading", total, report))
+    report("reading", spool.size, spool.size)
+    if not spool.size:
+        raise DataError(f"{data.source or data.path} holds no text; there is nothing to train on")
+    return spool
+
+
+def _throttled(stage: str, total: int | None, report: Report) -> Callable[[int], None]:
+    last = 0
+    report(stage, 0, total)
+
+    def progress(done: int) -> None:
+        nonlocal last
+        if done - last >= REPORT_BYTES:
+            last = done
+            report(stage, done, total)
+
+    return progress
+
+
+def _make_tokenizer(
+    data: DataSection, spool: Spool, train: list[Range], report: Report
+) -> PreTrainedTokenizerFast:
+    if data.tokenizer is not None:
+        return load_tokenizer(data.tokenizer)
+    total = sum(end - start for start, end in train)
+    wanted = min(total, SAMPLE_BYTES)
+    progress = _throttled("training tokenizer", wanted, report)
+    texts = _counted(spool.sample(train, wanted), progress)
+    tokenizer = train_tokenizer(texts, data.vocab_size)
+    report("training tokenizer", wanted, wanted)
+    if len(tokenizer) < data.vocab_size:
+        report(
+            f"vocabulary of {len(tokenizer)} tokens: the corpus has no more pairs to merge "
+            f"(data.vocab_size={data.vocab_size})",
+            0,
+            None,
+        )
+    return tokenizer
+
+
+def _counted(pieces: Iterable[Piece], progress: Callable[[int], None]) -> Iterator[str]:
+    done = 0
+    for piece in pieces:
+        yield piece.text
+        done += piece.size
+        progress(done)
+
+
+def _fingerprint(
+    spool: Spool, tokenizer: PreTrainedTokenizerFast, data: DataSection, seed: int
+) -> str:
+    settings = {
+        "format": FORMAT,
+        "held_out": data.held_out,
+        "seed": seed,
+        "end_of_text": tokenizer.eos_token,
+        "tokenizers": version("tokenizers"),
+    }
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+    digest.update(tokenizer.backend_tokenizer.to_str().encode())
+    for document in spool.digests:
+        digest.update(document)
+    return digest.hexdigest()
+
+
+def _encode(
+    spool: Spool,
+    splits: list[list[Range]],
+    tokenizer: PreTrainedTokenizerFast,
+    folder: Path,
+    report: Report,
+) -> dict[str, Any]:
+    progress = _throttled("tokenizing", spool.size, report)
+    stats: dict[str, Any] = {}
+    before = 0
+    for name, ranges in zip(SPLITS, splits, strict=True):
+        tokens = encode_split(
+            spool.pieces(ranges), tokenizer, folder, name, lambda done, b=before: progress(b + done)
+        )
+        size = sum(end - start for start, end in ranges)
+        before += size
+        stats[name] = asdict(SplitStats(len(ranges), size, tokens))
+    report("tokenizing", spool.size, spool.size)
+    return {"vocab_size": len(tokenizer), "stats": stats}
+
+
+def _open(cache: Path, known: dict[str, Any], data: DataSection) -> Corpus:
+    folder = store.entry(cache, known["fingerprint"])
+    meta = store.read_meta(folder)
+    dtype = token_dtype(meta["vocab_size"])
+    stats = CorpusStats(
+        source=str(data.source or data.path),
+        vocab_size=meta["vocab_size"],
+        duplicates=known["duplicates"],
+        train=SplitStats(**meta["stats"]["train"]),
+        held_out=SplitStats(**meta["stats"]["held_out"]),
+    )
+    return Corpus(
+        folder=folder,
+        fingerprint=known["fingerprint"],
+        train=TokenStore(folder, "train", dtype),
+        held_out=TokenStore(folder, "held_out", dtype),
+        stats=stats,
+    )
+
+
+def _check_length(corpus: Corpus, data: DataSection) -> None:
+    for name, tokens in (("training", corpus.train), ("held-out", corpus.held_out)):
+        if not len(Sequences(tokens, data.sequence_length)):
+            raise DataError(
+                f"the {name} split of {corpus.stats.source} has {len(tokens)} tokens; one sequence "
+                f"needs {data.sequence_length + 1}. Give more text, a shorter data.sequence_length "
+                f"(now {data.sequence_length}), or another data.held_out (now {data.held_out})"
+            )

@@ -1,0 +1,204 @@
+"""Where documents come from: the Python library, a Hugging Face dataset, files of one's own.
+
+`read_documents` is an iterator over a whole corpus in a fixed order. `identify` says what would be
+read without reading it, so that a corpus prepared earlier is found at once.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import sysconfig
+import tokenize
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from muonscale.errors import DataError, nearest
+from muonscale.lab.config import DataSection
+from muonscale.lab.data.files import (
+    Document,
+    ErrorsT,
+    clean_text,
+    list_files,
+    missing_field,
+    read_file,
+)
+
+STDLIB = "python-stdlib"
+HUB = "hf:"
+# Folders that hold other people's code, tests, or tables that a program wrote.
+SKIPPED_FOLDERS = {
+    "site-packages",
+    "dist-packages",
+    "__pycache__",
+    "test",
+    "tests",
+    "idle_test",
+    "encodings",
+    "pydoc_data",
+    "lib-dynload",
+    "ensurepip",
+}
+SKIPPED_FILES = {"html/entities.py", "stringprep.py"}
+
+
+def read_documents(data: DataSection) -> Iterator[Document]:
+    """Yield the documents of a corpus, at most `data.max_bytes` bytes of text.
+
+    Raises:
+        DataError: if the corpus is missing, or something in it cannot be read as text.
+    """
+    documents = _all_documents(data)
+    return documents if data.max_bytes is None else _first_bytes(documents, data.max_bytes)
+
+
+def _all_documents(data: DataSection) -> Iterator[Document]:
+    if data.path is not None:
+        return _read_path(data.path.expanduser(), data.field, data.errors)
+    source = data.source or ""
+    if source == STDLIB:
+        return _read_stdlib()
+    if source.startswith(HUB):
+        return _read_hub(source.removeprefix(HUB), data)
+    raise DataError(
+        f"unknown data.source {source!r}; {nearest(source, [STDLIB, HUB + 'NAME'])} "
+        "Files of your own are given with data.path"
+    )
+
+
+def _first_bytes(documents: Iterator[Document], limit: int) -> Iterator[Document]:
+    for document in documents:
+        encoded = document.text.encode("utf-8")
+        if len(encoded) >= limit:
+            text = encoded[:limit].decode("utf-8", "ignore")  # drops a character cut in two
+            yield Document(document.name, text, document.first)
+            return
+        limit -= len(encoded)
+        yield document
+
+
+def identify(data: DataSection) -> dict[str, Any]:
+    """Return what tells this corpus from others without reading its text, as JSON values.
+
+    Files are known by path, size and time of change; the Python library by its version; a hub
+    dataset by its name alone, so a prepared one is used without the network.
+
+    Raises:
+        DataError: if the path is missing or unreadable.
+    """
+    if data.path is not None:
+        return {"path": str(data.path.expanduser().resolve()), "files": file_states(data.path)}
+    if data.source == STDLIB:
+        return {"source": STDLIB, "python": sys.version, "folder": str(_stdlib_folder())}
+    folder = Path((data.source or "").removeprefix(HUB)).expanduser()
+    files = file_states(folder) if folder.is_dir() else []
+    return {"source": data.source, "split": data.split, "files": files}
+
+
+def file_states(path: Path) -> list[list[Any]]:
+    """Return name, size in bytes and modification time in nanoseconds of every file."""
+    states = []
+    for name, file in list_files(path.expanduser()):
+        try:
+            status = file.stat()
+        except OSError as error:
+            raise DataError(f"{file} cannot be read: {error.strerror}") from error
+        states.append([name, status.st_size, status.st_mtime_ns])
+    return states
+
+
+def known_bytes(data: DataSection) -> int | None:
+    """Return how many bytes there are to read, for a progress bar; None where nobody knows."""
+    if data.path is not None:
+        size = sum(state[1] for state in file_states(data.path))
+    elif data.source == STDLIB:
+        size = sum(path.stat().st_size for _, path in _stdlib_files())
+    else:
+        return data.max_bytes
+    return size if data.max_bytes is None else min(size, data.max_bytes)
+
+
+def _read_path(path: Path, field: str, errors: ErrorsT) -> Iterator[Document]:
+    files = list_files(path)
+    if len(files) == 1 and files[0][1].is_file() and not files[0][1].stat().st_size:
+        raise DataError(f"{files[0][1]} is empty; there is nothing to train on")
+    for name, file in files:
+        yield from read_file(name, file, field=field, errors=errors)
+
+
+def _stdlib_folder() -> Path:
+    return Path(sysconfig.get_path("stdlib"))
+
+
+def _stdlib_files() -> list[tuple[str, Path]]:
+    folder = _stdlib_folder()
+    found = []
+    for root, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if name not in SKIPPED_FOLDERS]
+        paths = (Path(root, name) for name in names if name.endswith(".py"))
+        found.extend((path.relative_to(folder).as_posix(), path) for path in paths)
+    # _sysconfigdata holds the settings of this build: machine-made, different on every machine.
+    found = [
+        (name, path)
+        for name, path in found
+        if name not in SKIPPED_FILES and not name.startswith("_sysconfigdata")
+    ]
+    if not found:
+        raise DataError(
+            f"no Python source in {folder}: this Python comes without the source of its library. "
+            "Use another Python, or give text of your own with data.path"
+        )
+    return sorted(found)
+
+
+def _read_stdlib() -> Iterator[Document]:
+    for name, path in _stdlib_files():
+        try:
+            with tokenize.open(path) as file:  # knows PEP 263 coding lines
+                yield Document(name, file.read())
+        except (OSError, SyntaxError, UnicodeDecodeError) as error:
+            raise DataError(f"{path} cannot be read as Python source: {error}") from error
+
+
+def _read_hub(name: str, data: DataSection) -> Iterator[Document]:
+    rows = _hub_rows(name, data)
+    number = 0
+    while True:
+        try:
+            row = next(rows, None)
+        except Exception as error:  # whatever the network, a server or a loader can raise
+            raise _hub_error(name, data.split, error) from error
+        if row is None:
+            return
+        place = f"Hugging Face dataset {name!r}, split {data.split!r}, row {number}"
+        if data.field not in row:
+            raise missing_field(data.field, list(row), place)
+        text = clean_text(row[data.field], field=data.field, errors=data.errors, place=place)
+        yield Document(f"{number}", text)
+        number += 1
+
+
+def _hub_rows(name: str, data: DataSection) -> Iterator[dict[str, Any]]:
+    import datasets
+
+    path, _, config = name.partition(":")
+    try:
+        dataset = datasets.load_dataset(
+            str(Path(path).expanduser()) if path.startswith("~") else path,
+            config or None,
+            split=data.split,
+            streaming=True,
+        )
+        return iter(dataset)
+    except Exception as error:  # the hub client's errors have no common base
+        raise _hub_error(name, data.split, error) from error
+
+
+def _hub_error(name: str, split: str, error: Exception) -> DataError:
+    reason = (str(error) or type(error).__name__).strip().splitlines()[0]
+    return DataError(
+        f"Hugging Face dataset {name!r}, split {split!r}, cannot be read: {reason}. "
+        "Check the name, data.split and the network; a folder or file of your own is given "
+        "with data.path"
+    )

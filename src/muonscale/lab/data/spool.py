@@ -1,0 +1,190 @@
+"""A corpus copied to disk once, so that it is read once and is the same for every later step.
+
+Documents lie one after another in one file; here are their places and hashes. Training and
+held-out text are byte ranges of that file. An exact copy of a document is dropped: the copy could
+be trained on while the original is held out.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import mmap
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import NamedTuple
+
+from muonscale.lab.data.files import Document
+
+PIECE_BYTES = 1 << 18
+# With fewer documents than this, whole ones are too coarse a unit to hold out a few percent.
+WHOLE_DOCUMENTS = 20
+# A chosen document may take the held-out split this far past its share; a larger one is not taken.
+OVERSHOOT = 1.5
+
+Range = tuple[int, int]
+
+
+class Piece(NamedTuple):
+    """A part of a document, small enough to tokenize at once."""
+
+    text: str
+    size: int
+    """Bytes of the text."""
+    first: bool
+    """Whether it begins a range."""
+
+
+class Spool:
+    """The documents of a corpus in one file.
+
+    Memory: about 120 bytes for each document.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.offsets = array("Q")
+        """Byte at which each document begins, and the end of the last."""
+        self.offsets.append(0)
+        self.digests: list[bytes] = []
+        """Hash of each document's text."""
+        self.duplicates = 0
+        """Documents dropped because an earlier one has the same text."""
+
+    def __len__(self) -> int:
+        return len(self.digests)
+
+    @property
+    def size(self) -> int:
+        """Bytes of all documents."""
+        return self.offsets[-1]
+
+    def fill(self, documents: Iterable[Document], progress: Callable[[int], None]) -> None:
+        """Copy documents, calling `progress` with the bytes read so far.
+
+        Raises:
+            OSError: if the disk is full or read-only.
+        """
+        seen: set[bytes] = set()
+        done = 0
+        hasher = hashlib.blake2b(digest_size=16)
+        with self.path.open("wb") as file:
+
+            def finish() -> None:
+                start, digest = self.offsets[-1], hasher.digest()
+                if file.tell() == start:
+                    return
+                if digest in seen:
+                    self.duplicates += 1
+                    file.seek(start)
+                    file.truncate()
+                    return
+                seen.add(digest)
+                self.digests.append(digest)
+                self.offsets.append(file.tell())
+
+            for document in documents:
+                if document.first:
+                    finish()
+                    hasher = hashlib.blake2b(digest_size=16)
+                encoded = document.text.encode("utf-8")
+                hasher.update(encoded)
+                file.write(encoded)
+                done += len(encoded)
+                progress(done)
+            finish()
+
+    def split(self, held_out: float, seed: int) -> tuple[list[Range], list[Range]]:
+        """Return the byte ranges to train on and those held out.
+
+        From 20 documents on, whole ones are held out, in the order of a hash of (seed, text), until
+        `held_out` of the bytes is reached. With fewer, or where documents are too large for that,
+        the end of every document is held out, from a newline on.
+
+        Args:
+            held_out: share of the bytes to hold out, between 0 and 1.
+            seed: which documents; any integer.
+        """
+        ranges = list(pairwise(self.offsets))
+        if len(ranges) >= WHOLE_DOCUMENTS:
+            chosen = self._choose(ranges, held_out * self.size, seed)
+            if chosen:
+                kept = [item for number, item in enumerate(ranges) if number not in chosen]
+                return kept, [ranges[number] for number in sorted(chosen)]
+        return self._cut_tails(ranges, held_out)
+
+    def _choose(self, ranges: list[Range], wanted: float, seed: int) -> set[int]:
+        key = hashlib.blake2b(str(seed).encode(), digest_size=16).digest()
+        ranks = [hashlib.blake2b(d, digest_size=8, key=key).digest() for d in self.digests]
+        chosen: set[int] = set()
+        taken = 0
+        for number in sorted(range(len(ranges)), key=ranks.__getitem__):
+            size = ranges[number][1] - ranges[number][0]
+            if taken >= wanted:
+                return chosen
+            if taken + size <= wanted * OVERSHOOT:
+                chosen.add(number)
+                taken += size
+        return chosen if taken >= wanted / 2 else set()
+
+    def _cut_tails(self, ranges: list[Range], held_out: float) -> tuple[list[Range], list[Range]]:
+        with self.map() as text:
+            cuts = [_tail(text, start, end, held_out) for start, end in ranges]
+        train = [(start, cut) for (start, _), cut in zip(ranges, cuts, strict=True) if cut > start]
+        tails = [(cut, end) for (_, end), cut in zip(ranges, cuts, strict=True) if end > cut]
+        return train, tails
+
+    def map(self) -> mmap.mmap:
+        """Return the text as a read-only memory map; the caller closes it."""
+        with self.path.open("rb") as file:
+            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+
+    def pieces(self, ranges: Iterable[Range]) -> Iterator[Piece]:
+        """Yield the text of ranges in pieces of at most 256 KiB."""
+        with self.map() as text:
+            for start, end, first in _cut(text, ranges):
+                yield Piece(text[start:end].decode("utf-8"), end - start, first)
+
+    def sample(self, ranges: Sequence[Range], size: int) -> Iterator[Piece]:
+        """Yield about `size` bytes of pieces, spread evenly over the ranges."""
+        total = sum(end - start for start, end in ranges)
+        seen = taken = 0
+        with self.map() as text:
+            for start, end, first in _cut(text, ranges):
+                if taken * total <= seen * size:
+                    taken += end - start
+                    yield Piece(text[start:end].decode("utf-8"), end - start, first)
+                seen += end - start
+
+
+def _cut(text: mmap.mmap, ranges: Iterable[Range]) -> Iterator[tuple[int, int, bool]]:
+    """Yield the ends of pieces, cut after a newline where there is one to keep words whole."""
+    for start, end in ranges:
+        at = start
+        while at < end:
+            stop = end if end - at <= PIECE_BYTES else _piece_end(text, at)
+            yield at, stop, at == start
+            at = stop
+
+
+def _piece_end(text: mmap.mmap, start: int) -> int:
+    limit = start + PIECE_BYTES
+    return text.rfind(b"\n", start, limit) + 1 or _character_start(text, limit)
+
+
+def _tail(text: mmap.mmap, start: int, end: int, held_out: float) -> int:
+    """Return where a document's held-out end begins: a line, else a word, else a character."""
+    cut = end - round((end - start) * held_out)
+    for separator in (b"\n", b" "):
+        for found in (text.find(separator, cut, end), text.rfind(separator, start, cut)):
+            # A line that is far away would hold out far more, or less, than was asked for.
+            if found >= 0 and abs(found - cut) < (end - cut) / 2:
+                return found + 1
+    return _character_start(text, cut) if cut < end else end
+
+
+def _character_start(text: mmap.mmap, at: int) -> int:
+    while text[at] & 0xC0 == 0x80:
+        at -= 1
+    return at

@@ -1,0 +1,157 @@
+"""Tokens on disk: written once as shards, read by position through memory maps.
+
+A split is one long stream of tokens in files `SPLIT-00000.bin`, `SPLIT-00001.bin`, ... of raw
+little-endian integers. `Sequences` cuts the stream into rows for training.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from muonscale.errors import DataError
+
+SHARD_BYTES = 200_000_000
+
+
+def token_dtype(vocab_size: int) -> np.dtype[Any]:
+    """Return the smallest type on disk for a vocabulary: uint16 up to 65536 tokens, else uint32."""
+    return np.dtype("<u2") if vocab_size <= 1 << 16 else np.dtype("<u4")
+
+
+class TokenWriter:
+    """Append tokens to a split's shards; a context manager.
+
+    Args:
+        folder: where the shards go.
+        split: start of their names.
+        dtype: type on disk, from `token_dtype`.
+        shard_bytes: size in bytes at which the next shard begins.
+    """
+
+    def __init__(
+        self, folder: Path, split: str, dtype: np.dtype[Any], shard_bytes: int = SHARD_BYTES
+    ) -> None:
+        self.folder, self.split, self.dtype = folder, split, dtype
+        self.shard_tokens = max(1, shard_bytes // dtype.itemsize)
+        self.count = 0
+        """Tokens written so far."""
+        self._file: BinaryIO | None = None
+
+    def write(self, tokens: NDArray[Any]) -> None:
+        """Append tokens. Raises OSError where the disk is full or read-only."""
+        tokens = tokens.astype(self.dtype, copy=False)
+        while tokens.size:
+            at = self.count % self.shard_tokens
+            if at == 0:
+                self._next_shard()
+            assert self._file is not None
+            part = tokens[: self.shard_tokens - at]
+            self._file.write(part.tobytes())
+            self.count += part.size
+            tokens = tokens[part.size :]
+
+    def _next_shard(self) -> None:
+        self.close()
+        number = self.count // self.shard_tokens
+        self._file = shard_path(self.folder, self.split, number).open("wb")
+
+    def close(self) -> None:
+        """Write what is buffered. Raises OSError where the disk is full."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def __enter__(self) -> TokenWriter:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def shard_path(folder: Path, split: str, number: int) -> Path:
+    """Return the path of one shard."""
+    return folder / f"{split}-{number:05d}.bin"
+
+
+class TokenStore:
+    """The tokens of one split, read by position; `len(store)` counts them.
+
+    Pickles as its folder, so that it can be handed to other processes.
+    """
+
+    def __init__(self, folder: Path, split: str, dtype: np.dtype[Any]) -> None:
+        self.folder, self.split, self.dtype = folder, split, dtype
+        self._shards = [_map(path, dtype) for path in sorted(folder.glob(f"{split}-*.bin"))]
+        # Token position at which each shard begins, and the end.
+        self._starts = np.cumsum([0, *(shard.size for shard in self._shards)])
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return TokenStore, (self.folder, self.split, self.dtype)
+
+    def read(self, start: int, count: int) -> NDArray[np.int64]:
+        """Return tokens `start` to `start + count`, across shard borders.
+
+        Raises:
+            IndexError: if the range does not lie inside the store.
+        """
+        if start < 0 or count < 0 or start + count > len(self):
+            raise IndexError(f"tokens {start} to {start + count} of {len(self)}")
+        out = np.empty(count, dtype=np.int64)
+        done = 0
+        shard = int(np.searchsorted(self._starts, start, side="right")) - 1
+        while done < count:
+            at = start + done - int(self._starts[shard])
+            part = self._shards[shard][at : at + count - done]
+            out[done : done + part.size] = part
+            done += part.size
+            shard += 1
+        return out
+
+
+def _map(path: Path, dtype: np.dtype[Any]) -> NDArray[Any]:
+    try:
+        return np.memmap(path, dtype=dtype, mode="r")
+    except (OSError, ValueError) as error:
+        raise DataError(f"token file {path} cannot be read: {error}") from error
+
+
+class Sequences:
+    """A token stream cut into sequences of `length` inputs, each with its next token as target.
+
+    Sequence i begins at token i * length; neighbours share one token, the last target of one and
+    the first input of the next. `len(sequences)` counts them; tokens left at the end are unused.
+    """
+
+    def __init__(self, store: TokenStore, length: int) -> None:
+        if length < 1:
+            raise ValueError(f"length={length} must be at least 1 token")
+        self.store, self.length = store, length
+
+    def __len__(self) -> int:
+        return max(0, len(self.store) - 1) // self.length
+
+    def batch(self, indices: NDArray[np.integer[Any]]) -> NDArray[np.int64]:
+        """Return rows of tokens, shape [B, length + 1]: inputs `[:, :-1]`, targets `[:, 1:]`.
+
+        Raises:
+            IndexError: if an index is not in range(len(self)).
+        """
+        rows = np.empty((len(indices), self.length + 1), dtype=np.int64)
+        for row, index in enumerate(indices):
+            if not 0 <= index < len(self):
+                raise IndexError(f"sequence {index} of {len(self)}")
+            rows[row] = self.store.read(int(index) * self.length, self.length + 1)
+        return rows
