@@ -1,0 +1,97 @@
+"""Text from a model, through transformers' `generate`."""
+
+from __future__ import annotations
+
+import torch
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from muonscale.errors import ConfigError
+from muonscale.lab.models.build import quiet_transformers, seeded_rng
+
+
+def generate_text(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: str,
+    *,
+    tokens: int,
+    temperature: float,
+    top_k: int | None,
+    seed: int,
+) -> str:
+    """Return the prompt and the text the model writes after it.
+
+    The text ends after `tokens` tokens or at the end-of-text token. Where it outgrows the model's
+    positions, the model goes on from the last half of them, so that every token is predicted from
+    at least that much of the text. Only the options given here apply, not the checkpoint's own
+    defaults for generation. Training is not disturbed: the random number generators and the
+    model are afterwards what they were.
+
+    Args:
+        model: a causal language model.
+        tokenizer: its tokenizer.
+        prompt: how the text begins; empty for a new text, after the end-of-text token.
+        tokens: the most tokens to write, at least 0.
+        temperature: divides the logits; 0 always takes the likeliest token.
+        top_k: draw from this many likeliest tokens, or from all if None.
+        seed: of the draws.
+
+    Raises:
+        ConfigError: if the prompt is longer than the model's positions, an option is out of range,
+            or the prompt is empty and the tokenizer has no end-of-text token.
+    """
+    if tokens < 0 or temperature < 0 or (top_k is not None and top_k < 1):
+        raise ConfigError(
+            f"tokens={tokens}, temperature={temperature}, top_k={top_k}: "
+            "tokens and temperature must be at least 0, top_k at least 1"
+        )
+    end = tokenizer.eos_token_id
+    ids = tokenizer.encode(prompt, add_special_tokens=False) if prompt else [end]
+    if ids == [None]:
+        raise ConfigError("give a prompt: the tokenizer has no end-of-text token to start from")
+    options = GenerationConfig(
+        do_sample=temperature > 0,
+        eos_token_id=end,
+        pad_token_id=0 if end is None else end,
+        use_cache=True,
+        **({"temperature": temperature, "top_k": top_k or 0} if temperature > 0 else {}),
+    )
+    training, defaults = model.training, model.generation_config
+    model.eval()
+    # Where `options` says nothing, generate() takes the checkpoint's own, such as a top_p.
+    model.generation_config = GenerationConfig()
+    try:
+        with quiet_transformers(), seeded_rng(seed, model.device):
+            ids = _continue(model, ids, tokens, options)
+    finally:
+        model.train(training)
+        model.generation_config = defaults
+    text = tokenizer.decode(ids, skip_special_tokens=True)
+    assert isinstance(text, str)
+    return text
+
+
+@torch.inference_mode()
+def _continue(
+    model: PreTrainedModel, ids: list[int], tokens: int, options: GenerationConfig
+) -> list[int]:
+    positions = getattr(model.config, "max_position_embeddings", None) or len(ids) + tokens
+    if len(ids) > positions:
+        raise ConfigError(
+            f"the prompt has {len(ids)} tokens, more than the model's {positions} positions"
+        )
+    wanted = len(ids) + tokens
+    window = ids
+    while len(ids) < wanted:
+        if len(window) == positions:
+            window = window[-max(1, positions // 2) :]
+        options.max_new_tokens = min(wanted - len(ids), positions - len(window))
+        context = torch.tensor([window], device=model.device)
+        output = model.generate(  # pyrefly: ignore
+            context, attention_mask=torch.ones_like(context), generation_config=options
+        )
+        written = output[0, len(window) :].tolist()
+        ids, window = ids + written, window + written
+        if written[-1] == options.eos_token_id:
+            break
+    return ids
