@@ -1,0 +1,44 @@
+"""The command line: `muonscale VERB ...`. Verbs import what they need when they run."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from types import FrameType
+
+from muonscale.errors import MuonscaleError
+
+INSTALL = 'the command line needs the lab extra; install it with: pip install "muonscale[lab]"'
+
+
+def main() -> int:
+    """Run the command line and return its exit code.
+
+    0: done; 2: something the user gave cannot be used; 130 and 143: Ctrl-C and SIGTERM.
+    """
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        from muonscale.cli.app import app
+
+        app()
+    except ModuleNotFoundError as error:
+        if (error.name or "muonscale").startswith("muonscale"):
+            raise
+        return _refuse(f"{INSTALL} (missing: {error.name})")
+    except MuonscaleError as error:
+        return _refuse(str(error))
+    except OSError as error:
+        return _refuse(f"{error.filename or 'input or output'}: {error.strerror or error}")
+    except KeyboardInterrupt:
+        print("muonscale: stopped", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _refuse(message: str) -> int:
+    print(f"muonscale: {message}", file=sys.stderr)
+    return 2
+
+
+def _terminate(signum: int, frame: FrameType | None) -> None:
+    raise SystemExit(128 + signum)

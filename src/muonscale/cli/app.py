@@ -1,0 +1,124 @@
+"""The verbs. A verb is a function of this file that imports the lab when it is called."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from muonscale.errors import ConfigError
+
+app = typer.Typer(
+    name="muonscale",
+    help="Train language models with the Muon family of optimizers.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+
+@app.callback()
+def _options() -> None:
+    """Train language models with the Muon family of optimizers."""
+
+
+@app.command()
+def train(
+    arguments: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[RECIPE] [section.key=value ...]",
+            help="A recipe name, a YAML file or a run folder (default: demo), then overrides.",
+            show_default=False,
+        ),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print what the run would be and stop.")
+    ] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue the run in run.path exactly.")
+    ] = False,
+) -> None:
+    """Train a model, evaluate it, and leave a run folder.
+
+    Examples: `muonscale train`; `muonscale train data.path=my.txt run.path=runs/mine`;
+    `muonscale train runs/mine --resume`.
+    """
+    from muonscale.lab.config import load_config
+
+    recipe, overrides = split_arguments(arguments or [])
+    config = load_config(recipe, overrides)
+    if dry_run:
+        from muonscale.lab.training.dry_run import dry_run as describe
+
+        typer.echo(describe(config))
+        return
+
+    from muonscale.lab.training.console import RunConsole
+    from muonscale.lab.training.loop import train as run
+    from muonscale.lab.training.signals import Interrupted
+
+    try:
+        run(config, resume=resume, console=RunConsole())
+    except Interrupted as stop:
+        typer.echo(str(stop), err=True)
+        raise typer.Exit(stop.exit_code) from None
+
+
+@app.command()
+def generate(
+    folder: Annotated[
+        Path, typer.Argument(metavar="RUN", help="A run folder, or a Hugging Face model folder.")
+    ],
+    prompt: Annotated[str, typer.Argument(help="Start of the text.")] = "",
+    tokens: Annotated[int, typer.Option(min=1, help="New tokens at most.")] = 200,
+    temperature: Annotated[
+        float, typer.Option(min=0.0, help="Randomness; 0 takes the likeliest token.")
+    ] = 0.8,
+    top_k: Annotated[int, typer.Option(min=1, help="Draw from so many likeliest tokens.")] = 50,
+    seed: Annotated[int, typer.Option(help="Seed of the draw.")] = 0,
+) -> None:
+    """Write text with a trained model."""
+    from muonscale.lab.evaluation.generate import generate_text
+    from muonscale.lab.models.convert import load_hf
+    from muonscale.lab.run import RunFolder
+
+    run = RunFolder(folder)
+    if run.exists and not run.model.is_dir():
+        raise ConfigError(
+            f"run {folder} is not finished and has no model yet; "
+            f"finish it with: muonscale train {folder} --resume"
+        )
+    model, tokenizer = load_hf(run.model if run.exists else folder)
+    typer.echo(
+        generate_text(
+            model, tokenizer, prompt, tokens=tokens, temperature=temperature, top_k=top_k, seed=seed
+        )
+    )
+
+
+@app.command()
+def recipes() -> None:
+    """List the recipes that come with muonscale."""
+    from muonscale.lab.config import recipe_names, recipe_summary
+
+    for name in recipe_names():
+        typer.echo(f"{name:12} {recipe_summary(name)}")
+
+
+def split_arguments(arguments: list[str]) -> tuple[str, list[str]]:
+    """Tell the recipe from the overrides among the words after `train`.
+
+    Raises:
+        ConfigError: if there are two recipes.
+    """
+    overrides = [word for word in arguments if "=" in word]
+    names = [word for word in arguments if "=" not in word]
+    if len(names) > 1:
+        raise ConfigError(
+            f"one recipe at a time, got {' and '.join(names)}; "
+            "an override has the form section.key=value"
+        )
+    return names[0] if names else "demo", overrides

@@ -1,0 +1,201 @@
+"""The run folder: the only interface between training and everything that looks at a run.
+
+config.json     the resolved configuration
+env.json        versions, device, threads, and what `auto` chose
+metrics.jsonl   one JSON object per line: {"kind": "train" | "eval", "step": ..., ...}
+checkpoints/    step-00000100/, ... (see muonscale.lab.training.checkpoint)
+model/          the trained model as a Hugging Face checkpoint
+loss.png        the loss curve
+sample.txt      text written by the model
+result.json     written last: its presence means that the run is finished
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from muonscale.errors import CheckpointError
+from muonscale.lab.config import Config, dump_config
+
+LOCK = "run.lock"
+
+# Keys that may differ when a run is continued: they change neither weights nor data order.
+FREE_ON_RESUME = ("run.path", "run.threads", "run.device", "data.cache", "eval.", "checkpoint.")
+
+
+def write_atomic(path: Path, text: str) -> None:
+    """Write a file so that it is either the old one or the new one, whenever the power fails."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a value as indented JSON, atomically."""
+    write_atomic(path, json.dumps(value, indent=2) + "\n")
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Paths and files of one run."""
+
+    path: Path
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of the checkpoints."""
+        return self.path / "checkpoints"
+
+    @property
+    def model(self) -> Path:
+        """Folder of the trained model in Hugging Face format."""
+        return self.path / "model"
+
+    @property
+    def metrics(self) -> Path:
+        """File of the metrics, one JSON object per line."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def exists(self) -> bool:
+        """Whether a run was started here."""
+        return (self.path / "config.json").exists()
+
+    def result(self) -> dict[str, Any] | None:
+        """Return the result of a finished run, None of an unfinished one."""
+        try:
+            return json.loads((self.path / "result.json").read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return None
+
+    def saved_config(self) -> dict[str, Any]:
+        """Return the configuration the run was started with.
+
+        Raises:
+            CheckpointError: if this is not a run folder or its config.json is damaged.
+        """
+        try:
+            return json.loads((self.path / "config.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"{self.path} is not a readable run folder: {error}") from error
+
+    def check_free(self, *, resume: bool) -> bool:
+        """Return whether a run was begun here; refuse if it may not be continued.
+
+        Raises:
+            CheckpointError: if the folder holds a run and `resume` is false, or other files.
+        """
+        others = any(p.name != LOCK for p in self.path.iterdir())
+        if others and not resume:
+            raise CheckpointError(
+                f"run folder {self.path} already exists and is not empty; continue it with "
+                "--resume, or choose another with run.path=FOLDER"
+            )
+        if others and not self.exists:
+            raise CheckpointError(
+                f"{self.path} holds other files and no run; choose run.path=FOLDER"
+            )
+        return self.exists
+
+    def create(self, config: Config) -> None:
+        """Begin a run here: write config.json.
+
+        Raises:
+            CheckpointError: if it cannot be written.
+        """
+        try:
+            self.checkpoints.mkdir(parents=True, exist_ok=True)
+            write_atomic(self.path / "config.json", dump_config(config))
+        except OSError as error:
+            raise CheckpointError(f"run folder {self.path} cannot be written: {error}") from error
+
+    def check_same(self, config: Config) -> None:
+        """Refuse to continue a run under a configuration that would change it.
+
+        Raises:
+            CheckpointError: naming every key that differs, with both values.
+        """
+        old, new = _flatten(self.saved_config()), _flatten(json.loads(dump_config(config)))
+        lines = [
+            f"  {key}: {old.get(key)!r} in the run, {new.get(key)!r} now"
+            for key in sorted(old.keys() | new.keys())
+            if old.get(key) != new.get(key) and not key.startswith(FREE_ON_RESUME)
+        ]
+        if lines:
+            raise CheckpointError(
+                f"run {self.path} was started with another configuration:\n"
+                + "\n".join(lines)
+                + f"\ncontinue it as it was with: muonscale train {self.path} --resume"
+            )
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the folder against a second process that would train in it.
+
+        Raises:
+            CheckpointError: if another process holds it.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            file = (self.path / LOCK).open("w")
+        except OSError as error:
+            raise CheckpointError(f"run folder {self.path} cannot be written: {error}") from error
+        with file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                raise CheckpointError(
+                    f"another process is training in {self.path}; wait for it, or choose another "
+                    "folder with run.path=FOLDER"
+                ) from error
+            yield
+
+    def append_metrics(self, record: dict[str, Any]) -> None:
+        """Add one line to metrics.jsonl."""
+        with self.metrics.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+
+    def replace_metrics(self, record: dict[str, Any]) -> None:
+        """Add one line in place of the line of the same kind and step, if there is one."""
+        same = (record["kind"], record["step"])
+        self._rewrite(r for r in self.read_metrics() if (r["kind"], r["step"]) != same)
+        self.append_metrics(record)
+
+    def truncate_metrics(self, step: int) -> None:
+        """Drop what was recorded after `step`, and a last line that was cut off."""
+        self._rewrite(record for record in self.read_metrics() if record["step"] <= step)
+
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """Return the records of metrics.jsonl up to the first damaged line."""
+        records: list[dict[str, Any]] = []
+        if not self.metrics.exists():
+            return records
+        for line in self.metrics.read_text(encoding="utf-8", errors="replace").splitlines():
+            try:
+                records.append(json.loads(line))
+            except ValueError:
+                break
+        return records
+
+    def _rewrite(self, records: Iterable[dict[str, Any]]) -> None:
+        write_atomic(self.metrics, "".join(json.dumps(record) + "\n" for record in records))
+
+
+def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            flat |= _flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat

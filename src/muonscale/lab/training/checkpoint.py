@@ -1,0 +1,166 @@
+"""Checkpoints that are either whole or absent.
+
+A checkpoint is a folder `step-00000100` written by torch.distributed.checkpoint under a temporary
+name and renamed when a manifest with the size and SHA-256 of every file is in place. The manifest is
+verified before anything is read; a damaged checkpoint is passed over for the one before it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.api import CheckpointException
+
+from muonscale.errors import CheckpointError
+from muonscale.lab.run import write_json
+
+MANIFEST = "manifest.json"
+FACTS = "facts.json"
+
+
+def folder_name(step: int) -> str:
+    """Return the name of the checkpoint folder of a step."""
+    return f"step-{step:08d}"
+
+
+def saved_steps(root: Path) -> list[int]:
+    """Return the steps that have a checkpoint folder, newest first."""
+    return sorted((int(p.name[5:]) for p in root.glob("step-????????")), reverse=True)
+
+
+def save_checkpoint(
+    root: Path, step: int, tensors: dict[str, Any], facts: dict[str, Any], *, keep: int
+) -> None:
+    """Write the checkpoint of a step and remove all but the `keep` newest.
+
+    Args:
+        root: folder of the checkpoints.
+        step: optimizer steps done.
+        tensors: nested state dict of tensors.
+        facts: what else the run needs, as JSON.
+        keep: checkpoints that stay on disk, this one included.
+
+    Raises:
+        CheckpointError: if it cannot be written. Checkpoints written before stay as they are.
+    """
+    target = root / folder_name(step)
+    temporary = root / f".writing-{target.name}"
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        with _one_process():
+            dcp.save(tensors, checkpoint_id=str(temporary), no_dist=True)
+        write_json(temporary / FACTS, facts)
+        write_json(temporary / MANIFEST, _manifest(temporary))
+        shutil.rmtree(target, ignore_errors=True)
+        temporary.rename(target)
+        _sync_folder(root)
+    except (OSError, CheckpointException, RuntimeError) as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise CheckpointError(_not_written(root, step, error)) from error
+    for old in saved_steps(root)[keep:]:
+        shutil.rmtree(root / folder_name(old), ignore_errors=True)
+
+
+def newest_checkpoint(root: Path, report: Callable[[str], None]) -> Path | None:
+    """Return the newest whole checkpoint, saying of each damaged one why it is passed over.
+
+    Raises:
+        CheckpointError: if there are checkpoints and none of them is whole.
+    """
+    for stale in root.glob(".writing-*"):
+        shutil.rmtree(stale, ignore_errors=True)
+    steps = saved_steps(root)
+    for step in steps:
+        folder = root / folder_name(step)
+        damage = find_damage(folder)
+        if damage is None:
+            return folder
+        report(f"checkpoint {folder} is damaged ({damage}); trying the one before it")
+    if steps:
+        raise CheckpointError(
+            f"none of the {len(steps)} checkpoints in {root} is whole; "
+            "start again in another folder with run.path=FOLDER"
+        )
+    return None
+
+
+def find_damage(folder: Path) -> str | None:
+    """Compare a checkpoint with its manifest; return what is wrong, None if nothing is."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        for name, entry in manifest.items():
+            path = folder / name
+            if path.stat().st_size != entry["bytes"]:
+                return f"{name} has {path.stat().st_size} bytes instead of {entry['bytes']}"
+            if _sha256(path) != entry["sha256"]:
+                return f"the content of {name} has changed"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return f"{type(error).__name__}: {error}"
+    return None
+
+
+def load_facts(folder: Path) -> dict[str, Any]:
+    """Return what `save_checkpoint` was given as `facts`."""
+    return json.loads((folder / FACTS).read_text(encoding="utf-8"))
+
+
+def load_tensors(folder: Path, tensors: dict[str, Any]) -> None:
+    """Read a checkpoint into the tensors of a nested state dict, in place.
+
+    Raises:
+        CheckpointError: if a tensor is missing or has another shape.
+    """
+    try:
+        with _one_process():
+            dcp.load(tensors, checkpoint_id=str(folder), no_dist=True)
+    except (CheckpointException, RuntimeError, ValueError, KeyError) as error:
+        raise CheckpointError(f"checkpoint {folder} does not fit this run: {error}") from error
+
+
+@contextmanager
+def _one_process() -> Iterator[None]:
+    """Silence torch's remark that there is no process group: one process needs none."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+        yield
+
+
+def _manifest(folder: Path) -> dict[str, dict[str, Any]]:
+    files = sorted(p for p in folder.rglob("*") if p.is_file())
+    return {
+        str(p.relative_to(folder)): {"bytes": p.stat().st_size, "sha256": _sha256(p)} for p in files
+    }
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _not_written(root: Path, step: int, error: BaseException) -> str:
+    causes = error.failures.values() if isinstance(error, CheckpointException) else [error]
+    reason = "; ".join(str(cause[0] if isinstance(cause, tuple) else cause) for cause in causes)
+    left = saved_steps(root)
+    last = f"the last good one is step {left[0]}" if left else "there is none before it"
+    return (
+        f"checkpoint of step {step} cannot be written to {root}: {reason}; {last}. "
+        "Mend the cause and continue with --resume."
+    )

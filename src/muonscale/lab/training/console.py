@@ -1,0 +1,114 @@
+"""What a run says while it goes: a live progress bar on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskProgressColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
+
+Report = Callable[[str, int, int | None], None]
+
+PLAIN_LINES = 20
+"""How many progress lines a run prints where there is no terminal."""
+
+
+class RunConsole:
+    """Prints a run's messages to standard output and its progress where it fits."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        self.console = console or Console(highlight=False, soft_wrap=True)
+
+    def say(self, text: str) -> None:
+        """Print a message."""
+        self.console.print(text, markup=False)
+
+    def warn(self, text: str) -> None:
+        """Print something the user should not miss."""
+        self.console.print(f"warning: {text}", markup=False, style="yellow")
+
+    @contextmanager
+    def stages(self) -> Iterator[Report]:
+        """Show the progress of stages that report (stage, done, total or None)."""
+        if self.console.is_terminal:
+            with _bar(self.console) as progress:
+                tasks: dict[str, Any] = {}
+
+                def show(stage: str, done: int, total: int | None) -> None:
+                    if stage not in tasks:
+                        tasks[stage] = progress.add_task(stage, total=total, status="")
+                    progress.update(tasks[stage], completed=done, total=total)
+
+                yield show
+        else:
+            seen: set[str] = set()
+
+            def announce(stage: str, done: int, total: int | None) -> None:
+                if stage not in seen:
+                    seen.add(stage)
+                    self.say(f"data: {stage}")
+
+            yield announce
+
+    @contextmanager
+    def steps(self, done: int, total: int) -> Iterator[Callable[[dict[str, Any]], None]]:
+        """Show the training records given to it: loss, lr, tokens/s, optimizer ms, time left."""
+        if self.console.is_terminal:
+            with _bar(self.console) as progress:
+                task = progress.add_task("training", total=total, completed=done, status="")
+                yield lambda record: progress.update(
+                    task, completed=record["step"], status=describe(record)
+                )
+        else:
+            every = max(1, total // PLAIN_LINES)
+            clock = _TimeLeft(done, total)
+
+            def line(record: dict[str, Any]) -> None:
+                left = clock(record)
+                if record["step"] % every == 0 or record["step"] in (done + 1, total):
+                    self.say(f"step {record['step']}/{total}  {describe(record)}  left {left}")
+                    sys.stdout.flush()
+
+            yield line
+
+
+class _TimeLeft:
+    def __init__(self, done: int, total: int) -> None:
+        self.done, self.total, self.seconds = done, total, 0.0
+
+    def __call__(self, record: dict[str, Any]) -> str:
+        self.seconds += record["step_ms"] / 1000
+        taken = record["step"] - self.done
+        left = round(self.seconds / taken * (self.total - record["step"]))
+        return f"{left // 60}:{left % 60:02d}"
+
+
+def describe(record: dict[str, Any]) -> str:
+    """Return the figures of a training record that a person watches."""
+    lr = next(iter(record["lr"].values()))
+    return (
+        f"loss {record['loss']:.3f}  lr {lr:.2e}  {record['tokens_per_second']:,.0f} tok/s  "
+        f"optimizer {record['optimizer_ms']:.0f} ms"
+    )
+
+
+def _bar(console: Console) -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=20),
+        TaskProgressColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[status]}"),
+        TimeRemainingColumn(),
+        console=console,
+    )

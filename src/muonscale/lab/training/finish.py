@@ -1,0 +1,100 @@
+"""The end of a run: held-out loss beside n-gram baselines, a sample, the model, the result."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from typing import Any
+
+from muonscale.lab.evaluation.generate import generate_text
+from muonscale.lab.evaluation.ngram import fit_ngrams
+from muonscale.lab.figures import loss_figure
+from muonscale.lab.models.build import count_parameters
+from muonscale.lab.models.convert import save_hf
+from muonscale.lab.run import write_atomic, write_json
+from muonscale.lab.training.held_out import held_out_record
+from muonscale.lab.training.setup import Run
+from muonscale.lab.training.signals import StopRequest
+
+NGRAM_TOKENS = 50_000_000
+"""Training tokens the n-gram baselines are fitted on at most."""
+
+TEMPERATURE, TOP_K = 0.8, 50
+"""How the sample is drawn."""
+
+
+def finish(run: Run, stop: StopRequest) -> dict[str, Any]:
+    """Evaluate on the whole held-out split and write what a finished run leaves, result.json last.
+
+    Raises:
+        Interrupted: if asked to stop; the run stays unfinished and can be resumed.
+    """
+    run.console.say("evaluating on the whole held-out split")
+    record = held_out_record(run, stop=stop)
+    run.folder.replace_metrics(record)
+    del record["kind"]
+    result = record | _baselines(run) | _speed(run)
+    result["perplexity"] = math.exp(record["held_out_loss"])
+    result["parameters"] = count_parameters(run.state.model).total
+    result["sample"] = _sample(run)
+    write_atomic(run.folder.path / "sample.txt", result["sample"] + "\n")
+    save_hf(run.state.model, run.corpus.tokenizer, run.folder.model)
+    loss_figure(run.folder.path, result)
+    stop.raise_if_asked("stopped before result.json was written; finish with --resume")
+    write_json(run.folder.path / "result.json", result)
+    _say(run, result)
+    return result
+
+
+def _baselines(run: Run) -> dict[str, Any]:
+    """Fit unigram and bigram on what the run read; evaluate them where the model was evaluated."""
+    at_most = NGRAM_TOKENS // run.config.data.sequence_length
+    ngrams = fit_ngrams(
+        run.batches.seen(run.config.steps, at_most=at_most), run.corpus.stats.vocab_size
+    )
+    return {
+        "unigram_loss": ngrams.unigram_loss(run.batches.evaluation()),
+        "bigram_loss": ngrams.bigram_loss(run.batches.evaluation()),
+    }
+
+
+def _speed(run: Run) -> dict[str, Any]:
+    steps = [r for r in run.folder.read_metrics() if r["kind"] == "train"]
+    step_ms = sum(r["step_ms"] for r in steps)
+    return {
+        "train_seconds": step_ms / 1000,
+        "tokens_per_second": statistics.median(r["tokens_per_second"] for r in steps),
+        "optimizer_share": sum(r["optimizer_ms"] for r in steps) / step_ms,
+        "train_loss": statistics.fmean(r["loss"] for r in steps[-10:]),
+    }
+
+
+def _sample(run: Run) -> str:
+    tokens = run.config.eval.sample_tokens
+    if tokens == 0:
+        return ""
+    return generate_text(
+        run.state.model,
+        run.corpus.tokenizer,
+        run.config.eval.prompt,
+        tokens=tokens,
+        temperature=TEMPERATURE,
+        top_k=TOP_K,
+        seed=run.config.run.seed,
+    )
+
+
+def _say(run: Run, result: dict[str, Any]) -> None:
+    below = result["bigram_loss"] - result["held_out_loss"]
+    if result["sample"]:
+        run.console.say(f"--- sample\n{result['sample']}\n---")
+    run.console.say(
+        f"held out, nats per token: unigram {result['unigram_loss']:.3f}, bigram "
+        f"{result['bigram_loss']:.3f}, model {result['held_out_loss']:.3f} "
+        f"({abs(below):.3f} {'below' if below > 0 else 'above'} the bigram); "
+        f"{result['bits_per_byte']:.3f} bits per byte\n"
+        f"trained in {result['train_seconds']:.0f} s, {result['tokens_per_second']:,.0f} tokens/s, "
+        f"optimizer {100 * result['optimizer_share']:.1f} % of the step\n"
+        f"model in {run.folder.model}, curve in {run.folder.path / 'loss.png'}; try: "
+        f'muonscale generate {run.folder.path} "def "'
+    )

@@ -1,0 +1,71 @@
+"""What a run carries from step to step, and how it goes into a checkpoint and comes back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.distributed.checkpoint.state_dict import (
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_optimizer_state_dict,
+)
+from transformers import PreTrainedModel
+
+from muonscale.errors import CheckpointError
+from muonscale.lab.training.checkpoint import load_facts, load_tensors, save_checkpoint
+from muonscale.optim.muon import Muon
+
+
+@dataclass
+class TrainState:
+    """Model, optimizer and position of a run."""
+
+    model: PreTrainedModel
+    optimizer: Muon
+    facts: dict[str, Any]
+    """What a continued run must have in common with this one: the data and the model."""
+    step: int = 0
+    """Optimizer steps done. Data order, schedule and sample positions all follow from it."""
+
+    def save(self, root: Path, *, keep: int) -> None:
+        """Write a checkpoint of this step (see `save_checkpoint`)."""
+        facts = {"step": self.step, **self.facts}
+        save_checkpoint(root, self.step, self._tensors(), facts, keep=keep)
+
+    def restore(self, folder: Path) -> None:
+        """Take over the state of a checkpoint.
+
+        Raises:
+            CheckpointError: if it belongs to other data or another model.
+        """
+        saved = load_facts(folder)
+        for key, value in self.facts.items():
+            if saved.get(key) != value:
+                raise CheckpointError(_other(key, folder, saved.get(key), value))
+        tensors = self._tensors()
+        load_tensors(folder, tensors)
+        set_optimizer_state_dict(self.model, self.optimizer, optim_state_dict=tensors["optimizer"])
+        torch.set_rng_state(tensors["rng"])
+        self.step = saved["step"]
+
+    def _tensors(self) -> dict[str, Any]:
+        return {
+            "model": get_model_state_dict(self.model),
+            "optimizer": get_optimizer_state_dict(self.model, self.optimizer),
+            "rng": torch.get_rng_state(),
+        }
+
+
+def _other(key: str, folder: Path, saved: Any, now: Any) -> str:
+    if isinstance(saved, dict) and isinstance(now, dict):
+        changed = sorted(k for k in saved.keys() | now.keys() if saved.get(k) != now.get(k))
+        detail = ", ".join(f"{k}: {saved.get(k)!r} then, {now.get(k)!r} now" for k in changed)
+    else:
+        detail = f"{saved} then, {now} now"
+    return (
+        f"checkpoint {folder} was trained on another {key} ({detail}); restore what it was trained "
+        "on, or start a new run with run.path=FOLDER"
+    )

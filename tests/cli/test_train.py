@@ -1,0 +1,261 @@
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import signal
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from tests.cli.conftest import Muonscale
+
+STEPS = 12
+
+
+def metrics(run: Path, kind: str) -> list[dict]:
+    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [record for record in records if record["kind"] == kind]
+
+
+def weights(run: Path) -> bytes:
+    return (run / "model" / "model.safetensors").read_bytes()
+
+
+def test_a_run_leaves_everything_it_promises(
+    muonscale: Muonscale, tiny: list[str], tmp_path: Path
+) -> None:
+    answer = muonscale("train", *tiny)
+    assert answer.code == 0, answer.err
+    run = tmp_path / "run"
+    names = {p.name for p in run.iterdir()}
+    assert names >= {
+        "config.json", "env.json", "metrics.jsonl", "checkpoints", "model", "loss.png", "result.json",
+    }  # fmt: skip
+    env = json.loads((run / "env.json").read_text())
+    assert env["threads"] == 1 and env["ns_dtype"] in ("float32", "bfloat16")
+    assert env["versions"]["torch"] == torch.__version__
+    steps = metrics(run, "train")
+    assert [record["step"] for record in steps] == list(range(1, STEPS + 1))
+    groups = set(steps[0]["lr"])
+    assert groups == set(steps[0]["grad_norm"]) and "hidden" in groups
+    for record in steps:
+        assert record["tokens"] == record["step"] * 256
+        assert 0 < record["optimizer_ms"] < record["step_ms"]
+        assert 0.1 < record["update_rms"] < 0.25
+    assert [r["step"] for r in metrics(run, "eval")] == [4, 8, 12]
+    result = json.loads((run / "result.json").read_text())
+    assert result["bigram_loss"] < result["unigram_loss"] < math.log(300)
+    assert result["perplexity"] == pytest.approx(math.exp(result["held_out_loss"]))
+    for text in ("unigram", "bigram", "bits per byte", "matrices"):
+        assert text in answer.out
+
+
+def test_the_model_loads_and_generates_in_transformers(
+    muonscale: Muonscale, tiny: list[str], tmp_path: Path
+) -> None:
+    assert muonscale("train", *tiny).code == 0
+    folder = tmp_path / "run" / "model"
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokens = tokenizer("import os", return_tensors="pt")
+    written = model.generate(**tokens, max_new_tokens=5, do_sample=False)
+    assert written.shape[1] > tokens["input_ids"].shape[1]
+    assert tokenizer.decode(tokens["input_ids"][0]) == "import os"
+    answer = muonscale("generate", tmp_path / "run", "import os", "--tokens", 5, "--seed", 1)
+    assert answer.code == 0 and answer.out.startswith("import os")
+
+
+def test_the_loss_falls(muonscale: Muonscale, tiny: list[str], tmp_path: Path) -> None:
+    assert muonscale("train", *tiny, "train.steps=40", "optimizer.lr=0.02").code == 0
+    losses = [record["loss"] for record in metrics(tmp_path / "run", "train")]
+    assert losses[-1] < losses[0] - 0.5
+
+
+def test_the_logged_learning_rate_is_the_scheduled_one(
+    muonscale: Muonscale, tiny: list[str], tmp_path: Path
+) -> None:
+    words = ["schedule.name=linear", "schedule.warmup=2", "schedule.final=0", "optimizer.lr=0.5"]
+    assert muonscale("train", *tiny, *words).code == 0
+    for record in metrics(tmp_path / "run", "train"):
+        step = record["step"] - 1
+        want = (step + 1) / 3 if step < 2 else 1 - (step - 2) / 10
+        assert list(record["lr"].values()) == pytest.approx([0.5 * want] * len(record["lr"]))
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_does_not(
+    muonscale: Muonscale, tiny: list[str], tmp_path: Path
+) -> None:
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        answer = muonscale("train", *tiny, f"run.path={tmp_path / name}", f"run.seed={seed}")
+        assert answer.code == 0, answer.err
+    assert weights(tmp_path / "a") == weights(tmp_path / "b")
+    assert weights(tmp_path / "a") != weights(tmp_path / "c")
+
+
+def test_adamw_can_be_asked_for(muonscale: Muonscale, tiny: list[str], tmp_path: Path) -> None:
+    answer = muonscale("train", *tiny, "optimizer.rule=adamw", "optimizer.lr=0.003")
+    assert answer.code == 0, answer.err
+    assert all(record["update_rms"] == 0 for record in metrics(tmp_path / "run", "train"))
+
+
+def stop_after(step: int, run: Path, signum: int, times: int = 1) -> threading.Thread:
+    """Send this process a signal once the run has recorded a step."""
+
+    def watch() -> None:
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
+            if (run / "metrics.jsonl").exists() and len(metrics(run, "train")) >= step:
+                for _ in range(times):
+                    os.kill(os.getpid(), signum)
+                    time.sleep(0.02)
+                return
+            time.sleep(0.001)
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    return thread
+
+
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_stopped_run_saves_itself_and_resumes_bit_identically(
+    signum: int, code: int, muonscale: Muonscale, tiny: list[str], tmp_path: Path
+) -> None:
+    words = [*tiny, "train.steps=60", "checkpoint.every=1000"]
+    assert muonscale("train", *words, f"run.path={tmp_path / 'whole'}").code == 0
+    watcher = stop_after(3, tmp_path / "run", signum)
+    answer = muonscale("train", *words)
+    watcher.join()
+    assert answer.code == code
+    assert "--resume" in answer.err
+    done = len(metrics(tmp_path / "run", "train"))
+    assert 3 <= done < 60
+    assert not (tmp_path / "run" / "result.json").exists()
+    answer = muonscale("train", tmp_path / "run", "--resume")
+    assert answer.code == 0 and f"at step {done} of 60" in answer.out
+    assert weights(tmp_path / "run") == weights(tmp_path / "whole")
+    losses = [[r["loss"] for r in metrics(tmp_path / n, "train")] for n in ("run", "whole")]
+    assert losses[0] == losses[1]
+
+
+def test_a_second_ctrl_c_stops_at_once(
+    muonscale: Muonscale, tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def slow(*args: object, **kwargs: object) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(5)
+
+    monkeypatch.setattr("muonscale.lab.training.loop.train_step", slow)
+    start = time.monotonic()
+    assert muonscale("train", *tiny).code == 130
+    assert time.monotonic() - start < 5
+
+
+def test_resume_passes_over_a_damaged_checkpoint(
+    muonscale: Muonscale, tiny: list[str], tmp_path: Path
+) -> None:
+    assert muonscale("train", *tiny).code == 0
+    run, whole = tmp_path / "run", weights(tmp_path / "run")
+    shutil.rmtree(run / "model")
+    (run / "result.json").unlink()
+    data = next((run / "checkpoints" / "step-00000012").glob("*.distcp"))
+    data.write_bytes(data.read_bytes()[:-100])
+    answer = muonscale("train", *tiny, "--resume")
+    assert answer.code == 0
+    assert "step-00000012 is damaged" in answer.out and "at step 10 of 12" in answer.out
+    assert weights(run) == whole
+    assert [r["step"] for r in metrics(run, "train")] == list(range(1, STEPS + 1))
+    assert [r["step"] for r in metrics(run, "eval")] == [4, 8, 12]
+
+
+def test_resume_of_nothing_starts_and_says_so(muonscale: Muonscale, tiny: list[str]) -> None:
+    answer = muonscale("train", *tiny, "--resume")
+    assert answer.code == 0 and "nothing to resume" in answer.out
+
+
+def test_a_finished_run_is_not_repeated(
+    muonscale: Muonscale, tiny: list[str], tmp_path: Path
+) -> None:
+    assert muonscale("train", *tiny).code == 0
+    before = (tmp_path / "run" / "result.json").stat().st_mtime_ns
+    answer = muonscale("train", *tiny, "--resume")
+    assert answer.code == 0 and "finished" in answer.out
+    assert (tmp_path / "run" / "result.json").stat().st_mtime_ns == before
+
+
+def test_a_dry_run_says_everything_and_writes_nothing(
+    muonscale: Muonscale, tiny: list[str], tmp_path: Path
+) -> None:
+    answer = muonscale("train", *tiny, "--dry-run")
+    assert answer.code == 0, answer.err
+    for text in ("config", "parameters", "FLOPs", "schedule", "q_proj", "adamw", "12 steps x 256"):
+        assert text in answer.out
+    assert not (tmp_path / "run").exists()
+
+
+def refused(answer: object, *words: str) -> None:
+    assert answer.code == 2  # type: ignore[attr-defined]
+    text = answer.err  # type: ignore[attr-defined]
+    assert "Traceback" not in text
+    for word in words:
+        assert word in text
+
+
+def test_an_existing_run_is_refused(muonscale: Muonscale, tiny: list[str], tmp_path: Path) -> None:
+    assert muonscale("train", *tiny).code == 0
+    before = weights(tmp_path / "run")
+    refused(muonscale("train", *tiny), "already exists", "--resume", "run.path=")
+    assert weights(tmp_path / "run") == before
+
+
+def test_resume_with_another_model_or_data_is_refused(
+    muonscale: Muonscale, tiny: list[str], tmp_path: Path, corpus_text: str
+) -> None:
+    own = tmp_path / "own.txt"
+    own.write_text(corpus_text)
+    words = [*tiny, f"data.path={own}"]
+    assert muonscale("train", *words).code == 0
+    (tmp_path / "run" / "result.json").unlink()
+    refused(
+        muonscale("train", *words, "model.fields.hidden_size=64", "--resume"),
+        "model.fields.hidden_size",
+    )
+    own.write_text(corpus_text[::-1])
+    refused(muonscale("train", *words, "--resume"), "another data fingerprint")
+
+
+def test_bad_data_leaves_no_run_folder_behind(
+    muonscale: Muonscale, tiny: list[str], tmp_path: Path
+) -> None:
+    bad = tmp_path / "bad.txt"
+    bad.write_bytes(b"fine text\n" * 50 + b"\xff\xfe oops")
+    refused(muonscale("train", *tiny, f"data.path={bad}"), "bad.txt", "500", "data.errors=replace")
+    short = tmp_path / "short.txt"
+    short.write_text("too short")
+    refused(muonscale("train", *tiny, f"data.path={short}"), "sequence")
+    refused(muonscale("train", *tiny, f"data.path={tmp_path / 'none.txt'}"), "none.txt")
+    assert not (tmp_path / "run" / "config.json").exists()
+    assert muonscale("train", *tiny).code == 0
+
+
+def test_a_run_folder_that_cannot_be_made_is_refused(
+    muonscale: Muonscale, tiny: list[str], tmp_path: Path
+) -> None:
+    refused(muonscale("train", *tiny, "run.path=/proc/run"), "/proc/run")
+    (tmp_path / "file").write_text("x")
+    refused(muonscale("train", *tiny, f"run.path={tmp_path / 'file'}"), "file")
+
+
+def test_an_unfinished_run_does_not_generate(
+    muonscale: Muonscale, tiny: list[str], tmp_path: Path
+) -> None:
+    assert muonscale("train", *tiny).code == 0
+    shutil.rmtree(tmp_path / "run" / "model")
+    refused(muonscale("generate", tmp_path / "run", "x"), "not finished")
+    refused(muonscale("generate", tmp_path / "nothing", "x"), "nothing")

@@ -1,0 +1,109 @@
+from __future__ import annotations
+
+import resource
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from muonscale.errors import CheckpointError
+from muonscale.lab.training.checkpoint import (
+    find_damage,
+    load_facts,
+    load_tensors,
+    newest_checkpoint,
+    save_checkpoint,
+    saved_steps,
+)
+
+
+def tensors(value: float, size: int = 8) -> dict[str, dict[str, torch.Tensor]]:
+    return {"model": {"w": torch.full((size,), value), "b": torch.full((3,), -value)}}
+
+
+def save(root: Path, step: int, keep: int = 9) -> None:
+    save_checkpoint(root, step, tensors(float(step)), {"step": step}, keep=keep)
+
+
+def test_what_was_saved_comes_back(tmp_path: Path) -> None:
+    save(tmp_path, 3)
+    folder = newest_checkpoint(tmp_path, pytest.fail)
+    assert folder is not None
+    got = tensors(0.0)
+    load_tensors(folder, got)
+    assert torch.equal(got["model"]["w"], torch.full((8,), 3.0))
+    assert load_facts(folder) == {"step": 3}
+
+
+def test_only_the_newest_stay(tmp_path: Path) -> None:
+    for step in (1, 2, 10, 11):
+        save(tmp_path, step, keep=2)
+    assert saved_steps(tmp_path) == [11, 10]
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-9])
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("damage", [cut, flip, Path.unlink])
+@pytest.mark.parametrize("name", [".metadata", "__0_0.distcp", "facts.json", "manifest.json"])
+def test_a_damaged_checkpoint_is_passed_over_and_named(
+    damage: Callable[[Path], None], name: str, tmp_path: Path
+) -> None:
+    save(tmp_path, 1)
+    save(tmp_path, 2)
+    damage(tmp_path / "step-00000002" / name)
+    said: list[str] = []
+    folder = newest_checkpoint(tmp_path, said.append)
+    assert folder is not None and folder.name == "step-00000001"
+    assert len(said) == 1 and "step-00000002 is damaged" in said[0]
+
+
+def test_no_whole_checkpoint_is_an_error_and_none_at_all_is_not(tmp_path: Path) -> None:
+    assert newest_checkpoint(tmp_path, pytest.fail) is None
+    save(tmp_path, 1)
+    cut(tmp_path / "step-00000001" / "facts.json")
+    with pytest.raises(CheckpointError, match="none of the 1 checkpoints"):
+        newest_checkpoint(tmp_path, lambda text: None)
+
+
+def test_what_a_killed_writer_left_is_never_read_and_removed(tmp_path: Path) -> None:
+    save(tmp_path, 1)
+    (tmp_path / ".writing-step-00000002").mkdir()
+    folder = newest_checkpoint(tmp_path, pytest.fail)
+    assert folder is not None and folder.name == "step-00000001"
+    assert not (tmp_path / ".writing-step-00000002").exists()
+
+
+def test_a_full_disk_keeps_the_last_good_checkpoint(tmp_path: Path) -> None:
+    save(tmp_path, 1)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    former = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
+    try:
+        with pytest.raises(
+            CheckpointError, match=r"step 2 cannot be written .*last good one is step 1"
+        ):
+            save_checkpoint(tmp_path, 2, tensors(2.0, 100_000), {"step": 2}, keep=1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, former)
+    assert saved_steps(tmp_path) == [1]
+    assert find_damage(tmp_path / "step-00000001") is None
+    assert [p.name for p in tmp_path.iterdir()] == ["step-00000001"]
+
+
+def test_a_checkpoint_of_another_shape_is_refused(tmp_path: Path) -> None:
+    save(tmp_path, 1)
+    with pytest.raises(CheckpointError, match="does not fit"):
+        load_tensors(tmp_path / "step-00000001", tensors(0.0, size=9))
+    with pytest.raises(CheckpointError, match="does not fit"):
+        load_tensors(tmp_path / "step-00000001", {"model": {"other": torch.zeros(8)}})
