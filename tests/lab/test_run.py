@@ -57,7 +57,7 @@ def test_a_changed_configuration_is_refused_key_by_key(tmp_path: Path) -> None:
     folder.create(load_config("demo"))
     with pytest.raises(CheckpointError) as error:
         folder.check_same(load_config("demo", ["optimizer.lr=0.5", "train.steps=9"]))
-    for text in ("optimizer.lr: 0.01 in the run, 0.5 now", "train.steps: None in the run, 9 now"):
+    for text in ("optimizer.lr: 0.02 in the run, 0.5 now", "train.steps: None in the run, 9 now"):
         assert text in str(error.value)
 
 
