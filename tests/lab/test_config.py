@@ -69,7 +69,7 @@ BAD = [
     ("demo", ["optimizer.betas=[0.9]"], ["optimizer.betas"]),
     ("demo", ["data.source=a", "data.path=b"], ["data.source", "data.path"]),
     ("demo", ["train.steps=3", "train.tokens=9"], ["train.steps", "train.tokens"]),
-    ("demo", ["data.path=null"], ["data.source", "data.path"]),
+    ("demo", ["data.source=null"], ["data.source", "data.path"]),
     ("demo", ["train.batch_tokens=100"], ["train.batch_tokens=100", "256"]),
     ("demo", ["steps=3"], ["'steps=3'", "section.key=value"]),
     ("demo", ["train.steps"], ["'train.steps'", "section.key=value"]),

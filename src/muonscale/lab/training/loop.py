@@ -18,6 +18,8 @@ from muonscale.lab.training.signals import StopRequest, stop_on_signals
 from muonscale.lab.training.step import train_step
 from muonscale.optim.groups import routing_report
 
+LINE = "\n" + " " * len("optimizer  ")
+
 
 def train(config: Config, *, resume: bool, console: RunConsole) -> dict[str, Any]:
     """Train a model as configured and return what is written to result.json.
@@ -98,6 +100,7 @@ def introduce(run: Run) -> None:
     """Say what is trained, on what, and which optimizer rule has which parameters."""
     stats, config = run.corpus.stats, run.config
     size = count_parameters(run.state.model)
+    routing = routing_report(run.state.optimizer.param_groups).summary().replace("\n", LINE)
     epochs = config.steps * config.batch_sequences / len(run.batches.train)
     run.console.say(
         f"model      {config.model.preset or config.model.config}: {size.total:,} parameters, "
@@ -107,5 +110,5 @@ def introduce(run: Run) -> None:
         f"per token\n"
         f"run        {config.steps} steps of {config.train.batch_tokens:,} tokens "
         f"({epochs:.2f} epochs) into {run.folder.path}\n"
-        f"optimizer  {routing_report(run.state.optimizer.param_groups).summary()}"
+        f"optimizer  {routing}"
     )
