@@ -98,6 +98,17 @@ def test_the_same_seed_gives_the_same_weights_and_another_does_not(
     assert weights(tmp_path / "a") != weights(tmp_path / "c")
 
 
+def test_a_diverging_run_stops_with_a_sentence_or_skips(
+    muonscale: Muonscale, tiny: list[str], tmp_path: Path
+) -> None:
+    words = [*tiny, "optimizer.lr=1e30", "schedule.warmup=0"]
+    answer = muonscale("train", *words)
+    refused(answer, "is not finite", "q_proj")
+    skipping = [*words, "optimizer.nonfinite=skip", f"run.path={tmp_path / 'skip'}"]
+    assert muonscale("train", *skipping).code == 0
+    assert metrics(tmp_path / "skip", "train")[-1]["skipped_steps"] > 5
+
+
 def test_adamw_can_be_asked_for(muonscale: Muonscale, tiny: list[str], tmp_path: Path) -> None:
     answer = muonscale("train", *tiny, "optimizer.rule=adamw", "optimizer.lr=0.003")
     assert answer.code == 0, answer.err
@@ -240,7 +251,7 @@ def test_bad_data_leaves_no_run_folder_behind(
     short.write_text("too short")
     refused(muonscale("train", *tiny, f"data.path={short}"), "sequence")
     refused(muonscale("train", *tiny, f"data.path={tmp_path / 'none.txt'}"), "none.txt")
-    assert not (tmp_path / "run" / "config.json").exists()
+    assert not (tmp_path / "run").exists()
     assert muonscale("train", *tiny).code == 0
 
 

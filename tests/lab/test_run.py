@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -35,6 +36,23 @@ def test_a_replaced_record_stands_once(tmp_path: Path) -> None:
         folder.replace_metrics({"kind": "eval", "step": 1, "held_out_loss": value})
     assert lines(folder) == [("train", 1), ("eval", 1)]
     assert folder.read_metrics()[1]["held_out_loss"] == 2.0
+
+
+def test_numbers_that_are_not_finite_are_written_as_null(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    record = {"kind": "train", "step": 1, "loss": math.nan, "grad_norm": {"hidden": math.inf}}
+    folder.append_metrics(record)
+    assert "NaN" not in folder.metrics.read_text() and "Inf" not in folder.metrics.read_text()
+    assert folder.read_metrics()[0]["grad_norm"] == {"hidden": None}
+
+
+def test_a_folder_where_nothing_was_begun_is_not_left_behind(tmp_path: Path) -> None:
+    with RunFolder(tmp_path / "new").locked():
+        pass
+    assert not (tmp_path / "new").exists()
+    with RunFolder(tmp_path / "begun").locked():
+        RunFolder(tmp_path / "begun").create(load_config("demo"))
+    assert (tmp_path / "begun" / "config.json").exists()
 
 
 def test_an_existing_run_needs_resume(tmp_path: Path) -> None:

@@ -123,7 +123,7 @@ class OptimizerSection(Section):
 
     rule: Literal["muon", "adamw"] = "muon"
     """`muon`: Muon for the hidden matrices, AdamW for the rest; `adamw`: AdamW for everything."""
-    lr: Annotated[float, Field(gt=0)] = 0.01
+    lr: Annotated[float, Field(gt=0, le=1e30)] = 0.01
     """Peak learning rate of every group."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.1
     """Decoupled weight decay, multiplied by the scheduled learning rate."""
@@ -141,6 +141,8 @@ class OptimizerSection(Section):
     """Moment decay rates of the AdamW rule."""
     eps: Annotated[float, Field(gt=0)] = 1e-8
     """Epsilon of the AdamW rule."""
+    nonfinite: Literal["raise", "skip"] = "raise"
+    """A NaN or an infinity in a gradient: stop with an error, or leave the step out and count it."""
     max_grad_norm: Annotated[float, Field(gt=0)] | None = 1.0
     """Largest norm of the raw gradients of the clipped groups; null for no clipping."""
     clip: Literal["adamw", "all"] = "adamw"
@@ -287,8 +289,8 @@ def _read_recipe(recipe: str) -> dict[str, Any]:
             raise ConfigError(f"recipe {recipe} cannot be read: {error}") from error
     else:
         raise ConfigError(
-            f"unknown recipe {recipe!r}; {nearest(recipe, recipe_names())} "
-            "A recipe is one of these names, a .yaml file, or a run folder."
+            f"unknown recipe {recipe!r} ({nearest(recipe, recipe_names())}); "
+            "a recipe is a name from `muonscale recipes`, a .yaml file, or a run folder"
         )
     try:
         tree = _read_yaml(text)

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import math
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -140,11 +141,14 @@ class RunFolder:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the folder against a second process that would train in it.
+        """Hold the folder, made if need be, against a second process that would train in it.
+
+        A folder made here in which nothing was begun is removed again.
 
         Raises:
             CheckpointError: if another process holds it.
         """
+        created = not self.path.exists()
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             file = (self.path / LOCK).open("w")
@@ -158,12 +162,17 @@ class RunFolder:
                     f"another process is training in {self.path}; wait for it, or choose another "
                     "folder with run.path=FOLDER"
                 ) from error
-            yield
+            try:
+                yield
+            finally:
+                if created and [p.name for p in self.path.iterdir()] == [LOCK]:
+                    (self.path / LOCK).unlink()
+                    self.path.rmdir()
 
     def append_metrics(self, record: dict[str, Any]) -> None:
         """Add one line to metrics.jsonl."""
         with self.metrics.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+            file.write(_line(record))
 
     def replace_metrics(self, record: dict[str, Any]) -> None:
         """Add one line in place of the line of the same kind and step, if there is one."""
@@ -188,7 +197,18 @@ class RunFolder:
         return records
 
     def _rewrite(self, records: Iterable[dict[str, Any]]) -> None:
-        write_atomic(self.metrics, "".join(json.dumps(record) + "\n" for record in records))
+        write_atomic(self.metrics, "".join(_line(record) for record in records))
+
+
+def _line(record: dict[str, Any]) -> str:
+    """Return a record as a line of JSON, which has no word for a number that is not finite."""
+
+    def finite(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: finite(item) for key, item in value.items()}
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+
+    return json.dumps(finite(record)) + "\n"
 
 
 def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -65,7 +65,7 @@ def _speed(run: Run) -> dict[str, Any]:
         "train_seconds": step_ms / 1000,
         "tokens_per_second": statistics.median(r["tokens_per_second"] for r in steps),
         "optimizer_share": sum(r["optimizer_ms"] for r in steps) / step_ms,
-        "train_loss": statistics.fmean(r["loss"] for r in steps[-10:]),
+        "skipped_steps": steps[-1]["skipped_steps"],
     }
 
 

@@ -60,6 +60,7 @@ def build_optimizer(model: torch.nn.Module, section: OptimizerSection) -> Muon:
         rms=section.rms,
         betas=section.betas,
         eps=section.eps,
+        nonfinite=section.nonfinite,
     )
     remember_peak(optimizer)
     return optimizer

@@ -44,6 +44,7 @@ def train_step(state: TrainState, batch: np.ndarray, config: Config) -> dict[str
     optimizer_seconds = _now(device) - before
     state.step += 1
     loss_value = loss.item()
+    stats = optimizer.stats()
     seconds = time.perf_counter() - start
     return {
         "kind": "train",
@@ -52,7 +53,8 @@ def train_step(state: TrainState, batch: np.ndarray, config: Config) -> dict[str
         "loss": loss_value,
         "lr": {group["name"]: group["lr"] for group in optimizer.param_groups},
         "grad_norm": {name: norm.item() for name, norm in norms.items()},
-        "update_rms": float(optimizer.stats()["update_rms"]),
+        "update_rms": float(stats["update_rms"]),
+        "skipped_steps": stats["skipped_steps"],
         "tokens_per_second": config.train.batch_tokens / seconds,
         "step_ms": seconds * 1000,
         "optimizer_ms": optimizer_seconds * 1000,
