@@ -158,11 +158,11 @@ def _sync_folder(folder: Path) -> None:
 def _not_written(root: Path, step: int, error: BaseException) -> str:
     causes = error.failures.values() if isinstance(error, CheckpointException) else [error]
     reason = "; ".join(str(cause[0] if isinstance(cause, tuple) else cause) for cause in causes)
-    if isinstance(error, RuntimeError):  # torch's writer says nothing of a full disk
-        reason += f" ({shutil.disk_usage(root).free:,} bytes are free there)"
+    free = shutil.disk_usage(root).free  # torch's writer does not say that a disk is full
     left = saved_steps(root)
     last = f"the last good one is step {left[0]}" if left else "there is none before it"
     return (
-        f"checkpoint of step {step} cannot be written to {root}: {reason}; {last}. "
+        f"checkpoint of step {step} cannot be written to {root}: {reason} "
+        f"({free:,} bytes are free there); {last}. "
         "Mend the cause and continue with --resume."
     )
