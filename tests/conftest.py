@@ -5,10 +5,16 @@ import os
 # Two test processes share two cores, and results must not depend on how many threads there are.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import signal
+import sys
 import sysconfig
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+
+from muonscale.cli import main
 
 
 @pytest.fixture(scope="session")
@@ -51,3 +57,32 @@ def tiny(corpus_file: Path, cache: Path, tmp_path: Path) -> list[str]:
         "eval.sample_tokens=8",
         "checkpoint.every=5",
     ]
+
+
+@dataclass
+class Answer:
+    code: int
+    out: str
+    err: str
+
+
+Muonscale = Callable[..., Answer]
+
+
+@pytest.fixture
+def muonscale(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Muonscale:
+    """Run the command line in this process."""
+
+    def run(*words: object) -> Answer:
+        monkeypatch.setattr(sys, "argv", ["muonscale", *map(str, words)])
+        former = signal.getsignal(signal.SIGTERM)
+        try:
+            code = main()
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        finally:
+            signal.signal(signal.SIGTERM, former)
+        captured = capsys.readouterr()
+        return Answer(code, captured.out, captured.err)
+
+    return run

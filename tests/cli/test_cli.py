@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from tests.cli.conftest import Muonscale
+from tests.conftest import Muonscale
 
 
 def python(program: str) -> subprocess.CompletedProcess[str]:

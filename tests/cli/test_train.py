@@ -13,7 +13,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from tests.cli.conftest import Muonscale
+from tests.conftest import Muonscale
 
 STEPS = 12
 
