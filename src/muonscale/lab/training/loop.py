@@ -75,6 +75,7 @@ def run_steps(run: Run, stop: StopRequest) -> None:
                 f"stopped after step {state.step} of {steps} and saved; "
                 f"continue with: muonscale train {run.folder.path} --resume"
             )
+    state.optimizer.check_finite()  # of the last step: no other step asks
 
 
 def restore(run: Run) -> None:
