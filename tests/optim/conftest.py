@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -101,3 +101,13 @@ def randomize_gradients(module: nn.Module, seed: int) -> None:
 @pytest.fixture(scope="session")
 def set_gradients() -> Callable[[nn.Module, int], None]:
     return randomize_gradients
+
+
+@pytest.fixture
+def single_process() -> Iterator[None]:
+    """A process group of this process alone."""
+    import torch.distributed as dist
+
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()

@@ -5,8 +5,10 @@ import torch
 
 from muonscale.optim.adamw import adamw_step_
 from muonscale.optim.reference import adamw_step
+from muonscale.optim.weights import Weights
 
-OPTIONS = {"lr": 3e-2, "weight_decay": 0.3, "betas": (0.9, 0.95), "eps": 1e-3}
+COMMON = {"lr": 3e-2, "betas": (0.9, 0.95), "eps": 1e-3}
+OPTIONS = {**COMMON, "rate": 3e-2 * 0.3}
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -15,14 +17,14 @@ def test_it_equals_torch_and_the_slow_version(dtype: torch.dtype) -> None:
     W = [torch.randn(3, 4, dtype=dtype), torch.randn(5, dtype=dtype)]
     M, V = [torch.zeros_like(w) for w in W], [torch.zeros_like(w) for w in W]
     theirs = [torch.nn.Parameter(w.clone()) for w in W]
-    optimizer = torch.optim.AdamW(theirs, **OPTIONS)
+    optimizer = torch.optim.AdamW(theirs, **COMMON, weight_decay=0.3)
     slow = [tuple(t.clone() for t in state) for state in zip(W, M, V, strict=True)]
     for step in range(1, 6):
         G = [torch.randn_like(w) for w in W]
         for parameter, g in zip(theirs, G, strict=True):
             parameter.grad = g.clone()
         optimizer.step()
-        adamw_step_(W, G, M, V, [step] * 2, **OPTIONS)
+        adamw_step_(Weights(stored=W), G, M, V, [step] * 2, **OPTIONS)
         slow = [
             adamw_step(w, g, m, v, step, **OPTIONS) for (w, m, v), g in zip(slow, G, strict=True)
         ]
@@ -38,7 +40,7 @@ def test_a_bf16_parameter_is_rounded_once_per_step() -> None:
     W, G = torch.randn(64).bfloat16(), torch.randn(64)
     M, V = torch.zeros(64), torch.zeros(64)
     expected, _, _ = adamw_step(W, G, M, V, 1, **OPTIONS)
-    adamw_step_([W], [G], [M], [V], [1], **OPTIONS)
+    adamw_step_(Weights(stored=[W]), [G], [M], [V], [1], **OPTIONS)
     assert W.dtype == torch.bfloat16
     assert torch.equal(W, expected.bfloat16())
 
@@ -50,9 +52,9 @@ def test_a_mask_lets_all_through_or_nothing(good: bool) -> None:
     before = [t[0].clone() for t in (W, M, V)]
     expected = [[t.clone()] for t in before]
     G = [torch.randn(6)]
-    adamw_step_(expected[0], G, expected[1], expected[2], [3], **OPTIONS)
+    adamw_step_(Weights(stored=expected[0]), G, expected[1], expected[2], [3], **OPTIONS)
     if not good:
         G[0][2] = float("inf")
-    adamw_step_(W, G, M, V, [3], **OPTIONS, mask=torch.tensor(good))
+    adamw_step_(Weights(stored=W), G, M, V, [3], **OPTIONS, mask=torch.tensor(good))
     wanted = [t[0] for t in expected] if good else before
     assert all(torch.equal(t[0], want) for t, want in zip((W, M, V), wanted, strict=True))

@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from muonscale.errors import ConfigError, RoutingError
-from muonscale.optim.groups import parameter_groups, routing_report
+from muonscale.errors import ConfigError, LayoutError, RoutingError
+from muonscale.optim.groups import GROUP_OPTIONS, parameter_groups, routing_report
 from muonscale.optim.matrices import Matrices
+from muonscale.optim.muon import Muon
 
 Build = Callable[[str], nn.Module]
 
@@ -139,4 +140,115 @@ def test_the_report_adds_up(build_lm: Build) -> None:
     lines = report.table().splitlines()
     assert len(lines) == 1 + len(report.rows)
     row = next(line for line in lines if "h.0.attn.c_attn.weight" in line)
-    assert row.split()[1:5] == ["16x48", "3", "hidden", "muon"]
+    assert row.split()[1:7] == ["16x48", "3", "of", "16x16", "hidden", "muon"]
+
+
+def test_a_mapping_changes_fields_of_the_matrices_that_were_found(build_lm: Build) -> None:
+    overrides = {
+        "*.c_attn.weight": {"matrices": {"heads": 2}},
+        "*.attn.c_proj.weight": {"matrices": {"heads": 2, "by_columns": True}},
+        "*.c_fc.weight": {"matrices": {"splits": [40, 24]}},
+    }
+    groups = parameter_groups(build_lm("gpt2"), lr=1e-3, overrides=overrides)
+    found = {name: m for group in groups for name, m in group["matrices"].items()}
+    assert found["transformer.h.1.attn.c_attn.weight"] == Matrices(
+        transposed=True, splits=(16, 16, 16), heads=2
+    )
+    assert found["transformer.h.1.attn.c_proj.weight"] == Matrices(
+        transposed=True, heads=2, by_columns=True
+    )
+    assert found["transformer.h.1.mlp.c_fc.weight"].splits == (40, 24)
+    report = routing_report(groups)
+    holds = {row.name: row.holds for row in report.rows}
+    assert holds["transformer.h.0.attn.c_attn.weight"] == ((2, 8, 16),) * 3
+    assert holds["transformer.h.0.attn.c_proj.weight"] == ((2, 16, 8),)
+    assert (40, 16) in report.matrix_shapes() and (24, 16) in report.matrix_shapes()
+
+
+@pytest.mark.parametrize(
+    ("matrices", "said"),
+    [
+        ({"head": 2}, "did you mean heads"),
+        ({"heads": "2"}, "wrong type"),
+        ({"heads": True}, "wrong type"),
+        ({"groups": [2]}, "wrong type"),
+        ({"splits": 24}, "wrong type"),
+        ({"splits": [12, 12.0]}, "wrong type"),
+        ({"transposed": 1}, "wrong type"),
+        (3, "such as"),
+        ("plain", "such as"),
+    ],
+)
+def test_matrices_that_are_none_are_refused(toy: nn.Module, matrices: object, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        parameter_groups(toy, lr=1e-3, overrides={"up.weight": {"matrices": matrices}})
+
+
+def test_matrices_that_do_not_fit_name_the_parameter(toy: nn.Module) -> None:
+    with pytest.raises(LayoutError, match=r"up\.weight.*heads=5"):
+        parameter_groups(toy, lr=1e-3, overrides={"up.weight": {"matrices": {"heads": 5}}})
+
+
+def test_an_override_of_something_frozen_says_so(toy: nn.Module) -> None:
+    toy.get_submodule("up").requires_grad_(False)
+    with pytest.raises(RoutingError, match=r"up\.weight.*frozen"):
+        parameter_groups(toy, lr=1e-3, overrides={"up.*": {"lr": 1.0}})
+
+
+def test_adamw_groups_also_say_which_matrices_they_hold(toy: nn.Module) -> None:
+    groups = by_name(parameter_groups(toy, lr=1e-3, rule="adamw"))
+    assert set(groups["hidden"]["matrices"]) == set(groups["hidden"]["param_names"])
+
+
+def test_every_option_of_a_group_is_an_option_of_the_optimizer(toy: nn.Module) -> None:
+    defaults = set(Muon(parameter_groups(toy, lr=1e-3)).defaults)
+    assert defaults - GROUP_OPTIONS == {"rule", "momentum_convention"}
+    assert defaults >= GROUP_OPTIONS
+
+
+def test_a_trainable_parameter_in_no_group_is_refused(toy: nn.Module) -> None:
+    groups = parameter_groups(toy, lr=1e-3)
+    report = routing_report(groups, toy)
+    assert report == routing_report(groups)
+    first, *others = groups
+    with pytest.raises(RoutingError, match=r"first\.weight.*in no group"):
+        routing_report(others, toy)
+    with pytest.raises(RoutingError, match=r"first\.weight is in two groups: hidden and hidden"):
+        routing_report([*groups, first], toy)
+    with pytest.raises(RoutingError, match="which the model has not"):
+        routing_report(groups, toy.get_submodule("up"))
+
+
+def test_frozen_parameters_are_reported_where_the_model_is_given(toy: nn.Module) -> None:
+    toy.get_submodule("up").requires_grad_(False)
+    report = routing_report(parameter_groups(toy, lr=1e-3), toy)
+    (row,) = [row for row in report.rows if row.rule == "frozen"]
+    assert (row.name, row.size, row.matrices) == ("up.weight", 192, 0)
+    assert "frozen: 192 parameters" in report.summary()
+    assert report.parameters() == sum(p.numel() for p in toy.parameters())
+
+
+def test_the_report_of_an_optimizer_has_the_shape_factors(toy: nn.Module) -> None:
+    overrides = {"up.weight": {"matrices": {"splits": (16, 8)}, "scale": "spectral"}}
+    groups = parameter_groups(toy, lr=1e-3, overrides=overrides)
+    assert all(row.factors == () for row in routing_report(groups).rows)
+    rows = {row.name: row for row in routing_report(Muon(groups).param_groups).rows}
+    assert rows["up.weight"].factors == pytest.approx((2**0.5, 1.0))
+    assert rows["down.weight"].factors == pytest.approx((0.2 * 24**0.5,))
+    assert rows["norm.weight"].factors == ()
+    plus = Muon(parameter_groups(toy, lr=1e-3), post_norm="row")
+    rows = {row.name: row for row in routing_report(plus.param_groups).rows}
+    assert rows["up.weight"].factors == pytest.approx((0.2 * 8**0.5,))
+
+
+def test_layers_that_repeat_are_one_line_of_the_short_table(build_lm: Build) -> None:
+    report = routing_report(parameter_groups(build_lm("deepseek_v3"), lr=1e-3))
+    lines = report.table(full=False).splitlines()
+    assert len(lines) < len(report.rows)
+    (q,) = [line for line in lines if "q_proj" in line]
+    assert q.split()[:2] == ["model.layers.{0..1}.self_attn.q_proj.weight", "2x"]
+    (experts,) = [line for line in lines if "experts.gate_up_proj" in line]
+    assert experts.split()[0] == "model.layers.1.mlp.experts.gate_up_proj"
+    assert "8 of 12x16" in experts
+    times = [int(line.split()[1][:-1]) for line in lines[1:]]
+    assert sum(times) == len(report.rows)

@@ -9,7 +9,7 @@ from torch import nn
 
 from muonscale.errors import LayoutError
 from muonscale.optim.matrices import Matrices, matrix_shapes
-from muonscale.optim.roles import Assignment, Role, assign_roles
+from muonscale.optim.roles import GUESSED, Assignment, Role, assign_roles
 
 Build = Callable[[str], nn.Module]
 
@@ -95,7 +95,7 @@ def test_experts_follow_the_flags_of_their_module(build_lm: Build) -> None:
     assert mixtral["model.layers.0.mlp.experts.gate_up_proj"].matrices == Matrices(splits=(24, 24))
     assert mixtral["model.layers.0.mlp.experts.down_proj"].matrices == Matrices()
     oss = roles_of(build_lm("gpt_oss"))
-    woven = Matrices(transposed=True, splits=(24, 24), interleaved=True)
+    woven = Matrices(transposed=True, splits=(24, 24), groups=24)
     assert oss["model.layers.0.mlp.experts.gate_up_proj"].matrices == woven
     assert oss["model.layers.0.mlp.experts.down_proj"].matrices == Matrices(transposed=True)
     assert oss["model.layers.0.mlp.experts.gate_up_proj_bias"].role == Role.NORM
@@ -198,3 +198,124 @@ def test_wrappers_are_seen_through(build_lm: Build) -> None:
 def test_a_compiled_model_has_the_names_of_the_original() -> None:
     model = nn.Sequential(nn.Linear(4, 4))
     assert set(roles_of(torch.compile(model))) == set(roles_of(model))  # type: ignore[arg-type]
+
+
+def test_a_tie_is_found_through_another_module_of_another_kind() -> None:
+    class Tail(nn.Module):
+        def __init__(self, weight: nn.Parameter) -> None:
+            super().__init__()
+            self.project = weight
+
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table = nn.Embedding(30, 8)
+            self.body = nn.Linear(8, 8, bias=False)
+            self.tail = Tail(self.table.weight)
+
+    found = roles_of(Model())
+    assert set(found) == {"table.weight", "body.weight"}
+    assert found["table.weight"].role == Role.EMBEDDING
+    assert found["table.weight"].aliases == ("table.weight", "tail.project")
+    assert found["table.weight"].why == "embedding, tied to tail.project"
+
+
+def test_an_embedding_of_ones_own_is_known_by_the_sizes_it_declares() -> None:
+    class Table(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.num_embeddings, self.embedding_dim = 30, 8
+            self.weight = nn.Parameter(torch.zeros(30, 8))
+
+    found = roles_of(nn.Sequential(Table(), nn.Linear(8, 8), nn.Linear(8, 30)))
+    assert found["0.weight"].role == Role.EMBEDDING
+    assert found["2.weight"].role == Role.HEAD
+
+
+class Positions(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.tokens = nn.Embedding(30, 8)
+        self.positions = nn.Parameter(torch.zeros(16, 8))
+        self.body = Body()
+        self.out = nn.Linear(8, 30, bias=False)
+
+
+class Body(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches = nn.Parameter(torch.zeros(1, 16, 8))
+        self.mix = nn.Parameter(torch.zeros(16, 8))
+        self.experts = nn.Parameter(torch.zeros(4, 8, 8))
+        self.gain = nn.Parameter(torch.zeros(1, 8))
+
+
+def test_bare_parameters_are_tables_beside_an_embedding_or_under_a_leading_one() -> None:
+    found = roles_of(Positions())
+    roles = {name: str(a.role) for name, a in found.items()}
+    assert roles == {
+        "tokens.weight": "embedding",
+        "positions": "embedding",
+        "body.patches": "embedding",
+        "body.mix": "hidden",
+        "body.experts": "hidden",
+        "body.gain": "norm",
+        "out.weight": "head",
+    }
+    guessed = [name for name, a in found.items() if GUESSED in a.why]
+    assert guessed == ["body.mix", "body.experts"]
+
+
+def test_the_decay_of_a_state_space_is_no_matrix() -> None:
+    import transformers as hf
+
+    config = hf.MambaConfig(hidden_size=16, num_hidden_layers=1, vocab_size=50, state_size=4)
+    found = roles_of(hf.AutoModelForCausalLM.from_config(config))
+    assert found["backbone.layers.0.mixer.A_log"].role == Role.NORM
+    assert found["backbone.layers.0.mixer.conv1d.weight"].role == Role.CONVOLUTION
+    assert found["backbone.layers.0.mixer.in_proj.weight"].role == Role.HIDDEN
+
+
+def test_lora_is_a_hidden_matrix_for_each_of_its_factors_whatever_the_rank() -> None:
+    class Lora(nn.Module):
+        def __init__(self, rank: int) -> None:
+            super().__init__()
+            self.base = nn.Linear(8, 6, bias=False).requires_grad_(False)
+            self.lora_A = nn.ModuleDict({"default": nn.Linear(8, rank, bias=False)})
+            self.lora_B = nn.ModuleDict({"default": nn.Linear(rank, 6, bias=False)})
+
+    for rank in (1, 4):
+        found = roles_of(nn.Sequential(Lora(rank)))
+        for factor in ("A", "B"):
+            assignment = found[f"0.lora_{factor}.default.weight"]
+            assert (assignment.role, assignment.matrices) == (Role.HIDDEN, Matrices())
+
+
+def test_wrapped_models_have_the_names_of_the_original(single_process: None) -> None:
+    from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
+    from torch.nn.parallel import DistributedDataParallel
+
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    names = set(roles_of(model))
+    wrapped = nn.Sequential(checkpoint_wrapper(model[0]), model[1])
+    assert set(roles_of(wrapped)) == names
+    assert set(roles_of(DistributedDataParallel(wrapped))) == names
+
+
+def test_weights_that_deepspeed_has_taken_away_are_refused() -> None:
+    model = nn.Sequential(nn.LayerNorm(4), nn.Linear(4, 4))
+    model[0].weight.data = torch.zeros(0)
+    model[0].weight.ds_shape = torch.Size([4])
+    with pytest.raises(LayoutError, match=r"0\.weight.*DeepSpeed"):
+        assign_roles(model)
+
+
+def test_the_flat_parameter_of_fsdp1_is_refused() -> None:
+    class Wrapped(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self._flat_param = nn.Parameter(torch.zeros(32))
+            self._flat_param._is_flat_param = True
+
+    with pytest.raises(LayoutError, match=r"_flat_param.*FSDP1"):
+        assign_roles(Wrapped())

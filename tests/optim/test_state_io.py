@@ -2,21 +2,21 @@ from __future__ import annotations
 
 import copy
 import io
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
+from torch.distributed import checkpoint
 from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
     get_optimizer_state_dict,
     set_optimizer_state_dict,
 )
 
 from muonscale import Muon, parameter_groups
 from muonscale.errors import CheckpointError
-
-SetGradients = Callable[[nn.Module, int], None]
+from tests.optim.compare import SetGradients, equal, snapshot, states
 
 
 def trained(model: nn.Module, set_gradients: SetGradients, steps: int = 3, **options: Any) -> Muon:
@@ -62,7 +62,7 @@ def test_it_has_torchs_form(toy: nn.Module, set_gradients: SetGradients) -> None
     for group in state_dict["param_groups"]:
         assert len(group["param_names"]) == len(group["params"])
         assert group["momentum_convention"] == "ema"
-        assert "matrices" not in group
+        assert group["matrices"] is None
 
 
 def test_loading_shares_no_memory(toy: nn.Module, set_gradients: SetGradients) -> None:
@@ -124,7 +124,7 @@ def test_differences_are_listed_by_name_and_nothing_is_written(toy, set_gradient
     assert "missing: first.weight" in message
     assert "unexpected: gone.weight" in message
     assert "other shape: up.weight has momentum_buffer (3, 3), now it is (24, 8)" in message
-    assert "other rule: second.weight" in message
+    assert "other state: second.weight has ['momentum_buffer'], now it needs" in message
     assert all(not v.any() for state in other.state.values() for v in state.values())
 
 
@@ -157,7 +157,7 @@ def test_a_changed_grouping_keeps_its_options_and_warns(toy, set_gradients: SetG
 def test_a_callable_scale_is_not_saved_and_not_lost(toy, set_gradients: SetGradients) -> None:
     optimizer = trained(toy, set_gradients, scale=lambda out, in_: 1.0)
     saved = optimizer.state_dict()
-    assert all("scale" not in group for group in saved["param_groups"])
+    assert all(group["scale"] is None for group in saved["param_groups"])
     optimizer.load_state_dict(saved)
     assert all(callable(group["scale"]) for group in optimizer.param_groups)
 
@@ -171,13 +171,67 @@ def test_hooks_around_loading_are_called(toy: nn.Module, set_gradients: SetGradi
     assert calls == ["before", "after"]
 
 
-def test_torchs_checkpoint_functions_round_trip(toy, set_gradients: SetGradients) -> None:
-    optimizer = trained(toy, set_gradients)
-    saved = copy.deepcopy(get_optimizer_state_dict(toy, optimizer))
-    assert "up.weight" in saved["state"]
-    other = Muon(parameter_groups(toy, lr=0.3))
-    set_optimizer_state_dict(toy, other, saved)
-    for parameter in toy.parameters():
-        for key, value in optimizer.state[parameter].items():
-            assert torch.equal(value, other.state[parameter][key])
-    assert {group["lr"] for group in other.param_groups} == {0.1}
+VARIANTS = [
+    {},
+    {"post_norm": "normuon", "decay": "independent"},
+    {"post_norm": "col_row", "scale": "rms_exact", "cautious_decay": True},
+    {"master": "float32", "post_norm": "normuon"},
+    {"master": "stochastic"},
+]
+
+
+@pytest.mark.parametrize("options", VARIANTS)
+@pytest.mark.parametrize("flatten", [False, True])
+@pytest.mark.filterwarnings("ignore:.*16 bits")
+def test_torchs_checkpoint_functions_round_trip_every_state(
+    toy, set_gradients: SetGradients, tmp_path, options: dict[str, Any], flatten: bool
+) -> None:
+    if "master" in options:
+        toy.bfloat16()
+    how = StateDictOptions(flatten_optimizer_state_dict=flatten)
+    optimizer = trained(toy, set_gradients, **options)
+    saved = get_optimizer_state_dict(toy, optimizer, options=how)
+    assert ("state.up.weight.momentum_buffer" if flatten else "state") in saved
+    checkpoint.save({"optimizer": saved}, checkpoint_id=tmp_path)
+    twin = copy.deepcopy(toy)
+    other = Muon(parameter_groups(twin, lr=0.3), **options)
+    found = {"optimizer": get_optimizer_state_dict(twin, other, options=how)}
+    checkpoint.load(found, checkpoint_id=tmp_path)
+    set_optimizer_state_dict(twin, other, found["optimizer"], options=how)
+    assert equal(states(optimizer), states(other))
+    for mine, theirs in zip(optimizer.param_groups, other.param_groups, strict=True):
+        left_out = ("params", "matrices", "why")
+        kept = [{k: v for k, v in g.items() if k not in left_out} for g in (mine, theirs)]
+        assert kept[0] == kept[1]
+    for seed in range(3, 5):
+        for model, each in ((toy, optimizer), (twin, other)):
+            set_gradients(model, seed)
+            each.step()
+    assert equal(snapshot(toy), snapshot(twin))
+
+
+@pytest.mark.parametrize("options", VARIANTS)
+@pytest.mark.filterwarnings("ignore:.*16 bits")
+def test_every_variant_resumes_bit_for_bit_from_a_file(toy, set_gradients, options) -> None:
+    if "master" in options:
+        toy.bfloat16()
+    optimizer = trained(toy, set_gradients, **options)
+    file = io.BytesIO()
+    torch.save({"optimizer": optimizer.state_dict()}, file)
+    file.seek(0)
+    twin = copy.deepcopy(toy)
+    resumed = Muon(parameter_groups(twin, lr=9.0), **options)
+    resumed.load_state_dict(torch.load(file, weights_only=True)["optimizer"])
+    for seed in range(3, 5):
+        for model, each in ((toy, optimizer), (twin, resumed)):
+            set_gradients(model, seed)
+            each.step()
+    assert equal(snapshot(toy), snapshot(twin))
+    assert equal(states(optimizer), states(resumed))
+
+
+def test_state_without_the_rows_of_normuon_does_not_fit(toy, set_gradients: SetGradients) -> None:
+    saved = trained(toy, set_gradients).state_dict()
+    other = Muon(parameter_groups(toy, lr=0.1), post_norm="normuon")
+    with pytest.raises(CheckpointError, match="row_second_moment"):
+        other.load_state_dict(saved)

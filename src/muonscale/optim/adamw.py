@@ -13,37 +13,41 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from muonscale.optim.decay import decay_
 from muonscale.optim.finite import commit_, scratch
+from muonscale.optim.weights import Weights
 
 
 def adamw_step_(
-    W: list[Tensor],
+    W: Weights,
     G: list[Tensor],
     M: list[Tensor],
     V: list[Tensor],
     steps: Sequence[int],
     *,
     lr: float,
-    weight_decay: float,
+    rate: float,
     betas: tuple[float, float],
     eps: float,
+    cautious: bool = False,
     mask: Tensor | None = None,
 ) -> None:
     """Write one AdamW step into `W`, `M` and `V`.
 
         M <- b1*M + (1-b1)*G        V <- b2*V + (1-b2)*G*G
-        W <- (1 - lr*wd)*W - lr/(1-b1^t) * M / (sqrt(V)/sqrt(1-b2^t) + eps)
+        W <- (1 - rate)*W - lr/(1-b1^t) * M / (sqrt(V)/sqrt(1-b2^t) + eps)
 
     Args:
-        W: parameters, any floating dtype.
-        G: gradients, same shapes; not written to.
+        W: parameters, any floating dtype; the rest has their shapes.
+        G: gradients; not written to.
         M: first moments, float32 or float64.
         V: second moments, likewise.
         steps: t of each parameter, this step included (from 1).
         lr: scheduled learning rate.
-        weight_decay: per unit of `lr`.
+        rate: part of the weight that decays, see `decay_rate`.
         betas: (b1, b2), each in [0, 1).
         eps: added to the root of the corrected second moment.
+        cautious: see `decay_`; the update has the sign of `M`.
         mask: see `commit_`.
     """
     beta1, beta2 = betas
@@ -57,7 +61,7 @@ def adamw_step_(
     denominators = list(torch._foreach_sqrt(V))
     torch._foreach_div_(denominators, [(1 - beta2**t) ** 0.5 for t in steps])
     torch._foreach_add_(denominators, eps)
-    new_W = scratch(W, M, mask)
-    torch._foreach_mul_(new_W, 1 - lr * weight_decay)
+    new_W = W.wide(M, mask)
+    decay_(new_W, M, rate, cautious=cautious)
     torch._foreach_addcdiv_(new_W, M, denominators, [-lr / (1 - beta1**t) for t in steps])
-    commit_(W, new_W, mask)
+    W.write_(new_W, mask)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
@@ -10,11 +11,15 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from muonscale.errors import ConfigError, LayoutError, RoutingError, nearest
-from muonscale.optim.coefficients import resolve_triples
+from muonscale.optim.coefficients import resolve
+from muonscale.optim.decay import DECAYS
+from muonscale.optim.flops import FORMS
 from muonscale.optim.groups import RULES
 from muonscale.optim.matrices import matrix_shapes
+from muonscale.optim.normalize import resolve_post_norm
 from muonscale.optim.orthogonalize import DTYPES
-from muonscale.optim.scale import SCALES
+from muonscale.optim.scale import check_scale
+from muonscale.optim.weights import MASTERS
 from muonscale.optim.work import Group, named
 
 
@@ -40,23 +45,45 @@ def split_names(params: Any) -> tuple[list[Tensor], list[str] | None]:
 
 def check_options(options: Group) -> None:
     """Raise ConfigError for an option of a group that is unknown or outside its range."""
-    resolve_triples(options["ns_coefficients"], options["ns_steps"])
-    if options["rule"] not in RULES:
-        raise ConfigError(
-            f"no rule is called {options['rule']!r}: {nearest(options['rule'], RULES)}"
-        )
-    if not callable(options["scale"]) and options["scale"] not in SCALES:
-        hint = nearest(str(options["scale"]), SCALES)
-        raise ConfigError(f"no shape factor is called {options['scale']!r}: {hint}")
+    resolve(options["ns_coefficients"], options["ns_steps"])
+    for option, accepted in (
+        ("rule", RULES),
+        ("decay", DECAYS),
+        ("master", MASTERS),
+        ("ns_form", FORMS),
+    ):
+        _check_word(option, options[option], accepted)
+    resolve_post_norm(options["post_norm"])
+    check_scale(options["scale"])
     dtype = options["ns_dtype"]
-    if not isinstance(dtype, torch.dtype) and dtype not in ("auto", *DTYPES):
-        raise ConfigError(f"ns_dtype is {dtype!r}: {nearest(str(dtype), ('auto', *DTYPES))}")
+    if not isinstance(dtype, torch.dtype):
+        _check_word("ns_dtype", dtype, ("auto", *DTYPES))
     for option in ("lr", "weight_decay", "rms", "eps"):
         if not options[option] >= 0:
             raise ConfigError(f"{option} is {options[option]}: it cannot be below 0")
-    for option in (options["momentum"], *options["betas"]):
-        if not 0 <= option < 1:
-            raise ConfigError(f"momentum or beta is {option}: 0 <= x < 1 is accepted")
+    if not options["post_norm_eps"] > 0:
+        raise ConfigError(
+            f"post_norm_eps is {options['post_norm_eps']}: it has to be above 0, or a row of zeros "
+            "would be divided by zero"
+        )
+    for number in (options["momentum"], options["normuon_beta2"], *options["betas"]):
+        if not 0 <= number < 1:
+            raise ConfigError(f"momentum or beta is {number}: 0 <= x < 1 is accepted")
+    if options["decay"] == "independent" and not options["peak_lr"] > 0:
+        raise ConfigError(
+            'decay="independent" is weight_decay times lr/peak_lr, and peak_lr, the lr that the '
+            f"group was added with, is {options['peak_lr']}: give the group an lr above 0"
+        )
+
+
+def check_backend(name: str) -> None:
+    """Raise ConfigError for a backend that torch.compile does not have."""
+    _check_word("compile", name, torch.compiler.list_backends(exclude_tags=()))
+
+
+def _check_word(option: str, word: object, accepted: Sequence[str]) -> None:
+    if word not in accepted:
+        raise ConfigError(f"{option} is {word!r}: {nearest(str(word), accepted)}")
 
 
 def check_parameter(name: str, parameter: Any, options: Group) -> None:
@@ -69,6 +96,8 @@ def check_parameter(name: str, parameter: Any, options: Group) -> None:
         raise LayoutError(
             f"{name} is sharded (DTensor): this version updates whole parameters only"
         )
+    if options["master"] == "stochastic" and parameter.dtype.itemsize < 4:
+        _check_bfloat16(name, parameter)
     if options["rule"] != "muon":
         return
     shape = tuple(parameter.shape)
@@ -82,12 +111,22 @@ def check_parameter(name: str, parameter: Any, options: Group) -> None:
         )
 
 
+def _check_bfloat16(name: str, parameter: Tensor) -> None:
+    if parameter.dtype != torch.bfloat16:
+        raise ConfigError(
+            f'{name} is {parameter.dtype}: master="stochastic" rounds to bfloat16 only, '
+            'master="float32" takes any dtype'
+        )
+
+
 def warn_of_narrow_parameters(groups: list[Group]) -> None:
-    """Warn once of parameters in 16 bits."""
-    narrow = [name for g in groups for name, p in named(g) if p.dtype.itemsize < 4]
+    """Warn once of parameters in 16 bits that nothing keeps from losing small steps."""
+    plain = [g for g in groups if g["master"] == "none"]
+    narrow = [name for g in plain for name, p in named(g) if p.dtype.itemsize < 4]
     if narrow:
         warnings.warn(
             f"{len(narrow)} parameters are in 16 bits (first: {narrow[0]}): weight decay and small "
-            "steps are lost to rounding. Keep parameters in float32 and compute in bf16.",
+            "steps are lost to rounding. Keep parameters in float32 and compute in bf16, or give "
+            'master="float32" or master="stochastic".',
             stacklevel=4,
         )

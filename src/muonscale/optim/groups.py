@@ -13,8 +13,8 @@ from typing import Any, Literal
 
 from torch import nn
 
-from muonscale.errors import ConfigError, RoutingError, nearest
-from muonscale.optim.matrices import matrix_shapes
+from muonscale.errors import ConfigError, LayoutError, RoutingError, nearest
+from muonscale.optim.matrices import PLAIN, Matrices, amend, matrix_shapes
 from muonscale.optim.report import routing_report as routing_report
 from muonscale.optim.roles import Assignment, Role, assign_roles
 
@@ -29,15 +29,23 @@ GROUP_OPTIONS = frozenset(
     [
         "lr",
         "weight_decay",
+        "decay",
+        "cautious_decay",
         "momentum",
         "nesterov",
         "ns_coefficients",
         "ns_steps",
+        "ns_form",
         "ns_dtype",
+        "post_norm",
+        "post_norm_eps",
+        "normuon_beta2",
         "scale",
         "rms",
         "betas",
         "eps",
+        "master",
+        "rounding_seed",
     ]
 )
 """Options that `Muon` reads from a group."""
@@ -72,20 +80,21 @@ def parameter_groups(
         weight_decay: decoupled decay of every group, per unit of `lr`.
         overrides: from a role ("head") or an anchored glob over parameter names
             ("model.layers.*.mlp.*", where `*` also matches dots) to options: `rule`, `role`,
-            `matrices` (a `Matrices`), `lr`, `weight_decay`, and every option of `Muon` that a
-            group can have. Roles come first, then globs in the order given; the last one wins.
+            `matrices` (a `Matrices`, or a mapping of its fields to change what was found, such as
+            `{"heads": 8}`), `lr`, `weight_decay`, and every option of `Muon` that a group can
+            have. Roles come first, then globs in the order given; the last one wins.
         rule: "adamw" puts everything on AdamW, for comparisons.
 
     Returns:
         Dicts with `name` (the role; with the pattern that set it apart, as in "hidden/*.mlp.*"),
         `role`, `rule`, `params`, `param_names`, `lr`, `weight_decay`, `matrices` (parameter name
-        to `Matrices`; empty on AdamW), `why` (parameter name to what decided), other options.
+        to `Matrices`, for what holds any), `why` (parameter name to what decided), other options.
 
     Raises:
         RoutingError: for a pattern that matches nothing, a Muon rule on something that is no
             matrix, or no parameter on Muon at all.
-        ConfigError: for an unknown option or rule.
-        LayoutError: for flattened weights.
+        ConfigError: for an unknown option, rule or field of `Matrices`.
+        LayoutError: for flattened weights, or matrices that do not fit their parameter.
 
     Example:
         >>> from torch import nn
@@ -96,10 +105,12 @@ def parameter_groups(
          ('head', 'adamw', ['2.weight']), ('norm', 'adamw', ['1.bias', '2.bias'])]
     """
     _check_rule(rule, "rule")
-    routed = [_default(a, rule) for a in assign_roles(model) if a.parameter.requires_grad]
+    found = assign_roles(model)
+    routed = [_default(a, rule) for a in found if a.parameter.requires_grad]
     if not routed:
         raise RoutingError("the model has no parameter that needs a gradient: nothing to train")
-    _apply_overrides(routed, overrides or {}, rule)
+    frozen = [a for a in found if not a.parameter.requires_grad]
+    _apply_overrides(routed, overrides or {}, rule, frozen)
     for item in routed:
         _check_item(item)
     if rule == "muon" and all(item.rule != "muon" for item in routed):
@@ -118,7 +129,9 @@ def _rule_of(role: Role, rule: RuleT) -> RuleT:
     return rule if role in MUON_ROLES else "adamw"
 
 
-def _apply_overrides(routed: list[_Routed], overrides: Overrides, rule: RuleT) -> None:
+def _apply_overrides(
+    routed: list[_Routed], overrides: Overrides, rule: RuleT, frozen: list[Assignment]
+) -> None:
     roles = {key: options for key, options in overrides.items() if key in set(Role)}
     globs = {key: options for key, options in overrides.items() if key not in roles}
     for pattern, options in {**roles, **globs}.items():
@@ -128,7 +141,7 @@ def _apply_overrides(routed: list[_Routed], overrides: Overrides, rule: RuleT) -
         else:
             chosen = [item for item in routed if _matches(pattern, item.assignment)]
         if not chosen:
-            raise RoutingError(_nothing_matched(pattern, routed))
+            raise RoutingError(_nothing_matched(pattern, routed, frozen))
         for item in chosen:
             _override(item, pattern, options, rule)
             if pattern not in roles:
@@ -144,17 +157,37 @@ def _override(item: _Routed, pattern: str, options: Mapping[str, Any], rule: Rul
         # A matrix called norm holds none any more; a convolution called hidden keeps its layout.
         changes |= {"role": role, "matrices": None if role == Role.NORM else a.matrices}
     if "matrices" in options:
-        changes["matrices"] = options["matrices"]
+        changes["matrices"] = _amended(a.matrices or PLAIN, options["matrices"], pattern)
     item.assignment = replace(a, **changes)
     item.rule = options.get("rule", item.rule)
     item.options |= {k: v for k, v in options.items() if k in GROUP_OPTIONS}
+
+
+def _amended(found: Matrices, given: object, pattern: str) -> Matrices:
+    """Return what an override says of the matrices: all of it, or fields that change `found`."""
+    if isinstance(given, Matrices):
+        return given
+    if not isinstance(given, Mapping):
+        raise ConfigError(
+            f"override {pattern!r}: matrices is {given!r}: a Matrices or a mapping of its fields is "
+            'accepted, such as {"heads": 8}'
+        )
+    try:
+        return amend(found, given)
+    except ConfigError as error:
+        raise ConfigError(f"override {pattern!r}: {error}") from None
 
 
 def _matches(pattern: str, assignment: Assignment) -> bool:
     return any(fnmatch.fnmatchcase(name, pattern) for name in assignment.aliases)
 
 
-def _nothing_matched(pattern: str, routed: list[_Routed]) -> str:
+def _nothing_matched(pattern: str, routed: list[_Routed], frozen: list[Assignment]) -> str:
+    if asleep := [a.name for a in frozen if a.role == pattern or _matches(pattern, a)]:
+        return (
+            f"override {pattern!r} matches {asleep[0]} and no trainable parameter: what it matches "
+            "is frozen (requires_grad is False)"
+        )
     names = [item.assignment.name for item in routed]
     roles = {str(item.assignment.role) for item in routed}
     hint = nearest(pattern, {*names, *roles})
@@ -188,7 +221,10 @@ def _check_item(item: _Routed) -> None:
             f"{a.name} has shape {tuple(a.parameter.shape)} and is no matrix ({a.why}): "
             'Muon orthogonalises matrices, use rule "adamw" for it'
         )
-    matrix_shapes(a.parameter.shape, a.matrices)
+    try:
+        matrix_shapes(a.parameter.shape, a.matrices)
+    except LayoutError as error:
+        raise LayoutError(f"{a.name}: {error}") from None
 
 
 def _grouped(routed: list[_Routed], common: dict[str, Any]) -> list[dict[str, Any]]:
@@ -214,6 +250,6 @@ def _grouped(routed: list[_Routed], common: dict[str, Any]) -> list[dict[str, An
         group["params"].append(a.parameter)
         group["param_names"].append(a.name)
         group["why"][a.name] = a.why
-        if item.rule == "muon":
+        if a.matrices is not None:
             group["matrices"][a.name] = a.matrices
     return list(groups.values())

@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from muonscale.errors import ConfigError, MuonscaleError, RoutingError
-from muonscale.optim.adamw import adamw_step_
 from muonscale.optim.admission import (
+    check_backend,
     check_options,
     check_parameter,
     own_groups,
@@ -23,17 +23,18 @@ from muonscale.optim.admission import (
     warn_of_narrow_parameters,
 )
 from muonscale.optim.coefficients import CoefficientsLike
+from muonscale.optim.decay import DecayT
 from muonscale.optim.finite import FiniteCheck, check_gradients
-from muonscale.optim.muon_rule import (
-    MOMENTUM_CONVENTION,
-    apply_updates_,
-    momentum_step_,
-    polar_updates,
-)
+from muonscale.optim.flops import FormT
+from muonscale.optim.muon_rule import MOMENTUM_CONVENTION
+from muonscale.optim.normalize import PostNormT
 from muonscale.optim.orthogonalize import DTypeLike
 from muonscale.optim.scale import ScaleLike
+from muonscale.optim.state import COUNTERS, keep_by_name
 from muonscale.optim.state_io import plain, take_over
-from muonscale.optim.work import Group, Item, batches, by_group, named
+from muonscale.optim.steps import adamw_items_, muon_items_
+from muonscale.optim.weights import MasterT
+from muonscale.optim.work import Group, Item, named
 
 NonfiniteT = Literal["raise", "skip"]
 
@@ -44,28 +45,47 @@ class Muon(torch.optim.Optimizer):
     Muon rule, per logical matrix (Liu et al., Muon is Scalable for LLM Training, arXiv 2502.16982,
     equations 1, 2, 4; `M` is an average as in torch.optim.Muon, (1-mu) times the paper's sum):
 
-        M <- mu*M + (1-mu)*G        N = mu*M + (1-mu)*G (Nesterov)        O = NS(N)
+        M <- mu*M + (1-mu)*G        N = mu*M + (1-mu)*G (Nesterov)        O = post_norm(NS(N))
         W <- (1 - lr*wd)*W - lr*factor(out, in)*O
 
     AdamW rule: as torch.optim.AdamW. State is float32 (float64 for float64 parameters) whatever
     the dtype of the parameters. A parameter whose gradient is None is skipped, decay included; a
-    gradient of zeros is a gradient. Parameters of one process, not sharded.
+    gradient of zeros is a gradient. Parameters of one process, not sharded. A parameter that is
+    replaced in its group, moved or cast keeps its state, by name. Every option down to
+    `rounding_seed` can also be an entry of a group.
 
     Args:
         params: groups from `parameter_groups`; or groups of your own with a `rule` ("muon" or
             "adamw", default "muon"), optional `param_names`, and `matrices` (name to `Matrices`)
             for what is not a plain 2-D matrix; or 2-D tensors, named or not.
         lr: learning rate of groups that have none.
-        weight_decay: decoupled decay per unit of `lr`, on both rules.
+        weight_decay: decoupled decay, on both rules.
+        decay: "coupled" takes lr*weight_decay of a weight per step, "independent" weight_decay
+            times the schedule's multiplier, which is lr over the lr the group was added with.
+        cautious_decay: decay only where the update makes the weight smaller (Chen et al., Cautious
+            Weight Decay, arXiv 2510.12402).
         momentum: mu, in [0, 1).
         nesterov: orthogonalise the look-ahead direction.
         ns_coefficients: a row of `muonscale.optim.coefficients`, a triple or a list of triples.
         ns_steps: Newton-Schulz steps.
+        ns_form: how Newton-Schulz is evaluated, see `orthogonalize`.
         ns_dtype: dtype of the Newton-Schulz products, see `orthogonalize`.
-        scale: shape factor, see `shape_factor`.
-        rms: RMS of the update at `scale="rms"`, in units of `lr`.
+        post_norm: what follows the polar factor. "row", "col", "row_col" (rows, then columns) or
+            "col_row" make rows or columns of unit length (Zhang et al., Muon+, arXiv 2602.21545);
+            "normuon" divides rows by their running RMS (Li et al., NorMuon, arXiv 2510.05491);
+            "frobenius" gives the update the length of an exact polar factor.
+        post_norm_eps: within the root of a sum of squares; "normuon" adds it to the root.
+        normuon_beta2: of the running mean square of "normuon".
+        scale: shape factor, see `shape_factor`. "rms" allows for what `post_norm` ends with.
+        rms: RMS of the update at `scale="rms"` and "rms_exact", in units of `lr`.
         betas: of the AdamW rule.
         eps: of the AdamW rule.
+        master: what is done for parameters in 16 bits, which lose small steps: "float32" keeps and
+            saves a float32 copy of them, "stochastic" rounds to bfloat16 at random without bias,
+            "none" warns.
+        rounding_seed: of master="stochastic". A resumed run rounds as an uninterrupted one.
+        compile: run Newton-Schulz and what follows it through torch.compile, once for each shape;
+            a string names a backend other than "inductor".
         nonfinite: what a NaN or an infinity in any gradient does. The whole step is left out, with
             state and parameters as they were; "raise" raises when the next step begins or at
             `check_finite()`, "skip" goes on and counts.
@@ -94,17 +114,29 @@ class Muon(torch.optim.Optimizer):
         weight_decay: float = 0.1,
         momentum: float = 0.95,
         nesterov: bool = True,
+        *,
+        decay: DecayT = "coupled",
+        cautious_decay: bool = False,
         ns_coefficients: CoefficientsLike = "jordan",
         ns_steps: int = 5,
+        ns_form: FormT = "auto",
         ns_dtype: DTypeLike = "auto",
+        post_norm: PostNormT | None = None,
+        post_norm_eps: float = 1e-8,
+        normuon_beta2: float = 0.95,
         scale: ScaleLike = "rms",
         rms: float = 0.2,
         betas: tuple[float, float] = (0.9, 0.95),
         eps: float = 1e-8,
+        master: MasterT = "none",
+        rounding_seed: int = 0,
+        compile: bool | str = False,
         nonfinite: NonfiniteT = "raise",
     ) -> None:
         if nonfinite not in ("raise", "skip"):
             raise ConfigError(f"nonfinite is {nonfinite!r}: raise or skip is accepted")
+        if isinstance(compile, str):
+            check_backend(compile)
         defaults = {
             "rule": "muon",
             "lr": lr,
@@ -113,15 +145,25 @@ class Muon(torch.optim.Optimizer):
             "nesterov": nesterov,
             "ns_coefficients": ns_coefficients,
             "ns_steps": ns_steps,
+            "ns_form": ns_form,
             "ns_dtype": ns_dtype,
+            "post_norm": post_norm,
+            "post_norm_eps": post_norm_eps,
+            "normuon_beta2": normuon_beta2,
             "scale": scale,
             "rms": rms,
             "betas": betas,
             "eps": eps,
+            "decay": decay,
+            "cautious_decay": cautious_decay,
+            "master": master,
+            "rounding_seed": rounding_seed,
             "momentum_convention": MOMENTUM_CONVENTION,
         }
+        self._owners: dict[str, Tensor] = {}
         super().__init__(own_groups(params), defaults)
         self._nonfinite: NonfiniteT = nonfinite
+        self._compile = compile
         self._reset_counters()
         warn_of_narrow_parameters(self.param_groups)
 
@@ -134,10 +176,12 @@ class Muon(torch.optim.Optimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         self._settle()
-        return {**super().__getstate__(), "_nonfinite": self._nonfinite}
+        own = {"_nonfinite": self._nonfinite, "_compile": self._compile}
+        return {**super().__getstate__(), **own}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
+        self._owners = {name: p for group in self.param_groups for name, p in named(group)}
         self._reset_counters()
 
     def add_param_group(self, param_group: Group) -> None:
@@ -150,13 +194,17 @@ class Muon(torch.optim.Optimizer):
             names = [f"parameter{start + i}" for i in range(len(group["params"]))]
         group.setdefault("param_names", names)
         self._check_unique(group)
+        group.setdefault("peak_lr", float(group.get("lr", self.defaults["lr"])))
         options = {**self.defaults, **group}
         check_options(options)
         for name, parameter in zip(group["param_names"], group["params"], strict=True):
             check_parameter(name, parameter, options)
         super().add_param_group(group)
-        for parameter in group["params"]:
-            self.state[parameter] = _new_state(parameter, options["rule"])
+        self._keep_state()
+
+    def _keep_state(self) -> None:
+        """See that every parameter has its state, whoever has replaced, moved or cast it."""
+        keep_by_name(self.param_groups, self.state, self._owners)
 
     def _check_unique(self, group: Group) -> None:
         if len(group["param_names"]) != len(group["params"]):
@@ -189,17 +237,22 @@ class Muon(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        self._keep_state()
         items = list(self._items())
         check = check_gradients([i.name for i in items], [i.gradient for i in items])
         if check.mask is None and check.nonfinite_names():
             self._pending = check, []
             self._settle()
             return loss
-        counters = [i.state["step"] for i in items if i.group["rule"] == "adamw"]
+        counters = [i.state[key] for i in items for key in COUNTERS if key in i.state]
         for counter in counters:
             counter += 1
-        self._adamw(items, check.mask)
-        self._muon(items, check.mask)
+        adamw_items_([i for i in items if i.group["rule"] == "adamw"], check.mask)
+        on_muon = [i for i in items if i.group["rule"] == "muon"]
+        tally = muon_items_(on_muon, check.mask, self._compile)
+        self._matrices = tally.matrices
+        if tally.update_rms is not None:
+            self._update_rms = tally.update_rms
         if check.mask is not None:
             self._pending = check, counters
         return loss
@@ -222,53 +275,6 @@ class Muon(torch.optim.Optimizer):
                     state=self.state[parameter],
                     group=group,
                 )
-
-    def _adamw(self, items: list[Item], mask: Tensor | None) -> None:
-        on_adamw = (item for item in items if item.group["rule"] == "adamw")
-        for group, part in by_group(on_adamw):
-            adamw_step_(
-                [i.parameter for i in part],
-                [i.gradient for i in part],
-                [i.state["exp_avg"] for i in part],
-                [i.state["exp_avg_sq"] for i in part],
-                [int(i.state["step"]) for i in part],
-                lr=float(group["lr"]),
-                weight_decay=float(group["weight_decay"]),
-                betas=group["betas"],
-                eps=group["eps"],
-                mask=mask,
-            )
-
-    def _muon(self, items: list[Item], mask: Tensor | None) -> None:
-        self._matrices = 0
-        squares: list[Tensor] = []
-        on_muon = [item for item in items if item.group["rule"] == "muon"]
-        for polar, batch in batches(on_muon):
-            directions: list[Tensor] = []
-            for group, part in by_group(batch):
-                directions += momentum_step_(
-                    [i.state["momentum_buffer"] for i in part],
-                    [i.gradient for i in part],
-                    momentum=group["momentum"],
-                    nesterov=group["nesterov"],
-                    mask=mask,
-                )
-            updates, matrices, sums = polar_updates(directions, [i.layout for i in batch], polar)
-            self._matrices += matrices
-            squares += sums
-            left = iter(updates)
-            for group, part in by_group(batch):
-                apply_updates_(
-                    [i.parameter for i in part],
-                    [next(left) for _ in part],
-                    lr=float(group["lr"]),
-                    weight_decay=float(group["weight_decay"]),
-                    mask=mask,
-                )
-        if squares:
-            total = torch.stack([square.to(squares[0].device) for square in squares]).sum()
-            elements = sum(item.parameter.numel() for item in on_muon)
-            self._update_rms = (total / max(1, elements)).sqrt()
 
     def _settle(self) -> None:
         """Read the flag of the last step, once it is there, and count what has been left out."""
@@ -322,6 +328,7 @@ class Muon(torch.optim.Optimizer):
     def state_dict(self) -> dict[str, Any]:
         """Return the state in torch's form: integer keys, and `param_names` in every group."""
         self._settle()
+        self._keep_state()
         return plain(super().state_dict())
 
     @torch.no_grad()
@@ -338,17 +345,7 @@ class Muon(torch.optim.Optimizer):
         for before in self._optimizer_load_state_dict_pre_hooks.values():
             state_dict = before(self, state_dict) or state_dict
         self._pending = None
+        self._keep_state()
         take_over(state_dict, self.param_groups, self.state)
         for after in self._optimizer_load_state_dict_post_hooks.values():
             after(self)
-
-
-def _new_state(parameter: Tensor, rule: str) -> dict[str, Tensor]:
-    dtype = torch.promote_types(parameter.dtype, torch.float32)
-
-    def zeros() -> Tensor:
-        return torch.zeros_like(parameter, dtype=dtype, memory_format=torch.preserve_format)
-
-    if rule == "muon":
-        return {"momentum_buffer": zeros()}
-    return {"step": torch.tensor(0.0), "exp_avg": zeros(), "exp_avg_sq": zeros()}

@@ -1,26 +1,30 @@
-"""The Muon rule as functions of tensors: momentum, polar factor, shape factor, decay.
+"""The Muon rule as functions of tensors: momentum, polar factor, post-normalisation, shape factor.
 
 Liu et al., Muon is Scalable for LLM Training, arXiv 2502.16982, equations 1, 2 and 4, with an
 average in place of the sum: `M <- mu*M + (1-mu)*G` is (1-mu) times the paper's momentum, so that the
 polar factor is the same and the buffer keeps the length of a gradient.
 
-Letters: G gradient, M momentum, N what is orthogonalised, U scaled update, W weight.
+Letters: G gradient, M momentum, N what is orthogonalised, O its polar factor, U scaled update, V row
+state, W weight.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
-from dataclasses import dataclass
-from itertools import chain
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from muonscale.optim.coefficients import Triple
+from muonscale.optim.coefficients import Coefficients
+from muonscale.optim.decay import decay_
 from muonscale.optim.finite import commit_, scratch
-from muonscale.optim.matrices import Matrices, unview, view
-from muonscale.optim.orthogonalize import DTypeLike, orthogonalize
-from muonscale.optim.scale import ScaleLike, shape_factor
+from muonscale.optim.normalize import LOCAL, NormContext, Reducer, resolve_post_norm
+from muonscale.optim.orthogonalize import DTypeLike, ns_dtype, orthogonalize
+from muonscale.optim.scale import ScaleLike, exact_factor, shape_factor
+from muonscale.optim.stacks import MatrixShape, Stacks
+from muonscale.optim.weights import Weights
 
 MOMENTUM_CONVENTION = "ema"
 """How `M` adds up: "ema" as here and in torch.optim.Muon; "sum" is the paper's `M <- mu*M + G`."""
@@ -30,10 +34,14 @@ MOMENTUM_CONVENTION = "ema"
 class Polar:
     """From the momentum to the update, for matrices of every shape."""
 
-    triples: tuple[Triple, ...]
-    scale: ScaleLike
-    rms: float
-    dtype: DTypeLike
+    coefficients: Coefficients
+    form: str = "auto"
+    dtype: DTypeLike = "auto"
+    post_norm: str | None = None
+    post_norm_eps: float = 1e-8
+    normuon_beta2: float = 0.95
+    scale: ScaleLike = "rms"
+    rms: float = 0.2
 
 
 def momentum_step_(
@@ -67,63 +75,119 @@ def momentum_step_(
     return list(torch._foreach_lerp(wide_G, M, momentum))
 
 
-def polar_updates(
-    N: list[Tensor], layouts: list[Matrices], polar: Polar
-) -> tuple[list[Tensor], int, list[Tensor]]:
-    """Return the scaled update of every parameter, `U = factor(out, in) * NS(N)` per matrix.
+@dataclass(frozen=True)
+class Updates:
+    """What `polar_updates` returns."""
 
-    Matrices of the same shape are orthogonalised in one batch, whichever parameter they are from.
+    tensors: list[Tensor]
+    """Scaled updates with the parameters' stored shapes."""
+    matrices: int
+    squares: list[Tensor]
+    """0-D tensors that add up to the sum of squares of all updates."""
+
+
+def polar_updates(
+    N: list[Tensor],
+    stacks: Stacks,
+    polar: Polar,
+    *,
+    V: list[Tensor] | None = None,
+    reducer: Reducer = LOCAL,
+    mask: Tensor | None = None,
+    compile: bool | str = False,
+) -> Updates:
+    """Return the scaled update of every parameter, per matrix `U = factor * post_norm(NS(N))`.
+
+    Matrices of the same shape are worked on in one batch, whichever parameter they are from.
 
     Args:
         N: directions with the parameters' stored shapes; not written to.
-        layouts: where the matrices lie in each of them.
-        polar: coefficients and shape factor.
-
-    Returns:
-        Updates with the parameters' stored shapes; the number of matrices; 0-D tensors that add up
-        to the sum of squares of all updates.
+        stacks: where the matrices lie in each of them.
+        polar: coefficients, post-normalisation and shape factor.
+        V: row states of the parameters, written to, if the post-normalisation has one.
+        reducer: how to sum over whole matrices.
+        mask: see `commit_`; for `V`.
+        compile: see `Muon`.
     """
-    viewed = [view(direction, layout) for direction, layout in zip(N, layouts, strict=True)]
-    pieces: dict[tuple[int, int], list[Tensor]] = defaultdict(list)
-    for piece in chain.from_iterable(viewed):
-        pieces[_shape(piece)].append(piece)
-    scaled = {shape: _scaled(shape, alike, polar) for shape, alike in pieces.items()}
-    squares = [torch.linalg.vector_norm(U_NMK).square() for U_NMK in scaled.values()]
-    left = {
-        shape: iter(scaled[shape].split([piece.shape[0] for piece in alike]))
-        for shape, alike in pieces.items()
-    }
-    updates = [
-        unview([next(left[_shape(piece)]) for piece in own], layout, direction.shape)
-        for own, layout, direction in zip(viewed, layouts, N, strict=True)
-    ]
-    return updates, sum(U_NMK.shape[0] for U_NMK in scaled.values()), squares
+    if compile:  # what "auto" asks the machine cannot be traced
+        polar = replace(polar, dtype=_products_dtype(polar.dtype, N[0]))
+    rows = None if V is None else stacks.gather_rows(V)
+    scaled: dict[MatrixShape, Tensor] = {}
+    for shape, N_NMK in stacks.gather(N).items():
+        update = stack_update(shape, polar, reducer, compile)
+        scaled[shape], V_NM1 = update(N_NMK, None if rows is None else rows[shape])
+        if rows is not None and V_NM1 is not None:
+            rows[shape] = V_NM1
+    if V is not None and rows is not None:
+        commit_(V, stacks.scatter_rows(rows), mask)
+    return Updates(
+        stacks.scatter(scaled),
+        sum(U_NMK.shape[0] for U_NMK in scaled.values()),
+        [torch.linalg.vector_norm(U_NMK).square() for U_NMK in scaled.values()],
+    )
 
 
-def _shape(piece: Tensor) -> tuple[int, int]:
-    return piece.shape[1], piece.shape[2]
+def _products_dtype(dtype: DTypeLike, like: Tensor) -> DTypeLike:
+    if dtype != "auto":
+        return dtype
+    return torch.float64 if like.dtype == torch.float64 else ns_dtype(like.device)
 
 
-def _scaled(shape: tuple[int, int], alike: list[Tensor], polar: Polar) -> Tensor:
-    """Return U of the batches `[n, out, in]` put together, in the dtype that came in."""
-    N_NMK = alike[0] if len(alike) == 1 else torch.cat(alike)
-    O_NMK = orthogonalize(N_NMK, polar.triples, len(polar.triples), polar.dtype)
-    return O_NMK.to(N_NMK.dtype).mul_(shape_factor(polar.scale, shape, polar.rms))
+StackUpdate = Callable[[Tensor, Tensor | None], tuple[Tensor, Tensor | None]]
+
+
+def stack_update(
+    shape: MatrixShape, polar: Polar, reducer: Reducer, compile: bool | str
+) -> StackUpdate:
+    """Return the function from (N, V) of a batch of matrices of `shape` to (U, new V)."""
+    if compile:
+        backend = compile if isinstance(compile, str) else "inductor"
+        return _compiled(shape, polar, reducer, backend)
+    return functools.partial(_stack_update, shape=shape, polar=polar, reducer=reducer)
+
+
+@functools.cache
+def _compiled(shape: MatrixShape, polar: Polar, reducer: Reducer, backend: str) -> StackUpdate:
+    """Compile for one shape, apart from all others, so that no count of shapes hits a limit."""
+    update = functools.partial(_stack_update, shape=shape, polar=polar, reducer=reducer)
+    # torch's overloads leave isolate_recompiles out, its signature has it
+    # pyrefly: ignore [no-matching-overload]
+    return torch.compile(update, backend=backend, dynamic=False, isolate_recompiles=True)
+
+
+def _stack_update(
+    N_NMK: Tensor, V_NM1: Tensor | None, *, shape: MatrixShape, polar: Polar, reducer: Reducer
+) -> tuple[Tensor, Tensor | None]:
+    steps = polar.coefficients.steps
+    U_NMK = orthogonalize(N_NMK, polar.coefficients, steps, polar.form, polar.dtype)
+    U_NMK = U_NMK.to(N_NMK.dtype)
+    last = None
+    if (norm := resolve_post_norm(polar.post_norm)) is not None:
+        context = NormContext(
+            shape=shape, eps=polar.post_norm_eps, beta2=polar.normuon_beta2, reducer=reducer
+        )
+        U_NMK, V_NM1 = norm.apply(U_NMK, V_NM1, context)
+        last = norm.last
+    if polar.scale == "rms_exact":
+        sums = reducer.sum_all(U_NMK.square())
+        return U_NMK.mul_(exact_factor(sums, shape, polar.rms)), V_NM1
+    return U_NMK.mul_(shape_factor(polar.scale, shape, polar.rms, last)), V_NM1
 
 
 def apply_updates_(
-    W: list[Tensor],
+    W: Weights,
     U: list[Tensor],
     *,
     lr: float,
-    weight_decay: float,
+    rate: float,
+    cautious: bool = False,
     mask: Tensor | None = None,
 ) -> None:
-    """Write `W <- (1 - lr*wd)*W - lr*U`, rounded once where `W` is narrower than `U`.
+    """Write `W <- (1 - rate)*W - lr*U`, rounded once where `W` is narrower than `U`.
 
-    The decay takes the scheduled learning rate alone, not the shape factor within `U`.
+    The decay takes nothing of the shape factor within `U`. See `decay_` for `rate` and `cautious`.
     """
-    new_W = scratch(W, U, mask)
-    torch._foreach_mul_(new_W, 1 - lr * weight_decay)
+    new_W = W.wide(U, mask)
+    decay_(new_W, U, rate, cautious=cautious)
     torch._foreach_add_(new_W, U, alpha=-lr)
-    commit_(W, new_W, mask)
+    W.write_(new_W, mask)

@@ -4,10 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
+from torch import nn
+
+from muonscale.errors import RoutingError
+from muonscale.optim.collapse import collapse
 from muonscale.optim.matrices import PLAIN, matrix_shapes
+from muonscale.optim.normalize import resolve_post_norm
+from muonscale.optim.scale import shape_factor
+
+FROZEN = "frozen"
+"""In place of a rule: the parameter needs no gradient and is in no group."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,8 +25,11 @@ class RoutingRow:
 
     name: str
     shape: tuple[int, ...]
-    matrices: int
-    """Logical matrices that Muon orthogonalises in it; 0 on AdamW."""
+    holds: tuple[tuple[int, int, int], ...]
+    """(number, out, in) of the logical matrices that Muon orthogonalises in it; empty on AdamW."""
+    factors: tuple[float, ...]
+    """What the polar factor of each of these is multiplied by, before `lr`; empty where the group
+    does not say its `scale`, which groups have once they are an optimizer's."""
     role: str
     rule: str
     lr: float
@@ -28,6 +40,11 @@ class RoutingRow:
     def size(self) -> int:
         """Number of elements."""
         return math.prod(self.shape)
+
+    @property
+    def matrices(self) -> int:
+        """Number of logical matrices that Muon orthogonalises in it; 0 on AdamW."""
+        return sum(number for number, _, _ in self.holds)
 
 
 @dataclass(frozen=True)
@@ -49,44 +66,97 @@ class RoutingReport:
         """Return the part of all elements that is on `rule`, between 0 and 1."""
         return self.parameters(rule) / max(1, self.parameters())
 
+    def matrix_shapes(self) -> list[tuple[int, int]]:
+        """Return (out, in) of every logical matrix on Muon, as often as it is there."""
+        return [(out, in_) for row in self.rows for n, out, in_ in row.holds for _ in range(n)]
+
     def summary(self) -> str:
         """Return one line per rule for a console."""
-        muon, adamw = self.parameters("muon"), self.parameters("adamw")
         noun = "matrix" if self.muon_matrices == 1 else "matrices"
-        return (
-            f"Muon: {self.muon_matrices} {noun}, {muon:,} parameters "
-            f"({self.share('muon'):.1%}), {self._roles('muon')}\n"
-            f"AdamW: {adamw:,} parameters ({self.share('adamw'):.1%}), {self._roles('adamw')}"
-        )
-
-    def table(self) -> str:
-        """Return one line per parameter, in columns."""
-        columns: list[tuple[str, Callable[[RoutingRow], str]]] = [
-            ("parameter", lambda row: row.name),
-            ("shape", lambda row: "x".join(map(str, row.shape)) or "scalar"),
-            ("matrices", lambda row: str(row.matrices or "-")),
-            ("role", lambda row: row.role),
-            ("rule", lambda row: row.rule),
-            ("lr", lambda row: f"{row.lr:g}"),
-            ("decay", lambda row: f"{row.weight_decay:g}"),
-            ("why", lambda row: row.why),
+        lines = [
+            f"Muon: {self.muon_matrices:,} {noun}, {self._share('muon')}",
+            f"AdamW: {self._share('adamw')}",
         ]
-        cells = [[title for title, _ in columns]]
-        cells += [[show(row) for _, show in columns] for row in self.rows]
-        widths = [max(len(line[i]) for line in cells) for i in range(len(columns))]
-        lines = ("  ".join(map(str.ljust, line, widths)).rstrip() for line in cells)
+        if frozen := self.parameters(FROZEN):
+            lines.append(f"frozen: {frozen:,} parameters ({self.share(FROZEN):.1%})")
         return "\n".join(lines)
 
-    def _roles(self, rule: str) -> str:
+    def table(self, *, full: bool = True) -> str:
+        """Return the rows in columns; without `full`, those that layers repeat as one line."""
+        lines = collapse([(row.name, _facts(row)) for row in self.rows], full=full)
+        titles = [title for title, _ in _COLUMNS]
+        if any(line.count > 1 for line in lines):
+            titles = [titles[0], "times", *titles[1:]]
+            cells = [[line.name, f"{line.count}x", *line.facts] for line in lines]
+        else:
+            cells = [[line.name, *line.facts] for line in lines]
+        return _aligned([titles, *cells])
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the report as plain values, for JSON."""
+        totals = {
+            rule: {"parameters": self.parameters(rule), "share": self.share(rule)}
+            for rule in dict.fromkeys(["muon", "adamw", *(row.rule for row in self.rows)])
+        }
+        return {
+            "parameters": self.parameters(),
+            "matrices": self.muon_matrices,
+            "rules": totals,
+            "rows": [{**asdict(row), "size": row.size} for row in self.rows],
+        }
+
+    def _share(self, rule: str) -> str:
         roles = dict.fromkeys(row.role for row in self.rows if row.rule == rule)
-        return ", ".join(roles) or "no parameters"
+        named = ", ".join(roles) or "no parameters"
+        return f"{self.parameters(rule):,} parameters ({self.share(rule):.1%}), {named}"
 
 
-def routing_report(groups: Iterable[Mapping[str, Any]]) -> RoutingReport:
+_COLUMNS: list[tuple[str, Callable[[RoutingRow], str]]] = [
+    ("parameter", lambda row: row.name),
+    ("shape", lambda row: "x".join(map(str, row.shape)) or "scalar"),
+    ("matrices", lambda row: _matrices(row)),
+    ("role", lambda row: row.role),
+    ("rule", lambda row: row.rule),
+    ("lr", lambda row: "-" if row.rule == FROZEN else f"{row.lr:g}"),
+    ("decay", lambda row: "-" if row.rule == FROZEN else f"{row.weight_decay:g}"),
+    ("factor", lambda row: ", ".join(dict.fromkeys(f"{f:.4g}" for f in row.factors)) or "-"),
+    ("why", lambda row: row.why),
+]
+
+
+def _matrices(row: RoutingRow) -> str:
+    """Return such as `128 of 1408x2048`, or 1 where the parameter is the matrix."""
+    if not row.holds:
+        return "-"
+    counts: dict[tuple[int, int], int] = {}
+    for number, out, in_ in row.holds:
+        counts[out, in_] = counts.get((out, in_), 0) + number
+    if row.holds == ((1, *row.shape),):
+        return "1"
+    return " + ".join(f"{n} of {out}x{in_}" for (out, in_), n in counts.items())
+
+
+def _facts(row: RoutingRow) -> tuple[str, ...]:
+    return tuple(show(row) for _, show in _COLUMNS[1:])
+
+
+def _aligned(cells: list[list[str]]) -> str:
+    widths = [max(len(line[i]) for line in cells) for i in range(len(cells[0]))]
+    return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in cells)
+
+
+def routing_report(
+    groups: Iterable[Mapping[str, Any]], model: nn.Module | None = None
+) -> RoutingReport:
     """Return what `groups` say about every parameter.
 
     Args:
         groups: from `parameter_groups`, or the `param_groups` of a `Muon`.
+        model: checked against the groups; its frozen parameters are listed too.
+
+    Raises:
+        RoutingError: if a trainable parameter of `model` is in no group or in two, or a group has
+            a parameter that `model` has not.
 
     Example:
         >>> from torch import nn
@@ -96,21 +166,68 @@ def routing_report(groups: Iterable[Mapping[str, Any]]) -> RoutingReport:
         Muon: 1 matrix, 128 parameters (9.2%), hidden
         AdamW: 1,266 parameters (90.8%), embedding, head, norm
     """
-    return RoutingReport(tuple(row for group in groups for row in _rows(group)))
+    groups = list(groups)
+    rows = [row for group in groups for row in _rows(group)]
+    if model is not None:
+        rows += _frozen(groups, model)
+    return RoutingReport(tuple(rows))
+
+
+def _frozen(groups: list[Mapping[str, Any]], model: nn.Module) -> list[RoutingRow]:
+    """Check that the groups hold the trainable parameters, each once; return rows for the rest."""
+    left = dict(zip(model.parameters(), (n for n, _ in model.named_parameters()), strict=True))
+    seen: dict[Any, str] = {}
+    for group in groups:
+        for name, parameter in zip(group["param_names"], group["params"], strict=True):
+            if parameter in seen:
+                raise RoutingError(f"{name} is in two groups: {seen[parameter]} and {_name(group)}")
+            if parameter not in left:
+                raise RoutingError(f"group {_name(group)} has {name}, which the model has not")
+            seen[parameter] = _name(group)
+    rows = []
+    for parameter, name in left.items():
+        if parameter in seen:
+            continue
+        if parameter.requires_grad:
+            raise RoutingError(
+                f"{name} {tuple(parameter.shape)} is trainable and in no group: it would never be "
+                "updated. Build the groups with parameter_groups(model, lr=...), or freeze it."
+            )
+        rows.append(_frozen_row(name, tuple(parameter.shape)))
+    return rows
+
+
+def _name(group: Mapping[str, Any]) -> str:
+    return str(group.get("name", group.get("role", "without a name")))
+
+
+def _frozen_row(name: str, shape: tuple[int, ...]) -> RoutingRow:
+    return RoutingRow(
+        name=name,
+        shape=shape,
+        holds=(),
+        factors=(),
+        role="-",
+        rule=FROZEN,
+        lr=0.0,
+        weight_decay=0.0,
+        why="requires_grad is False",
+    )
 
 
 def _rows(group: Mapping[str, Any]) -> list[RoutingRow]:
     rows = []
     for name, parameter in zip(group["param_names"], group["params"], strict=True):
-        matrices = 0
+        holds: tuple[tuple[int, int, int], ...] = ()
         if group["rule"] == "muon":
             layout = group.get("matrices", {}).get(name, PLAIN)
-            matrices = sum(n for n, _, _ in matrix_shapes(parameter.shape, layout))
+            holds = tuple(matrix_shapes(parameter.shape, layout))
         rows.append(
             RoutingRow(
                 name=name,
                 shape=tuple(parameter.shape),
-                matrices=matrices,
+                holds=holds,
+                factors=_factors(group, holds),
                 role=group.get("role", group.get("name", "")),
                 rule=group["rule"],
                 lr=float(group["lr"]),
@@ -119,3 +236,13 @@ def _rows(group: Mapping[str, Any]) -> list[RoutingRow]:
             )
         )
     return rows
+
+
+def _factors(
+    group: Mapping[str, Any], holds: tuple[tuple[int, int, int], ...]
+) -> tuple[float, ...]:
+    if "scale" not in group or "rms" not in group:
+        return ()
+    post_norm = resolve_post_norm(group.get("post_norm"))
+    last = post_norm.last if post_norm else None
+    return tuple(shape_factor(group["scale"], (o, i), group["rms"], last) for _, o, i in holds)

@@ -25,11 +25,17 @@ StateDict = Mapping[str, Any]
 
 
 def plain(state_dict: dict[str, Any]) -> dict[str, Any]:
-    """Return torch's state dict with only such group entries as `torch.load` takes by default."""
-    groups = []
-    for group in state_dict["param_groups"]:
-        kept = {k: v for k, v in group.items() if k == "params" or k not in NOT_SAVED}
-        groups.append({k: v for k, v in kept.items() if not callable(v)})
+    """Return torch's state dict with only such group entries as `torch.load` takes by default.
+
+    Those that describe the model, and functions, are None in it and not missing: torch's flattened
+    form is loaded by asking for every entry of the groups.
+    """
+
+    def saved(key: str, value: Any) -> Any:
+        left_out = key != "params" and key in NOT_SAVED
+        return None if left_out or callable(value) else value
+
+    groups = [{k: saved(k, v) for k, v in group.items()} for group in state_dict["param_groups"]]
     return {**state_dict, "param_groups": groups}
 
 
@@ -82,7 +88,7 @@ def _differences(saved: Mapping[str, Any], current: Mapping[str, Any]) -> list[s
     for name in sorted(current.keys() & saved.keys()):
         have, want = saved[name], current[name]
         if have.keys() != want.keys():
-            lines.append(f"other rule: {name} has {sorted(have)}, now it needs {sorted(want)}")
+            lines.append(f"other state: {name} has {sorted(have)}, now it needs {sorted(want)}")
             continue
         for key in want:
             shapes = tuple(torch.as_tensor(have[key]).shape), tuple(want[key].shape)
@@ -115,4 +121,5 @@ def _take_options(saved_groups: list[Group], groups: list[Group]) -> None:
                 stacklevel=4,
             )
             continue
-        group.update({k: v for k, v in saved.items() if k not in kept})
+        functions = {k for k, v in group.items() if callable(v) and saved.get(k) is None}
+        group.update({k: v for k, v in saved.items() if k not in kept | functions})

@@ -10,10 +10,11 @@ from typing import Any
 
 from torch import Tensor
 
-from muonscale.optim.coefficients import resolve_triples
-from muonscale.optim.matrices import PLAIN, Matrices, matrix_shapes
+from muonscale.optim.coefficients import resolve
+from muonscale.optim.matrices import PLAIN, Matrices
 from muonscale.optim.muon_rule import Polar
 from muonscale.optim.orthogonalize import WORKSPACE_BYTES
+from muonscale.optim.stacks import known_shapes
 
 Group = dict[str, Any]
 """One entry of `Optimizer.param_groups`."""
@@ -50,11 +51,12 @@ def by_group(items: Iterable[Item]) -> Iterator[tuple[Group, list[Item]]]:
 def batches(items: list[Item]) -> Iterator[tuple[Polar, list[Item]]]:
     """Gather the parameters whose matrices have the same shapes, across groups, up to the cap."""
     alike: defaultdict[Any, list[Item]] = defaultdict(list)
+    polars = {id(group): _polar(group) for group, _ in by_group(items)}
     for item in items:
-        shapes = matrix_shapes(item.parameter.shape, item.layout)
+        shapes = known_shapes(tuple(item.parameter.shape), item.layout)
         kinds = frozenset((out, in_) for _, out, in_ in shapes)
         dtype = item.state["momentum_buffer"].dtype
-        alike[_polar(item.group), kinds, item.parameter.device, dtype].append(item)
+        alike[polars[id(item.group)], kinds, item.parameter.device, dtype].append(item)
     for (polar, *_), members in alike.items():
         for batch in _capped(members):
             yield polar, batch
@@ -76,5 +78,13 @@ def _capped(items: list[Item]) -> Iterator[list[Item]]:
 
 
 def _polar(group: Group) -> Polar:
-    triples = resolve_triples(group["ns_coefficients"], group["ns_steps"])
-    return Polar(triples=triples, scale=group["scale"], rms=group["rms"], dtype=group["ns_dtype"])
+    return Polar(
+        coefficients=resolve(group["ns_coefficients"], group["ns_steps"]),
+        form=group["ns_form"],
+        dtype=group["ns_dtype"],
+        post_norm=group["post_norm"],
+        post_norm_eps=group["post_norm_eps"],
+        normuon_beta2=group["normuon_beta2"],
+        scale=group["scale"],
+        rms=group["rms"],
+    )

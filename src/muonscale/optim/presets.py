@@ -1,0 +1,116 @@
+"""Named sets of options: the recipes of papers and of their code, as far as they concern the optimizer.
+
+optimizer = Muon(parameter_groups(model, lr=1e-3), **preset("muon_plus_repo"))
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from muonscale.errors import ConfigError, nearest
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preset:
+    """Options of `Muon`, and where they come from."""
+
+    options: Mapping[str, Any]
+    source: str
+
+
+PRESETS: dict[str, Preset] = {
+    "moonlight": Preset(
+        options={
+            "momentum": 0.95,
+            "nesterov": True,
+            "scale": "rms",
+            "rms": 0.2,
+            "weight_decay": 0.1,
+            "betas": (0.9, 0.95),
+            "eps": 1e-8,
+        },
+        source="Liu et al., Muon is Scalable for LLM Training, arXiv 2502.16982, section 2.2 and "
+        "appendix B; the defaults of Muon",
+    ),
+    "essential": Preset(
+        options={
+            "momentum": 0.95,
+            "nesterov": True,
+            "scale": "rms",
+            "rms": 0.2,
+            "weight_decay": 0.1,
+            "betas": (0.95, 0.95),
+            "eps": 1e-8,
+        },
+        source="Practical Efficiency of Muon for Pretraining, arXiv 2505.02222, section 2 and "
+        "appendix G",
+    ),
+    "keller": Preset(
+        options={"momentum": 0.95, "nesterov": True, "scale": "keller", "weight_decay": 0.0},
+        source="Jordan et al., Muon: An optimizer for hidden layers in neural networks (2024)",
+    ),
+    "muon_plus_paper": Preset(
+        options={
+            "momentum": 0.95,
+            "nesterov": False,
+            "post_norm": "col",
+            "post_norm_eps": 1e-8,
+            "scale": "spectral",
+        },
+        source="Zhang et al., Muon+, arXiv 2602.21545, algorithm 1",
+    ),
+    "muon_plus_repo": Preset(
+        options={
+            "momentum": 0.95,
+            "nesterov": True,
+            "post_norm": "col_row",
+            "post_norm_eps": 1e-7,
+            "scale": "spectral",
+            "betas": (0.95, 0.95),
+            "eps": 1e-8,
+        },
+        source="K1seki221/MuonPlus, the code of arXiv 2602.21545; its GPT runs have row_col",
+    ),
+    "normuon": Preset(
+        options={
+            "momentum": 0.95,
+            "nesterov": True,
+            "post_norm": "normuon",
+            "post_norm_eps": 1e-10,
+            "normuon_beta2": 0.95,
+            "scale": "keller",
+        },
+        source="zichongli5/NorMuon, the code of Li et al., NorMuon, arXiv 2510.05491",
+    ),
+    "normuon_paper": Preset(
+        options={
+            "momentum": 0.95,
+            "nesterov": False,
+            "post_norm": "normuon",
+            "post_norm_eps": 1e-8,
+            "normuon_beta2": 0.95,
+            "scale": "rms_exact",
+            "rms": 0.2,
+        },
+        source="Li et al., NorMuon, arXiv 2510.05491, algorithm 1",
+    ),
+}
+"""A preset sets the direction and the shape factor; learning rates are yours. Options given
+after it win: `Muon(groups, **(preset("muon_plus_repo") | {"post_norm": "row_col"}))`."""
+
+
+def preset(name: str) -> dict[str, Any]:
+    """Return the options of `Muon` that `name` stands for.
+
+    Raises:
+        ConfigError: for an unknown name.
+
+    Example:
+        >>> preset("muon_plus_repo")["post_norm_eps"]
+        1e-07
+    """
+    if name not in PRESETS:
+        raise ConfigError(f"no preset is called {name!r}: {nearest(name, PRESETS)}")
+    return dict(PRESETS[name].options)

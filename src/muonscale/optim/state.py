@@ -1,0 +1,145 @@
+"""What the optimizer keeps of every parameter, from construction on, under the parameter's name.
+
+| key                 | rule          | shape           | dtype                                      |
+|---------------------|---------------|-----------------|--------------------------------------------|
+| momentum_buffer     | muon          | the parameter's | float32; float64 for float64 parameters    |
+| row_second_moment   | muon, normuon | one per row     | likewise                                   |
+| exp_avg, exp_avg_sq | adamw         | the parameter's | likewise                                   |
+| step                | adamw         | 0-D, on the CPU | float32                                    |
+| master              | both, 16 bits | the parameter's | float32, with master="float32"             |
+| rounding_step       | both, 16 bits | 0-D, on the CPU | float32, with master="stochastic"          |
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping, MutableMapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from muonscale.errors import LayoutError, RoutingError
+from muonscale.optim.admission import check_parameter
+from muonscale.optim.matrices import PLAIN, Matrices
+from muonscale.optim.normalize import resolve_post_norm
+from muonscale.optim.stacks import row_state_shape
+from muonscale.optim.work import Group, named
+
+ROW_STATE = "row_second_moment"
+COUNTERS = ("step", "rounding_step")
+"""State that counts the steps that were not left out."""
+
+
+def is_narrow(parameter: Tensor) -> bool:
+    """Return whether `parameter` is in 16 bits or fewer."""
+    return parameter.dtype.itemsize < 4
+
+
+def new_state(name: str, parameter: Tensor, options: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Return the state of a parameter that has not made a step.
+
+    Args:
+        name: the parameter's.
+        parameter: any floating dtype and device.
+        options: of its group, complete.
+    """
+    dtype = torch.promote_types(parameter.dtype, torch.float32)
+
+    def zeros() -> Tensor:
+        return torch.zeros_like(parameter, dtype=dtype, memory_format=torch.preserve_format)
+
+    if options["rule"] == "muon":
+        state = {"momentum_buffer": zeros()}
+        norm = resolve_post_norm(options["post_norm"])
+        if norm is not None and norm.row_state:
+            layout = options["matrices"].get(name, PLAIN)
+            shape = row_state_shape(parameter.shape, layout)
+            state[ROW_STATE] = torch.zeros(shape, dtype=dtype, device=parameter.device)
+    else:
+        state = {"step": torch.tensor(0.0), "exp_avg": zeros(), "exp_avg_sq": zeros()}
+    if is_narrow(parameter) and options["master"] == "float32":
+        state["master"] = parameter.detach().to(torch.float32)
+    if is_narrow(parameter) and options["master"] == "stochastic":
+        state["rounding_step"] = torch.tensor(0.0)
+    return state
+
+
+def keep_by_name(
+    groups: list[Group],
+    state: MutableMapping[Tensor, dict[str, Any]],
+    owners: dict[str, Tensor],
+) -> None:
+    """Give every parameter in `groups` its state, by name, where something has changed.
+
+    A parameter may have been replaced by another tensor, moved to another device, or cast, since
+    its state was made; that state is then carried over. One that has no state gets a new one.
+
+    Args:
+        groups: of the optimizer.
+        state: by parameter; written to.
+        owners: the parameter that each name stood for; written to.
+
+    Raises:
+        RoutingError: where names and parameters do not match, or the rule cannot work on what is
+            there now.
+        LayoutError: where the shape is another one.
+    """
+    for group in groups:
+        if len(group["params"]) != len(group["param_names"]):
+            raise RoutingError(
+                f"a group has {len(group['params'])} parameters and {len(group['param_names'])} "
+                "param_names: state is kept by name"
+            )
+    changed = [
+        (name, parameter, group)
+        for group in groups
+        for name, parameter in named(group)
+        if owners.get(name) is not parameter or not _fits(state.get(parameter), parameter, group)
+    ]
+    fresh = {
+        name: _renewed(name, parameter, group, state.get(owners[name]) if name in owners else None)
+        for name, parameter, group in changed
+    }
+    for name in fresh.keys() & owners.keys():
+        state.pop(owners[name], None)
+    for name, parameter, _ in changed:
+        state[parameter] = fresh[name]
+        owners[name] = parameter
+
+
+def _renewed(
+    name: str, parameter: Tensor, group: Group, old: Mapping[str, Tensor] | None
+) -> dict[str, Tensor]:
+    check_parameter(name, parameter, group)
+    fresh = new_state(name, parameter, group)
+    for key in fresh:
+        if old is None or key not in old:
+            continue
+        if old[key].shape != fresh[key].shape:
+            raise LayoutError(
+                f"{name} was replaced by a tensor of another shape: its {key} is "
+                f"{tuple(old[key].shape)}, {tuple(fresh[key].shape)} is needed"
+            )
+        fresh[key].copy_(old[key])
+    return fresh
+
+
+def _fits(
+    state: Mapping[str, Tensor] | None, parameter: Tensor, options: Mapping[str, Any]
+) -> bool:
+    rule, post_norm, master = options["rule"], options["post_norm"], options["master"]
+    if state is None or state.keys() != _keys(rule, post_norm, master, is_narrow(parameter)):
+        return False
+    moment = state["momentum_buffer" if rule == "muon" else "exp_avg"]
+    dtype = parameter.dtype if parameter.dtype.itemsize > 4 else torch.float32
+    return moment.dtype == dtype and moment.device == parameter.device
+
+
+@functools.cache
+def _keys(rule: str, post_norm: str | None, master: str, narrow: bool) -> frozenset[str]:
+    """Return the keys of the state that `new_state` makes."""
+    dtype = torch.bfloat16 if narrow else torch.float32
+    matrices: dict[str, Matrices] = {}
+    options = {"rule": rule, "post_norm": post_norm, "master": master, "matrices": matrices}
+    return frozenset(new_state("", torch.zeros(1, 1, dtype=dtype), options))

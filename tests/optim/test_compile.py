@@ -1,0 +1,66 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from muonscale import Muon
+from muonscale.optim import muon_rule
+from tests.optim.compare import close
+
+
+@pytest.fixture(autouse=True)
+def nothing_compiled():
+    muon_rule._compiled.cache_clear()
+    yield
+    muon_rule._compiled.cache_clear()
+    torch.compiler.reset()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"post_norm": "normuon", "scale": "rms_exact"}],
+)
+def test_compiled_steps_equal_eager_ones(options) -> None:
+    torch.manual_seed(0)
+    start = torch.randn(2, 8, 24)
+    results = []
+    for compile in (False, "aot_eager"):
+        parameters = [nn.Parameter(w.clone()) for w in start]
+        optimizer = Muon(parameters, lr=0.1, ns_steps=2, **options, compile=compile)
+        torch.manual_seed(1)
+        for _ in range(3):
+            for parameter in parameters:
+                parameter.grad = torch.randn(8, 24)
+            optimizer.step()
+        results.append((parameters, optimizer))
+    (eager, first), (compiled, second) = results
+    for mine, other in zip(eager, compiled, strict=True):
+        close(mine.detach(), other.detach())
+        for key, value in first.state[mine].items():
+            close(value, second.state[other][key])
+    assert muon_rule._compiled.cache_info().currsize == 1  # of both parameters
+
+
+def test_no_number_of_shapes_reaches_the_recompile_limit(monkeypatch) -> None:
+    """Ten shapes, more than torch's limit of eight, of which each is compiled once."""
+    # Newton-Schulz takes dynamo seconds per shape, and is not what this is about
+    monkeypatch.setattr(muon_rule, "orthogonalize", lambda X_NMK, *rest: X_NMK / X_NMK.norm())
+    graphs: list[int] = []
+
+    def counting(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]):
+        graphs.append(len(inputs))
+        return graph.forward
+
+    torch._dynamo.register_backend(counting, name="counting")
+    limit = torch._dynamo.config.recompile_limit
+    assert limit < 10
+    parameters = [nn.Parameter(torch.randn(2, 2 + k)) for k in range(10)]
+    optimizer = Muon(parameters, lr=0.1, compile="counting")
+    for parameter in parameters:
+        parameter.grad = torch.randn_like(parameter)
+    optimizer.step()
+    assert len(graphs) == 10
+    optimizer.step()
+    assert len(graphs) == 10
+    assert torch._dynamo.config.recompile_limit == limit

@@ -1,0 +1,105 @@
+"""A fused weight takes the steps that the same matrices take when they are stored apart."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from muonscale.optim.matrices import PLAIN, Matrices, view
+from muonscale.optim.muon import Muon
+
+CASES: dict[str, tuple[tuple[int, ...], Matrices]] = {
+    "qkv": ((48, 16), Matrices(splits=(16, 16, 16))),
+    "qkv of Conv1D": ((16, 48), Matrices(transposed=True, splits=(16, 16, 16))),
+    "grouped-query": ((32, 16), Matrices(splits=(16, 8, 8))),
+    "grouped-query by groups": ((32, 16), Matrices(splits=(16, 8, 8), groups=2)),
+    "gated query": ((48, 16), Matrices(splits=(16, 16, 8, 8), groups=4)),
+    "every head in turn": ((48, 16), Matrices(splits=(16, 16, 16), groups=4)),
+    "a matrix for each head": ((48, 16), Matrices(splits=(24, 12, 12), heads=(6, 3, 3))),
+    "output by heads": ((16, 24), Matrices(heads=3, by_columns=True)),
+    "latent attention": ((40, 12), Matrices(splits=(24, 16), groups=4)),
+    "latent attention by heads": ((40, 12), Matrices(splits=(24, 16), groups=4, heads=4)),
+    "gate and up": ((40, 16), Matrices(splits=(20, 20))),
+    "gate and up, woven": ((40, 16), Matrices(splits=(20, 20), groups=20)),
+    "experts": ((4, 12, 16), PLAIN),
+    "experts, gate and up": ((4, 24, 16), Matrices(splits=(12, 12))),
+    "experts as in gpt-oss": (
+        (4, 16, 24), Matrices(transposed=True, splits=(12, 12), groups=12)),
+    "kernel": ((12, 4, 3), Matrices(flattened=True)),
+    "one row": ((1, 16), PLAIN),
+    "one column": ((16, 1), PLAIN),
+    "one number": ((1, 1), PLAIN),
+}  # fmt: skip
+
+
+def apart(X: Tensor, layout: Matrices) -> list[Tensor]:
+    return [one.clone() for batch in view(X, layout) for one in batch]
+
+
+def optimizer(params: list[Tensor], layout: Matrices | None, **options: Any) -> Muon:
+    names = [f"p{i}" for i in range(len(params))]
+    group: dict[str, Any] = {"params": params, "param_names": names, "rule": "muon"}
+    if layout is not None:
+        group["matrices"] = dict.fromkeys(names, layout)
+    return Muon([group], lr=0.1, weight_decay=0.3, **options)
+
+
+OPTIONS: list[dict[str, Any]] = [{}, {"scale": "spectral"}, {"post_norm": "row"}]
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=["rms", "spectral", "row"])
+@pytest.mark.parametrize("case", CASES)
+def test_fused_and_apart_take_the_same_steps(case: str, options: dict[str, Any]) -> None:
+    shape, layout = CASES[case]
+    generator = torch.Generator().manual_seed(0)
+    fused = torch.nn.Parameter(torch.randn(shape, generator=generator))
+    parts = [torch.nn.Parameter(one) for one in apart(fused.detach(), layout)]
+    together, single = (
+        optimizer([fused], layout, **options),
+        optimizer(list(parts), None, **options),
+    )
+    before = fused.detach().clone()
+    for _ in range(3):
+        fused.grad = torch.randn(shape, generator=generator)
+        for part, G in zip(parts, apart(fused.grad, layout), strict=True):
+            part.grad = G
+        together.step()
+        single.step()
+    assert together.stats()["matrices"] == len(parts)
+    for left, right in zip(apart(fused.detach(), layout), parts, strict=True):
+        torch.testing.assert_close(left, right.detach(), rtol=2e-5, atol=2e-6)
+    assert not torch.allclose(before, fused)
+
+
+@pytest.mark.parametrize("case", ["qkv", "every head in turn", "experts as in gpt-oss"])
+def test_a_fused_weight_taken_for_one_matrix_goes_elsewhere(case: str) -> None:
+    shape, layout = CASES[case]
+    wrong = Matrices(transposed=layout.transposed)
+    steps = []
+    for stored_as in (layout, wrong):
+        fused = torch.nn.Parameter(torch.zeros(shape))
+        fused.grad = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+        optimizer([fused], stored_as).step()
+        steps.append(fused.detach())
+    cosine = torch.nn.functional.cosine_similarity(steps[0].flatten(), steps[1].flatten(), dim=0)
+    assert cosine < 0.97
+
+
+@pytest.mark.parametrize("shape", [(1, 16), (16, 1), (1, 1)])
+def test_a_row_or_a_column_takes_a_step_of_normalised_momentum(shape: tuple[int, int]) -> None:
+    W = torch.nn.Parameter(torch.zeros(shape))
+    W.grad = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    optimizer([W], None).step()
+    step = W.detach()
+    cosine = torch.nn.functional.cosine_similarity(-step.flatten(), W.grad.flatten(), dim=0)
+    assert cosine == pytest.approx(1.0, abs=1e-5)
+    # Jordan's polynomial takes a singular value of 1 into [0.68, 1.13]
+    assert 0.68 * 0.2 < step.square().mean().sqrt() / 0.1 < 1.13 * 0.2
+    W.grad.zero_()
+    fresh = torch.nn.Parameter(torch.zeros(shape))
+    fresh.grad = torch.zeros(shape)
+    optimizer([fresh], None).step()
+    assert fresh.abs().max() == 0
