@@ -10,23 +10,41 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from muonscale.optim.convert_lr import convert_lr as convert_lr
+    from muonscale.optim.convert_state import convert_state_dict as convert_state_dict
     from muonscale.optim.groups import parameter_groups as parameter_groups
     from muonscale.optim.groups import routing_report as routing_report
+    from muonscale.optim.matrices import Matrices as Matrices
     from muonscale.optim.muon import Muon as Muon
     from muonscale.optim.orthogonalize import exact_polar as exact_polar
     from muonscale.optim.orthogonalize import orthogonalize as orthogonalize
+    from muonscale.optim.presets import preset as preset
 
 __version__ = "0.1.0"
 
 _HOME = {
+    "Matrices": "muonscale.optim.matrices",
     "Muon": "muonscale.optim.muon",
+    "convert_lr": "muonscale.optim.convert_lr",
+    "convert_state_dict": "muonscale.optim.convert_state",
     "exact_polar": "muonscale.optim.orthogonalize",
     "orthogonalize": "muonscale.optim.orthogonalize",
     "parameter_groups": "muonscale.optim.groups",
+    "preset": "muonscale.optim.presets",
     "routing_report": "muonscale.optim.groups",
 }
 
-__all__ = ["Muon", "exact_polar", "orthogonalize", "parameter_groups", "routing_report"]
+__all__ = [
+    "Matrices",
+    "Muon",
+    "convert_lr",
+    "convert_state_dict",
+    "exact_polar",
+    "orthogonalize",
+    "parameter_groups",
+    "preset",
+    "routing_report",
+]
 
 
 def __getattr__(name: str) -> Any:

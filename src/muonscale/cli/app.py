@@ -1,4 +1,4 @@
-"""The verbs. A verb is a function of this file that imports the lab when it is called."""
+"""The verbs. A verb is a function that imports the lab when it is called."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from muonscale.cli import models
 from muonscale.errors import ConfigError
 
 app = typer.Typer(
@@ -97,6 +98,10 @@ def generate(
             model, tokenizer, prompt, tokens=tokens, temperature=temperature, top_k=top_k, seed=seed
         )
     )
+
+
+app.command()(models.inspect)
+app.command()(models.lr)
 
 
 @app.command()

@@ -127,16 +127,32 @@ class OptimizerSection(Section):
     """Peak learning rate of every group."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.1
     """Decoupled weight decay, multiplied by the scheduled learning rate."""
+    decay: Literal["coupled", "independent"] = "coupled"
+    """`independent` multiplies weight_decay by the schedule's multiplier instead of the lr."""
+    cautious_decay: bool = False
+    """Decay only where the update and the weight have the same sign (arXiv 2510.12402)."""
     momentum: Fraction = 0.95
     """Momentum of the Muon rule."""
     nesterov: bool = True
     """Nesterov momentum of the Muon rule."""
+    ns_coefficients: str = "jordan"
+    """Newton-Schulz polynomials, a name from muonscale.optim.coefficients."""
     ns_steps: Positive = 5
     """Newton-Schulz iterations of the Muon rule."""
+    ns_form: Literal["auto", "direct", "gram"] = "auto"
+    """How the polynomial is evaluated; `auto` is the form with fewer operations for each shape."""
     ns_dtype: Literal["auto", "float32", "bfloat16", "float64"] = "auto"
     """Dtype of the Newton-Schulz products; `auto` is bfloat16 where that is fast, else float32."""
+    post_norm: Literal["row", "col", "row_col", "col_row", "normuon", "frobenius"] | None = None
+    """What follows the polar step: Muon+ (row, col, row_col, col_row), NorMuon, Frobenius snap."""
+    post_norm_eps: Annotated[float, Field(gt=0)] = 1e-8
+    """Epsilon of post_norm."""
+    normuon_beta2: Fraction = 0.95
+    """Decay rate of NorMuon's row statistics."""
+    scale: str = "rms"
+    """Shape factor: rms, rms_exact, spectral, keller, none, or another project's name for one."""
     rms: Annotated[float, Field(gt=0)] = 0.2
-    """Root mean square that an update of the Muon rule is scaled to (Moonlight, section 2.2)."""
+    """Root mean square of an update under `scale=rms` (Moonlight, section 2.2)."""
     betas: tuple[Fraction, Fraction] = (0.9, 0.95)
     """Moment decay rates of the AdamW rule."""
     eps: Annotated[float, Field(gt=0)] = 1e-8
@@ -147,6 +163,8 @@ class OptimizerSection(Section):
     """Largest norm of the raw gradients of the clipped groups; null for no clipping."""
     clip: Literal["adamw", "all"] = "adamw"
     """Which gradients are clipped: those of the AdamW rule, or all together."""
+    overrides: dict[str, dict[str, Any]] = {}
+    """Options for a role or a glob over parameter names, such as `{router: {rule: adamw}}`."""
 
 
 class ScheduleSection(Section):
@@ -203,6 +221,15 @@ class CheckpointSection(Section):
     """How many of the newest checkpoints stay on disk."""
 
 
+class TelemetrySection(Section):
+    """What is recorded of weights and updates besides their loss: `telemetry.*`."""
+
+    every: Positive | None = None
+    """Steps between records in metrics.jsonl; null for none. Each costs a copy of the parameters."""
+    matrices: Annotated[int, Field(ge=0)] = 8
+    """Matrices of each group whose singular values are taken, spread evenly over the group."""
+
+
 class Config(Section):
     """A resolved configuration."""
 
@@ -214,6 +241,7 @@ class Config(Section):
     train: TrainSection
     eval: EvalSection = EvalSection()
     checkpoint: CheckpointSection = CheckpointSection()
+    telemetry: TelemetrySection = TelemetrySection()
 
     @model_validator(mode="after")
     def _whole_sequences(self) -> Config:
@@ -262,7 +290,15 @@ def load_config(recipe: str, overrides: Sequence[str] = ()) -> Config:
     Raises:
         ConfigError: for an unknown recipe, section or key, or a value of the wrong type or range.
     """
-    tree = _read_recipe(recipe)
+    return resolve_config(_read_recipe(recipe), overrides)
+
+
+def resolve_config(tree: dict[str, Any], overrides: Sequence[str] = ()) -> Config:
+    """Resolve sections and their overrides; `tree` is written to.
+
+    Raises:
+        ConfigError: as `load_config`.
+    """
     given = [_parse_override(text) for text in overrides]
     names = [name for name, value in given if value is not None]
     for pair in ALTERNATIVES:

@@ -2,7 +2,8 @@
 
 config.json     the resolved configuration
 env.json        versions, device, threads, and what `auto` chose
-metrics.jsonl   one JSON object per line: {"kind": "train" | "eval", "step": ..., ...}
+metrics.jsonl   one JSON object per line: {"kind": ..., "step": ..., ...}, the kind being
+                train, eval or telemetry
 checkpoints/    step-00000100/, ... (see muonscale.lab.training.checkpoint)
 model/          the trained model as a Hugging Face checkpoint
 loss.png        the loss curve
@@ -28,7 +29,15 @@ from muonscale.lab.config import Config, dump_config
 LOCK = "run.lock"
 
 # Keys that may differ when a run is continued: they change neither weights nor data order.
-FREE_ON_RESUME = ("run.path", "run.threads", "run.device", "data.cache", "eval.", "checkpoint.")
+FREE_ON_RESUME = (
+    "run.path",
+    "run.threads",
+    "run.device",
+    "data.cache",
+    "eval.",
+    "checkpoint.",
+    "telemetry.",
+)
 
 
 def write_atomic(path: Path, text: str) -> None:

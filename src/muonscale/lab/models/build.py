@@ -89,7 +89,7 @@ def seeded_rng(seed: int, device: torch.device | str = "cpu") -> Generator[None]
 def model_config(
     model: ModelSection,
     *,
-    vocab_size: int,
+    vocab_size: int | None,
     sequence_length: int,
     bos_id: int | None,
     eos_id: int | None,
@@ -98,7 +98,8 @@ def model_config(
 
     Args:
         model: preset or `config.json`, and the fields to change.
-        vocab_size: size of the tokenizer's vocabulary; replaces the source's.
+        vocab_size: size of the tokenizer's vocabulary; replaces the source's. None keeps the source's
+            vocabulary and special tokens.
         sequence_length: training tokens of a sequence; positions are at least this many, exactly
             this many for a preset unless its or the user's fields say otherwise.
         bos_id: token that begins a text, in [0, vocab_size), or None.
@@ -113,7 +114,8 @@ def model_config(
     fields = _checked_fields(model.fields, cls)
     source = {cls.attribute_map.get(key, key): value for key, value in source.items()}
     tree = _merge_rope(cls, source, fields) | fields
-    tree |= {"vocab_size": vocab_size, "bos_token_id": bos_id, "eos_token_id": eos_id}
+    if vocab_size is not None:
+        tree |= {"vocab_size": vocab_size, "bos_token_id": bos_id, "eos_token_id": eos_id}
     # A padding token's embedding row would get no gradient, and packed sequences have none.
     tree |= {"pad_token_id": None, "use_cache": True}
     positions = cls.attribute_map.get("max_position_embeddings", "max_position_embeddings")

@@ -21,7 +21,7 @@ def dry_run(config: Config) -> str:
         MuonscaleError: as training would for the configuration, the model and the routing.
     """
     check_schedule(config.schedule, config.steps)
-    shape = _shape(config)
+    shape = planned_shape(config)
     model = meta_model(shape)
     size = count_parameters(model)
     flops = flops_per_token(shape, model, config.data.sequence_length)
@@ -36,13 +36,13 @@ def dry_run(config: Config) -> str:
             f"FLOPs      {_flops(flops, tokens)}",
             f"schedule   {config.schedule.name} {_sketch(config)} peak {config.optimizer.lr:g}",
             "",
-            routing.table(),
+            routing.table(full=False),
             routing.summary(),
         ]
     )
 
 
-def _shape(config: Config) -> PreTrainedConfig:
+def planned_shape(config: Config) -> PreTrainedConfig:
     """Return the model's configuration; the ids of a tokenizer yet to be trained are known."""
     length, name = config.data.sequence_length, config.data.tokenizer
     if name is None:

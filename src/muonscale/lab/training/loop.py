@@ -16,6 +16,7 @@ from muonscale.lab.training.schedule import check_schedule
 from muonscale.lab.training.setup import Run, environment, set_up
 from muonscale.lab.training.signals import StopRequest, stop_on_signals
 from muonscale.lab.training.step import train_step
+from muonscale.lab.training.watch import Watch
 from muonscale.optim.groups import routing_report
 
 LINE = "\n" + " " * len("optimizer  ")
@@ -63,9 +64,14 @@ def run_steps(run: Run, stop: StopRequest) -> None:
     state.model.train()
     with run.console.steps(state.step, steps) as show:
         while state.step < steps:
-            record = train_step(state, run.batches.at(state.step), config)
+            watch = Watch(state, config.telemetry)
+            record = train_step(
+                state, run.batches.at(state.step), config, before_update=watch.before_update
+            )
             run.folder.append_metrics(record)
             show(record)
+            if (seen := watch.record()) is not None:
+                run.folder.append_metrics(seen)
             last = state.step == steps
             if state.step % config.eval.every == 0 and not last:
                 run.folder.append_metrics(held_out_record(run, sequences=sequences))
@@ -101,7 +107,11 @@ def introduce(run: Run) -> None:
     """Say what is trained, on what, and which optimizer rule has which parameters."""
     stats, config = run.corpus.stats, run.config
     size = count_parameters(run.state.model)
-    routing = routing_report(run.state.optimizer.param_groups).summary().replace("\n", LINE)
+    routing = (
+        routing_report(run.state.optimizer.param_groups, run.state.model)
+        .summary()
+        .replace("\n", LINE)
+    )
     epochs = config.steps * config.batch_sequences / len(run.batches.train)
     run.console.say(
         f"model      {config.model.preset or config.model.config}: {size.total:,} parameters, "

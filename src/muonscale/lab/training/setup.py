@@ -30,6 +30,9 @@ from muonscale.optim.orthogonalize import ns_dtype
 CHUNK = 256
 """Sequences read at a time where a whole split is walked through."""
 
+NOT_OF_THE_OPTIMIZER = {"rule", "max_grad_norm", "clip", "overrides"}
+"""Keys of the optimizer section that are for the groups or the trainer; the rest are Muon's."""
+
 PACKAGES = ("muonscale", "torch", "transformers", "tokenizers", "numpy", "safetensors")
 
 
@@ -49,19 +52,14 @@ def resolve_device(name: str) -> torch.device:
 def build_optimizer(model: torch.nn.Module, section: OptimizerSection) -> Muon:
     """Return the optimizer of the configuration for all trainable parameters of a model."""
     groups = parameter_groups(
-        model, lr=section.lr, weight_decay=section.weight_decay, rule=section.rule
+        model,
+        lr=section.lr,
+        weight_decay=section.weight_decay,
+        rule=section.rule,
+        overrides=section.overrides,
     )
-    optimizer = Muon(
-        groups,
-        momentum=section.momentum,
-        nesterov=section.nesterov,
-        ns_steps=section.ns_steps,
-        ns_dtype=section.ns_dtype,
-        rms=section.rms,
-        betas=section.betas,
-        eps=section.eps,
-        nonfinite=section.nonfinite,
-    )
+    options = section.model_dump(exclude=NOT_OF_THE_OPTIMIZER)
+    optimizer = Muon(groups, **options)
     remember_peak(optimizer)
     return optimizer
 

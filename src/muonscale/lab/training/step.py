@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -27,8 +28,21 @@ def next_token_loss(model: torch.nn.Module, batch_BL: Tensor) -> Tensor:
     return F.cross_entropy(logits_BLV.flatten(0, 1).float(), batch_BL[:, 1:].flatten())
 
 
-def train_step(state: TrainState, batch: np.ndarray, config: Config) -> dict[str, Any]:
-    """Take one step on a batch of token ids [batch, length + 1]; return its metrics record."""
+def train_step(
+    state: TrainState,
+    batch: np.ndarray,
+    config: Config,
+    *,
+    before_update: Callable[[], None] | None = None,
+) -> dict[str, Any]:
+    """Take one step and return its metrics record.
+
+    Args:
+        state: model, optimizer and position; changed by the step.
+        batch: token ids, [batch, length + 1].
+        config: clipping and schedule are read from it.
+        before_update: called when the gradients are there and the weights are still the old ones.
+    """
     start = time.perf_counter()
     optimizer, section = state.optimizer, config.optimizer
     device = next(state.model.parameters()).device
@@ -39,6 +53,8 @@ def train_step(state: TrainState, batch: np.ndarray, config: Config) -> dict[str
     if section.max_grad_norm is not None:
         clip_gradients(optimizer, norms, max_norm=section.max_grad_norm, clip=section.clip)
     apply_multiplier(optimizer, multiplier(config.schedule, state.step, config.steps))
+    if before_update is not None:
+        before_update()
     before = _now(device)
     optimizer.step()
     optimizer_seconds = _now(device) - before

@@ -1,0 +1,52 @@
+"""From a learning rate under one shape factor to one under another, for the matrices of a model."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+
+from muonscale.errors import ConfigError
+from muonscale.optim.convert_lr import ConversionTable, conversion_table
+from muonscale.optim.report import RoutingReport
+
+
+def convert(routing: RoutingReport, from_: str, to: str, rms: float) -> ConversionTable:
+    """Return the conversion of the learning rate of every matrix that `routing` has on Muon.
+
+    Raises:
+        ConfigError: for an unknown shape factor, or a model without matrices on Muon.
+    """
+    shapes = routing.matrix_shapes()
+    if not shapes:
+        raise ConfigError("no matrix of this model is on Muon: there is no lr to convert")
+    return conversion_table(shapes, from_, to, rms)
+
+
+def conversion_text(table: ConversionTable, lr: float, from_: str, to: str) -> str:
+    """Return a conversion for a console: a line per shape, the best single number, its spread."""
+    rows = sorted(table.rows, key=lambda row: row.factor)
+    cells = [["matrix", "count", "factor", f"lr under {to}"]]
+    cells += [
+        [f"{r.shape[0]}x{r.shape[1]}", f"{r.count:,}", f"{r.factor:.4g}", f"{lr * r.factor:.4g}"]
+        for r in rows
+    ]
+    widths = [max(len(line[i]) for line in cells) for i in range(4)]
+    lines = ["  ".join(map(str.ljust, line, widths)).rstrip() for line in cells]
+    lines.append(
+        f"\nlr {lr:g} under {from_} is about {lr * table.best:.4g} under {to} "
+        f"(factor {table.best:.4g}, the geometric mean over all matrices)"
+    )
+    if table.spread > 1.0001:
+        lines.append(
+            f"by shape it is {lr * rows[0].factor:.4g} to {lr * rows[-1].factor:.4g}, a spread of "
+            f"{table.spread:.3g}: no single number gives every matrix the step it had"
+        )
+    else:
+        lines.append("the factor is the same for every matrix: the conversion is exact")
+    return "\n".join(lines)
+
+
+def conversion_json(table: ConversionTable, lr: float, from_: str, to: str) -> str:
+    """Return a conversion as JSON."""
+    tree = {"from": from_, "to": to, "lr": lr, "converted_lr": lr * table.best, **asdict(table)}
+    return json.dumps(tree, indent=2)
