@@ -5,7 +5,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 ARGS ?=
 
-.PHONY: train test test-all check docs bench
+.PHONY: train test test-all check docs bench bench-step
 
 train: .venv/.lab
 	$(BIN)/muonscale train $(ARGS)
@@ -27,6 +27,16 @@ docs: .venv/.docs
 
 bench: .venv/.dev
 	$(BIN)/python benchmarks/throughput.py $(ARGS)
+
+bench-step: .venv-bench/.peers
+	.venv-bench/bin/python benchmarks/optimizer_step.py $(ARGS)
+
+# The optimizers that others publish live apart, so that none of them meets the project's own venv.
+.venv-bench/.peers: benchmarks/requirements.txt constraints.txt
+	test -x .venv-bench/bin/python || $(PYTHON) -m venv .venv-bench
+	.venv-bench/bin/pip install --quiet --disable-pip-version-check -r $< -c constraints.txt
+	.venv-bench/bin/pip install --quiet --disable-pip-version-check --no-deps timm==1.0.31
+	touch $@
 
 .venv/.lab: EXTRA = lab
 .venv/.dev: EXTRA = dev
