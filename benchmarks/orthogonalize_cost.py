@@ -41,15 +41,11 @@ SHAPES = [
 ]
 # (matrices, out, in) of some layers; matrices of different layers are independent.
 WORKLOADS = {
-    "Llama-60M, 8 layers (d 512, ffn 1376)": [
-        (32, 512, 512),
-        (16, 1376, 512),
-        (8, 512, 1376),
-    ],
-    "GPT-2 small, 3 of 12 layers (d 768, q, k, v apart)": [
-        (12, 768, 768),
-        (3, 3072, 768),
-        (3, 768, 3072),
+    "Llama-60M, 2 of 8 layers (d 512, ffn 1376)": [(8, 512, 512), (4, 1376, 512), (2, 512, 1376)],
+    "GPT-2 small, 1 of 12 layers (d 768, q, k, v apart)": [
+        (4, 768, 768),
+        (1, 3072, 768),
+        (1, 768, 3072),
     ],
 }
 
