@@ -16,6 +16,7 @@ import copy
 import statistics
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -34,7 +35,7 @@ RESULT = Path(__file__).parent / "results" / "throughput.md"
 def trainer_seconds(run: Run, steps: int) -> float:
     """Train `steps` more steps with the trainer; return the seconds."""
     train = run.config.train.model_copy(update={"tokens": None, "steps": run.state.step + steps})
-    longer = Run(**{**vars(run), "config": run.config.model_copy(update={"train": train})})
+    longer = replace(run, config=run.config.model_copy(update={"train": train}))
     start = time.perf_counter()
     run_steps(longer, StopRequest())
     return time.perf_counter() - start

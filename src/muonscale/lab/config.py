@@ -55,6 +55,11 @@ class Section(BaseModel):
     )
 
 
+def _exactly_one(given: dict[str, object]) -> None:
+    if sum(value is not None for value in given.values()) != 1:
+        raise ValueError(f"give exactly one of {' and '.join(given)}")
+
+
 class RunSection(Section):
     """Where a run is kept and what it runs on: `run.*`."""
 
@@ -80,8 +85,7 @@ class ModelSection(Section):
 
     @model_validator(mode="after")
     def _one_source(self) -> ModelSection:
-        if (self.preset is None) == (self.config is None):
-            raise ValueError("give exactly one of model.preset and model.config")
+        _exactly_one({"model.preset": self.preset, "model.config": self.config})
         return self
 
 
@@ -113,8 +117,7 @@ class DataSection(Section):
 
     @model_validator(mode="after")
     def _one_source(self) -> DataSection:
-        if (self.source is None) == (self.path is None):
-            raise ValueError("give exactly one of data.source and data.path")
+        _exactly_one({"data.source": self.source, "data.path": self.path})
         return self
 
 
@@ -192,8 +195,7 @@ class TrainSection(Section):
 
     @model_validator(mode="after")
     def _one_length(self) -> TrainSection:
-        if (self.tokens is None) == (self.steps is None):
-            raise ValueError("give exactly one of train.tokens and train.steps")
+        _exactly_one({"train.tokens": self.tokens, "train.steps": self.steps})
         return self
 
 
@@ -275,9 +277,12 @@ def recipe_names() -> list[str]:
 
 def recipe_summary(name: str) -> str:
     """Return the comment that a shipped recipe begins with, as one line."""
-    text = (resources.files("muonscale") / "recipes" / f"{name}.yaml").read_text("utf-8")
-    lines = itertools.takewhile(lambda line: line.startswith("#"), text.splitlines())
+    lines = itertools.takewhile(lambda line: line.startswith("#"), _shipped(name).splitlines())
     return " ".join(line.removeprefix("#").strip() for line in lines)
+
+
+def _shipped(name: str) -> str:
+    return (resources.files("muonscale") / "recipes" / f"{name}.yaml").read_text("utf-8")
 
 
 def load_config(recipe: str, overrides: Sequence[str] = ()) -> Config:
@@ -315,7 +320,7 @@ def resolve_config(tree: dict[str, Any], overrides: Sequence[str] = ()) -> Confi
 def _read_recipe(recipe: str) -> dict[str, Any]:
     path = Path(recipe)
     if recipe in recipe_names():
-        text = (resources.files("muonscale") / "recipes" / f"{recipe}.yaml").read_text("utf-8")
+        text = _shipped(recipe)
     elif path.is_dir():
         return _read_run(path)
     elif path.suffix in (".yaml", ".yml", ".json"):

@@ -7,7 +7,7 @@ from dataclasses import asdict
 
 from muonscale.errors import ConfigError
 from muonscale.optim.convert_lr import ConversionTable, conversion_table
-from muonscale.optim.report import RoutingReport
+from muonscale.optim.report import RoutingReport, aligned
 
 
 def convert(routing: RoutingReport, from_: str, to: str, rms: float) -> ConversionTable:
@@ -30,8 +30,7 @@ def conversion_text(table: ConversionTable, lr: float, from_: str, to: str) -> s
         [f"{r.shape[0]}x{r.shape[1]}", f"{r.count:,}", f"{r.factor:.4g}", f"{lr * r.factor:.4g}"]
         for r in rows
     ]
-    widths = [max(len(line[i]) for line in cells) for i in range(4)]
-    lines = ["  ".join(map(str.ljust, line, widths)).rstrip() for line in cells]
+    lines = [aligned(cells)]
     lines.append(
         f"\nlr {lr:g} under {from_} is about {lr * table.best:.4g} under {to} "
         f"(factor {table.best:.4g}, the geometric mean over all matrices)"

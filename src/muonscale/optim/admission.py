@@ -19,7 +19,7 @@ from muonscale.optim.matrices import matrix_shapes
 from muonscale.optim.normalize import resolve_post_norm
 from muonscale.optim.orthogonalize import DTYPES
 from muonscale.optim.scale import check_scale
-from muonscale.optim.weights import MASTERS
+from muonscale.optim.weights import MASTERS, is_narrow
 from muonscale.optim.work import Group, named
 
 
@@ -96,7 +96,7 @@ def check_parameter(name: str, parameter: Any, options: Group) -> None:
         raise LayoutError(
             f"{name} is sharded (DTensor): this version updates whole parameters only"
         )
-    if options["master"] == "stochastic" and parameter.dtype.itemsize < 4:
+    if options["master"] == "stochastic" and is_narrow(parameter):
         _check_bfloat16(name, parameter)
     if options["rule"] != "muon":
         return
@@ -122,7 +122,7 @@ def _check_bfloat16(name: str, parameter: Tensor) -> None:
 def warn_of_narrow_parameters(groups: list[Group]) -> None:
     """Warn once of parameters in 16 bits that nothing keeps from losing small steps."""
     plain = [g for g in groups if g["master"] == "none"]
-    narrow = [name for g in plain for name, p in named(g) if p.dtype.itemsize < 4]
+    narrow = [name for g in plain for name, p in named(g) if is_narrow(p)]
     if narrow:
         warnings.warn(
             f"{len(narrow)} parameters are in 16 bits (first: {narrow[0]}): weight decay and small "

@@ -34,7 +34,7 @@ from muonscale.optim.state import COUNTERS, keep_by_name
 from muonscale.optim.state_io import plain, take_over
 from muonscale.optim.steps import adamw_items_, muon_items_
 from muonscale.optim.weights import MasterT
-from muonscale.optim.work import Group, Item, named
+from muonscale.optim.work import Group, Item, check_names, named
 
 NonfiniteT = Literal["raise", "skip"]
 
@@ -197,7 +197,7 @@ class Muon(torch.optim.Optimizer):
         group.setdefault("peak_lr", float(group.get("lr", self.defaults["lr"])))
         options = {**self.defaults, **group}
         check_options(options)
-        for name, parameter in zip(group["param_names"], group["params"], strict=True):
+        for name, parameter in named(group):
             check_parameter(name, parameter, options)
         super().add_param_group(group)
         self._keep_state()
@@ -207,11 +207,7 @@ class Muon(torch.optim.Optimizer):
         keep_by_name(self.param_groups, self.state, self._owners)
 
     def _check_unique(self, group: Group) -> None:
-        if len(group["param_names"]) != len(group["params"]):
-            raise RoutingError(
-                f"a group has {len(group['params'])} parameters and "
-                f"{len(group['param_names'])} param_names"
-            )
+        check_names(group)
         taken = {p: n for g in self.param_groups for n, p in named(g)}
         names = set(taken.values())
         for name, parameter in named(group):

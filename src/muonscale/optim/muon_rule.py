@@ -21,7 +21,7 @@ from muonscale.optim.coefficients import Coefficients
 from muonscale.optim.decay import decay_
 from muonscale.optim.finite import commit_, scratch
 from muonscale.optim.normalize import LOCAL, NormContext, Reducer, resolve_post_norm
-from muonscale.optim.orthogonalize import DTypeLike, ns_dtype, orthogonalize
+from muonscale.optim.orthogonalize import DTypeLike, orthogonalize, products_dtype
 from muonscale.optim.scale import ScaleLike, exact_factor, shape_factor
 from muonscale.optim.stacks import MatrixShape, Stacks
 from muonscale.optim.weights import Weights
@@ -110,7 +110,7 @@ def polar_updates(
         compile: see `Muon`.
     """
     if compile:  # what "auto" asks the machine cannot be traced
-        polar = replace(polar, dtype=_products_dtype(polar.dtype, N[0]))
+        polar = replace(polar, dtype=products_dtype(N[0], polar.dtype))
     rows = None if V is None else stacks.gather_rows(V)
     scaled: dict[MatrixShape, Tensor] = {}
     for shape, N_NMK in stacks.gather(N).items():
@@ -125,12 +125,6 @@ def polar_updates(
         sum(U_NMK.shape[0] for U_NMK in scaled.values()),
         [torch.linalg.vector_norm(U_NMK).square() for U_NMK in scaled.values()],
     )
-
-
-def _products_dtype(dtype: DTypeLike, like: Tensor) -> DTypeLike:
-    if dtype != "auto":
-        return dtype
-    return torch.float64 if like.dtype == torch.float64 else ns_dtype(like.device)
 
 
 StackUpdate = Callable[[Tensor, Tensor | None], tuple[Tensor, Tensor | None]]

@@ -96,7 +96,7 @@ def orthogonalize(
             f"a tensor of shape {tuple(X.shape)} holds no matrix: [..., out, in] does"
         )
     resolved = resolve(coefficients, steps)
-    dtype = _products_dtype(X, dtype)
+    dtype = products_dtype(X, dtype)
     segments = choose_segments(X.shape, resolved, form, dtype=dtype, device=X.device)
     polar = torch.empty(X.shape, dtype=dtype, device=X.device)
     if X.numel() == 0:
@@ -142,7 +142,12 @@ def _batch_length(X_NMK: Tensor, dtype: torch.dtype, workspace_bytes: int) -> in
     return min(max(1, workspace_bytes // per_matrix), X_NMK.shape[0])
 
 
-def _products_dtype(X: Tensor, dtype: DTypeLike) -> torch.dtype:
+def products_dtype(X: Tensor, dtype: DTypeLike) -> torch.dtype:
+    """Return the dtype of the products for `X` that `dtype`, a name or "auto" stands for.
+
+    Raises:
+        ConfigError: for an unknown name.
+    """
     if isinstance(dtype, torch.dtype):
         return dtype
     if dtype in DTYPES:

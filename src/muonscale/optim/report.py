@@ -14,6 +14,7 @@ from muonscale.optim.collapse import collapse
 from muonscale.optim.matrices import PLAIN, matrix_shapes
 from muonscale.optim.normalize import resolve_post_norm
 from muonscale.optim.scale import shape_factor
+from muonscale.optim.work import named
 
 FROZEN = "frozen"
 """In place of a rule: the parameter needs no gradient and is in no group."""
@@ -90,7 +91,7 @@ class RoutingReport:
             cells = [[line.name, f"{line.count}x", *line.facts] for line in lines]
         else:
             cells = [[line.name, *line.facts] for line in lines]
-        return _aligned([titles, *cells])
+        return aligned([titles, *cells])
 
     def as_dict(self) -> dict[str, Any]:
         """Return the report as plain values, for JSON."""
@@ -140,7 +141,8 @@ def _facts(row: RoutingRow) -> tuple[str, ...]:
     return tuple(show(row) for _, show in _COLUMNS[1:])
 
 
-def _aligned(cells: list[list[str]]) -> str:
+def aligned(cells: list[list[str]]) -> str:
+    """Return lines of cells as text with every column as wide as its widest cell."""
     widths = [max(len(line[i]) for line in cells) for i in range(len(cells[0]))]
     return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in cells)
 
@@ -178,7 +180,7 @@ def _frozen(groups: list[Mapping[str, Any]], model: nn.Module) -> list[RoutingRo
     left = dict(zip(model.parameters(), (n for n, _ in model.named_parameters()), strict=True))
     seen: dict[Any, str] = {}
     for group in groups:
-        for name, parameter in zip(group["param_names"], group["params"], strict=True):
+        for name, parameter in named(group):
             if parameter in seen:
                 raise RoutingError(f"{name} is in two groups: {seen[parameter]} and {_name(group)}")
             if parameter not in left:
@@ -217,7 +219,7 @@ def _frozen_row(name: str, shape: tuple[int, ...]) -> RoutingRow:
 
 def _rows(group: Mapping[str, Any]) -> list[RoutingRow]:
     rows = []
-    for name, parameter in zip(group["param_names"], group["params"], strict=True):
+    for name, parameter in named(group):
         holds: tuple[tuple[int, int, int], ...] = ()
         if group["rule"] == "muon":
             layout = group.get("matrices", {}).get(name, PLAIN)

@@ -19,21 +19,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from muonscale.errors import LayoutError, RoutingError
+from muonscale.errors import LayoutError
 from muonscale.optim.admission import check_parameter
 from muonscale.optim.matrices import PLAIN, Matrices
 from muonscale.optim.normalize import resolve_post_norm
 from muonscale.optim.stacks import row_state_shape
-from muonscale.optim.work import Group, named
+from muonscale.optim.weights import is_narrow
+from muonscale.optim.work import Group, check_names, named
 
 ROW_STATE = "row_second_moment"
 COUNTERS = ("step", "rounding_step")
 """State that counts the steps that were not left out."""
-
-
-def is_narrow(parameter: Tensor) -> bool:
-    """Return whether `parameter` is in 16 bits or fewer."""
-    return parameter.dtype.itemsize < 4
 
 
 def new_state(name: str, parameter: Tensor, options: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -86,11 +82,7 @@ def keep_by_name(
         LayoutError: where the shape is another one.
     """
     for group in groups:
-        if len(group["params"]) != len(group["param_names"]):
-            raise RoutingError(
-                f"a group has {len(group['params'])} parameters and {len(group['param_names'])} "
-                "param_names: state is kept by name"
-            )
+        check_names(group)
     changed = [
         (name, parameter, group)
         for group in groups

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from muonscale.errors import CheckpointError
+from muonscale.optim.work import named
 
 NOT_SAVED = frozenset({"params", "matrices", "why"})
 """Group entries that describe the model rather than the training state."""
@@ -52,11 +53,7 @@ def take_over(state_dict: StateDict, groups: list[Group], state: State) -> None:
     """
     saved_groups = state_dict["param_groups"]
     saved = _saved_by_name(state_dict)
-    current = {
-        name: state[parameter]
-        for group in groups
-        for name, parameter in zip(group["param_names"], group["params"], strict=True)
-    }
+    current = {name: state[parameter] for group in groups for name, parameter in named(group)}
     if differences := _differences(saved, current):
         raise CheckpointError("the optimizer state does not fit:\n  " + "\n  ".join(differences))
     scales = _momentum_scales(saved_groups)

@@ -17,6 +17,7 @@ from torch import Tensor
 from muonscale.optim.decay import decay_rate
 from muonscale.optim.groups import MUON_ROLES
 from muonscale.optim.matrices import PLAIN, Matrices, matrix_shapes, view
+from muonscale.optim.work import named
 
 Group = Mapping[str, Any]
 
@@ -126,9 +127,7 @@ def applied_update(
 def snapshot(groups: Iterable[Group]) -> dict[str, Tensor]:
     """Return a copy of every parameter of an optimizer's groups, by name: call it before a step."""
     return {
-        name: parameter.detach().clone()
-        for group in groups
-        for name, parameter in zip(group["param_names"], group["params"], strict=True)
+        name: parameter.detach().clone() for group in groups for name, parameter in named(group)
     }
 
 
@@ -154,8 +153,7 @@ def measure(
 
 
 def _measure_group(group: Group, before: Mapping[str, Tensor], matrices: int) -> dict[str, float]:
-    parameters = dict(zip(group["param_names"], group["params"], strict=True))
-    weights = {name: parameter.detach() for name, parameter in parameters.items()}
+    weights = {name: parameter.detach() for name, parameter in named(group)}
     chosen = _sample(group, weights, matrices)
     figures: dict[str, Tensor | float] = {"weight_rms": rms(weights.values())}
     figures |= _spectra("weight", chosen, weights.__getitem__, group)

@@ -21,6 +21,11 @@ MasterT = Literal["none", "float32", "stochastic"]
 MASTERS: tuple[MasterT, ...] = ("none", "float32", "stochastic")
 
 
+def is_narrow(parameter: Tensor) -> bool:
+    """Return whether `parameter` is in 16 bits or fewer."""
+    return parameter.dtype.itemsize < 4
+
+
 @dataclass(frozen=True, kw_only=True)
 class Weights:
     """The stored weights of one call, with what it takes to update them."""

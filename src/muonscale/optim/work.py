@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
 from torch import Tensor
 
+from muonscale.errors import RoutingError
 from muonscale.optim.coefficients import resolve
 from muonscale.optim.matrices import PLAIN, Matrices
 from muonscale.optim.muon_rule import Polar
@@ -36,9 +37,18 @@ class Item:
         return self.group["matrices"].get(self.name, PLAIN)
 
 
-def named(group: Group) -> Iterator[tuple[str, Tensor]]:
+def named(group: Mapping[str, Any]) -> Iterator[tuple[str, Tensor]]:
     """Return the (name, parameter) pairs of a group."""
     return zip(group["param_names"], group["params"], strict=True)
+
+
+def check_names(group: Group) -> None:
+    """Raise RoutingError where a group has not one name per parameter."""
+    if len(group["params"]) != len(group["param_names"]):
+        raise RoutingError(
+            f"a group has {len(group['params'])} parameters and {len(group['param_names'])} "
+            "param_names: state is kept by name"
+        )
 
 
 def by_group(items: Iterable[Item]) -> Iterator[tuple[Group, list[Item]]]:

@@ -11,7 +11,6 @@ from muonscale.lab.training.schedule import (
     apply_multiplier,
     check_schedule,
     multiplier,
-    remember_peak,
 )
 
 
@@ -60,9 +59,11 @@ def test_parts_longer_than_the_run_are_refused() -> None:
 
 def test_group_ratios_hold_at_every_step() -> None:
     parameters = [torch.nn.Parameter(torch.zeros(1)) for _ in range(2)]
-    groups = [{"params": [p], "lr": lr} for p, lr in zip(parameters, (1.0, 0.25), strict=True)]
+    groups = [
+        {"params": [p], "lr": lr, "peak_lr": lr}
+        for p, lr in zip(parameters, (1.0, 0.25), strict=True)
+    ]
     optimizer = torch.optim.SGD(groups)
-    remember_peak(optimizer)
     for value in (0.5, 0.1, 1.0):
         apply_multiplier(optimizer, value)
         assert [g["lr"] for g in optimizer.param_groups] == [value, 0.25 * value]

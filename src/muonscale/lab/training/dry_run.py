@@ -8,7 +8,7 @@ from muonscale.lab.config import Config, dump_config
 from muonscale.lab.data.tokenizer import load_tokenizer
 from muonscale.lab.models.build import count_parameters, flops_per_token, meta_model, model_config
 from muonscale.lab.training.schedule import check_schedule, multiplier
-from muonscale.lab.training.setup import build_optimizer
+from muonscale.lab.training.setup import build_optimizer, model_shape
 from muonscale.optim.groups import routing_report
 
 BARS = "▁▂▃▄▅▆▇█"
@@ -50,14 +50,7 @@ def planned_shape(config: Config) -> PreTrainedConfig:
         return model_config(
             config.model, vocab_size=size, sequence_length=length, bos_id=0, eos_id=0
         )
-    tokenizer = load_tokenizer(name)
-    return model_config(
-        config.model,
-        vocab_size=len(tokenizer),
-        sequence_length=length,
-        bos_id=tokenizer.bos_token_id,
-        eos_id=tokenizer.eos_token_id,
-    )
+    return model_shape(config, load_tokenizer(name))
 
 
 def _flops(per_token: int | None, tokens: int) -> str:

@@ -82,16 +82,7 @@ def check_schedule(schedule: ScheduleSection, steps: int) -> None:
         )
 
 
-def remember_peak(optimizer: Optimizer) -> None:
-    """Keep every group's learning rate as its peak, under torch's name for it, `initial_lr`.
-
-    Done when the optimizer is built: a checkpoint holds the learning rate of its step.
-    """
-    for group in optimizer.param_groups:
-        group["initial_lr"] = group["lr"]
-
-
 def apply_multiplier(optimizer: Optimizer, value: float) -> None:
-    """Set every group's `lr` to its peak, as remembered, times `value`."""
+    """Set every group's `lr` to `value` times its `peak_lr`, which `Muon` keeps and saves."""
     for group in optimizer.param_groups:
-        group["lr"] = group["initial_lr"] * value
+        group["lr"] = group["peak_lr"] * value

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from muonscale.errors import ConfigError
 from muonscale.lab.config import Config, OptimizerSection
@@ -21,7 +21,6 @@ from muonscale.lab.data.tokens import Sequences
 from muonscale.lab.models.build import build_model, model_config
 from muonscale.lab.run import RunFolder
 from muonscale.lab.training.console import RunConsole
-from muonscale.lab.training.schedule import remember_peak
 from muonscale.lab.training.state import TrainState
 from muonscale.optim.groups import parameter_groups
 from muonscale.optim.muon import Muon
@@ -59,9 +58,7 @@ def build_optimizer(model: torch.nn.Module, section: OptimizerSection) -> Muon:
         overrides=section.overrides,
     )
     options = section.model_dump(exclude=NOT_OF_THE_OPTIMIZER)
-    optimizer = Muon(groups, **options)
-    remember_peak(optimizer)
-    return optimizer
+    return Muon(groups, **options)
 
 
 @dataclass(frozen=True)
@@ -105,15 +102,19 @@ def model_facts(config: PreTrainedConfig) -> dict[str, Any]:
 
 def build_model_of(config: Config, corpus: Corpus, device: torch.device) -> PreTrainedModel:
     """Return the freshly initialised model of a run."""
-    tokenizer = corpus.tokenizer
-    shape = model_config(
+    shape = model_shape(config, corpus.tokenizer)
+    return build_model(shape, seed=config.run.seed, device=device)
+
+
+def model_shape(config: Config, tokenizer: PreTrainedTokenizerFast) -> PreTrainedConfig:
+    """Return the configuration of the model that is trained on a tokenizer's tokens."""
+    return model_config(
         config.model,
         vocab_size=len(tokenizer),
         sequence_length=config.data.sequence_length,
         bos_id=tokenizer.bos_token_id,
         eos_id=tokenizer.eos_token_id,
     )
-    return build_model(shape, seed=config.run.seed, device=device)
 
 
 def build_batches(config: Config, corpus: Corpus) -> Batches:
@@ -122,7 +123,7 @@ def build_batches(config: Config, corpus: Corpus) -> Batches:
     return Batches(
         Sequences(corpus.train, length),
         Sequences(corpus.held_out, length),
-        config.train.batch_tokens // length,
+        config.batch_sequences,
         config.eval.batch_tokens // length,
         config.run.seed,
     )
