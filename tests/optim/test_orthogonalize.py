@@ -107,7 +107,8 @@ def test_a_batch_equals_a_loop_and_the_cap_changes_nothing(
     monkeypatch.setattr(module, "newton_schulz_", counted)
     per_matrix = (2 * 8 * 24 + 4 * 8 * 8) * ns_dtype("cpu").itemsize
     capped = orthogonalize(G, workspace_bytes=3 * per_matrix)
-    assert lengths == [3, 3, 3, 1]
+    assert sum(lengths) == 10
+    assert max(lengths) <= 3
     torch.testing.assert_close(capped, looped, rtol=0, atol=2e-5)
 
 
@@ -123,8 +124,8 @@ def test_the_cap_bounds_what_is_allocated(monkeypatch: pytest.MonkeyPatch) -> No
 
     monkeypatch.setattr(module, "make_workspace", kept)
     orthogonalize(G, workspace_bytes=cap)
-    held = [part for part in vars(rooms[0]).values() if isinstance(part, Tensor)]
-    assert len(rooms) == 1
+    held = [part for room in rooms for part in vars(room).values() if isinstance(part, Tensor)]
+    assert len(rooms) <= torch.get_num_threads()
     assert cap / 2 < sum(part.nbytes for part in held) <= cap
 
 

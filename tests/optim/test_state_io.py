@@ -16,6 +16,7 @@ from torch.distributed.checkpoint.state_dict import (
 
 from muonscale import Muon, parameter_groups
 from muonscale.errors import CheckpointError
+from muonscale.optim.coefficients import Coefficients
 from tests.optim.compare import SetGradients, equal, snapshot, states
 
 
@@ -52,6 +53,16 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(toy, set_gradient
         for key, value in optimizer.state[mine].items():
             assert torch.equal(value, resumed.state[other][key])
     assert {group["lr"] for group in resumed.param_groups} == {0.1}
+
+
+def test_coefficients_of_ones_own_are_saved_and_loaded(toy, set_gradients) -> None:
+    own = Coefficients(triples=((2.0, -1.5, 0.5), (1.5, -0.5, 0.0)), margin=1.01)
+    file = io.BytesIO()
+    torch.save(trained(toy, set_gradients, ns_coefficients=own, ns_steps=2).state_dict(), file)
+    file.seek(0)
+    resumed = trained(copy.deepcopy(toy), set_gradients)
+    resumed.load_state_dict(torch.load(file, weights_only=True))
+    assert {group["ns_coefficients"] for group in resumed.param_groups} == {own}
 
 
 def test_it_has_torchs_form(toy: nn.Module, set_gradients: SetGradients) -> None:

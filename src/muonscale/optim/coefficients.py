@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+import torch
+
 from muonscale.errors import ConfigError, nearest
 from muonscale.optim.polar_express import with_safety
 
@@ -52,6 +54,10 @@ class Coefficients:
     def steps(self) -> int:
         """Number of steps."""
         return len(self.triples)
+
+
+# A state dict holds it as an option of a group; `torch.load` takes known classes only.
+torch.serialization.add_safe_globals([Coefficients])
 
 
 @dataclass(frozen=True, kw_only=True)

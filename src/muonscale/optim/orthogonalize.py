@@ -20,15 +20,16 @@ from muonscale.errors import ConfigError
 from muonscale.optim.coefficients import Coefficients, CoefficientsLike, resolve
 from muonscale.optim.flops import choose_segments
 from muonscale.optim.flops import ns_flops as ns_flops
-from muonscale.optim.gram import make_workspace, newton_schulz_
+from muonscale.optim.gram import Segments, make_workspace, newton_schulz_
 from muonscale.optim.polar import exact_polar as exact_polar
 from muonscale.optim.symmetric import panel_rows
+from muonscale.optim.threads import run_side_by_side
 
 WORKSPACE_BYTES = 256 * 2**20
 """Cap on the temporaries of one batch of matrices; assumption, untested."""
 
 CACHE_BYTES = 4 * 2**20
-"""The same on a CPU, so that they stay in its caches; measured: EXPERIMENTS.md, "Batches"."""
+"""The same for one thread of a CPU, so that they stay in its caches; measured: EXPERIMENTS.md, "Batches"."""
 
 _FAR = 1e12
 """Largest magnitude, and the inverse of the least, whose squares are summed without scaling."""
@@ -103,11 +104,25 @@ def orthogonalize(
         return polar
     X_NMK, O_NMK = X.reshape(-1, *X.shape[-2:]), polar.view(-1, *X.shape[-2:])
     count = _batch_length(X_NMK, dtype, workspace_bytes)
-    room = make_workspace(O_NMK[:count], segments, panel_rows(min(X.shape[-2:]), dtype, X.device))
-    for target, part in zip(O_NMK.split(count), X_NMK.split(count), strict=True):
-        ready, divided = _ready(part, resolved, dtype)
-        newton_schulz_(target, ready, resolved, segments, room, normalized=divided)
+    parts = list(zip(O_NMK.split(count), X_NMK.split(count), strict=True))
+    run = functools.partial(_newton_schulz_each_, coefficients=resolved, segments=segments)
+    if X.device.type == "cpu":
+        run_side_by_side(run, parts)
+    else:
+        run(parts)
     return polar
+
+
+def _newton_schulz_each_(
+    parts: list[tuple[Tensor, Tensor]], *, coefficients: Coefficients, segments: Segments
+) -> None:
+    """Write the Newton-Schulz polynomial of the second of every pair into the first, in one workspace."""
+    largest = parts[0][0]
+    panel = panel_rows(min(largest.shape[1:]), largest.dtype, largest.device)
+    room = make_workspace(largest, segments, panel)
+    for O_NMK, X_NMK in parts:
+        ready, divided = _ready(X_NMK, coefficients, O_NMK.dtype)
+        newton_schulz_(O_NMK, ready, coefficients, segments, room, normalized=divided)
 
 
 def _ready(X_NMK: Tensor, coefficients: Coefficients, dtype: torch.dtype) -> tuple[Tensor, bool]:
@@ -137,9 +152,14 @@ def _batch_length(X_NMK: Tensor, dtype: torch.dtype, workspace_bytes: int) -> in
     """Return how many matrices to work on at a time: X twice and four Gram matrices within the cap."""
     short, long = sorted(X_NMK.shape[1:])
     per_matrix = (2 * short * long + 4 * short * short) * dtype.itemsize
-    if X_NMK.device.type == "cpu":
-        workspace_bytes = min(workspace_bytes, CACHE_BYTES)
-    return min(max(1, workspace_bytes // per_matrix), X_NMK.shape[0])
+    count = X_NMK.shape[0]
+    if X_NMK.device.type != "cpu":
+        return min(max(1, workspace_bytes // per_matrix), count)
+    threads = torch.get_num_threads()
+    batches = -(-count // max(1, min(workspace_bytes // threads, CACHE_BYTES) // per_matrix))
+    if batches > 1:  # as many for every thread
+        batches += -batches % threads
+    return -(-count // batches)
 
 
 def products_dtype(X: Tensor, dtype: DTypeLike) -> torch.dtype:
