@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from muonscale import Muon, parameter_groups
-from muonscale.errors import ConfigError, LayoutError, RoutingError
+from muonscale.errors import ConfigError, RoutingError
 from muonscale.optim.groups import GROUP_OPTIONS
 from muonscale.optim.matrices import Matrices
 from tests.optim.compare import Build, SetGradients, close, snapshot, states
@@ -101,13 +101,6 @@ def test_a_parameter_given_twice_is_refused(toy: nn.Module) -> None:
         Muon([W, W])
     with pytest.raises(RoutingError, match="two parameters are called a"):
         Muon([("a", W), ("a", toy.get_parameter("down.weight"))])
-
-
-def test_a_sharded_parameter_is_refused() -> None:
-    W = nn.Parameter(torch.zeros(2, 2))
-    W.placements = ()
-    with pytest.raises(LayoutError, match="sharded"):
-        Muon([W])
 
 
 @pytest.mark.parametrize(

@@ -50,6 +50,42 @@ def adamw_step_(
         cautious: see `decay_`; the update has the sign of `M`.
         mask: see `commit_`.
     """
+    denominators = adamw_moments_(G, M, V, steps, betas=betas, eps=eps, mask=mask)
+    new_W = W.wide(M, mask)
+    decay_(new_W, M, rate, cautious=cautious)
+    torch._foreach_addcdiv_(new_W, M, denominators, [-lr / (1 - betas[0] ** t) for t in steps])
+    W.write_(new_W, mask)
+
+
+def adamw_updates_(
+    G: list[Tensor],
+    M: list[Tensor],
+    V: list[Tensor],
+    steps: Sequence[int],
+    *,
+    betas: tuple[float, float],
+    eps: float,
+    mask: Tensor | None = None,
+) -> list[Tensor]:
+    """Write one step into the moments, and return U of `W <- (1 - rate)*W - lr*U`."""
+    if not M:  # this rank owns none
+        return []
+    denominators = adamw_moments_(G, M, V, steps, betas=betas, eps=eps, mask=mask)
+    torch._foreach_mul_(denominators, [1 - betas[0] ** t for t in steps])
+    return list(torch._foreach_div(M, denominators))
+
+
+def adamw_moments_(
+    G: list[Tensor],
+    M: list[Tensor],
+    V: list[Tensor],
+    steps: Sequence[int],
+    *,
+    betas: tuple[float, float],
+    eps: float,
+    mask: Tensor | None = None,
+) -> list[Tensor]:
+    """Write one step into the moments, and return `sqrt(V)/sqrt(1-b2^t) + eps`."""
     beta1, beta2 = betas
     wide_G = [g.to(m.dtype) for g, m in zip(G, M, strict=True)]
     new_M, new_V = scratch(M, M, mask), scratch(V, V, mask)
@@ -61,7 +97,4 @@ def adamw_step_(
     denominators = list(torch._foreach_sqrt(V))
     torch._foreach_div_(denominators, [(1 - beta2**t) ** 0.5 for t in steps])
     torch._foreach_add_(denominators, eps)
-    new_W = W.wide(M, mask)
-    decay_(new_W, M, rate, cautious=cautious)
-    torch._foreach_addcdiv_(new_W, M, denominators, [-lr / (1 - beta1**t) for t in steps])
-    W.write_(new_W, mask)
+    return denominators

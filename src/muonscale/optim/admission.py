@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from muonscale.errors import ConfigError, LayoutError, RoutingError, nearest
+from muonscale.errors import ConfigError, RoutingError, nearest
 from muonscale.optim.coefficients import resolve
 from muonscale.optim.decay import DECAYS
 from muonscale.optim.flops import FORMS
 from muonscale.optim.groups import RULES
 from muonscale.optim.matrices import matrix_shapes
+from muonscale.optim.muon_rule import WIRE_DTYPES
 from muonscale.optim.normalize import resolve_post_norm
 from muonscale.optim.orthogonalize import DTYPES
 from muonscale.optim.scale import check_scale
@@ -51,6 +52,7 @@ def check_options(options: Group) -> None:
         ("decay", DECAYS),
         ("master", MASTERS),
         ("ns_form", FORMS),
+        ("wire_dtype", tuple(WIRE_DTYPES)),
     ):
         _check_word(option, options[option], accepted)
     resolve_post_norm(options["post_norm"])
@@ -92,10 +94,6 @@ def check_parameter(name: str, parameter: Any, options: Group) -> None:
         raise RoutingError(f"{name} is a {type(parameter).__name__}: tensors can be optimized")
     if not parameter.is_floating_point():
         raise RoutingError(f"{name} is {parameter.dtype}: only real floating dtypes are supported")
-    if hasattr(parameter, "placements"):
-        raise LayoutError(
-            f"{name} is sharded (DTensor): this version updates whole parameters only"
-        )
     if options["master"] == "stochastic" and is_narrow(parameter):
         _check_bfloat16(name, parameter)
     if options["rule"] != "muon":

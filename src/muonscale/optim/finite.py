@@ -15,41 +15,60 @@ class FiniteCheck:
     """The answer for one step: at once on a CPU, on its way from any other device."""
 
     names: list[str]
-    finite: Tensor
-    """`[parameters]`, bool, on the host; to be read after `arrived`."""
+    at_fault: Tensor
+    """`[parameters]`, int32, on the host; to be read after `arrived`. 0 where a gradient is finite,
+    else the number of a process that has a non-finite one, from 1."""
     mask: Tensor | None
     """0-D bool on the device, or None where the host knows the answer without waiting."""
+    on_device: Tensor
+    """`at_fault`, where it was made."""
     arrived: torch.Event | None = None
 
     def nonfinite_names(self) -> list[str]:
         """Return the names of the parameters with a non-finite gradient; waits for the device."""
+        return [name for name, _ in self._faults()]
+
+    def nonfinite_ranks(self) -> list[int]:
+        """Return, for the same parameters, a process that has one, from 0."""
+        return [process - 1 for _, process in self._faults()]
+
+    def _faults(self) -> list[tuple[str, int]]:
         if self.arrived is not None:
             self.arrived.synchronize()
-        return [name for name, ok in zip(self.names, self.finite.tolist(), strict=True) if not ok]
+        pairs = zip(self.names, self.at_fault.tolist(), strict=True)
+        return [(name, process) for name, process in pairs if process]
 
 
-def check_gradients(names: Sequence[str], gradients: Sequence[Tensor]) -> FiniteCheck:
+def check_gradients(
+    names: Sequence[str], gradients: Sequence[Tensor], process: int = 0
+) -> FiniteCheck:
     """Return whether every element of every gradient is finite, without waiting for the device.
 
     Args:
         names: one per gradient.
         gradients: dense, floating; of any shape, dtype and device. Not written to.
+        process: number of this one, from 0.
     """
     checked = [(n, g) for n, g in zip(names, gradients, strict=True) if g.numel()]
     kept = [name for name, _ in checked]
     if not checked:
-        return FiniteCheck(kept, torch.ones(0, dtype=torch.bool), None)
+        return answer(kept, torch.zeros(0, dtype=torch.int32))
     extremes = _extremes([gradient for _, gradient in checked])
     device = extremes[0].device
     together = torch.stack([extreme.to(device, torch.float32) for extreme in extremes])
     finite = together.isfinite().view(-1, len(checked)).all(0)
-    if device.type == "cpu":
-        return FiniteCheck(kept, finite, None)
-    host = torch.empty(finite.shape, dtype=torch.bool, pin_memory=True)
-    host.copy_(finite, non_blocking=True)
-    arrived = torch.Event(device)
+    return answer(kept, (~finite).to(torch.int32) * (process + 1))
+
+
+def answer(names: list[str], at_fault: Tensor) -> FiniteCheck:
+    """Return the check for `at_fault` (see there) on any device."""
+    if at_fault.device.type == "cpu":
+        return FiniteCheck(names, at_fault, None, at_fault)
+    host = torch.empty(at_fault.shape, dtype=at_fault.dtype, pin_memory=True)
+    host.copy_(at_fault, non_blocking=True)
+    arrived = torch.Event(at_fault.device)
     arrived.record()
-    return FiniteCheck(kept, host, finite.all(), arrived)
+    return FiniteCheck(names, host, (at_fault == 0).all(), at_fault, arrived)
 
 
 def _extremes(gradients: list[Tensor]) -> list[Tensor]:

@@ -46,6 +46,7 @@ GROUP_OPTIONS = frozenset(
         "eps",
         "master",
         "rounding_seed",
+        "wire_dtype",
     ]
 )
 """Options that `Muon` reads from a group."""

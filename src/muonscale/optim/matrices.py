@@ -92,7 +92,7 @@ def matrix_shapes(shape: Sequence[int], layout: Matrices) -> list[tuple[int, int
     Raises:
         LayoutError: if a tensor of `shape` cannot be stored in this way.
     """
-    leading, out, in_ = _stack_shape(shape, layout)
+    leading, out, in_ = stack_shape(shape, layout)
     splits = layout.splits or (out,)
     if sum(splits) != out or min(splits) < 0:
         raise LayoutError(f"splits {splits} do not add up to the {out} rows of {_of(shape)}")
@@ -103,7 +103,7 @@ def matrix_shapes(shape: Sequence[int], layout: Matrices) -> list[tuple[int, int
     if layout.groups > 1 and not layout.splits:
         raise LayoutError(f"groups={layout.groups} says nothing without splits, at {_of(shape)}")
     shapes = []
-    for rows, heads in zip(splits, _heads(layout, len(splits), shape), strict=True):
+    for rows, heads in zip(splits, heads_of(layout, len(splits), shape), strict=True):
         length = in_ if layout.by_columns else rows
         if heads < 1 or length % heads:
             axis = "columns" if layout.by_columns else "rows"
@@ -113,7 +113,7 @@ def matrix_shapes(shape: Sequence[int], layout: Matrices) -> list[tuple[int, int
     return shapes
 
 
-def _stack_shape(shape: Sequence[int], layout: Matrices) -> tuple[int, int, int]:
+def stack_shape(shape: Sequence[int], layout: Matrices) -> tuple[int, int, int]:
     """Return (leading axes, out, in) before rows are divided."""
     if len(shape) < 2:
         raise LayoutError(f"{_of(shape)} holds no matrix: at least two axes are needed")
@@ -124,7 +124,8 @@ def _stack_shape(shape: Sequence[int], layout: Matrices) -> tuple[int, int, int]
     return (leading, in_, out) if layout.transposed else (leading, out, in_)
 
 
-def _heads(layout: Matrices, splits: int, shape: Sequence[int]) -> tuple[int, ...]:
+def heads_of(layout: Matrices, splits: int, shape: Sequence[int]) -> tuple[int, ...]:
+    """Return the number of heads of each of `splits` matrices stacked along `out`."""
     if isinstance(layout.heads, int):
         return (layout.heads,) * splits
     if len(layout.heads) != splits:
@@ -148,25 +149,26 @@ def view(X: Tensor, layout: Matrices) -> list[Tensor]:
         LayoutError: if `X` cannot be stored in this way.
     """
     shapes = matrix_shapes(X.shape, layout)
-    X_NMK = _stack(X, layout)
-    heads = _heads(layout, len(shapes), X.shape)
+    X_NMK = stacked(X, layout)
+    heads = heads_of(layout, len(shapes), X.shape)
     return [
-        _cut_heads(part, number, layout)
+        _cutheads_of(part, number, layout)
         for part, number in zip(_split(X_NMK, layout), heads, strict=True)
     ]
 
 
 def unview(batches: Sequence[Tensor], layout: Matrices, shape: Sequence[int]) -> Tensor:
     """Return the tensor of `shape` whose matrices are `batches`: the inverse of `view`."""
-    heads = _heads(layout, len(batches), shape)
-    parts = [_join_heads(b, number, layout) for b, number in zip(batches, heads, strict=True)]
+    heads = heads_of(layout, len(batches), shape)
+    parts = [_joinheads_of(b, number, layout) for b, number in zip(batches, heads, strict=True)]
     X_NMK = _join(parts, layout)
     if layout.transposed:
         X_NMK = X_NMK.mT
     return X_NMK.reshape(tuple(shape))
 
 
-def _stack(X: Tensor, layout: Matrices) -> Tensor:
+def stacked(X: Tensor, layout: Matrices) -> Tensor:
+    """Return `X` as `[leading, out, in]`, before rows are divided."""
     if layout.flattened:
         X_NMK = X.reshape(1, X.shape[0], -1)
     else:
@@ -193,7 +195,7 @@ def _join(parts: list[Tensor], layout: Matrices) -> Tensor:
     return torch.cat(grouped, dim=2).flatten(1, 2)
 
 
-def _cut_heads(X_NMK: Tensor, heads: int, layout: Matrices) -> Tensor:
+def _cutheads_of(X_NMK: Tensor, heads: int, layout: Matrices) -> Tensor:
     if heads == 1:
         return X_NMK
     if layout.by_columns:
@@ -201,7 +203,7 @@ def _cut_heads(X_NMK: Tensor, heads: int, layout: Matrices) -> Tensor:
     return X_NMK.unflatten(1, (heads, -1)).flatten(0, 1)
 
 
-def _join_heads(batch: Tensor, heads: int, layout: Matrices) -> Tensor:
+def _joinheads_of(batch: Tensor, heads: int, layout: Matrices) -> Tensor:
     if heads == 1:
         return batch
     X_NHMK = batch.unflatten(0, (-1, heads))

@@ -6,10 +6,11 @@ state, nothing else: gradients stay as they were. Not yet run on GPU.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
@@ -24,17 +25,19 @@ from muonscale.optim.admission import (
 )
 from muonscale.optim.coefficients import CoefficientsLike
 from muonscale.optim.decay import DecayT
-from muonscale.optim.finite import FiniteCheck, check_gradients
+from muonscale.optim.finite import FiniteCheck
 from muonscale.optim.flops import FormT
-from muonscale.optim.muon_rule import MOMENTUM_CONVENTION
+from muonscale.optim.muon_rule import MOMENTUM_CONVENTION, WireT
 from muonscale.optim.normalize import PostNormT
 from muonscale.optim.orthogonalize import DTypeLike
+from muonscale.optim.owned import gather
+from muonscale.optim.ranks import Neighbours
 from muonscale.optim.scale import ScaleLike
 from muonscale.optim.state import COUNTERS, keep_by_name
 from muonscale.optim.state_io import plain, take_over
-from muonscale.optim.steps import adamw_items_, muon_items_
+from muonscale.optim.steps import adamw_domain_, adamw_items_, muon_domain_, muon_items_
 from muonscale.optim.weights import MasterT
-from muonscale.optim.work import Group, Item, check_names, named
+from muonscale.optim.work import Group, check_names, named
 
 NonfiniteT = Literal["raise", "skip"]
 
@@ -50,9 +53,9 @@ class Muon(torch.optim.Optimizer):
 
     AdamW rule: as torch.optim.AdamW. State is float32 (float64 for float64 parameters) whatever
     the dtype of the parameters. A parameter whose gradient is None is skipped, decay included; a
-    gradient of zeros is a gradient. Parameters of one process, not sharded. A parameter that is
-    replaced in its group, moved or cast keeps its state, by name. Every option down to
-    `rounding_seed` can also be an entry of a group.
+    gradient of zeros is a gradient. Parameters may be sharded in any way (DTensor): a step
+    gives what it gives one process. A parameter that is replaced in its group, moved or cast keeps
+    its state, by name. Every option down to `wire_dtype` can also be an entry of a group.
 
     Args:
         params: groups from `parameter_groups`; or groups of your own with a `rule` ("muon" or
@@ -84,16 +87,21 @@ class Muon(torch.optim.Optimizer):
             saves a float32 copy of them, "stochastic" rounds to bfloat16 at random without bias,
             "none" warns.
         rounding_seed: of master="stochastic". A resumed run rounds as an uninterrupted one.
+        wire_dtype: what directions and updates are rounded to, among many ranks as on one:
+            "float32", or "bfloat16", which is half the bytes to send.
         compile: run Newton-Schulz and what follows it through torch.compile, once for each shape;
             a string names a backend other than "inductor".
         nonfinite: what a NaN or an infinity in any gradient does. The whole step is left out, with
-            state and parameters as they were; "raise" raises when the next step begins or at
-            `check_finite()`, "skip" goes on and counts.
+            state and parameters as they were, on all ranks; "raise" raises when the next step
+            begins or at `check_finite()`, "skip" goes on and counts.
+        process_group: ranks that hold plain tensors alike, as under DistributedDataParallel; each
+            then keeps the state of its own share only (ZeRO-1). Sharded parameters (DTensor) need
+            no such word.
 
     Raises:
         RoutingError: for something on Muon that is no matrix, or a parameter given twice.
         ConfigError: for an option outside its range.
-        LayoutError: for sharded parameters.
+        LayoutError: for placements that are not understood, and where ranks do not match.
         MuonscaleError: from `step` and `check_finite`, for a non-finite gradient.
 
     Example:
@@ -130,8 +138,10 @@ class Muon(torch.optim.Optimizer):
         eps: float = 1e-8,
         master: MasterT = "none",
         rounding_seed: int = 0,
+        wire_dtype: WireT = "float32",
         compile: bool | str = False,
         nonfinite: NonfiniteT = "raise",
+        process_group: dist.ProcessGroup | None = None,
     ) -> None:
         if nonfinite not in ("raise", "skip"):
             raise ConfigError(f"nonfinite is {nonfinite!r}: raise or skip is accepted")
@@ -158,9 +168,11 @@ class Muon(torch.optim.Optimizer):
             "cautious_decay": cautious_decay,
             "master": master,
             "rounding_seed": rounding_seed,
+            "wire_dtype": wire_dtype,
             "momentum_convention": MOMENTUM_CONVENTION,
         }
         self._owners: dict[str, Tensor] = {}
+        self._neighbours = Neighbours(process_group, compile)
         super().__init__(own_groups(params), defaults)
         self._nonfinite: NonfiniteT = nonfinite
         self._compile = compile
@@ -170,6 +182,7 @@ class Muon(torch.optim.Optimizer):
     def _reset_counters(self) -> None:
         self._pending: tuple[FiniteCheck, list[Tensor]] | None = None
         self._nonfinite_names: list[str] = []
+        self._nonfinite_rank = 0
         self._skipped_steps = 0
         self._matrices = 0
         self._update_rms = torch.zeros(())
@@ -182,6 +195,7 @@ class Muon(torch.optim.Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self._owners = {name: p for group in self.param_groups for name, p in named(group)}
+        self._neighbours = Neighbours(None, self._compile)
         self._reset_counters()
 
     def add_param_group(self, param_group: Group) -> None:
@@ -204,7 +218,8 @@ class Muon(torch.optim.Optimizer):
 
     def _keep_state(self) -> None:
         """See that every parameter has its state, whoever has replaced, moved or cast it."""
-        keep_by_name(self.param_groups, self.state, self._owners)
+        self._neighbours.assign(self.param_groups)
+        keep_by_name(self.param_groups, self.state, self._owners, self._neighbours.owned)
 
     def _check_unique(self, group: Group) -> None:
         check_names(group)
@@ -234,8 +249,9 @@ class Muon(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         self._keep_state()
-        items = list(self._items())
-        check = check_gradients([i.name for i in items], [i.gradient for i in items])
+        self._check_dense()
+        items = self._neighbours.items(self.param_groups, self.state)
+        check = self._neighbours.check_finite(items)
         if check.mask is None and check.nonfinite_names():
             self._pending = check, []
             self._settle()
@@ -243,9 +259,17 @@ class Muon(torch.optim.Optimizer):
         counters = [i.state[key] for i in items for key in COUNTERS if key in i.state]
         for counter in counters:
             counter += 1
-        adamw_items_([i for i in items if i.group["rule"] == "adamw"], check.mask)
+        on_adamw = [i for i in items if i.group["rule"] == "adamw"]
+        dealt_out = {i.name for i in on_adamw if i.placing is not None and i.placing.owned}
+        adamw_items_([i for i in on_adamw if i.name not in dealt_out], check.mask)
+        for domain in self._neighbours.domains(self.param_groups, "adamw"):
+            if theirs := [i for i in on_adamw if i.name in domain.names]:
+                adamw_domain_(domain, theirs, check.mask)
         on_muon = [i for i in items if i.group["rule"] == "muon"]
-        tally = muon_items_(on_muon, check.mask, self._compile)
+        tally = muon_items_([i for i in on_muon if i.placing is None], check.mask, self._compile)
+        for domain in self._neighbours.domains(self.param_groups, "muon"):
+            if theirs := [i for i in on_muon if i.name in domain.names]:
+                tally += muon_domain_(domain, theirs, check.mask)
         self._matrices = tally.matrices
         if tally.update_rms is not None:
             self._update_rms = tally.update_rms
@@ -253,24 +277,14 @@ class Muon(torch.optim.Optimizer):
             self._pending = check, counters
         return loss
 
-    def _items(self) -> Iterator[Item]:
+    def _check_dense(self) -> None:
         for group in self.param_groups:
             for name, parameter in named(group):
-                gradient = parameter.grad
-                if gradient is None:
-                    continue
-                if gradient.layout != torch.strided:
+                if parameter.grad is not None and parameter.grad.layout != torch.strided:
                     raise RoutingError(
                         f"{name} has a sparse gradient: only dense ones are supported (an embedding "
                         "gives them with sparse=False)"
                     )
-                yield Item(
-                    name=name,
-                    parameter=parameter,
-                    gradient=gradient,
-                    state=self.state[parameter],
-                    group=group,
-                )
 
     def _settle(self) -> None:
         """Read the flag of the last step, once it is there, and count what has been left out."""
@@ -281,6 +295,7 @@ class Muon(torch.optim.Optimizer):
         names = check.nonfinite_names()
         if not names:
             return
+        self._nonfinite_rank = check.nonfinite_ranks()[0]
         for counter in counters:  # raised when the flag was still on its way
             counter -= 1
         self._skipped_steps += 1
@@ -301,8 +316,9 @@ class Muon(torch.optim.Optimizer):
         self._nonfinite_names = []
         if names and self._nonfinite == "raise":
             more = f" and {len(names) - 1} other parameters" if len(names) > 1 else ""
+            where = f" on rank {self._nonfinite_rank}" if self._neighbours.any else ""
             raise MuonscaleError(
-                f"the gradient of {names[0]}{more} is not finite. The step was left out: parameters "
+                f"the gradient of {names[0]}{more} is not finite{where}. The step was left out: parameters "
                 'and state are as before it. nonfinite="skip" goes on and counts such steps.'
             )
 
@@ -326,6 +342,20 @@ class Muon(torch.optim.Optimizer):
         self._settle()
         self._keep_state()
         return plain(super().state_dict())
+
+    def full_state_dict(self) -> dict[str, Any]:
+        """Return the state dict of one process that has all of it: a collective of all ranks.
+
+        What is sharded, or lies with the ranks that own it, is gathered on every rank; save it on
+        one. `load_state_dict` takes it in any layout.
+        """
+        state_dict = self.state_dict()
+        group = self._neighbours.process_group
+        state = {
+            number: {key: gather(value, group) for key, value in values.items()}
+            for number, values in state_dict["state"].items()
+        }
+        return {**state_dict, "state": state}
 
     @torch.no_grad()
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -30,6 +31,11 @@ MOMENTUM_CONVENTION = "ema"
 """How `M` adds up: "ema" as here and in torch.optim.Muon; "sum" is the paper's `M <- mu*M + G`."""
 
 
+WireT = Literal["float32", "bfloat16"]
+WIRE_DTYPES: dict[str, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+"""What directions and updates can travel in. Not float16: raw momentum is below its range."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Polar:
     """From the momentum to the update, for matrices of every shape."""
@@ -42,6 +48,8 @@ class Polar:
     normuon_beta2: float = 0.95
     scale: ScaleLike = "rms"
     rms: float = 0.2
+    wire: torch.dtype = torch.float32
+    """What directions and updates are rounded to, whether or not they travel."""
 
 
 def momentum_step_(
@@ -66,6 +74,8 @@ def momentum_step_(
     Returns:
         New tensors with Nesterov; without it the very buffers, which the caller only reads.
     """
+    if not M:  # this rank owns none
+        return []
     wide_G = [g.to(m.dtype) for g, m in zip(G, M, strict=True)]
     new_M = scratch(M, M, mask)
     torch._foreach_lerp_(new_M, wide_G, 1 - momentum)
@@ -153,6 +163,7 @@ def _stack_update(
     N_NMK: Tensor, V_NM1: Tensor | None, *, shape: MatrixShape, polar: Polar, reducer: Reducer
 ) -> tuple[Tensor, Tensor | None]:
     steps = polar.coefficients.steps
+    N_NMK = _rounded(N_NMK, polar.wire)
     U_NMK = orthogonalize(N_NMK, polar.coefficients, steps, polar.form, polar.dtype)
     U_NMK = U_NMK.to(N_NMK.dtype)
     last = None
@@ -164,8 +175,14 @@ def _stack_update(
         last = norm.last
     if polar.scale == "rms_exact":
         sums = reducer.sum_all(U_NMK.square())
-        return U_NMK.mul_(exact_factor(sums, shape, polar.rms)), V_NM1
-    return U_NMK.mul_(shape_factor(polar.scale, shape, polar.rms, last)), V_NM1
+        U_NMK = U_NMK.mul_(exact_factor(sums, shape, polar.rms))
+    else:
+        U_NMK = U_NMK.mul_(shape_factor(polar.scale, shape, polar.rms, last))
+    return _rounded(U_NMK, polar.wire), V_NM1
+
+
+def _rounded(X: Tensor, dtype: torch.dtype) -> Tensor:
+    return X.to(dtype).to(X.dtype) if dtype.itemsize < X.dtype.itemsize == 4 else X
 
 
 def apply_updates_(

@@ -9,11 +9,12 @@ import functools
 import math
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from muonscale.optim.layout import Layout
 from muonscale.optim.matrices import Matrices, matrix_shapes, unview, view
 
 MatrixShape = tuple[int, int]
@@ -81,6 +82,17 @@ class Stacks:
 def known_shapes(shape: tuple[int, ...], layout: Matrices) -> tuple[tuple[int, int, int], ...]:
     """Return `matrix_shapes(shape, layout)`, remembered from step to step."""
     return tuple(matrix_shapes(shape, layout))
+
+
+def row_state_layout(layout: Layout) -> Layout:
+    """Return how the row state of a parameter lies: as its rows do, alike wherever columns are cut."""
+    stored, axes = layout.matrices, len(layout.shape)
+    if stored.flattened:
+        columns = {0} if stored.transposed else set(range(1, axes))
+    else:
+        columns = {axes - 2} if stored.transposed else {axes - 1}
+    cuts = tuple(None if c is not None and c.axis in columns else c for c in layout.cuts)
+    return replace(layout, shape=row_state_shape(layout.shape, stored), cuts=cuts)
 
 
 def row_state_shape(shape: Sequence[int], layout: Matrices) -> tuple[int, ...]:

@@ -13,7 +13,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Callable, Mapping, MutableMapping
 from typing import Any
 
 import torch
@@ -23,7 +23,9 @@ from muonscale.errors import LayoutError
 from muonscale.optim.admission import check_parameter
 from muonscale.optim.matrices import PLAIN, Matrices
 from muonscale.optim.normalize import resolve_post_norm
-from muonscale.optim.stacks import row_state_shape
+from muonscale.optim.owned import Owned, copy_, owned_zeros
+from muonscale.optim.sharding import layout_of, zeros_like_cut
+from muonscale.optim.stacks import row_state_layout, row_state_shape
 from muonscale.optim.weights import is_narrow
 from muonscale.optim.work import Group, check_names, named
 
@@ -32,26 +34,30 @@ COUNTERS = ("step", "rounding_step")
 """State that counts the steps that were not left out."""
 
 
-def new_state(name: str, parameter: Tensor, options: Mapping[str, Any]) -> dict[str, Tensor]:
+def new_state(
+    name: str, parameter: Tensor, options: Mapping[str, Any], owned: Owned | None = None
+) -> dict[str, Tensor]:
     """Return the state of a parameter that has not made a step.
 
     Args:
         name: the parameter's.
         parameter: any floating dtype and device.
         options: of its group, complete.
+        owned: what of it is here, if it is dealt out to the ranks that hold the parameter.
     """
     dtype = torch.promote_types(parameter.dtype, torch.float32)
 
     def zeros() -> Tensor:
+        if owned is not None:
+            return owned_zeros(tuple(parameter.shape), owned, dtype, parameter.device)
         return torch.zeros_like(parameter, dtype=dtype, memory_format=torch.preserve_format)
 
     if options["rule"] == "muon":
         state = {"momentum_buffer": zeros()}
         norm = resolve_post_norm(options["post_norm"])
         if norm is not None and norm.row_state:
-            layout = options["matrices"].get(name, PLAIN)
-            shape = row_state_shape(parameter.shape, layout)
-            state[ROW_STATE] = torch.zeros(shape, dtype=dtype, device=parameter.device)
+            matrices = options["matrices"].get(name, PLAIN)
+            state[ROW_STATE] = _row_state(name, parameter, matrices, owned, dtype)
     else:
         state = {"step": torch.tensor(0.0), "exp_avg": zeros(), "exp_avg_sq": zeros()}
     if is_narrow(parameter) and options["master"] == "float32":
@@ -61,10 +67,24 @@ def new_state(name: str, parameter: Tensor, options: Mapping[str, Any]) -> dict[
     return state
 
 
+def _row_state(
+    name: str, parameter: Tensor, matrices: Matrices, owned: Owned | None, dtype: torch.dtype
+) -> Tensor:
+    shape = row_state_shape(parameter.shape, matrices)
+    if owned is not None:
+        layout, here = owned
+        return owned_zeros(shape, (row_state_layout(layout), here), dtype, parameter.device)
+    layout = layout_of(name, parameter, matrices)
+    if layout is None:
+        return torch.zeros(shape, dtype=dtype, device=parameter.device)
+    return zeros_like_cut(parameter, row_state_layout(layout), dtype)
+
+
 def keep_by_name(
     groups: list[Group],
     state: MutableMapping[Tensor, dict[str, Any]],
     owners: dict[str, Tensor],
+    owned: Callable[[str], Owned | None] = lambda name: None,
 ) -> None:
     """Give every parameter in `groups` its state, by name, where something has changed.
 
@@ -75,6 +95,7 @@ def keep_by_name(
         groups: of the optimizer.
         state: by parameter; written to.
         owners: the parameter that each name stood for; written to.
+        owned: see `new_state`, by name.
 
     Raises:
         RoutingError: where names and parameters do not match, or the rule cannot work on what is
@@ -90,7 +111,13 @@ def keep_by_name(
         if owners.get(name) is not parameter or not _fits(state.get(parameter), parameter, group)
     ]
     fresh = {
-        name: _renewed(name, parameter, group, state.get(owners[name]) if name in owners else None)
+        name: _renewed(
+            name,
+            parameter,
+            group,
+            state.get(owners[name]) if name in owners else None,
+            owned(name),
+        )
         for name, parameter, group in changed
     }
     for name in fresh.keys() & owners.keys():
@@ -101,10 +128,14 @@ def keep_by_name(
 
 
 def _renewed(
-    name: str, parameter: Tensor, group: Group, old: Mapping[str, Tensor] | None
+    name: str,
+    parameter: Tensor,
+    group: Group,
+    old: Mapping[str, Tensor] | None,
+    owned: Owned | None,
 ) -> dict[str, Tensor]:
     check_parameter(name, parameter, group)
-    fresh = new_state(name, parameter, group)
+    fresh = new_state(name, parameter, group, owned)
     for key in fresh:
         if old is None or key not in old:
             continue
@@ -113,7 +144,7 @@ def _renewed(
                 f"{name} was replaced by a tensor of another shape: its {key} is "
                 f"{tuple(old[key].shape)}, {tuple(fresh[key].shape)} is needed"
             )
-        fresh[key].copy_(old[key])
+        copy_(fresh[key], old[key])
     return fresh
 
 

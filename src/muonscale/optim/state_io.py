@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from muonscale.errors import CheckpointError
+from muonscale.optim.owned import copy_, scale_
 from muonscale.optim.work import named
 
 NOT_SAVED = frozenset({"params", "matrices", "why"})
@@ -60,9 +61,9 @@ def take_over(state_dict: StateDict, groups: list[Group], state: State) -> None:
     for name, values in current.items():
         for key, value in values.items():
             source = saved[name][key]
-            value.copy_(torch.as_tensor(source))
+            copy_(value, _tensor(source))
             if key == "momentum_buffer" and name in scales:
-                value.mul_(scales[name])
+                scale_(value, scales[name])
     _take_options(saved_groups, groups)
 
 
@@ -88,10 +89,14 @@ def _differences(saved: Mapping[str, Any], current: Mapping[str, Any]) -> list[s
             lines.append(f"other state: {name} has {sorted(have)}, now it needs {sorted(want)}")
             continue
         for key in want:
-            shapes = tuple(torch.as_tensor(have[key]).shape), tuple(want[key].shape)
+            shapes = tuple(_tensor(have[key]).shape), tuple(want[key].shape)
             if shapes[0] != shapes[1]:
                 lines.append(f"other shape: {name} has {key} {shapes[0]}, now it is {shapes[1]}")
     return lines
+
+
+def _tensor(value: Any) -> Tensor:
+    return value if isinstance(value, Tensor) else torch.as_tensor(value)
 
 
 def _momentum_scales(saved_groups: list[Group]) -> dict[str, float]:

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from muonscale.optim.adamw import adamw_step_
+from muonscale.optim.adamw import adamw_step_, adamw_updates_
+from muonscale.optim.agreement import total
 from muonscale.optim.decay import decay_rate
-from muonscale.optim.muon_rule import Updates, apply_updates_, momentum_step_, polar_updates
+from muonscale.optim.domain import Cargo, Domain
+from muonscale.optim.layout import pieces, read_piece
+from muonscale.optim.muon_rule import apply_updates_, momentum_step_, polar_updates
+from muonscale.optim.owned import OwnedTensor
 from muonscale.optim.stacks import Stacks
 from muonscale.optim.state import ROW_STATE
 from muonscale.optim.weights import Weights, rounding_key
@@ -18,12 +24,29 @@ from muonscale.optim.work import Group, Item, batches, by_group
 
 @dataclass(frozen=True)
 class MuonTally:
-    """What the Muon rule did in one step."""
+    """What the Muon rule did in one step, on all ranks together."""
 
     matrices: int
     """Logical matrices orthogonalised."""
-    update_rms: Tensor | None
-    """0-D, on the device; None if nothing was on Muon."""
+    squares: list[Tensor]
+    """0-D, on the device: they add up to the sum of squares of all updates."""
+    elements: int
+    """How many elements these have."""
+
+    @property
+    def update_rms(self) -> Tensor | None:
+        """0-D, on the device; None if nothing was on Muon."""
+        if not self.squares:
+            return None
+        total = torch.stack([s.to(self.squares[0].device) for s in self.squares]).sum()
+        return (total / max(1, self.elements)).sqrt()
+
+    def __add__(self, other: MuonTally) -> MuonTally:
+        return MuonTally(
+            self.matrices + other.matrices,
+            self.squares + other.squares,
+            self.elements + other.elements,
+        )
 
 
 def adamw_items_(items: list[Item], mask: Tensor | None) -> None:
@@ -45,7 +68,7 @@ def adamw_items_(items: list[Item], mask: Tensor | None) -> None:
 
 
 def muon_items_(items: list[Item], mask: Tensor | None, compile: bool | str) -> MuonTally:
-    """Write one Muon step into the parameters and the state of `items`."""
+    """Write one Muon step into the parameters and the state of `items`, all whole on this rank."""
     matrices = 0
     squares: list[Tensor] = []
     for polar, batch in batches(items):
@@ -63,12 +86,139 @@ def muon_items_(items: list[Item], mask: Tensor | None, compile: bool | str) -> 
         updates = polar_updates(directions, stacks, polar, V=rows, mask=mask, compile=compile)
         matrices += updates.matrices
         squares += updates.squares
-        _apply(batch, updates, mask)
-    return MuonTally(matrices, _rms(squares, sum(item.parameter.numel() for item in items)))
+        _apply(batch, updates.tensors, mask)
+    return MuonTally(matrices, squares, sum(item.parameter.numel() for item in items))
 
 
-def _apply(batch: list[Item], updates: Updates, mask: Tensor | None) -> None:
-    left = iter(updates.tensors)
+def muon_domain_(domain: Domain, items: list[Item], mask: Tensor | None) -> MuonTally:
+    """Write one Muon step into what of `items` is on this rank. A collective of the domain.
+
+    Args:
+        domain: of `items`, and of others without a gradient.
+        items: the same on all ranks of the domain.
+        mask: see `commit_`.
+    """
+    cargo = _cargo(items, mask)
+    square = torch.zeros((), device=items[0].parameter.device)
+    for item, update in _updated(domain, items, cargo, mask):
+        assert item.placing is not None
+        square += torch.linalg.vector_norm(update).square().float() / item.placing.copies
+    squares = total(square, domain.group)
+    elements = sum(math.prod(i.placing.shape) for i in items if i.placing is not None)
+    return MuonTally(domain.matrices({i.name for i in items}), [squares], elements)
+
+
+def _updated(
+    domain: Domain, items: list[Item], cargo: Cargo, mask: Tensor | None
+) -> Iterator[tuple[Item, Tensor]]:
+    """Apply the updates as they arrive, and yield them."""
+    by_name = {item.name: item for item in items}
+    for names in domain.updates(cargo, by_name):
+        complete = [by_name[name] for name in names]
+        updates = [cargo.updates[i.name].view(i.parameter.shape) for i in complete]
+        _apply(complete, updates, mask)
+        yield from zip(complete, updates, strict=True)
+        for name in names:
+            del cargo.updates[name]
+
+
+class _Places(dict[str, Tensor]):
+    """Where updates arrive, made when the first piece is there; `layouts` by name."""
+
+    def __init__(self, items: list[Item], key: str) -> None:
+        super().__init__()
+        self._items = {item.name: item for item in items}
+        self._key = key
+
+    def __missing__(self, name: str) -> Tensor:
+        item = self._items[name]
+        state = item.state[self._key]
+        shape = item.parameter.shape
+        if isinstance(state, OwnedTensor):
+            shape = state.dealt.shape
+        self[name] = torch.empty(shape, dtype=state.dtype, device=state.device)
+        return self[name]
+
+
+def _cargo(items: list[Item], mask: Tensor | None) -> Cargo:
+    """Make one momentum step on what of the state is on this rank."""
+    directions: dict[str, Tensor] = {}
+    whole: dict[tuple[str, int], Tensor] = {}
+    updates = _Places(items, "momentum_buffer")
+    for group, part in by_group(items):
+        held = [_held(item) for item in part]
+        new = momentum_step_(
+            [M for parts in held for _, M, _ in parts],
+            [G for parts in held for _, _, G in parts],
+            momentum=group["momentum"],
+            nesterov=group["nesterov"],
+            mask=mask,
+        )
+        left = iter(new)
+        for item, parts in zip(part, held, strict=True):
+            for number, _, _ in parts:
+                if number is not None:
+                    whole[item.name, number] = next(left)
+                    continue
+                directions[item.name] = next(left)
+                if group["nesterov"]:
+                    # A piece has left before its update arrives: the direction's place will do.
+                    updates[item.name] = directions[item.name]
+    rows = {i.name: i.state[ROW_STATE] for i in items if ROW_STATE in i.state}
+    whole_rows = {
+        (name, number): part
+        for name, state in rows.items()
+        if isinstance(state, OwnedTensor)
+        for number, part in state.parts.items()
+    }
+    return Cargo(
+        directions=directions, updates=updates, rows=rows, whole=whole, whole_rows=whole_rows
+    )
+
+
+def _held(item: Item) -> list[tuple[int | None, Tensor, Tensor]]:
+    """Return (number of the matrix or None, momentum, gradient) of what is on this rank."""
+    momentum = item.state["momentum_buffer"]
+    if not isinstance(momentum, OwnedTensor):
+        return [(None, momentum, item.gradient)]
+    return [(n, M, G) for n, M, G in _owned(item, "momentum_buffer")]
+
+
+def _owned(item: Item, key: str) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """Yield (number, state, gradient) of the matrices of which this rank owns the state."""
+    state = item.state[key]
+    layout = state.dealt
+    gradient = item.gradient.reshape(layout.shape)
+    for piece in pieces(layout, (0,)):
+        if piece.matrix in state.parts:
+            part = state.parts[piece.matrix]
+            yield piece.matrix, part, read_piece(gradient, layout.matrices, piece)
+
+
+def adamw_domain_(domain: Domain, items: list[Item], mask: Tensor | None) -> None:
+    """Write one AdamW step into parameters whose state is dealt out. A collective of the domain."""
+    whole: dict[tuple[str, int], Tensor] = {}
+    for group, part in by_group(items):
+        owned = [(item, *parts) for item in part for parts in _owned(item, "exp_avg")]
+        updates = adamw_updates_(
+            [G for _, _, _, G in owned],
+            [M for _, _, M, _ in owned],
+            [item.state["exp_avg_sq"].parts[number] for item, number, _, _ in owned],
+            [int(item.state["step"]) for item, _, _, _ in owned],
+            betas=group["betas"],
+            eps=group["eps"],
+            mask=mask,
+        )
+        whole |= {(i.name, n): U for (i, n, _, _), U in zip(owned, updates, strict=True)}
+    cargo = Cargo(
+        directions={}, updates=_Places(items, "exp_avg"), rows={}, whole=whole, whole_rows={}
+    )
+    for _ in _updated(domain, items, cargo, mask):
+        pass
+
+
+def _apply(batch: list[Item], updates: list[Tensor], mask: Tensor | None) -> None:
+    left = iter(updates)
     for group, part in by_group(batch):
         apply_updates_(
             _weights(group, part),
@@ -93,10 +243,3 @@ def _key(item: Item) -> int | None:
     if "rounding_step" not in item.state:
         return None
     return rounding_key(item.group["rounding_seed"], item.name, int(item.state["rounding_step"]))
-
-
-def _rms(squares: list[Tensor], elements: int) -> Tensor | None:
-    if not squares:
-        return None
-    total = torch.stack([square.to(squares[0].device) for square in squares]).sum()
-    return (total / max(1, elements)).sqrt()

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from muonscale.errors import RoutingError
 from muonscale.optim.coefficients import resolve
+from muonscale.optim.layout import Layout
 from muonscale.optim.matrices import PLAIN, Matrices
-from muonscale.optim.muon_rule import Polar
+from muonscale.optim.muon_rule import WIRE_DTYPES, Polar
 from muonscale.optim.orthogonalize import WORKSPACE_BYTES
 from muonscale.optim.stacks import known_shapes
 
@@ -23,13 +24,15 @@ Group = dict[str, Any]
 
 @dataclass(frozen=True, kw_only=True)
 class Item:
-    """One parameter with a gradient, in one step."""
+    """One parameter in one step: what of it is on this rank."""
 
     name: str
     parameter: Tensor
     gradient: Tensor
     state: dict[str, Any]
     group: Group
+    placing: Layout | None = None
+    """How it lies on several ranks; None where it is whole on this one."""
 
     @property
     def layout(self) -> Matrices:
@@ -61,7 +64,7 @@ def by_group(items: Iterable[Item]) -> Iterator[tuple[Group, list[Item]]]:
 def batches(items: list[Item]) -> Iterator[tuple[Polar, list[Item]]]:
     """Gather the parameters whose matrices have the same shapes, across groups, up to the cap."""
     alike: defaultdict[Any, list[Item]] = defaultdict(list)
-    polars = {id(group): _polar(group) for group, _ in by_group(items)}
+    polars = {id(group): polar_of(group) for group, _ in by_group(items)}
     for item in items:
         shapes = known_shapes(tuple(item.parameter.shape), item.layout)
         kinds = frozenset((out, in_) for _, out, in_ in shapes)
@@ -87,7 +90,8 @@ def _capped(items: list[Item]) -> Iterator[list[Item]]:
     yield batch
 
 
-def _polar(group: Group) -> Polar:
+def polar_of(group: Group) -> Polar:
+    """Return what a group on Muon does to its momentum."""
     return Polar(
         coefficients=resolve(group["ns_coefficients"], group["ns_steps"]),
         form=group["ns_form"],
@@ -97,4 +101,5 @@ def _polar(group: Group) -> Polar:
         normuon_beta2=group["normuon_beta2"],
         scale=group["scale"],
         rms=group["rms"],
+        wire=WIRE_DTYPES[group["wire_dtype"]],
     )

@@ -1,0 +1,146 @@
+"""One cargo of an exchange, from local tensors to batches of whole matrices and back.
+
+A *cargo* is what travels for every matrix of a plan: its direction and then its update, or one value
+per row. It lies as its layouts say, whose matrices have the numbers of the plan's.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Collection, Mapping, MutableMapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from muonscale.optim.exchange import Exchange, Pending, Slot, Slots, make_routes
+from muonscale.optim.layout import Layout, read_piece, write_piece_
+from muonscale.optim.plan import Plan, Task, shapes_of
+
+BatchKey = tuple[str, tuple[int, int]]
+"""Kind and shape (out, in) of the plan's matrices."""
+
+Locals = MutableMapping[str, Tensor]
+"""Local tensors by parameter name."""
+
+Owned = Mapping[tuple[str, int], Tensor]
+"""Whole matrices on their owner, by parameter name and number."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Matrices of one kind and shape."""
+
+    tasks: list[Task]
+    values: Tensor
+    """`[tasks, out, in]`."""
+
+
+class Lane:
+    """The way of one cargo; every method is for one round."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        layouts: Sequence[Layout],
+        exchange: Exchange,
+        *,
+        wire: torch.dtype,
+        dtype: torch.dtype,
+        device: torch.device,
+        state: bool = False,
+    ) -> None:
+        self._plan = plan
+        self._layouts = layouts
+        self._shapes = [shapes_of(layout) for layout in layouts]
+        self._routes = make_routes(plan, layouts, exchange.position, state=state)
+        self._exchange = exchange
+        self._dtype = dtype
+        self._like = torch.empty(0, dtype=wire, device=device)
+
+    def _name(self, task: Task) -> str:
+        return self._plan.parameters[task.parameter].name
+
+    def _active(self, slots: Slots, active: Collection[str]) -> Slots:
+        return [[s for s in theirs if self._name(s.task) in active] for theirs in slots]
+
+    def send_in(self, number: int, tensors: Locals, active: Collection[str]) -> Pending:
+        """Begin to send the pieces of local `tensors` to the owners of their matrices."""
+
+        def read(slot: Slot) -> Tensor:
+            matrices = self._layouts[slot.task.parameter].matrices
+            return read_piece(tensors[self._name(slot.task)], matrices, slot.piece)
+
+        route = self._routes[number]
+        leaving, arriving = (self._active(s, active) for s in (route.collect, route.assemble))
+        return self._exchange.start(leaving, arriving, read, self._like, moves=route.moves_in)
+
+    def assemble(
+        self, number: int, pending: Pending, owned: Owned, active: Collection[str]
+    ) -> dict[BatchKey, Batch]:
+        """Return the matrices that this rank works on, once their pieces are there."""
+        batches, places = self._allocate(number, active)
+        for task, place in places.items():
+            if (self._name(task), task.matrix) in owned:
+                place.copy_(owned[self._name(task), task.matrix])
+        for slot, values in pending.finish():
+            box(places[slot.task], slot).copy_(values)
+        return batches
+
+    def _allocate(
+        self, number: int, active: Collection[str]
+    ) -> tuple[dict[BatchKey, Batch], dict[Task, Tensor]]:
+        alike: defaultdict[BatchKey, list[Task]] = defaultdict(list)
+        for task in self._plan.tasks:
+            mine = task.owner == self._exchange.position and task.round == number
+            if mine and self._name(task) in active:
+                alike[self._plan.parameters[task.parameter].kind, task.shape].append(task)
+        batches: dict[BatchKey, Batch] = {}
+        places: dict[Task, Tensor] = {}
+        for key, tasks in alike.items():
+            shape = self._shapes[tasks[0].parameter][tasks[0].matrix]
+            values = self._like.new_empty(len(tasks), *shape, dtype=self._dtype)
+            batches[key] = Batch(tasks, values)
+            places |= dict(zip(tasks, values.unbind(), strict=True))
+        return batches, places
+
+    def send_out(
+        self, number: int, batches: Mapping[BatchKey, Batch], active: Collection[str]
+    ) -> Pending:
+        """Begin to send the pieces of this rank's matrices to all that hold them."""
+        values = {
+            task: value
+            for batch in batches.values()
+            for task, value in zip(batch.tasks, batch.values.unbind(), strict=True)
+        }
+
+        def read(slot: Slot) -> Tensor:
+            return box(values[slot.task], slot)
+
+        route = self._routes[number]
+        leaving, arriving = (self._active(s, active) for s in (route.distribute, route.deliver))
+        return self._exchange.start(leaving, arriving, read, self._like, moves=route.moves_out)
+
+    def deliver(self, pending: Pending, tensors: Locals) -> list[str]:
+        """Write what has arrived into local `tensors`; return the parameter's name for every piece."""
+        names = []
+        for slot, values in pending.finish():
+            name = self._name(slot.task)
+            matrices = self._layouts[slot.task.parameter].matrices
+            write_piece_(tensors[name], matrices, slot.piece, values)
+            names.append(name)
+        return names
+
+    def pieces_to_come(self, active: Collection[str]) -> dict[str, int]:
+        """Return how many pieces `deliver` writes in all rounds, by parameter name."""
+        counts = dict.fromkeys(sorted(active), 0)
+        for route in self._routes:
+            for slots in self._active(route.deliver, active):
+                for slot in slots:
+                    counts[self._name(slot.task)] += 1
+        return counts
+
+
+def box(matrix: Tensor, slot: Slot) -> Tensor:
+    """Return the part of a whole matrix that a slot is."""
+    return matrix[slice(*slot.piece.rows), slice(*slot.piece.columns)]

@@ -1,0 +1,44 @@
+"""Every row of the layout table, for every kind of rule, against one process."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.distributed.layouts import (
+    RULES,
+    gathered,
+    make,
+    mesh_of,
+    placed,
+    reference,
+    rows,
+    whole,
+)
+
+
+def train(size: int, name: str, steps: int, options: dict[str, Any]) -> dict[str, Tensor]:
+    row = next(row for row in rows(size) if row.name == name)
+    place = placed(row, mesh_of(row))
+    parameters, optimizer = make(place, **options)
+    for seed in range(1, steps + 1):
+        for parameter_name, parameter in parameters.items():
+            parameter.grad = place(parameter_name, whole(parameter_name, seed))
+        optimizer.step()
+    return gathered(parameters)
+
+
+TABLE = [(size, row.name) for size in (1, 2, 3, 4) for row in rows(size)]
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize(("size", "row"), TABLE, ids=[f"{row}-{size}" for size, row in TABLE])
+def test_every_layout_gives_the_parameters_of_one_process(world, size, row, rule) -> None:
+    results = world(size).run(train, size, row, 3, RULES[rule])
+    expected = reference(3, **RULES[rule])
+    for result in results:
+        for name in expected:
+            torch.testing.assert_close(result[name], expected[name], rtol=1e-4, atol=2e-5)

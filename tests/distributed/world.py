@@ -1,0 +1,84 @@
+"""Processes that wait for work, joined in a gloo group: a function of a test runs on all of them."""
+
+from __future__ import annotations
+
+import multiprocessing
+import tempfile
+import traceback
+from collections.abc import Callable
+from datetime import timedelta
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+TIMEOUT = 30
+"""Seconds for one function; a test that hangs fails after them."""
+
+
+class World:
+    """So many processes, forked from this one, with one thread each."""
+
+    def __init__(self, size: int) -> None:
+        assert torch.get_num_threads() == 1, "a forked process with more threads hangs"
+        self.size = size
+        self._folder = tempfile.TemporaryDirectory()
+        context = multiprocessing.get_context("fork")
+        self._pipes: list[Connection] = []
+        self._processes = []
+        for rank in range(size):
+            ours, theirs = context.Pipe()
+            store = str(Path(self._folder.name) / "store")
+            process = context.Process(target=_serve, args=(rank, size, store, theirs), daemon=True)
+            process.start()
+            theirs.close()
+            self._pipes.append(ours)
+            self._processes.append(process)
+
+    def run(self, function: Callable[..., Any], *arguments: Any) -> list[Any]:
+        """Return what `function(*arguments)`, of a module, returns on every rank."""
+        for pipe in self._pipes:
+            pipe.send((function, arguments))
+        answers = []
+        for rank, pipe in enumerate(self._pipes):
+            if not pipe.poll(TIMEOUT):
+                self.close()
+                raise AssertionError(f"rank {rank} of {self.size} has not answered")
+            answers.append(pipe.recv())
+        if failed := [f"rank {r}:\n{text}" for r, (ok, text) in enumerate(answers) if not ok]:
+            raise AssertionError("\n".join(failed))
+        return [value for _, value in answers]
+
+    @property
+    def alive(self) -> bool:
+        """Whether all processes are there."""
+        return all(process.is_alive() for process in self._processes)
+
+    def close(self) -> None:
+        """Stop the processes."""
+        for process in self._processes:
+            process.kill()
+            process.join()
+        self._folder.cleanup()
+
+
+def _serve(rank: int, size: int, store: str, pipe: Connection) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group(
+        "gloo",
+        store=dist.FileStore(store, size),
+        rank=rank,
+        world_size=size,
+        timeout=timedelta(seconds=TIMEOUT / 2),
+    )
+    while True:
+        try:
+            function, arguments = pipe.recv()
+        except EOFError:
+            return
+        try:
+            pipe.send((True, function(*arguments)))
+        except BaseException:
+            pipe.send((False, traceback.format_exc()))
