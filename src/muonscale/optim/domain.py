@@ -7,6 +7,7 @@ While a round is worked on, the directions of the next and the updates of the la
 
 from __future__ import annotations
 
+import functools
 import math
 from collections import deque
 from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -17,14 +18,16 @@ import torch.distributed as dist
 from torch import Tensor
 
 from muonscale.optim.exchange import Exchange, Ledger, Pending
-from muonscale.optim.flops import ns_flops
+from muonscale.optim.flops import HIGHEST_IN_16_BITS, gram_segments, highest_value, ns_flops
 from muonscale.optim.lane import Batch, BatchKey, Lane, Locals
 from muonscale.optim.layout import Layout
-from muonscale.optim.muon_rule import Polar, stack_update
+from muonscale.optim.muon_rule import Polar, StackUpdate, part_update, stack_update
 from muonscale.optim.normalize import LOCAL, resolve_post_norm
 from muonscale.optim.orthogonalize import products_dtype
-from muonscale.optim.plan import Planned, make_plan, shapes_of
+from muonscale.optim.plan import Planned, Split, make_plan, shapes_of
+from muonscale.optim.sharding import group_of
 from muonscale.optim.stacks import row_state_layout
+from muonscale.optim.team import Team
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +89,10 @@ class Domain:
         )
         self._with_rows = {m.name for m in members if has_rows(m.polar)}
         self._position = exchange.position
+        self._team_group: dist.ProcessGroup | None = None
+        if self.plan.team_size > 1:
+            first = exchange.position - exchange.position % self.plan.team_size
+            self._team_group = group_of(self.plan.ranks[first : first + self.plan.team_size])
 
     @property
     def names(self) -> frozenset[str]:
@@ -135,15 +142,16 @@ class Domain:
             with_rows = self._with_rows.intersection(active)
             row_batches = self._row_lane.assemble(number, coming[1], cargo.whole_rows, with_rows)
         updates: dict[BatchKey, Batch] = {}
-        for (kind, shape), batch in batches.items():
-            rows = row_batches.get((kind, shape))
+        for key, batch in batches.items():
+            kind, shape, split = key
+            rows = row_batches.get(key)
             polar = self._polars[kind]
             if polar is None:
-                updates[kind, shape] = batch
+                updates[key] = batch
                 continue
-            update = stack_update(shape, polar, LOCAL, self._compile)
+            update = self._update(shape, polar, split)
             U_NMK, V_NM1 = update(batch.values, None if rows is None else rows.values[..., :1])
-            updates[kind, shape] = Batch(batch.tasks, U_NMK)
+            updates[key] = Batch(batch.tasks, U_NMK)
             if rows is not None and V_NM1 is not None:
                 rows.values.copy_(V_NM1.expand_as(rows.values))
                 for task, values in zip(rows.tasks, rows.values.unbind(), strict=True):
@@ -151,6 +159,16 @@ class Domain:
                     if (name, task.matrix) in cargo.whole_rows:
                         cargo.whole_rows[name, task.matrix].copy_(values)
         return updates, row_batches
+
+    def _update(self, shape: tuple[int, int], polar: Polar, split: Split | None) -> StackUpdate:
+        if split is None:
+            return stack_update(shape, polar, LOCAL, self._compile)
+        assert self._team_group is not None
+        place = split.team.index(self._position)
+        team = Team(self._team_group, place, len(split.team), split.divided)
+        return functools.partial(
+            part_update, shape=shape, polar=polar, team=team, segments=split.segments
+        )
 
     def _send_out(
         self,
@@ -209,4 +227,23 @@ def planned(member: Member, kind: str, device: torch.device) -> Planned:
         )
         for shape in shapes_of(member.layout)
     ]
-    return Planned(name=member.name, layout=member.layout, kind=kind, flops=tuple(flops))
+    return Planned(
+        name=member.name,
+        layout=member.layout,
+        kind=kind,
+        flops=tuple(flops),
+        triples=polar.coefficients.triples,
+        forms=_forms(polar, dtype),
+    )
+
+
+def _forms(polar: Polar, dtype: torch.dtype) -> tuple[tuple[int, ...], ...]:
+    """Return the segments that `polar` may be evaluated by."""
+    direct = (1,) * polar.coefficients.steps
+    if polar.form == "direct":
+        return (direct,)
+    gram = gram_segments(polar.coefficients, dtype)
+    if polar.form == "gram":
+        return (gram,)
+    coarse = dtype.itemsize < 4 and highest_value(polar.coefficients.triples) > HIGHEST_IN_16_BITS
+    return (direct,) if coarse else (direct, gram)

@@ -10,6 +10,8 @@ It lies as a `Layout` says, whose matrices have the numbers of the plan's.
 
 from __future__ import annotations
 
+import functools
+import sys
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -19,7 +21,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from muonscale.optim.layout import Layout, Piece, cut_coordinates, pieces
+from muonscale.optim.layout import (
+    Layout,
+    Piece,
+    cut_coordinates,
+    pieces,
+    seats_by_content,
+    within,
+)
 from muonscale.optim.plan import Plan, Task, copy_of, holders, source_seat
 
 
@@ -61,35 +70,75 @@ def make_routes(
         plan: of all ranks.
         layouts: how a cargo lies, for the plan's parameters. Of an `owned` one nothing is collected.
         position: of this rank.
-        state: the cargo is state, of which an `owned` parameter's stays with the owners.
+        state: the cargo is one value per row. An `owned` parameter's stays with the owners; members
+            of a team that divides columns have all of it alike, and the first gives it back.
     """
-    count, me = len(plan.ranks), plan.ranks[position]
-    routes = [_empty_route(count) for _ in range(plan.rounds)]
-    places = {rank: p for p, rank in enumerate(plan.ranks)}
-    own = [_pieces_by_matrix(layout, me) for layout in layouts]
+    routes = [_empty_route(len(plan.ranks)) for _ in range(plan.rounds)]
+    router = _Router(plan, layouts, position, state)
     for task in plan.tasks:
         layout = layouts[task.parameter]
-        if layout.owned and state:
-            continue
-        owner = layout.ranks.index(plan.ranks[task.owner])
-        copy = copy_of(layout, owner)
-        mine = task.owner == position
-        route = routes[task.round]
-        held = [Slot(task, piece) for piece in own[task.parameter].get(task.matrix, ())]
-        route.deliver[task.owner] += held
-        for holder in holders(layout)[task.matrix]:
-            source = source_seat(holder, owner, copy)
-            route.moves_in |= source != owner and not layout.owned
-            route.moves_out |= holder.seats != (owner,)
-            if layout.ranks[source] == me and not layout.owned:
-                route.collect[task.owner] += held
-            if mine:
-                theirs = [Slot(task, p) for p in _of_matrix(layout, holder.content, task.matrix)]
-                if not layout.owned:
-                    route.assemble[places[layout.ranks[source]]] += theirs
-                for seat in holder.seats:
-                    route.distribute[places[layout.ranks[seat]]] += theirs
+        if not (layout.owned and state):
+            router.add(task, layout, routes[task.round])
     return routes
+
+
+class _Router:
+    def __init__(self, plan: Plan, layouts: Sequence[Layout], position: int, state: bool) -> None:
+        self._ranks = plan.ranks
+        self._places = {rank: p for p, rank in enumerate(plan.ranks)}
+        self._position = position
+        self._state = state
+        self._content = [_content(layout, plan.ranks[position]) for layout in layouts]
+
+    def add(self, task: Task, layout: Layout, route: Route) -> None:
+        """Write into `route` what this rank has to do with a task."""
+        owner = layout.ranks.index(self._ranks[task.owner])
+        held_by = holders(layout)[task.matrix]
+        gives_back = not self._state or task.columns[0] == 0
+        route.moves_in |= not layout.owned and any(owner not in h.seats for h in held_by)
+        route.moves_out |= gives_back and any(h.seats != (owner,) for h in held_by)
+        content = self._content[task.parameter]
+        if content is not None and (held := self._slots(task, layout, content)):
+            if gives_back:
+                route.deliver[task.owner] += held
+            if not layout.owned and self._source(layout, content, owner) == self._position:
+                route.collect[task.owner] += held
+        if task.owner != self._position:
+            return
+        for holder in held_by:
+            theirs = self._slots(task, layout, holder.content)
+            if not layout.owned:
+                route.assemble[self._source(layout, holder.content, owner)] += theirs
+            for seat in holder.seats if gives_back else ():
+                route.distribute[self._places[layout.ranks[seat]]] += theirs
+
+    def _source(self, layout: Layout, content: tuple[int, ...], owner: int) -> int:
+        """Return the position that sends what the seats of a content hold."""
+        seats = seats_by_content(layout)[content]
+        return self._places[layout.ranks[source_seat(seats, owner, copy_of(layout, owner))]]
+
+    def _slots(self, task: Task, layout: Layout, content: tuple[int, ...]) -> list[Slot]:
+        """Return what of a task lies in a content."""
+        columns = (0, sys.maxsize) if self._state else task.columns
+        parts = (
+            within(piece, task.rows, columns)
+            for piece in _by_matrix(layout, content).get(task.matrix, ())
+        )
+        return [Slot(task, part) for part in parts if part is not None]
+
+
+def _content(layout: Layout, rank: int) -> tuple[int, ...] | None:
+    if rank not in layout.ranks:
+        return None
+    return cut_coordinates(layout, layout.ranks.index(rank))
+
+
+@functools.cache
+def _by_matrix(layout: Layout, content: tuple[int, ...]) -> dict[int, list[Piece]]:
+    found: defaultdict[int, list[Piece]] = defaultdict(list)
+    for piece in pieces(layout, content):
+        found[piece.matrix].append(piece)
+    return found
 
 
 def _empty_route(count: int) -> Route:
@@ -99,18 +148,6 @@ def _empty_route(count: int) -> Route:
 
 def _no_slots(count: int) -> Slots:
     return [[] for _ in range(count)]
-
-
-def _pieces_by_matrix(layout: Layout, rank: int) -> dict[int, list[Piece]]:
-    found: defaultdict[int, list[Piece]] = defaultdict(list)
-    if rank in layout.ranks:
-        for piece in pieces(layout, cut_coordinates(layout, layout.ranks.index(rank))):
-            found[piece.matrix].append(piece)
-    return found
-
-
-def _of_matrix(layout: Layout, content: tuple[int, ...], matrix: int) -> list[Piece]:
-    return [piece for piece in pieces(layout, content) if piece.matrix == matrix]
 
 
 @dataclass

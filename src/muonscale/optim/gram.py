@@ -17,13 +17,14 @@ segment commute.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from muonscale.optim.coefficients import Coefficients, Triple
 from muonscale.optim.symmetric import empty_squares, product_, symmetric_product_
+from muonscale.optim.team import Team
 
 Segments = tuple[int, ...]
 """Number of steps between two restarts, in order."""
@@ -42,21 +43,59 @@ class Workspace:
     """The second place of Q; `R @ Z` in between."""
     panel: int
     """See `muonscale.optim.symmetric`."""
+    tall: bool
+    """Whether the whole matrices have more rows than columns."""
+    team: Team | None = None
+    """The ranks of whose matrices X is a part; None for whole matrices."""
 
     def first(self, count: int) -> Workspace:
         """Return the part for `count` matrices."""
-        parts = {name: part[:count] for name, part in vars(self).items() if name != "panel"}
-        return Workspace(**parts, panel=self.panel)
+        parts = {n: part[:count] for n, part in vars(self).items() if isinstance(part, Tensor)}
+        return replace(self, **parts)
+
+    def square_(
+        self, C: Tensor, A: Tensor, B: Tensor, *, bias: Tensor, beta: float, alpha: float = 1.0
+    ) -> None:
+        """Write `beta * bias + alpha * A @ B` into `C`, all S x S and symmetric."""
+        if self.team is None:
+            symmetric_product_(C, A, B, self.panel, bias=bias, beta=beta, alpha=alpha)
+        else:
+            self.team.product_(C, A, B, bias=bias, beta=beta, alpha=alpha)
 
 
-def make_workspace(like_NMK: Tensor, segments: Segments, panel: int) -> Workspace:
-    """Return room for as many matrices as `like_NMK` has, in its shape, dtype and device."""
-    count, rows, columns = like_NMK.shape
+def make_workspace(
+    like_NMK: Tensor,
+    segments: Segments,
+    panel: int,
+    *,
+    shape: tuple[int, int] | None = None,
+    team: Team | None = None,
+) -> Workspace:
+    """Return room for as many matrices as `like_NMK` has, in its shape, dtype and device.
+
+    Args:
+        like_NMK: the matrices, or this rank's parts of them.
+        segments: as for `newton_schulz_`.
+        panel: see `muonscale.optim.symmetric`.
+        shape: (out, in) of the whole matrices, where these are parts.
+        team: that shares them.
+    """
+    count, *part = like_NMK.shape
+    rows, columns = shape or part
     side = min(rows, columns)
     R, Z, Q, T = (empty_squares(like_NMK, count, side, panel) for _ in range(4))
     # With one segment X is read from where it is.
     X_NMK = torch.empty_like(like_NMK if len(segments) > 1 else like_NMK[:, :0])
-    return Workspace(X_NMK=X_NMK, R_NSS=R, Z_NSS=Z, Q_NSS=Q, T_NSS=T, panel=panel)
+    return Workspace(
+        X_NMK=X_NMK,
+        R_NSS=R,
+        Z_NSS=Z,
+        Q_NSS=Q,
+        T_NSS=T,
+        panel=panel,
+        tall=rows > columns,
+        team=team,
+    )
 
 
 def newton_schulz_(
@@ -93,15 +132,16 @@ def newton_schulz_(
             if scale is not None:
                 # O = Q (D X): the columns of Q take the scale.
                 Q_NSS.mul_(scale.mT)
-            _multiply_(target, Q_NSS, X_NMK)
+            _multiply_(target, Q_NSS, X_NMK, tall=room.tall)
         X_NMK = target
         first += length
 
 
 def _gram_matrix_(room: Workspace, X_NMK: Tensor) -> None:
-    tall = X_NMK.shape[1] > X_NMK.shape[2]
-    left, right = (X_NMK.mT, X_NMK) if tall else (X_NMK, X_NMK.mT)
+    left, right = (X_NMK.mT, X_NMK) if room.tall else (X_NMK, X_NMK.mT)
     symmetric_product_(room.R_NSS, left, right, room.panel)
+    if room.team is not None:
+        room.team.sum_(room.R_NSS)
 
 
 def _take_scale_(R_NSS: Tensor, coefficients: Coefficients) -> Tensor:
@@ -132,11 +172,11 @@ def _accumulate(triples: Sequence[Triple], room: Workspace) -> Tensor:
         if step == 0:
             Q.copy_(Z).diagonal(dim1=-2, dim2=-1).add_(a)
         else:
-            symmetric_product_(T, Q, Z, room.panel, bias=Q, beta=a)
+            room.square_(T, Q, Z, bias=Q, beta=a)
             Q, T = T, Q
         if step < len(triples) - 1:
-            symmetric_product_(T, R, Z, room.panel, bias=R, beta=a)
-            symmetric_product_(R, T, Z, room.panel, bias=T, beta=a)
+            room.square_(T, R, Z, bias=R, beta=a)
+            room.square_(R, T, Z, bias=T, beta=a)
     return Q
 
 
@@ -145,7 +185,7 @@ def _increment_(room: Workspace, b: float, c: float) -> Tensor:
     if c == 0:
         return torch.mul(room.R_NSS, b, out=room.Z_NSS)
     R = room.R_NSS
-    symmetric_product_(room.Z_NSS, R, R, room.panel, bias=R, beta=b, alpha=c)
+    room.square_(room.Z_NSS, R, R, bias=R, beta=b, alpha=c)
     return room.Z_NSS
 
 
@@ -153,12 +193,10 @@ def _apply_one_(target: Tensor, X_NMK: Tensor, triple: Triple, room: Workspace) 
     """Write `a*X + Z @ X`: one step, with the large part of X added last, in the wide accumulator."""
     a, b, c = triple
     Z_NSS = _increment_(room, b, c)
-    tall = X_NMK.shape[1] > X_NMK.shape[2]
-    left, right = (X_NMK, Z_NSS) if tall else (Z_NSS, X_NMK)
+    left, right = (X_NMK, Z_NSS) if room.tall else (Z_NSS, X_NMK)
     product_(target, left, right, bias=X_NMK, beta=a)
 
 
-def _multiply_(target: Tensor, Q_NSS: Tensor, X_NMK: Tensor) -> None:
-    tall = X_NMK.shape[1] > X_NMK.shape[2]
+def _multiply_(target: Tensor, Q_NSS: Tensor, X_NMK: Tensor, *, tall: bool) -> None:
     left, right = (X_NMK, Q_NSS.mT) if tall else (Q_NSS, X_NMK)
     product_(target, left, right)

@@ -15,10 +15,10 @@ from torch import Tensor
 
 from muonscale.optim.exchange import Exchange, Pending, Slot, Slots, make_routes
 from muonscale.optim.layout import Layout, read_piece, write_piece_
-from muonscale.optim.plan import Plan, Task, shapes_of
+from muonscale.optim.plan import Plan, Split, Task, shapes_of
 
-BatchKey = tuple[str, tuple[int, int]]
-"""Kind and shape (out, in) of the plan's matrices."""
+BatchKey = tuple[str, tuple[int, int], Split | None]
+"""Kind, shape (out, in) of the plan's whole matrices, and how they are shared."""
 
 Locals = MutableMapping[str, Tensor]
 """Local tensors by parameter name."""
@@ -33,7 +33,7 @@ class Batch:
 
     tasks: list[Task]
     values: Tensor
-    """`[tasks, out, in]`."""
+    """`[tasks, out, in]`, or this rank's parts of them."""
 
 
 class Lane:
@@ -50,11 +50,13 @@ class Lane:
         device: torch.device,
         state: bool = False,
     ) -> None:
+        """Make the routes; `state` as for `make_routes`, the rest as for `Exchange.start`."""
         self._plan = plan
         self._layouts = layouts
         self._shapes = [shapes_of(layout) for layout in layouts]
         self._routes = make_routes(plan, layouts, exchange.position, state=state)
         self._exchange = exchange
+        self._state = state
         self._dtype = dtype
         self._like = torch.empty(0, dtype=wire, device=device)
 
@@ -84,7 +86,7 @@ class Lane:
             if (self._name(task), task.matrix) in owned:
                 place.copy_(owned[self._name(task), task.matrix])
         for slot, values in pending.finish():
-            box(places[slot.task], slot).copy_(values)
+            self._box(places[slot.task], slot).copy_(values)
         return batches
 
     def _allocate(
@@ -94,15 +96,28 @@ class Lane:
         for task in self._plan.tasks:
             mine = task.owner == self._exchange.position and task.round == number
             if mine and self._name(task) in active:
-                alike[self._plan.parameters[task.parameter].kind, task.shape].append(task)
+                kind = self._plan.parameters[task.parameter].kind
+                alike[kind, task.shape, task.split].append(task)
         batches: dict[BatchKey, Batch] = {}
         places: dict[Task, Tensor] = {}
         for key, tasks in alike.items():
-            shape = self._shapes[tasks[0].parameter][tasks[0].matrix]
+            shape = self._shape(tasks[0])
             values = self._like.new_empty(len(tasks), *shape, dtype=self._dtype)
             batches[key] = Batch(tasks, values)
             places |= dict(zip(tasks, values.unbind(), strict=True))
         return batches, places
+
+    def _shape(self, task: Task) -> tuple[int, int]:
+        in_ = self._shapes[task.parameter][task.matrix][1]
+        if self._state:
+            return task.rows[1] - task.rows[0], in_
+        return task.rows[1] - task.rows[0], task.columns[1] - task.columns[0]
+
+    def _box(self, part: Tensor, slot: Slot) -> Tensor:
+        """Return where a slot's piece is in this rank's part of its matrix."""
+        (top, bottom), (left, right) = slot.piece.rows, slot.piece.columns
+        row, column = slot.task.rows[0], 0 if self._state else slot.task.columns[0]
+        return part[top - row : bottom - row, left - column : right - column]
 
     def send_out(
         self, number: int, batches: Mapping[BatchKey, Batch], active: Collection[str]
@@ -115,7 +130,7 @@ class Lane:
         }
 
         def read(slot: Slot) -> Tensor:
-            return box(values[slot.task], slot)
+            return self._box(values[slot.task], slot)
 
         route = self._routes[number]
         leaving, arriving = (self._active(s, active) for s in (route.distribute, route.deliver))
@@ -139,8 +154,3 @@ class Lane:
                 for slot in slots:
                     counts[self._name(slot.task)] += 1
         return counts
-
-
-def box(matrix: Tensor, slot: Slot) -> Tensor:
-    """Return the part of a whole matrix that a slot is."""
-    return matrix[slice(*slot.piece.rows), slice(*slot.piece.columns)]

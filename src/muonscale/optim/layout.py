@@ -15,7 +15,7 @@ import functools
 import itertools
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -81,6 +81,18 @@ class Piece:
     def elements(self) -> int:
         """Elements of the piece."""
         return math.prod(self.shape)
+
+
+def within(piece: Piece, rows: Range, columns: Range) -> Piece | None:
+    """Return what of a piece lies in a window of its matrix; None if nothing does."""
+    r = max(piece.rows[0], rows[0]), min(piece.rows[1], rows[1])
+    c = max(piece.columns[0], columns[0]), min(piece.columns[1], columns[1])
+    if r[0] >= r[1] or c[0] >= c[1]:
+        return None
+    stack, row, column = piece.place
+    if piece.comb is None:  # else rows are found from their numbers
+        row += r[0] - piece.rows[0]
+    return replace(piece, rows=r, columns=c, place=(stack, row, column + c[0] - piece.columns[0]))
 
 
 @dataclass(frozen=True)

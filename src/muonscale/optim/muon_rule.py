@@ -21,10 +21,17 @@ from torch import Tensor
 from muonscale.optim.coefficients import Coefficients
 from muonscale.optim.decay import decay_
 from muonscale.optim.finite import commit_, scratch
+from muonscale.optim.gram import Segments
 from muonscale.optim.normalize import LOCAL, NormContext, Reducer, resolve_post_norm
-from muonscale.optim.orthogonalize import DTypeLike, orthogonalize, products_dtype
+from muonscale.optim.orthogonalize import (
+    DTypeLike,
+    orthogonalize,
+    orthogonalize_part,
+    products_dtype,
+)
 from muonscale.optim.scale import ScaleLike, exact_factor, shape_factor
 from muonscale.optim.stacks import MatrixShape, Stacks
+from muonscale.optim.team import Team, TeamReducer, divided_axis
 from muonscale.optim.weights import Weights
 
 MOMENTUM_CONVENTION = "ema"
@@ -159,13 +166,34 @@ def _compiled(shape: MatrixShape, polar: Polar, reducer: Reducer, backend: str) 
     return torch.compile(update, backend=backend, dynamic=False, isolate_recompiles=True)
 
 
+def part_update(
+    N_NMK: Tensor,
+    V_NM1: Tensor | None,
+    *,
+    shape: MatrixShape,
+    polar: Polar,
+    team: Team,
+    segments: Segments,
+) -> tuple[Tensor, Tensor | None]:
+    """Return (U, new V) of this rank's part of matrices that a team shares; a collective of it."""
+    N_NMK = _rounded(N_NMK, polar.wire)
+    O_NMK = orthogonalize_part(N_NMK, shape, team, polar.coefficients, segments, polar.dtype)
+    reducer = TeamReducer(team, divided_axis(shape))
+    return _after_polar(O_NMK.to(N_NMK.dtype), V_NM1, shape, polar, reducer)
+
+
 def _stack_update(
     N_NMK: Tensor, V_NM1: Tensor | None, *, shape: MatrixShape, polar: Polar, reducer: Reducer
 ) -> tuple[Tensor, Tensor | None]:
     steps = polar.coefficients.steps
     N_NMK = _rounded(N_NMK, polar.wire)
-    U_NMK = orthogonalize(N_NMK, polar.coefficients, steps, polar.form, polar.dtype)
-    U_NMK = U_NMK.to(N_NMK.dtype)
+    O_NMK = orthogonalize(N_NMK, polar.coefficients, steps, polar.form, polar.dtype)
+    return _after_polar(O_NMK.to(N_NMK.dtype), V_NM1, shape, polar, reducer)
+
+
+def _after_polar(
+    U_NMK: Tensor, V_NM1: Tensor | None, shape: MatrixShape, polar: Polar, reducer: Reducer
+) -> tuple[Tensor, Tensor | None]:
     last = None
     if (norm := resolve_post_norm(polar.post_norm)) is not None:
         context = NormContext(

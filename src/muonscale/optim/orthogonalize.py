@@ -23,6 +23,7 @@ from muonscale.optim.flops import ns_flops as ns_flops
 from muonscale.optim.gram import Segments, make_workspace, newton_schulz_
 from muonscale.optim.polar import exact_polar as exact_polar
 from muonscale.optim.symmetric import panel_rows
+from muonscale.optim.team import Team
 from muonscale.optim.threads import run_side_by_side
 
 WORKSPACE_BYTES = 256 * 2**20
@@ -125,7 +126,44 @@ def _newton_schulz_each_(
         newton_schulz_(O_NMK, ready, coefficients, segments, room, normalized=divided)
 
 
-def _ready(X_NMK: Tensor, coefficients: Coefficients, dtype: torch.dtype) -> tuple[Tensor, bool]:
+@torch.no_grad()
+def orthogonalize_part(
+    X_NMK: Tensor,
+    shape: tuple[int, int],
+    team: Team,
+    coefficients: Coefficients,
+    segments: Segments,
+    dtype: DTypeLike = "auto",
+) -> Tensor:
+    """Return this rank's part of the polar factors of matrices that a team shares.
+
+    A collective of the team. The polynomial is that of `orthogonalize`.
+
+    Args:
+        X_NMK: this rank's part, whole along the shorter side; may be empty.
+        shape: (out, in) of the whole matrices.
+        team: that shares them.
+        coefficients: triples and normalisation.
+        segments: how the polynomial is evaluated, see `muonscale.optim.gram`.
+        dtype: as for `orthogonalize`.
+    """
+    dtype = products_dtype(X_NMK, dtype)
+    polar = torch.empty_like(X_NMK, dtype=dtype, memory_format=torch.contiguous_format)
+    # of the longest part, so that all members cut alike
+    longest = (min(shape), -(-max(shape) // team.size))
+    per_matrix = (2 * longest[0] * longest[1] + 4 * longest[0] ** 2) * dtype.itemsize
+    count = min(max(1, WORKSPACE_BYTES // per_matrix), X_NMK.shape[0])
+    panel = panel_rows(min(shape), dtype, X_NMK.device)
+    room = make_workspace(polar[:count], segments, panel, shape=shape, team=team)
+    for target, part in zip(polar.split(count), X_NMK.split(count), strict=True):
+        ready, divided = _ready(part, coefficients, dtype, team)
+        newton_schulz_(target, ready, coefficients, segments, room, normalized=divided)
+    return polar
+
+
+def _ready(
+    X_NMK: Tensor, coefficients: Coefficients, dtype: torch.dtype, team: Team | None = None
+) -> tuple[Tensor, bool]:
     """Return `X` in `dtype`, contiguous, of a usable size, and whether that is its normalised form.
 
     In 16 bits `X` is divided by its Frobenius norm in float32, before rounding. Otherwise the
@@ -134,11 +172,14 @@ def _ready(X_NMK: Tensor, coefficients: Coefficients, dtype: torch.dtype) -> tup
     """
     X_NMK = X_NMK.to(torch.promote_types(X_NMK.dtype, torch.float32)).contiguous()
     # Not vector_norm(inf): on a CPU that takes ten times as long.
-    largest = torch.maximum(X_NMK.amax((-2, -1), True), X_NMK.amin((-2, -1), True).neg_())
+    largest = _largest(X_NMK, team)
     if dtype.itemsize < 4:
         X_NMK = X_NMK / largest.masked_fill_(largest == 0, 1.0)
         # Now the norm is at least 1, or 0 for a zero matrix: no eps is needed, and none is used.
-        norm = torch.linalg.vector_norm(X_NMK, dim=(-2, -1), keepdim=True).clamp_(min=1.0)
+        norm = torch.linalg.vector_norm(X_NMK, dim=(-2, -1), keepdim=True)
+        if team is not None:
+            norm = team.sum_(norm.square_()).sqrt_()
+        norm = norm.clamp_(min=1.0)
         rounded = X_NMK.div_(norm.mul_(coefficients.margin)).to(dtype)
         return rounded, coefficients.normalization == "frobenius"
     usable = (largest > 1 / _FAR) & (largest < _FAR) | (largest == 0)
@@ -146,6 +187,14 @@ def _ready(X_NMK: Tensor, coefficients: Coefficients, dtype: torch.dtype) -> tup
     if X_NMK.device.type != "cpu" or not usable.all():
         X_NMK = X_NMK / largest.masked_fill_(usable, 1.0)
     return X_NMK.to(dtype), False
+
+
+def _largest(X_NMK: Tensor, team: Team | None) -> Tensor:
+    if not X_NMK.numel():
+        largest = X_NMK.new_zeros(X_NMK.shape[0], 1, 1)
+    else:
+        largest = torch.maximum(X_NMK.amax((-2, -1), True), X_NMK.amin((-2, -1), True).neg_())
+    return largest if team is None else team.max_(largest)
 
 
 def _batch_length(X_NMK: Tensor, dtype: torch.dtype, workspace_bytes: int) -> int:

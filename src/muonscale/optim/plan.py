@@ -1,11 +1,13 @@
 """Which rank works on which matrix, and when: pure, the same on every rank, without a process group.
 
 Longest first, every matrix goes to the rank with the least to do, where to do means operations of
-Newton-Schulz, and a matrix that lies whole on a rank counts as work to move too. The result does not
-depend on the order of the parameters. What a rank owns is worked on in *rounds*, so that what the
-next round needs can travel meanwhile.
+Newton-Schulz, and a matrix that lies whole on a rank counts as work to move too. Where there are too
+few matrices for the ranks, large ones go to a *team* of ranks each (`muonscale.optim.team`). The
+result does not depend on the order of the parameters. What a rank owns is worked on in *rounds*, so
+that what the next round needs can travel meanwhile.
 
-A *position* is a rank's place among the ranks of the plan, in rising order.
+A *position* is a rank's place among the ranks of the plan, in rising order. Teams are blocks of
+neighbouring positions.
 """
 
 from __future__ import annotations
@@ -19,15 +21,26 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+import torch
+from torch import Tensor
+
 from muonscale.errors import LayoutError
-from muonscale.optim.layout import Layout, cut_coordinates, pieces, seats_by_content
+from muonscale.optim.coefficients import Triple
+from muonscale.optim.layout import Layout, Range, cut_coordinates, pieces, seats_by_content
 from muonscale.optim.matrices import matrix_shapes
+from muonscale.optim.team import best_split, divided_axis, part_of, split_cost
 
 ROUND_BYTES = 64 * 2**20
 """Cap on the float32 matrices that a rank works on in one round; assumption, untested."""
 
 FLOPS_PER_BYTE = 2000.0
 """What a rank computes in the time in which it sends a byte: 100 TFLOP/s over 50 GB/s; assumption."""
+
+LARGEST_TEAM = 64
+"""Ranks to a matrix at most; assumption, untested."""
+
+EVEN = 1.1
+"""Busiest rank over the average up to which no matrix is split."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,19 +53,42 @@ class Planned:
     """Matrices of one kind and shape are worked on in one batch."""
     flops: tuple[int, ...]
     """Of every matrix, in the order of its numbers."""
+    triples: tuple[Triple, ...] = ()
+    """Of the polynomial; empty where matrices cannot be split."""
+    forms: tuple[tuple[int, ...], ...] = ()
+    """Segments (`muonscale.optim.gram`) that a team may evaluate it by."""
 
 
 @dataclass(frozen=True)
 class Task:
-    """One matrix, for one rank."""
+    """One matrix, or a team member's part of one, for one rank."""
 
     parameter: int
     """Place of the parameter in the plan."""
     matrix: int
     shape: tuple[int, int]
+    """(out, in) of the whole matrix."""
     owner: int
     """Position of the rank that works on it."""
     round: int
+    flops: int
+    rows: Range
+    columns: Range
+    """What of the matrix it is."""
+    split: Split | None = None
+
+
+@dataclass(frozen=True)
+class Split:
+    """How a matrix is shared."""
+
+    team: tuple[int, ...]
+    """Positions."""
+    segments: tuple[int, ...]
+    divided: bool
+    """See `Team`."""
+    elements: int
+    """That each member sends to the others."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +101,8 @@ class Plan:
     """By name."""
     tasks: tuple[Task, ...]
     """By parameter and matrix."""
+    team_size: int
+    """Of the teams that share matrices; 1 where none is shared."""
 
     @property
     def rounds(self) -> int:
@@ -80,7 +118,7 @@ class Plan:
         """Return the operations of every position."""
         loads = [0] * len(self.ranks)
         for task in self.tasks:
-            loads[task.owner] += self.parameters[task.parameter].flops[task.matrix]
+            loads[task.owner] += task.flops
         return loads
 
 
@@ -91,6 +129,7 @@ def make_plan(
     wire_bytes: int = 4,
     round_bytes: int = ROUND_BYTES,
     flops_per_byte: float = FLOPS_PER_BYTE,
+    team_size: int | None = None,
 ) -> Plan:
     """Return who works on what.
 
@@ -99,10 +138,13 @@ def make_plan(
         owners: positions that are settled, by parameter name and matrix.
         wire_bytes: bytes of an element under way.
         round_bytes: what a rank owns in one round, in float32 bytes; one matrix is never cut.
-        flops_per_byte: how much there must be to save before a matrix that is whole on a rank moves.
+        flops_per_byte: how much there must be to save before a matrix that is whole on a rank moves,
+            or before one is split.
+        team_size: ranks to a matrix that is split, a divisor of all; 1 splits none. None takes what
+            makes the busiest rank least busy, 1 where that is within 10 % of the average.
 
     Raises:
-        LayoutError: where the parameters are on different ranks.
+        LayoutError: where the parameters are on different ranks, or teams do not divide them.
     """
     ordered = tuple(sorted(parameters, key=lambda parameter: parameter.name))
     ranks = tuple(sorted(ordered[0].layout.ranks))
@@ -112,20 +154,17 @@ def make_plan(
                 f"{parameter.name} is on ranks {parameter.layout.ranks}, {ordered[0].name} on {ranks}: "
                 "one plan is for parameters on the same ranks"
             )
-    keys = [
-        (n, matrix, shape)
-        for n, parameter in enumerate(ordered)
-        for matrix, shape in enumerate(shapes_of(parameter.layout))
+    if team_size is not None and (team_size < 1 or len(ranks) % team_size):
+        raise LayoutError(f"teams of {team_size} do not divide {len(ranks)} ranks")
+    dealer = _Dealer(ordered, ranks, owners or {}, wire_bytes * flops_per_byte, flops_per_byte)
+    dealt = dealer.best() if team_size is None else dealer.deal(team_size)
+    rounds = _rounds(ordered, dealer.keys, dealt.teams, round_bytes)
+    tasks = [
+        task
+        for key, team, r in zip(dealer.keys, dealt.teams, rounds, strict=True)
+        for task in dealer.tasks(key, team, r)
     ]
-    settled = {
-        i: owners[ordered[n].name, matrix]
-        for i, (n, matrix, _) in enumerate(keys)
-        if owners is not None and (ordered[n].name, matrix) in owners
-    }
-    owning = _owners(ordered, keys, ranks, settled, wire_bytes * flops_per_byte)
-    rounds = _rounds(ordered, keys, owning, round_bytes)
-    tasks = (Task(*key, owner, r) for key, owner, r in zip(keys, owning, rounds, strict=True))
-    return Plan(ranks, ordered, tuple(tasks))
+    return Plan(ranks, ordered, tuple(tasks), dealt.size)
 
 
 def shapes_of(layout: Layout) -> list[tuple[int, int]]:
@@ -138,41 +177,133 @@ def shapes_of(layout: Layout) -> list[tuple[int, int]]:
 
 
 _Key = tuple[int, int, tuple[int, int]]
+"""Parameter, matrix, shape."""
+
+_Team = tuple[int, ...]
+"""Positions; one for a matrix that is not split."""
 
 
-def _owners(
-    parameters: Sequence[Planned],
-    keys: Sequence[_Key],
-    ranks: tuple[int, ...],
-    settled: Mapping[int, int],
-    per_element: float,
-) -> list[int]:
-    """Greedy, longest first. `per_element`: operations that moving an element is worth, one way."""
-    homes = [_homes(parameter.layout, ranks) for parameter in parameters]
-    # loads[position] is current; the heap holds older entries too, which are dropped when met
-    loads = [0.0] * len(ranks)
-    owners = [0] * len(keys)
-    flops = [parameters[n].flops[matrix] for n, matrix, _ in keys]
-    for i, owner in settled.items():
-        owners[i] = owner
-        loads[owner] += flops[i]
-    heap = [(load, position) for position, load in enumerate(loads)]
-    heapq.heapify(heap)
-    for i in sorted(range(len(keys)), key=lambda i: (-flops[i], i)):
-        if i in settled:
-            continue
-        n, matrix, shape = keys[i]
-        while heap[0][0] != loads[heap[0][1]]:
-            heapq.heappop(heap)
-        owner = heap[0][1]
-        at_home = min(homes[n].get(matrix, ()), key=lambda p: (loads[p], p), default=None)
-        moving = 2 * math.prod(shape) * per_element
-        if at_home is not None and loads[at_home] <= loads[owner] + moving:
-            owner = at_home
-        owners[i] = owner
-        loads[owner] += flops[i]
-        heapq.heappush(heap, (loads[owner], owner))
-    return owners
+@dataclass(frozen=True)
+class _Dealt:
+    size: int
+    teams: list[_Team]
+    busiest: float
+
+
+class _Dealer:
+    """Deals matrices out, greedily, longest first."""
+
+    def __init__(
+        self,
+        parameters: Sequence[Planned],
+        ranks: tuple[int, ...],
+        owners: Mapping[tuple[str, int], int],
+        per_element: float,
+        flops_per_byte: float,
+    ) -> None:
+        self._parameters = parameters
+        self._count = len(ranks)
+        self._per_element = per_element
+        # within a team float32 travels, whatever does between owners
+        self._per_shared = 4 * flops_per_byte
+        self._homes = [_homes(parameter.layout, ranks) for parameter in parameters]
+        self.keys: list[_Key] = [
+            (n, matrix, shape)
+            for n, parameter in enumerate(parameters)
+            for matrix, shape in enumerate(shapes_of(parameter.layout))
+        ]
+        self._flops = [parameters[n].flops[matrix] for n, matrix, _ in self.keys]
+        self._order = sorted(range(len(self.keys)), key=lambda i: (-self._flops[i], i))
+        self._settled = {
+            i: owners[parameters[n].name, matrix]
+            for i, (n, matrix, _) in enumerate(self.keys)
+            if (parameters[n].name, matrix) in owners
+        }
+
+    def best(self) -> _Dealt:
+        """Return what leaves the least to the busiest, without teams where that is even already."""
+        alone = self.deal(1)
+        if alone.busiest * self._count <= EVEN * sum(self._flops):
+            return alone
+        sizes = [2**n for n in range(1, LARGEST_TEAM.bit_length())]
+        large = sum(self._flops) / self._count / 2
+        teams = [self.deal(size, large) for size in sizes if self._count % size == 0]
+        best = min(teams, key=lambda dealt: dealt.busiest, default=alone)
+        return best if best.busiest < alone.busiest / EVEN else alone
+
+    def deal(self, size: int, large: float = 0.0) -> _Dealt:
+        """Return who works on what with teams of `size` for matrices of at least `large` operations."""
+        teams: list[_Team] = [()] * len(self.keys)
+        loads = [0.0] * self._count
+        for i, owner in self._settled.items():
+            teams[i] = (owner,)
+            loads[owner] += self._flops[i]
+        if size > 1:
+            self._deal_to_teams(size, large, teams, loads)
+        heap = [(load, position) for position, load in enumerate(loads)]
+        heapq.heapify(heap)
+        for i in self._order:
+            if teams[i]:
+                continue
+            n, matrix, shape = self.keys[i]
+            while heap[0][0] != loads[heap[0][1]]:  # an entry from before
+                heapq.heappop(heap)
+            owner = heap[0][1]
+            at_home = min(self._homes[n].get(matrix, ()), key=lambda p: (loads[p], p), default=None)
+            moving = 2 * math.prod(shape) * self._per_element
+            if at_home is not None and loads[at_home] <= loads[owner] + moving:
+                owner = at_home
+            teams[i] = (owner,)
+            loads[owner] += self._flops[i]
+            heapq.heappush(heap, (loads[owner], owner))
+        return _Dealt(size, teams, max(loads))
+
+    def _deal_to_teams(
+        self, size: int, large: float, teams: list[_Team], loads: list[float]
+    ) -> None:
+        """Deal out the large matrices, where splitting them saves."""
+        heap = [(0.0, first) for first in range(0, self._count, size)]
+        for i in self._order:
+            if teams[i] or self._flops[i] < large:
+                continue
+            split = self._split(self.keys[i], size)
+            if split is None or split[0] >= self._flops[i]:
+                continue
+            load, first = heapq.heappop(heap)
+            teams[i] = tuple(range(first, first + size))
+            heapq.heappush(heap, (load + split[0], first))
+        for load, first in heap:
+            for position in range(first, first + size):
+                loads[position] += load
+
+    def _split(self, key: _Key, size: int) -> tuple[float, tuple[int, ...], bool] | None:
+        """Return (cost to a member, segments, divided), or None where it cannot be."""
+        n, _, shape = key
+        parameter = self._parameters[n]
+        if not parameter.forms or parameter.layout.owned or min(shape) < size:
+            return None
+        return best_split(shape, parameter.triples, parameter.forms, size, self._per_shared)
+
+    def tasks(self, key: _Key, team: _Team, round: int) -> list[Task]:
+        """Return the tasks of a matrix for those that work on it."""
+        n, matrix, shape = key
+        whole = (0, shape[0]), (0, shape[1])
+        if len(team) == 1:
+            flops = self._parameters[n].flops[matrix]
+            return [Task(n, matrix, shape, team[0], round, flops, *whole)]
+        found = self._split(key, len(team))
+        assert found is not None
+        _, segments, divided = found
+        triples = self._parameters[n].triples
+        cost = split_cost(shape, triples, segments, len(team), divided=divided)
+        split = Split(team, segments, divided, cost.elements)
+        axis = divided_axis(shape)
+        tasks = []
+        for place, owner in enumerate(team):
+            rows = part_of(shape[0], place, len(team)) if axis == "rows" else whole[0]
+            columns = part_of(shape[1], place, len(team)) if axis == "columns" else whole[1]
+            tasks.append(Task(n, matrix, shape, owner, round, cost.flops, rows, columns, split))
+        return tasks
 
 
 def _homes(layout: Layout, ranks: tuple[int, ...]) -> dict[int, tuple[int, ...]]:
@@ -190,19 +321,24 @@ def _homes(layout: Layout, ranks: tuple[int, ...]) -> dict[int, tuple[int, ...]]
 def _rounds(
     parameters: Sequence[Planned],
     keys: Sequence[_Key],
-    owners: Sequence[int],
+    teams: Sequence[_Team],
     round_bytes: int,
 ) -> list[int]:
-    """Fill the rounds of every rank with its matrices, those of one kind and shape together."""
+    """Fill the rounds of every rank: shared matrices first, those of one kind and shape together."""
     rounds = [0] * len(keys)
     filled: dict[int, tuple[int, int]] = {}
-    for i in sorted(range(len(keys)), key=lambda i: (parameters[keys[i][0]].kind, keys[i][2], i)):
-        number, so_far = filled.get(owners[i], (0, 0))
-        nbytes = 4 * math.prod(keys[i][2])
+
+    def order(i: int) -> tuple[bool, str, tuple[int, int], int]:
+        return len(teams[i]) == 1, parameters[keys[i][0]].kind, keys[i][2], i
+
+    for i in sorted(range(len(keys)), key=order):
+        number, so_far = filled.get(teams[i][0], (0, 0))
+        nbytes = 4 * math.prod(keys[i][2]) // len(teams[i])
         if so_far and so_far + nbytes > round_bytes:
             number, so_far = number + 1, 0
         rounds[i] = number
-        filled[owners[i]] = number, so_far + nbytes
+        for position in teams[i]:
+            filled[position] = number, so_far + nbytes
     return rounds
 
 
@@ -229,17 +365,36 @@ def holders(layout: Layout) -> tuple[tuple[Holder, ...], ...]:
     return tuple(map(tuple, found))
 
 
-def source_seat(holder: Holder, owner: int, copy: int) -> int:
-    """Return which seat sends its part of a matrix to the seat `owner`: that itself if it can.
+def source_seat(seats: tuple[int, ...], owner: int, copy: int) -> int:
+    """Return which of the `seats` that hold the same sends it to the seat `owner`: that if it can.
 
-    Else the one of `holder` that is in the same copy of the mesh, see `copy_of`.
+    Else the one that is in the same copy of the mesh, see `copy_of`.
     """
-    return owner if owner in holder.seats else holder.seats[copy]
+    return owner if owner in seats else seats[copy]
 
 
 def copy_of(layout: Layout, seat: int) -> int:
     """Return which one a seat is among those that hold the same: how often others come before."""
     return seats_by_content(layout)[cut_coordinates(layout, seat)].index(seat)
+
+
+@functools.cache
+def _boxes(layout: Layout) -> tuple[Tensor, ...]:
+    """Return, for every matrix, `[holders, 4]`: the first and last row and column of each holder.
+
+    Where a holder has several pieces of a matrix, several rows; those are in `holders`' order.
+    """
+    return tuple(
+        torch.tensor(
+            [
+                (number, *piece.rows, *piece.columns)
+                for number, holder in enumerate(held)
+                for piece in pieces(layout, holder.content)
+                if piece.matrix == matrix
+            ]
+        )
+        for matrix, held in enumerate(holders(layout))
+    )
 
 
 @dataclass(frozen=True)
@@ -250,25 +405,42 @@ class Traffic:
     """Directions, to the owners."""
     sent_out: list[int]
     """Updates, from the owners."""
+    shared: list[int]
+    """Float32 within teams."""
     received_in: list[int]
     received_out: list[int]
 
 
 def traffic(plan: Plan) -> Traffic:
     """Return what every position sends and receives, as `muonscale.optim.exchange` does it."""
-    sums = Traffic(*([0] * len(plan.ranks) for _ in range(4)))
+    sums = Traffic(*([0] * len(plan.ranks) for _ in range(5)))
     places = {rank: position for position, rank in enumerate(plan.ranks)}
     for task in plan.tasks:
         layout = plan.parameters[task.parameter].layout
         owner = layout.ranks.index(plan.ranks[task.owner])
         copy = copy_of(layout, owner)
-        for holder in holders(layout)[task.matrix]:
-            source = source_seat(holder, owner, copy)
+        if task.split is not None:
+            sums.shared[task.owner] += task.split.elements
+        held = holders(layout)[task.matrix]
+        for holder, elements in zip(held, _within(layout, task), strict=True):
+            source = source_seat(holder.seats, owner, copy)
             if source != owner and not layout.owned:
-                sums.sent_in[places[layout.ranks[source]]] += holder.elements
-                sums.received_in[task.owner] += holder.elements
+                sums.sent_in[places[layout.ranks[source]]] += elements
+                sums.received_in[task.owner] += elements
             for seat in holder.seats:
                 if seat != owner:
-                    sums.sent_out[task.owner] += holder.elements
-                    sums.received_out[places[layout.ranks[seat]]] += holder.elements
+                    sums.sent_out[task.owner] += elements
+                    sums.received_out[places[layout.ranks[seat]]] += elements
     return sums
+
+
+def _within(layout: Layout, task: Task) -> list[int]:
+    """Return how many elements of a task every holder of its matrix has."""
+    held = holders(layout)[task.matrix]
+    if task.split is None:
+        return [holder.elements for holder in held]
+    boxes = _boxes(layout)[task.matrix]
+    rows = boxes[:, 2].clamp(max=task.rows[1]) - boxes[:, 1].clamp(min=task.rows[0])
+    columns = boxes[:, 4].clamp(max=task.columns[1]) - boxes[:, 3].clamp(min=task.columns[0])
+    elements = rows.clamp(min=0) * columns.clamp(min=0)
+    return torch.zeros(len(held), dtype=torch.int64).index_add_(0, boxes[:, 0], elements).tolist()
