@@ -22,7 +22,7 @@ def train(row_name: str, team_size: int, options: dict[str, Any]) -> tuple[dict[
     row = next(row for row in rows(torch.distributed.get_world_size()) if row.name == row_name)
     place = placed(row, mesh_of(row))
     parameters, optimizer = make(place, **options)
-    domain.make_plan = functools.partial(make_plan, team_size=team_size, flops_per_byte=0)
+    domain.make_plan = functools.partial(make_plan, team_size=team_size, team_flops_per_byte=0)
     try:
         for seed in (1, 2, 3):
             for name, parameter in parameters.items():

@@ -23,7 +23,7 @@ from muonscale.optim.lane import Batch, BatchKey, Lane, Locals
 from muonscale.optim.layout import Layout
 from muonscale.optim.muon_rule import Polar, StackUpdate, part_update, stack_update
 from muonscale.optim.normalize import LOCAL, resolve_post_norm
-from muonscale.optim.orthogonalize import products_dtype
+from muonscale.optim.orthogonalize import resolve_dtype
 from muonscale.optim.plan import Planned, Split, make_plan, shapes_of
 from muonscale.optim.sharding import group_of
 from muonscale.optim.stacks import row_state_layout
@@ -73,7 +73,7 @@ class Domain:
     ) -> None:
         self.members = members
         polars = _numbered(members)
-        planned_members = [planned(m, polars[m.polar], device) for m in members]
+        planned_members = [planned(m, polars[m.polar], dtype, device) for m in members]
         self.plan = make_plan(planned_members, owners=owners, wire_bytes=wire.itemsize)
         self.ledger = Ledger()
         self.group = group
@@ -209,13 +209,20 @@ def _numbered(members: Iterable[Member]) -> dict[Polar | None, str]:
     return kinds
 
 
-def planned(member: Member, kind: str, device: torch.device) -> Planned:
-    """Return a parameter as the plan sees it; what is only carried costs its elements."""
+def planned(member: Member, kind: str, state: torch.dtype, device: torch.device | str) -> Planned:
+    """Return a parameter as the plan sees it; what is only carried costs its elements.
+
+    Args:
+        member: the parameter.
+        kind: see `Planned`.
+        state: dtype of its state.
+        device: that will work on it.
+    """
     polar = member.polar
     if polar is None:
         sizes = tuple(math.prod(shape) for shape in shapes_of(member.layout))
         return Planned(name=member.name, layout=member.layout, kind=kind, flops=sizes)
-    dtype = products_dtype(torch.empty(0, device=device), polar.dtype)
+    dtype = resolve_dtype(polar.dtype, state, device)
     flops = [
         ns_flops(
             shape,

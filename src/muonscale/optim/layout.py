@@ -152,14 +152,15 @@ def _share(ranges: list[Range], ways: int, place: int, factor: int) -> list[Rang
     """Return what is left of concatenated `ranges` for one of `ways`, as torch.chunk divides."""
     kept: list[Range] = []
     length = sum(map(_length, ranges))
-    for start, stop in _chunks(0, length, factor):
-        kept += _slice(ranges, *_chunks(start, stop, ways)[place])
+    for number in range(factor):
+        kept += _slice(ranges, *_chunk(_chunk((0, length), factor, number), ways, place))
     return kept
 
 
-def _chunks(start: int, stop: int, number: int) -> list[Range]:
+def _chunk(r: Range, number: int, place: int) -> Range:
+    start, stop = r
     size = -(-(stop - start) // number)
-    return [(min(start + i * size, stop), min(start + (i + 1) * size, stop)) for i in range(number)]
+    return min(start + place * size, stop), min(start + (place + 1) * size, stop)
 
 
 def _slice(ranges: list[Range], start: int, stop: int) -> list[Range]:

@@ -217,6 +217,11 @@ def products_dtype(X: Tensor, dtype: DTypeLike) -> torch.dtype:
     Raises:
         ConfigError: for an unknown name.
     """
+    return resolve_dtype(dtype, X.dtype, X.device)
+
+
+def resolve_dtype(dtype: DTypeLike, of: torch.dtype, device: torch.device | str) -> torch.dtype:
+    """Return the same for tensors in the dtype `of` on a device, which need not be there by name."""
     if isinstance(dtype, torch.dtype):
         return dtype
     if dtype in DTYPES:
@@ -225,7 +230,7 @@ def products_dtype(X: Tensor, dtype: DTypeLike) -> torch.dtype:
         raise ConfigError(
             f"no dtype for Newton-Schulz is called {dtype!r}: auto, {', '.join(DTYPES)}"
         )
-    return torch.float64 if X.dtype == torch.float64 else ns_dtype(X.device)
+    return torch.float64 if of == torch.float64 else ns_dtype(device)
 
 
 def ns_dtype(device: torch.device | str) -> torch.dtype:

@@ -36,8 +36,11 @@ ROUND_BYTES = 64 * 2**20
 FLOPS_PER_BYTE = 2000.0
 """What a rank computes in the time in which it sends a byte: 100 TFLOP/s over 50 GB/s; assumption."""
 
-LARGEST_TEAM = 64
-"""Ranks to a matrix at most; assumption, untested."""
+TEAM_FLOPS_PER_BYTE = 300.0
+"""The same within a team, whose ranks are neighbours in one machine: over 300 GB/s; assumption."""
+
+LARGEST_TEAM = 8
+"""Ranks to a matrix at most: those of one machine; assumption."""
 
 EVEN = 1.1
 """Busiest rank over the average up to which no matrix is split."""
@@ -129,6 +132,7 @@ def make_plan(
     wire_bytes: int = 4,
     round_bytes: int = ROUND_BYTES,
     flops_per_byte: float = FLOPS_PER_BYTE,
+    team_flops_per_byte: float = TEAM_FLOPS_PER_BYTE,
     team_size: int | None = None,
 ) -> Plan:
     """Return who works on what.
@@ -138,8 +142,8 @@ def make_plan(
         owners: positions that are settled, by parameter name and matrix.
         wire_bytes: bytes of an element under way.
         round_bytes: what a rank owns in one round, in float32 bytes; one matrix is never cut.
-        flops_per_byte: how much there must be to save before a matrix that is whole on a rank moves,
-            or before one is split.
+        flops_per_byte: how much there must be to save before a matrix that is whole on a rank moves.
+        team_flops_per_byte: how much before one is split.
         team_size: ranks to a matrix that is split, a divisor of all; 1 splits none. None takes what
             makes the busiest rank least busy, 1 where that is within 10 % of the average.
 
@@ -156,7 +160,7 @@ def make_plan(
             )
     if team_size is not None and (team_size < 1 or len(ranks) % team_size):
         raise LayoutError(f"teams of {team_size} do not divide {len(ranks)} ranks")
-    dealer = _Dealer(ordered, ranks, owners or {}, wire_bytes * flops_per_byte, flops_per_byte)
+    dealer = _Dealer(ordered, ranks, owners or {}, wire_bytes * flops_per_byte, team_flops_per_byte)
     dealt = dealer.best() if team_size is None else dealer.deal(team_size)
     rounds = _rounds(ordered, dealer.keys, dealt.teams, round_bytes)
     tasks = [
@@ -199,13 +203,13 @@ class _Dealer:
         ranks: tuple[int, ...],
         owners: Mapping[tuple[str, int], int],
         per_element: float,
-        flops_per_byte: float,
+        team_flops_per_byte: float,
     ) -> None:
         self._parameters = parameters
         self._count = len(ranks)
         self._per_element = per_element
         # within a team float32 travels, whatever does between owners
-        self._per_shared = 4 * flops_per_byte
+        self._per_shared = 4 * team_flops_per_byte
         self._homes = [_homes(parameter.layout, ranks) for parameter in parameters]
         self.keys: list[_Key] = [
             (n, matrix, shape)

@@ -174,7 +174,10 @@ class Neighbours:
             if all(member.name in self._owned for member, _ in members):
                 continue
             plan = make_plan(
-                [planned(member, rule, parameter.device) for member, parameter in members],
+                [
+                    planned(member, rule, torch.float32, parameter.device)
+                    for member, parameter in members
+                ],
                 owners=self._owners,
             )
             position = plan.ranks.index(dist.get_rank())
