@@ -11,6 +11,7 @@ It lies as a `Layout` says, whose matrices have the numbers of the plan's.
 from __future__ import annotations
 
 import functools
+import itertools
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -59,6 +60,8 @@ class Route:
     moves_in: bool = False
     """Whether any rank sends a piece to another owner."""
     moves_out: bool = False
+    to_all: bool = True
+    """Whether every rank holds the whole of all that is worked on."""
 
 
 def make_routes(
@@ -97,6 +100,7 @@ class _Router:
         gives_back = not self._state or task.columns[0] == 0
         route.moves_in |= not layout.owned and any(owner not in h.seats for h in held_by)
         route.moves_out |= gives_back and any(h.seats != (owner,) for h in held_by)
+        route.to_all &= layout.copies == len(self._ranks) and task.split is None
         content = self._content[task.parameter]
         if content is not None and (held := self._slots(task, layout, content)):
             if gives_back:
@@ -202,13 +206,56 @@ class Exchange:
             self.ledger.bytes_sent += sent.nbytes
             self.ledger.collectives += 1
         expected = [slot for slots in coming for slot in slots]
-        return Pending(work, sent, received, expected, own)
+        parts = [
+            (slot, received, end - slot.piece.elements)
+            for slot, end in zip(expected, _ends(expected), strict=True)
+        ]
+        return Pending(work, sent, parts, own)
+
+    def start_to_all(
+        self,
+        leaving: Sequence[Slot],
+        arriving: Slots,
+        read: Callable[[Slot], Tensor],
+        like: Tensor,
+        sizes: Sequence[int],
+    ) -> Pending:
+        """Begin to send the same pieces to all ranks: nothing is packed more than once.
+
+        Args:
+            leaving: of this rank.
+            arriving: by position; those of this rank itself are `leaving`, in its parameters.
+            read: as for `start`.
+            like: as for `start`.
+            sizes: elements that every position sends; all send the largest of them.
+        """
+        values = [read(slot) for slot in leaving]
+        own = list(zip(arriving[self.position], values, strict=True))
+        sent = like.new_zeros(max(sizes))
+        start = 0
+        for value in values:
+            sent[start : start + value.numel()].view(value.shape).copy_(value)
+            start += value.numel()
+        received = like.new_empty(len(sizes) * max(sizes))
+        work = dist.all_gather_single(received, sent, group=self.group, async_op=True)
+        self.ledger.bytes_sent += (len(sizes) - 1) * sent.nbytes
+        self.ledger.collectives += 1
+        parts = [
+            (slot, row, end - slot.piece.elements)
+            for row, slots in zip(received.chunk(len(sizes)), self._others(arriving), strict=True)
+            for slot, end in zip(slots, _ends(slots), strict=True)
+        ]
+        return Pending(work, sent, parts, own)
 
     def _others(self, slots: Slots) -> Slots:
         """Return `slots` without those of this rank itself."""
         others = list(slots)
         others[self.position] = []
         return others
+
+
+def _ends(slots: Sequence[Slot]) -> list[int]:
+    return list(itertools.accumulate(slot.piece.elements for slot in slots))
 
 
 def _elements(slots: Slots) -> list[int]:
@@ -220,21 +267,23 @@ class Pending:
     """Pieces under way."""
 
     work: Any
-    sent: Tensor
+    sent: Tensor | None
     """Kept until it has been read."""
-    received: Tensor
-    expected: list[Slot]
-    """What `received` is made of."""
+    parts: list[tuple[Slot, Tensor, int]]
+    """What arrives, in which flat tensor, from which element on."""
     own: list[tuple[Slot, Tensor]]
     """What this rank had for itself."""
 
     def finish(self) -> list[tuple[Slot, Tensor]]:
-        """Wait, and return what arrived: slots with their `[rows, columns]`."""
+        """Wait, and return what arrived: slots with their `[rows, columns]`. Nothing is kept."""
         if self.work is not None:
             self.work.wait()
-        parts = self.received.split([slot.piece.elements for slot in self.expected])
         arrived = [
-            (slot, part.view(slot.piece.shape))
-            for slot, part in zip(self.expected, parts, strict=True)
+            (slot, flat[start : start + slot.piece.elements].view(slot.piece.shape))
+            for slot, flat, start in self.parts
         ]
-        return arrived + self.own
+        arrived += self.own
+        self.sent = None
+        self.parts.clear()
+        self.own.clear()
+        return arrived

@@ -6,6 +6,7 @@ per row. It lies as its layouts say, whose matrices have the numbers of the plan
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Collection, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
@@ -55,6 +56,9 @@ class Lane:
         self._layouts = layouts
         self._shapes = [shapes_of(layout) for layout in layouts]
         self._routes = make_routes(plan, layouts, exchange.position, state=state)
+        self._rounds: list[list[Task]] = [[] for _ in range(plan.rounds)]
+        for task in plan.tasks:
+            self._rounds[task.round].append(task)
         self._exchange = exchange
         self._state = state
         self._dtype = dtype
@@ -93,9 +97,8 @@ class Lane:
         self, number: int, active: Collection[str]
     ) -> tuple[dict[BatchKey, Batch], dict[Task, Tensor]]:
         alike: defaultdict[BatchKey, list[Task]] = defaultdict(list)
-        for task in self._plan.tasks:
-            mine = task.owner == self._exchange.position and task.round == number
-            if mine and self._name(task) in active:
+        for task in self._rounds[number]:
+            if task.owner == self._exchange.position and self._name(task) in active:
                 kind = self._plan.parameters[task.parameter].kind
                 alike[kind, task.shape, task.split].append(task)
         batches: dict[BatchKey, Batch] = {}
@@ -106,6 +109,14 @@ class Lane:
             batches[key] = Batch(tasks, values)
             places |= dict(zip(tasks, values.unbind(), strict=True))
         return batches, places
+
+    def _sizes(self, number: int, active: Collection[str]) -> list[int]:
+        """Return the elements that every position works on."""
+        sizes = [0] * len(self._plan.ranks)
+        for task in self._rounds[number]:
+            if self._name(task) in active:
+                sizes[task.owner] += math.prod(self._shape(task))
+        return sizes
 
     def _shape(self, task: Task) -> tuple[int, int]:
         in_ = self._shapes[task.parameter][task.matrix][1]
@@ -134,6 +145,10 @@ class Lane:
 
         route = self._routes[number]
         leaving, arriving = (self._active(s, active) for s in (route.distribute, route.deliver))
+        if route.to_all and route.moves_out:
+            own = leaving[self._exchange.position]
+            sizes = self._sizes(number, active)
+            return self._exchange.start_to_all(own, arriving, read, self._like, sizes)
         return self._exchange.start(leaving, arriving, read, self._like, moves=route.moves_out)
 
     def deliver(self, pending: Pending, tensors: Locals) -> list[str]:

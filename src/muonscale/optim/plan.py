@@ -31,7 +31,8 @@ from muonscale.optim.matrices import matrix_shapes
 from muonscale.optim.team import best_split, divided_axis, part_of, split_cost
 
 ROUND_BYTES = 64 * 2**20
-"""Cap on the float32 matrices that a rank works on in one round; assumption, untested."""
+"""Cap on what a rank sends in one round, in float32, a copy for each that holds it; assumption,
+untested."""
 
 FLOPS_PER_BYTE = 2000.0
 """What a rank computes in the time in which it sends a byte: 100 TFLOP/s over 50 GB/s; assumption."""
@@ -141,7 +142,8 @@ def make_plan(
         parameters: all on the same ranks; at least one. Their order has no influence.
         owners: positions that are settled, by parameter name and matrix.
         wire_bytes: bytes of an element under way.
-        round_bytes: what a rank owns in one round, in float32 bytes; one matrix is never cut.
+        round_bytes: what a rank sends in one round, in float32 bytes, as often as it is held; one
+            matrix is never cut.
         flops_per_byte: how much there must be to save before a matrix that is whole on a rank moves.
         team_flops_per_byte: how much before one is split.
         team_size: ranks to a matrix that is split, a divisor of all; 1 splits none. None takes what
@@ -337,7 +339,8 @@ def _rounds(
 
     for i in sorted(range(len(keys)), key=order):
         number, so_far = filled.get(teams[i][0], (0, 0))
-        nbytes = 4 * math.prod(keys[i][2]) // len(teams[i])
+        copies = parameters[keys[i][0]].layout.copies
+        nbytes = 4 * math.prod(keys[i][2]) * copies // len(teams[i])
         if so_far and so_far + nbytes > round_bytes:
             number, so_far = number + 1, 0
         rounds[i] = number
