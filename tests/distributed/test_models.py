@@ -22,11 +22,19 @@ from torch.distributed.tensor.parallel import (
     parallelize_module,
 )
 from torch.nn.parallel import DistributedDataParallel
+from transformers import (
+    DeepseekV3ForCausalLM,
+    GPT2LMHeadModel,
+    LlamaForCausalLM,
+    MixtralForCausalLM,
+)
 
 from muonscale import Muon, parameter_groups
 from tests.distributed.layouts import gathered
 from tests.optim.conftest import causal_lm
 
+IMPORTED = (DeepseekV3ForCausalLM, GPT2LMHeadModel, LlamaForCausalLM, MixtralForCausalLM)
+"""Here, before the processes are forked, so that not each of them has to do it."""
 STEPS = 3
 RULES: dict[str, dict[str, Any]] = {"muon": {}, "normuon": {"post_norm": "normuon"}}
 
