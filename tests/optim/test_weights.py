@@ -7,13 +7,18 @@ import math
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from muonscale import Muon, parameter_groups
 from muonscale.errors import ConfigError
 from muonscale.optim import reference
 from muonscale.optim.weights import _random_16_bits, rounding_key, stochastic_bfloat16
 from tests.optim.compare import SetGradients, close, equal, snapshot, states
+
+
+def first(number: int) -> Tensor:
+    return torch.arange(number, dtype=torch.int32)
+
 
 ROUNDED = pytest.mark.filterwarnings("ignore:.*16 bits")
 
@@ -143,7 +148,7 @@ def test_stochastic_rounding_equals_the_slow_one_bit_for_bit() -> None:
     X = torch.cat([torch.randn(400) * 10.0 ** torch.randint(-38, 38, (400,)), torch.zeros(2)])
     X = torch.cat([X, torch.tensor([1.0, -1.5, 2.0**-133, 2.0**127, math.inf, -math.inf])])
     for key in (0, 1, 2**31 - 1):
-        random = _random_16_bits(X.numel(), key, X.device).tolist()
+        random = _random_16_bits(first(X.numel()), key).tolist()
         slow = [
             reference.stochastic_bfloat16(x, r) for x, r in zip(X.tolist(), random, strict=True)
         ]
@@ -170,14 +175,14 @@ def test_the_random_bits_are_a_known_hash_of_key_and_position() -> None:
         return x >> 16
 
     for key in (0, 12345, 2**31 - 1):
-        found = _random_16_bits(2000, key, torch.device("cpu")).tolist()
+        found = _random_16_bits(first(2000), key).tolist()
         assert found == [slow(position, key) for position in range(2000)]
 
 
 def test_the_random_bits_are_spread_and_unrelated_to_their_neighbours() -> None:
     number = 1 << 18
     for key in (0, 1, rounding_key(3, "w", 9)):
-        bits = _random_16_bits(number, key, torch.device("cpu"))
+        bits = _random_16_bits(first(number), key)
         assert int(bits.min()) >= 0
         assert int(bits.max()) <= 0xFFFF
         counts = torch.bincount(bits >> 8, minlength=256).double()
@@ -186,7 +191,7 @@ def test_the_random_bits_are_spread_and_unrelated_to_their_neighbours() -> None:
         x = (bits.double() - 32767.5) / 18918.6
         for lag in (1, 2, 64, 128, 4096):
             assert abs(float((x[lag:] * x[:-lag]).mean())) < 5 / math.sqrt(number)
-    one, other = (_random_16_bits(number, key, torch.device("cpu")).double() for key in (10, 11))
+    one, other = (_random_16_bits(first(number), key).double() for key in (10, 11))
     assert abs(float(torch.corrcoef(torch.stack([one, other]))[0, 1])) < 5 / math.sqrt(number)
 
 

@@ -144,6 +144,20 @@ def local_shape(layout: Layout, seat: int) -> tuple[int, ...]:
     return tuple(sum(_length(part.range) for part in axis) for axis in parts)
 
 
+def element_numbers(layout: Layout, coordinates: tuple[int, ...], device: torch.device) -> Tensor:
+    """Return where every element of a seat's local tensor is in the whole stored one.
+
+    Returns:
+        int32, shape of the local tensor; counted along the last axis first, wrapping.
+    """
+    numbers = torch.zeros((), dtype=torch.int32, device=device)
+    for size, parts in zip(layout.shape, local_parts(layout, coordinates), strict=True):
+        indices = [numbers.new_empty(0)]
+        indices += [torch.arange(*part.range, dtype=torch.int32, device=device) for part in parts]
+        numbers = numbers.unsqueeze(-1) * size + torch.cat(indices)
+    return numbers
+
+
 def _length(r: Range) -> int:
     return r[1] - r[0]
 

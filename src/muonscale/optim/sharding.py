@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from muonscale.errors import LayoutError
-from muonscale.optim.layout import Cut, Layout, local_shape
+from muonscale.optim.layout import Cut, Layout, cut_coordinates, local_shape
 from muonscale.optim.matrices import Matrices
 
 
@@ -71,6 +71,13 @@ def layout_of(
                 f"{dist.get_rank()}, where its placements give {local_shape(layout, seat)}"
             )
     return layout
+
+
+def part_here(layout: Layout | None) -> tuple[Layout, tuple[int, ...]] | None:
+    """Return a layout with this process's `cut_coordinates`; None where all of the tensor is here."""
+    if layout is None or all(cut is None for cut in layout.cuts):
+        return None
+    return layout, cut_coordinates(layout, layout.ranks.index(dist.get_rank()))
 
 
 def _cut(name: str, parameter: Any, placement: Any) -> Cut | None:

@@ -16,9 +16,10 @@ from muonscale.optim.domain import Cargo, Domain
 from muonscale.optim.layout import pieces, read_piece
 from muonscale.optim.muon_rule import apply_updates_, momentum_step_, polar_updates
 from muonscale.optim.owned import OwnedTensor
+from muonscale.optim.sharding import part_here
 from muonscale.optim.stacks import Stacks
 from muonscale.optim.state import ROW_STATE
-from muonscale.optim.weights import Weights, rounding_key
+from muonscale.optim.weights import Rounding, Weights, rounding_key
 from muonscale.optim.work import Group, Item, batches, by_group
 
 
@@ -235,11 +236,13 @@ def _weights(group: Group, part: list[Item]) -> Weights:
     if group["master"] == "float32":
         return Weights(stored=stored, masters=[item.state.get("master") for item in part])
     if group["master"] == "stochastic":
-        return Weights(stored=stored, keys=[_key(item) for item in part])
+        return Weights(stored=stored, roundings=[_rounding(item) for item in part])
     return Weights(stored=stored)
 
 
-def _key(item: Item) -> int | None:
+def _rounding(item: Item) -> Rounding | None:
     if "rounding_step" not in item.state:
         return None
-    return rounding_key(item.group["rounding_seed"], item.name, int(item.state["rounding_step"]))
+    step = int(item.state["rounding_step"])
+    key = rounding_key(item.group["rounding_seed"], item.name, step)
+    return Rounding(key, part_here(item.placing))

@@ -3,7 +3,7 @@
 A bf16 weight has 8 bits: a step of less than 1/512 of it is rounded away. Two remedies, as `master`:
 "float32" keeps a float32 copy in the state and computes on it; "stochastic" rounds up or down at
 random with the right mean, by numbers that depend on (seed, name, step, position) alone, so that
-a resumed run rounds as an uninterrupted one does.
+a resumed run rounds as an uninterrupted one does, and many ranks as one.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from muonscale.optim.finite import commit_, scratch
+from muonscale.optim.layout import Layout, element_numbers
 
 MasterT = Literal["none", "float32", "stochastic"]
 MASTERS: tuple[MasterT, ...] = ("none", "float32", "stochastic")
@@ -26,6 +27,21 @@ def is_narrow(parameter: Tensor) -> bool:
     return parameter.dtype.itemsize < 4
 
 
+@dataclass(frozen=True)
+class Rounding:
+    """How a parameter is rounded at random at one step, alike however it is divided among ranks."""
+
+    key: int
+    """See `rounding_key`."""
+    part: tuple[Layout, tuple[int, ...]] | None = None
+    """Layout and `cut_coordinates` of what is here; None where all of the parameter is."""
+
+    def apply(self, X: Tensor) -> Tensor:
+        """Return float32 `X`, the values that are here, in bfloat16."""
+        numbers = None if self.part is None else element_numbers(*self.part, X.device)
+        return stochastic_bfloat16(X, self.key, numbers)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Weights:
     """The stored weights of one call, with what it takes to update them."""
@@ -34,8 +50,8 @@ class Weights:
     """Parameters, any floating dtype."""
     masters: list[Tensor | None] | None = None
     """Float32 copies of those that have one; None if none has."""
-    keys: list[int | None] | None = None
-    """Keys of those that are rounded at random; None if none is."""
+    roundings: list[Rounding | None] | None = None
+    """Of those that are rounded at random; None if none is."""
 
     def wide(self, like: list[Tensor], mask: Tensor | None) -> list[Tensor]:
         """Return what to compute on in place: the weights in the dtypes of `like`.
@@ -57,10 +73,10 @@ class Weights:
         if self.masters is not None:
             pairs = [(m, v) for m, v in zip(self.masters, values, strict=True) if m is not None]
             commit_([m for m, _ in pairs], [v for _, v in pairs], mask)
-        if self.keys is not None:
+        if self.roundings is not None:
             values = [
-                value if key is None else stochastic_bfloat16(value, key)
-                for value, key in zip(values, self.keys, strict=True)
+                value if rounding is None else rounding.apply(value)
+                for value, rounding in zip(values, self.roundings, strict=True)
             ]
         commit_(self.stored, values, mask)
 
@@ -74,7 +90,7 @@ def rounding_key(seed: int, name: str, step: int) -> int:
     return zlib.crc32(f"{seed}/{step}/{name}".encode()) >> 1
 
 
-def stochastic_bfloat16(X: Tensor, key: int) -> Tensor:
+def stochastic_bfloat16(X: Tensor, key: int, numbers: Tensor | None = None) -> Tensor:
     """Return `X` in bfloat16, each element rounded up or down so that its mean is that of `X`.
 
     A value that bfloat16 holds stays as it is; one at a quarter of the way between its neighbours
@@ -84,21 +100,22 @@ def stochastic_bfloat16(X: Tensor, key: int) -> Tensor:
         X: float32, any shape; not written to.
         key: of this tensor at this step, see `rounding_key`. Equal keys round equally, on every
             device.
+        numbers: int32, shape of `X`: where its elements are in the tensor that it is a part of, see
+            `element_numbers`. None if it is whole.
     """
-    bits = X.contiguous().view(torch.int32) + _random_16_bits(X.numel(), key, X.device).view(
-        X.shape
-    )
+    if numbers is None:
+        numbers = torch.arange(X.numel(), dtype=torch.int32, device=X.device).view(X.shape)
+    bits = X.contiguous().view(torch.int32) + _random_16_bits(numbers, key)
     return bits.bitwise_and_(-65536).view(torch.float32).to(torch.bfloat16)
 
 
-def _random_16_bits(number: int, key: int, device: torch.device) -> Tensor:
-    """Return int32 `[number]` in [0, 65535], a hash of (key, position); int32 products wrap.
+def _random_16_bits(numbers: Tensor, key: int) -> Tensor:
+    """Return int32 in [0, 65535], a hash of (key, number) for every int32; products wrap.
 
     The mixing steps are those of Wellons, Prospecting for Hash Functions (2018), lowbias32, whose
     right shifts fill with zeros.
     """
-    x = torch.arange(number, dtype=torch.int32, device=device)
-    x.mul_(-1640531535).add_(key)  # 2654435761, Knuth's multiplier, as int32
+    x = (numbers * -1640531535).add_(key)  # 2654435761, Knuth's multiplier, as int32
     x.bitwise_xor_((x >> 16).bitwise_and_(0xFFFF)).mul_(0x7FEB352D)
     x.bitwise_xor_((x >> 15).bitwise_and_(0x1FFFF)).mul_(-2073254261)  # 0x846ca68b
     return (x >> 16).bitwise_and_(0xFFFF)

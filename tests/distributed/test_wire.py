@@ -1,0 +1,77 @@
+"""What travels, and in which dtype."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.distributed.layouts import gathered, make, mesh_of, placed, rows, whole
+
+LR = 0.1
+STEPS = 3
+
+
+def train(row_name: str, dtype: torch.dtype, options: dict[str, Any]) -> dict[str, Any]:
+    """Return the parameters, and the bytes that this rank has sent for Muon."""
+    size = torch.distributed.get_world_size()
+    row = next(row for row in rows(size) if row.name == row_name)
+    place = placed(row, mesh_of(row))
+    parameters, optimizer = make(lambda name, t: place(name, t.to(dtype)), lr=LR, **options)
+    for seed in range(1, STEPS + 1):
+        for name, parameter in parameters.items():
+            parameter.grad = place(name, whole(name, seed).to(dtype))
+        optimizer.step()
+    domains = optimizer._neighbours.domains(optimizer.param_groups, "muon")
+    return {
+        "parameters": gathered(parameters),
+        "bytes": sum(domain.ledger.bytes_sent for domain in domains),
+    }
+
+
+def one_process(dtype: torch.dtype, **options: Any) -> dict[str, Tensor]:
+    parameters, optimizer = make(lambda _, tensor: tensor.to(dtype), lr=LR, **options)
+    for seed in range(1, STEPS + 1):
+        for name, parameter in parameters.items():
+            parameter.grad = whole(name, seed).to(dtype)
+        optimizer.step()
+    return {name: parameter.detach() for name, parameter in parameters.items()}
+
+
+@pytest.mark.parametrize(
+    ("size", "row"), [(1, "fsdp"), (2, "fsdp"), (3, "fsdp"), (2, "columns"), (3, "tensor")]
+)
+def test_with_bfloat16_under_way_many_processes_do_what_one_does(world, size, row) -> None:
+    results = world(size).run(train, row, torch.float32, {"wire_dtype": "bfloat16"})
+    expected = one_process(torch.float32, wire_dtype="bfloat16")
+    wide = one_process(torch.float32)
+    for name, tensor in expected.items():
+        # An update that lies between two bfloat16 numbers may become either: up to 1/128 of it.
+        ulp = STEPS * LR * 2**-7
+        for result in results:
+            difference = (result["parameters"][name] - tensor).abs()
+            assert float(difference.max()) <= ulp, name
+            assert float((difference > 1e-5).float().mean()) < 0.02, name
+    apart = [name for name in expected if not torch.allclose(expected[name], wide[name], atol=1e-5)]
+    assert "plain" in apart  # the option does something on one process too
+
+
+def test_bfloat16_under_way_is_half_the_bytes_of_float32(world) -> None:
+    for size in (2, 3):
+        narrow = world(size).run(train, "fsdp", torch.float32, {"wire_dtype": "bfloat16"})
+        wide = world(size).run(train, "fsdp", torch.float32, {})
+        sums = [sum(result["bytes"] for result in results) for results in (narrow, wide)]
+        assert sums[1] == 2 * sums[0] > 0
+
+
+@pytest.mark.parametrize("wire", ["float32", "bfloat16"])
+@pytest.mark.parametrize("row", ["fsdp", "columns"])
+def test_float64_parameters_stay_float64_on_the_way(world, row: str, wire: str) -> None:
+    options = {"wire_dtype": wire, "ns_dtype": "float64", "post_norm": "normuon"}
+    expected = one_process(torch.float64, **options)
+    for result in world(3).run(train, row, torch.float64, options):
+        for name, tensor in expected.items():
+            assert result["parameters"][name].dtype == torch.float64
+            torch.testing.assert_close(result["parameters"][name], tensor, rtol=1e-10, atol=1e-10)
