@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-LAYERS, WIDTH, FFN = 4, 384, 1024
+LAYERS, WIDTH, FFN = 4, 256, 704
 SHAPES = (*[(WIDTH, WIDTH)] * 4, *[(FFN, WIDTH)] * 2, (WIDTH, FFN))
 
 
@@ -16,10 +16,10 @@ class Stack:
 
     def __init__(self, *, sharded: bool) -> None:
         layers = [
-            nn.ModuleList(nn.Linear(in_, out, bias=False) for out, in_ in SHAPES)
+            nn.Sequential(*(nn.Linear(in_, out, bias=False) for out, in_ in SHAPES))
             for _ in range(LAYERS)
         ]
-        self.model = nn.ModuleList(layers)
+        self.model = nn.Sequential(*layers)
         if sharded:
             for layer in layers:
                 fully_shard(layer)
