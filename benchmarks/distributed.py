@@ -4,8 +4,8 @@
 
 Sections: `balance` (who works how much, beside the policies of others), `traffic` (bytes by the
 plan, for large models), `collectives` (bytes counted at torch's collectives, under FSDP2), `memory`
-(state and peak) and `time` (the step on gloo processes, beside other implementations; needs the
-environment of benchmarks/requirements.txt). Without a name: all. Each is written into its part of
+(state and peak) and `time` (the step on gloo processes, beside other implementations, in the
+environment of benchmarks/requirements.txt; the others need the lab). Without a name: all. Each is written into its part of
 benchmarks/results/distributed.md; the other parts stay.
 """
 

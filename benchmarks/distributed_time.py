@@ -8,6 +8,7 @@ Newton-Schulz in float64 of the whole gradient in one process.
 from __future__ import annotations
 
 import statistics
+import sys
 import time
 import warnings
 from collections.abc import Sequence
@@ -140,6 +141,13 @@ def first_updates(stack: Stack) -> list[torch.Tensor]:
     ]
 
 
+def tell(what: str) -> None:
+    """Say on standard error what is measured now."""
+    if dist.get_rank() == 0:
+        text = f"{time.strftime('%H:%M:%S')} {dist.get_world_size()} processes: {what}"
+        print(text, file=sys.stderr, flush=True)
+
+
 def measure(rounds: int) -> dict[str, dict[str, Any]]:
     """Return errors, and seconds of pairs (ours, side) on this rank, by side."""
     warnings.simplefilter("ignore")
@@ -148,6 +156,7 @@ def measure(rounds: int) -> dict[str, dict[str, Any]]:
     rows: dict[str, dict[str, Any]] = {}
     runners = []
     for side in sides():
+        tell(f"first step of {side.name}")
         try:
             runner = Runner(side, stack)
             rows[side.name] = {"error": runner.error(expected), "pairs": []}
@@ -160,6 +169,7 @@ def measure(rounds: int) -> dict[str, dict[str, Any]]:
     for runner in runners:
         runner.seconds()
     for number in range(rounds):
+        tell(f"round {number + 1} of {rounds}")
         for runner in runners[1:]:
             pair = (runners[0], runner) if number % 2 == 0 else (runner, runners[0])
             times = {step.side.name: step.seconds() for step in pair}
@@ -225,5 +235,7 @@ def section(rounds: int = ROUNDS) -> list[str]:
         "",
         "torch.optim.Muon and muon-fsdp2 have bfloat16 products in their code; the float32 lines are "
         "the same code with `Tensor.bfloat16` replaced by `Tensor.float`. The full gather is written "
-        "here: every rank gathers and works on every matrix and keeps its own shard.",
+        "here: every rank gathers and works on every matrix and keeps its own shard. muon-fsdp2 "
+        "compiles its loop of products in the first steps, which are not counted. With 4 processes "
+        "on fewer cores, work that every rank repeats costs more than it would on a core per rank.",
     ]
