@@ -5,7 +5,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 ARGS ?=
 
-.PHONY: train test test-all check docs bench bench-step
+.PHONY: train test test-all check docs bench bench-step bench-distributed
 
 train: .venv/.lab
 	$(BIN)/muonscale train $(ARGS)
@@ -31,11 +31,15 @@ bench: .venv/.dev
 bench-step: .venv-bench/.peers
 	.venv-bench/bin/python benchmarks/optimizer_step.py $(ARGS)
 
+bench-distributed: .venv/.lab .venv-bench/.peers
+	$(BIN)/python benchmarks/distributed.py balance traffic collectives memory
+	.venv-bench/bin/python benchmarks/distributed.py time
+
 # The optimizers that others publish live apart, so that none of them meets the project's own venv.
 .venv-bench/.peers: benchmarks/requirements.txt constraints.txt
 	test -x .venv-bench/bin/python || $(PYTHON) -m venv .venv-bench
 	.venv-bench/bin/pip install --quiet --disable-pip-version-check -r $< -c constraints.txt
-	.venv-bench/bin/pip install --quiet --disable-pip-version-check --no-deps timm==1.0.31
+	.venv-bench/bin/pip install --quiet --disable-pip-version-check --no-deps timm==1.0.31 muon-fsdp2==0.3.0
 	touch $@
 
 .venv/.lab: EXTRA = lab
