@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from distributed_models import flops_of
+from distributed_models import POLAR
 from distributed_traffic import BYTES
 from distributed_world import run_on
 from torch import Tensor, nn
@@ -20,9 +21,10 @@ from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from muonscale import Muon, parameter_groups
+from muonscale.optim.domain import Member, planned
 from muonscale.optim.layout import Cut, Layout
 from muonscale.optim.matrices import PLAIN, Matrices
-from muonscale.optim.plan import Planned, make_plan, shapes_of, traffic
+from muonscale.optim.plan import make_plan, traffic
 
 WORLDS = (2, 3, 4)
 STEPS = 3
@@ -132,8 +134,8 @@ def by_the_plan(ranks: int, wire_bytes: int) -> list[int]:
     for name, parameter, matrices in muon_parameters(small_llama()):
         shape = tuple(parameter.shape)
         layout = Layout(shape, matrices, (ranks,), (Cut(0),), tuple(range(ranks)))
-        flops = flops_of(shapes_of(layout))
-        found.append(Planned(name=name, layout=layout, kind="muon", flops=flops))
+        member = Member(name=name, layout=layout, polar=replace(POLAR, dtype="auto"))
+        found.append(planned(member, "muon", torch.float32, "cpu"))
     moved = traffic(make_plan(found, wire_bytes=wire_bytes))
     pairs = zip(moved.sent_in, moved.sent_out, strict=True)
     return [wire_bytes * (into + out) for into, out in pairs]

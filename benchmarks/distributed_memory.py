@@ -7,12 +7,14 @@ from contextlib import contextmanager
 from typing import Any
 from unittest import mock
 
+import torch
 import torch.distributed as dist
 from distributed_stack import FFN, LAYERS, WIDTH, Stack
 from distributed_world import run_on
 from step_meter import peak_extra_bytes
 
 from muonscale import Muon
+from muonscale.optim.memory import StepOptions, step_memory
 from muonscale.optim.owned import OwnedTensor
 from muonscale.optim.plan import ROUND_BYTES, make_plan
 from muonscale.optim.sharding import local
@@ -55,7 +57,10 @@ def facts(where: str, wire: str, round_bytes: int) -> dict[str, Any]:
             optimizer.step()
         stack.restore_gradients()
         peak = peak_extra_bytes(optimizer.step)
+        (domain,) = optimizer._neighbours.domains(optimizer.param_groups, "muon")
+    options = StepOptions(products=torch.float32, wire=getattr(torch, wire))
     return {
+        "said": step_memory(domain.plan, dist.get_rank(), options).transient,
         "held": held_bytes(optimizer),
         "peak": peak,
         "share": stack.elements * 4 / dist.get_world_size(),
@@ -66,23 +71,25 @@ def line(ranks: int, where: str, wire: str, round_bytes: int) -> str:
     """Return one line of the table: the rank with most."""
     found = run_on(ranks, facts, where, wire, round_bytes)
     share = found[0]["share"]
-    held, peak = (max(rank[key] for rank in found) for key in ("held", "peak"))
+    held, peak, said = (max(rank[key] for rank in found) for key in ("held", "peak", "said"))
     cells = [str(ranks), where, wire, f"{round_bytes // 2**20}"]
     cells += [f"{value / 2**20:.2f}" for value in (share, held)]
     cells += [f"{held / share:.3f}", f"{peak / 2**20:.2f}", f"{peak / share:.2f}"]
+    cells += [f"{said / 2**20:.2f}", f"{said / peak:.2f}"]
     return f"| {' | '.join(cells)} |"
 
 
 def section() -> list[str]:
     """Return the text of the section."""
     names = ["W", "layout", "wire", "cap of a round, MiB", "share, MiB", "state, MiB"]
-    names += ["state / share", "peak of a step, MiB", "peak / share"]
+    names += ["state / share", "peak of a step, MiB", "peak / share", "said, MiB", "said / peak"]
     return [
         f"Matrices of {LAYERS} Llama layers of width {WIDTH} and feed-forward {FFN}, all on Muon, "
         "float32 parameters and products, gloo; the rank with most. *share*: matrix parameters x 4 "
         "bytes / W. *state*: momentum. *data parallel*: whole parameters on every rank, "
         "`process_group=` (ZeRO-1). *peak*: most bytes of tensors alive at once during the third step "
-        "beyond those before it, from the profiler's record of allocations.",
+        "beyond those before it, from the profiler's record of allocations. *said*: by "
+        "`step_memory` of the plan, before the step.",
         "",
         f"| {' | '.join(names)} |",
         f"|{'---|' * len(names)}",

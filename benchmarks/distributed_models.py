@@ -7,15 +7,17 @@ on AdamW counts with its elements, since AdamW under FSDP2 sends those too.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
-from muonscale.optim.flops import ns_flops
+from muonscale.optim.coefficients import resolve
+from muonscale.optim.domain import Member
+from muonscale.optim.domain import planned as as_planned
 from muonscale.optim.layout import Cut, Layout
 from muonscale.optim.matrices import PLAIN, Matrices
-from muonscale.optim.plan import Planned, shapes_of
+from muonscale.optim.muon_rule import Polar
+from muonscale.optim.plan import Planned
 
 
 @dataclass(frozen=True)
@@ -103,6 +105,9 @@ def _experts(layer: int, width: int, number: int = 64, inner: int = 1408) -> lis
 MODELS = (llama(), moonlight())
 
 
+POLAR = Polar(coefficients=resolve("jordan", 5), dtype=torch.bfloat16)
+
+
 def planned(model: Model, ranks: int) -> list[Planned]:
     """Return the parameters under FSDP2 on so many ranks: the first axis cut.
 
@@ -112,12 +117,6 @@ def planned(model: Model, ranks: int) -> list[Planned]:
     found = []
     for stored in model.stored:
         layout = Layout(stored.shape, stored.matrices, (ranks,), (Cut(0),), everyone)
-        flops = flops_of(shapes_of(layout))
-        found.append(Planned(name=stored.name, layout=layout, kind="muon", flops=flops))
+        member = Member(name=stored.name, layout=layout, polar=POLAR)
+        found.append(as_planned(member, "muon", torch.float32, "cuda"))
     return found
-
-
-def flops_of(shapes: Sequence[tuple[int, int]]) -> tuple[int, ...]:
-    """Return the operations of every matrix."""
-    costs = {s: ns_flops(s, dtype=torch.bfloat16, device="cuda") for s in set(shapes)}
-    return tuple(costs[shape] for shape in shapes)

@@ -14,11 +14,10 @@ import functools
 import itertools
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 import torch.distributed as dist
 from torch import Tensor
 
@@ -194,9 +193,10 @@ class Exchange:
             for to, slot in zip(arriving[self.position], leaving[self.position], strict=True)
         ]
         away, coming = self._others(leaving), self._others(arriving)
-        flat = [read(slot).reshape(-1).to(like.dtype) for slots in away for slot in slots]
-        sent = torch.cat(flat) if flat else like.new_empty(0)
         counts, sizes = _elements(away), _elements(coming)
+        sent = _packed(
+            (read(slot) for slots in away for slot in slots), like.new_empty(sum(counts))
+        )
         received = like.new_empty(sum(sizes))
         work = None
         if moves and self.group is not None:
@@ -231,11 +231,7 @@ class Exchange:
         """
         values = [read(slot) for slot in leaving]
         own = list(zip(arriving[self.position], values, strict=True))
-        sent = like.new_zeros(max(sizes))
-        start = 0
-        for value in values:
-            sent[start : start + value.numel()].view(value.shape).copy_(value)
-            start += value.numel()
+        sent = _packed(values, like.new_zeros(max(sizes)))
         received = like.new_empty(len(sizes) * max(sizes))
         work = dist.all_gather_single(received, sent, group=self.group, async_op=True)
         self.ledger.bytes_sent += (len(sizes) - 1) * sent.nbytes
@@ -252,6 +248,15 @@ class Exchange:
         others = list(slots)
         others[self.position] = []
         return others
+
+
+def _packed(values: Iterable[Tensor], room: Tensor) -> Tensor:
+    """Write `values` into `room`, one behind the other, and return it."""
+    start = 0
+    for value in values:
+        room[start : start + value.numel()].view(value.shape).copy_(value)
+        start += value.numel()
+    return room
 
 
 def _ends(slots: Sequence[Slot]) -> list[int]:
@@ -283,7 +288,7 @@ class Pending:
             for slot, flat, start in self.parts
         ]
         arrived += self.own
-        self.sent = None
+        self.work = self.sent = None  # it keeps what it has sent and received
         self.parts.clear()
         self.own.clear()
         return arrived

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import functools
 import platform
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -104,7 +105,7 @@ def orthogonalize(
     if X.numel() == 0:
         return polar
     X_NMK, O_NMK = X.reshape(-1, *X.shape[-2:]), polar.view(-1, *X.shape[-2:])
-    count = _batch_length(X_NMK, dtype, workspace_bytes)
+    count = _batch_length(X_NMK.shape, dtype, X_NMK.device, workspace_bytes)
     parts = list(zip(O_NMK.split(count), X_NMK.split(count), strict=True))
     run = functools.partial(_newton_schulz_each_, coefficients=resolved, segments=segments)
     if X.device.type == "cpu":
@@ -197,12 +198,28 @@ def _largest(X_NMK: Tensor, team: Team | None) -> Tensor:
     return largest if team is None else team.max_(largest)
 
 
-def _batch_length(X_NMK: Tensor, dtype: torch.dtype, workspace_bytes: int) -> int:
+def workspace_size(
+    shape: tuple[int, int, int], dtype: torch.dtype, device: torch.device | str
+) -> int:
+    """Return about how many bytes `orthogonalize` uses besides `[N, out, in]` and its result."""
+    device = torch.device(device)
+    count = _batch_length(shape, dtype, device, WORKSPACE_BYTES)
+    short, long = sorted(shape[1:])
+    # X in the products' dtype, four Gram matrices; in 16 bits X in float32 as well
+    each = (short * long + 4 * short * short) * dtype.itemsize
+    each += 4 * short * long * (dtype.itemsize < 4)
+    workers = torch.get_num_threads() if device.type == "cpu" else 1
+    return each * count * min(workers, -(-shape[0] // count))
+
+
+def _batch_length(
+    shape: Sequence[int], dtype: torch.dtype, device: torch.device, workspace_bytes: int
+) -> int:
     """Return how many matrices to work on at a time: X twice and four Gram matrices within the cap."""
-    short, long = sorted(X_NMK.shape[1:])
+    count, *sides = shape
+    short, long = sorted(sides)
     per_matrix = (2 * short * long + 4 * short * short) * dtype.itemsize
-    count = X_NMK.shape[0]
-    if X_NMK.device.type != "cpu":
+    if device.type != "cpu":
         return min(max(1, workspace_bytes // per_matrix), count)
     threads = torch.get_num_threads()
     batches = -(-count // max(1, min(workspace_bytes // threads, CACHE_BYTES) // per_matrix))

@@ -101,9 +101,9 @@ def muon_domain_(domain: Domain, items: list[Item], mask: Tensor | None) -> Muon
     """
     cargo = _cargo(items, mask)
     square = torch.zeros((), device=items[0].parameter.device)
-    for item, update in _updated(domain, items, cargo, mask):
+    for item, own_square in _updated(domain, items, cargo, mask):
         assert item.placing is not None
-        square += torch.linalg.vector_norm(update).square().float() / item.placing.copies
+        square += own_square.float() / item.placing.copies
     squares = total(square, domain.group)
     elements = sum(math.prod(i.placing.shape) for i in items if i.placing is not None)
     return MuonTally(domain.matrices({i.name for i in items}), [squares], elements)
@@ -112,15 +112,17 @@ def muon_domain_(domain: Domain, items: list[Item], mask: Tensor | None) -> Muon
 def _updated(
     domain: Domain, items: list[Item], cargo: Cargo, mask: Tensor | None
 ) -> Iterator[tuple[Item, Tensor]]:
-    """Apply the updates as they arrive, and yield them."""
+    """Apply the updates as they arrive, and yield the sums of their squares."""
     by_name = {item.name: item for item in items}
     for names in domain.updates(cargo, by_name):
         complete = [by_name[name] for name in names]
         updates = [cargo.updates[i.name].view(i.parameter.shape) for i in complete]
         _apply(complete, updates, mask)
-        yield from zip(complete, updates, strict=True)
+        squares = [torch.linalg.vector_norm(update).square() for update in updates]
+        updates.clear()  # or they would live on while the next round is worked on
         for name in names:
             del cargo.updates[name]
+        yield from zip(complete, squares, strict=True)
 
 
 class _Places(dict[str, Tensor]):
