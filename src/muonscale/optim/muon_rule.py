@@ -118,7 +118,8 @@ def polar_updates(
     Matrices of the same shape are worked on in one batch, whichever parameter they are from.
 
     Args:
-        N: directions with the parameters' stored shapes; not written to.
+        N: directions with the parameters' stored shapes; not written to, but taken out of the list,
+            so that they are gone when the updates are made.
         stacks: where the matrices lie in each of them.
         polar: coefficients, post-normalisation and shape factor.
         V: row states of the parameters, written to, if the post-normalisation has one.
@@ -130,9 +131,12 @@ def polar_updates(
         polar = replace(polar, dtype=products_dtype(N[0], polar.dtype))
     rows = None if V is None else stacks.gather_rows(V)
     scaled: dict[MatrixShape, Tensor] = {}
-    for shape, N_NMK in stacks.gather(N).items():
+    gathered = stacks.gather(N)
+    N.clear()
+    for shape in list(gathered):
         update = stack_update(shape, polar, reducer, compile)
-        scaled[shape], V_NM1 = update(N_NMK, None if rows is None else rows[shape])
+        V_NM1 = None if rows is None else rows[shape]
+        scaled[shape], V_NM1 = update(gathered.pop(shape), V_NM1)
         if rows is not None and V_NM1 is not None:
             rows[shape] = V_NM1
     if V is not None and rows is not None:
