@@ -83,7 +83,13 @@ POLICIES: dict[str, Callable[[Items, int], int]] = {
 
 def forget() -> None:
     """Empty the caches of the plan, so that planning is timed as in a new process."""
-    for function in (layout.seats_by_content, layout.pieces, plan.holders, plan._boxes):
+    for function in (
+        layout.seats_by_content,
+        layout.pieces,
+        layout.pieces_by_matrix,
+        plan.holders,
+        plan._boxes,
+    ):
         function.cache_clear()
 
 

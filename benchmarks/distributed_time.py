@@ -12,7 +12,6 @@ import sys
 import time
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -24,6 +23,7 @@ from peers import (
     LR,
     MOMENTUM,
     WEIGHT_DECAY,
+    AddmmLoop,
     Side,
     Stepper,
     bfloat16_is_float,
@@ -32,6 +32,7 @@ from peers import (
     torch_muon,
 )
 from step_meter import reference
+from torch import Tensor
 from torch.nn import Parameter
 
 WORLDS = (2, 4)
@@ -40,25 +41,12 @@ ACCEPTED = {torch.float32: 1e-3, torch.bfloat16: 5e-2}
 """Largest relative distance of an update that counts as right, by the dtype of the products."""
 
 
-@dataclass
-class FullGather:
+class FullGather(AddmmLoop):
     """The plainest competent Muon on DTensors: every rank gathers and works on every matrix."""
 
-    parameters: list[Parameter]
-    dtype: torch.dtype
-
-    def __post_init__(self) -> None:
-        self.state = {W: torch.zeros_like(W) for W in self.parameters}
-
-    @torch.no_grad()
-    def step(self) -> None:
-        for W, M in self.state.items():
-            G = W.grad
-            M.lerp_(G, 1 - MOMENTUM)
-            N = whole(G.lerp(M, MOMENTUM))
-            O = placed(newton_schulz_loop(N, self.dtype).to(W.dtype), W)  # noqa: E741
-            W.mul_(1 - LR * WEIGHT_DECAY)
-            W.add_(O, alpha=-LR * 0.2 * max(W.shape) ** 0.5)
+    def polar(self, N: Tensor, W: Parameter) -> Tensor:
+        """Return this rank's shard of Newton-Schulz of the whole."""
+        return placed(newton_schulz_loop(whole(N), self.dtype).to(W.dtype), W)
 
 
 def muon_fsdp2(parameters: list[Parameter]) -> Stepper:

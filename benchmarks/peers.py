@@ -107,9 +107,13 @@ class AddmmLoop:
         for W, M in self.state.items():
             G = W.grad
             M.lerp_(G, 1 - MOMENTUM)
-            O = newton_schulz_loop(G.lerp(M, MOMENTUM), self.dtype)  # noqa: E741
+            O = self.polar(G.lerp(M, MOMENTUM), W)  # noqa: E741
             W.mul_(1 - LR * WEIGHT_DECAY)
             W.add_(O, alpha=-LR * 0.2 * max(W.shape) ** 0.5)
+
+    def polar(self, N: Tensor, W: Parameter) -> Tensor:
+        """Return Newton-Schulz of a direction, as it lies for its parameter."""
+        return newton_schulz_loop(N, self.dtype)
 
 
 def torch_muon(parameters: list[Parameter]) -> Stepper:

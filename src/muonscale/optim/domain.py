@@ -18,7 +18,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from muonscale.optim.exchange import Exchange, Ledger, Pending
-from muonscale.optim.flops import HIGHEST_IN_16_BITS, gram_segments, highest_value, ns_flops
+from muonscale.optim.flops import accepted_segments, ns_flops
 from muonscale.optim.lane import Batch, BatchKey, Lane, Locals
 from muonscale.optim.layout import Layout
 from muonscale.optim.muon_rule import Polar, StackUpdate, part_update, stack_update
@@ -77,7 +77,6 @@ class Domain:
         self.plan = make_plan(planned_members, owners=owners, wire_bytes=wire.itemsize)
         self.ledger = Ledger()
         self.group = group
-        self._wire = wire
         self._compile = compile
         self._polars = {kind: polar for polar, kind in polars.items()}
         exchange = Exchange(group, self.plan.ranks.index(rank), self.ledger)
@@ -240,17 +239,5 @@ def planned(member: Member, kind: str, state: torch.dtype, device: torch.device 
         kind=kind,
         flops=tuple(flops),
         triples=polar.coefficients.triples,
-        forms=_forms(polar, dtype),
+        forms=accepted_segments(polar.coefficients, polar.form, dtype),
     )
-
-
-def _forms(polar: Polar, dtype: torch.dtype) -> tuple[tuple[int, ...], ...]:
-    """Return the segments that `polar` may be evaluated by."""
-    direct = (1,) * polar.coefficients.steps
-    if polar.form == "direct":
-        return (direct,)
-    gram = gram_segments(polar.coefficients, dtype)
-    if polar.form == "gram":
-        return (gram,)
-    coarse = dtype.itemsize < 4 and highest_value(polar.coefficients.triples) > HIGHEST_IN_16_BITS
-    return (direct,) if coarse else (direct, gram)

@@ -10,10 +10,8 @@ It lies as a `Layout` says, whose matrices have the numbers of the plan's.
 
 from __future__ import annotations
 
-import functools
 import itertools
 import sys
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -25,7 +23,7 @@ from muonscale.optim.layout import (
     Layout,
     Piece,
     cut_coordinates,
-    pieces,
+    pieces_by_matrix,
     seats_by_content,
     within,
 )
@@ -99,7 +97,7 @@ class _Router:
         gives_back = not self._state or task.columns[0] == 0
         route.moves_in |= not layout.owned and any(owner not in h.seats for h in held_by)
         route.moves_out |= gives_back and any(h.seats != (owner,) for h in held_by)
-        route.to_all &= layout.copies == len(self._ranks) and task.split is None
+        route.to_all &= layout.replicated and task.split is None
         content = self._content[task.parameter]
         if content is not None and (held := self._slots(task, layout, content)):
             if gives_back:
@@ -125,7 +123,7 @@ class _Router:
         columns = (0, sys.maxsize) if self._state else task.columns
         parts = (
             within(piece, task.rows, columns)
-            for piece in _by_matrix(layout, content).get(task.matrix, ())
+            for piece in pieces_by_matrix(layout, content).get(task.matrix, ())
         )
         return [Slot(task, part) for part in parts if part is not None]
 
@@ -134,14 +132,6 @@ def _content(layout: Layout, rank: int) -> tuple[int, ...] | None:
     if rank not in layout.ranks:
         return None
     return cut_coordinates(layout, layout.ranks.index(rank))
-
-
-@functools.cache
-def _by_matrix(layout: Layout, content: tuple[int, ...]) -> dict[int, list[Piece]]:
-    found: defaultdict[int, list[Piece]] = defaultdict(list)
-    for piece in pieces(layout, content):
-        found[piece.matrix].append(piece)
-    return found
 
 
 def _empty_route(count: int) -> Route:

@@ -56,18 +56,30 @@ def choose_segments(
     Raises:
         ConfigError: for an unknown form, or a restart at or after the last step.
     """
+    ways = accepted_segments(coefficients, form, dtype)
+    panel = panel_rows(min(shape[-2:]), dtype, device)
+    return min(ways, key=lambda s: segment_flops(shape, coefficients.triples, s, panel))
+
+
+def accepted_segments(
+    coefficients: Coefficients, form: str, dtype: torch.dtype
+) -> tuple[Segments, ...]:
+    """Return the segments that `choose_segments` takes the cheapest of, for any shape.
+
+    Raises:
+        ConfigError: as there.
+    """
     direct = (1,) * coefficients.steps
     if form == "direct":
-        return direct
+        return (direct,)
     if form not in FORMS:
         raise ConfigError(f"no form is called {form!r}: {nearest(str(form), FORMS)}")
     gram = gram_segments(coefficients, dtype)
     if form == "gram":
-        return gram
+        return (gram,)
     if dtype.itemsize < 4 and highest_value(coefficients.triples) > HIGHEST_IN_16_BITS:
-        return direct
-    panel = panel_rows(min(shape[-2:]), dtype, device)
-    return min((gram, direct), key=lambda s: segment_flops(shape, coefficients.triples, s, panel))
+        return (direct,)
+    return gram, direct
 
 
 def gram_segments(coefficients: Coefficients, dtype: torch.dtype) -> Segments:

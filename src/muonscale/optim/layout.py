@@ -14,6 +14,7 @@ from __future__ import annotations
 import functools
 import itertools
 import math
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -51,6 +52,11 @@ class Layout:
     owned: bool = False
     """The state of each matrix lies whole with the rank that works on it (ZeRO-1 under data
     parallelism), not as the parameter lies."""
+
+    @property
+    def replicated(self) -> bool:
+        """Whether every rank holds the whole."""
+        return all(cut is None for cut in self.cuts)
 
     @property
     def copies(self) -> int:
@@ -223,6 +229,15 @@ def pieces(layout: Layout, coordinates: tuple[int, ...]) -> tuple[Piece, ...]:
         ]
     ]
     return tuple(found)
+
+
+@functools.cache
+def pieces_by_matrix(layout: Layout, coordinates: tuple[int, ...]) -> dict[int, list[Piece]]:
+    """Return `pieces` by the number of their matrix."""
+    found: defaultdict[int, list[Piece]] = defaultdict(list)
+    for piece in pieces(layout, coordinates):
+        found[piece.matrix].append(piece)
+    return dict(found)
 
 
 @dataclass(frozen=True)

@@ -48,7 +48,7 @@ def step_memory(plan: Plan, position: int, options: StepOptions) -> StepMemory:
     held = _held(plan, position)
     state = 4 * sum(held)
     directions = state if options.nesterov or any(x.owned for x in layouts) else 0
-    rounds = [_Round(plan, position, n, routes[n], options) for n in range(plan.rounds)]
+    rounds = [_Round(plan, position, n, routes[n], held, options) for n in range(plan.rounds)]
     return StepMemory(state, directions + max(_peaks(rounds), default=0))
 
 
@@ -70,7 +70,13 @@ class _Round:
     """Bytes of one round."""
 
     def __init__(
-        self, plan: Plan, position: int, number: int, route: Route, options: StepOptions
+        self,
+        plan: Plan,
+        position: int,
+        number: int,
+        route: Route,
+        held: Sequence[int],
+        options: StepOptions,
     ) -> None:
         wire = options.wire.itemsize
         tasks = [t for t in plan.tasks if t.round == number]
@@ -86,13 +92,12 @@ class _Round:
         own = [task for task in tasks if task.owner == position]
         self.batches = 4 * sizes[position]
         self.working = _working(own, options)
-        self.places = self._places(plan, position, route, options)
+        self.places = self._places(plan, route, held, options)
 
     @staticmethod
-    def _places(plan: Plan, position: int, route: Route, options: StepOptions) -> int:
+    def _places(plan: Plan, route: Route, held: Sequence[int], options: StepOptions) -> int:
         """Return the room for the updates that arrive, where directions are not theirs."""
         arriving = {slot.task.parameter for slots in route.deliver for slot in slots}
-        held = _held(plan, position)
         total = 0
         for number in arriving:
             layout = plan.parameters[number].layout

@@ -103,11 +103,9 @@ class OwnedTensor(Tensor):
         """Yield the boxes of the stored tensor that are here, with views of their values."""
         from torch.distributed.checkpoint.metadata import ChunkStorageMetadata
 
-        for piece in pieces(self.dealt, (0,)):
-            if piece.matrix not in self.parts:
-                continue
+        for piece, part in self.owned():
             for offsets, sizes, rows in stored_boxes(self.dealt, piece):
-                values = self.parts[piece.matrix][rows]
+                values = part[rows]
                 values = values.mT if self.dealt.matrices.transposed else values
                 chunk = ChunkStorageMetadata(
                     torch.Size(offsets[: self.ndim]), torch.Size(sizes[: self.ndim])
@@ -116,16 +114,17 @@ class OwnedTensor(Tensor):
 
     def take_(self, whole: Tensor) -> None:
         """Copy what of a whole tensor is owned here."""
-        for piece, part in self._owned():
+        for piece, part in self.owned():
             matrices = self.dealt.matrices
             part.copy_(read_piece(whole.reshape(self.dealt.shape), matrices, piece))
 
     def give_(self, whole: Tensor) -> None:
         """Write what is owned here into a whole tensor, contiguous."""
-        for piece, part in self._owned():
+        for piece, part in self.owned():
             write_piece_(whole.view(self.dealt.shape), self.dealt.matrices, piece, part)
 
-    def _owned(self) -> Iterator[tuple[Piece, Tensor]]:
+    def owned(self) -> Iterator[tuple[Piece, Tensor]]:
+        """Yield what is here, with where it is in the whole."""
         for piece in pieces(self.dealt, (0,)):
             if piece.matrix in self.parts:
                 yield piece, self.parts[piece.matrix]

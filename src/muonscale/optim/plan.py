@@ -16,7 +16,6 @@ import functools
 import hashlib
 import heapq
 import math
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -26,7 +25,13 @@ from torch import Tensor
 
 from muonscale.errors import LayoutError
 from muonscale.optim.coefficients import Triple
-from muonscale.optim.layout import Layout, Range, cut_coordinates, pieces, seats_by_content
+from muonscale.optim.layout import (
+    Layout,
+    Range,
+    cut_coordinates,
+    pieces_by_matrix,
+    seats_by_content,
+)
 from muonscale.optim.matrices import matrix_shapes
 from muonscale.optim.team import best_split, divided_axis, part_of, split_cost
 
@@ -364,11 +369,8 @@ def holders(layout: Layout) -> tuple[tuple[Holder, ...], ...]:
     """Return who holds what of every matrix, by its number."""
     found: list[list[Holder]] = [[] for _ in shapes_of(layout)]
     for content, seats in seats_by_content(layout).items():
-        elements: defaultdict[int, int] = defaultdict(int)
-        for piece in pieces(layout, content):
-            elements[piece.matrix] += piece.elements
-        for matrix, number in elements.items():
-            found[matrix].append(Holder(content, seats, number))
+        for matrix, own in pieces_by_matrix(layout, content).items():
+            found[matrix].append(Holder(content, seats, sum(piece.elements for piece in own)))
     return tuple(map(tuple, found))
 
 
@@ -396,8 +398,7 @@ def _boxes(layout: Layout) -> tuple[Tensor, ...]:
             [
                 (number, *piece.rows, *piece.columns)
                 for number, holder in enumerate(held)
-                for piece in pieces(layout, holder.content)
-                if piece.matrix == matrix
+                for piece in pieces_by_matrix(layout, holder.content)[matrix]
             ]
         )
         for matrix, held in enumerate(holders(layout))

@@ -104,7 +104,8 @@ class Neighbours:
         }
         for ranks, names in _shared(layouts).items():
             present = [_presence(parameters[name]) for name in names]
-            replicated = [_whole_everywhere(layouts[name]) for name in names]
+            held = [layouts[name] for name in names]
+            replicated = [layout is not None and layout.replicated for layout in held]
             device = local(parameters[names[0]]).device
             taking_part = agree_on_presence(names, present, replicated, self.group(ranks), device)
             absent |= {name for name, part in zip(names, taking_part, strict=True) if not part}
@@ -238,10 +239,6 @@ def _shared(layouts: Mapping[str, Layout | None]) -> dict[Ranks, list[str]]:
 def _presence(parameter: Any) -> Presence:
     gradient = parameter.grad
     return Presence(gradient is not None, gradient is not None and differs(parameter, gradient))
-
-
-def _whole_everywhere(layout: Layout | None) -> bool:
-    return layout is not None and all(cut is None for cut in layout.cuts)
 
 
 def _items(

@@ -75,7 +75,7 @@ def layout_of(
 
 def part_here(layout: Layout | None) -> tuple[Layout, tuple[int, ...]] | None:
     """Return a layout with this process's `cut_coordinates`; None where all of the tensor is here."""
-    if layout is None or all(cut is None for cut in layout.cuts):
+    if layout is None or layout.replicated:
         return None
     return layout, cut_coordinates(layout, layout.ranks.index(dist.get_rank()))
 

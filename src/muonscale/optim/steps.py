@@ -13,7 +13,7 @@ from muonscale.optim.adamw import adamw_step_, adamw_updates_
 from muonscale.optim.agreement import total
 from muonscale.optim.decay import decay_rate
 from muonscale.optim.domain import Cargo, Domain
-from muonscale.optim.layout import pieces, read_piece
+from muonscale.optim.layout import read_piece
 from muonscale.optim.muon_rule import apply_updates_, momentum_step_, polar_updates
 from muonscale.optim.owned import OwnedTensor
 from muonscale.optim.sharding import part_here
@@ -126,7 +126,7 @@ def _updated(
 
 
 class _Places(dict[str, Tensor]):
-    """Where updates arrive, made when the first piece is there; `layouts` by name."""
+    """Where updates arrive, made when the first piece is there."""
 
     def __init__(self, items: list[Item], key: str) -> None:
         super().__init__()
@@ -184,18 +184,15 @@ def _held(item: Item) -> list[tuple[int | None, Tensor, Tensor]]:
     momentum = item.state["momentum_buffer"]
     if not isinstance(momentum, OwnedTensor):
         return [(None, momentum, item.gradient)]
-    return [(n, M, G) for n, M, G in _owned(item, "momentum_buffer")]
+    return list(_owned(item, "momentum_buffer"))
 
 
 def _owned(item: Item, key: str) -> Iterator[tuple[int, Tensor, Tensor]]:
     """Yield (number, state, gradient) of the matrices of which this rank owns the state."""
     state = item.state[key]
-    layout = state.dealt
-    gradient = item.gradient.reshape(layout.shape)
-    for piece in pieces(layout, (0,)):
-        if piece.matrix in state.parts:
-            part = state.parts[piece.matrix]
-            yield piece.matrix, part, read_piece(gradient, layout.matrices, piece)
+    gradient = item.gradient.reshape(state.dealt.shape)
+    for piece, part in state.owned():
+        yield piece.matrix, part, read_piece(gradient, state.dealt.matrices, piece)
 
 
 def adamw_domain_(domain: Domain, items: list[Item], mask: Tensor | None) -> None:
