@@ -42,10 +42,11 @@ class World:
         for pipe in self._pipes:
             pipe.send((function, arguments))
         answers = []
-        for rank, pipe in enumerate(self._pipes):
+        for pipe in self._pipes:
             if not pipe.poll(TIMEOUT):
                 self.close()
-                raise AssertionError(f"rank {rank} of {self.size} has not answered")
+                answers.append((False, "has not answered"))
+                break
             answers.append(pipe.recv())
         if failed := [f"rank {r}:\n{text}" for r, (ok, text) in enumerate(answers) if not ok]:
             raise AssertionError("\n".join(failed))

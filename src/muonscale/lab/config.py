@@ -191,12 +191,38 @@ class TrainSection(Section):
     steps: Positive | None = None
     """Length of the run in steps, instead of tokens."""
     batch_tokens: Positive = 8192
-    """Training tokens of one step; a multiple of data.sequence_length."""
+    """Training tokens of one step, over all processes; a multiple of data.sequence_length."""
+    micro_batch_tokens: Positive | None = None
+    """Tokens that one process takes through the model at a time, gradients being accumulated; a
+    multiple of data.sequence_length. Its whole share of the batch when not given."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Dtype of forward and backward passes and of the gradients that are reduced over processes;
+    parameters are float32. `auto` is bfloat16 on a GPU that has it, else float32."""
+    activation_checkpointing: bool = False
+    """Keep only the input of every layer and compute the rest again in the backward pass."""
+    compile: bool = False
+    """Run every layer through torch.compile; takes a minute at the start."""
 
     @model_validator(mode="after")
     def _one_length(self) -> TrainSection:
         _exactly_one({"train.tokens": self.tokens, "train.steps": self.steps})
         return self
+
+
+class ParallelSection(Section):
+    """How the processes that torchrun started share the work: `parallel.*`."""
+
+    data: Literal["fsdp", "hsdp", "ddp"] = "fsdp"
+    """Who reads different data: `fsdp` shards parameters over all ranks (FSDP2), `hsdp` within each
+    of several replicas, `ddp` keeps all of them on every rank."""
+    replicas: Positive | None = None
+    """Replicas of `hsdp`; one for each machine when not given."""
+    tensor: Positive = 1
+    """Ranks that share every layer's matrices and read the same data (tensor parallelism)."""
+    sequence: bool = False
+    """Divide the sequence among them between these matrices (sequence parallelism)."""
+    expert: Positive = 1
+    """Data-parallel ranks among which routed experts are dealt out (expert parallelism)."""
 
 
 class EvalSection(Section):
@@ -241,16 +267,22 @@ class Config(Section):
     optimizer: OptimizerSection = OptimizerSection()
     schedule: ScheduleSection = ScheduleSection()
     train: TrainSection
+    parallel: ParallelSection = ParallelSection()
     eval: EvalSection = EvalSection()
     checkpoint: CheckpointSection = CheckpointSection()
     telemetry: TelemetrySection = TelemetrySection()
 
     @model_validator(mode="after")
     def _whole_sequences(self) -> Config:
-        for key, tokens in [("train", self.train.batch_tokens), ("eval", self.eval.batch_tokens)]:
-            if tokens % self.data.sequence_length:
+        given = {
+            "train.batch_tokens": self.train.batch_tokens,
+            "train.micro_batch_tokens": self.train.micro_batch_tokens,
+            "eval.batch_tokens": self.eval.batch_tokens,
+        }
+        for key, tokens in given.items():
+            if tokens is not None and tokens % self.data.sequence_length:
                 raise ValueError(
-                    f"{key}.batch_tokens={tokens} is not a multiple of "
+                    f"{key}={tokens} is not a multiple of "
                     f"data.sequence_length={self.data.sequence_length}"
                 )
         return self
@@ -267,6 +299,12 @@ class Config(Section):
     def batch_sequences(self) -> int:
         """Sequences of one step."""
         return self.train.batch_tokens // self.data.sequence_length
+
+    @property
+    def micro_batch_sequences(self) -> int | None:
+        """Sequences that one process takes through the model at a time; None for its whole share."""
+        tokens = self.train.micro_batch_tokens
+        return None if tokens is None else tokens // self.data.sequence_length
 
 
 def recipe_names() -> list[str]:

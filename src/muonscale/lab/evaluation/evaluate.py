@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
+from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel
 
@@ -29,30 +31,50 @@ def held_out_loss(model: PreTrainedModel, batches: Iterable[np.ndarray]) -> tupl
     Raises:
         DataError: if there are no targets.
     """
+    device = next(model.parameters()).device
+    total, tokens = 0.0, 0
+    with evaluating(model):
+        for batch in batches:
+            loss, number = summed_loss(
+                lambda ids: model(input_ids=ids, use_cache=False).logits, batch, device
+            )
+            total, tokens = total + loss, tokens + number
+    return mean_loss(total, tokens), tokens
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Put a model into evaluation mode, without gradients, and back into the mode it was in."""
     training = model.training
     model.eval()
     try:
-        total, tokens = _sum_losses(model, batches)
+        # Not inference_mode: what FSDP gathers within it could not be used in training again.
+        with torch.no_grad():
+            yield
     finally:
         model.train(training)
+
+
+def summed_loss(
+    logits: Callable[[Tensor], Tensor], batch: np.ndarray, device: torch.device
+) -> tuple[float, int]:
+    """Return the sum of the losses of a batch `[B, L+1]`, in nats, and the number of targets."""
+    ids = torch.tensor(batch, dtype=torch.int64, device=device)
+    losses = functional.cross_entropy(
+        logits(ids[:, :-1]).flatten(0, 1).float(), ids[:, 1:].flatten(), reduction="none"
+    )
+    return float(losses.double().sum()), losses.numel()
+
+
+def mean_loss(total: float, tokens: float) -> float:
+    """Return the loss per token.
+
+    Raises:
+        DataError: if there are no targets.
+    """
     if tokens == 0:
         raise DataError("there are no held-out tokens to evaluate on")
-    return total / tokens, tokens
-
-
-@torch.inference_mode()
-def _sum_losses(model: PreTrainedModel, batches: Iterable[np.ndarray]) -> tuple[float, int]:
-    device = next(model.parameters()).device
-    total, tokens = 0.0, 0
-    for batch in batches:
-        ids = torch.tensor(batch, dtype=torch.int64, device=device)
-        logits = model(input_ids=ids[:, :-1], use_cache=False).logits
-        losses = functional.cross_entropy(
-            logits.flatten(0, 1).float(), ids[:, 1:].flatten(), reduction="none"
-        )
-        total += float(losses.double().sum())
-        tokens += losses.numel()
-    return total, tokens
+    return total / tokens
 
 
 def bits_per_byte(loss_nats: float, bytes_per_token: float) -> float:

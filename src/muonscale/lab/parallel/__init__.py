@@ -1,0 +1,1 @@
+"""Training on many processes: how they are arranged, where parameters lie, what they say to each other."""
