@@ -23,6 +23,7 @@ import torch
 import torch.nn.functional as F
 
 from muonscale.lab.config import load_config
+from muonscale.lab.parallel.processes import Processes
 from muonscale.lab.run import RunFolder
 from muonscale.lab.training.console import RunConsole
 from muonscale.lab.training.loop import run_steps
@@ -68,7 +69,7 @@ def measure(run: Run, pairs: int, steps: int) -> list[tuple[float, float]]:
 
 def table(run: Run, rates: list[tuple[float, float]], command: str) -> str:
     """Return the result as Markdown."""
-    env = environment(run.config, run.device)
+    env = environment(run)
     rows = [f"| {a:,.0f} | {b:,.0f} | {a / b:.3f} |" for a, b in rates]
     trainer, hand, ratio = (
         statistics.median(values)
@@ -100,7 +101,7 @@ def main() -> None:
         config = load_config("demo", words)
         run_folder = RunFolder(config.run.path)
         with run_folder.locked():
-            run = set_up(config, run_folder, RunConsole())
+            run = set_up(config, run_folder, RunConsole(), Processes())
             run_folder.create(config)
             rates = measure(run, arguments.pairs, arguments.steps)
             command = (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from types import FrameType
@@ -26,8 +27,10 @@ def main() -> int:
             raise
         return _refuse(f"{INSTALL} (missing: {error.name})")
     except MuonscaleError as error:
+        _tell_torchrun(error)
         return _refuse(str(error))
     except OSError as error:
+        _tell_torchrun(error)
         return _refuse(f"{error.filename or 'input or output'}: {error.strerror or error}")
     except KeyboardInterrupt:
         print("muonscale: stopped", file=sys.stderr)
@@ -35,9 +38,23 @@ def main() -> int:
     return 0
 
 
+def is_first_process() -> bool:
+    """Return whether this is the process of a job that speaks; all of one's own are."""
+    return int(os.environ.get("RANK", 0)) == 0
+
+
 def _refuse(message: str) -> int:
-    print(f"muonscale: {message}", file=sys.stderr)
+    if is_first_process():
+        print(f"muonscale: {message}", file=sys.stderr)
     return 2
+
+
+def _tell_torchrun(error: Exception) -> None:
+    """Leave the reason where torchrun looks for it when it says which rank has failed."""
+    if "TORCHELASTIC_ERROR_FILE" in os.environ:
+        from torch.distributed.elastic.multiprocessing.errors import get_error_handler
+
+        get_error_handler().record_exception(error)
 
 
 def _terminate(signum: int, frame: FrameType | None) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from muonscale.cli import models
+from muonscale.cli import is_first_process, models
 from muonscale.errors import ConfigError
 
 app = typer.Typer(
@@ -45,7 +45,8 @@ def train(
     """Train a model, evaluate it, and leave a run folder.
 
     Examples: `muonscale train`; `muonscale train data.path=my.txt run.path=runs/mine`;
-    `muonscale train runs/mine --resume`.
+    `muonscale train runs/mine --resume`. On many processes:
+    `torchrun --nproc-per-node 4 -m muonscale train parallel.data=fsdp`.
     """
     from muonscale.lab.config import load_config
 
@@ -54,7 +55,8 @@ def train(
     if dry_run:
         from muonscale.lab.training.dry_run import dry_run as describe
 
-        typer.echo(describe(config))
+        if is_first_process():
+            typer.echo(describe(config))
         return
 
     from muonscale.lab.training.console import RunConsole
@@ -64,7 +66,8 @@ def train(
     try:
         run(config, resume=resume, console=RunConsole())
     except Interrupted as stop:
-        typer.echo(str(stop), err=True)
+        if is_first_process():
+            typer.echo(str(stop), err=True)
         raise typer.Exit(stop.exit_code) from None
 
 

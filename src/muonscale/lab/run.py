@@ -28,7 +28,8 @@ from muonscale.lab.config import Config, dump_config
 
 LOCK = "run.lock"
 
-# Keys that may differ when a run is continued: they change neither weights nor data order.
+# Keys that may differ when a run is continued: they change neither data order nor, but for the
+# rounding of sums, weights.
 FREE_ON_RESUME = (
     "run.path",
     "run.threads",
@@ -37,6 +38,10 @@ FREE_ON_RESUME = (
     "eval.",
     "checkpoint.",
     "telemetry.",
+    "parallel.",
+    "train.micro_batch_tokens",
+    "train.activation_checkpointing",
+    "train.compile",
 )
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from muonscale.optim.decay import decay_rate
 from muonscale.optim.groups import MUON_ROLES
 from muonscale.optim.matrices import PLAIN, Matrices, matrix_shapes, view
+from muonscale.optim.sharding import gathered
 from muonscale.optim.work import named
 
 Group = Mapping[str, Any]
@@ -125,7 +126,10 @@ def applied_update(
 
 
 def snapshot(groups: Iterable[Group]) -> dict[str, Tensor]:
-    """Return a copy of every parameter of an optimizer's groups, by name: call it before a step."""
+    """Return a copy of every parameter of an optimizer's groups, by name: call it before a step.
+
+    Of a sharded one, of the part that is here.
+    """
     return {
         name: parameter.detach().clone() for group in groups for name, parameter in named(group)
     }
@@ -142,7 +146,8 @@ def measure(
     averages over single matrices: `matrices` of a group's, spread evenly over them and the same at
     every call, for groups that are hidden matrices or routers or on Muon. They are called
     `update_...` and `weight_...` with the names of `SPECTRUM`, and `measured` is their number.
-    A group whose lr was 0 has no figures of an update.
+    A group whose lr was 0 has no figures of an update. Sharded parameters are gathered, one at a
+    time: a collective of their ranks.
 
     Args:
         groups: an optimizer's, whose `lr` is that of the step.
@@ -155,14 +160,19 @@ def measure(
 def _measure_group(group: Group, before: Mapping[str, Tensor], matrices: int) -> dict[str, float]:
     weights = {name: parameter.detach() for name, parameter in named(group)}
     chosen = _sample(group, weights, matrices)
-    figures: dict[str, Tensor | float] = {"weight_rms": rms(weights.values())}
-    figures |= _spectra("weight", chosen, weights.__getitem__, group)
+
+    def weight(name: str) -> Tensor:
+        return gathered(weights[name])
+
+    figures: dict[str, Tensor | float] = {"weight_rms": rms(map(weight, weights))}
+    figures |= _spectra("weight", chosen, weight, group)
     lr = float(group["lr"])
     if lr > 0:
         rate, cautious = decay_rate(group), bool(group["cautious_decay"])
 
         def update(name: str) -> Tensor:
-            return applied_update(before[name], weights[name], lr=lr, rate=rate, cautious=cautious)
+            old, new = gathered(before[name]), weight(name)
+            return applied_update(old, new, lr=lr, rate=rate, cautious=cautious)
 
         figures["update_rms"] = rms(update(name) for name in weights)
         figures["update_to_weight"] = lr * figures["update_rms"] / figures["weight_rms"]

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from muonscale.errors import CheckpointError
+from muonscale.lab.parallel.processes import Processes
 from muonscale.lab.training.checkpoint import (
     find_damage,
     load_facts,
@@ -24,7 +25,7 @@ def tensors(value: float, size: int = 8) -> dict[str, dict[str, torch.Tensor]]:
 
 
 def save(root: Path, step: int, keep: int = 9) -> None:
-    save_checkpoint(root, step, tensors(float(step)), {"step": step}, keep=keep)
+    save_checkpoint(root, step, tensors(float(step)), {"step": step}, Processes(), keep=keep)
 
 
 def test_what_was_saved_comes_back(tmp_path: Path) -> None:
@@ -32,7 +33,7 @@ def test_what_was_saved_comes_back(tmp_path: Path) -> None:
     folder = newest_checkpoint(tmp_path, pytest.fail)
     assert folder is not None
     got = tensors(0.0)
-    load_tensors(folder, got)
+    load_tensors(folder, got, Processes())
     assert torch.equal(got["model"]["w"], torch.full((8,), 3.0))
     assert load_facts(folder) == {"step": 3}
 
@@ -93,7 +94,7 @@ def test_a_full_disk_keeps_the_last_good_checkpoint(tmp_path: Path) -> None:
             CheckpointError,
             match=r"(?s)step 2 cannot be written .*bytes are free.*last good one is step 1",
         ):
-            save_checkpoint(tmp_path, 2, tensors(2.0, 100_000), {"step": 2}, keep=1)
+            save_checkpoint(tmp_path, 2, tensors(2.0, 100_000), {"step": 2}, Processes(), keep=1)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
         signal.signal(signal.SIGXFSZ, former)
@@ -105,6 +106,6 @@ def test_a_full_disk_keeps_the_last_good_checkpoint(tmp_path: Path) -> None:
 def test_a_checkpoint_of_another_shape_is_refused(tmp_path: Path) -> None:
     save(tmp_path, 1)
     with pytest.raises(CheckpointError, match="does not fit"):
-        load_tensors(tmp_path / "step-00000001", tensors(0.0, size=9))
+        load_tensors(tmp_path / "step-00000001", tensors(0.0, size=9), Processes())
     with pytest.raises(CheckpointError, match="does not fit"):
-        load_tensors(tmp_path / "step-00000001", {"model": {"other": torch.zeros(8)}})
+        load_tensors(tmp_path / "step-00000001", {"model": {"other": torch.zeros(8)}}, Processes())

@@ -2,7 +2,8 @@
 
 A checkpoint is a folder `step-00000100` written by torch.distributed.checkpoint under a temporary
 name and renamed when a manifest with the size and SHA-256 of every file is in place. The manifest is
-verified before anything is read; a damaged checkpoint is passed over for the one before it.
+verified before anything is read; a damaged checkpoint is passed over for the one before it. All
+ranks write and read, in a folder that all of them see; the first one says when it is whole.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.api import CheckpointException
 
 from muonscale.errors import CheckpointError
+from muonscale.lab.parallel.processes import Processes
 from muonscale.lab.run import write_json
 
 MANIFEST = "manifest.json"
@@ -38,15 +40,22 @@ def saved_steps(root: Path) -> list[int]:
 
 
 def save_checkpoint(
-    root: Path, step: int, tensors: dict[str, Any], facts: dict[str, Any], *, keep: int
+    root: Path,
+    step: int,
+    tensors: dict[str, Any],
+    facts: dict[str, Any],
+    processes: Processes,
+    *,
+    keep: int,
 ) -> None:
-    """Write the checkpoint of a step and remove all but the `keep` newest.
+    """Write the checkpoint of a step and remove all but the `keep` newest: a collective.
 
     Args:
         root: folder of the checkpoints.
         step: optimizer steps done.
         tensors: nested state dict of tensors.
         facts: what else the run needs, as JSON.
+        processes: this one and the others.
         keep: checkpoints that stay on disk, this one included.
 
     Raises:
@@ -54,21 +63,30 @@ def save_checkpoint(
     """
     target = root / folder_name(step)
     temporary = root / f".writing-{target.name}"
-    try:
+
+    def begin() -> None:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
-        with _one_process():
-            dcp.save(tensors, checkpoint_id=str(temporary), no_dist=True)
-        write_json(temporary / FACTS, facts)
-        write_json(temporary / MANIFEST, _manifest(temporary))
+
+    def complete(manifest: dict[str, dict[str, Any]]) -> None:
+        write_json(temporary / MANIFEST, manifest)
         shutil.rmtree(target, ignore_errors=True)
         temporary.rename(target)
         _sync_folder(root)
+        for old in saved_steps(root)[keep:]:
+            shutil.rmtree(root / folder_name(old), ignore_errors=True)
+
+    try:
+        processes.on_first(begin)
+        with _silent():
+            dcp.save(tensors, checkpoint_id=str(temporary), no_dist=not processes.many)
+        processes.on_first(lambda: write_json(temporary / FACTS, facts))
+        manifest = _manifest(temporary, processes)
+        processes.on_first(lambda: complete(manifest))
     except (OSError, CheckpointException, RuntimeError) as error:
-        shutil.rmtree(temporary, ignore_errors=True)
+        if processes.is_first:
+            shutil.rmtree(temporary, ignore_errors=True)
         raise CheckpointError(_not_written(root, step, error)) from error
-    for old in saved_steps(root)[keep:]:
-        shutil.rmtree(root / folder_name(old), ignore_errors=True)
 
 
 def newest_checkpoint(root: Path, report: Callable[[str], None]) -> Path | None:
@@ -114,32 +132,35 @@ def load_facts(folder: Path) -> dict[str, Any]:
     return json.loads((folder / FACTS).read_text(encoding="utf-8"))
 
 
-def load_tensors(folder: Path, tensors: dict[str, Any]) -> None:
-    """Read a checkpoint into the tensors of a nested state dict, in place.
+def load_tensors(folder: Path, tensors: dict[str, Any], processes: Processes) -> None:
+    """Read a checkpoint into the tensors of a nested state dict, in place: a collective.
 
     Raises:
         CheckpointError: if a tensor is missing or has another shape.
     """
     try:
-        with _one_process():
-            dcp.load(tensors, checkpoint_id=str(folder), no_dist=True)
+        with _silent():
+            dcp.load(tensors, checkpoint_id=str(folder), no_dist=not processes.many)
     except (CheckpointException, RuntimeError, ValueError, KeyError) as error:
         raise CheckpointError(f"checkpoint {folder} does not fit this run: {error}") from error
 
 
 @contextmanager
-def _one_process() -> Iterator[None]:
+def _silent() -> Iterator[None]:
     """Silence torch's remark that there is no process group: one process needs none."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")
         yield
 
 
-def _manifest(folder: Path) -> dict[str, dict[str, Any]]:
+def _manifest(folder: Path, processes: Processes) -> dict[str, dict[str, Any]]:
+    """Return size and hash of every file; the ranks share the work."""
     files = sorted(p for p in folder.rglob("*") if p.is_file())
-    return {
-        str(p.relative_to(folder)): {"bytes": p.stat().st_size, "sha256": _sha256(p)} for p in files
+    share = {
+        str(p.relative_to(folder)): {"bytes": p.stat().st_size, "sha256": _sha256(p)}
+        for p in files[processes.rank :: processes.topology.world]
     }
+    return dict(sorted(item for part in processes.gather(share) for item in part.items()))
 
 
 def _sha256(path: Path) -> str:

@@ -29,6 +29,11 @@ class RunConsole:
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or Console(highlight=False, soft_wrap=True)
 
+    @classmethod
+    def silent(cls) -> RunConsole:
+        """Return one that says nothing: of the ranks of a run only the first one speaks."""
+        return cls(Console(quiet=True))
+
     def say(self, text: str) -> None:
         """Print a message."""
         self.console.print(text, markup=False)

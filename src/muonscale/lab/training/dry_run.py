@@ -55,7 +55,7 @@ def planned_shape(config: Config) -> PreTrainedConfig:
 
 def _flops(per_token: int | None, tokens: int) -> str:
     if per_token is None:
-        return "not counted for a mixture of experts"
+        return "not counted: the model does not say how many experts a token meets"
     return f"{per_token:.3e} per token, {per_token * tokens:.3e} in all (forward and backward)"
 
 

@@ -6,11 +6,14 @@ import math
 import statistics
 from typing import Any
 
+from transformers import PreTrainedModel
+
 from muonscale.lab.evaluation.generate import generate_text
 from muonscale.lab.evaluation.ngram import fit_ngrams
 from muonscale.lab.figures import loss_figure
 from muonscale.lab.models.build import count_parameters
 from muonscale.lab.models.convert import save_hf
+from muonscale.lab.parallel.gather import whole_model
 from muonscale.lab.run import write_atomic, write_json
 from muonscale.lab.training.held_out import held_out_record
 from muonscale.lab.training.setup import Run
@@ -26,23 +29,35 @@ TEMPERATURE, TOP_K = 0.8, 50
 def finish(run: Run, stop: StopRequest) -> dict[str, Any]:
     """Evaluate on the whole held-out split and write what a finished run leaves, result.json last.
 
+    A collective of all ranks; the first one writes.
+
     Raises:
         Interrupted: if asked to stop; the run stays unfinished and can be resumed.
     """
     run.console.say("evaluating on the whole held-out split")
-    record = held_out_record(run, stop=stop)
-    run.folder.replace_metrics(record)
-    del record["kind"]
-    result = record | _baselines(run) | _speed(run)
-    result["perplexity"] = math.exp(record["held_out_loss"])
-    result["parameters"] = count_parameters(run.state.model).total
-    result["sample"] = _sample(run)
-    write_atomic(run.folder.path / "sample.txt", result["sample"] + "\n")
-    save_hf(run.state.model, run.corpus.tokenizer, run.folder.model)
-    loss_figure(run.folder.path, result)
+    record = held_out_record(run, stop)
+    stop.raise_if_asked("stopped in the final evaluation; all steps are saved: use --resume")
+    assert record is not None
+    model = whole_model(run.state.model, run.processes)
+    result = run.processes.on_first(lambda: _write(run, model, record))
     stop.raise_if_asked("stopped before result.json was written; finish with --resume")
-    write_json(run.folder.path / "result.json", result)
+    run.processes.on_first(lambda: write_json(run.folder.path / "result.json", result))
     _say(run, result)
+    return result
+
+
+def _write(run: Run, model: PreTrainedModel | None, record: dict[str, Any]) -> dict[str, Any]:
+    """Write all files but result.json, and return what belongs into it."""
+    assert model is not None
+    run.folder.replace_metrics(record)
+    result = {key: value for key, value in record.items() if key != "kind"}
+    result |= _baselines(run) | _speed(run)
+    result["perplexity"] = math.exp(record["held_out_loss"])
+    result["parameters"] = count_parameters(model).total
+    result["sample"] = _sample(run, model)
+    write_atomic(run.folder.path / "sample.txt", result["sample"] + "\n")
+    save_hf(model, run.corpus.tokenizer, run.folder.model)
+    loss_figure(run.folder.path, result)
     return result
 
 
@@ -69,12 +84,12 @@ def _speed(run: Run) -> dict[str, Any]:
     }
 
 
-def _sample(run: Run) -> str:
+def _sample(run: Run, model: PreTrainedModel) -> str:
     tokens = run.config.eval.sample_tokens
     if tokens == 0:
         return ""
     return generate_text(
-        run.state.model,
+        model,
         run.corpus.tokenizer,
         run.config.eval.prompt,
         tokens=tokens,

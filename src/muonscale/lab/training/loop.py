@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
 
 from muonscale.lab.config import Config
 from muonscale.lab.models.build import count_parameters
+from muonscale.lab.parallel.processes import Processes, joined, restarted
 from muonscale.lab.run import RunFolder, write_json
 from muonscale.lab.training.checkpoint import newest_checkpoint
 from muonscale.lab.training.console import RunConsole
 from muonscale.lab.training.finish import finish
 from muonscale.lab.training.held_out import held_out_record
 from muonscale.lab.training.schedule import check_schedule
-from muonscale.lab.training.setup import Run, environment, set_up
-from muonscale.lab.training.signals import StopRequest, stop_on_signals
+from muonscale.lab.training.setup import Run, environment, resolve_device, set_up
+from muonscale.lab.training.signals import Interrupted, StopRequest, stop_on_signals
 from muonscale.lab.training.step import train_step
 from muonscale.lab.training.watch import Watch
 from muonscale.optim.groups import routing_report
@@ -25,6 +28,8 @@ LINE = "\n" + " " * len("optimizer  ")
 def train(config: Config, *, resume: bool, console: RunConsole) -> dict[str, Any]:
     """Train a model as configured and return what is written to result.json.
 
+    Processes started by torchrun do so together; a job that torchrun has restarted is resumed.
+
     Args:
         config: the resolved configuration.
         resume: continue the run in `config.run.path`, or start it if nothing was begun there.
@@ -34,69 +39,123 @@ def train(config: Config, *, resume: bool, console: RunConsole) -> dict[str, Any
         MuonscaleError: for anything the user gave that cannot be used.
         Interrupted: after Ctrl-C or SIGTERM, when the run has saved itself.
     """
-    folder = RunFolder(config.run.path)
     check_schedule(config.schedule, config.steps)
-    with folder.locked():
-        begun = folder.check_free(resume=resume)
+    folder, device = RunFolder(config.run.path), resolve_device(config.run.device)
+    with joined(config.parallel, device) as processes, locked(folder, processes):
+        own = console if processes.is_first else RunConsole.silent()
+        return train_together(config, folder, own, processes, resume=resume or restarted())
+
+
+def train_together(
+    config: Config, folder: RunFolder, console: RunConsole, processes: Processes, *, resume: bool
+) -> dict[str, Any]:
+    """Do what `train` does, as one of the processes that have joined: a collective of all."""
+    begun, result = processes.on_first(lambda: find_run(config, folder, resume=resume))
+    if result is not None:
+        console.say(f"run {folder.path} is finished; its result is in result.json")
+        return result
+    if resume and not begun:
+        console.say(f"nothing to resume in {folder.path}: starting at step 0")
+    run = set_up(config, folder, console, processes)
+    if not begun:
+        processes.on_first(lambda: folder.create(config))
+    with stop_on_signals(processes.any) as stop:
         if begun:
-            folder.check_same(config)
-            if (result := folder.result()) is not None:
-                console.say(f"run {folder.path} is finished; its result is in result.json")
-                return result
-        elif resume:
-            console.say(f"nothing to resume in {folder.path}: starting at step 0")
-        run = set_up(config, folder, console)
-        if not begun:
-            folder.create(config)
-        with stop_on_signals() as stop:
-            if begun:
-                restore(run)
-            record_environment(run)
-            introduce(run)
-            run_steps(run, stop)
-            return finish(run, stop)
+            restore(run, stop)
+        processes.on_first(lambda: record_environment(run))
+        introduce(run)
+        run_steps(run, stop)
+        return finish(run, stop)
+
+
+@contextmanager
+def locked(folder: RunFolder, processes: Processes) -> Iterator[None]:
+    """Hold the folder of a run, once for all ranks: a collective."""
+    lock = folder.locked()
+    processes.on_first(lock.__enter__)
+    try:
+        yield
+    finally:
+        if processes.is_first:
+            lock.__exit__(None, None, None)
+
+
+def find_run(
+    config: Config, folder: RunFolder, *, resume: bool
+) -> tuple[bool, dict[str, Any] | None]:
+    """Return whether the run was begun, and its result if it is finished.
+
+    Raises:
+        CheckpointError: if it may not be continued, or not with this configuration.
+    """
+    begun = folder.check_free(resume=resume)
+    if not begun:
+        return False, None
+    folder.check_same(config)
+    return True, folder.result()
 
 
 def run_steps(run: Run, stop: StopRequest) -> None:
     """Train from the state's step to the last; evaluate and save on the way."""
     state, config, steps = run.state, run.config, run.config.steps
-    sequences = max(1, config.eval.tokens // config.data.sequence_length)
     state.model.train()
     with run.console.steps(state.step, steps) as show:
         while state.step < steps:
             watch = Watch(state, config.telemetry)
+            batch = run.batches.at(state.step)
             record = train_step(
-                state, run.batches.at(state.step), config, before_update=watch.before_update
+                state, batch, config, run.processes, before_update=watch.before_update
             )
-            run.folder.append_metrics(record)
+            run.record(record)
             show(record)
             if (seen := watch.record()) is not None:
-                run.folder.append_metrics(seen)
-            last = state.step == steps
-            if state.step % config.eval.every == 0 and not last:
-                run.folder.append_metrics(held_out_record(run, sequences=sequences))
-            if state.step % config.checkpoint.every == 0 or last or stop.signum:
-                state.save(run.folder.checkpoints, keep=config.checkpoint.keep)
-            stop.raise_if_asked(
-                f"stopped after step {state.step} of {steps} and saved; "
-                f"continue with: muonscale train {run.folder.path} --resume"
-            )
+                run.record(seen)
+            evaluate_if_due(run, stop)
+            asked = stop.asked()
+            if state.step % config.checkpoint.every == 0 or state.step == steps or asked:
+                state.save(run.folder.checkpoints, run.processes, keep=config.checkpoint.keep)
+            if asked:
+                raise Interrupted(
+                    asked,
+                    f"stopped after step {state.step} of {steps} and saved; "
+                    f"continue with: muonscale train {run.folder.path} --resume",
+                )
     state.optimizer.check_finite()  # of the last step: no other step asks
 
 
-def restore(run: Run) -> None:
-    """Bring a run back to its newest whole checkpoint, or to its start if it has none yet."""
-    checkpoint = newest_checkpoint(run.folder.checkpoints, run.console.warn)
+def evaluate_if_due(run: Run, stop: StopRequest) -> None:
+    """Evaluate on a sample of the held-out split, unless asked to stop: a collective."""
+    config, step = run.config, run.state.step
+    if step == 0 or step % config.eval.every or step == config.steps:
+        return
+    sequences = max(1, config.eval.tokens // config.data.sequence_length)
+    record = held_out_record(run, stop, sequences=sequences)
+    if record is not None:
+        run.record(record)
+
+
+def restore(run: Run, stop: StopRequest) -> None:
+    """Bring a run back to its newest whole checkpoint, or to its start if it has none yet.
+
+    An evaluation that was left because the run was asked to stop is made up for. A collective.
+    """
+    state, folder, processes = run.state, run.folder, run.processes
+    checkpoint = processes.on_first(lambda: newest_checkpoint(folder.checkpoints, run.console.warn))
     if checkpoint is not None:
-        run.state.restore(checkpoint)
-    run.folder.truncate_metrics(run.state.step)
-    run.console.say(f"resuming {run.folder.path} at step {run.state.step} of {run.config.steps}")
+        state.restore(checkpoint, processes)
+    processes.on_first(lambda: folder.truncate_metrics(state.step))
+    run.console.say(f"resuming {folder.path} at step {state.step} of {run.config.steps}")
+    seen = processes.on_first(
+        lambda: any(r["kind"] == "eval" and r["step"] == state.step for r in folder.read_metrics())
+    )
+    if not seen:
+        evaluate_if_due(run, stop)
 
 
 def record_environment(run: Run) -> None:
     """Write env.json: what this run depends on besides its configuration."""
     facts = {
-        **environment(run.config, run.device),
+        **environment(run),
         "started_at_step": run.state.step,
         "data": asdict(run.corpus.stats),
     }

@@ -11,14 +11,19 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
+import torch.distributed as dist
+from transformers import PreTrainedConfig, PreTrainedTokenizerFast
 
-from muonscale.errors import ConfigError
-from muonscale.lab.config import Config, OptimizerSection
+from muonscale.errors import ConfigError, DataError
+from muonscale.lab.config import Config, OptimizerSection, TrainSection
 from muonscale.lab.data.order import sequence_indices
 from muonscale.lab.data.prepare import Corpus, prepare
 from muonscale.lab.data.tokens import Sequences
-from muonscale.lab.models.build import build_model, model_config
+from muonscale.lab.models.build import build_model, meta_model, model_config
+from muonscale.lab.parallel.apply import parallelize
+from muonscale.lab.parallel.forward import Parallelized
+from muonscale.lab.parallel.processes import Processes
+from muonscale.lab.parallel.topology import check_shares
 from muonscale.lab.run import RunFolder
 from muonscale.lab.training.console import RunConsole
 from muonscale.lab.training.state import TrainState
@@ -48,8 +53,32 @@ def resolve_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def build_optimizer(model: torch.nn.Module, section: OptimizerSection) -> Muon:
-    """Return the optimizer of the configuration for all trainable parameters of a model."""
+def resolve_precision(section: TrainSection, device: torch.device) -> torch.dtype:
+    """Return the dtype of forward and backward passes.
+
+    Raises:
+        ConfigError: for bfloat16 on a GPU that has none.
+    """
+    has_bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    if section.precision == "bfloat16" and device.type == "cuda" and not has_bf16:
+        raise ConfigError("train.precision=bfloat16: this GPU has none; accepted: float32, auto")
+    if section.precision == "auto":
+        return torch.bfloat16 if has_bf16 else torch.float32
+    return getattr(torch, section.precision)
+
+
+def build_optimizer(
+    model: torch.nn.Module,
+    section: OptimizerSection,
+    process_group: dist.ProcessGroup | None = None,
+) -> Muon:
+    """Return the optimizer of the configuration for all trainable parameters of a model.
+
+    Args:
+        model: on any device, sharded or not.
+        section: `optimizer.*`.
+        process_group: ranks that hold plain tensors alike.
+    """
     groups = parameter_groups(
         model,
         lr=section.lr,
@@ -58,12 +87,15 @@ def build_optimizer(model: torch.nn.Module, section: OptimizerSection) -> Muon:
         overrides=section.overrides,
     )
     options = section.model_dump(exclude=NOT_OF_THE_OPTIMIZER)
-    return Muon(groups, **options)
+    return Muon(groups, process_group=process_group, **options)
 
 
 @dataclass(frozen=True)
 class Batches:
-    """The batches of a run: functions of the step alone. A batch is int64 [batch, length + 1]."""
+    """The batches of a run: functions of the step alone. A batch is int64 [batch, length + 1].
+
+    The ranks of a run share every training batch, neighbours in it together.
+    """
 
     train: Sequences
     held_out: Sequences
@@ -72,11 +104,16 @@ class Batches:
     evaluation_size: int
     """Sequences of one evaluation batch."""
     seed: int
+    rank: int = 0
+    """Whose share of the training batches this is, ..."""
+    ranks: int = 1
+    """... of how many."""
 
     def at(self, step: int) -> np.ndarray:
-        """Return the training batch of a step, the first being step 0."""
-        indices = sequence_indices(step * self.size, self.size, len(self.train), self.seed)
-        return self.train.batch(indices)
+        """Return this rank's share of the training batch of a step, the first being step 0."""
+        share = self.size // self.ranks
+        first = step * self.size + self.rank * share
+        return self.train.batch(sequence_indices(first, share, len(self.train), self.seed))
 
     def seen(self, steps: int, *, at_most: int) -> Iterator[np.ndarray]:
         """Yield what `steps` training steps read, each sequence once, up to `at_most` sequences."""
@@ -100,10 +137,20 @@ def model_facts(config: PreTrainedConfig) -> dict[str, Any]:
     return {k: v for k, v in config.to_diff_dict().items() if k not in ignored}
 
 
-def build_model_of(config: Config, corpus: Corpus, device: torch.device) -> PreTrainedModel:
-    """Return the freshly initialised model of a run."""
-    shape = model_shape(config, corpus.tokenizer)
-    return build_model(shape, seed=config.run.seed, device=device)
+def build_parallelized(
+    config: Config, shape: PreTrainedConfig, processes: Processes
+) -> Parallelized:
+    """Return the freshly initialised model of a run on its ranks: a collective.
+
+    The weights are those of one process: drawn by the first rank, and sent to the others.
+    """
+    precision = resolve_precision(config.train, processes.device)
+    if processes.many:
+        source = build_model(shape, seed=config.run.seed) if processes.is_first else None
+        model = meta_model(shape)
+    else:
+        source, model = None, build_model(shape, seed=config.run.seed, device=processes.device)
+    return parallelize(model, source, config.train, processes, precision)
 
 
 def model_shape(config: Config, tokenizer: PreTrainedTokenizerFast) -> PreTrainedConfig:
@@ -117,7 +164,7 @@ def model_shape(config: Config, tokenizer: PreTrainedTokenizerFast) -> PreTraine
     )
 
 
-def build_batches(config: Config, corpus: Corpus) -> Batches:
+def build_batches(config: Config, corpus: Corpus, processes: Processes) -> Batches:
     """Return the training and held-out batches of a run."""
     length = config.data.sequence_length
     return Batches(
@@ -126,6 +173,8 @@ def build_batches(config: Config, corpus: Corpus) -> Batches:
         config.batch_sequences,
         config.eval.batch_tokens // length,
         config.run.seed,
+        processes.data_rank,
+        processes.topology.data_ranks,
     )
 
 
@@ -139,25 +188,61 @@ class Run:
     corpus: Corpus
     batches: Batches
     state: TrainState
-    device: torch.device
+    processes: Processes
+
+    @property
+    def device(self) -> torch.device:
+        """Where this rank trains."""
+        return self.processes.device
+
+    def record(self, record: dict[str, Any]) -> None:
+        """Add a record to the metrics of the run, once for all ranks."""
+        if self.processes.is_first:
+            self.folder.append_metrics(record)
 
 
-def set_up(config: Config, folder: RunFolder, console: RunConsole) -> Run:
-    """Prepare the data and build model, optimizer and batches of a run; write nothing to it."""
-    device = resolve_device(config.run.device)
+def set_up(config: Config, folder: RunFolder, console: RunConsole, processes: Processes) -> Run:
+    """Prepare the data and build model, optimizer and batches of a run; write nothing to it.
+
+    A collective of all ranks.
+    """
     if config.run.threads is not None:
         torch.set_num_threads(config.run.threads)
+    check_shares(config, processes.topology)
+    corpus = prepare_once(config, console, processes)
+    shape = model_shape(config, corpus.tokenizer)
+    forward = build_parallelized(config, shape, processes)
+    replicated = processes.many and processes.topology.data == "ddp"
+    group = dist.group.WORLD if replicated else None
+    optimizer = build_optimizer(forward.model, config.optimizer, group)
+    facts = {"data fingerprint": corpus.fingerprint, "model": model_facts(shape)}
+    state = TrainState(forward, optimizer, facts)
+    batches = build_batches(config, corpus, processes)
+    return Run(config, folder, console, corpus, batches, state, processes)
+
+
+def prepare_once(config: Config, console: RunConsole, processes: Processes) -> Corpus:
+    """Prepare the corpus on every machine once, and see that all have the same.
+
+    Raises:
+        DataError: where machines have different ones.
+    """
     with console.stages() as report:
-        corpus = prepare(config.data, seed=config.run.seed, report=report)
-    model = build_model_of(config, corpus, device)
-    torch.manual_seed(config.run.seed)
-    facts = {"data fingerprint": corpus.fingerprint, "model": model_facts(model.config)}
-    state = TrainState(model, build_optimizer(model, config.optimizer), facts)
-    return Run(config, folder, console, corpus, build_batches(config, corpus), state, device)
+        corpus = processes.first_on_machine(
+            lambda: prepare(config.data, seed=config.run.seed, report=report)
+        )
+    first = processes.on_first(lambda: corpus.fingerprint)
+    if corpus.fingerprint != first:
+        raise DataError(
+            f"the corpus of rank {processes.rank} has the fingerprint {corpus.fingerprint}, that of "
+            f"rank 0 {first}: give all machines the same files"
+        )
+    return corpus
 
 
-def environment(config: Config, device: torch.device) -> dict[str, Any]:
-    """Return versions, device, threads and what `auto` chose, for env.json."""
+def environment(run: Run) -> dict[str, Any]:
+    """Return versions, device, processes and what `auto` chose, for env.json."""
+    config, device, topology = run.config, run.device, run.processes.topology
     products = config.optimizer.ns_dtype
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor()
     return {
@@ -165,7 +250,10 @@ def environment(config: Config, device: torch.device) -> dict[str, Any]:
         "platform": platform.platform(),
         "device": str(device),
         "device_name": name or platform.machine(),
+        "processes": topology.world,
+        "layout": str(topology),
         "threads": torch.get_num_threads(),
+        "precision": str(run.state.forward.precision)[len("torch.") :],
         "ns_dtype": str(ns_dtype(device))[len("torch.") :] if products == "auto" else products,
         "command": sys.argv,
     }

@@ -1,9 +1,13 @@
-"""Ctrl-C and SIGTERM: finish the step, save, stop. A second Ctrl-C stops at once."""
+"""Ctrl-C and SIGTERM: finish the step, save, stop. A second Ctrl-C stops at once.
+
+A signal may reach any of the processes of a run, at any moment: they ask each other at the same
+places and stop together.
+"""
 
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
@@ -13,14 +17,29 @@ class Interrupted(Exception):
 
     def __init__(self, signum: int, message: str) -> None:
         super().__init__(message)
+        self.signum = signum
         self.exit_code = 128 + signum
+
+    def __reduce__(self) -> tuple[type[Interrupted], tuple[int, str]]:
+        return type(self), (self.signum, str(self))
 
 
 class StopRequest:
-    """Remembers the signal that asked the run to stop."""
+    """Remembers the signal that asked the run to stop.
 
-    def __init__(self) -> None:
+    Args:
+        agree: returns on all ranks what one of them has; a collective.
+    """
+
+    def __init__(self, agree: Callable[[int | None], int | None] = lambda signum: signum) -> None:
         self.signum: int | None = None
+        self._agree = agree
+
+    def asked(self) -> int | None:
+        """Return the signal that any of the ranks was asked to stop with: a collective."""
+        if (signum := self._agree(self.signum)) is not None:
+            self.signum = signum
+        return signum
 
     def __call__(self, signum: int, frame: FrameType | None) -> None:
         """Handle a signal (a `signal.signal` handler)."""
@@ -29,15 +48,19 @@ class StopRequest:
         self.signum = signum
 
     def raise_if_asked(self, message: str) -> None:
-        """Raise `Interrupted` with a message for the user if a signal has come."""
-        if self.signum is not None:
-            raise Interrupted(self.signum, message)
+        """Raise `Interrupted` with a message if a signal has come to any rank: a collective."""
+        if (signum := self.asked()) is not None:
+            raise Interrupted(signum, message)
 
 
 @contextmanager
-def stop_on_signals() -> Iterator[StopRequest]:
-    """Take over SIGINT and SIGTERM while the run is in a state that can be saved."""
-    request = StopRequest()
+def stop_on_signals(agree: Callable[[int | None], int | None]) -> Iterator[StopRequest]:
+    """Take over SIGINT and SIGTERM while the run is in a state that can be saved.
+
+    Args:
+        agree: see `StopRequest`.
+    """
+    request = StopRequest(agree)
     former = {number: signal.signal(number, request) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield request

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch.distributed.checkpoint.state_dict import (
     get_model_state_dict,
     get_optimizer_state_dict,
@@ -15,6 +14,8 @@ from torch.distributed.checkpoint.state_dict import (
 from transformers import PreTrainedModel
 
 from muonscale.errors import CheckpointError
+from muonscale.lab.parallel.forward import Parallelized
+from muonscale.lab.parallel.processes import Processes
 from muonscale.lab.training.checkpoint import load_facts, load_tensors, save_checkpoint
 from muonscale.optim.muon import Muon
 
@@ -23,20 +24,25 @@ from muonscale.optim.muon import Muon
 class TrainState:
     """Model, optimizer and position of a run."""
 
-    model: PreTrainedModel
+    forward: Parallelized
     optimizer: Muon
     facts: dict[str, Any]
     """What a continued run must have in common with this one: the data and the model."""
     step: int = 0
-    """Optimizer steps done. Data order, schedule and sample positions all follow from it."""
+    """Optimizer steps done. Data order, schedule, random numbers and samples all follow from it."""
 
-    def save(self, root: Path, *, keep: int) -> None:
-        """Write a checkpoint of this step (see `save_checkpoint`)."""
+    @property
+    def model(self) -> PreTrainedModel:
+        """The model that is trained, as this rank has it."""
+        return self.forward.model
+
+    def save(self, root: Path, processes: Processes, *, keep: int) -> None:
+        """Write a checkpoint of this step (see `save_checkpoint`): a collective of all ranks."""
         facts = {"step": self.step, **self.facts}
-        save_checkpoint(root, self.step, self._tensors(), facts, keep=keep)
+        save_checkpoint(root, self.step, self._tensors(), facts, processes, keep=keep)
 
-    def restore(self, folder: Path) -> None:
-        """Take over the state of a checkpoint.
+    def restore(self, folder: Path, processes: Processes) -> None:
+        """Take over the state of a checkpoint, saved by any number of processes: a collective.
 
         Raises:
             CheckpointError: if it belongs to other data or another model.
@@ -46,16 +52,14 @@ class TrainState:
             if saved.get(key) != value:
                 raise CheckpointError(_other(key, folder, saved.get(key), value))
         tensors = self._tensors()
-        load_tensors(folder, tensors)
+        load_tensors(folder, tensors, processes)
         set_optimizer_state_dict(self.model, self.optimizer, optim_state_dict=tensors["optimizer"])
-        torch.set_rng_state(tensors["rng"])
         self.step = saved["step"]
 
     def _tensors(self) -> dict[str, Any]:
         return {
             "model": get_model_state_dict(self.model),
             "optimizer": get_optimizer_state_dict(self.model, self.optimizer),
-            "rng": torch.get_rng_state(),
         }
 
 

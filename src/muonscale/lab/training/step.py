@@ -1,4 +1,7 @@
-"""One training step: forward, backward, clip, schedule, optimizer, and what there is to say of it."""
+"""One training step: forward, backward, clip, schedule, optimizer, and what there is to say of it.
+
+The ranks of a run take it together; each has its share of the batch, in micro-batches.
+"""
 
 from __future__ import annotations
 
@@ -12,44 +15,69 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from muonscale.lab.config import Config
+from muonscale.lab.parallel.forward import Parallelized
+from muonscale.lab.parallel.processes import Processes
 from muonscale.lab.training.gradients import clip_gradients, gradient_norms
 from muonscale.lab.training.schedule import apply_multiplier, multiplier
 from muonscale.lab.training.state import TrainState
 
 
-def next_token_loss(model: torch.nn.Module, batch_BL: Tensor) -> Tensor:
+def next_token_loss(forward: Parallelized, batch_BL: Tensor) -> Tensor:
     """Return the mean cross entropy of the next tokens, in nats.
 
     Args:
-        model: a Hugging Face causal language model.
+        forward: a causal language model.
         batch_BL: token ids, int64 [batch, length + 1]: inputs and, shifted by one, targets.
     """
-    logits_BLV = model(input_ids=batch_BL[:, :-1]).logits
+    logits_BLV = forward.logits(batch_BL[:, :-1])
     return F.cross_entropy(logits_BLV.flatten(0, 1).float(), batch_BL[:, 1:].flatten())
+
+
+def accumulate(forward: Parallelized, batch_BL: Tensor, micro_batch: int) -> Tensor:
+    """Add the gradients of the mean loss over the batches of all ranks, and return this rank's loss.
+
+    A collective of all ranks. Gradients are those of one process that reads all the batches at once.
+
+    Args:
+        forward: the model on the ranks.
+        batch_BL: this rank's share, int64 [batch, length + 1], as large on every rank.
+        micro_batch: sequences that go through the model at a time, a divisor of the batch.
+    """
+    parts = batch_BL.split(micro_batch)
+    losses = []
+    for number, part in enumerate(parts, 1):
+        with forward.micro_batch(last=number == len(parts)):
+            loss = next_token_loss(forward, part) / len(parts)
+            loss.backward()
+        losses.append(loss.detach())
+    forward.complete_gradients()
+    return torch.stack(losses).sum()
 
 
 def train_step(
     state: TrainState,
     batch: np.ndarray,
     config: Config,
+    processes: Processes,
     *,
     before_update: Callable[[], None] | None = None,
 ) -> dict[str, Any]:
-    """Take one step and return its metrics record.
+    """Take one step and return its metrics record: a collective of all ranks.
 
     Args:
         state: model, optimizer and position; changed by the step.
-        batch: token ids, [batch, length + 1].
-        config: clipping and schedule are read from it.
+        batch: token ids, [batch, length + 1]: this rank's share.
+        config: micro-batches, clipping and schedule are read from it.
+        processes: this one and the others.
         before_update: called when the gradients are there and the weights are still the old ones.
     """
     start = time.perf_counter()
-    optimizer, section = state.optimizer, config.optimizer
-    device = next(state.model.parameters()).device
-    loss = next_token_loss(state.model, torch.from_numpy(batch).to(device))
+    optimizer, section, device = state.optimizer, config.optimizer, processes.device
+    seed_step(config.run.seed, state.step, processes.data_rank)
     optimizer.zero_grad()
-    loss.backward()
-    norms = gradient_norms(optimizer)
+    micro_batch = config.micro_batch_sequences or len(batch)
+    loss = accumulate(state.forward, torch.from_numpy(batch).to(device), micro_batch)
+    norms = gradient_norms(optimizer, processes)
     if section.max_grad_norm is not None:
         clip_gradients(optimizer, norms, max_norm=section.max_grad_norm, clip=section.clip)
     apply_multiplier(optimizer, multiplier(config.schedule, state.step, config.steps))
@@ -59,7 +87,7 @@ def train_step(
     optimizer.step()
     optimizer_seconds = _now(device) - before
     state.step += 1
-    loss_value = loss.item()
+    (loss_value,) = processes.sum(loss / processes.topology.data_ranks)
     stats = optimizer.stats()
     seconds = time.perf_counter() - start
     return {
@@ -75,6 +103,15 @@ def train_step(
         "step_ms": seconds * 1000,
         "optimizer_ms": optimizer_seconds * 1000,
     }
+
+
+def seed_step(seed: int, step: int, data_rank: int) -> None:
+    """Make what a step draws (dropout) depend on these alone: a resumed run draws the same.
+
+    Ranks that read the same data draw the same.
+    """
+    sequence = np.random.SeedSequence([seed, step, data_rank])
+    torch.manual_seed(int(sequence.generate_state(1, np.uint64)[0]) >> 1)
 
 
 def _now(device: torch.device) -> float:
