@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from muonscale.cli import is_first_process, models
+from muonscale.cli.plan import plan
 from muonscale.errors import ConfigError
 
 app = typer.Typer(
@@ -105,6 +106,7 @@ def generate(
 
 app.command()(models.inspect)
 app.command()(models.lr)
+app.command()(plan)
 
 
 @app.command()

@@ -71,7 +71,7 @@ def inspect(target: str, overrides: Sequence[str] = ()) -> Inspection:
     Raises:
         MuonscaleError: for a target or an override that cannot be used, or as routing would.
     """
-    config, shape = _resolve(target, overrides)
+    config, shape = resolve_target(target, overrides)
     model = meta_model(shape)
     groups = build_optimizer(model, config.optimizer).param_groups
     return Inspection(
@@ -79,11 +79,16 @@ def inspect(target: str, overrides: Sequence[str] = ()) -> Inspection:
     )
 
 
-def _resolve(target: str, overrides: Sequence[str]) -> tuple[Config, PreTrainedConfig]:
+def resolve_target(target: str, overrides: Sequence[str]) -> tuple[Config, PreTrainedConfig]:
+    """Return the configuration that a target names, and the model's; arguments as for `inspect`.
+
+    Of a preset or a Hugging Face model the sections that it does not have hold placeholders
+    (`UNUSED`).
+    """
     if target in PRESETS:
         config = resolve_config({**deepcopy(UNUSED), "model": {"preset": target}}, overrides)
         return config, planned_shape(config)
-    if _is_hugging_face(Path(target)):
+    if is_hugging_face(Path(target)):
         config = resolve_config({**deepcopy(UNUSED), "model": {"config": target}}, overrides)
         return config, model_config(
             config.model, vocab_size=None, sequence_length=1, bos_id=None, eos_id=None
@@ -98,7 +103,7 @@ def _resolve(target: str, overrides: Sequence[str]) -> tuple[Config, PreTrainedC
     return config, planned_shape(config)
 
 
-def _is_hugging_face(path: Path) -> bool:
+def is_hugging_face(path: Path) -> bool:
     """Return whether there is a `config.json` that names a model type; a run's does not."""
     path = path / "config.json" if path.is_dir() else path
     if path.suffix != ".json":

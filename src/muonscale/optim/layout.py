@@ -53,6 +53,18 @@ class Layout:
     """The state of each matrix lies whole with the rank that works on it (ZeRO-1 under data
     parallelism), not as the parameter lies."""
 
+    def __hash__(self) -> int:
+        """Return a hash computed once: `ranks` may be thousands, and layouts are keys of caches."""
+        return self._hash
+
+    @functools.cached_property
+    def _hash(self) -> int:
+        return hash((self.shape, self.matrices, self.mesh, self.cuts, self.ranks, self.owned))
+
+    def __reduce__(self) -> tuple[type[Layout], tuple[object, ...]]:
+        """Leave the hash out: another process has another."""
+        return Layout, (self.shape, self.matrices, self.mesh, self.cuts, self.ranks, self.owned)
+
     @property
     def replicated(self) -> bool:
         """Whether every rank holds the whole."""

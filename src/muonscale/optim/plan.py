@@ -422,10 +422,10 @@ class Traffic:
 def traffic(plan: Plan) -> Traffic:
     """Return what every position sends and receives, as `muonscale.optim.exchange` does it."""
     sums = Traffic(*([0] * len(plan.ranks) for _ in range(5)))
-    places = {rank: position for position, rank in enumerate(plan.ranks)}
+    positions = _positions_of_seats(plan)
     for task in plan.tasks:
-        layout = plan.parameters[task.parameter].layout
-        owner = layout.ranks.index(plan.ranks[task.owner])
+        layout, places = plan.parameters[task.parameter].layout, positions[task.parameter]
+        owner = places.index(task.owner) if places[task.owner] != task.owner else task.owner
         copy = copy_of(layout, owner)
         if task.split is not None:
             sums.shared[task.owner] += task.split.elements
@@ -433,13 +433,19 @@ def traffic(plan: Plan) -> Traffic:
         for holder, elements in zip(held, _within(layout, task), strict=True):
             source = source_seat(holder.seats, owner, copy)
             if source != owner and not layout.owned:
-                sums.sent_in[places[layout.ranks[source]]] += elements
+                sums.sent_in[places[source]] += elements
                 sums.received_in[task.owner] += elements
             for seat in holder.seats:
                 if seat != owner:
                     sums.sent_out[task.owner] += elements
-                    sums.received_out[places[layout.ranks[seat]]] += elements
+                    sums.received_out[places[seat]] += elements
     return sums
+
+
+def _positions_of_seats(plan: Plan) -> list[list[int]]:
+    """Return the positions of the seats of every parameter."""
+    places = {rank: position for position, rank in enumerate(plan.ranks)}
+    return [[places[rank] for rank in parameter.layout.ranks] for parameter in plan.parameters]
 
 
 def _within(layout: Layout, task: Task) -> list[int]:

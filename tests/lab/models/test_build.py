@@ -12,6 +12,7 @@ import torch
 from muonscale.errors import ConfigError
 from muonscale.lab.config import ModelSection
 from muonscale.lab.models.build import (
+    active_parameters,
     build_model,
     count_parameters,
     flops_per_token,
@@ -27,6 +28,7 @@ LLAMA = {
     "intermediate_size": 64,
     "vocab_size": 32000,
 }
+MOONLIGHT = Path(__file__).parents[2] / "fixtures" / "moonlight-16b"
 GPT2 = {"model_type": "gpt2", "n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 64}
 
 
@@ -230,7 +232,51 @@ def test_flops_follow_the_formula():
     assert flops_per_token(tied, meta_model(tied), 48) == 6 * (body + 3200) + attention
 
 
-def test_flops_of_a_mixture_of_experts_are_not_claimed(tmp_path: Path):
+def test_flops_of_gpt2_count_its_fused_matrices(tmp_path: Path):
+    tree = {"model_type": "gpt2", "n_embd": 16, "n_layer": 2, "n_head": 2, "vocab_size": 77}
+    config = resolve(config=written(tmp_path, tree))
+    # per layer qkv, projection and a feed-forward of four widths, with biases, and two norms
+    layer = (16 * 48 + 48) + (16 * 16 + 16) + (16 * 64 + 64) + (64 * 16 + 16) + 2 * 32
+    head = 100 * 16  # tied, and the final norm
+    attention = 12 * 2 * 16 * 48
+    assert flops_per_token(config, meta_model(config), 48) == (
+        6 * (2 * layer + 32 + head) + attention
+    )
+
+
+def test_flops_of_a_mixture_count_the_experts_a_token_meets(tmp_path: Path):
     source = {**LLAMA, "model_type": "mixtral", "num_local_experts": 4, "num_key_value_heads": 4}
+    source |= {"num_experts_per_tok": 3}
     config = resolve(config=written(tmp_path, source))
-    assert flops_per_token(config, meta_model(config), 48) is None
+    model = meta_model(config)
+    width, inner = LLAMA["hidden_size"], LLAMA["intermediate_size"]
+    attention = 4 * width * width  # as many heads of keys and values as of queries
+    layer = attention + 3 * 3 * width * inner + 4 * width + 2 * width
+    body = LLAMA["num_hidden_layers"] * layer + width
+    assert active_parameters(config, model) == body
+    scores = 12 * LLAMA["num_hidden_layers"] * width * 48
+    assert flops_per_token(config, model, 48) == 6 * (body + 100 * width) + scores
+
+
+def test_moonlight_activates_the_published_number_of_parameters():
+    config = resolve(config=MOONLIGHT, vocab_size=163840)
+    model = meta_model(config)
+    # Liu et al., arXiv 2502.16982, table 3: 2.24B activated, embeddings not counted
+    active = active_parameters(config, model)
+    assert active is not None and round(active / 1e9, 2) == 2.24
+    attention = 2048 * 3072 + 2048 * 576 + 512 * 4096 + 2048 * 2048 + 512
+    mixture = 64 * 2048 + 3 * 2048 * 2816 + 6 * 3 * 2048 * 1408
+    norms = 27 * 2 * 2048 + 2048
+    assert active == 27 * attention + 3 * 2048 * 11264 + 26 * mixture + norms
+    # latent attention: queries and keys have 128 + 64, values 128 per head
+    scores = 6 * 27 * 16 * (192 + 128) * 8192
+    expected = 6 * (active + 163840 * 2048) + scores
+    assert flops_per_token(config, model, 8192) == expected
+
+
+def test_flops_of_a_mixture_that_says_nothing_of_its_experts_are_not_claimed(tmp_path: Path):
+    config = resolve(config=MOONLIGHT, vocab_size=300, fields={"num_hidden_layers": 2})
+    model = meta_model(config)
+    assert flops_per_token(config, model, 48) is not None
+    config.num_experts_per_tok = None
+    assert flops_per_token(config, model, 48) is None
