@@ -8,7 +8,9 @@ from typing import Annotated
 import typer
 
 from muonscale.cli import is_first_process, models
+from muonscale.cli.arguments import Arguments, split_arguments
 from muonscale.cli.plan import plan
+from muonscale.cli.verify import verify
 from muonscale.errors import ConfigError
 
 app = typer.Typer(
@@ -28,14 +30,7 @@ def _options() -> None:
 
 @app.command()
 def train(
-    arguments: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="[RECIPE] [section.key=value ...]",
-            help="A recipe name, a YAML file or a run folder (default: demo), then overrides.",
-            show_default=False,
-        ),
-    ] = None,
+    arguments: Arguments = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print what the run would be and stop.")
     ] = False,
@@ -107,6 +102,7 @@ def generate(
 app.command()(models.inspect)
 app.command()(models.lr)
 app.command()(plan)
+app.command()(verify)
 
 
 @app.command()
@@ -116,19 +112,3 @@ def recipes() -> None:
 
     for name in recipe_names():
         typer.echo(f"{name:12} {recipe_summary(name)}")
-
-
-def split_arguments(arguments: list[str]) -> tuple[str, list[str]]:
-    """Tell the recipe from the overrides among the words after `train`.
-
-    Raises:
-        ConfigError: if there are two recipes.
-    """
-    overrides = [word for word in arguments if "=" in word]
-    names = [word for word in arguments if "=" not in word]
-    if len(names) > 1:
-        raise ConfigError(
-            f"one recipe at a time, got {' and '.join(names)}; "
-            "an override has the form section.key=value"
-        )
-    return names[0] if names else "demo", overrides

@@ -1,0 +1,48 @@
+"""The verb `verify`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from muonscale.cli.arguments import Arguments, split_arguments
+
+
+def verify(
+    arguments: Arguments = None,
+    *,
+    layout: Annotated[
+        str,
+        typer.Option(
+            metavar="LAYOUT",
+            help="Such as fsdp=2,tp=2: fsdp=N, hsdp=REPLICASxSHARDS or ddp=N, then tp=N, sp, ep=N.",
+            show_default=False,
+        ),
+    ],
+    steps: Annotated[int, typer.Option(min=1, help="Training steps to compare.")] = 5,
+    full: Annotated[bool, typer.Option("--full", help="A line for every parameter.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Check that a layout trains a model with the numbers of one process.
+
+    The first steps of the run are taken on processes of this machine and again in one, on the same
+    data; losses, raw gradients and weights may differ by rounding alone. Exit code 0 if they do, 1
+    if not. Examples: `muonscale verify demo --layout fsdp=2`;
+    `muonscale verify my.yaml model.fields.num_hidden_layers=2 --layout fsdp=2,tp=2`.
+    """
+    from rich.console import Console
+
+    from muonscale.lab.config import load_config
+    from muonscale.lab.parallel.topology import parse_layout
+    from muonscale.lab.training.console import RunConsole
+    from muonscale.lab.verify.check import verify as check
+    from muonscale.lab.verify.text import verdict_json, verdict_text
+
+    topology = parse_layout(layout)
+    recipe, overrides = split_arguments(arguments or [])
+    progress = RunConsole(Console(stderr=True, highlight=False, soft_wrap=True))
+    found = check(load_config(recipe, overrides), topology, steps, progress)
+    typer.echo(verdict_json(found) if as_json else verdict_text(found, full=full))
+    if not found.comparison.same:
+        raise typer.Exit(1)

@@ -1,0 +1,1 @@
+"""The numbers of a layout against those of one process: `muonscale verify`."""

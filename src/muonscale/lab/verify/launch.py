@@ -1,0 +1,117 @@
+"""Processes of this machine that take the steps of a layout, started and ended by torch's launcher."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException, Std
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+from muonscale.errors import MuonscaleError
+from muonscale.lab.config import Config
+from muonscale.lab.verify.trajectory import Trajectory
+from muonscale.lab.verify.worker import read_reasons, read_trajectory, write_job
+
+WORKER = "muonscale.lab.verify.worker"
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
+"""Which torch's launcher takes over, to end its processes."""
+
+GRACE_SECONDS = 5
+"""From asking a process to end to killing it."""
+
+
+def take_steps_on(processes: int, config: Config, steps: int) -> Trajectory:
+    """Take steps on so many processes of their own, which have ended when this returns or raises.
+
+    Args:
+        processes: how many.
+        config: its `parallel` section says how they are arranged.
+        steps: optimizer steps.
+
+    Raises:
+        MuonscaleError: if a process fails, with its rank and its reason.
+        KeyboardInterrupt: on Ctrl-C.
+    """
+    with tempfile.TemporaryDirectory(prefix="muonscale-verify-") as name:
+        folder = Path(name)
+        write_job(folder, config, steps)
+        launch = elastic_launch(_launch_config(processes, folder), sys.executable)
+        try:
+            with _own_signals_again(), _unheard():
+                launch("-m", WORKER, str(folder))
+        except ChildFailedError as error:
+            raise MuonscaleError(_reason(error, folder, processes)) from None
+        except SignalException as error:
+            if error.sigval == signal.SIGINT:
+                raise KeyboardInterrupt from None
+            raise SystemExit(128 + error.sigval) from None
+        return read_trajectory(folder)
+
+
+def _launch_config(processes: int, folder: Path) -> LaunchConfig:
+    return LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=processes,
+        run_id=folder.name,
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        local_addr="localhost",
+        max_restarts=0,
+        monitor_interval=0.1,
+        shutdown_timeout=GRACE_SECONDS,
+        logs_specs=DefaultLogsSpecs(log_dir=str(folder / "logs"), redirects=Std.ALL),
+    )
+
+
+@contextmanager
+def _own_signals_again() -> Iterator[None]:
+    """Put the signal handlers back that the launcher replaces."""
+    former = {number: signal.getsignal(number) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def _unheard() -> Iterator[None]:
+    """Keep the launcher's log to itself: what there is to say is in the error."""
+    former = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.disable(former)
+
+
+def _reason(error: ChildFailedError, folder: Path, processes: int) -> str:
+    """Return which rank has failed first, and why.
+
+    A rank that was killed has left no reason, while those that miss it have; the launcher itself
+    ends the rest by SIGTERM.
+    """
+    for rank, failure in sorted(error.failures.items()):
+        if failure.exitcode < 0 and failure.exitcode != -signal.SIGTERM:
+            return f"rank {rank} of {processes} was killed by {failure.signal_name()}"
+    for rank, reason in read_reasons(folder).items():
+        return f"rank {rank} of {processes}: {reason}"
+    rank, failure = error.get_first_failure()
+    said = _last_words(folder, failure.local_rank)
+    return f"rank {rank} of {processes} ended with exit code {failure.exitcode}{said}"
+
+
+def _last_words(folder: Path, local_rank: int) -> str:
+    for log in folder.glob(f"logs/*/attempt_0/{local_rank}/stderr.log"):
+        if lines := log.read_text("utf-8", errors="replace").strip().splitlines():
+            return f": {lines[-1]}"
+    return ""

@@ -1,0 +1,65 @@
+"""What one of the processes of a layout does: `python -m muonscale.lab.verify.worker FOLDER`.
+
+The folder has the configuration and the number of steps; into it go the trajectory, from the first
+rank, and the reason of every rank that fails.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+
+from muonscale.errors import MuonscaleError
+from muonscale.lab.config import Config, dump_config, load_config
+from muonscale.lab.parallel.processes import joined
+from muonscale.lab.run import RunFolder
+from muonscale.lab.training.console import RunConsole
+from muonscale.lab.training.setup import resolve_device, set_up
+from muonscale.lab.verify.trajectory import Trajectory, take_steps
+
+
+def write_job(folder: Path, config: Config, steps: int) -> None:
+    """Write what the workers are to do."""
+    (folder / "config.json").write_text(dump_config(config), encoding="utf-8")
+    (folder / "steps.json").write_text(json.dumps(steps), encoding="utf-8")
+
+
+def read_trajectory(folder: Path) -> Trajectory:
+    """Return what the workers have found."""
+    return Trajectory.load(folder / "trajectory.pt")
+
+
+def read_reasons(folder: Path) -> dict[int, str]:
+    """Return why ranks have failed, the first one first."""
+    files = sorted(folder.glob("rank-*.txt"), key=lambda file: file.stat().st_mtime_ns)
+    return {int(file.stem.removeprefix("rank-")): file.read_text("utf-8") for file in files}
+
+
+def work(folder: Path) -> None:
+    """Take the steps together with the other ranks."""
+    config = load_config(str(folder / "config.json"))
+    steps: int = json.loads((folder / "steps.json").read_text(encoding="utf-8"))
+    with joined(config.parallel, resolve_device(config.run.device)) as processes:
+        run = set_up(config, RunFolder(config.run.path), RunConsole.silent(), processes)
+        trajectory = take_steps(run, steps)
+        if processes.is_first:
+            trajectory.save(folder / "trajectory.pt")
+
+
+def main(folder: Path) -> int:
+    """Return the exit code of a rank; its reason to fail is left in the folder."""
+    try:
+        work(folder)
+    except Exception as error:
+        reason = " ".join(str(error).split())
+        if not isinstance(error, MuonscaleError):
+            reason = f"{type(error).__name__}: {reason}"
+        (folder / f"rank-{os.environ['RANK']}.txt").write_text(reason, encoding="utf-8")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1])))
