@@ -32,7 +32,7 @@ bench-step: .venv-bench/.peers
 	.venv-bench/bin/python benchmarks/optimizer_step.py $(ARGS)
 
 bench-distributed: .venv/.lab .venv-bench/.peers
-	$(BIN)/python benchmarks/distributed.py balance traffic collectives memory
+	$(BIN)/python benchmarks/distributed.py balance traffic collectives memory plan training
 	.venv-bench/bin/python benchmarks/distributed.py time
 
 # The optimizers that others publish live apart, so that none of them meets the project's own venv.

@@ -4,8 +4,10 @@
 
 Sections: `balance` (who works how much, beside the policies of others), `traffic` (bytes by the
 plan, for large models), `collectives` (bytes counted at torch's collectives, under FSDP2), `memory`
-(state and peak) and `time` (the step on gloo processes, beside other implementations, in the
-environment of benchmarks/requirements.txt; the others need the lab). Without a name: all. Each is written into its part of
+(state and peak), `time` (the step on gloo processes, beside other implementations, in the
+environment of benchmarks/requirements.txt; the others need the lab), `plan` (what `muonscale plan`
+says against counted bytes and memory) and `training` (tokens per second of the trainer, the
+optimizer's share with and without overlap). Without a name: all. Each is written into its part of
 benchmarks/results/distributed.md; the other parts stay.
 """
 
@@ -33,6 +35,8 @@ SECTIONS = {
     "collectives": "Bytes, counted at the collectives",
     "memory": "Memory",
     "time": "Time of a step",
+    "plan": "The plan against a training step",
+    "training": "Training",
 }
 PACKAGES = ("muonscale", "torch", "transformers", "muon-fsdp2")
 
