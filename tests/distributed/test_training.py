@@ -46,7 +46,7 @@ VARIANTS: dict[str, list[str]] = {
         "optimizer.max_grad_norm=0.5",
     ],
     "adamw": ["optimizer.rule=adamw", "optimizer.lr=0.003"],
-    "recomputed": ["train.activation_checkpointing=true", "train.micro_batch_tokens=64"],
+    "recomputed": ["train.activation_checkpointing=true", "train.micro_batch_tokens=32"],
     "telemetry": ["telemetry.every=5"],
 }
 """What else a run may be, on some of the rows."""

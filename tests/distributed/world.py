@@ -14,7 +14,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-TIMEOUT = 30
+TIMEOUT = 90
 """Seconds for one function; a test that hangs fails after them."""
 
 
