@@ -110,5 +110,7 @@ def recipes() -> None:
     """List the recipes that come with muonscale."""
     from muonscale.lab.config import recipe_names, recipe_summary
 
-    for name in recipe_names():
-        typer.echo(f"{name:12} {recipe_summary(name)}")
+    names = recipe_names()
+    width = max(map(len, names))
+    for name in names:
+        typer.echo(f"{name:{width}}  {recipe_summary(name)}")

@@ -314,8 +314,8 @@ def recipe_names() -> list[str]:
 
 
 def recipe_summary(name: str) -> str:
-    """Return the comment that a shipped recipe begins with, as one line."""
-    lines = itertools.takewhile(lambda line: line.startswith("#"), _shipped(name).splitlines())
+    """Return the first paragraph of the comment that a shipped recipe begins with, as one line."""
+    lines = itertools.takewhile(lambda line: line.startswith("# "), _shipped(name).splitlines())
     return " ".join(line.removeprefix("#").strip() for line in lines)
 
 

@@ -64,8 +64,9 @@ def inspect(target: str, overrides: Sequence[str] = ()) -> Inspection:
     """Return the routing of a model that is never allocated.
 
     Args:
-        target: a preset, a recipe (name or YAML file), a run folder, or a Hugging Face
-            `config.json` or a folder with one, whose vocabulary is kept.
+        target: a recipe (name or YAML file), a preset, a run folder, or a Hugging Face
+            `config.json` or a folder with one, whose vocabulary is kept. A name that is a recipe's
+            and a preset's is the recipe, as for `muonscale train`.
         overrides: `section.key=value`, such as `optimizer.lr=4e-4` or `model.fields.hidden_size=64`.
 
     Raises:
@@ -83,12 +84,15 @@ def resolve_target(target: str, overrides: Sequence[str]) -> tuple[Config, PreTr
     """Return the configuration that a target names, and the model's; arguments as for `inspect`.
 
     Of a preset or a Hugging Face model the sections that it does not have hold placeholders
-    (`UNUSED`).
+    (`UNUSED`). A published vocabulary is kept unless an override says another.
     """
-    if target in PRESETS:
-        config = resolve_config({**deepcopy(UNUSED), "model": {"preset": target}}, overrides)
+    if is_preset(target):
+        tree = {**deepcopy(UNUSED), "model": {"preset": target}}
+        if (vocabulary := PRESETS[target].fields.get("vocab_size")) is not None:
+            tree["data"]["vocab_size"] = vocabulary
+        config = resolve_config(tree, overrides)
         return config, planned_shape(config)
-    if is_hugging_face(Path(target)):
+    if target not in recipe_names() and is_hugging_face(Path(target)):
         config = resolve_config({**deepcopy(UNUSED), "model": {"config": target}}, overrides)
         return config, model_config(
             config.model, vocab_size=None, sequence_length=1, bos_id=None, eos_id=None
@@ -101,6 +105,16 @@ def resolve_target(target: str, overrides: Sequence[str]) -> tuple[Config, PreTr
         )
     config = load_config(target, overrides)
     return config, planned_shape(config)
+
+
+def is_preset(target: str) -> bool:
+    """Return whether a target names a preset, and not the recipe that trains it."""
+    return target in PRESETS and target not in recipe_names()
+
+
+def is_model(target: str) -> bool:
+    """Return whether a target is a model alone, without a batch and a length of the run."""
+    return target not in recipe_names() and (is_preset(target) or is_hugging_face(Path(target)))
 
 
 def is_hugging_face(path: Path) -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from transformers import PreTrainedConfig, PreTrainedModel
 
@@ -13,14 +12,13 @@ from muonscale.lab.config import Config
 from muonscale.lab.costs.devices import Device, find_device
 from muonscale.lab.costs.placed import Placed, place
 from muonscale.lab.costs.workload import Workload, make_workload
-from muonscale.lab.inspect import is_hugging_face, resolve_target
+from muonscale.lab.inspect import is_model, resolve_target
 from muonscale.lab.models.build import meta_model
-from muonscale.lab.models.presets import PRESETS
 from muonscale.lab.parallel.topology import Topology, arrange, parse_layout
 from muonscale.lab.training.setup import build_optimizer
 
 LONGEST_DEFAULT = 8192
-"""Tokens of a sequence where a Hugging Face model can have longer ones and nothing else is said."""
+"""Tokens of a sequence where a model can have longer ones and nothing else is said."""
 
 LARGEST_WORLD = 4096
 
@@ -86,13 +84,8 @@ def resolve(asked: Asked) -> Planned:
         make_workload(config, topology, device),
         device,
         defaults,
-        timed=not _is_model(asked.target) or _gives(asked, "train.steps", "train.tokens"),
+        timed=not is_model(asked.target) or _gives(asked, "train.steps", "train.tokens"),
     )
-
-
-def _is_model(target: str) -> bool:
-    """Return whether a target is a model alone, without a batch and a length of the run."""
-    return target in PRESETS or is_hugging_face(Path(target))
 
 
 def _gives(asked: Asked, *keys: str) -> bool:
@@ -105,7 +98,7 @@ def _configured(
     overrides = list(asked.overrides)
     if asked.micro_batch is not None:
         overrides.append(f"train.micro_batch_tokens={asked.micro_batch}")
-    if not _is_model(asked.target):
+    if not is_model(asked.target):
         config, shape = resolve_target(asked.target, overrides)
         return config, shape, _topology(asked, config, device), ()
     length, said = _sequence_length(asked)
@@ -122,17 +115,15 @@ def _configured(
 
 
 def _sequence_length(asked: Asked) -> tuple[str, list[str]]:
-    """Return the tokens of a sequence, as given or as many as a Hugging Face model has positions."""
+    """Return the tokens of a sequence, as given or as many as a model has positions."""
     for text in reversed(asked.overrides):
         key, _, value = text.partition("=")
         if key == "data.sequence_length":
             return value, []
     overrides = [text for text in asked.overrides if text.startswith("model.")]
-    config, shape = resolve_target(asked.target, overrides)
+    _, shape = resolve_target(asked.target, overrides)
     positions = getattr(shape, "max_position_embeddings", None) or LONGEST_DEFAULT
     length = min(LONGEST_DEFAULT, positions)
-    if asked.target in PRESETS:
-        length = config.data.sequence_length
     return str(length), [f"data.sequence_length={length}: the model's positions, 8,192 at most"]
 
 
