@@ -165,7 +165,6 @@ def documented(name: str) -> str:
     )
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", recipe_names())
 def test_every_recipe_dry_runs(name: str) -> None:
     text = dry_run(load_config(name))

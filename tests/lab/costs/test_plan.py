@@ -118,6 +118,25 @@ def test_a_model_without_a_recipe_gets_a_sequence_for_every_rank() -> None:
     assert given.workload.batch_tokens == 1000 and len(given.defaults) == 1
 
 
+def test_a_preset_is_planned_like_its_published_configuration() -> None:
+    seen = [
+        resolve(Asked(target=target, devices=64))
+        for target in ("moonlight-16b-a3b", str(MOONLIGHT))
+    ]
+    assert seen[0].shape.max_position_embeddings == seen[1].shape.max_position_embeddings == 8192
+    assert seen[0].workload == seen[1].workload and seen[0].defaults == seen[1].defaults
+    sizes = [{name: p.shape for name, p in one.model.named_parameters()} for one in seen]
+    assert sizes[0] == sizes[1]
+
+
+def test_a_name_of_a_preset_and_a_recipe_is_planned_as_the_recipe() -> None:
+    seen = resolve(Asked(target="moonlight-nano", device="cpu"))
+    assert seen.timed and not seen.defaults
+    assert seen.config.train.batch_tokens == 4096 and seen.config.steps == 269
+    shape = resolve(Asked(target="llama-nano", device="cpu"))
+    assert not shape.timed and shape.config.train.batch_tokens == 256
+
+
 def test_moonlight_on_64_devices_is_what_its_shapes_say() -> None:
     found = estimate(Asked(target=str(MOONLIGHT), devices=64)).facts
     parts = found["memory"]["parts"]
