@@ -16,7 +16,14 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from muonscale.errors import ConfigError, nearest
 
@@ -170,6 +177,41 @@ class OptimizerSection(Section):
     """Options for a role or a glob over parameter names, such as `{router: {rule: adamw}}`."""
 
 
+class RoutingSection(Section):
+    """How a mixture of experts is kept in balance: `routing.*`."""
+
+    bias_rate: float | Literal["auto"] | None = "auto"
+    """Step of the bias that routers add before they choose, after every optimizer step; null for
+    none. `auto` is 0.001 for a model whose routers have such a bias, else none."""
+    bias_update: Literal["centered", "sign"] = "centered"
+    """Its direction: the sign of mean load minus load, less the mean sign over the experts (Moonlight,
+    appendix C), or the sign alone (DeepSeek-V3)."""
+    bias_until: Annotated[float, Field(gt=0)] | None = None
+    """The rate is 0 from here on: a fraction of the run below 1, a number of steps from 1."""
+    aux_loss: Annotated[float, Field(gt=0)] | None = None
+    """Coefficient of the sequence-level auxiliary loss (DeepSeek-V3, eq. 17), summed over layers;
+    null for none, whatever the model's configuration has."""
+
+    @field_validator("bias_rate", mode="before")
+    @classmethod
+    def _rate(cls, value: Any) -> Any:
+        number = isinstance(value, (int, float)) and not isinstance(value, bool) and value > 0
+        if not number and value not in ("auto", None):
+            raise ValueError(
+                f"routing.bias_rate={value!r} is none of what is accepted: a number above 0, auto, null"
+            )
+        return value
+
+    @model_validator(mode="after")
+    def _until_when(self) -> RoutingSection:
+        if self.bias_rate is None and self.bias_until is not None:
+            raise ValueError(
+                f"routing.bias_until={self.bias_until:g} is given, and routing.bias_rate=null updates "
+                "no bias; give a rate, or leave it out"
+            )
+        return self
+
+
 class ScheduleSection(Section):
     """How the learning rate changes: `schedule.*`."""
 
@@ -265,6 +307,7 @@ class Config(Section):
     model: ModelSection
     data: DataSection
     optimizer: OptimizerSection = OptimizerSection()
+    routing: RoutingSection = RoutingSection()
     schedule: ScheduleSection = ScheduleSection()
     train: TrainSection
     parallel: ParallelSection = ParallelSection()

@@ -56,11 +56,20 @@ class Processes:
         """
         if not self.many:
             return [float(value) for value in values]
-        sums = torch.stack(
-            [torch.as_tensor(v, dtype=torch.float64, device=self.device) for v in values]
-        )
+        here = [torch.as_tensor(v, dtype=torch.float64, device=self.device) for v in values]
+        return self.sum_tensor(torch.stack(here)).tolist()
+
+    def sum_tensor(self, values: Tensor) -> Tensor:
+        """Return a tensor summed over the ranks that read different data: a collective of all ranks.
+
+        Args:
+            values: float64 on this process's device.
+        """
+        if not self.many:
+            return values
+        sums = values.clone()
         dist.all_reduce(sums)
-        return (sums / self.topology.tensor).tolist()
+        return sums / self.topology.tensor
 
     def any(self, flag: int | None) -> int | None:
         """Return the largest of the ranks' flags, None where no rank has one: a collective."""

@@ -7,6 +7,7 @@ from transformers import PreTrainedConfig
 from muonscale.lab.config import Config, dump_config
 from muonscale.lab.data.tokenizer import load_tokenizer
 from muonscale.lab.models.build import count_parameters, flops_per_token, meta_model, model_config
+from muonscale.lab.training.routing import plan_routing
 from muonscale.lab.training.schedule import check_schedule, multiplier
 from muonscale.lab.training.setup import build_optimizer, model_shape
 from muonscale.optim.groups import routing_report
@@ -23,6 +24,7 @@ def dry_run(config: Config) -> str:
     check_schedule(config.schedule, config.steps)
     shape = planned_shape(config)
     model = meta_model(shape)
+    plan_routing(model, config.routing, config.steps)
     size = count_parameters(model)
     flops = flops_per_token(shape, model, config.data.sequence_length)
     tokens = config.steps * config.train.batch_tokens

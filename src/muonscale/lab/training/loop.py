@@ -166,7 +166,7 @@ def introduce(run: Run) -> None:
     """Say what is trained, on what, and which optimizer rule has which parameters."""
     stats, config = run.corpus.stats, run.config
     size = count_parameters(run.state.model)
-    routing = (
+    groups = (
         routing_report(run.state.optimizer.param_groups, run.state.model)
         .summary()
         .replace("\n", LINE)
@@ -180,5 +180,7 @@ def introduce(run: Run) -> None:
         f"per token\n"
         f"run        {config.steps} steps of {config.train.batch_tokens:,} tokens "
         f"({epochs:.2f} epochs) into {run.folder.path}\n"
-        f"optimizer  {routing}"
+        f"optimizer  {groups}"
     )
+    if described := str(run.state.routing):
+        run.console.say(f"routing    {described}")

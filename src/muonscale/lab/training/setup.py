@@ -26,6 +26,7 @@ from muonscale.lab.parallel.processes import Processes
 from muonscale.lab.parallel.topology import check_shares
 from muonscale.lab.run import RunFolder
 from muonscale.lab.training.console import RunConsole
+from muonscale.lab.training.routing import Routing, experts_implementation, plan_routing
 from muonscale.lab.training.state import TrainState
 from muonscale.optim.groups import parameter_groups
 from muonscale.optim.muon import Muon
@@ -216,7 +217,8 @@ def set_up(config: Config, folder: RunFolder, console: RunConsole, processes: Pr
     group = dist.group.WORLD if replicated else None
     optimizer = build_optimizer(forward.model, config.optimizer, group)
     facts = {"data fingerprint": corpus.fingerprint, "model": model_facts(shape)}
-    state = TrainState(forward, optimizer, facts)
+    routing = Routing(forward.model, plan_routing(forward.model, config.routing, config.steps))
+    state = TrainState(forward, optimizer, routing, facts)
     batches = build_batches(config, corpus, processes)
     return Run(config, folder, console, corpus, batches, state, processes)
 
@@ -255,5 +257,7 @@ def environment(run: Run) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "precision": str(run.state.forward.precision)[len("torch.") :],
         "ns_dtype": str(ns_dtype(device))[len("torch.") :] if products == "auto" else products,
+        "experts": experts_implementation(run.state.model),
+        "routing": run.state.routing.facts(),
         "command": sys.argv,
     }

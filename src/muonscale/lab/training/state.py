@@ -17,15 +17,17 @@ from muonscale.errors import CheckpointError
 from muonscale.lab.parallel.forward import Parallelized
 from muonscale.lab.parallel.processes import Processes
 from muonscale.lab.training.checkpoint import load_facts, load_tensors, save_checkpoint
+from muonscale.lab.training.routing import Routing
 from muonscale.optim.muon import Muon
 
 
 @dataclass
 class TrainState:
-    """Model, optimizer and position of a run."""
+    """Model, optimizer, what is done for routers, and position of a run."""
 
     forward: Parallelized
     optimizer: Muon
+    routing: Routing
     facts: dict[str, Any]
     """What a continued run must have in common with this one: the data and the model."""
     step: int = 0

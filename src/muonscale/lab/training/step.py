@@ -18,6 +18,7 @@ from muonscale.lab.config import Config
 from muonscale.lab.parallel.forward import Parallelized
 from muonscale.lab.parallel.processes import Processes
 from muonscale.lab.training.gradients import clip_gradients, gradient_norms
+from muonscale.lab.training.routing import Routing
 from muonscale.lab.training.schedule import apply_multiplier, multiplier
 from muonscale.lab.training.state import TrainState
 
@@ -33,23 +34,29 @@ def next_token_loss(forward: Parallelized, batch_BL: Tensor) -> Tensor:
     return F.cross_entropy(logits_BLV.flatten(0, 1).float(), batch_BL[:, 1:].flatten())
 
 
-def accumulate(forward: Parallelized, batch_BL: Tensor, micro_batch: int) -> Tensor:
+def accumulate(
+    forward: Parallelized, routing: Routing, batch_BL: Tensor, micro_batch: int
+) -> Tensor:
     """Add the gradients of the mean loss over the batches of all ranks, and return this rank's loss.
 
-    A collective of all ranks. Gradients are those of one process that reads all the batches at once.
+    A collective of all ranks. Gradients are those of one process that reads all the batches at once;
+    an auxiliary loss is in the gradients and not in the loss.
 
     Args:
         forward: the model on the ranks.
+        routing: hears its routers.
         batch_BL: this rank's share, int64 [batch, length + 1], as large on every rank.
         micro_batch: sequences that go through the model at a time, a divisor of the batch.
     """
     parts = batch_BL.split(micro_batch)
     losses = []
+    routing.begin()
     for number, part in enumerate(parts, 1):
         with forward.micro_batch(last=number == len(parts)):
-            loss = next_token_loss(forward, part) / len(parts)
-            loss.backward()
-        losses.append(loss.detach())
+            with routing.listening():
+                loss = next_token_loss(forward, part)
+            (routing.objective(loss, len(part)) / len(parts)).backward()
+        losses.append(loss.detach() / len(parts))
     forward.complete_gradients()
     return torch.stack(losses).sum()
 
@@ -76,7 +83,8 @@ def train_step(
     seed_step(config.run.seed, state.step, processes.data_rank)
     optimizer.zero_grad()
     micro_batch = config.micro_batch_sequences or len(batch)
-    loss = accumulate(state.forward, torch.from_numpy(batch).to(device), micro_batch)
+    ids = torch.from_numpy(batch).to(device)
+    loss = accumulate(state.forward, state.routing, ids, micro_batch)
     norms = gradient_norms(optimizer, processes)
     if section.max_grad_norm is not None:
         clip_gradients(optimizer, norms, max_norm=section.max_grad_norm, clip=section.clip)
@@ -86,6 +94,7 @@ def train_step(
     before = _now(device)
     optimizer.step()
     optimizer_seconds = _now(device) - before
+    routing = state.routing.finish(state.step, processes)
     state.step += 1
     (loss_value,) = processes.sum(loss / processes.topology.data_ranks)
     stats = optimizer.stats()
@@ -102,6 +111,7 @@ def train_step(
         "tokens_per_second": config.train.batch_tokens / seconds,
         "step_ms": seconds * 1000,
         "optimizer_ms": optimizer_seconds * 1000,
+        **({"routing": routing} if routing else {}),
     }
 
 

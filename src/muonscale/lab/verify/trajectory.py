@@ -72,7 +72,8 @@ def take_steps(
     state.model.train()
     parameters = dict(state.model.named_parameters())
     first = torch.from_numpy(batch_at(0)).to(processes.device)
-    accumulate(state.forward, first, run.config.micro_batch_sequences or len(first))
+    micro_batch = run.config.micro_batch_sequences or len(first)
+    accumulate(state.forward, state.routing, first, micro_batch)
     gradients = whole({name: _gradient(p) for name, p in parameters.items()}, processes)
     before = {name: local(p).detach().clone() for name, p in parameters.items()}
     losses = [

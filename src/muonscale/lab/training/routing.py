@@ -1,0 +1,322 @@
+"""What training does for the routers of a mixture of experts: count, keep in balance, report.
+
+`Routing` hears what routers choose in the forward pass of training, and in no other: evaluation and
+the recomputation of activation checkpointing are outside of `listening`. A token therefore counts
+once in every layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from muonscale.errors import ConfigError
+from muonscale.lab.config import RoutingSection
+from muonscale.lab.models.routing import (
+    BiasUpdateT,
+    ScoreT,
+    affinities,
+    bias_step,
+    expert_loads,
+    router_entropy,
+    routing_statistics,
+    sequence_balance,
+)
+from muonscale.lab.parallel.processes import Processes
+from muonscale.lab.training.schedule import as_steps
+
+SCORES: dict[str, ScoreT] = {
+    "DeepseekV2TopkRouter": "softmax",
+    "DeepseekV3TopkRouter": "sigmoid",
+    "DeepseekV32TopkRouter": "sigmoid",
+    "Dots1TopkRouter": "sigmoid",
+    "Glm4MoeTopkRouter": "sigmoid",
+    "GptOssTopKRouter": "softmax",
+    "GraniteMoeTopKRouter": "softmax",
+    "MixtralTopKRouter": "softmax",
+    "OlmoeTopKRouter": "softmax",
+    "Qwen2MoeTopKRouter": "softmax",
+    "Qwen3MoeTopKRouter": "softmax",
+}
+"""Routers of transformers that return (logits, weights, chosen experts), by class, and their scores."""
+
+BIAS = "e_score_correction_bias"
+"""Buffer of a router: added to its scores before it chooses, not to the weights of what it chose."""
+
+AUTO_RATE = 1e-3
+"""Bias rate of `auto` (Moonlight and DeepSeek-V3 alike)."""
+
+
+@dataclass(frozen=True)
+class Routers:
+    """The routers of a model."""
+
+    known: dict[str, nn.Module]
+    """By name, those that `Routing` understands."""
+    unknown: tuple[str, ...]
+    """Classes of the others, or of the modules that hold experts and no router."""
+
+    @property
+    def biased(self) -> bool:
+        """Whether the known ones have a bias to update."""
+        return bool(self.known) and all(hasattr(router, BIAS) for router in self.known.values())
+
+
+def find_routers(model: nn.Module) -> Routers:
+    """Return the routers of a model, on any device, sharded or not."""
+    modules = dict(model.named_modules())
+    known = {name: module for name, module in modules.items() if _score(module)}
+    unknown = {type(m).__name__ for m in modules.values() if _is_router(m) and not _score(m)}
+    for module in modules.values():
+        children = list(module.children())
+        if any(map(_holds_stacks, children)) and not any(map(_is_router, children)):
+            unknown.add(type(module).__name__)
+    return Routers(known, tuple(sorted(unknown)))
+
+
+def _score(module: nn.Module) -> ScoreT | None:
+    cls = type(module)
+    return SCORES.get(cls.__name__) if cls.__module__.startswith("transformers.") else None
+
+
+def _is_router(module: nn.Module) -> bool:
+    return type(module).__name__.endswith("Router")
+
+
+def _holds_stacks(module: nn.Module) -> bool:
+    stacks = any(p.ndim == 3 for p in module.parameters(recurse=False))
+    return stacks and hasattr(module, "num_experts")
+
+
+@dataclass(frozen=True)
+class RoutingPlan:
+    """What `routing.*` comes to for a model and a number of steps."""
+
+    bias_rate: float | None
+    """None: biases, if there are any, stay as they are."""
+    bias_update: BiasUpdateT
+    bias_steps: int
+    """Steps after which the rate is 0."""
+    aux_loss: float | None
+    """Coefficient."""
+
+    def rate_at(self, step: int) -> float:
+        """Return the bias rate of a step, the first being step 0."""
+        return 0.0 if self.bias_rate is None or step >= self.bias_steps else self.bias_rate
+
+
+def plan_routing(model: PreTrainedModel, section: RoutingSection, steps: int) -> RoutingPlan:
+    """Resolve `routing.*` for a model on any device and a run of so many steps.
+
+    Raises:
+        ConfigError: for what the model's routers do not have, or a length beyond the run.
+    """
+    routers, kind = find_routers(model), model.config.model_type
+    rate = _bias_rate(section, routers, kind)
+    if rate is None and section.bias_until is not None:
+        raise ConfigError(
+            f"routing.bias_until={section.bias_until:g}: model_type {kind!r} has no router bias that "
+            "is updated; accepted: null"
+        )
+    if section.aux_loss is not None:
+        _require(routers, kind, f"routing.aux_loss={section.aux_loss:g}")
+    until = _bias_steps(section.bias_until, steps)
+    return RoutingPlan(rate, section.bias_update, until, section.aux_loss)
+
+
+def _bias_rate(section: RoutingSection, routers: Routers, kind: str) -> float | None:
+    rate = section.bias_rate
+    if rate is None:
+        return None
+    if rate == "auto":
+        return AUTO_RATE if routers.biased and not routers.unknown else None
+    _require(routers, kind, f"routing.bias_rate={rate:g}")
+    if not routers.biased:
+        raise ConfigError(
+            f"routing.bias_rate={rate:g}: the routers of model_type {kind!r} have no bias to update; "
+            "accepted: auto, null"
+        )
+    return rate
+
+
+def _bias_steps(until: float | None, steps: int) -> int:
+    if until is None:
+        return steps
+    if (found := as_steps(until, steps)) > steps:
+        raise ConfigError(
+            f"routing.bias_until={until:g} is beyond the {steps} steps of the run; accepted: a "
+            "fraction of the run below 1, a number of steps from 1, null"
+        )
+    return found
+
+
+def _require(routers: Routers, kind: str, what: str) -> None:
+    """Refuse what was asked of routers that are not there, or not understood."""
+    if routers.unknown:
+        raise ConfigError(
+            f"{what}: {', '.join(routers.unknown)} of model_type {kind!r} is not understood; "
+            f"routers that are: {', '.join(SCORES)}"
+        )
+    if not routers.known:
+        raise ConfigError(f"{what}: model_type {kind!r} has no routed experts; accepted: null")
+
+
+class Routing:
+    """Hears the routers of a model while it trains; without routers it does nothing.
+
+    Args:
+        model: on the ranks; hooks are added to its routers.
+        plan: what to do for them.
+    """
+
+    def __init__(self, model: PreTrainedModel, plan: RoutingPlan) -> None:
+        routers = find_routers(model)
+        # Half a report would look like a whole one.
+        self._routers: list[Any] = [] if routers.unknown else list(routers.known.values())
+        self._scores = [_known_score(router) for router in self._routers]
+        self._plan, self._unknown = plan, routers.unknown
+        self._open = False
+        self._heard: list[tuple[int, Tensor, Tensor]] = []
+        self._experts = int(self._routers[0].num_experts) if self._routers else 0
+        self._loads_ME, self._entropy_M, self._aux = _nothing(len(self._routers), self._experts)
+        for number, router in enumerate(self._routers):
+            router.register_forward_hook(partial(self._hear, number))
+
+    def facts(self) -> dict[str, Any]:
+        """Return what is heard and done, for env.json."""
+        heard = {"routers": len(self._routers), "not_understood": list(self._unknown)}
+        return heard | vars(self._plan)
+
+    def __str__(self) -> str:
+        """Say it in a line; empty for a model without routed experts."""
+        if self._unknown:
+            return f"neither balanced nor recorded: {', '.join(self._unknown)} is not understood"
+        if not self._routers:
+            return ""
+        plan, said = self._plan, [f"{len(self._routers)} routers of {self._experts} experts"]
+        if plan.bias_rate is not None:
+            said.append(f"bias rate {plan.bias_rate:g} for {plan.bias_steps} steps")
+        if plan.aux_loss is not None:
+            said.append(f"auxiliary loss x {plan.aux_loss:g}")
+        return ", ".join(said)
+
+    def _hear(self, number: int, router: nn.Module, inputs: Any, outputs: Any) -> None:
+        if self._open:
+            logits_NE, _, chosen_NK = outputs
+            self._heard.append((number, logits_NE, chosen_NK))
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Hear the routers in this block: around a forward pass, and not its backward pass."""
+        self._open = True
+        self._heard.clear()
+        try:
+            yield
+        finally:
+            self._open = False
+
+    def begin(self) -> None:
+        """Forget what was counted: a step begins."""
+        self._loads_ME, self._entropy_M, self._aux = _nothing(len(self._routers), self._experts)
+
+    def objective(self, loss: Tensor, sequences: int) -> Tensor:
+        """Count what was heard of a micro-batch, and return the loss whose gradient is to be taken.
+
+        Args:
+            loss: of the next tokens, 0-D, mean over the micro-batch.
+            sequences: in it.
+
+        Returns:
+            The loss, with the auxiliary loss of all layers added if there is one.
+        """
+        heard, self._heard = self._heard, []
+        if not heard:
+            return loss
+        extra = torch.zeros((), device=loss.device)
+        for number, logits_NE, chosen_NK in heard:
+            router = self._routers[number]
+            with torch.set_grad_enabled(self._plan.aux_loss is not None):
+                gates_NE = affinities(logits_NE, self._scores[number])
+            self._count(number, gates_NE.detach(), chosen_NK)
+            if self._plan.aux_loss is not None:
+                gates_BTE = gates_NE.unflatten(0, (sequences, -1))
+                extra = extra + self._plan.aux_loss * sequence_balance(gates_BTE, router.top_k)
+        if self._plan.aux_loss is None:
+            return loss
+        assert extra.requires_grad, "logits of a forward pass without gradients"
+        self._aux.append(extra.detach().double())
+        return loss + extra
+
+    def _count(self, number: int, gates_NE: Tensor, chosen_NK: Tensor) -> None:
+        self._loads_ME = self._loads_ME.to(chosen_NK.device)
+        self._entropy_M = self._entropy_M.to(chosen_NK.device)
+        self._loads_ME[number] += expert_loads(chosen_NK, self._experts)
+        self._entropy_M[number] += router_entropy(gates_NE).double().sum()
+
+    def finish(self, step: int, processes: Processes) -> dict[str, Any]:
+        """Update the biases by the loads of the step that was taken, and say how it was routed.
+
+        The update is the same on all ranks, since it follows from the sums over them: a collective.
+
+        Args:
+            step: which it was, the first being step 0.
+            processes: this one and the others.
+
+        Returns:
+            `routing_statistics`, with `bias_rate` and `aux_loss` (with its coefficient, summed over
+            layers) where they are in use; nothing for a model without known routers.
+        """
+        if not self._routers:
+            return {}
+        loads_ME, entropy_M, aux = self._over_ranks(processes)
+        figures: dict[str, Any] = routing_statistics(loads_ME, entropy_M)
+        if self._plan.bias_rate is not None:
+            figures["bias_rate"] = self._plan.rate_at(step)
+            self._update(loads_ME, figures["bias_rate"])
+        if self._plan.aux_loss is not None:
+            figures["aux_loss"] = aux
+        return figures
+
+    def _over_ranks(self, processes: Processes) -> tuple[Tensor, Tensor, float]:
+        """Return loads, mean entropies and the mean auxiliary loss of all ranks: a collective."""
+        aux = torch.stack(self._aux).mean() if self._aux else self._loads_ME.new_zeros(())
+        here = torch.cat([self._loads_ME.flatten(), self._entropy_M, aux.view(1)])
+        total = processes.sum_tensor(here.to(processes.device))
+        shape = self._loads_ME.shape
+        loads_ME, entropy_M, aux = total.split([shape.numel(), shape[0], 1])
+        loads_ME = loads_ME.view(shape)
+        tokens_M = loads_ME.sum(-1) / self._routers[0].top_k
+        return loads_ME, entropy_M / tokens_M, float(aux) / processes.topology.data_ranks
+
+    @torch.no_grad()
+    def _update(self, loads_ME: Tensor, rate: float) -> None:
+        if rate == 0:
+            return
+        for router, loads_E in zip(self._routers, loads_ME, strict=True):
+            bias = getattr(router, BIAS)
+            bias += bias_step(loads_E, rate, self._plan.bias_update).to(bias.dtype)
+
+
+def _nothing(layers: int, experts: int) -> tuple[Tensor, Tensor, list[Tensor]]:
+    loads_ME = torch.zeros(layers, experts, dtype=torch.float64)
+    return loads_ME, torch.zeros(layers, dtype=torch.float64), []
+
+
+def _known_score(router: nn.Module) -> ScoreT:
+    score = _score(router)
+    assert score is not None
+    return score
+
+
+def experts_implementation(model: PreTrainedModel) -> str | None:
+    """Return how transformers computes the routed experts, `grouped_mm` or `eager`; None without any."""
+    if not any(map(_holds_stacks, model.modules())):
+        return None
+    return model.config._experts_implementation or "eager"
