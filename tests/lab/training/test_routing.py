@@ -40,10 +40,15 @@ def ids() -> Tensor:
 
 
 def listened(
-    kind: str, *, micro: int = B, checkpointing: bool = False, **section: Any
+    kind: str,
+    *,
+    micro: int = B,
+    checkpointing: bool = False,
+    compiled: bool = False,
+    **section: Any,
 ) -> tuple[Parallelized, Routing]:
     """Return a model and its routing after the passes of a step."""
-    train = TrainSection(steps=1, activation_checkpointing=checkpointing)
+    train = TrainSection(steps=1, activation_checkpointing=checkpointing, compile=compiled)
     forward = parallelize(causal_lm(kind), None, train, Processes(), torch.float32)
     forward.model.train()
     plan = plan_routing(forward.model, RoutingSection.model_validate(section), 10)
@@ -93,6 +98,18 @@ WAYS: dict[str, dict[str, Any]] = {
 def test_every_token_counts_once(kind: str, way: str) -> None:
     _forward, routing = listened(kind, aux_loss=0.1, **WAYS[way])
     loads, loss = by_hand(kind)
+    counted, _, aux = routing._over_ranks(Processes())
+    assert counted.tolist() == loads
+    assert aux == pytest.approx(0.1 * loss, rel=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_compiled_layers_are_heard_once_too(checkpointing: bool) -> None:
+    _, routing = listened(
+        "deepseek_v3", micro=2, checkpointing=checkpointing, compiled=True, aux_loss=0.1
+    )
+    loads, loss = by_hand("deepseek_v3")
     counted, _, aux = routing._over_ranks(Processes())
     assert counted.tolist() == loads
     assert aux == pytest.approx(0.1 * loss, rel=1e-5)
@@ -270,6 +287,20 @@ def test_routers_that_are_not_understood_are_named_and_left_alone() -> None:
     for section in (RoutingSection(bias_rate=0.01), RoutingSection(aux_loss=0.01)):
         with pytest.raises(ConfigError, match=r"MiniMaxM2TopKRouter of model_type 'minimax_m2'"):
             plan_routing(model, section, 10)
+
+
+class Block(nn.Module):
+    """Experts that no router is known to lead to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.experts = nn.Module()
+        self.experts.stack = nn.Parameter(torch.zeros(4, 2, 3))
+        self.experts.num_experts = 4
+
+
+def test_experts_without_a_known_router_are_named_by_what_holds_them() -> None:
+    assert find_routers(nn.Sequential(Block())).unknown == ("Block",)
 
 
 @pytest.mark.parametrize("name", SCORES)
