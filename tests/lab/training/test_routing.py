@@ -104,6 +104,9 @@ def test_every_token_counts_once(kind: str, way: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings(
+    "ignore:The .grad attribute of a Tensor that is not a leaf"
+)  # torch compiling
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_compiled_layers_are_heard_once_too(checkpointing: bool) -> None:
     _, routing = listened(
