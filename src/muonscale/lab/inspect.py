@@ -100,7 +100,7 @@ def resolve_target(target: str, overrides: Sequence[str]) -> tuple[Config, PreTr
     known = target in recipe_names() or Path(target).exists()
     if not known:
         raise ConfigError(
-            f"there is no model {target!r}; {nearest(target, {*PRESETS, *recipe_names()})} A model "
+            f"there is no model {target!r}; {nearest(target, {*PRESETS, *recipe_names()})}\nA model "
             "is a preset, a recipe, a run folder, or a Hugging Face config.json or its folder."
         )
     config = load_config(target, overrides)
