@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import pickle
+import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -167,6 +168,8 @@ def joined(section: ParallelSection, device: torch.device) -> Iterator[Processes
         yield Processes(topology, rank, local_rank, device, store)
     except RuntimeError as error:
         if _is_lost_peer(error):
+            # torchrun now ends this process too: not before it has said why it ends by itself
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
             raise MuonscaleError(
                 f"another process of the job is gone, and this one cannot go on ({_first_line(error)})"
             ) from error
