@@ -172,7 +172,7 @@ def layouts(
         for name, module in expert_modules(model).items()
         for child, _ in module.named_parameters(recurse=False)
     }
-    norms = _sequence_norms(model) if topology.sequence else set()
+    norms = set(sequence_norms(model)) if topology.sequence else set()
     found = {}
     for name, parameter in model.named_parameters():
         owner, _, leaf = name.rpartition(".")
@@ -198,10 +198,6 @@ def sequence_norms(model: PreTrainedModel) -> list[str]:
     own = [child for layer in layers for child in layer.children()]
     own += [child for child in model.base_model.children() if child is not layers]
     return [names[m] for m in own if _is_norm(m)]
-
-
-def _sequence_norms(model: PreTrainedModel) -> set[str]:
-    return set(sequence_norms(model))
 
 
 def _is_norm(module: nn.Module) -> bool:
