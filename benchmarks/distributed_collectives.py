@@ -1,24 +1,18 @@
-"""The bytes that Muon adds to a training step under FSDP2, counted at torch's collectives.
-
-A mode sees every operation of `torch.ops.c10d`, so also those that FSDP2 and DTensor call inside.
-"""
+"""The bytes that Muon adds to a training step under FSDP2, counted at torch's collectives."""
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
 
 import torch
 import torch.distributed as dist
+from distributed_counter import Counter
 from distributed_models import POLAR
 from distributed_traffic import BYTES
 from distributed_world import run_on
 from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from muonscale import Muon, parameter_groups
 from muonscale.optim.domain import Member, planned
@@ -29,55 +23,6 @@ from muonscale.optim.plan import make_plan, traffic
 WORLDS = (2, 3, 4)
 STEPS = 3
 VOCABULARY, LENGTH = 1024, 32
-
-
-def _tensors(value: Any) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, list | tuple):
-        for inner in value:
-            yield from _tensors(inner)
-
-
-def _nbytes(value: Any) -> int:
-    return sum(tensor.nbytes for tensor in _tensors(value))
-
-
-def _exchanged(args: tuple[Any, ...], ranks: int) -> float:
-    """Bytes sent of an all-to-all: all but what stays here."""
-    counts = args[4]  # the elements for every rank, or none where they are as many for each
-    kept = counts[dist.get_rank()] if counts else args[1].numel() // ranks
-    return _nbytes(args[1]) - kept * args[1].element_size()
-
-
-SENT: dict[str, Callable[[tuple[Any, ...], int], float]] = {
-    "_allgather_base_": lambda args, ranks: (ranks - 1) * _nbytes(args[1]),
-    "allgather_": lambda args, ranks: (ranks - 1) * _nbytes(args[1]),
-    "_reduce_scatter_base_": lambda args, ranks: (ranks - 1) * _nbytes(args[0]),
-    "alltoall_base_": _exchanged,
-    "allreduce_": lambda args, ranks: 2 * (ranks - 1) / ranks * _nbytes(args[0]),
-}
-"""Bytes that a rank sends, by operation: those of a ring, whatever the backend does."""
-
-
-class Counter(TorchDispatchMode):
-    """Bytes sent on this rank, by operation."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.sent: defaultdict[str, float] = defaultdict(float)
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        """Count an operation between ranks; let DTensors take themselves apart first."""
-        if any(issubclass(kind, DTensor) for kind in types):
-            return NotImplemented
-        if getattr(func, "namespace", "") in ("c10d", "_c10d_functional"):
-            name = func._schema.name.removeprefix("c10d::")
-            # One that is not in the table is an error: nothing may be sent uncounted.
-            self.sent[name] += SENT[name](args, dist.get_world_size())
-        return func(*args, **(kwargs or {}))
 
 
 def small_llama() -> nn.Module:
@@ -113,7 +58,7 @@ def make(model: nn.Module, side: str) -> torch.optim.Optimizer:
 
 
 def train(side: str) -> list[dict[str, float]]:
-    """Return the bytes that this rank sends in every step, by operation."""
+    """Return the bytes that this rank sends in every step, by collective."""
     model = sharded_llama()
     optimizer = make(model, side)
     generator = torch.Generator().manual_seed(dist.get_rank())
@@ -154,9 +99,9 @@ def line(ranks: int, side: str, adamw: list[dict[str, float]]) -> str:
     steps = run_on(ranks, train, side)
     last = [rank[-1] for rank in steps]
     base, ours = (sum(sum(rank.values()) for rank in sent) for sent in (adamw, last))
-    exchanged = [round(rank["alltoall_base_"]) for rank in last]
+    exchanged = [round(rank["all_to_all"]) for rank in last]
     expected = by_the_plan(ranks, BYTES[side])
-    others = sum(rank["allreduce_"] for rank in last) / ranks
+    others = sum(rank["all_reduce"] for rank in last) / ranks
     first = sum(sum(rank[0].values()) - sum(rank[-1].values()) for rank in steps) / ranks
     cells = [str(ranks), side, f"{base / ranks:,.0f}", f"{ours / ranks:,.0f}", f"{ours / base:.3f}"]
     cells += [" ".join(f"{sent:,}" for sent in by_rank) for by_rank in (exchanged, expected)]

@@ -9,7 +9,6 @@ import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Shard, distribute_tensor
-from torch.profiler import ProfilerActivity, profile
 
 from muonscale import Muon
 from muonscale.optim import domain
@@ -17,19 +16,7 @@ from muonscale.optim.memory import StepOptions, step_memory
 from muonscale.optim.owned import OwnedTensor
 from muonscale.optim.plan import make_plan
 from muonscale.optim.sharding import local
-
-
-def measured(optimizer: Muon) -> int:
-    """Return the most bytes allocated at once in a step, beyond those before it."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
-        optimizer.step()
-    events = recorded.profiler.kineto_results.events()
-    changes = [(e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]"]
-    alive = peak = 0
-    for _, change in sorted(changes, key=lambda pair: pair[0]):
-        alive += change
-        peak = max(peak, alive)
-    return peak
+from tests.peak import peak_bytes
 
 
 def said_and_measured(axis: int | None, round_bytes: int) -> dict[str, float]:
@@ -46,7 +33,7 @@ def said_and_measured(axis: int | None, round_bytes: int) -> dict[str, float]:
             parameter.grad = torch.ones_like(parameter)
         optimizer.step()
         # gloo's threads give buffers back late at times: not in all of four steps
-        peak = min(measured(optimizer) for _ in range(4))
+        peak = min(peak_bytes(optimizer.step) for _ in range(4))
         (made,) = optimizer._neighbours.domains(optimizer.param_groups, "muon")
     finally:
         domain.make_plan = make_plan

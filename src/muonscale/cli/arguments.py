@@ -1,4 +1,4 @@
-"""A recipe and its overrides, as the words after a verb."""
+"""What several verbs take: a recipe and its overrides, a model, JSON instead of text."""
 
 from __future__ import annotations
 
@@ -16,6 +16,21 @@ Arguments = Annotated[
         show_default=False,
     ),
 ]
+
+Model = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL",
+        help="A preset, a recipe, a run folder, or a Hugging Face config.json or its folder.",
+    ),
+]
+
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[section.key=value ...]", show_default=False),
+]
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 def split_arguments(arguments: list[str]) -> tuple[str, list[str]]:

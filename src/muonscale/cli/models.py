@@ -6,21 +6,12 @@ from typing import Annotated
 
 import typer
 
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+from muonscale.cli.arguments import Json, Model, Overrides
 
 
 def inspect(
-    model: Annotated[
-        str,
-        typer.Argument(
-            metavar="MODEL",
-            help="A preset, a recipe, a run folder, or a Hugging Face config.json or its folder.",
-        ),
-    ],
-    overrides: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="[section.key=value ...]", show_default=False),
-    ] = None,
+    model: Model,
+    overrides: Overrides = None,
     full: Annotated[
         bool, typer.Option("--full", help="A line for every parameter of every layer.")
     ] = False,

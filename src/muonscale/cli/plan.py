@@ -7,19 +7,12 @@ from typing import Annotated
 
 import typer
 
+from muonscale.cli.arguments import Json, Model, Overrides
+
 
 def plan(
-    model: Annotated[
-        str,
-        typer.Argument(
-            metavar="CONFIG",
-            help="A preset, a recipe, a run folder, or a Hugging Face config.json or its folder.",
-        ),
-    ],
-    overrides: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="[section.key=value ...]", show_default=False),
-    ] = None,
+    model: Model,
+    overrides: Overrides = None,
     devices: Annotated[
         int | None, typer.Option(help="Number of devices, arranged as parallel.* says; up to 4096.")
     ] = None,
@@ -36,7 +29,7 @@ def plan(
     micro_batch: Annotated[
         int | None, typer.Option(help="Tokens a device takes through the model at a time.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: Json = False,
     figure: Annotated[
         Path | None, typer.Option(help="Draw memory and time into this .png or .svg file.")
     ] = None,

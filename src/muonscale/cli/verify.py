@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from muonscale.cli.arguments import Arguments, split_arguments
+from muonscale.cli.arguments import Arguments, Json, split_arguments
 
 
 def verify(
@@ -22,7 +22,7 @@ def verify(
     ],
     steps: Annotated[int, typer.Option(min=1, help="Training steps to compare.")] = 5,
     full: Annotated[bool, typer.Option("--full", help="A line for every parameter.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Check that a layout trains a model with the numbers of one process.
 

@@ -1,19 +1,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
-from torch.profiler import ProfilerActivity, profile
 
 from muonscale.lab.costs.activations import BYTES_PER_LOGIT, Activations, activation_bytes
 from muonscale.lab.costs.resolve import Planned
 from muonscale.lab.models.build import build_model
 from muonscale.lab.parallel.placements import decoder_layers
 from tests.lab.costs.build import planned, small_mixture
+from tests.peak import peak_bytes
 
 
 def counted(seen: Planned) -> Activations:
@@ -87,18 +86,6 @@ def test_a_model_that_needs_values_is_estimated_by_the_formula(
     found = counted(seen)
     assert not found.measured
     assert found.layers == (17 * 768 * 32 * 4,) * 2
-
-
-def peak_bytes(run: Callable[[], object]) -> int:
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
-        run()
-    events = recorded.profiler.kineto_results.events()
-    changes = sorted((e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]")
-    alive = peak = 0
-    for _, change in changes:
-        alive += change
-        peak = max(peak, alive)
-    return peak
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -19,7 +19,7 @@ from muonscale.lab.costs.resolve import Planned
 from muonscale.lab.models.build import build_model
 from muonscale.lab.training.setup import build_optimizer
 from tests.lab.costs.build import planned, small_mixture
-from tests.lab.costs.test_activations import peak_bytes
+from tests.peak import peak_bytes
 
 MUON = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
