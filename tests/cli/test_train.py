@@ -205,7 +205,15 @@ def test_a_dry_run_says_everything_and_writes_nothing(
 ) -> None:
     answer = muonscale("train", *tiny, "--dry-run")
     assert answer.code == 0, answer.err
-    for text in ("config", "parameters", "FLOPs", "schedule", "q_proj", "adamw", "12 steps x 256"):
+    for text in (
+        "config",
+        "parameters",
+        "FLOPs",
+        "schedule",
+        "q_proj",
+        "adamw",
+        "12 steps of 256: 3,072",
+    ):
         assert text in answer.out
     assert not (tmp_path / "run").exists()
 

@@ -18,6 +18,7 @@ from muonscale.lab.parallel.processes import Processes
 from muonscale.lab.parallel.topology import parse_layout
 from muonscale.lab.training.checkpoint import folder_name, saved_steps
 from muonscale.lab.training.routing import Routing, find_routers, plan_routing
+from muonscale.lab.training.schedule import spans
 from muonscale.lab.training.setup import build_optimizer
 from muonscale.lab.training.state import TrainState
 from muonscale.lab.training.step import accumulate, train_step
@@ -73,7 +74,9 @@ def state_on(forward: Parallelized, processes: Processes, micro: int) -> tuple[T
     model.train()
     group = dist.group.WORLD if processes.topology.data == "ddp" else None
     optimizer = build_optimizer(model, config.optimizer, group if processes.many else None)
-    routing = Routing(model, plan_routing(model, config.routing, config.steps))
+    routing = Routing(
+        model, plan_routing(model, config.routing, spans(config.schedule, config.timeline))
+    )
     return TrainState(forward, optimizer, routing, {}), config
 
 

@@ -48,6 +48,15 @@ VARIANTS: dict[str, list[str]] = {
     "adamw": ["optimizer.rule=adamw", "optimizer.lr=0.003"],
     "recomputed": ["train.activation_checkpointing=true", "train.micro_batch_tokens=32"],
     "telemetry": ["telemetry.every=5"],
+    "stages": [
+        "train.steps=null",
+        "train.tokens=7680",
+        "train.batch_tokens=256",
+        "train.batch_schedule=[{after: 2560, batch_tokens: 512}]",  # ten steps of each
+        "train.micro_batch_tokens=32",
+        "schedule.name=stages",
+        "schedule.stages=[{name: constant, until: 0.5, warmup: 3}, {name: linear, final: 0.2}]",
+    ],
 }
 """What else a run may be, on some of the rows."""
 

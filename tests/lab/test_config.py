@@ -46,7 +46,7 @@ def test_a_shipped_name_wins_over_a_folder_of_that_name(
 def test_tokens_are_rounded_up_to_whole_steps() -> None:
     config = load_config("demo", ["train.tokens=1025", "train.batch_tokens=512"])
     assert config.steps == 3
-    assert config.batch_sequences == 2
+    assert config.timeline.batch_at(0) == 2
 
 
 @pytest.mark.parametrize("name", recipe_names())

@@ -7,9 +7,12 @@ import pytest
 
 from muonscale.lab.config import load_config, recipe_names, recipe_summary
 from muonscale.lab.inspect import inspect, resolve_target
+from muonscale.lab.models.build import meta_model
 from muonscale.lab.models.presets import PRESETS
+from muonscale.lab.timeline import Timeline
 from muonscale.lab.training.dry_run import dry_run
-from muonscale.lab.training.schedule import check_schedule, multiplier
+from muonscale.lab.training.routing import plan_routing
+from muonscale.lab.training.schedule import check_schedule, multiplier, spans
 from muonscale.optim.presets import preset
 
 ROOT = Path(__file__).parents[2]
@@ -47,7 +50,7 @@ def test_a_recipe_is_whole(name: str) -> None:
     config = load_config(name)
     assert config.model.preset in PRESETS and not config.model.fields
     assert config.run.path == Path("runs") / name
-    check_schedule(config.schedule, config.steps)
+    check_schedule(config)
     assert config.train.batch_tokens % (config.train.micro_batch_tokens or 1) == 0
     _, shape = resolve_target(name, [])
     published = PRESETS[config.model.preset].fields.get("vocab_size")
@@ -55,7 +58,7 @@ def test_a_recipe_is_whole(name: str) -> None:
     positions = PRESETS[config.model.preset].fields
     limit = positions.get("max_position_embeddings", positions.get("n_positions", 256))
     assert config.data.sequence_length <= limit
-    if str(config.data.source).startswith("hf:"):
+    if config.data.source is not None and config.data.source.startswith("hf:"):
         # enough text for one epoch, at five bytes to a token
         bytes_of_text = config.data.max_bytes
         assert bytes_of_text is not None and config.train.tokens is not None
@@ -69,7 +72,7 @@ def test_the_ladder_is_trained_as_in_the_paper(name: str) -> None:
     assert config.model.preset == name.replace("moonlight-", "moonlight-dense-")
     assert config.train.tokens == round(tokens * 1e9)
     assert config.optimizer.lr == lr and config.schedule.name == "cosine"
-    assert (config.data.sequence_length, config.batch_sequences) == (8192, sequences)
+    assert (config.data.sequence_length, config.timeline.batch_at(0)) == (8192, sequences)
     assert preset("moonlight").items() <= options(name).items()
 
 
@@ -79,7 +82,7 @@ def test_muon_plus_is_trained_as_in_its_repository(name: str) -> None:
     config = load_config(name)
     assert config.train.tokens == round(tokens * 1e9)
     assert (config.train.batch_tokens, config.data.sequence_length) == (batch, length)
-    assert config.batch_sequences == 512
+    assert config.timeline.batch_at(0) == 512
     assert preset("muon_plus_repo") | {
         "lr": lr,
         "weight_decay": decay,
@@ -89,15 +92,16 @@ def test_muon_plus_is_trained_as_in_its_repository(name: str) -> None:
     } == {key: options(name)[key] for key in [*preset("muon_plus_repo"), *_OF_THE_RUN]}
 
 
+THOUSAND = Timeline.constant(1000)
 _OF_THE_RUN = ("lr", "weight_decay", "clip", "max_grad_norm")
 
 
 def test_muon_plus_falls_as_the_paper_says() -> None:
     gpt, llama = load_config("muon-plus-gpt-small"), load_config("muon-plus-llama-60m")
-    at = [multiplier(gpt.schedule, round(part * 1000), 1000) for part in (0, 0.39, 0.7)]
+    at = [multiplier(gpt.schedule, round(part * 1000), THOUSAND) for part in (0, 0.39, 0.7)]
     assert at == pytest.approx([1, 1, 0.55])  # constant for 40 %, then linear to 0.1
-    assert multiplier(llama.schedule, 100, 1000) == 1 > multiplier(llama.schedule, 99, 1000)
-    assert multiplier(llama.schedule, 999, 1000) < 1e-4
+    assert multiplier(llama.schedule, 100, THOUSAND) == 1 > multiplier(llama.schedule, 99, THOUSAND)
+    assert multiplier(llama.schedule, 999, THOUSAND) < 1e-4
 
 
 def test_muon_plus_takes_the_fused_queries_keys_and_values_for_one_matrix() -> None:
@@ -120,6 +124,40 @@ def test_essentials_models_are_trained_as_in_the_paper(size: str) -> None:
     assert config.optimizer.lr == pytest.approx(law, rel=0.04)
     assert (config.schedule.name, config.schedule.final) == ("cosine", 0.1)
     assert preset("essential").items() <= options(name).items()
+
+
+def test_moonlight_is_trained_in_the_papers_three_stages() -> None:
+    config = load_config("moonlight")
+    timeline, peak = config.timeline, config.optimizer.lr
+    first, second, third = spans(config.schedule, timeline)
+    assert [timeline.tokens_before(span.end) / 1e9 for span in (first, second, third)] == [
+        pytest.approx(tokens, rel=0.02) for tokens in (33, 5200, 5700)
+    ]
+    rates = {step: peak * multiplier(config.schedule, step, timeline) for step in
+             (0, 1999, 2000, second.end - 1, second.end + 100, third.end - 1)}  # fmt: skip
+    assert list(rates.values()) == [
+        pytest.approx(rate, rel=2e-3)
+        for rate in (4.2e-4 / 2001, 4.2e-4, 4.2e-4, 4.2e-5, 1e-4, 1e-4 / 14_801)
+    ]
+    # batches of 2048 and 4096 sequences of 8192; the published checkpoints have 12 thousand steps of
+    # the first, and 42 thousand at 1.2 trillion tokens
+    assert config.data.sequence_length == 8192
+    assert (timeline.batch_at(11_900), timeline.batch_at(12_000)) == (2048, 4096)
+    assert timeline.step_at(1.2e12) == pytest.approx(42_000, rel=0.01)
+    assert config.optimizer.weight_decay == 0.1
+    plan = plan_routing(
+        meta_model(resolve_target("moonlight", [])[1]), config.routing, [first, second, third]
+    )
+    assert [plan.rate_at(step) for step in (0, second.end - 1, second.end)] == [1e-3, 1e-3, 0]
+    assert config.routing.bias_update == "centered"
+
+
+def test_the_miniature_has_moonlights_stages() -> None:
+    large, small = load_config("moonlight"), load_config("moonlight-nano-stages")
+    for one, two in zip(large.schedule.stages, small.schedule.stages, strict=True):
+        assert (one.name, one.final, one.bias_rate) == (two.name, two.final, two.bias_rate)
+        assert one.peak == pytest.approx(two.peak, rel=1e-3)
+    assert len(small.timeline.phases) == len(large.timeline.phases) == 2
 
 
 @pytest.mark.parametrize("name", NANO)
@@ -157,10 +195,12 @@ def test_the_table_of_the_documentation_has_every_recipe() -> None:
 
 def documented(name: str) -> str:
     config = load_config(name)
-    source = str(config.data.source).removeprefix("hf:")
+    sources = [str(part.source).removeprefix("hf:") for part in config.data.corpora]
+    source = " + ".join(sources)
+    batch = config.timeline.described_batches
     return (
         f"| `{name}` | `{config.model.preset}` | {source} | {config.train.tokens:,} | "
-        f"{config.train.batch_tokens:,} | {config.optimizer.lr:g} | "
+        f"{batch} | {config.optimizer.lr:g} | "
         f"{config.optimizer.weight_decay:g} | {config.schedule.name} |"
     )
 

@@ -13,7 +13,7 @@ import re
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import (
@@ -26,10 +26,13 @@ from pydantic import (
 )
 
 from muonscale.errors import ConfigError, nearest
+from muonscale.lab.timeline import Timeline
 
 # Keys that name the same thing in two ways: giving one on the command line replaces the recipe's other.
 ALTERNATIVES = [
     ("data.source", "data.path"),
+    ("data.source", "data.mixture"),
+    ("data.path", "data.mixture"),
     ("model.preset", "model.config"),
     ("train.tokens", "train.steps"),
 ]
@@ -37,6 +40,8 @@ ALTERNATIVES = [
 Positive = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Steps = Annotated[float, Field(ge=0)]
+Mark = Annotated[float, Field(gt=0)]
+"""A place in a run: a fraction of its tokens below 1, training tokens from 1 (see lab/timeline.py)."""
 
 
 class _Loader(yaml.SafeLoader):
@@ -64,7 +69,8 @@ class Section(BaseModel):
 
 def _exactly_one(given: dict[str, object]) -> None:
     if sum(value is not None for value in given.values()) != 1:
-        raise ValueError(f"give exactly one of {' and '.join(given)}")
+        *others, last = given
+        raise ValueError(f"give exactly one of {', '.join(others)} and {last}")
 
 
 class RunSection(Section):
@@ -96,13 +102,45 @@ class ModelSection(Section):
         return self
 
 
+class Ingredient(Section):
+    """One corpus of a mixture: an item of `data.mixture`."""
+
+    source: str | None = None
+    """As `data.source`."""
+    path: Path | None = None
+    """As `data.path`, instead of a source."""
+    weight: Annotated[float, Field(ge=0)]
+    """Its part of the training tokens, relative to the others'; 0 where only a stage reads it."""
+    name: str | None = None
+    """What it is called; the source, or the last part of the path, when not given."""
+    field: str | None = None
+    """As `data.field`, which holds when this is not given."""
+    split: str | None = None
+    """As `data.split`, likewise."""
+    max_bytes: Positive | None = None
+    """As `data.max_bytes`, likewise."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Ingredient:
+        _exactly_one({"data.mixture.N.source": self.source, "data.mixture.N.path": self.path})
+        return self
+
+    @property
+    def title(self) -> str:
+        """Its name, given or not."""
+        return self.name or self.source or (self.path or Path()).name
+
+
 class DataSection(Section):
     """What it is trained on: `data.*`."""
 
     source: str | None = None
-    """`python-stdlib` (this machine's Python library) or `hf:NAME` (a Hugging Face dataset)."""
+    """`python-stdlib` (this machine's Python library), `python-reference` (the text of its language
+    reference) or `hf:NAME` (a Hugging Face dataset)."""
     path: Path | None = None
     """A text, JSONL or parquet file, or a folder of them, instead of a source."""
+    mixture: Annotated[list[Ingredient], Field(min_length=1, max_length=32)] | None = None
+    """Several of them with weights, instead of one."""
     field: str = "text"
     """Column or key that holds the text in JSONL, parquet and Hugging Face data."""
     split: str = "train"
@@ -124,8 +162,38 @@ class DataSection(Section):
 
     @model_validator(mode="after")
     def _one_source(self) -> DataSection:
-        _exactly_one({"data.source": self.source, "data.path": self.path})
+        _exactly_one(
+            {"data.source": self.source, "data.path": self.path, "data.mixture": self.mixture}
+        )
         return self
+
+    @model_validator(mode="after")
+    def _named_apart(self) -> DataSection:
+        names = [item.title for item in self.mixture or ()]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"two items of data.mixture are called {twice[0]!r}; give them a name")
+        if self.mixture is not None and not any(item.weight for item in self.mixture):
+            raise ValueError("all items of data.mixture have weight 0; give one a weight above it")
+        return self
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """The corpora by name and what of each is read, relative to the others."""
+        if self.mixture is None:
+            return {self.source or str(self.path): 1.0}
+        return {item.title: item.weight for item in self.mixture}
+
+    @property
+    def corpora(self) -> list[DataSection]:
+        """Sections that name one corpus each, in the order of `weights`."""
+        if self.mixture is None:
+            return [self]
+        return [self._of(item) for item in self.mixture]
+
+    def _of(self, item: Ingredient) -> DataSection:
+        own = item.model_dump(include={"field", "split", "max_bytes"}, exclude_none=True)
+        place = {"source": item.source, "path": item.path, "mixture": None}
+        return self.model_copy(update=own | place)
 
 
 class OptimizerSection(Section):
@@ -186,8 +254,6 @@ class RoutingSection(Section):
     bias_update: Literal["centered", "sign"] = "centered"
     """Its direction: the sign of mean load minus load, less the mean sign over the experts (Moonlight,
     appendix C), or the sign alone (DeepSeek-V3)."""
-    bias_until: Annotated[float, Field(gt=0)] | None = None
-    """The rate is 0 from here on: a fraction of the run below 1, a number of steps from 1."""
     aux_loss: Annotated[float, Field(gt=0)] | None = None
     """Coefficient of the sequence-level auxiliary loss (DeepSeek-V3, eq. 17), summed over layers;
     null for none, whatever the model's configuration has."""
@@ -202,27 +268,71 @@ class RoutingSection(Section):
             )
         return value
 
-    @model_validator(mode="after")
-    def _until_when(self) -> RoutingSection:
-        if self.bias_rate is None and self.bias_until is not None:
-            raise ValueError(
-                f"routing.bias_until={self.bias_until:g} is given, and routing.bias_rate=null updates "
-                "no bias; give a rate, or leave it out"
-            )
-        return self
+
+ShapeT = Literal["cosine", "linear", "wsd", "constant-linear", "constant"]
+
+
+class Stage(Section):
+    """A part of a run: an item of `schedule.stages`."""
+
+    until: Mark | None = None
+    """Where it ends: a fraction of the run's tokens below 1, training tokens from 1; null for the
+    last one, which ends with the run."""
+    name: ShapeT
+    """Shape of the multiplier on every learning rate."""
+    warmup: Steps = 0
+    """Linear way from where the stage before ended (0 for the first) to `peak`: a fraction of the
+    stage below 1, a number of steps from 1."""
+    decay: Steps = 0.2
+    """Final decay of `wsd` and `constant-linear`: a fraction of the stage below 1, steps from 1."""
+    peak: Annotated[float, Field(gt=0)] = 1.0
+    """Largest multiplier."""
+    final: Annotated[float, Field(ge=0)] = 0.1
+    """Multiplier at the end of the stage; `constant` ends at its peak."""
+    weights: dict[str, Annotated[float, Field(ge=0)]] | None = None
+    """Weights of `data.mixture` by name in this stage, 0 for those left out; those of the mixture
+    when not given."""
+    bias_rate: Annotated[float, Field(ge=0)] | None = None
+    """Rate of the router bias in this stage; `routing.bias_rate` when not given."""
 
 
 class ScheduleSection(Section):
     """How the learning rate changes: `schedule.*`."""
 
-    name: Literal["cosine", "linear", "wsd", "constant-linear"] = "cosine"
-    """Shape of the multiplier on every learning rate."""
+    name: Literal[ShapeT, "stages"] = "cosine"
+    """Shape of the multiplier on every learning rate; `stages` takes all from the list of them."""
     warmup: Steps = 0.02
     """Linear warm-up: a fraction of the run below 1, a number of steps from 1."""
     decay: Steps = 0.2
     """Final decay of `wsd` and `constant-linear`: a fraction of the run below 1, steps from 1."""
     final: Annotated[float, Field(ge=0, le=1)] = 0.1
-    """Multiplier at the end of the run."""
+    """Multiplier at the end of the run; `constant` has none."""
+    stages: list[Stage] = []
+    """Parts of the run, one after the other."""
+
+    @model_validator(mode="after")
+    def _stages_or_a_shape(self) -> ScheduleSection:
+        if (self.name == "stages") != bool(self.stages):
+            raise ValueError(
+                f"schedule.name={self.name} with {len(self.stages)} items in schedule.stages: "
+                "the list and the name `stages` belong together"
+            )
+        ends = [stage.until for stage in self.stages]
+        if ends and (None in ends[:-1] or ends[-1] is not None):
+            raise ValueError(
+                f"schedule.stages end at {', '.join(map(str, ends))}: give `until` to all of them "
+                "but the last, which ends with the run"
+            )
+        return self
+
+
+class BatchChange(Section):
+    """An item of `train.batch_schedule`."""
+
+    after: Mark
+    """From where on: a fraction of the run's tokens below 1, training tokens from 1."""
+    batch_tokens: Positive
+    """As `train.batch_tokens`."""
 
 
 class TrainSection(Section):
@@ -234,6 +344,8 @@ class TrainSection(Section):
     """Length of the run in steps, instead of tokens."""
     batch_tokens: Positive = 8192
     """Training tokens of one step, over all processes; a multiple of data.sequence_length."""
+    batch_schedule: list[BatchChange] = []
+    """Other batches later in the run, in order."""
     micro_batch_tokens: Positive | None = None
     """Tokens that one process takes through the model at a time, gradients being accumulated; a
     multiple of data.sequence_length. Its whole share of the batch when not given."""
@@ -248,6 +360,11 @@ class TrainSection(Section):
     @model_validator(mode="after")
     def _one_length(self) -> TrainSection:
         _exactly_one({"train.tokens": self.tokens, "train.steps": self.steps})
+        if self.batch_schedule and self.tokens is None:
+            raise ValueError(
+                f"train.steps={self.steps} with a train.batch_schedule, which counts tokens: give "
+                "train.tokens instead"
+            )
         return self
 
 
@@ -322,6 +439,8 @@ class Config(Section):
             "train.micro_batch_tokens": self.train.micro_batch_tokens,
             "eval.batch_tokens": self.eval.batch_tokens,
         }
+        for number, change in enumerate(self.train.batch_schedule):
+            given[f"train.batch_schedule.{number}.batch_tokens"] = change.batch_tokens
         for key, tokens in given.items():
             if tokens is not None and tokens % self.data.sequence_length:
                 raise ValueError(
@@ -330,18 +449,58 @@ class Config(Section):
                 )
         return self
 
+    @model_validator(mode="after")
+    def _marks_in_order(self) -> Config:
+        try:
+            ends = [0, *(self.timeline.step_at(s.until) for s in self.schedule.stages if s.until)]
+        except ValueError as error:
+            raise ValueError(f"train.batch_schedule: {error}") from error
+        ends += [self.steps]
+        if self.schedule.stages and any(end <= start for start, end in itertools.pairwise(ends)):
+            raise ValueError(
+                f"schedule.stages end at steps {', '.join(map(str, ends[1:]))} of {self.steps}: every "
+                "stage needs at least one step"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _weights_of_the_mixture(self) -> Config:
+        known = self.data.weights
+        used = {name for name, weight in known.items() if weight}
+        for number, stage in enumerate(self.schedule.stages):
+            given = stage.weights
+            key = f"schedule.stages.{number}.weights"
+            if given is None:
+                continue
+            if self.data.mixture is None:
+                raise ValueError(f"{key} is given, and there is no data.mixture to weigh")
+            for name in given:
+                if name not in known:
+                    raise ValueError(f"{key}: no {name!r} in data.mixture; {nearest(name, known)}")
+            if not any(given.values()):
+                raise ValueError(f"{key}: all weights are 0; give one a weight above it")
+            used |= {name for name, weight in given.items() if weight}
+        if unused := sorted(known.keys() - used):
+            raise ValueError(
+                f"data.mixture: {unused[0]!r} has weight 0 in every stage; leave it out"
+            )
+        return self
+
+    @property
+    def timeline(self) -> Timeline:
+        """The steps of the run and what each reads."""
+        train, length = self.train, self.data.sequence_length
+        batch = train.batch_tokens // length
+        if train.steps is not None:
+            return Timeline.constant(train.steps, batch, length)
+        assert train.tokens is not None
+        changes = [(c.after, c.batch_tokens // length) for c in train.batch_schedule]
+        return Timeline.changing(train.tokens, batch, changes, length)
+
     @property
     def steps(self) -> int:
         """Optimizer steps of the whole run."""
-        if self.train.steps is not None:
-            return self.train.steps
-        assert self.train.tokens is not None
-        return -(-self.train.tokens // self.train.batch_tokens)
-
-    @property
-    def batch_sequences(self) -> int:
-        """Sequences of one step."""
-        return self.train.batch_tokens // self.data.sequence_length
+        return self.timeline.steps
 
     @property
     def micro_batch_sequences(self) -> int | None:
@@ -443,13 +602,26 @@ def _parse_override(text: str) -> tuple[str, Any]:
         raise ConfigError(f"the value of override {text!r} is not valid YAML: {error}") from error
 
 
-def _assign(tree: dict[str, Any], name: str, value: Any) -> None:
+def _assign(tree: Any, name: str, value: Any) -> None:
     *parents, leaf = name.split(".")
     for part in parents:
-        tree = tree.setdefault(part, {})
-        if not isinstance(tree, dict):
+        tree = _item(tree, part, name) if isinstance(tree, list) else tree.setdefault(part, {})
+        if not isinstance(tree, dict | list):
             raise ConfigError(f"override {name}: {part} is a value, not a section")
-    tree[leaf] = value
+    if isinstance(tree, list):
+        _item(tree, leaf, name)
+        tree[int(leaf)] = value
+    else:
+        tree[leaf] = value
+
+
+def _item(items: list[Any], number: str, name: str) -> Any:
+    """Return the item of a list that an override names."""
+    if not number.isdecimal() or int(number) >= len(items):
+        raise ConfigError(
+            f"override {name}: {number} is none of the {len(items)} items there, counted from 0"
+        )
+    return items[int(number)]
 
 
 def _drop(tree: dict[str, Any], name: str) -> None:
@@ -471,7 +643,7 @@ def _sentence(item: Any) -> str:
         *parents, key = (str(part) for part in item["loc"])
         model: Any = Config
         for part in parents:
-            model = model.model_fields[part].annotation
+            model = model if part.isdecimal() else _section(model.model_fields[part].annotation)
         return f"unknown key {name}; {nearest(key, model.model_fields)}"
     if item["type"] == "missing":
         return f"{name} is required"
@@ -479,6 +651,13 @@ def _sentence(item: Any) -> str:
     if item["type"] == "value_error":
         return message
     return f"{name}={item['input']!r}: {message}"
+
+
+def _section(annotation: Any) -> Any:
+    """Return the section that an annotation holds: alone, in a list, or with None beside it."""
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return annotation
+    return next((found for part in get_args(annotation) if (found := _section(part))), None)
 
 
 def dump_config(config: Config) -> str:

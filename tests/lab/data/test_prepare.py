@@ -55,7 +55,10 @@ def run(path: Path, *, seed: int = 0, reports: list[Any] | None = None, **option
     settings = {"cache": path.parent / "cache", "vocab_size": 300, "sequence_length": 16}
     data = DataSection(path=path, **(settings | options))
     seen: list[Any] = [] if reports is None else reports
-    return prepare.prepare(data, seed=seed, report=lambda *report: seen.append(report))
+    (corpus,) = prepare.prepare(
+        data, seed=seed, report=lambda *report: seen.append(report)
+    ).values()
+    return corpus
 
 
 def documents(corpus: Corpus, split: str) -> list[str]:
@@ -386,3 +389,72 @@ def test_cache_folder_follows_option_then_environment(
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path))
     assert cache.cache_folder(None) == tmp_path / ".cache" / "muonscale"
+
+
+@pytest.fixture
+def three(tmp_path: Path) -> DataSection:
+    """Three corpora of 30, 30 and 4 stories; the second repeats ten of the first."""
+    for name, numbers in (("a", range(30)), ("b", range(20, 50)), ("c", range(60, 64))):
+        (tmp_path / name).mkdir()
+        for number in numbers:
+            (tmp_path / name / f"{number:02d}.txt").write_text(story(number))
+    return DataSection.model_validate(
+        {
+            "mixture": [{"path": tmp_path / name, "weight": 1} for name in "abc"],
+            "cache": tmp_path / "cache",
+            "vocab_size": 300,
+            "sequence_length": 16,
+        }
+    )
+
+
+def mixture(data: DataSection) -> dict[str, Corpus]:
+    return prepare.prepare(data, seed=0, report=lambda *report: None)
+
+
+def test_corpora_of_a_mixture_share_a_tokenizer_and_no_document(three: DataSection) -> None:
+    corpora = mixture(three)
+    assert list(corpora) == ["a", "b", "c"]
+    held = {name: documents(corpus, "held_out") for name, corpus in corpora.items()}
+    trained = {name: documents(corpus, "train") for name, corpus in corpora.items()}
+    assert sorted(trained["b"] + held["b"]) == sorted(story(number) for number in range(30, 50))
+    assert corpora["b"].stats.duplicates == 10
+    everything = [text for part in (held, trained) for texts in part.values() for text in texts]
+    assert len(everything) == len(set(everything))
+    states = {c.tokenizer.backend_tokenizer.to_str() for c in corpora.values()}
+    assert len(states) == 1
+    assert all(item.stats.vocab_size == 300 for item in corpora.values())
+
+
+def test_a_mixture_is_found_again_and_a_change_of_one_is_noticed(
+    three: DataSection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = {name: corpus.fingerprint for name, corpus in mixture(three).items()}
+    with monkeypatch.context() as patched:
+        patched.setattr(prepare, "read_documents", lambda data: pytest.fail("read again"))
+        assert {name: c.fingerprint for name, c in mixture(three).items()} == first
+    (tmp_path / "c" / "60.txt").write_text(story(99))
+    second = {name: corpus.fingerprint for name, corpus in mixture(three).items()}
+    assert second["c"] != first["c"]
+    assert second["a"] != first["a"]  # its tokenizer is another
+
+
+def test_weights_change_nothing_that_is_prepared(three: DataSection) -> None:
+    first = mixture(three)
+    assert three.mixture is not None
+    weighed = [item.model_copy(update={"weight": 3.5}) for item in three.mixture[:2]]
+    again = mixture(three.model_copy(update={"mixture": [*weighed, three.mixture[2]]}))
+    assert [c.folder for c in again.values()] == [c.folder for c in first.values()]
+
+
+def test_a_corpus_that_an_earlier_one_holds_is_refused(three: DataSection, tmp_path: Path) -> None:
+    shutil.rmtree(tmp_path / "b")
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    with pytest.raises(DataError, match="b holds no text, but what other corpora"):
+        mixture(three)
+
+
+def test_every_corpus_gives_the_tokenizer_as_much() -> None:
+    assert prepare._even_parts([100, 1000, 10], 90) == [40, 40, 10]
+    assert prepare._even_parts([5, 6], 100) == [5, 6]
+    assert prepare._even_parts([50], 30) == [30]

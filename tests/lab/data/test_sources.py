@@ -197,6 +197,16 @@ def test_python_library_is_source_without_tests_and_tables() -> None:
     assert not parts & {"test", "tests", "idle_test", "encodings", "site-packages", "pydoc_data"}
 
 
+def test_the_language_reference_is_prose() -> None:
+    documents = dict(read(source="python-reference"))
+    assert "assert" in documents and len(documents) > 50
+    text = documents["assert"]
+    assert "Assert statements are a convenient way" in text
+    assert identify(DataSection(source="python-reference"))["python"]
+    size = known_bytes(DataSection(source="python-reference"))
+    assert size == sum(len(text.encode()) for text in documents.values())
+
+
 def test_python_without_library_source_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

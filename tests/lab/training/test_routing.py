@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,11 +15,12 @@ import transformers
 from torch import Tensor, nn
 
 from muonscale.errors import ConfigError
-from muonscale.lab.config import RoutingSection, TrainSection, load_config
+from muonscale.lab.config import RoutingSection, ScheduleSection, TrainSection, load_config
 from muonscale.lab.models.routing import affinities
 from muonscale.lab.parallel.apply import parallelize
 from muonscale.lab.parallel.forward import Parallelized
 from muonscale.lab.parallel.processes import Processes
+from muonscale.lab.timeline import Timeline
 from muonscale.lab.training.routing import (
     SCORES,
     Routing,
@@ -26,12 +28,14 @@ from muonscale.lab.training.routing import (
     find_routers,
     plan_routing,
 )
+from muonscale.lab.training.schedule import spans
 from muonscale.lab.training.setup import build_optimizer
 from muonscale.lab.training.state import TrainState
 from muonscale.lab.training.step import accumulate, train_step
 from tests.optim.conftest import causal_lm
 
 B, L = 6, 9
+STAGES = spans(ScheduleSection(), Timeline.constant(10))
 
 
 def ids() -> Tensor:
@@ -51,7 +55,7 @@ def listened(
     train = TrainSection(steps=1, activation_checkpointing=checkpointing, compile=compiled)
     forward = parallelize(causal_lm(kind), None, train, Processes(), torch.float32)
     forward.model.train()
-    plan = plan_routing(forward.model, RoutingSection.model_validate(section), 10)
+    plan = plan_routing(forward.model, RoutingSection.model_validate(section), STAGES)
     routing = Routing(forward.model, plan)
     accumulate(forward, routing, ids(), micro)
     return forward, routing
@@ -157,7 +161,9 @@ def state_of(kind: str, words: list[str]) -> tuple[TrainState, Any]:
     model = causal_lm(kind)
     model.train()
     forward = Parallelized(model, model)
-    routing = Routing(model, plan_routing(model, config.routing, config.steps))
+    routing = Routing(
+        model, plan_routing(model, config.routing, spans(config.schedule, config.timeline))
+    )
     return TrainState(forward, build_optimizer(model, config.optimizer), routing, {}), config
 
 
@@ -180,8 +186,15 @@ def test_a_step_moves_the_bias_by_the_loads_of_its_batch(update: str) -> None:
     assert 0 < figures["entropy"] <= 1
 
 
-def test_the_bias_stands_still_from_bias_until_on() -> None:
-    state, config = state_of("deepseek_v3", ["routing.bias_until=0.1"])  # 2 of 20 steps
+STILL_AFTER_A_TENTH = {
+    "name": "stages",
+    "stages": [{"until": 0.1, "name": "constant"}, {"name": "linear", "bias_rate": 0}],
+}
+
+
+def test_the_bias_stands_still_in_a_stage_of_rate_zero() -> None:
+    words = [f"schedule.{key}={json.dumps(value)}" for key, value in STILL_AFTER_A_TENTH.items()]
+    state, config = state_of("deepseek_v3", words)  # 2 of 20 steps
     seen = []
     for _ in range(4):
         record = train_step(state, ids().numpy(), config, Processes())
@@ -240,17 +253,15 @@ def test_softmax_routers_are_recorded_and_have_no_bias() -> None:
             {"bias_rate": 0.01},
             "bias_rate=0.01: the routers of model_type 'mixtral' have no",
         ),
-        ("mixtral", {"bias_until": 0.5}, "bias_until=0.5: model_type 'mixtral' has no router bias"),
         ("llama", {"bias_rate": 0.01}, "model_type 'llama' has no routed experts"),
         ("llama", {"aux_loss": 0.01}, "aux_loss=0.01: model_type 'llama' has no routed experts"),
-        ("deepseek_v3", {"bias_until": 11}, "bias_until=11 is beyond the 10 steps"),
     ],
 )
 def test_what_a_model_does_not_have_is_refused(
     kind: str, section: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(ConfigError, match=message):
-        plan_routing(causal_lm(kind), RoutingSection.model_validate(section), 10)
+        plan_routing(causal_lm(kind), RoutingSection.model_validate(section), STAGES)
 
 
 @pytest.mark.parametrize("rate", ["-0.1", "0", "yes", "soon"])
@@ -259,9 +270,13 @@ def test_a_rate_that_is_none_is_refused_with_what_is_accepted(rate: str) -> None
         load_config("demo", [f"routing.bias_rate={rate}"])
 
 
-def test_an_end_of_the_bias_without_a_rate_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"routing.bias_until=0.5 is given"):
-        load_config("demo", ["routing.bias_rate=null", "routing.bias_until=0.5"])
+def test_a_stage_may_not_update_a_bias_that_is_not_there() -> None:
+    schedule = ScheduleSection.model_validate(STILL_AFTER_A_TENTH)
+    stages = spans(schedule, Timeline.constant(20))
+    with pytest.raises(
+        ConfigError, match=r"schedule.stages.1.bias_rate=0: .* 'mixtral' have no bias"
+    ):
+        plan_routing(causal_lm("mixtral"), RoutingSection(), stages)
 
 
 def minimax() -> Any:
@@ -282,14 +297,14 @@ def minimax() -> Any:
 
 def test_routers_that_are_not_understood_are_named_and_left_alone() -> None:
     model = minimax()
-    routing = Routing(model, plan_routing(model, RoutingSection(), 10))
+    routing = Routing(model, plan_routing(model, RoutingSection(), STAGES))
     assert "MiniMaxM2TopKRouter is not understood" in str(routing)
     assert routing.facts()["not_understood"] == ["MiniMaxM2TopKRouter"]
     accumulate(Parallelized(model, model), routing, ids(), B)
     assert routing.finish(0, Processes()) == {}
     for section in (RoutingSection(bias_rate=0.01), RoutingSection(aux_loss=0.01)):
         with pytest.raises(ConfigError, match=r"MiniMaxM2TopKRouter of model_type 'minimax_m2'"):
-            plan_routing(model, section, 10)
+            plan_routing(model, section, STAGES)
 
 
 class Block(nn.Module):

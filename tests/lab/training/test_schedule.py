@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from muonscale.errors import ConfigError
-from muonscale.lab.config import ScheduleSection
+from muonscale.lab.config import ScheduleSection, load_config
+from muonscale.lab.timeline import Timeline
 from muonscale.lab.training.schedule import (
     apply_multiplier,
     check_schedule,
@@ -16,7 +17,7 @@ from muonscale.lab.training.schedule import (
 
 def values(steps: int, **fields: object) -> list[float]:
     schedule = ScheduleSection.model_validate(fields)
-    return [multiplier(schedule, step, steps) for step in range(steps)]
+    return [multiplier(schedule, step, Timeline.constant(steps)) for step in range(steps)]
 
 
 def test_cosine_equals_its_formula() -> None:
@@ -52,9 +53,10 @@ def test_no_step_is_wasted_at_zero(name: str, steps: int) -> None:
 
 
 def test_parts_longer_than_the_run_are_refused() -> None:
-    for fields in ({"warmup": 10}, {"name": "wsd", "warmup": 6, "decay": 6}):
+    for words in (["warmup=10"], ["name=wsd", "warmup=6", "decay=6"]):
+        config = load_config("demo", ["train.steps=10", *(f"schedule.{word}" for word in words)])
         with pytest.raises(ConfigError, match="10 steps"):
-            check_schedule(ScheduleSection.model_validate(fields), 10)
+            check_schedule(config)
 
 
 def test_group_ratios_hold_at_every_step() -> None:
@@ -67,3 +69,68 @@ def test_group_ratios_hold_at_every_step() -> None:
     for value in (0.5, 0.1, 1.0):
         apply_multiplier(optimizer, value)
         assert [g["lr"] for g in optimizer.param_groups] == [value, 0.25 * value]
+
+
+MOONLIGHT = [
+    {"name": "constant", "until": 200, "warmup": 10},
+    {"name": "cosine", "until": 0.8, "final": 0.1},
+    {"name": "linear", "warmup": 4, "peak": 0.25, "final": 0},
+]
+
+
+def stages(timeline: Timeline, items: list[dict[str, object]] = MOONLIGHT) -> list[float]:
+    schedule = ScheduleSection.model_validate({"name": "stages", "stages": items})
+    return [multiplier(schedule, step, timeline) for step in range(timeline.steps)]
+
+
+def test_stages_take_up_where_the_one_before_ended() -> None:
+    got = stages(Timeline.constant(100, batch=2, length=10))  # 10, 70 and 20 steps
+    assert got[:10] == [(i + 1) / 11 for i in range(10)]
+    want = [0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * i / 70)) for i in range(70)]
+    assert got[10:80] == pytest.approx(want, rel=1e-12)
+    assert got[80:84] == pytest.approx([0.1 + 0.15 * (i + 1) / 5 for i in range(4)])
+    assert got[84:] == pytest.approx([0.25 * (1 - i / 16) for i in range(16)])
+
+
+def test_where_the_batch_grows_a_stage_falls_by_tokens() -> None:
+    timeline = Timeline.changing(2000, 2, [(800, 4)], length=10)
+    got = stages(timeline)
+    for step, value in enumerate(got):
+        tokens = timeline.tokens_before(step)
+        if 200 <= tokens < 1600:
+            want = 0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * (tokens - 200) / 1400))
+            assert value == pytest.approx(want, rel=1e-12), step
+    assert timeline.steps == 70 and len(got) == 70
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["name=stages"], "schedule.name=stages with 0 items"),
+        (["stages=[{name: linear}]"], "schedule.name=cosine with 1 items"),
+        (["name=stages", "stages=[{name: linear},{name: linear}]"], "give `until` to all"),
+        (["name=stages", "stages=[{name: linear, until: 0.5}]"], "give `until` to all"),
+        (
+            ["name=stages", "stages=[{name: linear, until: 0.5},{name: linear, until: 0.4},"
+             "{name: linear}]"],
+            "end at steps 5, 4, 10 of 10",
+        ),
+        (["name=stages", "stages=[{name: linear, shape: 1}]"], "unknown key schedule.stages.0.shape"),
+        (
+            ["name=stages", "stages=[{name: linear, weights: {a: 1}}]"],
+            "schedule.stages.0.weights is given, and there is no data.mixture",
+        ),
+    ],
+)  # fmt: skip
+def test_stages_that_do_not_fit_are_refused(words: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_config("demo", ["train.steps=10", *(f"schedule.{word}" for word in words)])
+
+
+def test_a_stage_of_warm_up_alone_must_hold() -> None:
+    words = ["train.steps=10", "schedule.name=stages"]
+    item = "schedule.stages=[{name: NAME, until: 0.5, warmup: 5}, {name: linear}]"
+    check_schedule(load_config("demo", [*words, item.replace("NAME", "constant")]))
+    for name, found in (("cosine", "stages.0.warmup=5 is 5 steps"), ("wsd", "stages.0.decay=0.2")):
+        with pytest.raises(ConfigError, match=found):
+            check_schedule(load_config("demo", [*words, item.replace("NAME", name)]))

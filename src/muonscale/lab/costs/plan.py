@@ -90,6 +90,7 @@ def _model(planned: Planned, flops: StepFlops) -> dict[str, Any]:
 
 def _layout(planned: Planned) -> dict[str, Any]:
     topology, workload = planned.placed.topology, planned.workload
+    timeline = planned.config.timeline
     return {
         "devices": topology.world,
         "device": planned.device.name,
@@ -98,6 +99,7 @@ def _layout(planned: Planned) -> dict[str, Any]:
         "rule": planned.config.optimizer.rule,
         "sequence_length": workload.sequence_length,
         "batch_tokens": workload.batch_tokens,
+        "largest_of": timeline.described_batches if len(timeline.phases) > 1 else None,
         "device_tokens": workload.rank_tokens,
         "micro_batch_tokens": workload.micro_tokens,
         "micro_batches": workload.micro_batches,
@@ -219,17 +221,17 @@ def _time(
 ) -> dict[str, Any]:
     step = _slowest(planned, planned.placed, common, exchanges, flops)
     plain = _slowest(planned, planned.adamw, common, moved(planned.adamw), flops)
-    batch = planned.workload.batch_tokens
+    rate = planned.workload.batch_tokens / step.total
     return {
         "parts": asdict(step),
         "optimizer": step.optimizer,
         "step": step.total,
-        "tokens_per_second": batch / step.total,
+        "tokens_per_second": rate,
         "adamw_step": plain.total,
         "slower_than_adamw": slower_than(step.total, plain.total),
         "break_even_fewer_steps": break_even(step.total, plain.total),
         "steps": planned.workload.steps if planned.timed else None,
-        "hours": planned.workload.steps * step.total / 3600 if planned.timed else None,
+        "hours": planned.workload.tokens / rate / 3600 if planned.timed else None,
     }
 
 

@@ -73,10 +73,14 @@ def _head(facts: dict[str, Any]) -> list[Row]:
         (
             "batch",
             f"{layout['batch_tokens']:,}",
-            f"tokens in sequences of {layout['sequence_length']:,}",
+            f"tokens in sequences of {layout['sequence_length']:,}{_largest(layout)}",
         ),
         ("", f"{layout['device_tokens']:,}", _shared(layout)),
     ]
+
+
+def _largest(layout: dict[str, Any]) -> str:
+    return f"; the largest of {layout['largest_of']}" if layout["largest_of"] else ""
 
 
 def _shared(layout: dict[str, Any]) -> str:

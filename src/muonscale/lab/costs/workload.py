@@ -17,7 +17,7 @@ class Workload:
 
     sequence_length: int
     batch_tokens: int
-    """Of one step, over all ranks."""
+    """Of one step, over all ranks; of the largest where the batch changes."""
     rank_tokens: int
     """Of one step, on a rank; ranks of a tensor-parallel group have the same ones."""
     micro_tokens: int
@@ -27,6 +27,8 @@ class Workload:
     checkpointing: bool
     """Whether activations are computed again in the backward pass."""
     steps: int
+    tokens: int
+    """Of the run."""
 
     @property
     def micro_batches(self) -> int:
@@ -41,7 +43,8 @@ def make_workload(config: Config, topology: Topology, device: Device) -> Workloa
         ConfigError: where the batch does not divide into whole sequences for every rank, or a rank's
             share into micro-batches.
     """
-    length, batch = config.data.sequence_length, config.train.batch_tokens
+    length, timeline = config.data.sequence_length, config.timeline
+    batch = timeline.largest_batch * length
     check_shares(config, topology)
     share = batch // topology.data_ranks
     micro = config.train.micro_batch_tokens or share
@@ -53,6 +56,7 @@ def make_workload(config: Config, topology: Topology, device: Device) -> Workloa
         precision=_precision(config.train.precision, device),
         checkpointing=config.train.activation_checkpointing,
         steps=config.steps,
+        tokens=timeline.tokens_before(config.steps),
     )
 
 

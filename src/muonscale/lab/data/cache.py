@@ -64,7 +64,7 @@ def _new_name(folder: Path) -> Path:
 
 def _last_written(path: Path) -> float:
     try:
-        return max(item.stat().st_mtime for item in (path, *path.iterdir()))
+        return max(item.stat().st_mtime for item in (path, *path.rglob("*")))
     except OSError:  # another process is removing it
         return time.time()
 

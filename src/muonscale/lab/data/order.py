@@ -41,31 +41,34 @@ def sequence_indices(position: int, count: int, num_sequences: int, seed: int) -
     """
     if position < 0 or count < 0 or num_sequences < 1:
         raise ValueError(f"position={position}, count={count}, num_sequences={num_sequences}")
-    parts = []
-    while count:
-        epoch, start = divmod(position, num_sequences)
-        size = min(count, num_sequences - start)
-        within = np.arange(start, start + size, dtype=np.uint64)
-        parts.append(_permute(within, num_sequences, _round_keys(seed, epoch)))
-        position += size
-        count -= size
-    return np.concatenate(parts) if parts else np.empty(0, dtype=np.int64)
+    return indices_at(np.arange(position, position + count), num_sequences, seed)
 
 
-def _round_keys(seed: int, epoch: int) -> NDArray[np.uint64]:
-    digest = hashlib.blake2b(f"{seed}:{epoch}".encode(), digest_size=8 * ROUNDS).digest()
-    return np.frombuffer(digest, dtype="<u8").astype(np.uint64)
+def indices_at(positions: NDArray[np.int64], num_sequences: int, seed: int) -> NDArray[np.int64]:
+    """Return which sequences are at some positions, in any order; else as `sequence_indices`."""
+    epochs, within = np.divmod(positions, num_sequences)
+    found = np.empty(len(positions), dtype=np.int64)
+    for epoch in np.unique(epochs):
+        here = epochs == epoch
+        found[here] = permute(within[here], num_sequences, f"{seed}:{epoch}")
+    return found
 
 
-def _permute(values: NDArray[np.uint64], size: int, keys: NDArray[np.uint64]) -> NDArray[np.int64]:
-    """Apply the permutation of range(size) that the keys name."""
+def permute(values: NDArray[np.int64], size: int, key: str) -> NDArray[np.int64]:
+    """Apply the permutation of range(size) that a key names to some of its numbers."""
+    keys = _round_keys(key)
     half_bits = max(1, ((size - 1).bit_length() + 1) // 2)
-    values = _feistel(values, half_bits, keys)
-    outside = np.flatnonzero(values >= size)
+    numbers = _feistel(values.astype(np.uint64), half_bits, keys)
+    outside = np.flatnonzero(numbers >= size)
     while outside.size:  # below four tries on average: the domain is under 4 * size
-        values[outside] = _feistel(values[outside], half_bits, keys)
-        outside = outside[values[outside] >= size]
-    return values.astype(np.int64)
+        numbers[outside] = _feistel(numbers[outside], half_bits, keys)
+        outside = outside[numbers[outside] >= size]
+    return numbers.astype(np.int64)
+
+
+def _round_keys(key: str) -> NDArray[np.uint64]:
+    digest = hashlib.blake2b(key.encode(), digest_size=8 * ROUNDS).digest()
+    return np.frombuffer(digest, dtype="<u8").astype(np.uint64)
 
 
 def _feistel(

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from importlib.metadata import version
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -96,11 +97,11 @@ class Corpus:
         return open_tokenizer(self.folder / "tokenizer")
 
 
-def prepare(data: DataSection, *, seed: int, report: Report) -> Corpus:
-    """Return the tokens of a corpus, from the cache or made now.
+def prepare(data: DataSection, *, seed: int, report: Report) -> dict[str, Corpus]:
+    """Return the tokens of the corpora of a section by name, from the cache or made now.
 
-    Processes may prepare the same corpus at once: the first to finish wins, the others use its
-    folder.
+    They share a tokenizer, and no document: what several hold belongs to the first. Processes may
+    prepare the same corpora at once: the first to finish wins, the others use its folders.
 
     Args:
         data: the `data` section of a config.
@@ -108,29 +109,36 @@ def prepare(data: DataSection, *, seed: int, report: Report) -> Corpus:
         report: called as (stage, bytes done, bytes in total or None), see `STAGES`.
 
     Raises:
-        DataError: if the corpus or tokenizer cannot be used, a split is too short for one sequence,
-            or the cache cannot be written.
+        DataError: if a corpus or the tokenizer cannot be used, a split is too short for one
+            sequence, or the cache cannot be written.
     """
     folder = store.cache_folder(data.cache)
-    key = _request_key(data, seed)
-    known = store.find_request(folder, key)
-    if known is not None:
-        place = store.entry(folder, known["fingerprint"])
-        problem = store.damage(place, known["fingerprint"])
-        if problem is not None:
-            report(f"preparing {place} again: {problem}", 0, None)
-            known = None
+    keys = _request_keys(data, seed)
+    known = [_find(folder, key, report) for key in keys]
     try:
-        known = known or _build(folder, key, data, seed, report)
+        found = [item for item in known if item is not None]
+        if len(found) < len(known):
+            found = _build(folder, keys, data, seed, report)
     except OSError as error:
         raise store.cache_error(folder, error) from error
-    corpus = _open(folder, known, data)
-    _check_length(corpus, data)
-    return corpus
+    corpora = [_open(folder, *pair) for pair in zip(found, data.corpora, strict=True)]
+    for corpus in corpora:
+        _check_length(corpus, data)
+    return dict(zip(data.weights, corpora, strict=True))
 
 
-def _request_key(data: DataSection, seed: int) -> str:
-    request = {
+def _request_keys(data: DataSection, seed: int) -> list[str]:
+    requests = [_request(part, seed) for part in data.corpora]
+    if len(requests) > 1:  # of the others depend the tokenizer and which documents are left out
+        requests = [{**request, "among": requests} for request in requests]
+    return [
+        hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()
+        for request in requests
+    ]
+
+
+def _request(data: DataSection, seed: int) -> dict[str, Any]:
+    return {
         "format": FORMAT,
         "corpus": identify(data),
         "settings": data.model_dump(mode="json", include={"field", "max_bytes", "errors"}),
@@ -140,38 +148,63 @@ def _request_key(data: DataSection, seed: int) -> str:
         "seed": seed,
         "tokenizers": version("tokenizers"),
     }
-    return hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()
 
 
-def _build(folder: Path, key: str, data: DataSection, seed: int, report: Report) -> dict[str, Any]:
-    """Write a corpus into the cache; return what its request is to be answered with."""
-    partial = store.new_partial(folder)
-    try:
-        spool = _read(data, partial / "text", report)
-        train, held_out = spool.split(data.held_out, seed)
-        tokenizer = _make_tokenizer(data, spool, train, report)
-        fingerprint = _fingerprint(spool, tokenizer, data, seed)
-        if store.damage(store.entry(folder, fingerprint), fingerprint) is not None:
-            meta = _encode(spool, [train, held_out], tokenizer, partial, report)
-            tokenizer.save_pretrained(str(partial / "tokenizer"))
-            spool.path.unlink()
-            store.write_meta(partial, {"fingerprint": fingerprint, **meta})
-            store.install(partial, folder, fingerprint)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    known = {"fingerprint": fingerprint, "duplicates": spool.duplicates}
-    store.save_request(folder, key, known)
+def _find(folder: Path, key: str, report: Report) -> dict[str, Any] | None:
+    known = store.find_request(folder, key)
+    if known is None:
+        return None
+    place = store.entry(folder, known["fingerprint"])
+    problem = store.damage(place, known["fingerprint"])
+    if problem is not None:
+        report(f"preparing {place} again: {problem}", 0, None)
+        return None
     return known
 
 
-def _read(data: DataSection, path: Path, report: Report) -> Spool:
-    spool = Spool(path)
-    total = known_bytes(data)
-    spool.fill(read_documents(data), _throttled("reading", total, report))
-    report("reading", spool.size, spool.size)
-    if not spool.size:
-        raise DataError(f"{data.source or data.path} holds no text; there is nothing to train on")
-    return spool
+def _build(
+    folder: Path, keys: list[str], data: DataSection, seed: int, report: Report
+) -> list[dict[str, Any]]:
+    """Write corpora into the cache; return what their requests are to be answered with."""
+    partial = store.new_partial(folder)
+    try:
+        spools = _read(data, partial, report)
+        splits = [spool.split(data.held_out, seed) for spool in spools]
+        trained_on = [(spool, train) for spool, (train, _) in zip(spools, splits, strict=True)]
+        tokenizer = _make_tokenizer(data, trained_on, report)
+        known = []
+        for key, spool, split in zip(keys, spools, splits, strict=True):
+            fingerprint = _fingerprint(spool, tokenizer, data, seed)
+            if store.damage(store.entry(folder, fingerprint), fingerprint) is not None:
+                place = partial / key
+                place.mkdir()
+                meta = _encode(spool, split, tokenizer, place, report)
+                tokenizer.save_pretrained(str(place / "tokenizer"))
+                store.write_meta(place, {"fingerprint": fingerprint, **meta})
+                store.install(place, folder, fingerprint)
+            known.append({"fingerprint": fingerprint, "duplicates": spool.duplicates})
+            store.save_request(folder, key, known[-1])
+            spool.path.unlink()
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return known
+
+
+def _read(data: DataSection, folder: Path, report: Report) -> list[Spool]:
+    seen: set[bytes] = set()
+    spools = []
+    for number, part in enumerate(data.corpora):
+        spool = Spool(folder / f"text-{number}")
+        progress = _throttled("reading", known_bytes(part), report)
+        spool.fill(read_documents(part), progress, seen)
+        report("reading", spool.size, spool.size)
+        if not spool.size:
+            others = ", but what other corpora of the mixture have" if spool.duplicates else ""
+            raise DataError(
+                f"{part.source or part.path} holds no text{others}; there is nothing to train on"
+            )
+        spools.append(spool)
+    return spools
 
 
 def _throttled(stage: str, total: int | None, report: Report) -> Callable[[int], None]:
@@ -188,16 +221,19 @@ def _throttled(stage: str, total: int | None, report: Report) -> Callable[[int],
 
 
 def _make_tokenizer(
-    data: DataSection, spool: Spool, train: list[Range], report: Report
+    data: DataSection, texts: list[tuple[Spool, list[Range]]], report: Report
 ) -> PreTrainedTokenizerFast:
+    """Load the tokenizer, or train it on as much of every corpus, as far as it has that much."""
     if data.tokenizer is not None:
         return load_tokenizer(data.tokenizer)
-    total = sum(end - start for start, end in train)
-    wanted = min(total, SAMPLE_BYTES)
-    progress = _throttled("training tokenizer", wanted, report)
-    texts = _counted(spool.sample(train, wanted), progress)
-    tokenizer = train_tokenizer(texts, data.vocab_size)
-    report("training tokenizer", wanted, wanted)
+    sizes = [sum(end - start for start, end in ranges) for _, ranges in texts]
+    wanted = _even_parts(sizes, SAMPLE_BYTES)
+    progress = _throttled("training tokenizer", sum(wanted), report)
+    samples = (
+        spool.sample(ranges, size) for (spool, ranges), size in zip(texts, wanted, strict=True)
+    )
+    tokenizer = train_tokenizer(_counted(chain.from_iterable(samples), progress), data.vocab_size)
+    report("training tokenizer", sum(wanted), sum(wanted))
     if len(tokenizer) < data.vocab_size:
         report(
             f"vocabulary of {len(tokenizer)} tokens: the corpus has no more pairs to merge "
@@ -206,6 +242,15 @@ def _make_tokenizer(
             None,
         )
     return tokenizer
+
+
+def _even_parts(sizes: list[int], total: int) -> list[int]:
+    """Divide a total evenly; what one cannot take goes to the others."""
+    parts = [0] * len(sizes)
+    for done, number in enumerate(sorted(range(len(sizes)), key=sizes.__getitem__)):
+        parts[number] = min(sizes[number], total // (len(sizes) - done))
+        total -= parts[number]
+    return parts
 
 
 def _counted(pieces: Iterable[Piece], progress: Callable[[int], None]) -> Iterator[str]:
@@ -235,7 +280,7 @@ def _fingerprint(
 
 def _encode(
     spool: Spool,
-    splits: list[list[Range]],
+    splits: tuple[list[Range], list[Range]],
     tokenizer: PreTrainedTokenizerFast,
     folder: Path,
     report: Report,

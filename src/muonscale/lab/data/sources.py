@@ -26,6 +26,7 @@ from muonscale.lab.data.files import (
 )
 
 STDLIB = "python-stdlib"
+REFERENCE = "python-reference"
 HUB = "hf:"
 # Folders that hold other people's code, tests, or tables that a program wrote.
 SKIPPED_FOLDERS = {
@@ -59,10 +60,12 @@ def _all_documents(data: DataSection) -> Iterator[Document]:
     source = data.source or ""
     if source == STDLIB:
         return _read_stdlib()
+    if source == REFERENCE:
+        return (Document(name, text) for name, text in sorted(_topics().items()))
     if source.startswith(HUB):
         return _read_hub(source.removeprefix(HUB), data)
     raise DataError(
-        f"unknown data.source {source!r}; {nearest(source, [STDLIB, HUB + 'NAME'])} "
+        f"unknown data.source {source!r}; {nearest(source, [STDLIB, REFERENCE, HUB + 'NAME'])} "
         "Files of your own are given with data.path"
     )
 
@@ -89,8 +92,8 @@ def identify(data: DataSection) -> dict[str, Any]:
     """
     if data.path is not None:
         return {"path": str(data.path.expanduser().resolve()), "files": file_states(data.path)}
-    if data.source == STDLIB:
-        return {"source": STDLIB, "python": sys.version, "folder": str(_stdlib_folder())}
+    if data.source in (STDLIB, REFERENCE):
+        return {"source": data.source, "python": sys.version, "folder": str(_stdlib_folder())}
     folder = Path((data.source or "").removeprefix(HUB)).expanduser()
     files = file_states(folder) if folder.is_dir() else []
     return {"source": data.source, "split": data.split, "files": files}
@@ -114,6 +117,8 @@ def known_bytes(data: DataSection) -> int | None:
         size = sum(state[1] for state in file_states(data.path))
     elif data.source == STDLIB:
         size = sum(path.stat().st_size for _, path in _stdlib_files())
+    elif data.source == REFERENCE:
+        size = sum(len(text.encode()) for text in _topics().values())
     else:
         return data.max_bytes
     return size if data.max_bytes is None else min(size, data.max_bytes)
@@ -159,6 +164,18 @@ def _read_stdlib() -> Iterator[Document]:
                 yield Document(name, file.read())
         except (OSError, SyntaxError, UnicodeDecodeError) as error:
             raise DataError(f"{path} cannot be read as Python source: {error}") from error
+
+
+def _topics() -> dict[str, str]:
+    """Return the sections of the language reference that `help()` shows, by name."""
+    try:
+        from pydoc_data.topics import topics
+    except ImportError as error:
+        raise DataError(
+            f"data.source={REFERENCE}: this Python comes without pydoc_data ({error}). Use another "
+            "Python, or give text of your own with data.path"
+        ) from error
+    return topics
 
 
 def _read_hub(name: str, data: DataSection) -> Iterator[Document]:

@@ -60,13 +60,24 @@ class Spool:
         """Bytes of all documents."""
         return self.offsets[-1]
 
-    def fill(self, documents: Iterable[Document], progress: Callable[[int], None]) -> None:
+    def fill(
+        self,
+        documents: Iterable[Document],
+        progress: Callable[[int], None],
+        seen: set[bytes] | None = None,
+    ) -> None:
         """Copy documents, calling `progress` with the bytes read so far.
+
+        Args:
+            documents: the corpus.
+            progress: called as said.
+            seen: hashes of documents that other spools have and this one is to leave out; those
+                copied here are added.
 
         Raises:
             OSError: if the disk is full or read-only.
         """
-        seen: set[bytes] = set()
+        seen = set() if seen is None else seen
         done = 0
         hasher = hashlib.blake2b(digest_size=16)
         with self.path.open("wb") as file:

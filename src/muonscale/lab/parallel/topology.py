@@ -115,17 +115,19 @@ def check_shares(config: Config, topology: Topology) -> None:
         ConfigError: naming the batch, the micro-batch or the sequence that does not divide.
     """
     length, ranks = config.data.sequence_length, topology.data_ranks
-    batch, micro = config.train.batch_tokens, config.train.micro_batch_tokens
-    if config.batch_sequences % ranks:
-        raise ConfigError(
-            f"train.batch_tokens={batch} is {config.batch_sequences} sequences of {length}, which "
-            f"{ranks} data-parallel ranks cannot share evenly; accepted: multiples of {ranks * length}"
-        )
-    if micro is not None and batch // ranks % micro:
-        raise ConfigError(
-            f"train.micro_batch_tokens={micro} does not divide the {batch // ranks} tokens that each "
-            f"of {ranks} data-parallel ranks has of train.batch_tokens={batch}"
-        )
+    micro = config.train.micro_batch_tokens
+    for phase in config.timeline.phases:
+        batch = phase.batch * length
+        if phase.batch % ranks:
+            raise ConfigError(
+                f"train.batch_tokens={batch} is {phase.batch} sequences of {length}, which {ranks} "
+                f"data-parallel ranks cannot share evenly; accepted: multiples of {ranks * length}"
+            )
+        if micro is not None and batch // ranks % micro:
+            raise ConfigError(
+                f"train.micro_batch_tokens={micro} does not divide the {batch // ranks} tokens that "
+                f"each of {ranks} data-parallel ranks has of train.batch_tokens={batch}"
+            )
     if topology.sequence and length % topology.tensor:
         raise ConfigError(
             f"data.sequence_length={length} is not a multiple of parallel.tensor={topology.tensor}, "

@@ -8,7 +8,7 @@ from muonscale.lab.config import Config, dump_config
 from muonscale.lab.data.tokenizer import load_tokenizer
 from muonscale.lab.models.build import count_parameters, flops_per_token, meta_model, model_config
 from muonscale.lab.training.routing import plan_routing
-from muonscale.lab.training.schedule import check_schedule, multiplier
+from muonscale.lab.training.schedule import check_schedule, multiplier, spans
 from muonscale.lab.training.setup import build_optimizer, model_shape
 from muonscale.optim.groups import routing_report
 
@@ -21,22 +21,23 @@ def dry_run(config: Config) -> str:
     Raises:
         MuonscaleError: as training would for the configuration, the model and the routing.
     """
-    check_schedule(config.schedule, config.steps)
+    check_schedule(config)
     shape = planned_shape(config)
     model = meta_model(shape)
-    plan_routing(model, config.routing, config.steps)
+    plan_routing(model, config.routing, spans(config.schedule, config.timeline))
     size = count_parameters(model)
     flops = flops_per_token(shape, model, config.data.sequence_length)
-    tokens = config.steps * config.train.batch_tokens
+    tokens = config.timeline.tokens_before(config.steps)
     routing = routing_report(build_optimizer(model, config.optimizer).param_groups)
     return "\n".join(
         [
             dump_config(config),
             f"model      {size.total:,} parameters, {size.without_embeddings:,} without embeddings "
             f"and head, vocabulary {shape.vocab_size:,}",
-            f"tokens     {config.steps} steps x {config.train.batch_tokens:,} = {tokens:,}",
+            f"tokens     {config.steps} steps of {config.timeline.described_batches}: {tokens:,}",
             f"FLOPs      {_flops(flops, tokens)}",
             f"schedule   {config.schedule.name} {_sketch(config)} peak {config.optimizer.lr:g}",
+            *_stages(config),
             "",
             routing.table(full=False),
             routing.summary(),
@@ -61,7 +62,28 @@ def _flops(per_token: int | None, tokens: int) -> str:
     return f"{per_token:.3e} per token, {per_token * tokens:.3e} in all (forward and backward)"
 
 
+def _stages(config: Config) -> list[str]:
+    """Return a line for every stage, if there are stages: steps, tokens, learning rates, data."""
+    if not config.schedule.stages:
+        return []
+    peak, lines = config.optimizer.lr, []
+    for number, span in enumerate(spans(config.schedule, config.timeline), 1):
+        first, last = (config.timeline.tokens_before(step) for step in (span.first, span.end))
+        line = (
+            f"stage {number}    steps {span.first:,} to {span.end:,}, tokens {first:.4g} to {last:.4g}: "
+            f"lr {peak * span.low:.3g} to {peak * span.stage.peak:.3g} in {span.warmup} steps, "
+            f"{span.stage.name} to {peak * span.high:.3g}"
+        )
+        if config.data.mixture is not None:
+            weights = config.data.weights if span.stage.weights is None else span.stage.weights
+            total = sum(weights.values())
+            shares = (f"{100 * w / total:.3g} % {name}" for name, w in weights.items() if w)
+            line += "; " + ", ".join(shares)
+        lines.append(line)
+    return lines
+
+
 def _sketch(config: Config, width: int = 40) -> str:
     steps = [i * (config.steps - 1) // max(1, width - 1) for i in range(width)]
-    values = [multiplier(config.schedule, step, config.steps) for step in steps]
+    values = [multiplier(config.schedule, step, config.timeline) for step in steps]
     return "".join(BARS[round(value * (len(BARS) - 1))] for value in values)

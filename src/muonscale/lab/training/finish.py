@@ -56,7 +56,7 @@ def _write(run: Run, model: PreTrainedModel | None, record: dict[str, Any]) -> d
     result["parameters"] = count_parameters(model).total
     result["sample"] = _sample(run, model)
     write_atomic(run.folder.path / "sample.txt", result["sample"] + "\n")
-    save_hf(model, run.corpus.tokenizer, run.folder.model)
+    save_hf(model, run.tokenizer, run.folder.model)
     loss_figure(run.folder.path, result)
     return result
 
@@ -64,12 +64,12 @@ def _write(run: Run, model: PreTrainedModel | None, record: dict[str, Any]) -> d
 def _baselines(run: Run) -> dict[str, Any]:
     """Fit unigram and bigram on what the run read; evaluate them where the model was evaluated."""
     at_most = NGRAM_TOKENS // run.config.data.sequence_length
-    ngrams = fit_ngrams(
-        run.batches.seen(run.config.steps, at_most=at_most), run.corpus.stats.vocab_size
-    )
+    batches = run.batches
+    ngrams = fit_ngrams(batches.seen(at_most=at_most), len(run.tokenizer))
+    fits = {"unigram_loss": ngrams.unigram_loss, "bigram_loss": ngrams.bigram_loss}
     return {
-        "unigram_loss": ngrams.unigram_loss(run.batches.evaluation()),
-        "bigram_loss": ngrams.bigram_loss(run.batches.evaluation()),
+        key: batches.mean({name: loss(batches.evaluation(name)) for name in run.corpora})
+        for key, loss in fits.items()
     }
 
 
@@ -90,7 +90,7 @@ def _sample(run: Run, model: PreTrainedModel) -> str:
         return ""
     return generate_text(
         model,
-        run.corpus.tokenizer,
+        run.tokenizer,
         run.config.eval.prompt,
         tokens=tokens,
         temperature=TEMPERATURE,

@@ -19,28 +19,50 @@ def held_out_record(
     Args:
         run: the run.
         stop: asked before every batch, so that a long evaluation can be left.
-        sequences: held-out sequences to evaluate on, spread evenly; all when not given.
+        sequences: held-out sequences to evaluate on, as many of every corpus, spread evenly; all
+            when not given.
 
     Returns:
-        The record, None if it was asked to stop.
+        The record, None if it was asked to stop. Its loss is that of the corpus, or the mean of
+        those of several, weighted as the mixture.
     """
-    total, tokens = 0.0, 0
+    each = None if sequences is None else max(1, sequences // len(run.corpora))
+    losses: dict[str, float] = {}
+    tokens = 0
     with run.state.forward.evaluation():
-        for batch in run.batches.evaluation(sequences):
-            if stop.asked() is not None:
+        for name in run.corpora:
+            found = _summed(run, stop, name, each)
+            if found is None:
                 return None
-            loss, number = _loss_of_share(run, batch)
-            total, tokens = total + loss, tokens + number
-    sums = run.processes.sum(total, tokens)
-    loss = mean_loss(*sums)
+            losses[name] = mean_loss(*found)
+            tokens += int(found[1])
+    loss = run.batches.mean(losses)
+    bytes_per_token = run.batches.mean(
+        {name: corpus.stats.held_out.bytes_per_token for name, corpus in run.corpora.items()}
+    )
     return {
         "kind": "eval",
         "step": run.state.step,
-        "tokens": run.state.step * run.config.train.batch_tokens,
+        "tokens": run.config.timeline.tokens_before(run.state.step),
         "held_out_loss": loss,
-        "held_out_tokens": int(sums[1]),
-        "bits_per_byte": bits_per_byte(loss, run.corpus.stats.held_out.bytes_per_token),
+        **({"held_out_losses": losses} if len(losses) > 1 else {}),
+        "held_out_tokens": tokens,
+        "bits_per_byte": bits_per_byte(loss, bytes_per_token),
     }
+
+
+def _summed(
+    run: Run, stop: StopRequest, name: str, sequences: int | None
+) -> tuple[float, float] | None:
+    """Return the summed loss on a corpus over all ranks and its targets; None if asked to stop."""
+    total, tokens = 0.0, 0
+    for batch in run.batches.evaluation(name, sequences):
+        if stop.asked() is not None:
+            return None
+        loss, number = _loss_of_share(run, batch)
+        total, tokens = total + loss, tokens + number
+    total, tokens = run.processes.sum(total, tokens)
+    return total, tokens
 
 
 def _loss_of_share(run: Run, batch: np.ndarray) -> tuple[float, int]:

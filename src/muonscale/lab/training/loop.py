@@ -39,7 +39,7 @@ def train(config: Config, *, resume: bool, console: RunConsole) -> dict[str, Any
         MuonscaleError: for anything the user gave that cannot be used.
         Interrupted: after Ctrl-C or SIGTERM, when the run has saved itself.
     """
-    check_schedule(config.schedule, config.steps)
+    check_schedule(config)
     folder, device = RunFolder(config.run.path), resolve_device(config.run.device)
     with joined(config.parallel, device) as processes, locked(folder, processes):
         own = console if processes.is_first else RunConsole.silent()
@@ -157,30 +157,40 @@ def record_environment(run: Run) -> None:
     facts = {
         **environment(run),
         "started_at_step": run.state.step,
-        "data": asdict(run.corpus.stats),
+        "data": {
+            name: {**asdict(corpus.stats), "read": run.batches.share(name)}
+            for name, corpus in run.corpora.items()
+        },
     }
     write_json(run.folder.path / "env.json", facts)
 
 
 def introduce(run: Run) -> None:
     """Say what is trained, on what, and which optimizer rule has which parameters."""
-    stats, config = run.corpus.stats, run.config
+    config = run.config
     size = count_parameters(run.state.model)
     groups = (
         routing_report(run.state.optimizer.param_groups, run.state.model)
         .summary()
         .replace("\n", LINE)
     )
-    epochs = config.steps * config.batch_sequences / len(run.batches.train)
     run.console.say(
         f"model      {config.model.preset or config.model.config}: {size.total:,} parameters, "
-        f"vocabulary {stats.vocab_size:,}\n"
-        f"data       {stats.source}: {stats.train.tokens:,} training tokens, "
-        f"{stats.held_out.tokens:,} held out, {stats.train.bytes_per_token:.2f} bytes "
-        f"per token\n"
-        f"run        {config.steps} steps of {config.train.batch_tokens:,} tokens "
-        f"({epochs:.2f} epochs) into {run.folder.path}\n"
+        f"vocabulary {len(run.tokenizer):,}\n"
+        f"data       {LINE.join(describe_corpus(run, name) for name in run.corpora)}\n"
+        f"run        {config.steps} steps of {config.timeline.described_batches} tokens into "
+        f"{run.folder.path}\n"
         f"optimizer  {groups}"
     )
     if described := str(run.state.routing):
         run.console.say(f"routing    {described}")
+
+
+def describe_corpus(run: Run, name: str) -> str:
+    """Return the size of a corpus and what the run reads of it, as a line."""
+    stats, read = run.corpora[name].stats, run.batches.share(name)
+    share = f"{100 * read['share']:.1f} % of the run, " if len(run.corpora) > 1 else ""
+    return (
+        f"{name}: {stats.train.tokens:,} training tokens, {stats.held_out.tokens:,} held out, "
+        f"{stats.train.bytes_per_token:.2f} bytes per token; {share}{read['epochs']:.2f} epochs"
+    )

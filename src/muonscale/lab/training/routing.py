@@ -7,7 +7,7 @@ once in every layer.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -30,7 +30,7 @@ from muonscale.lab.models.routing import (
     sequence_balance,
 )
 from muonscale.lab.parallel.processes import Processes
-from muonscale.lab.training.schedule import as_steps
+from muonscale.lab.training.schedule import Span
 
 SCORES: dict[str, ScoreT] = {
     "DeepseekV2TopkRouter": "softmax",
@@ -99,62 +99,53 @@ def _holds_stacks(module: nn.Module) -> bool:
 class RoutingPlan:
     """What `routing.*` comes to for a model and a number of steps."""
 
-    bias_rate: float | None
-    """None: biases, if there are any, stay as they are."""
+    bias_rates: tuple[tuple[int, float], ...]
+    """(the step after its last, rate), in order; empty if biases stay as they are."""
     bias_update: BiasUpdateT
-    bias_steps: int
-    """Steps after which the rate is 0."""
     aux_loss: float | None
     """Coefficient."""
 
     def rate_at(self, step: int) -> float:
         """Return the bias rate of a step, the first being step 0."""
-        return 0.0 if self.bias_rate is None or step >= self.bias_steps else self.bias_rate
+        return next((rate for end, rate in self.bias_rates if step < end), 0.0)
 
 
-def plan_routing(model: PreTrainedModel, section: RoutingSection, steps: int) -> RoutingPlan:
-    """Resolve `routing.*` for a model on any device and a run of so many steps.
+def plan_routing(
+    model: PreTrainedModel, section: RoutingSection, stages: Sequence[Span]
+) -> RoutingPlan:
+    """Resolve `routing.*` and the bias rates of the stages of a run for a model on any device.
 
     Raises:
-        ConfigError: for what the model's routers do not have, or a length beyond the run.
+        ConfigError: for what the model's routers do not have.
     """
     routers, kind = find_routers(model), model.config.model_type
-    rate = _bias_rate(section, routers, kind)
-    if rate is None and section.bias_until is not None:
-        raise ConfigError(
-            f"routing.bias_until={section.bias_until:g}: model_type {kind!r} has no router bias that "
-            "is updated; accepted: null"
-        )
+    rate = _bias_rate(section.bias_rate, "routing.bias_rate", routers, kind)
     if section.aux_loss is not None:
         _require(routers, kind, f"routing.aux_loss={section.aux_loss:g}")
-    until = _bias_steps(section.bias_until, steps)
-    return RoutingPlan(rate, section.bias_update, until, section.aux_loss)
+    rates: list[tuple[int, float]] = []
+    for number, span in enumerate(stages):
+        key = f"schedule.stages.{number}.bias_rate"
+        own = _bias_rate(span.stage.bias_rate, key, routers, kind)
+        found = (rate if own is None else own) or 0.0
+        if rates and rates[-1][1] == found:
+            rates.pop()
+        rates.append((span.end, found))
+    moving = any(rate for _, rate in rates)
+    return RoutingPlan(tuple(rates) if moving else (), section.bias_update, section.aux_loss)
 
 
-def _bias_rate(section: RoutingSection, routers: Routers, kind: str) -> float | None:
-    rate = section.bias_rate
-    if rate is None:
-        return None
+def _bias_rate(rate: float | str | None, key: str, routers: Routers, kind: str) -> float | None:
     if rate == "auto":
         return AUTO_RATE if routers.biased and not routers.unknown else None
-    _require(routers, kind, f"routing.bias_rate={rate:g}")
+    if rate is None or isinstance(rate, str):
+        return None
+    _require(routers, kind, f"{key}={rate:g}")
     if not routers.biased:
         raise ConfigError(
-            f"routing.bias_rate={rate:g}: the routers of model_type {kind!r} have no bias to update; "
-            "accepted: auto, null"
+            f"{key}={rate:g}: the routers of model_type {kind!r} have no bias to update; "
+            "accepted: null, and auto for routing.bias_rate"
         )
     return rate
-
-
-def _bias_steps(until: float | None, steps: int) -> int:
-    if until is None:
-        return steps
-    if (found := as_steps(until, steps)) > steps:
-        raise ConfigError(
-            f"routing.bias_until={until:g} is beyond the {steps} steps of the run; accepted: a "
-            "fraction of the run below 1, a number of steps from 1, null"
-        )
-    return found
 
 
 def _require(routers: Routers, kind: str, what: str) -> None:
@@ -201,8 +192,10 @@ class Routing:
         if not self._routers:
             return ""
         plan, said = self._plan, [f"{len(self._routers)} routers of {self._experts} experts"]
-        if plan.bias_rate is not None:
-            said.append(f"bias rate {plan.bias_rate:g} for {plan.bias_steps} steps")
+        if plan.bias_rates:
+            said.append(
+                "bias rate " + ", ".join(f"{rate:g} to step {end}" for end, rate in plan.bias_rates)
+            )
         if plan.aux_loss is not None:
             said.append(f"auxiliary loss x {plan.aux_loss:g}")
         return ", ".join(said)
@@ -277,7 +270,7 @@ class Routing:
             return {}
         loads_ME, entropy_M, aux = self._over_ranks(processes)
         figures: dict[str, Any] = routing_statistics(loads_ME, entropy_M)
-        if self._plan.bias_rate is not None:
+        if self._plan.bias_rates:
             figures["bias_rate"] = self._plan.rate_at(step)
             self._update(loads_ME, figures["bias_rate"])
         if self._plan.aux_loss is not None:

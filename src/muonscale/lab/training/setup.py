@@ -4,36 +4,31 @@ from __future__ import annotations
 
 import platform
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from transformers import PreTrainedConfig, PreTrainedTokenizerFast
 
 from muonscale.errors import ConfigError, DataError
 from muonscale.lab.config import Config, OptimizerSection, TrainSection
-from muonscale.lab.data.order import sequence_indices
 from muonscale.lab.data.prepare import Corpus, prepare
-from muonscale.lab.data.tokens import Sequences
 from muonscale.lab.models.build import build_model, meta_model, model_config
 from muonscale.lab.parallel.apply import parallelize
 from muonscale.lab.parallel.forward import Parallelized
 from muonscale.lab.parallel.processes import Processes
 from muonscale.lab.parallel.topology import check_shares
 from muonscale.lab.run import RunFolder
+from muonscale.lab.training.batches import Batches, build_batches
 from muonscale.lab.training.console import RunConsole
 from muonscale.lab.training.routing import Routing, experts_implementation, plan_routing
+from muonscale.lab.training.schedule import spans
 from muonscale.lab.training.state import TrainState
 from muonscale.optim.groups import parameter_groups
 from muonscale.optim.muon import Muon
 from muonscale.optim.orthogonalize import ns_dtype
-
-CHUNK = 256
-"""Sequences read at a time where a whole split is walked through."""
 
 NOT_OF_THE_OPTIMIZER = {"rule", "max_grad_norm", "clip", "overrides"}
 """Keys of the optimizer section that are for the groups or the trainer; the rest are Muon's."""
@@ -91,47 +86,6 @@ def build_optimizer(
     return Muon(groups, process_group=process_group, **options)
 
 
-@dataclass(frozen=True)
-class Batches:
-    """The batches of a run: functions of the step alone. A batch is int64 [batch, length + 1].
-
-    The ranks of a run share every training batch, neighbours in it together.
-    """
-
-    train: Sequences
-    held_out: Sequences
-    size: int
-    """Sequences of one training batch."""
-    evaluation_size: int
-    """Sequences of one evaluation batch."""
-    seed: int
-    rank: int = 0
-    """Whose share of the training batches this is, ..."""
-    ranks: int = 1
-    """... of how many."""
-
-    def at(self, step: int) -> np.ndarray:
-        """Return this rank's share of the training batch of a step, the first being step 0."""
-        share = self.size // self.ranks
-        first = step * self.size + self.rank * share
-        return self.train.batch(sequence_indices(first, share, len(self.train), self.seed))
-
-    def seen(self, steps: int, *, at_most: int) -> Iterator[np.ndarray]:
-        """Yield what `steps` training steps read, each sequence once, up to `at_most` sequences."""
-        count = min(steps * self.size, len(self.train), at_most)
-        for start in range(0, count, CHUNK):
-            size = min(CHUNK, count - start)
-            yield self.train.batch(sequence_indices(start, size, len(self.train), self.seed))
-
-    def evaluation(self, sequences: int | None = None) -> Iterator[np.ndarray]:
-        """Yield held-out batches: all, or so many sequences spread evenly over the split."""
-        total = len(self.held_out)
-        count = total if sequences is None else max(1, min(sequences, total))
-        indices = np.linspace(0, total - 1, count).round().astype(np.int64)
-        for start in range(0, count, self.evaluation_size):
-            yield self.held_out.batch(indices[start : start + self.evaluation_size])
-
-
 def model_facts(config: PreTrainedConfig) -> dict[str, Any]:
     """Return the fields that decide the shape of a model, without those a library version adds."""
     ignored = ("transformers_version", "_name_or_path", "use_cache", "dtype", "torch_dtype")
@@ -165,20 +119,6 @@ def model_shape(config: Config, tokenizer: PreTrainedTokenizerFast) -> PreTraine
     )
 
 
-def build_batches(config: Config, corpus: Corpus, processes: Processes) -> Batches:
-    """Return the training and held-out batches of a run."""
-    length = config.data.sequence_length
-    return Batches(
-        Sequences(corpus.train, length),
-        Sequences(corpus.held_out, length),
-        config.batch_sequences,
-        config.eval.batch_tokens // length,
-        config.run.seed,
-        processes.data_rank,
-        processes.topology.data_ranks,
-    )
-
-
 @dataclass(frozen=True)
 class Run:
     """Everything a run is made of."""
@@ -186,10 +126,16 @@ class Run:
     config: Config
     folder: RunFolder
     console: RunConsole
-    corpus: Corpus
+    corpora: dict[str, Corpus]
+    """By name; they share a tokenizer."""
     batches: Batches
     state: TrainState
     processes: Processes
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerFast:
+        """The tokenizer of all its text."""
+        return next(iter(self.corpora.values())).tokenizer
 
     @property
     def device(self) -> torch.device:
@@ -210,36 +156,43 @@ def set_up(config: Config, folder: RunFolder, console: RunConsole, processes: Pr
     if config.run.threads is not None:
         torch.set_num_threads(config.run.threads)
     check_shares(config, processes.topology)
-    corpus = prepare_once(config, console, processes)
-    shape = model_shape(config, corpus.tokenizer)
+    corpora = prepare_once(config, console, processes)
+    shape = model_shape(config, next(iter(corpora.values())).tokenizer)
     forward = build_parallelized(config, shape, processes)
     replicated = processes.many and processes.topology.data == "ddp"
     group = dist.group.WORLD if replicated else None
     optimizer = build_optimizer(forward.model, config.optimizer, group)
-    facts = {"data fingerprint": corpus.fingerprint, "model": model_facts(shape)}
-    routing = Routing(forward.model, plan_routing(forward.model, config.routing, config.steps))
+    facts = {"data fingerprint": fingerprint(corpora), "model": model_facts(shape)}
+    stages = spans(config.schedule, config.timeline)
+    routing = Routing(forward.model, plan_routing(forward.model, config.routing, stages))
     state = TrainState(forward, optimizer, routing, facts)
-    batches = build_batches(config, corpus, processes)
-    return Run(config, folder, console, corpus, batches, state, processes)
+    batches = build_batches(config, corpora, processes)
+    return Run(config, folder, console, corpora, batches, state, processes)
 
 
-def prepare_once(config: Config, console: RunConsole, processes: Processes) -> Corpus:
-    """Prepare the corpus on every machine once, and see that all have the same.
+def fingerprint(corpora: dict[str, Corpus]) -> str | dict[str, str]:
+    """Return the fingerprint of a corpus, or of several by name."""
+    found = {name: corpus.fingerprint for name, corpus in corpora.items()}
+    return found if len(found) > 1 else next(iter(found.values()))
+
+
+def prepare_once(config: Config, console: RunConsole, processes: Processes) -> dict[str, Corpus]:
+    """Prepare the corpora on every machine once, and see that all have the same.
 
     Raises:
         DataError: where machines have different ones.
     """
     with console.stages() as report:
-        corpus = processes.first_on_machine(
+        corpora = processes.first_on_machine(
             lambda: prepare(config.data, seed=config.run.seed, report=report)
         )
-    first = processes.on_first(lambda: corpus.fingerprint)
-    if corpus.fingerprint != first:
+    here, first = fingerprint(corpora), processes.on_first(lambda: fingerprint(corpora))
+    if here != first:
         raise DataError(
-            f"the corpus of rank {processes.rank} has the fingerprint {corpus.fingerprint}, that of "
-            f"rank 0 {first}: give all machines the same files"
+            f"the corpus of rank {processes.rank} has the fingerprint {here}, that of rank 0 "
+            f"{first}: give all machines the same files"
         )
-    return corpus
+    return corpora
 
 
 def environment(run: Run) -> dict[str, Any]:

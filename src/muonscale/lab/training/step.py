@@ -88,13 +88,14 @@ def train_step(
     norms = gradient_norms(optimizer, processes)
     if section.max_grad_norm is not None:
         clip_gradients(optimizer, norms, max_norm=section.max_grad_norm, clip=section.clip)
-    apply_multiplier(optimizer, multiplier(config.schedule, state.step, config.steps))
+    apply_multiplier(optimizer, multiplier(config.schedule, state.step, config.timeline))
     if before_update is not None:
         before_update()
     before = _now(device)
     optimizer.step()
     optimizer_seconds = _now(device) - before
     routing = state.routing.finish(state.step, processes)
+    batch_tokens = config.timeline.batch_at(state.step) * config.data.sequence_length
     state.step += 1
     (loss_value,) = processes.sum(loss / processes.topology.data_ranks)
     stats = optimizer.stats()
@@ -102,13 +103,13 @@ def train_step(
     return {
         "kind": "train",
         "step": state.step,
-        "tokens": state.step * config.train.batch_tokens,
+        "tokens": config.timeline.tokens_before(state.step),
         "loss": loss_value,
         "lr": {group["name"]: group["lr"] for group in optimizer.param_groups},
         "grad_norm": {name: norm.item() for name, norm in norms.items()},
         "update_rms": float(stats["update_rms"]),
         "skipped_steps": stats["skipped_steps"],
-        "tokens_per_second": config.train.batch_tokens / seconds,
+        "tokens_per_second": batch_tokens / seconds,
         "step_ms": seconds * 1000,
         "optimizer_ms": optimizer_seconds * 1000,
         **({"routing": routing} if routing else {}),

@@ -65,8 +65,8 @@ def verify(config: Config, topology: Topology, steps: int, console: RunConsole) 
     device = resolve_device(config.run.device)
     precision = resolve_precision(config.train, device)
     check_request(config, topology, steps, device)
-    corpus = prepare_once(config, console, Processes())
-    check_shape(model_shape(config, corpus.tokenizer), topology)
+    corpora = prepare_once(config, console, Processes())
+    check_shape(model_shape(config, next(iter(corpora.values())).tokenizer), topology)
     console.say(f"{steps} steps on {topology.world} processes ({topology})")
     other = take_steps_on(topology.world, layout_config(config, topology), steps)
     console.say(f"{steps} steps in one process")
@@ -114,7 +114,7 @@ def check_request(config: Config, topology: Topology, steps: int, device: torch.
     Raises:
         ConfigError: naming what is in the way.
     """
-    check_schedule(config.schedule, config.steps)
+    check_schedule(config)
     check_shares(config, topology)
     if started_by_torchrun():
         raise ConfigError(

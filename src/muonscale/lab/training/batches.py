@@ -1,0 +1,123 @@
+"""The batches of a run: functions of the step alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from muonscale.lab.config import Config
+from muonscale.lab.data.mixture import Stretch, locate, plan_mixture, read_in_all
+from muonscale.lab.data.order import indices_at, sequence_indices
+from muonscale.lab.data.prepare import Corpus
+from muonscale.lab.data.tokens import Sequences
+from muonscale.lab.parallel.processes import Processes
+from muonscale.lab.timeline import Timeline
+from muonscale.lab.training.schedule import spans
+
+CHUNK = 256
+"""Sequences read at a time where a whole split is walked through."""
+
+
+@dataclass(frozen=True)
+class Batches:
+    """The batches of a run. A batch is int64 [batch, length + 1].
+
+    The ranks of a run share every training batch, neighbours in it together.
+    """
+
+    train: dict[str, Sequences]
+    """Of every corpus."""
+    held_out: dict[str, Sequences]
+    """Likewise."""
+    weights: dict[str, float]
+    """Of the corpora in the held-out loss; they sum to 1."""
+    timeline: Timeline
+    stretches: tuple[Stretch, ...]
+    """What is read of which corpus."""
+    evaluation_size: int
+    """Sequences of one evaluation batch."""
+    seed: int
+    rank: int = 0
+    """Whose share of the training batches this is, ..."""
+    ranks: int = 1
+    """... of how many."""
+
+    def at(self, step: int) -> np.ndarray:
+        """Return this rank's share of the training batch of a step, the first being step 0."""
+        share = self.timeline.batch_at(step) // self.ranks
+        return self._rows(self.timeline.sequences_before(step) + self.rank * share, share)
+
+    def _rows(self, position: int, count: int) -> np.ndarray:
+        if len(self.train) == 1:
+            (only,) = self.train.values()
+            return only.batch(sequence_indices(position, count, len(only), self.seed))
+        corpora, positions = locate(self.stretches, position, count, self.seed)
+        rows = np.empty((count, self.timeline.length + 1), dtype=np.int64)
+        for number, sequences in enumerate(self.train.values()):
+            here = corpora == number
+            rows[here] = sequences.batch(indices_at(positions[here], len(sequences), self.seed))
+        return rows
+
+    def share(self, name: str) -> dict[str, float]:
+        """Return what the run reads of a corpus: tokens, share of all tokens, epochs."""
+        read = dict(zip(self.train, read_in_all(self.stretches), strict=True))
+        return {
+            "tokens": read[name] * self.timeline.length,
+            "share": read[name] / sum(read.values()),
+            "epochs": read[name] / len(self.train[name]),
+        }
+
+    def seen(self, *, at_most: int) -> Iterator[np.ndarray]:
+        """Yield what the run reads, in order, up to `at_most` sequences.
+
+        One corpus is not read again after its first epoch.
+        """
+        count = min(self.timeline.sequences_before(self.timeline.steps), at_most)
+        if len(self.train) == 1:
+            (only,) = self.train.values()
+            count = min(count, len(only))
+        for start in range(0, count, CHUNK):
+            yield self._rows(start, min(CHUNK, count - start))
+
+    def evaluation(self, name: str, sequences: int | None = None) -> Iterator[np.ndarray]:
+        """Yield held-out batches of a corpus.
+
+        Args:
+            name: of the corpus.
+            sequences: so many, spread evenly over the split; all when not given.
+        """
+        held_out = self.held_out[name]
+        total = len(held_out)
+        count = total if sequences is None else max(1, min(sequences, total))
+        indices = np.linspace(0, total - 1, count).round().astype(np.int64)
+        for start in range(0, count, self.evaluation_size):
+            yield held_out.batch(indices[start : start + self.evaluation_size])
+
+    def mean(self, losses: Mapping[str, float]) -> float:
+        """Return the mean of figures of the corpora, weighted as the mixture."""
+        return sum(weight * losses[name] for name, weight in self.weights.items() if weight)
+
+
+def build_batches(config: Config, corpora: Mapping[str, Corpus], processes: Processes) -> Batches:
+    """Return the training and held-out batches of a run."""
+    length, weights = config.data.sequence_length, config.data.weights
+    stages = spans(config.schedule, config.timeline)
+    given = [weights if s.stage.weights is None else s.stage.weights for s in stages]
+    stretches = plan_mixture(
+        [[stage.get(name, 0.0) for name in weights] for stage in given],
+        [config.timeline.sequences_before(span.end) for span in stages],
+    )
+    total = sum(weights.values())
+    return Batches(
+        {name: Sequences(corpus.train, length) for name, corpus in corpora.items()},
+        {name: Sequences(corpus.held_out, length) for name, corpus in corpora.items()},
+        {name: weight / total for name, weight in weights.items()},
+        config.timeline,
+        stretches,
+        config.eval.batch_tokens // length,
+        config.run.seed,
+        processes.data_rank,
+        processes.topology.data_ranks,
+    )
