@@ -7,9 +7,11 @@ from typing import Annotated
 
 import typer
 
-from muonscale.cli import is_first_process, models
+from muonscale.cli import models
 from muonscale.cli.arguments import Arguments, split_arguments
+from muonscale.cli.import_ import import_
 from muonscale.cli.plan import plan
+from muonscale.cli.running import DryRun, Resume, start
 from muonscale.cli.verify import verify
 from muonscale.errors import ConfigError
 
@@ -29,15 +31,7 @@ def _options() -> None:
 
 
 @app.command()
-def train(
-    arguments: Arguments = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print what the run would be and stop.")
-    ] = False,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Continue the run in run.path exactly.")
-    ] = False,
-) -> None:
+def train(arguments: Arguments = None, dry_run: DryRun = False, resume: Resume = False) -> None:
     """Train a model, evaluate it, and leave a run folder.
 
     Examples: `muonscale train`; `muonscale train data.path=my.txt run.path=runs/mine`;
@@ -47,24 +41,7 @@ def train(
     from muonscale.lab.config import load_config
 
     recipe, overrides = split_arguments(arguments or [])
-    config = load_config(recipe, overrides)
-    if dry_run:
-        from muonscale.lab.training.dry_run import dry_run as describe
-
-        if is_first_process():
-            typer.echo(describe(config))
-        return
-
-    from muonscale.lab.training.console import RunConsole
-    from muonscale.lab.training.loop import train as run
-    from muonscale.lab.training.signals import Interrupted
-
-    try:
-        run(config, resume=resume, console=RunConsole())
-    except Interrupted as stop:
-        if is_first_process():
-            typer.echo(str(stop), err=True)
-        raise typer.Exit(stop.exit_code) from None
+    start(load_config(recipe, overrides), dry_run=dry_run, resume=resume)
 
 
 @app.command()
@@ -99,6 +76,7 @@ def generate(
     )
 
 
+app.command("import")(import_)
 app.command()(models.inspect)
 app.command()(models.lr)
 app.command()(plan)

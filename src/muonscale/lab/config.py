@@ -28,12 +28,10 @@ from pydantic import (
 from muonscale.errors import ConfigError, nearest
 from muonscale.lab.timeline import Timeline
 
-# Keys that name the same thing in two ways: giving one on the command line replaces the recipe's other.
+# Keys that name the same thing in several ways: one on the command line replaces the recipe's others.
 ALTERNATIVES = [
-    ("data.source", "data.path"),
-    ("data.source", "data.mixture"),
-    ("data.path", "data.mixture"),
-    ("model.preset", "model.config"),
+    ("data.source", "data.path", "data.mixture"),
+    ("model.preset", "model.config", "model.weights"),
     ("train.tokens", "train.steps"),
 ]
 
@@ -69,8 +67,7 @@ class Section(BaseModel):
 
 def _exactly_one(given: dict[str, object]) -> None:
     if sum(value is not None for value in given.values()) != 1:
-        *others, last = given
-        raise ValueError(f"give exactly one of {', '.join(others)} and {last}")
+        raise ValueError(f"give exactly one of {', '.join(given)}")
 
 
 class RunSection(Section):
@@ -93,13 +90,28 @@ class ModelSection(Section):
     """Name of a built-in shape, such as `llama-nano`."""
     config: Path | None = None
     """A Hugging Face `config.json`, or a folder that holds one, instead of a preset."""
+    weights: Path | None = None
+    """A Hugging Face checkpoint folder to start from, which also gives the shape, instead of a preset
+    or a config. Needs `data.tokenizer`, usually the same folder."""
     fields: dict[str, Any] = {}
-    """Fields of the Hugging Face configuration to change, such as `hidden_size`."""
+    """Fields of the Hugging Face configuration to change, such as `hidden_size`; with `weights` only
+    such as leave the weights as they are, such as `attention_dropout`."""
 
     @model_validator(mode="after")
     def _one_source(self) -> ModelSection:
-        _exactly_one({"model.preset": self.preset, "model.config": self.config})
+        _exactly_one(
+            {
+                "model.preset": self.preset,
+                "model.config": self.config,
+                "model.weights": self.weights,
+            }
+        )
         return self
+
+    @property
+    def source(self) -> str:
+        """The preset, the config or the weights, whichever is given."""
+        return self.preset or str(self.config or self.weights)
 
 
 class Ingredient(Section):
@@ -243,6 +255,19 @@ class OptimizerSection(Section):
     """Which gradients are clipped: those of the AdamW rule, or all together."""
     overrides: dict[str, dict[str, Any]] = {}
     """Options for a role or a glob over parameter names, such as `{router: {rule: adamw}}`."""
+    state: Path | None = None
+    """A state dict, saved by torch.save, to start from: momentum and moments, none of the options."""
+    state_format: Literal["torch", "keller", "keller_2024", "moonlight", "normuon"] | None = None
+    """Which optimizer saved it, a name from muonscale.optim.convert_state; null for muonscale's."""
+
+    @model_validator(mode="after")
+    def _format_of_a_state(self) -> OptimizerSection:
+        if self.state_format is not None and self.state is None:
+            raise ValueError(
+                f"optimizer.state_format={self.state_format} is given without optimizer.state; "
+                "give the file too, or leave it out"
+            )
+        return self
 
 
 class RoutingSection(Section):
@@ -433,6 +458,16 @@ class Config(Section):
     telemetry: TelemetrySection = TelemetrySection()
 
     @model_validator(mode="after")
+    def _tokenizer_of_the_weights(self) -> Config:
+        if self.model.weights is not None and self.data.tokenizer is None:
+            raise ValueError(
+                f"model.weights={self.model.weights} needs data.tokenizer: to its embeddings the "
+                "tokens of a new tokenizer mean nothing; the usual value is "
+                f"data.tokenizer={self.model.weights}"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _whole_sequences(self) -> Config:
         given = {
             "train.batch_tokens": self.train.batch_tokens,
@@ -546,12 +581,12 @@ def resolve_config(tree: dict[str, Any], overrides: Sequence[str] = ()) -> Confi
     """
     given = [_parse_override(text) for text in overrides]
     names = [name for name, value in given if value is not None]
-    for pair in ALTERNATIVES:
-        if all(name in names for name in pair):
-            raise ConfigError(f"{pair[0]} and {pair[1]} exclude each other; give one of them")
-        for name, other in (pair, pair[::-1]):
-            if name in names:
-                _drop(tree, other)
+    for keys in ALTERNATIVES:
+        chosen = [key for key in keys if key in names]
+        if len(chosen) > 1:
+            raise ConfigError(f"{' and '.join(chosen)} exclude each other; give one of them")
+        for other in set(keys) - set(chosen) if chosen else ():
+            _drop(tree, other)
     for name, value in given:
         _assign(tree, name, value)
     return _validate(tree)

@@ -94,6 +94,8 @@ def resolve_target(target: str, overrides: Sequence[str]) -> tuple[Config, PreTr
         return config, planned_shape(config)
     if target not in recipe_names() and is_hugging_face(Path(target)):
         config = resolve_config({**deepcopy(UNUSED), "model": {"config": target}}, overrides)
+        if config.model.config is None:  # an override has put another model in its place
+            return config, planned_shape(config)
         return config, model_config(
             config.model, vocab_size=None, sequence_length=1, bos_id=None, eos_id=None
         )

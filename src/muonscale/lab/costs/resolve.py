@@ -120,7 +120,7 @@ def _sequence_length(asked: Asked) -> tuple[str, list[str]]:
         key, _, value = text.partition("=")
         if key == "data.sequence_length":
             return value, []
-    overrides = [text for text in asked.overrides if text.startswith("model.")]
+    overrides = [text for text in asked.overrides if text.startswith(("model.", "data.tokenizer="))]
     _, shape = resolve_target(asked.target, overrides)
     positions = getattr(shape, "max_position_embeddings", None) or LONGEST_DEFAULT
     length = min(LONGEST_DEFAULT, positions)

@@ -2,7 +2,7 @@
 
 A *source* is a `model_type` with configuration fields: a preset, or a `config.json`. The user's
 fields change the source; the vocabulary, the special tokens and the least number of positions come
-from the data.
+from the data. Where there are weights to start from, see `muonscale.lab.models.pretrained`.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ def model_config(
     """Resolve the `model` section into a Hugging Face configuration.
 
     Args:
-        model: preset or `config.json`, and the fields to change.
+        model: preset, `config.json` or checkpoint, and the fields to change.
         vocab_size: size of the tokenizer's vocabulary; replaces the source's. None keeps the source's
             vocabulary and special tokens.
         sequence_length: training tokens of a sequence; positions are at least this many, exactly
@@ -117,11 +117,10 @@ def model_config(
     tree = _merge_rope(cls, source, fields) | fields
     if vocab_size is not None:
         tree |= {"vocab_size": vocab_size, "bos_token_id": bos_id, "eos_token_id": eos_id}
-    # A padding token's embedding row would get no gradient, and packed sequences have none.
-    tree |= {"pad_token_id": None, "use_cache": True}
-    positions = cls.attribute_map.get("max_position_embeddings", "max_position_embeddings")
-    if positions in _own_fields(cls):
-        tree[positions] = _positions(tree.get(positions), fields.get(positions), sequence_length)
+    tree["use_cache"] = True
+    if model.weights is None:  # a checkpoint keeps its padding token and its positions
+        tree["pad_token_id"] = None  # packed sequences have no padding
+        _set_positions(tree, cls, fields, sequence_length)
     config = _construct(cls, tree)
     _check_causal(config)
     return config
@@ -135,9 +134,10 @@ def _read_source(model: ModelSection) -> tuple[str, dict[str, Any]]:
             )
         preset = PRESETS[model.preset]
         return preset.model_type, dict(preset.fields)
-    assert model.config is not None
-    path = model.config / "config.json" if model.config.is_dir() else model.config
-    tree = _read_json(path)
+    key, path = ("model.config", model.config) if model.config else ("model.weights", model.weights)
+    assert path is not None
+    path = path / "config.json" if path.is_dir() else path
+    tree = _read_json(path, key)
     model_type = tree.pop("model_type", None)
     if not isinstance(model_type, str):
         raise ConfigError(f"{path} has no model_type; it is not a Hugging Face config.json")
@@ -151,15 +151,15 @@ def _read_source(model: ModelSection) -> tuple[str, dict[str, Any]]:
     return model_type, tree
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _read_json(path: Path, key: str) -> dict[str, Any]:
     try:
         tree = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ConfigError(f"model.config: there is no {path}") from None
+        raise ConfigError(f"{key}: there is no {path}") from None
     except (OSError, ValueError) as error:
-        raise ConfigError(f"model.config: {path} cannot be read as JSON: {error}") from error
+        raise ConfigError(f"{key}: {path} cannot be read as JSON: {error}") from error
     if not isinstance(tree, dict):
-        raise ConfigError(f"model.config: {path} must hold a JSON object")
+        raise ConfigError(f"{key}: {path} must hold a JSON object")
     return tree
 
 
@@ -210,6 +210,17 @@ def _merge_rope(
     rope = dict(rope) | {name: fields.pop(name) for name in legacy}
     kept = {k: v for k, v in source.items() if k not in ("rope_scaling", *ROPE_FIELDS)}
     return kept | {"rope_parameters": rope}
+
+
+def _set_positions(
+    tree: dict[str, Any],
+    cls: type[PreTrainedConfig],
+    fields: dict[str, Any],
+    sequence_length: int,
+) -> None:
+    positions = cls.attribute_map.get("max_position_embeddings", "max_position_embeddings")
+    if positions in _own_fields(cls):
+        tree[positions] = _positions(tree.get(positions), fields.get(positions), sequence_length)
 
 
 def _positions(found: Any, given: Any, sequence_length: int) -> Any:
@@ -288,7 +299,15 @@ def _from_config(config: PreTrainedConfig, device: str) -> PreTrainedModel:
             f"transformers cannot build a {config.model_type} model of this configuration: "
             f"{_one_line(error)}"
         ) from error
+    return ready_to_train(model)
+
+
+def ready_to_train(model: PreTrainedModel) -> PreTrainedModel:
+    """Turn off the key-value cache, and padding: its embedding row would get no gradient."""
     model.config.use_cache = False
+    for module in model.modules():
+        if isinstance(module, nn.Embedding):
+            module.padding_idx = None
     return model
 
 

@@ -138,10 +138,22 @@ def load_hf(folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     except Exception as error:  # transformers, safetensors and tokenizers each raise their own
         reason = " ".join(str(error).split())
         raise CheckpointError(f"{folder} cannot be loaded as a checkpoint: {reason}") from error
-    # Transformers fills missing weights with random numbers and only warns.
+    refuse_missing(report, folder)
+    assert tokenizer is not None
+    return model, tokenizer
+
+
+def refuse_missing(report: dict[str, Any], folder: Path) -> None:
+    """Refuse a checkpoint that lacks weights: transformers fills in random numbers and only warns.
+
+    Args:
+        report: what transformers says of loading it.
+        folder: of the checkpoint.
+
+    Raises:
+        CheckpointError: if any are missing.
+    """
     if missing := sorted(report["missing_keys"]) + sorted(map(str, report["mismatched_keys"])):
         raise CheckpointError(
             f"{folder} lacks {len(missing)} weights of its model, such as {missing[0]}"
         )
-    assert tokenizer is not None
-    return model, tokenizer

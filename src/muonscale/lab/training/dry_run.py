@@ -7,6 +7,7 @@ from transformers import PreTrainedConfig
 from muonscale.lab.config import Config, dump_config
 from muonscale.lab.data.tokenizer import load_tokenizer
 from muonscale.lab.models.build import count_parameters, flops_per_token, meta_model, model_config
+from muonscale.lab.models.pretrained import weight_files
 from muonscale.lab.training.routing import plan_routing
 from muonscale.lab.training.schedule import check_schedule, multiplier, spans
 from muonscale.lab.training.setup import build_optimizer, model_shape
@@ -46,7 +47,12 @@ def dry_run(config: Config) -> str:
 
 
 def planned_shape(config: Config) -> PreTrainedConfig:
-    """Return the model's configuration; the ids of a tokenizer yet to be trained are known."""
+    """Return the model's configuration; the ids of a tokenizer yet to be trained are known.
+
+    Weights to start from are not read, but have to be there.
+    """
+    if config.model.weights is not None:
+        weight_files(config.model.weights)
     length, name = config.data.sequence_length, config.data.tokenizer
     if name is None:
         size = config.data.vocab_size

@@ -11,10 +11,11 @@ from muonscale.lab.config import Config
 from muonscale.lab.models.build import count_parameters
 from muonscale.lab.parallel.processes import Processes, joined, restarted
 from muonscale.lab.run import RunFolder, write_json
-from muonscale.lab.training.checkpoint import newest_checkpoint
+from muonscale.lab.training.checkpoint import newest_checkpoint, saved_steps
 from muonscale.lab.training.console import RunConsole
 from muonscale.lab.training.finish import finish
 from muonscale.lab.training.held_out import held_out_record
+from muonscale.lab.training.origin import record_origin
 from muonscale.lab.training.schedule import check_schedule
 from muonscale.lab.training.setup import Run, environment, resolve_device, set_up
 from muonscale.lab.training.signals import Interrupted, StopRequest, stop_on_signals
@@ -56,9 +57,12 @@ def train_together(
         return result
     if resume and not begun:
         console.say(f"nothing to resume in {folder.path}: starting at step 0")
-    run = set_up(config, folder, console, processes)
+    fresh = not processes.on_first(lambda: bool(saved_steps(folder.checkpoints)))
+    run = set_up(config, folder, console, processes, fresh=fresh)
     if not begun:
         processes.on_first(lambda: folder.create(config))
+    if fresh:
+        processes.on_first(lambda: record_origin(config, folder))
     with stop_on_signals(processes.any) as stop:
         if begun:
             restore(run, stop)
@@ -175,7 +179,7 @@ def introduce(run: Run) -> None:
         .replace("\n", LINE)
     )
     run.console.say(
-        f"model      {config.model.preset or config.model.config}: {size.total:,} parameters, "
+        f"model      {config.model.source}: {size.total:,} parameters, "
         f"vocabulary {len(run.tokenizer):,}\n"
         f"data       {LINE.join(describe_corpus(run, name) for name in run.corpora)}\n"
         f"run        {config.steps} steps of {config.timeline.described_batches} tokens into "

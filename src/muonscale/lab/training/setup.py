@@ -6,16 +6,18 @@ import platform
 import sys
 from dataclasses import dataclass
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from transformers import PreTrainedConfig, PreTrainedTokenizerFast
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from muonscale.errors import ConfigError, DataError
 from muonscale.lab.config import Config, OptimizerSection, TrainSection
 from muonscale.lab.data.prepare import Corpus, prepare
 from muonscale.lab.models.build import build_model, meta_model, model_config
+from muonscale.lab.models.pretrained import load_weights, pretrained_config
 from muonscale.lab.parallel.apply import parallelize
 from muonscale.lab.parallel.forward import Parallelized
 from muonscale.lab.parallel.processes import Processes
@@ -23,6 +25,8 @@ from muonscale.lab.parallel.topology import check_shares
 from muonscale.lab.run import RunFolder
 from muonscale.lab.training.batches import Batches, build_batches
 from muonscale.lab.training.console import RunConsole
+from muonscale.lab.training.initial_state import take_over_state
+from muonscale.lab.training.origin import as_resumed, origin
 from muonscale.lab.training.routing import Routing, experts_implementation, plan_routing
 from muonscale.lab.training.schedule import spans
 from muonscale.lab.training.state import TrainState
@@ -30,7 +34,7 @@ from muonscale.optim.groups import parameter_groups
 from muonscale.optim.muon import Muon
 from muonscale.optim.orthogonalize import ns_dtype
 
-NOT_OF_THE_OPTIMIZER = {"rule", "max_grad_norm", "clip", "overrides"}
+NOT_OF_THE_OPTIMIZER = {"rule", "max_grad_norm", "clip", "overrides", "state", "state_format"}
 """Keys of the optimizer section that are for the groups or the trainer; the rest are Muon's."""
 
 PACKAGES = ("muonscale", "torch", "transformers", "tokenizers", "numpy", "safetensors")
@@ -93,23 +97,47 @@ def model_facts(config: PreTrainedConfig) -> dict[str, Any]:
 
 
 def build_parallelized(
-    config: Config, shape: PreTrainedConfig, processes: Processes
+    config: Config, shape: PreTrainedConfig, processes: Processes, weights: Path | None
 ) -> Parallelized:
-    """Return the freshly initialised model of a run on its ranks: a collective.
+    """Return the model of a run on its ranks, at step 0: a collective.
 
-    The weights are those of one process: drawn by the first rank, and sent to the others.
+    The weights are those of one process: drawn, or read from the checkpoint `weights`, by the first
+    rank, and sent to the others.
     """
     precision = resolve_precision(config.train, processes.device)
+    first = first_model(config, shape, processes, weights)
     if processes.many:
-        source = build_model(shape, seed=config.run.seed) if processes.is_first else None
-        model = meta_model(shape)
-    else:
-        source, model = None, build_model(shape, seed=config.run.seed, device=processes.device)
-    return parallelize(model, source, config.train, processes, precision)
+        return parallelize(meta_model(shape), first, config.train, processes, precision)
+    assert first is not None
+    model = first.to(processes.device)  # pyrefly: ignore
+    return parallelize(model, None, config.train, processes, precision)
+
+
+def first_model(
+    config: Config, shape: PreTrainedConfig, processes: Processes, weights: Path | None
+) -> PreTrainedModel | None:
+    """Return a model with the weights to start from, on the CPU of the first rank; None on others."""
+    made: list[PreTrainedModel] = []
+
+    def make() -> None:  # a model is not to be sent, an error is
+        made.append(
+            build_model(shape, seed=config.run.seed)
+            if weights is None
+            else load_weights(weights, shape)
+        )
+
+    processes.on_first(make)
+    return made[0] if made else None
 
 
 def model_shape(config: Config, tokenizer: PreTrainedTokenizerFast) -> PreTrainedConfig:
     """Return the configuration of the model that is trained on a tokenizer's tokens."""
+    if config.model.weights is not None:
+        return pretrained_config(
+            config.model,
+            tokens=len(tokenizer),
+            sequence_length=config.data.sequence_length,
+        )
     return model_config(
         config.model,
         vocab_size=len(tokenizer),
@@ -148,20 +176,33 @@ class Run:
             self.folder.append_metrics(record)
 
 
-def set_up(config: Config, folder: RunFolder, console: RunConsole, processes: Processes) -> Run:
+def set_up(
+    config: Config,
+    folder: RunFolder,
+    console: RunConsole,
+    processes: Processes,
+    *,
+    fresh: bool = True,
+) -> Run:
     """Prepare the data and build model, optimizer and batches of a run; write nothing to it.
 
-    A collective of all ranks.
+    A collective of all ranks. Of a run that is not fresh, weights and optimizer state are still to
+    come, from its checkpoint.
     """
     if config.run.threads is not None:
         torch.set_num_threads(config.run.threads)
     check_shares(config, processes.topology)
-    corpora = prepare_once(config, console, processes)
-    shape = model_shape(config, next(iter(corpora.values())).tokenizer)
-    forward = build_parallelized(config, shape, processes)
+    given = config if fresh else as_resumed(config, folder)
+    corpora = prepare_once(given, console, processes)
+    shape = model_shape(given, next(iter(corpora.values())).tokenizer)
+    weights = config.model.weights if fresh else None
+    forward = build_parallelized(config, shape, processes, weights)
     replicated = processes.many and processes.topology.data == "ddp"
     group = dist.group.WORLD if replicated else None
     optimizer = build_optimizer(forward.model, config.optimizer, group)
+    if fresh and (path := config.optimizer.state) is not None:
+        said = take_over_state(forward.model, optimizer, path, config.optimizer.state_format)
+        console.say(f"optimizer  {said}")
     facts = {"data fingerprint": fingerprint(corpora), "model": model_facts(shape)}
     stages = spans(config.schedule, config.timeline)
     routing = Routing(forward.model, plan_routing(forward.model, config.routing, stages))
@@ -213,4 +254,5 @@ def environment(run: Run) -> dict[str, Any]:
         "experts": experts_implementation(run.state.model),
         "routing": run.state.routing.facts(),
         "command": sys.argv,
+        **origin(run.folder),
     }

@@ -52,7 +52,7 @@ def _heading(found: Verified) -> str:
     config, world = found.config, found.topology.world
     dtypes = f"passes in {_dtype(found)}, Newton-Schulz in {config.optimizer.ns_dtype}"
     lines = [
-        f"{config.model.preset or config.model.config} in {found.topology} on {world} processes "
+        f"{config.model.source} in {found.topology} on {world} processes "
         f"against one process; {dtypes}",
         "rounding: what one process differs by when it takes the same steps with other orders of "
         "summation",
@@ -114,7 +114,7 @@ def verdict_json(found: Verified) -> str:
     """Return the report as JSON; a number that is not finite is null."""
     comparison, (kind, worst) = found.comparison, found.comparison.worst
     tree: dict[str, Any] = {
-        "model": str(found.config.model.preset or found.config.model.config),
+        "model": found.config.model.source,
         "layout": str(found.topology),
         "processes": found.topology.world,
         "steps": len(found.one.losses),

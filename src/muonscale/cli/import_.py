@@ -1,0 +1,50 @@
+"""The verb `import`: train from a Hugging Face checkpoint."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from muonscale.cli import is_first_process
+from muonscale.cli.arguments import Arguments, split_arguments
+from muonscale.cli.running import DryRun, Resume, start
+
+
+def import_(
+    checkpoint: Annotated[
+        str,
+        typer.Argument(
+            metavar="FOLDER|NAME",
+            help="A Hugging Face checkpoint folder, or a name such as org/model to fetch.",
+        ),
+    ],
+    arguments: Arguments = None,
+    state: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Optimizer state to start from: optimizer.state."),
+    ] = None,
+    dry_run: DryRun = False,
+    resume: Resume = False,
+) -> None:
+    """Train from a Hugging Face checkpoint: `train` with model.weights and data.tokenizer set to it.
+
+    Examples: `muonscale import runs/demo/model data.path=my.txt run.path=runs/more`;
+    `muonscale import org/model my.yaml optimizer.rule=adamw`. Continue a run that was
+    begun so with `muonscale train RUN --resume`.
+    """
+    from muonscale.lab.config import load_config
+    from muonscale.lab.models.hub import MUON_GAINS_NOTHING, checkpoint_folder, trained_with_muon
+
+    recipe, overrides = split_arguments(arguments or [])
+    folder = checkpoint_folder(checkpoint)
+    given = {"model.weights": folder, "data.tokenizer": folder}
+    if state is not None:
+        given["optimizer.state"] = state
+    ours = [f"{key}={json.dumps(str(path))}" for key, path in given.items()]
+    config = load_config(recipe, [*ours, *overrides])
+    if config.optimizer.rule == "muon" and not trained_with_muon(folder) and is_first_process():
+        typer.echo(f"warning: {MUON_GAINS_NOTHING}", err=True)
+    start(config, dry_run=dry_run, resume=resume)

@@ -1,0 +1,59 @@
+"""Checkpoints by name: fetched from the Hugging Face Hub, and what their model card says of Muon."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from muonscale.errors import CheckpointError
+
+NAME = re.compile(r"[\w.-]+/[\w.-]+")
+FETCHED = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "README.md"]
+"""Configuration, weights, tokenizer and model card, ..."""
+LEFT_OUT = ["*/*", "consolidated*.safetensors"]
+"""... and not the same weights a second time, in another project's format."""
+
+MUON_GAINS_NOTHING = (
+    "nothing says that this checkpoint was trained with Muon. Models that were pretrained with AdamW "
+    "gained nothing from fine-tuning with Muon (Moonlight, arXiv 2502.16982, section 3.5, tables 6 "
+    "and 7); optimizer.rule=adamw trains with AdamW"
+)
+
+
+def checkpoint_folder(name: str) -> Path:
+    """Return the folder of a checkpoint, fetched if `name` is no folder but a name on the Hub.
+
+    Raises:
+        CheckpointError: if there is no such folder and it cannot be fetched.
+    """
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return folder
+    if folder.exists() or not NAME.fullmatch(name):
+        raise CheckpointError(
+            f"{name} is not a folder; accepted are a Hugging Face checkpoint folder, or a name "
+            "such as org/model"
+        )
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=FETCHED, ignore_patterns=LEFT_OUT))
+    except Exception as error:  # network, permissions, unknown names, a full disk: no common base
+        reason = (str(error) or type(error).__name__).strip().splitlines()[0]
+        raise CheckpointError(
+            f"there is no folder {name}, and no checkpoint of that name could be fetched: {reason}"
+        ) from error
+
+
+def trained_with_muon(folder: Path) -> bool:
+    """Return whether a checkpoint's model card (README.md) has the tag `muon`."""
+    from huggingface_hub import metadata_load
+
+    try:
+        card: Any = metadata_load(folder / "README.md") or {}
+    except Exception:  # no card, or none that can be read: it says nothing
+        return False
+    tags = card.get("tags") or []
+    tags = [tags] if isinstance(tags, str) else tags
+    return any(str(tag).lower() == "muon" for tag in tags)

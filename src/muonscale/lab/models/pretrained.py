@@ -1,0 +1,181 @@
+"""A Hugging Face checkpoint as the start of a run: its shape, its weights, and what identifies them."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+
+from muonscale.errors import CheckpointError, ConfigError
+from muonscale.lab.config import ModelSection
+from muonscale.lab.models.build import (
+    meta_model,
+    model_config,
+    quiet_transformers,
+    ready_to_train,
+)
+from muonscale.lab.models.convert import refuse_missing
+
+HEADS = ("num_attention_heads", "num_key_value_heads", "head_dim")
+"""Fields that can leave every shape as it is and still say what the rows of a matrix are."""
+
+Shapes = dict[str, tuple[int, ...]]
+
+
+def pretrained_config(
+    model: ModelSection, *, tokens: int, sequence_length: int
+) -> PreTrainedConfig:
+    """Return the configuration of `model.weights`, with its own vocabulary and special tokens.
+
+    Args:
+        model: with `weights`; its fields may change only what leaves all weights as they are.
+        tokens: of the tokenizer; the vocabulary may have more rows, as padded ones have.
+        sequence_length: tokens of a training sequence.
+
+    Raises:
+        ConfigError: for a tokenizer or a sequence that is too long, and for fields that change
+            weights.
+    """
+    assert model.weights is not None
+    saved, shape = (
+        model_config(each, vocab_size=None, sequence_length=1, bos_id=None, eos_id=None)
+        for each in (model.model_copy(update={"fields": {}}), model)
+    )
+    _check_fields(model, saved, shape)
+    if tokens > shape.vocab_size:
+        raise ConfigError(
+            f"data.tokenizer has {tokens:,} tokens and model.weights={model.weights} embeddings for "
+            f"{shape.vocab_size:,}: take the tokenizer that the checkpoint was trained with"
+        )
+    _check_positions(model.weights, shape, sequence_length)
+    return shape
+
+
+def _check_fields(model: ModelSection, saved: PreTrainedConfig, shape: PreTrainedConfig) -> None:
+    if not model.fields:
+        return
+    rule = (
+        f"with model.weights={model.weights}, model.fields may change only what leaves all weights "
+        f"as they are; given: {', '.join(model.fields)}"
+    )
+    before, after = _shapes(saved), _shapes(shape)
+    for name in sorted(before.keys() | after.keys()):
+        if before.get(name) != after.get(name):
+            raise ConfigError(
+                f"{name} has the shape {before.get(name)} in the checkpoint, and would have "
+                f"{after.get(name)}: {rule}"
+            )
+    for name in HEADS:
+        was, would = (getattr(config, name, None) for config in (saved, shape))
+        if was != would:
+            raise ConfigError(f"{name} is {was} in the checkpoint, and would be {would}: {rule}")
+
+
+def _shapes(config: PreTrainedConfig) -> Shapes:
+    """Return the shape of every parameter, of tied ones under the first name."""
+    return {name: tuple(p.shape) for name, p in meta_model(config).named_parameters()}
+
+
+def _check_positions(folder: Path, shape: PreTrainedConfig, sequence_length: int) -> None:
+    positions = getattr(shape, "max_position_embeddings", None)
+    if not isinstance(positions, int) or sequence_length <= positions:
+        return
+    longer = copy.deepcopy(shape)
+    longer.max_position_embeddings = sequence_length
+    advice = f"take data.sequence_length={positions} or less"
+    if _shapes(longer) == _shapes(shape):
+        advice += (
+            f", or say model.fields.max_position_embeddings={sequence_length}, with "
+            "model.fields.rope_parameters for so many if need be"
+        )
+    raise ConfigError(
+        f"data.sequence_length={sequence_length} is more than the {positions} positions that "
+        f"model.weights={folder} was trained on; {advice}"
+    )
+
+
+def load_weights(folder: Path, shape: PreTrainedConfig) -> PreTrainedModel:
+    """Return a checkpoint's model on the CPU in float32, ready to train; never from the network.
+
+    Args:
+        folder: with safetensors files, in any dtype.
+        shape: from `pretrained_config`.
+
+    Raises:
+        CheckpointError: if the files are missing or damaged, are quantised, lack weights of the
+            model or hold others. Those that the architecture is known to save in vain, such as
+            rotary frequencies, may be there.
+    """
+    weight_files(folder)
+    if getattr(shape, "quantization_config", None) is not None:
+        raise CheckpointError(
+            f"the weights in {folder} are quantised (quantization_config in its config.json), and "
+            "cannot be trained; take a checkpoint in float32, bfloat16 or float16"
+        )
+    try:
+        with quiet_transformers():
+            model, report = AutoModelForCausalLM.from_pretrained(
+                folder,
+                config=copy.deepcopy(shape),
+                dtype=torch.float32,
+                attn_implementation="sdpa",
+                output_loading_info=True,
+                use_safetensors=True,
+                local_files_only=True,
+                trust_remote_code=False,
+            )
+    except Exception as error:  # transformers and safetensors each raise their own
+        reason = " ".join(str(error).split())
+        raise CheckpointError(f"the weights in {folder} cannot be loaded: {reason}") from error
+    refuse_missing(report, folder)
+    _refuse_unexpected(report, folder, shape.model_type)
+    return ready_to_train(model)
+
+
+def _refuse_unexpected(report: dict[str, Any], folder: Path, model_type: str) -> None:
+    if unexpected := sorted(report["unexpected_keys"]):
+        raise CheckpointError(
+            f"{folder} holds {len(unexpected)} weights that its model ({model_type}) does not have, "
+            f"such as {unexpected[0]}: they would be lost"
+        )
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """Return the safetensors files of a checkpoint.
+
+    Raises:
+        CheckpointError: if there is none, or one that the index names is missing.
+    """
+    if (single := folder / "model.safetensors").is_file():
+        return [single]
+    index = folder / "model.safetensors.index.json"
+    if not index.is_file():
+        there = "it has" if folder.is_dir() else "there is no such folder, with"
+        raise CheckpointError(
+            f"{folder} holds no weights to start from: {there} no model.safetensors and no "
+            f"{index.name}"
+        )
+    try:
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{index} cannot be read: {error}") from error
+    if missing := [name for name in names if not (folder / name).is_file()]:
+        raise CheckpointError(
+            f"{folder} lacks {len(missing)} of its {len(names)} files of weights, such as {missing[0]}"
+        )
+    return [folder / name for name in names]
+
+
+def fingerprint(files: list[Path]) -> dict[str, Any]:
+    """Return size and SHA-256 of every file, by name: of the whole files, since headers are alike."""
+    found = {}
+    for path in files:
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        found[path.name] = {"bytes": path.stat().st_size, "sha256": digest}
+    return found
