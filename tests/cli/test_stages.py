@@ -114,7 +114,7 @@ def test_a_dry_run_shows_the_stages(muonscale: Muonscale, staged: list[str]) -> 
         ("data.mixture.0.weight=-1", "data.mixture.0.weight=-1"),
         ("data.mixture.0.wait=1", "unknown key data.mixture.0.wait"),
         ("data.mixture.1.name=code", "two items of data.mixture are called 'code'"),
-        ("data.mixture.1.source=python-stdlib", "data.mixture.N.source and data.mixture.N.path"),
+        ("data.mixture.1.source=python-stdlib", "data.mixture.N.source, data.mixture.N.path"),
         ("train.batch_schedule.0.after=9000", "train.batch_schedule: 9,000 is not after"),
         ("train.batch_schedule.0.batch_tokens=100", "train.batch_schedule.0.batch_tokens=100"),
     ],

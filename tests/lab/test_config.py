@@ -6,7 +6,14 @@ from pathlib import Path
 import pytest
 
 from muonscale.errors import ConfigError
-from muonscale.lab.config import Config, dump_config, load_config, recipe_names, recipe_summary
+from muonscale.lab.config import (
+    Config,
+    dump_config,
+    load_config,
+    recipe_names,
+    recipe_summary,
+    resolve_config,
+)
 
 
 def test_overrides_replace_the_recipes_values() -> None:
@@ -27,6 +34,17 @@ def test_an_alternative_key_replaces_the_recipes() -> None:
     assert config.data.source is None and config.data.path == Path("my.txt")
     assert config.train.tokens is None and config.steps == 3
     assert config.model.preset is None
+
+
+def test_weights_replace_the_recipes_model_and_need_their_tokenizer() -> None:
+    config = load_config("demo", ["model.weights=folder", "data.tokenizer=folder"])
+    assert config.model.preset is None and config.model.source == "folder"
+    tree = json.loads(dump_config(config))
+    for other in ("model.preset=llama-pico", "model.config=x.json"):
+        again = resolve_config(json.loads(json.dumps(tree)), [other])
+        assert again.model.weights is None and again.model.source == other.split("=")[1]
+    with pytest.raises(ConfigError, match=r"needs data\.tokenizer.*data\.tokenizer=folder"):
+        load_config("demo", ["model.weights=folder"])
 
 
 def test_a_run_folder_is_a_recipe_with_its_own_path(tmp_path: Path) -> None:
@@ -69,6 +87,9 @@ BAD = [
     ("demo", ["optimizer.betas=[0.9]"], ["optimizer.betas"]),
     ("demo", ["data.source=a", "data.path=b"], ["data.source", "data.path"]),
     ("demo", ["train.steps=3", "train.tokens=9"], ["train.steps", "train.tokens"]),
+    ("demo", ["model.config=a", "model.weights=b"], ["model.config and model.weights exclude"]),
+    ("demo", ["model.preset=null"], ["model.preset, model.config, model.weights"]),
+    ("demo", ["optimizer.state_format=torch"], ["state_format=torch", "optimizer.state"]),
     ("demo", ["data.source=null"], ["data.source", "data.path"]),
     ("demo", ["train.batch_tokens=100"], ["train.batch_tokens=100", "256"]),
     ("demo", ["steps=3"], ["'steps=3'", "section.key=value"]),

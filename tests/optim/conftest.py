@@ -32,7 +32,7 @@ def causal_lm(kind: str) -> nn.Module:
             n_embd=16, n_layer=2, n_head=2, vocab_size=50, n_positions=32
         ),
         "qwen3": lambda: hf.Qwen3Config(**SMALL, head_dim=8),
-        "gemma3": lambda: hf.Gemma3TextConfig(**SMALL, head_dim=8),
+        "gemma3": lambda: hf.Gemma3TextConfig(**SMALL, head_dim=8, pad_token_id=None),
         "mixtral": lambda: hf.MixtralConfig(**SMALL, num_local_experts=4),
         "qwen3_moe": lambda: hf.Qwen3MoeConfig(**SMALL, **moe, num_experts=4, head_dim=8),
         "gpt_oss": lambda: hf.GptOssConfig(**SMALL, num_local_experts=4, head_dim=8),

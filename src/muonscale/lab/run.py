@@ -4,6 +4,7 @@ config.json     the resolved configuration
 env.json        versions, device, threads, and what `auto` chose
 metrics.jsonl   one JSON object per line: {"kind": ..., "step": ..., ...}, the kind being
                 train, eval or telemetry
+start/          where the weights came from, if they were not drawn (muonscale.lab.training.origin)
 checkpoints/    step-00000100/, ... (see muonscale.lab.training.checkpoint)
 model/          the trained model as a Hugging Face checkpoint
 loss.png        the loss curve

@@ -38,14 +38,19 @@ def pretrained_config(
         sequence_length: tokens of a training sequence.
 
     Raises:
-        ConfigError: for a tokenizer or a sequence that is too long, and for fields that change
-            weights.
+        ConfigError: for quantised weights, a tokenizer or a sequence that is too long, and fields
+            that change weights.
     """
     assert model.weights is not None
     saved, shape = (
         model_config(each, vocab_size=None, sequence_length=1, bos_id=None, eos_id=None)
         for each in (model.model_copy(update={"fields": {}}), model)
     )
+    if getattr(saved, "quantization_config", None) is not None:
+        raise ConfigError(
+            f"model.weights={model.weights} are quantised (quantization_config in its config.json), "
+            "and cannot be trained; take a checkpoint in float32, bfloat16 or float16"
+        )
     _check_fields(model, saved, shape)
     if tokens > shape.vocab_size:
         raise ConfigError(
@@ -102,21 +107,18 @@ def _check_positions(folder: Path, shape: PreTrainedConfig, sequence_length: int
 def load_weights(folder: Path, shape: PreTrainedConfig) -> PreTrainedModel:
     """Return a checkpoint's model on the CPU in float32, ready to train; never from the network.
 
+    It has the checkpoint's own defaults for generation.
+
     Args:
         folder: with safetensors files, in any dtype.
         shape: from `pretrained_config`.
 
     Raises:
-        CheckpointError: if the files are missing or damaged, are quantised, lack weights of the
-            model or hold others. Those that the architecture is known to save in vain, such as
-            rotary frequencies, may be there.
+        CheckpointError: if the files are missing or damaged, lack weights of the model or hold
+            others. Those that the architecture is known to save in vain, such as rotary
+            frequencies, may be there.
     """
     weight_files(folder)
-    if getattr(shape, "quantization_config", None) is not None:
-        raise CheckpointError(
-            f"the weights in {folder} are quantised (quantization_config in its config.json), and "
-            "cannot be trained; take a checkpoint in float32, bfloat16 or float16"
-        )
     try:
         with quiet_transformers():
             model, report = AutoModelForCausalLM.from_pretrained(
@@ -155,10 +157,11 @@ def weight_files(folder: Path) -> list[Path]:
         return [single]
     index = folder / "model.safetensors.index.json"
     if not index.is_file():
-        there = "it has" if folder.is_dir() else "there is no such folder, with"
+        if not folder.is_dir():
+            raise CheckpointError(f"model.weights={folder}: there is no such folder")
         raise CheckpointError(
-            f"{folder} holds no weights to start from: {there} no model.safetensors and no "
-            f"{index.name}"
+            f"model.weights={folder} holds neither model.safetensors nor {index.name}; weights in other "
+            "files are not read"
         )
     try:
         names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))

@@ -20,6 +20,8 @@ def whole_model(model: PreTrainedModel, processes: Processes) -> PreTrainedModel
     if not processes.many:
         return model
     whole = build_model(model.config, seed=0) if processes.is_first else None
+    if whole is not None:
+        whole.generation_config = model.generation_config
     for name, parameter in model.named_parameters():
         values = gathered(parameter.detach())
         if whole is not None:

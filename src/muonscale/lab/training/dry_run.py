@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from transformers import PreTrainedConfig
 
+from muonscale.errors import CheckpointError
 from muonscale.lab.config import Config, dump_config
 from muonscale.lab.data.tokenizer import load_tokenizer
 from muonscale.lab.models.build import count_parameters, flops_per_token, meta_model, model_config
@@ -23,6 +24,8 @@ def dry_run(config: Config) -> str:
         MuonscaleError: as training would for the configuration, the model and the routing.
     """
     check_schedule(config)
+    if (state := config.optimizer.state) is not None and not state.is_file():
+        raise CheckpointError(f"optimizer.state={state}: there is no such file")
     shape = planned_shape(config)
     model = meta_model(shape)
     plan_routing(model, config.routing, spans(config.schedule, config.timeline))

@@ -107,7 +107,10 @@ def build_parallelized(
     precision = resolve_precision(config.train, processes.device)
     first = first_model(config, shape, processes, weights)
     if processes.many:
-        return parallelize(meta_model(shape), first, config.train, processes, precision)
+        model = meta_model(shape)
+        if first is not None:
+            model.generation_config = first.generation_config  # which is exported
+        return parallelize(model, first, config.train, processes, precision)
     assert first is not None
     model = first.to(processes.device)  # pyrefly: ignore
     return parallelize(model, None, config.train, processes, precision)
