@@ -35,7 +35,8 @@ def test_a_run_leaves_everything_it_promises(
     run = tmp_path / "run"
     names = {p.name for p in run.iterdir()}
     assert names >= {
-        "config.json", "env.json", "metrics.jsonl", "checkpoints", "model", "loss.png", "result.json",
+        "config.json", "env.json", "metrics.jsonl", "tokenizer", "checkpoints", "model", "loss.png",
+        "result.json",
     }  # fmt: skip
     env = json.loads((run / "env.json").read_text())
     assert env["threads"] == 1 and env["ns_dtype"] in ("float32", "bfloat16")
@@ -183,6 +184,65 @@ def test_resume_passes_over_a_damaged_checkpoint(
     assert weights(run) == whole
     assert [r["step"] for r in metrics(run, "train")] == list(range(1, STEPS + 1))
     assert [r["step"] for r in metrics(run, "eval")] == [4, 8, 12]
+
+
+def steps_saved(run: Path) -> list[int]:
+    return sorted(int(path.name[5:]) for path in (run / "checkpoints").iterdir())
+
+
+def test_marked_checkpoints_are_kept_over_a_resume(
+    muonscale: Muonscale, tiny: list[str], tmp_path: Path
+) -> None:
+    marks = ["checkpoint.keep=1", "checkpoint.marks=[0.25, 1700]"]
+    run = tmp_path / "run"
+    assert muonscale("train", *tiny, *marks).code == 0
+    assert steps_saved(run) == [3, 7, 12]  # 1700 tokens end within step 7
+    shutil.rmtree(run / "model")
+    (run / "result.json").unlink()
+    for step in (7, 12):
+        shutil.rmtree(run / "checkpoints" / f"step-{step:08d}")
+    answer = muonscale("train", run, "--resume")
+    assert answer.code == 0 and "at step 3 of 12" in answer.out
+    assert steps_saved(run) == [3, 7, 12]
+
+
+def test_marks_may_change_on_resume_and_one_beyond_the_end_is_refused(
+    muonscale: Muonscale, tiny: list[str], tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    late = "checkpoint.marks=[0.5, 3073]"
+    for extra in ([], ["--dry-run"]):
+        refused(muonscale("train", *tiny, late, *extra), "checkpoint.marks: 3,073 tokens", "3,072")
+    assert not run.exists()
+    assert muonscale("train", *tiny, "checkpoint.marks=[0.25]").code == 0
+    assert steps_saved(run) == [3, 10, 12]
+    (run / "result.json").unlink()
+    shutil.rmtree(run / "model")
+    for step in (10, 12):
+        shutil.rmtree(run / "checkpoints" / f"step-{step:08d}")
+    answer = muonscale(
+        "train", run, "checkpoint.marks=[0.25, 0.5]", "checkpoint.keep=1", "--resume"
+    )
+    assert answer.code == 0, answer.err
+    assert steps_saved(run) == [3, 6, 12]
+
+
+def test_a_run_that_found_another_corpus_before_its_first_checkpoint_has_its_tokenizer(
+    muonscale: Muonscale, tiny: list[str], tmp_path: Path, corpus_text: str
+) -> None:
+    own = tmp_path / "own.txt"
+    own.write_text(corpus_text[:80_000])
+    words = [*tiny, f"data.path={own}"]
+    assert muonscale("train", *words).code == 0
+    run = tmp_path / "run"
+    first = (run / "tokenizer" / "tokenizer.json").read_bytes()
+    for folder in ("model", "checkpoints"):
+        shutil.rmtree(run / folder)
+    (run / "result.json").unlink()
+    own.write_text(corpus_text[80_000:])
+    assert muonscale("train", *words, "--resume").code == 0
+    now = (run / "tokenizer" / "tokenizer.json").read_bytes()
+    assert now != first and now == (run / "model" / "tokenizer.json").read_bytes()
 
 
 def test_resume_of_nothing_starts_and_says_so(muonscale: Muonscale, tiny: list[str]) -> None:

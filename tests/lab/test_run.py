@@ -79,10 +79,30 @@ def test_a_changed_configuration_is_refused_key_by_key(tmp_path: Path) -> None:
         assert text in str(error.value)
 
 
+def test_a_model_is_not_taken_for_a_run(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    with pytest.raises(CheckpointError, match="is not a run folder"):
+        RunFolder(tmp_path).saved_config()
+
+
+def test_what_a_run_depends_on_is_nothing_until_it_is_written(tmp_path: Path) -> None:
+    assert RunFolder(tmp_path).environment() == {}
+    (tmp_path / "env.json").write_text("{")
+    with pytest.raises(CheckpointError, match=r"env\.json cannot be read"):
+        RunFolder(tmp_path).environment()
+
+
 def test_keys_that_change_no_weights_may_change(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
     folder.create(load_config("demo"))
-    free = ["eval.every=7", "checkpoint.keep=9", "run.threads=1", "data.cache=x", "run.path=y"]
+    free = [
+        "eval.every=7",
+        "checkpoint.keep=9",
+        "checkpoint.marks=[0.5]",
+        "run.threads=1",
+        "data.cache=x",
+        "run.path=y",
+    ]
     folder.check_same(load_config("demo", free))
 
 

@@ -425,12 +425,15 @@ class EvalSection(Section):
 
 
 class CheckpointSection(Section):
-    """What is kept to resume from: `checkpoint.*`."""
+    """What is kept to resume from and to export: `checkpoint.*`."""
 
     every: Positive = 100
     """Steps between checkpoints; one is always written at the end and on Ctrl-C or SIGTERM."""
     keep: Positive = 2
-    """How many of the newest checkpoints stay on disk."""
+    """How many of the newest checkpoints stay on disk, those of `marks` not counted."""
+    marks: list[Mark] = []
+    """Checkpoints kept for good: after a fraction of the run's tokens below 1, after training tokens
+    from 1. Each is written at the first step at or after it."""
 
 
 class TelemetrySection(Section):

@@ -5,8 +5,9 @@ env.json        versions, device, threads, and what `auto` chose
 metrics.jsonl   one JSON object per line: {"kind": ..., "step": ..., ...}, the kind being
                 train, eval or telemetry
 start/          where the weights came from, if they were not drawn (muonscale.lab.training.origin)
+tokenizer/      the tokenizer, in Hugging Face format
 checkpoints/    step-00000100/, ... (see muonscale.lab.training.checkpoint)
-model/          the trained model as a Hugging Face checkpoint
+model/          the trained model as a Hugging Face checkpoint, with a model card
 loss.png        the loss curve
 sample.txt      text written by the model
 result.json     written last: its presence means that the run is finished
@@ -73,6 +74,11 @@ class RunFolder:
         return self.path / "checkpoints"
 
     @property
+    def tokenizer(self) -> Path:
+        """Folder of the tokenizer in Hugging Face format."""
+        return self.path / "tokenizer"
+
+    @property
     def model(self) -> Path:
         """Folder of the trained model in Hugging Face format."""
         return self.path / "model"
@@ -101,9 +107,28 @@ class RunFolder:
             CheckpointError: if this is not a run folder or its config.json is damaged.
         """
         try:
-            return json.loads((self.path / "config.json").read_text(encoding="utf-8"))
+            tree = json.loads((self.path / "config.json").read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise CheckpointError(f"{self.path} is not a readable run folder: {error}") from error
+        if not isinstance(tree, dict) or "run" not in tree:
+            raise CheckpointError(
+                f"{self.path} is not a run folder: its config.json is not a run's"
+            )
+        return tree
+
+    def environment(self) -> dict[str, Any]:
+        """Return what env.json holds; nothing if the run has not come to write it.
+
+        Raises:
+            CheckpointError: if the file is damaged.
+        """
+        path = self.path / "env.json"
+        try:
+            return json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"{path} cannot be read: {error}") from error
 
     def check_free(self, *, resume: bool) -> bool:
         """Return whether a run was begun here; refuse if it may not be continued.

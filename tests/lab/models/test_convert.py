@@ -19,7 +19,7 @@ from transformers import (
 from muonscale.errors import CheckpointError
 from muonscale.lab.config import ModelSection
 from muonscale.lab.models.build import build_model, model_config
-from muonscale.lab.models.convert import load_hf, save_hf
+from muonscale.lab.models.convert import load_hf, save_hf, save_tokenizer
 
 IDS = torch.tensor([[1, 5, 9, 60, 33]])
 
@@ -112,6 +112,21 @@ def test_loading_gives_back_the_model_and_its_tokenizer(tmp_path: Path, tokenize
     assert torch.equal(model(IDS).logits, loaded(IDS).logits)
     assert not loaded.training
     assert text.eos_token_id == 0
+
+
+def test_files_of_weights_can_be_read_by_whoever_reads_the_others(tmp_path: Path, tokenizer):
+    save_hf(build(), tokenizer, tmp_path / "model")
+    modes = {path.stat().st_mode for path in (tmp_path / "model").iterdir()}
+    assert len(modes) == 1
+
+
+def test_a_tokenizer_alone_is_replaced_whole(tmp_path: Path, tokenizer):
+    folder = tmp_path / "tokenizer"
+    for _ in range(2):
+        save_tokenizer(tokenizer, folder)
+        text = AutoTokenizer.from_pretrained(folder)
+        assert text.encode("hello") == tokenizer.encode("hello")
+    assert [path.name for path in tmp_path.iterdir()] == ["tokenizer"]
 
 
 def test_saving_and_loading_print_nothing(tmp_path: Path, tokenizer, capfd):

@@ -17,6 +17,7 @@ from muonscale.lab.training.checkpoint import (
     newest_checkpoint,
     save_checkpoint,
     saved_steps,
+    whole_checkpoint,
 )
 
 
@@ -42,6 +43,22 @@ def test_only_the_newest_stay(tmp_path: Path) -> None:
     for step in (1, 2, 10, 11):
         save(tmp_path, step, keep=2)
     assert saved_steps(tmp_path) == [11, 10]
+
+
+def test_marked_ones_stay_and_are_not_counted(tmp_path: Path) -> None:
+    for step in range(1, 8):
+        save_checkpoint(tmp_path, step, tensors(1.0), {}, Processes(), keep=2, marked={1, 3, 6, 99})
+    assert saved_steps(tmp_path) == [7, 6, 5, 3, 1]
+
+
+def test_looking_for_a_whole_one_leaves_what_is_being_written(tmp_path: Path) -> None:
+    save(tmp_path, 1)
+    save(tmp_path, 2)
+    cut(tmp_path / "step-00000002" / "facts.json")
+    (tmp_path / ".writing-step-00000003").mkdir()
+    said: list[str] = []
+    assert whole_checkpoint(tmp_path, said.append) == tmp_path / "step-00000001"
+    assert len(said) == 1 and (tmp_path / ".writing-step-00000003").exists()
 
 
 def cut(path: Path) -> None:

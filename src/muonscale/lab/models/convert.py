@@ -1,7 +1,7 @@
 """Models in and out as standard Hugging Face checkpoints.
 
-An export is a folder of safetensors weights, `config.json`, `generation_config.json` and the
-tokenizer's files, which transformers 4 and 5 load without this package.
+An export is a folder of safetensors weights, `config.json`, `generation_config.json`, the
+tokenizer's files and a model card, which transformers 4 and 5 load without this package.
 """
 
 from __future__ import annotations
@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,32 +25,79 @@ from muonscale.errors import CheckpointError
 from muonscale.lab.models.build import quiet_transformers
 
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
+SHARD_SIZE = "5GB"
+"""Largest file of weights, unless one tensor is larger."""
 
 
-def save_hf(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+def save_hf(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    *,
+    card: str | None = None,
+    max_shard_size: str = SHARD_SIZE,
+) -> None:
     """Write a model and its tokenizer as a Hugging Face checkpoint.
 
     The files are written to a hidden folder beside `folder`, which is then renamed: a reader sees a
     whole checkpoint or none. An earlier checkpoint there is replaced. The model is not changed;
     the key-value cache, off in training, is on in the files.
 
+    Args:
+        model: on the CPU; its weights are written in their own dtypes.
+        tokenizer: its tokenizer.
+        folder: where to.
+        card: text of README.md, or none.
+        max_shard_size: largest file of weights, such as `5GB`; more than one file has an index.
+
     Raises:
         CheckpointError: if `folder` holds something else than a checkpoint, or cannot be written.
     """
-    folder = folder.absolute()
+    check_place(folder)
+    try:
+        with _replaced(folder.absolute()) as fresh:
+            _write(model, tokenizer, fresh, max_shard_size)
+            if card is not None:
+                (fresh / "README.md").write_text(card, encoding="utf-8")
+    except OSError as error:
+        raise CheckpointError(f"the model cannot be written to {folder}: {error}") from error
+
+
+def check_place(folder: Path) -> None:
+    """Refuse a folder that a checkpoint may not be written to.
+
+    Raises:
+        CheckpointError: if it exists, is not empty, and is not a checkpoint.
+    """
     if folder.exists() and not _replaceable(folder):
         raise CheckpointError(
             f"{folder} exists and is not an exported model; it is left as it is. "
             "Give a new or an empty folder."
         )
+
+
+def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Write a tokenizer alone, in place of one that is there.
+
+    Raises:
+        CheckpointError: if it cannot be written.
+    """
+    try:
+        with _replaced(folder.absolute()) as fresh:
+            _write_tokenizer(tokenizer, fresh)
+    except OSError as error:
+        raise CheckpointError(f"the tokenizer cannot be written to {folder}: {error}") from error
+
+
+@contextmanager
+def _replaced(folder: Path) -> Iterator[Path]:
+    """Yield a hidden folder beside another one, whose place it takes if the block ends well."""
     fresh = folder.with_name(f".{folder.name}.{os.getpid()}.new")
     try:
         shutil.rmtree(fresh, ignore_errors=True)
         fresh.mkdir(parents=True)
-        _write(model, tokenizer, fresh)
+        yield fresh
         _replace(fresh, folder)
-    except OSError as error:
-        raise CheckpointError(f"the model cannot be written to {folder}: {error}") from error
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
 
@@ -69,13 +117,22 @@ def _replace(fresh: Path, folder: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _write(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+def _write(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, max_shard_size: str
+) -> None:
     with quiet_transformers():
-        model.save_pretrained(folder)
+        model.save_pretrained(folder, max_shard_size=max_shard_size)
         model.generation_config.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
+    for weights in folder.glob("*.safetensors"):  # written for the owner alone
+        weights.chmod((folder / "config.json").stat().st_mode)
     _edit(folder / "config.json", _both_spellings)
     _edit(folder / "generation_config.json", _generation_defaults)
+    _write_tokenizer(tokenizer, folder)
+
+
+def _write_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    with quiet_transformers():
+        tokenizer.save_pretrained(folder)
     _edit(folder / "tokenizer_config.json", _known_tokenizer_class)
 
 

@@ -13,7 +13,7 @@ import json
 import os
 import shutil
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -47,6 +47,7 @@ def save_checkpoint(
     processes: Processes,
     *,
     keep: int,
+    marked: Collection[int] = (),
 ) -> None:
     """Write the checkpoint of a step and remove all but the `keep` newest: a collective.
 
@@ -56,7 +57,8 @@ def save_checkpoint(
         tensors: nested state dict of tensors.
         facts: what else the run needs, as JSON.
         processes: this one and the others.
-        keep: checkpoints that stay on disk, this one included.
+        keep: checkpoints that stay on disk, this one included, besides ...
+        marked: ... those of these steps, which are never removed.
 
     Raises:
         CheckpointError: if it cannot be written. Checkpoints written before stay as they are.
@@ -73,7 +75,8 @@ def save_checkpoint(
         shutil.rmtree(target, ignore_errors=True)
         temporary.rename(target)
         _sync_folder(root)
-        for old in saved_steps(root)[keep:]:
+        others = [saved for saved in saved_steps(root) if saved not in marked]
+        for old in others[keep:]:
             shutil.rmtree(root / folder_name(old), ignore_errors=True)
 
     try:
@@ -90,13 +93,20 @@ def save_checkpoint(
 
 
 def newest_checkpoint(root: Path, report: Callable[[str], None]) -> Path | None:
+    """Return what `whole_checkpoint` does, and remove what a killed writer has left."""
+    for stale in root.glob(".writing-*"):
+        shutil.rmtree(stale, ignore_errors=True)
+    return whole_checkpoint(root, report)
+
+
+def whole_checkpoint(root: Path, report: Callable[[str], None]) -> Path | None:
     """Return the newest whole checkpoint, saying of each damaged one why it is passed over.
+
+    It only reads: another process may be writing a checkpoint meanwhile.
 
     Raises:
         CheckpointError: if there are checkpoints and none of them is whole.
     """
-    for stale in root.glob(".writing-*"):
-        shutil.rmtree(stale, ignore_errors=True)
     steps = saved_steps(root)
     for step in steps:
         folder = root / folder_name(step)

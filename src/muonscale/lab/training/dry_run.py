@@ -9,6 +9,7 @@ from muonscale.lab.config import Config, dump_config
 from muonscale.lab.data.tokenizer import load_tokenizer
 from muonscale.lab.models.build import count_parameters, flops_per_token, meta_model, model_config
 from muonscale.lab.models.pretrained import weight_files
+from muonscale.lab.training.marks import kept_steps
 from muonscale.lab.training.routing import plan_routing
 from muonscale.lab.training.schedule import check_schedule, multiplier, spans
 from muonscale.lab.training.setup import build_optimizer, model_shape
@@ -26,6 +27,7 @@ def dry_run(config: Config) -> str:
     check_schedule(config)
     if (state := config.optimizer.state) is not None and not state.is_file():
         raise CheckpointError(f"optimizer.state={state}: there is no such file")
+    kept_steps(config)
     shape = planned_shape(config)
     model = meta_model(shape)
     plan_routing(model, config.routing, spans(config.schedule, config.timeline))

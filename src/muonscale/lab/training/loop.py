@@ -9,6 +9,7 @@ from typing import Any
 
 from muonscale.lab.config import Config
 from muonscale.lab.models.build import count_parameters
+from muonscale.lab.models.convert import save_tokenizer
 from muonscale.lab.parallel.processes import Processes, joined, restarted
 from muonscale.lab.run import RunFolder, write_json
 from muonscale.lab.training.checkpoint import newest_checkpoint, saved_steps
@@ -16,6 +17,7 @@ from muonscale.lab.training.console import RunConsole
 from muonscale.lab.training.finish import finish
 from muonscale.lab.training.held_out import held_out_record
 from muonscale.lab.training.origin import record_origin
+from muonscale.lab.training.marks import kept_steps
 from muonscale.lab.training.schedule import check_schedule
 from muonscale.lab.training.setup import Run, environment, resolve_device, set_up
 from muonscale.lab.training.signals import Interrupted, StopRequest, stop_on_signals
@@ -41,6 +43,7 @@ def train(config: Config, *, resume: bool, console: RunConsole) -> dict[str, Any
         Interrupted: after Ctrl-C or SIGTERM, when the run has saved itself.
     """
     check_schedule(config)
+    kept_steps(config)
     folder, device = RunFolder(config.run.path), resolve_device(config.run.device)
     with joined(config.parallel, device) as processes, locked(folder, processes):
         own = console if processes.is_first else RunConsole.silent()
@@ -66,6 +69,7 @@ def train_together(
     with stop_on_signals(processes.any) as stop:
         if begun:
             restore(run, stop)
+        processes.on_first(lambda: record_tokenizer(run))
         processes.on_first(lambda: record_environment(run))
         introduce(run)
         run_steps(run, stop)
@@ -102,6 +106,7 @@ def find_run(
 def run_steps(run: Run, stop: StopRequest) -> None:
     """Train from the state's step to the last; evaluate and save on the way."""
     state, config, steps = run.state, run.config, run.config.steps
+    keep, marked = config.checkpoint.keep, kept_steps(config)
     state.model.train()
     with run.console.steps(state.step, steps) as show:
         while state.step < steps:
@@ -116,8 +121,9 @@ def run_steps(run: Run, stop: StopRequest) -> None:
                 run.record(seen)
             evaluate_if_due(run, stop)
             asked = stop.asked()
-            if state.step % config.checkpoint.every == 0 or state.step == steps or asked:
-                state.save(run.folder.checkpoints, run.processes, keep=config.checkpoint.keep)
+            due = state.step % config.checkpoint.every == 0 or state.step in marked
+            if due or state.step == steps or asked:
+                state.save(run.folder.checkpoints, run.processes, keep=keep, marked=marked)
             if asked:
                 raise Interrupted(
                     asked,
@@ -154,6 +160,14 @@ def restore(run: Run, stop: StopRequest) -> None:
     )
     if not seen:
         evaluate_if_due(run, stop)
+
+
+def record_tokenizer(run: Run) -> None:
+    """Write the tokenizer, so that the run can be exported without the cache of its data."""
+    folder = run.folder.tokenizer
+    # Until the first checkpoint a resumed run may have found another corpus.
+    if run.state.step == 0 or not folder.exists():
+        save_tokenizer(run.tokenizer, folder)
 
 
 def record_environment(run: Run) -> None:

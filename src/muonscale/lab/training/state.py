@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,10 +39,14 @@ class TrainState:
         """The model that is trained, as this rank has it."""
         return self.forward.model
 
-    def save(self, root: Path, processes: Processes, *, keep: int) -> None:
+    def save(
+        self, root: Path, processes: Processes, *, keep: int, marked: Collection[int] = ()
+    ) -> None:
         """Write a checkpoint of this step (see `save_checkpoint`): a collective of all ranks."""
         facts = {"step": self.step, **self.facts}
-        save_checkpoint(root, self.step, self._tensors(), facts, processes, keep=keep)
+        save_checkpoint(
+            root, self.step, self._tensors(), facts, processes, keep=keep, marked=marked
+        )
 
     def restore(self, folder: Path, processes: Processes) -> None:
         """Take over the state of a checkpoint, saved by any number of processes: a collective.
