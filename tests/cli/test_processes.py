@@ -50,6 +50,9 @@ def test_two_processes_train_as_one_and_only_the_first_one_speaks(
     assert (tmp_path / "two" / "model" / "config.json").read_bytes() == (
         tmp_path / "one" / "model" / "config.json"
     ).read_bytes()
+    answer = muonscale("export", tmp_path / "two", tmp_path / "out")
+    assert answer.code == 0, answer.err
+    assert (tmp_path / "out" / "model.safetensors").read_bytes() == weights(tmp_path / "two")
 
 
 def test_a_mistake_is_told_once_and_ends_the_job(tiny: list[str], tmp_path: Path) -> None:

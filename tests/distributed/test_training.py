@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 
 from muonscale.lab.config import Config, load_config
+from muonscale.lab.models.export import export
 from muonscale.lab.parallel.processes import Processes
 from muonscale.lab.parallel.topology import Topology, parse_layout
 from muonscale.lab.run import RunFolder
@@ -138,6 +139,14 @@ def test_every_row_of_the_table_trains_as_one_process(
     world: Any, kind: str, layout: str, words: list[str], tmp_path: Path
 ) -> None:
     run_both(world, kind, layout, words, tmp_path)
+    check_export(tmp_path / "many", tmp_path / "out")
+
+
+def check_export(run: Path, folder: Path) -> None:
+    """See that the last checkpoint has the weights that the ranks had gathered themselves."""
+    export(RunFolder(run), None, folder, report=pytest.fail)
+    name = "model.safetensors"
+    assert (folder / name).read_bytes() == (run / "model" / name).read_bytes()
 
 
 @pytest.mark.slow

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -56,11 +58,25 @@ def test_batches_add_up(tokens: int, changes: list[tuple[int, int]]) -> None:
     assert tokens <= seen * 3 < tokens + last
     for mark in (1, tokens / 3, tokens - 1):
         step = timeline.step_at(max(1, mark))
-        assert timeline.tokens_before(step) >= round(max(1, mark)) or step == timeline.steps
-        assert step == 0 or timeline.tokens_before(step - 1) < round(max(1, mark))
+        assert timeline.tokens_before(step) >= math.ceil(max(1, mark)) or step == timeline.steps
+        assert step == 0 or timeline.tokens_before(step - 1) < math.ceil(max(1, mark))
 
 
-@pytest.mark.parametrize("changes", [[(0.5, 2), (0.4, 4)], [(1000, 2)], [(0.0001, 2)]])
+@pytest.mark.parametrize(
+    ("mark", "step"),
+    [(0.01, 1), (0.1, 1), (0.11, 2), (0.5, 5), (0.999, 10), (1, 1), (10, 1), (10.5, 2), (100, 10)],
+)
+def test_a_mark_is_the_first_step_that_begins_at_or_after_it(mark: float, step: int) -> None:
+    assert Timeline.constant(10, length=10).step_at(mark) == step
+
+
+def test_a_fraction_is_the_decimal_that_was_written() -> None:
+    assert 0.07 * 100 > 7  # so that the float's value would be one step late
+    for hundredth in range(1, 100):
+        assert Timeline.constant(100).step_at(hundredth / 100) == hundredth
+
+
+@pytest.mark.parametrize("changes", [[(0.5, 2), (0.4, 4)], [(1000, 2)]])
 def test_changes_out_of_place_are_refused(changes: list[tuple[float, int]]) -> None:
     with pytest.raises(ValueError, match="is not after what is before it"):
         Timeline.changing(1000, 1, changes, length=10)

@@ -9,6 +9,7 @@ import typer
 
 from muonscale.cli import models
 from muonscale.cli.arguments import Arguments, split_arguments
+from muonscale.cli.export import export
 from muonscale.cli.import_ import import_
 from muonscale.cli.plan import plan
 from muonscale.cli.running import DryRun, Resume, start
@@ -59,16 +60,19 @@ def generate(
 ) -> None:
     """Write text with a trained model."""
     from muonscale.lab.evaluation.generate import generate_text
+    from muonscale.lab.inspect import is_hugging_face
     from muonscale.lab.models.convert import load_hf
     from muonscale.lab.run import RunFolder
 
     run = RunFolder(folder)
-    if run.exists and not run.model.is_dir():
+    is_run = run.exists and not is_hugging_face(folder)
+    if is_run and not run.model.is_dir():
         raise ConfigError(
             f"run {folder} is not finished and has no model yet; "
-            f"finish it with: muonscale train {folder} --resume"
+            f"finish it with: muonscale train {folder} --resume\n"
+            f"or export its newest checkpoint, and generate from that: muonscale export {folder} FOLDER"
         )
-    model, tokenizer = load_hf(run.model if run.exists else folder)
+    model, tokenizer = load_hf(run.model if is_run else folder)
     typer.echo(
         generate_text(
             model, tokenizer, prompt, tokens=tokens, temperature=temperature, top_k=top_k, seed=seed
@@ -76,6 +80,7 @@ def generate(
     )
 
 
+app.command()(export)
 app.command("import")(import_)
 app.command()(models.inspect)
 app.command()(models.lr)

@@ -6,9 +6,11 @@ tokens below 1, training tokens from 1. It lies at the first step that begins at
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_right
 from collections.abc import Iterable
 from dataclasses import dataclass
+from fractions import Fraction
 
 
 @dataclass(frozen=True)
@@ -111,4 +113,5 @@ def _after(phase: Phase, ahead: int, batch: int) -> Phase:
 
 
 def _tokens(mark: float, tokens: int) -> int:
-    return round(mark * tokens) if mark < 1 else round(mark)
+    # A decimal fraction as it is written: 0.07 of 100 tokens is 7, where floats give a little more.
+    return math.ceil(Fraction(str(mark)) * (tokens if mark < 1 else 1))

@@ -12,6 +12,7 @@ from muonscale.lab.evaluation.generate import generate_text
 from muonscale.lab.evaluation.ngram import fit_ngrams
 from muonscale.lab.figures import loss_figure
 from muonscale.lab.models.build import count_parameters
+from muonscale.lab.models.card import model_card
 from muonscale.lab.models.convert import save_hf
 from muonscale.lab.parallel.gather import whole_model
 from muonscale.lab.run import write_atomic, write_json
@@ -56,9 +57,15 @@ def _write(run: Run, model: PreTrainedModel | None, record: dict[str, Any]) -> d
     result["parameters"] = count_parameters(model).total
     result["sample"] = _sample(run, model)
     write_atomic(run.folder.path / "sample.txt", result["sample"] + "\n")
-    save_hf(model, run.tokenizer, run.folder.model)
+    save_hf(model, run.tokenizer, run.folder.model, card=_card(run, model))
     loss_figure(run.folder.path, result)
     return result
+
+
+def _card(run: Run, model: PreTrainedModel) -> str:
+    folder = run.folder
+    config, env, metrics = folder.saved_config(), folder.environment(), folder.read_metrics()
+    return model_card(config, env, metrics, step=run.state.step, model=model)
 
 
 def _baselines(run: Run) -> dict[str, Any]:

@@ -16,8 +16,8 @@ from muonscale.lab.training.checkpoint import newest_checkpoint, saved_steps
 from muonscale.lab.training.console import RunConsole
 from muonscale.lab.training.finish import finish
 from muonscale.lab.training.held_out import held_out_record
-from muonscale.lab.training.origin import record_origin
 from muonscale.lab.training.marks import kept_steps
+from muonscale.lab.training.origin import record_origin
 from muonscale.lab.training.schedule import check_schedule
 from muonscale.lab.training.setup import Run, environment, resolve_device, set_up
 from muonscale.lab.training.signals import Interrupted, StopRequest, stop_on_signals

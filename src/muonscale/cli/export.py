@@ -1,0 +1,60 @@
+"""The verb `export`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from muonscale.errors import ConfigError
+
+
+def export(
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="RUN[@STEP]", help="A run folder, and which checkpoint; else the newest."
+        ),
+    ],
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder to write.")],
+    dtype: Annotated[
+        str, typer.Option(help="Of the parameters: float32, as trained, or bfloat16.")
+    ] = "float32",
+    max_shard_size: Annotated[str, typer.Option(help="Largest file of weights.")] = "5GB",
+) -> None:
+    """Write a checkpoint of a run as a Hugging Face model folder.
+
+    The run need not be finished. Examples: `muonscale export runs/demo models/demo`;
+    `muonscale export runs/demo@300 models/demo-300 --dtype bfloat16`.
+    """
+    from muonscale.lab.models.export import export as write
+    from muonscale.lab.run import RunFolder
+
+    path, step = split_source(source)
+
+    def warn(text: str) -> None:
+        typer.echo(text, err=True)
+
+    done = write(
+        RunFolder(path), step, folder, dtype=dtype, max_shard_size=max_shard_size, report=warn
+    )
+    typer.echo(
+        f'step {done.step} of {path} is in {folder}; try: muonscale generate {folder} "def "'
+    )
+
+
+def split_source(text: str) -> tuple[Path, int | None]:
+    """Tell the step from the run folder, whose own name may hold an @.
+
+    Raises:
+        ConfigError: if what stands after the @ is not a step.
+    """
+    run, sign, step = text.rpartition("@")
+    if not sign or Path(text).exists():
+        return Path(text), None
+    if not step.isascii() or not step.isdigit():
+        raise ConfigError(
+            f"export {text}: after the @ stands the step of a checkpoint, a whole number, not {step!r}"
+        )
+    return Path(run), int(step)

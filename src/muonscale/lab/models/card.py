@@ -1,0 +1,226 @@
+"""The model card of an exported model: README.md, from what its run folder holds."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import ModelCardData
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from muonscale.lab.models.build import active_parameters, count_parameters
+
+SHAPE = {
+    "num_hidden_layers": "layers",
+    "hidden_size": "hidden size",
+    "num_attention_heads": "attention heads",
+    "num_key_value_heads": "heads of keys and values",
+    "n_routed_experts": "routed experts",
+    "num_local_experts": "routed experts",
+    "num_experts": "routed experts",
+    "num_experts_per_tok": "experts for each token",
+    "vocab_size": "vocabulary",
+    "max_position_embeddings": "positions",
+}
+"""Fields of a Hugging Face configuration, and what the card calls them."""
+
+OF_MUON = ("momentum", "nesterov", "ns_", "scale", "rms", "post_norm", "normuon_")
+"""Beginnings of the keys of the optimizer section that AdamW does not use."""
+
+LOADING = """\
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained("path/to/this/folder")
+tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")
+tokens = tokenizer("The", return_tensors="pt")
+print(tokenizer.decode(model.generate(**tokens, max_new_tokens=50)[0]))
+```"""
+
+
+def model_card(
+    config: Mapping[str, Any],
+    env: Mapping[str, Any],
+    metrics: Iterable[Mapping[str, Any]],
+    *,
+    step: int,
+    model: PreTrainedModel,
+) -> str:
+    """Return the text of README.md: front matter of the Hugging Face hub, then Markdown.
+
+    What is not known is left out. Of local paths the last name alone is given.
+
+    Args:
+        config: config.json of the run.
+        env: env.json of the run, or nothing.
+        metrics: records of metrics.jsonl.
+        step: optimizer steps after which the model was saved.
+        model: the model, for its architecture and size.
+    """
+    records = [record for record in metrics if record["step"] <= step]
+    tokens = next(
+        (r["tokens"] for r in records if r["kind"] == "train" and r["step"] == step), None
+    )
+    seen = "" if tokens is None else f" and {tokens:,} training tokens"
+    parts = [
+        f"# {Path(config['run']['path']).name}",
+        f"`{type(model).__name__}`, trained from {_start(config)} with muonscale: the checkpoint after "
+        f"{step:,} steps{seen}.",
+        "## Model",
+        _table(_architecture(config, model)),
+        "## Data",
+        _table(_data(config, env, tokens)),
+        *_evaluation(records),
+        "## Training",
+        _table(_training(config, env)),
+        *_origin(env),
+        "## Loading",
+        LOADING,
+    ]
+    return f"---\n{_front_matter(config, model.config)}\n---\n\n" + "\n\n".join(parts) + "\n"
+
+
+def _start(config: Mapping[str, Any]) -> str:
+    weights = config["model"].get("weights")
+    return f"the weights of `{Path(weights).name}`" if weights else "random weights"
+
+
+def _front_matter(config: Mapping[str, Any], shape: PreTrainedConfig) -> str:
+    corpora = config["data"].get("mixture") or [config["data"]]
+    sources = [corpus.get("source") or "" for corpus in corpora]
+    datasets = [source.split(":")[1] for source in sources if source.startswith("hf:")]
+    data = ModelCardData(
+        library_name="transformers",
+        pipeline_tag="text-generation",
+        tags=["muonscale", shape.model_type, config["optimizer"]["rule"]],
+        datasets=datasets or None,
+    )
+    return data.to_yaml().strip()
+
+
+def _architecture(config: Mapping[str, Any], model: PreTrainedModel) -> dict[str, Any]:
+    shape, size = model.config, count_parameters(model)
+    active = active_parameters(shape, model)
+    rows: dict[str, Any] = {
+        "architecture": f"`{shape.model_type}`",
+        "preset": config["model"].get("preset"),
+        "parameters": size.total,
+        "without embeddings and head": size.without_embeddings,
+        "of these met by a token": None if active == size.without_embeddings else active,
+    }
+    for field, name in SHAPE.items():
+        rows.setdefault(name, getattr(shape, field, None))
+    return rows
+
+
+def _data(config: Mapping[str, Any], env: Mapping[str, Any], tokens: int | None) -> dict[str, Any]:
+    section, path = config["data"], config["data"].get("path")
+    tokenizer = section.get("tokenizer")
+    return {
+        "source": section.get("source") or (path and Path(path).name),
+        "training tokens seen": tokens,
+        **_corpora(section, env.get("data", {}), tokens),
+        "sequence length": section.get("sequence_length"),
+        "tokenizer": _public(tokenizer) if tokenizer else "byte-level BPE, trained on the corpus",
+    }
+
+
+def _corpora(
+    section: Mapping[str, Any], known: Mapping[str, Any], tokens: int | None
+) -> dict[str, Any]:
+    """Return what was read of a corpus, or what the whole run is to read of each of several."""
+    sizes = {name: corpus["train"]["tokens"] for name, corpus in known.items()}
+    if section.get("mixture") is None:
+        size = next(iter(sizes.values()), None)
+        epochs = f"{tokens / size:.2f}" if tokens and size else None
+        return {"training tokens of the corpus": size, "epochs": epochs}
+    return {
+        f"of the whole run: {name}": (
+            f"{100 * corpus['read']['share']:.1f} %, {corpus['read']['epochs']:.2f} epochs of "
+            f"{sizes[name]:,} tokens"
+        )
+        for name, corpus in known.items()
+    }
+
+
+def _evaluation(records: list[Mapping[str, Any]]) -> list[str]:
+    """Return the section of the last evaluation, if there is one."""
+    found = [r for r in records if r["kind"] == "eval" and r.get("held_out_loss") is not None]
+    if not found:
+        return []
+    last = max(found, key=lambda record: record["step"])
+    rows = {
+        "held-out loss, nats per token": f"{last['held_out_loss']:.4f}",
+        "bits per byte": _rounded(last.get("bits_per_byte")),
+        **{f"on {name}": f"{v:.4f}" for name, v in last.get("held_out_losses", {}).items()},
+        "held-out tokens": last.get("held_out_tokens"),
+        "measured after step": last["step"],
+    }
+    return ["## Evaluation", _table(rows)]
+
+
+def _training(config: Mapping[str, Any], env: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of the optimizer and the run by their keys, and what they ran on."""
+    optimizer = dict(config["optimizer"])
+    unused = OF_MUON if optimizer["rule"] == "adamw" else ()
+    if optimizer.get("post_norm") is None:
+        unused = (*unused, "post_norm", "normuon_")
+    sections = {
+        "optimizer": {k: v for k, v in optimizer.items() if not k.startswith(unused)},
+        "schedule": config.get("schedule", {}),
+        "train": config.get("train", {}),
+        "routing": config.get("routing", {}) if env.get("routing", {}).get("routers") else {},
+    }
+    rows: dict[str, Any] = {
+        f"`{name}.{key}`": _public(value) if isinstance(value, str) else value
+        for name, section in sections.items()
+        for key, value in section.items()
+    }
+    rows["`run.seed`"] = config["run"].get("seed")
+    used = {"dtype of the passes": "precision", "dtype of Newton-Schulz": "ns_dtype"}
+    used |= {"device": "device_name", "processes": "processes"}
+    return rows | {name: env.get(key) for name, key in used.items()}
+
+
+def _origin(env: Mapping[str, Any]) -> list[str]:
+    """Return the sections of the command and the versions, as far as they are known."""
+    parts = []
+    if command := env.get("command"):
+        program = Path(command[0]).name.replace("__main__.py", "muonscale")
+        words = shlex.join([program, *map(_public, command[1:])])
+        parts += ["The run was last started with:", f"```sh\n{words}\n```"]
+    if versions := env.get("versions"):
+        parts += ["## Versions", _table(versions)]
+    return parts
+
+
+def _public(word: str) -> str:
+    """Return a word of a command line without the local folders that a path in it begins with."""
+    key, sign, value = word.rpartition("=")
+    local = value.startswith(("/", "~", "./", "../"))
+    return key + sign + (Path(value).name if local else value)
+
+
+def _rounded(value: float | None) -> str | None:
+    return None if value is None else f"{value:.4f}"
+
+
+def _table(rows: Mapping[str, Any]) -> str:
+    """Return a Markdown table of two columns, without the rows that hold nothing."""
+    lines = [
+        f"| {name} | {_cell(value)} |"
+        for name, value in rows.items()
+        if value not in (None, {}, [])
+    ]
+    return "\n".join(["| | |", "|---|---|", *lines])
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, bool | list | tuple | dict):
+        text = json.dumps(value)
+    else:
+        text = f"{value:,}" if isinstance(value, int) else str(value)
+    return text.replace("|", "\\|")
