@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -51,3 +53,66 @@ def test_telemetry_may_change_when_a_run_goes_on(
     (run / "result.json").unlink()
     answer = muonscale("train", *tiny, "telemetry.every=2", "--resume")
     assert answer.code == 0, answer.err
+
+
+def test_telemetry_has_the_kinds_of_matrices_of_the_moonlight_paper(
+    muonscale: Muonscale, tiny: list[str], tmp_path: Path
+) -> None:
+    assert muonscale("train", *tiny, "telemetry.every=6", "telemetry.matrices=2").code == 0
+    for record in metrics(tmp_path / "run", "telemetry"):
+        assert list(record["matrices"]) == ["AttnQO", "AttnKV", "Dense"]
+        for figures in record["matrices"].values():
+            assert figures["measured"] == 2
+            assert 0 < figures["weight_svd_entropy"] < 1 and figures["update_rms"] > 0
+
+
+def test_attention_is_recorded_on_sampled_steps_and_changes_nothing(
+    muonscale: Muonscale, tiny: list[str], tmp_path: Path
+) -> None:
+    plain, seen = tmp_path / "plain", tmp_path / "seen"
+    assert muonscale("train", *tiny, f"run.path={plain}").code == 0
+    answer = muonscale("train", *tiny, f"run.path={seen}", "telemetry.attention_every=4")
+    assert answer.code == 0, answer.err
+    assert weights(plain) == weights(seen)
+    records = metrics(seen, "train")
+    assert [r["step"] for r in records if "attention" in r] == [4, 8, 12]
+    layers = json.loads((seen / "env.json").read_text())["attention"]["layers"]
+    for record in records[3::4]:
+        assert len(record["attention"]["max_logit"]) == len(layers)
+        assert set(record["attention"]["share_above_100"]) == {0.0}
+    result = json.loads((seen / "result.json").read_text())
+    assert result["attention"]["heard_steps"] == 3
+    assert 0 < result["attention"]["seconds"] < result["train_seconds"]
+    assert "attention heard in 3 steps" in answer.out
+    assert result["spikes"] == {"grad_norm": 0, "update_rms": 0}
+    plain_result = json.loads((plain / "result.json").read_text())
+    assert "attention" not in plain_result
+    assert json.loads((plain / "env.json").read_text())["attention"] is None
+
+
+def test_a_run_with_qk_clip_goes_on_exactly(
+    muonscale: Muonscale, tiny: list[str], tmp_path: Path
+) -> None:
+    words = [*tiny, "optimizer.qk_clip=0.02"]
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert muonscale("train", *words, f"run.path={whole}").code == 0
+    assert sum(r["qk_clip"]["clipped"] for r in metrics(whole, "train")) > 0
+    assert muonscale("train", *words, f"run.path={parts}").code == 0
+    (parts / "result.json").unlink()
+    (step,) = (parts / "checkpoints").glob("step-00000012")
+    shutil.rmtree(step)
+    answer = muonscale("train", *words, f"run.path={parts}", "--resume")
+    assert answer.code == 0 and "at step 10 of" in answer.out, answer.err
+    assert weights(parts) == weights(whole)
+    clips = [[r["qk_clip"] for r in metrics(run, "train")] for run in (whole, parts)]
+    assert clips[0] == clips[1]
+
+
+def test_what_cannot_be_clipped_is_refused_before_anything_is_written(
+    muonscale: Muonscale, tiny: list[str], tmp_path: Path
+) -> None:
+    words = [*tiny, "model.preset=gemma-nano", "optimizer.qk_clip=100"]
+    for more in ([], ["--dry-run"]):
+        answer = muonscale("train", *words, *more)
+        assert answer.code == 2 and "normalises queries or keys" in answer.err
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()

@@ -163,3 +163,6 @@ def test_other_options_train_as_one_process_too(
     for record, expected in zip(seen, theirs, strict=True):
         for group, figures in expected["groups"].items():
             assert record["groups"][group] == pytest.approx(figures, rel=1e-2), group
+        assert record["matrices"].keys() == expected["matrices"].keys() != set()
+        for kind, figures in expected["matrices"].items():
+            assert record["matrices"][kind] == pytest.approx(figures, rel=1e-2), kind

@@ -253,6 +253,11 @@ class OptimizerSection(Section):
     """Largest norm of the raw gradients of the clipped groups; null for no clipping."""
     clip: Literal["adamw", "all"] = "adamw"
     """Which gradients are clipped: those of the AdamW rule, or all together."""
+    qk_clip: Annotated[float, Field(gt=0)] | None = None
+    """Scale the weights of attention heads whose largest logit of a step is above this (QK-clip, 100
+    in Kimi K2); null for no clipping. Every step is then heard, which takes time."""
+    qk_clip_alpha: Annotated[float, Field(ge=0, le=1)] = 0.5
+    """The queries' part of it; keys take the rest."""
     overrides: dict[str, dict[str, Any]] = {}
     """Options for a role or a glob over parameter names, such as `{router: {rule: adamw}}`."""
     state: Path | None = None
@@ -443,6 +448,9 @@ class TelemetrySection(Section):
     """Steps between records in metrics.jsonl; null for none. Each costs a copy of the parameters."""
     matrices: Annotated[int, Field(ge=0)] = 8
     """Matrices of each group whose singular values are taken, spread evenly over the group."""
+    attention_every: Positive | None = None
+    """Steps between records of the attention logits; null for none. Such a step computes them once
+    more."""
 
 
 class Config(Section):

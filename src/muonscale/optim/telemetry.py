@@ -8,7 +8,7 @@ it give the same figures for the parameter groups of an optimizer. They read and
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -21,6 +21,9 @@ from muonscale.optim.sharding import gathered
 from muonscale.optim.work import named
 
 Group = Mapping[str, Any]
+
+Place = tuple[str, int]
+"""Matrices of a parameter: its name, and which batch of `matrices.view`."""
 
 
 def rms(tensors: Iterable[Tensor]) -> Tensor:
@@ -191,15 +194,92 @@ def _sample(
     places = [
         (name, batch, index)
         for name, weight in weights.items()
-        for batch, (number, _, _) in enumerate(matrix_shapes(weight.shape, _layout(group, name)))
+        for batch, (number, _, _) in enumerate(_shapes(group, name, weight))
         for index in range(number)
     ]
-    count = min(matrices, len(places))
+    return _spread(places, matrices)
+
+
+def _spread(places: list[tuple[str, int, int]], number: int) -> dict[str, list[tuple[int, int]]]:
+    """Return so many of (name, batch, index in it), spread evenly, by name."""
+    count = min(number, len(places))
     chosen: dict[str, list[tuple[int, int]]] = {}
     for i in range(count):
         name, batch, index = places[(2 * i + 1) * len(places) // (2 * count)]
         chosen.setdefault(name, []).append((batch, index))
     return chosen
+
+
+@torch.no_grad()
+def measure_kinds(
+    groups: Iterable[Group],
+    before: Mapping[str, Tensor],
+    kinds: Mapping[str, Sequence[Place]],
+    *,
+    matrices: int = 8,
+) -> dict[str, dict[str, float]]:
+    """Return, by kind of matrix, means over single matrices, however these are grouped.
+
+    `matrices` of a kind's, spread evenly over them and the same at every call, count alike: of each
+    the RMS and the figures of `SPECTRUM`, of the weight (`weight_...`) and of the last step's update
+    (`update_...`, in units of lr, decay excluded; none where an lr was 0). `measured` is their
+    number. Sharded parameters are gathered, one at a time: a collective of their ranks.
+
+    Args:
+        groups: an optimizer's, whose `lr` is that of the step.
+        before: what `snapshot` returned.
+        kinds: matrices by kind.
+        matrices: how many of a kind; 0 for none.
+    """
+    owners = {name: (group, p.detach()) for group in groups for name, p in named(group)}
+    figures = {}
+    for kind, members in kinds.items():
+        places = [
+            (name, batch, index)
+            for name, batch in members
+            for index in range(_shapes(owners[name][0], name, owners[name][1])[batch][0])
+        ]
+        seen: dict[str, list[Tensor]] = {}
+        for name, indices in _spread(places, matrices).items():
+            group, weight = owners[name]
+            for what, X in _weight_and_update(name, group, weight, before).items():
+                batches = view(X, _layout(group, name))
+                seen.setdefault(what, []).extend(
+                    _length_and_spectrum(batches[b][i]) for b, i in indices
+                )
+        if seen:
+            means = {what: torch.stack(each).mean(0).tolist() for what, each in seen.items()}
+            figures[kind] = {
+                f"{what}_{name}": value
+                for what, values in means.items()
+                for name, value in zip(("rms", *SPECTRUM), values, strict=True)
+            } | {"measured": len(seen["weight"])}
+    return figures
+
+
+def _weight_and_update(
+    name: str, group: Group, weight: Tensor, before: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    whole, lr = gathered(weight), float(group["lr"])
+    if lr <= 0:
+        return {"weight": whole}
+    update = applied_update(
+        gathered(before[name]),
+        whole,
+        lr=lr,
+        rate=decay_rate(group),
+        cautious=bool(group["cautious_decay"]),
+    )
+    return {"weight": whole, "update": update}
+
+
+def _length_and_spectrum(X: Tensor) -> Tensor:
+    squares = squared_singular_values(X)
+    return torch.stack([rms([X]), *(figure(squares) for figure in SPECTRUM.values())])
+
+
+def _shapes(group: Group, name: str, parameter: Tensor) -> list[tuple[int, int, int]]:
+    return matrix_shapes(parameter.shape, _layout(group, name))
 
 
 def _spectra(

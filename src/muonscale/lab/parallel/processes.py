@@ -72,6 +72,18 @@ class Processes:
         dist.all_reduce(sums)
         return sums / self.topology.tensor
 
+    def max_tensor(self, values: Tensor) -> Tensor:
+        """Return the largest of all ranks, element by element: a collective.
+
+        Args:
+            values: on this process's device.
+        """
+        if not self.many:
+            return values
+        largest = values.clone()
+        dist.all_reduce(largest, dist.ReduceOp.MAX)
+        return largest
+
     def any(self, flag: int | None) -> int | None:
         """Return the largest of the ranks' flags, None where no rank has one: a collective."""
         if not self.many:

@@ -9,6 +9,7 @@ from muonscale.lab.config import Config, dump_config
 from muonscale.lab.data.tokenizer import load_tokenizer
 from muonscale.lab.models.build import count_parameters, flops_per_token, meta_model, model_config
 from muonscale.lab.models.pretrained import weight_files
+from muonscale.lab.training.attention import plan_attention
 from muonscale.lab.training.marks import kept_steps
 from muonscale.lab.training.routing import plan_routing
 from muonscale.lab.training.schedule import check_schedule, multiplier, spans
@@ -31,6 +32,7 @@ def dry_run(config: Config) -> str:
     shape = planned_shape(config)
     model = meta_model(shape)
     plan_routing(model, config.routing, spans(config.schedule, config.timeline))
+    plan_attention(model, config)
     size = count_parameters(model)
     flops = flops_per_token(shape, model, config.data.sequence_length)
     tokens = config.timeline.tokens_before(config.steps)

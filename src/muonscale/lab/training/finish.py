@@ -83,12 +83,46 @@ def _baselines(run: Run) -> dict[str, Any]:
 def _speed(run: Run) -> dict[str, Any]:
     steps = [r for r in run.folder.read_metrics() if r["kind"] == "train"]
     step_ms = sum(r["step_ms"] for r in steps)
+    heard = attention_times(steps)
     return {
         "train_seconds": step_ms / 1000,
         "tokens_per_second": statistics.median(r["tokens_per_second"] for r in steps),
         "optimizer_share": sum(r["optimizer_ms"] for r in steps) / step_ms,
         "skipped_steps": steps[-1]["skipped_steps"],
+        "spikes": steps[-1].get("spikes"),  # of a run begun before they were counted: None
+        **({"attention": heard} if heard else {}),
     }
+
+
+def attention_times(records: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return what it took to hear attention in a run; nothing where it was not heard.
+
+    Args:
+        records: of training, in order.
+
+    Returns:
+        heard_steps, and seconds of them spent on logits; median step_ms of these steps, and of the
+        others as other_step_ms (None without any).
+    """
+    heard = [r for r in records if "attention_ms" in r]
+    others = [r["step_ms"] for r in records if "attention_ms" not in r]
+    if not heard:
+        return {}
+    return {
+        "heard_steps": len(heard),
+        "seconds": sum(r["attention_ms"] for r in heard) / 1000,
+        "step_ms": statistics.median(r["step_ms"] for r in heard),
+        "other_step_ms": statistics.median(others) if others else None,
+    }
+
+
+def _attention_line(heard: dict[str, Any]) -> str:
+    other = heard["other_step_ms"]
+    beside = "" if other is None else f", {other:.0f} ms others"
+    return (
+        f"attention heard in {heard['heard_steps']} steps, {heard['seconds']:.1f} s; "
+        f"these took {heard['step_ms']:.0f} ms{beside} (median)"
+    )
 
 
 def _sample(run: Run, model: PreTrainedModel) -> str:
@@ -110,6 +144,8 @@ def _say(run: Run, result: dict[str, Any]) -> None:
     below = result["bigram_loss"] - result["held_out_loss"]
     if result["sample"]:
         run.console.say(f"--- sample\n{result['sample']}\n---")
+    if "attention" in result:
+        run.console.say(_attention_line(result["attention"]))
     run.console.say(
         f"held out, nats per token: unigram {result['unigram_loss']:.3f}, bigram "
         f"{result['bigram_loss']:.3f}, model {result['held_out_loss']:.3f} "

@@ -23,6 +23,7 @@ from muonscale.lab.parallel.forward import Parallelized
 from muonscale.lab.parallel.processes import Processes
 from muonscale.lab.parallel.topology import check_shares
 from muonscale.lab.run import RunFolder
+from muonscale.lab.training.attention import watch_attention
 from muonscale.lab.training.batches import Batches, build_batches
 from muonscale.lab.training.console import RunConsole
 from muonscale.lab.training.initial_state import take_over_state
@@ -34,7 +35,10 @@ from muonscale.optim.groups import parameter_groups
 from muonscale.optim.muon import Muon
 from muonscale.optim.orthogonalize import ns_dtype
 
-NOT_OF_THE_OPTIMIZER = {"rule", "max_grad_norm", "clip", "overrides", "state", "state_format"}
+NOT_OF_THE_OPTIMIZER = {
+    *("rule", "max_grad_norm", "clip", "overrides", "state", "state_format"),
+    *("qk_clip", "qk_clip_alpha"),
+}
 """Keys of the optimizer section that are for the groups or the trainer; the rest are Muon's."""
 
 PACKAGES = ("muonscale", "torch", "transformers", "tokenizers", "numpy", "safetensors")
@@ -209,7 +213,8 @@ def set_up(
     facts = {"data fingerprint": fingerprint(corpora), "model": model_facts(shape)}
     stages = spans(config.schedule, config.timeline)
     routing = Routing(forward.model, plan_routing(forward.model, config.routing, stages))
-    state = TrainState(forward, optimizer, routing, facts)
+    attention = watch_attention(forward.model, config)
+    state = TrainState(forward, optimizer, routing, facts, attention=attention)
     batches = build_batches(config, corpora, processes)
     return Run(config, folder, console, corpora, batches, state, processes)
 
@@ -256,6 +261,7 @@ def environment(run: Run) -> dict[str, Any]:
         "ns_dtype": str(ns_dtype(device))[len("torch.") :] if products == "auto" else products,
         "experts": experts_implementation(run.state.model),
         "routing": run.state.routing.facts(),
+        "attention": None if (watch := run.state.attention) is None else watch.facts(),
         "command": sys.argv,
         **origin(run.folder),
     }

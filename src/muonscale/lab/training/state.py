@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,10 @@ from transformers import PreTrainedModel
 from muonscale.errors import CheckpointError
 from muonscale.lab.parallel.forward import Parallelized
 from muonscale.lab.parallel.processes import Processes
+from muonscale.lab.training.attention import AttentionWatch
 from muonscale.lab.training.checkpoint import load_facts, load_tensors, save_checkpoint
 from muonscale.lab.training.routing import Routing
+from muonscale.lab.training.spikes import Spikes
 from muonscale.optim.muon import Muon
 
 
@@ -33,6 +35,9 @@ class TrainState:
     """What a continued run must have in common with this one: the data and the model."""
     step: int = 0
     """Optimizer steps done. Data order, schedule, random numbers and samples all follow from it."""
+    attention: AttentionWatch | None = None
+    """Hears attention, if anything of it is asked for."""
+    spikes: Spikes = field(default_factory=Spikes)
 
     @property
     def model(self) -> PreTrainedModel:
@@ -43,7 +48,7 @@ class TrainState:
         self, root: Path, processes: Processes, *, keep: int, marked: Collection[int] = ()
     ) -> None:
         """Write a checkpoint of this step (see `save_checkpoint`): a collective of all ranks."""
-        facts = {"step": self.step, **self.facts}
+        facts = {"step": self.step, "spikes": self.spikes.facts(), **self.facts}
         save_checkpoint(
             root, self.step, self._tensors(), facts, processes, keep=keep, marked=marked
         )
@@ -62,6 +67,7 @@ class TrainState:
         load_tensors(folder, tensors, processes)
         set_optimizer_state_dict(self.model, self.optimizer, optim_state_dict=tensors["optimizer"])
         self.step = saved["step"]
+        self.spikes.restore(saved.get("spikes"))
 
     def _tensors(self) -> dict[str, Any]:
         return {

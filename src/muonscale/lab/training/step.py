@@ -5,8 +5,10 @@ The ranks of a run take it together; each has its share of the batch, in micro-b
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -17,6 +19,7 @@ from torch import Tensor
 from muonscale.lab.config import Config
 from muonscale.lab.parallel.forward import Parallelized
 from muonscale.lab.parallel.processes import Processes
+from muonscale.lab.training.attention import AttentionWatch
 from muonscale.lab.training.gradients import clip_gradients, gradient_norms
 from muonscale.lab.training.routing import Routing
 from muonscale.lab.training.schedule import apply_multiplier, multiplier
@@ -35,7 +38,11 @@ def next_token_loss(forward: Parallelized, batch_BL: Tensor) -> Tensor:
 
 
 def accumulate(
-    forward: Parallelized, routing: Routing, batch_BL: Tensor, micro_batch: int
+    forward: Parallelized,
+    routing: Routing,
+    batch_BL: Tensor,
+    micro_batch: int,
+    attention: AttentionWatch | None = None,
 ) -> Tensor:
     """Add the gradients of the mean loss over the batches of all ranks, and return this rank's loss.
 
@@ -47,13 +54,15 @@ def accumulate(
         routing: hears its routers.
         batch_BL: this rank's share, int64 [batch, length + 1], as large on every rank.
         micro_batch: sequences that go through the model at a time, a divisor of the batch.
+        attention: hears it, if it is to be heard.
     """
     parts = batch_BL.split(micro_batch)
     losses = []
     routing.begin()
     for number, part in enumerate(parts, 1):
         with forward.micro_batch(last=number == len(parts)):
-            with routing.listening():
+            hearing = nullcontext() if attention is None else attention.listening()
+            with routing.listening(), hearing:
                 loss = next_token_loss(forward, part)
             (routing.objective(loss, len(part)) / len(parts)).backward()
         losses.append(loss.detach() / len(parts))
@@ -83,8 +92,11 @@ def train_step(
     seed_step(config.run.seed, state.step, processes.data_rank)
     optimizer.zero_grad()
     micro_batch = config.micro_batch_sequences or len(batch)
+    attention = state.attention
+    if attention is not None:
+        attention.begin(state.step)
     ids = torch.from_numpy(batch).to(device)
-    loss = accumulate(state.forward, state.routing, ids, micro_batch)
+    loss = accumulate(state.forward, state.routing, ids, micro_batch, attention)
     norms = gradient_norms(optimizer, processes)
     if section.max_grad_norm is not None:
         clip_gradients(optimizer, norms, max_norm=section.max_grad_norm, clip=section.clip)
@@ -95,10 +107,16 @@ def train_step(
     optimizer.step()
     optimizer_seconds = _now(device) - before
     routing = state.routing.finish(state.step, processes)
+    heard = {} if attention is None else attention.finish(optimizer, processes)
     batch_tokens = config.timeline.batch_at(state.step) * config.data.sequence_length
     state.step += 1
     (loss_value,) = processes.sum(loss / processes.topology.data_ranks)
     stats = optimizer.stats()
+    lengths = {name: norm.item() for name, norm in norms.items()}
+    update_rms = float(stats["update_rms"])
+    spikes = state.spikes.add(
+        {"grad_norm": math.hypot(*lengths.values()), "update_rms": update_rms}
+    )
     seconds = time.perf_counter() - start
     return {
         "kind": "train",
@@ -106,13 +124,15 @@ def train_step(
         "tokens": config.timeline.tokens_before(state.step),
         "loss": loss_value,
         "lr": {group["name"]: group["lr"] for group in optimizer.param_groups},
-        "grad_norm": {name: norm.item() for name, norm in norms.items()},
-        "update_rms": float(stats["update_rms"]),
+        "grad_norm": lengths,
+        "update_rms": update_rms,
+        "spikes": spikes,
         "skipped_steps": stats["skipped_steps"],
         "tokens_per_second": batch_tokens / seconds,
         "step_ms": seconds * 1000,
         "optimizer_ms": optimizer_seconds * 1000,
         **({"routing": routing} if routing else {}),
+        **heard,
     }
 
 

@@ -7,8 +7,9 @@ from typing import Any
 from torch import Tensor
 
 from muonscale.lab.config import TelemetrySection
+from muonscale.lab.models.matrix_kinds import matrix_kinds
 from muonscale.lab.training.state import TrainState
-from muonscale.optim.telemetry import measure, snapshot
+from muonscale.optim.telemetry import measure, measure_kinds, snapshot
 
 
 class Watch:
@@ -34,5 +35,10 @@ class Watch:
         if not self._due:
             return None
         groups = self._state.optimizer.param_groups
-        figures = measure(groups, self._before, matrices=self._section.matrices)
-        return {"kind": "telemetry", "step": self._state.step, "groups": figures}
+        number, kinds = self._section.matrices, matrix_kinds(self._state.model, groups)
+        return {
+            "kind": "telemetry",
+            "step": self._state.step,
+            "groups": measure(groups, self._before, matrices=number),
+            "matrices": measure_kinds(groups, self._before, kinds, matrices=number),
+        }
