@@ -66,6 +66,7 @@ def test_statistics_of_two_layers() -> None:
         "max_violation_worst": 1.0,
         "dead_experts": 2,
         "busiest_share": 0.5,
+        "quietest_share": 0.0,
         "entropy": 0.625,
     }
 

@@ -242,6 +242,7 @@ def test_softmax_routers_are_recorded_and_have_no_bias() -> None:
         "entropy",
         "max_violation",
         "max_violation_worst",
+        "quietest_share",
     ]
 
 

@@ -121,7 +121,8 @@ def routing_statistics(loads_ME: Tensor, entropy_M: Tensor) -> dict[str, float]:
     Returns:
         max_violation: MaxVio, mean over layers; max_violation_worst: of the worst layer;
         dead_experts: number that no token chose, of all layers together;
-        busiest_share: largest part of a layer's choices that one expert had; entropy: mean over layers.
+        busiest_share, quietest_share: largest and smallest part of a layer's choices that one expert
+        had, of all layers; entropy: mean over layers.
     """
     violation_M = max_violation(loads_ME)
     share_ME = loads_ME / loads_ME.sum(-1, keepdim=True)
@@ -130,6 +131,7 @@ def routing_statistics(loads_ME: Tensor, entropy_M: Tensor) -> dict[str, float]:
         "max_violation_worst": violation_M.max(),
         "dead_experts": (loads_ME == 0).sum().double(),
         "busiest_share": share_ME.max(),
+        "quietest_share": share_ME.min(),
         "entropy": entropy_M.mean(),
     }
     values = torch.stack([value.double() for value in figures.values()]).tolist()
