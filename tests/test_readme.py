@@ -44,7 +44,6 @@ def test_every_command_is_accepted(line: str, muonscale: Muonscale) -> None:
         answer = muonscale(*words, *([] if "--dry-run" in words else ["--dry-run"]))
         assert answer.code == 0, answer.err
     elif words[0] != "recipes":
-        assert words[0] in ("train", "generate", "inspect", "lr", "plan", "verify")
         assert muonscale(words[0], "--help").code == 0
 
 
