@@ -16,16 +16,15 @@ from torch import Tensor, nn
 
 from muonscale.errors import ConfigError
 from muonscale.lab.config import RoutingSection, ScheduleSection, TrainSection, load_config
+from muonscale.lab.models.routers import IN_FLOAT32, SCORES, find_routers
 from muonscale.lab.models.routing import affinities
 from muonscale.lab.parallel.apply import parallelize
 from muonscale.lab.parallel.forward import Parallelized
 from muonscale.lab.parallel.processes import Processes
 from muonscale.lab.timeline import Timeline
 from muonscale.lab.training.routing import (
-    SCORES,
     Routing,
     experts_implementation,
-    find_routers,
     plan_routing,
 )
 from muonscale.lab.training.schedule import spans
@@ -322,14 +321,19 @@ def test_experts_without_a_known_router_are_named_by_what_holds_them() -> None:
     assert find_routers(nn.Sequential(Block())).unknown == ("Block",)
 
 
-@pytest.mark.parametrize("name", SCORES)
-def test_what_a_router_makes_of_its_logits_is_known(name: str) -> None:
-    """The weights of the chosen experts are as their affinities, for every class of the table."""
+def build_router(name: str) -> Any:
     model_type = next(kind for kind in MODULES if name.lower().startswith(kind.replace("_", "")))
     module = importlib.import_module(f"transformers.models.{model_type}.modeling_{model_type}")
     torch.manual_seed(0)
     router = getattr(module, name)(CONFIG)
     nn.init.normal_(router.weight)
+    return router
+
+
+@pytest.mark.parametrize("name", SCORES)
+def test_what_a_router_makes_of_its_logits_is_known(name: str) -> None:
+    """The weights of the chosen experts are as their affinities, for every class of the table."""
+    router = build_router(name)
     assert find_routers(nn.Sequential(router)).known == {"0": router}
     logits, weights, chosen = router(torch.randn(20, 16))
     gates = affinities(logits, SCORES[name]).gather(1, chosen)
@@ -386,3 +390,33 @@ def test_a_resumed_run_has_the_biases_of_an_uninterrupted_one(tmp_path: Path) ->
     steps(second, config, 3)
     for name, value in whole.model.state_dict().items():
         assert torch.equal(value, second.model.state_dict()[name]), name
+
+
+@pytest.mark.parametrize("kind", ["deepseek_v3", "mixtral"])
+def test_routers_that_compute_in_float32_do_so_in_bfloat16_passes(kind: str) -> None:
+    train = TrainSection(steps=1)
+    forward = parallelize(causal_lm(kind), None, train, Processes(), torch.bfloat16)
+    seen: list[tuple[Tensor, Tensor, Tensor]] = []
+    for router in routers(forward.model):
+        router.register_forward_hook(
+            lambda module, inputs, outputs: seen.append((module.weight, inputs[0], outputs[0]))
+        )
+    with torch.no_grad():
+        forward.logits(ids()[:, :-1])
+    assert seen
+    for weight, hidden, logits in seen:
+        exact = hidden.double().view(-1, hidden.shape[-1]) @ weight.double().T
+        error = ((logits - exact).abs().max() / exact.abs().max()).item()
+        if kind == "deepseek_v3":
+            assert logits.dtype == torch.float32 and error < 1e-5
+        else:  # transformers leaves it to autocast
+            assert logits.dtype == torch.bfloat16 and error > 1e-4
+
+
+@pytest.mark.parametrize("name", SCORES)
+def test_the_list_of_float32_routers_is_that_of_transformers(name: str) -> None:
+    router = build_router(name).bfloat16()
+    with torch.no_grad():
+        logits = router(torch.randn(50, 16).bfloat16())[0].float()
+    rounded = torch.equal(logits, logits.bfloat16().float())
+    assert rounded != (name in IN_FLOAT32)

@@ -22,6 +22,7 @@ from transformers import PreTrainedModel
 
 from muonscale.errors import ConfigError
 from muonscale.lab.config import TrainSection
+from muonscale.lab.models.routers import keep_float32
 from muonscale.lab.parallel.experts import deal_out_experts
 from muonscale.lab.parallel.forward import Parallelized
 from muonscale.lab.parallel.placements import (
@@ -57,6 +58,7 @@ def parallelize(
         ConfigError: for a model that cannot be put there.
     """
     topology = processes.topology
+    keep_float32(model)
     if section.activation_checkpointing:
         _recompute_layers(model)
     if not processes.many:

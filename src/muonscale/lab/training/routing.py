@@ -19,6 +19,14 @@ from transformers import PreTrainedModel
 
 from muonscale.errors import ConfigError
 from muonscale.lab.config import RoutingSection
+from muonscale.lab.models.routers import (
+    BIAS,
+    SCORES,
+    Routers,
+    find_routers,
+    holds_stacks,
+    score_of,
+)
 from muonscale.lab.models.routing import (
     BiasUpdateT,
     ScoreT,
@@ -32,67 +40,8 @@ from muonscale.lab.models.routing import (
 from muonscale.lab.parallel.processes import Processes
 from muonscale.lab.training.schedule import Span
 
-SCORES: dict[str, ScoreT] = {
-    "DeepseekV2TopkRouter": "softmax",
-    "DeepseekV3TopkRouter": "sigmoid",
-    "DeepseekV32TopkRouter": "sigmoid",
-    "Dots1TopkRouter": "sigmoid",
-    "Glm4MoeTopkRouter": "sigmoid",
-    "GptOssTopKRouter": "softmax",
-    "GraniteMoeTopKRouter": "softmax",
-    "MixtralTopKRouter": "softmax",
-    "OlmoeTopKRouter": "softmax",
-    "Qwen2MoeTopKRouter": "softmax",
-    "Qwen3MoeTopKRouter": "softmax",
-}
-"""Routers of transformers that return (logits, weights, chosen experts), by class, and their scores."""
-
-BIAS = "e_score_correction_bias"
-"""Buffer of a router: added to its scores before it chooses, not to the weights of what it chose."""
-
 AUTO_RATE = 1e-3
 """Bias rate of `auto` (Moonlight and DeepSeek-V3 alike)."""
-
-
-@dataclass(frozen=True)
-class Routers:
-    """The routers of a model."""
-
-    known: dict[str, nn.Module]
-    """By name, those that `Routing` understands."""
-    unknown: tuple[str, ...]
-    """Classes of the others, or of the modules that hold experts and no router."""
-
-    @property
-    def biased(self) -> bool:
-        """Whether the known ones have a bias to update."""
-        return bool(self.known) and all(hasattr(router, BIAS) for router in self.known.values())
-
-
-def find_routers(model: nn.Module) -> Routers:
-    """Return the routers of a model, on any device, sharded or not."""
-    modules = dict(model.named_modules())
-    known = {name: module for name, module in modules.items() if _score(module)}
-    unknown = {type(m).__name__ for m in modules.values() if _is_router(m) and not _score(m)}
-    for module in modules.values():
-        children = list(module.children())
-        if any(map(_holds_stacks, children)) and not any(map(_is_router, children)):
-            unknown.add(type(module).__name__)
-    return Routers(known, tuple(sorted(unknown)))
-
-
-def _score(module: nn.Module) -> ScoreT | None:
-    cls = type(module)
-    return SCORES.get(cls.__name__) if cls.__module__.startswith("transformers.") else None
-
-
-def _is_router(module: nn.Module) -> bool:
-    return type(module).__name__.endswith("Router")
-
-
-def _holds_stacks(module: nn.Module) -> bool:
-    stacks = any(p.ndim == 3 for p in module.parameters(recurse=False))
-    return stacks and hasattr(module, "num_experts")
 
 
 @dataclass(frozen=True)
@@ -303,13 +252,13 @@ def _nothing(layers: int, experts: int) -> tuple[Tensor, Tensor, list[Tensor]]:
 
 
 def _known_score(router: nn.Module) -> ScoreT:
-    score = _score(router)
+    score = score_of(router)
     assert score is not None
     return score
 
 
 def experts_implementation(model: PreTrainedModel) -> str | None:
     """Return how transformers computes the routed experts, `grouped_mm` or `eager`; None without any."""
-    if not any(map(_holds_stacks, model.modules())):
+    if not any(map(holds_stacks, model.modules())):
         return None
     return model.config._experts_implementation or "eager"
