@@ -125,8 +125,10 @@ class Ingredient(Section):
     """Its part of the training tokens, relative to the others'; 0 where only a stage reads it."""
     name: str | None = None
     """What it is called; the source, or the last part of the path, when not given."""
+    format: Literal["text", "chat"] | None = None
+    """As `data.format`, which holds when this is not given."""
     field: str | None = None
-    """As `data.field`, which holds when this is not given."""
+    """As `data.field`, likewise."""
     split: str | None = None
     """As `data.split`, likewise."""
     max_bytes: Positive | None = None
@@ -153,8 +155,11 @@ class DataSection(Section):
     """A text, JSONL or parquet file, or a folder of them, instead of a source."""
     mixture: Annotated[list[Ingredient], Field(min_length=1, max_length=32)] | None = None
     """Several of them with weights, instead of one."""
-    field: str = "text"
-    """Column or key that holds the text in JSONL, parquet and Hugging Face data."""
+    format: Literal["text", "chat"] = "text"
+    """`chat`: conversations, of which the assistant's turns are learned."""
+    field: str | None = None
+    """Column or key that holds the text in JSONL, parquet and Hugging Face data; when not given,
+    `text`, and `messages` where the format is chat."""
     split: str = "train"
     """Split of a Hugging Face dataset."""
     max_bytes: Positive | None = None
@@ -163,6 +168,11 @@ class DataSection(Section):
     """What to do with bytes that are not UTF-8."""
     tokenizer: str | None = None
     """A `tokenizer.json`, a folder or a Hugging Face name; not given, one is trained on the corpus."""
+    chat_template: Annotated[Literal["plain"] | Path | None, Field(union_mode="left_to_right")] = (
+        None
+    )
+    """Jinja file that writes a conversation out, or `plain`: a built-in one of ordinary text; the
+    tokenizer's own when not given."""
     vocab_size: Annotated[int, Field(ge=257, le=2**31 - 1)] = 1024
     """Size of the tokenizer trained on the corpus: 256 bytes, the end of text, and merges."""
     sequence_length: Annotated[int, Field(ge=2)] = 256
@@ -188,6 +198,35 @@ class DataSection(Section):
             raise ValueError("all items of data.mixture have weight 0; give one a weight above it")
         return self
 
+    @model_validator(mode="after")
+    def _chats(self) -> DataSection:
+        for part in self.corpora if self.has_chats else ():
+            if part.format == "chat" and not (part.path or str(part.source).startswith("hf:")):
+                raise ValueError(
+                    f"data.format=chat: {part.source} holds no conversations; accepted: data.path, "
+                    "and data.source=hf:NAME"
+                )
+        if self.has_chats and self.tokenizer is None:
+            raise ValueError(
+                "data.format=chat needs data.tokenizer: chats are no text to train a tokenizer on"
+            )
+        if self.chat_template is not None and not self.has_chats:
+            raise ValueError(
+                f"data.chat_template={self.chat_template} is given, and data.format is text; "
+                "leave it out, or set data.format=chat"
+            )
+        return self
+
+    @property
+    def has_chats(self) -> bool:
+        """Whether any of its corpora holds conversations."""
+        return any(part.format == "chat" for part in self.corpora)
+
+    @property
+    def text_field(self) -> str:
+        """The field that is read, given or not."""
+        return self.field or {"text": "text", "chat": "messages"}[self.format]
+
     @property
     def weights(self) -> dict[str, float]:
         """The corpora by name and what of each is read, relative to the others."""
@@ -203,7 +242,7 @@ class DataSection(Section):
         return [self._of(item) for item in self.mixture]
 
     def _of(self, item: Ingredient) -> DataSection:
-        own = item.model_dump(include={"field", "split", "max_bytes"}, exclude_none=True)
+        own = item.model_dump(include={"format", "field", "split", "max_bytes"}, exclude_none=True)
         place = {"source": item.source, "path": item.path, "mixture": None}
         return self.model_copy(update=own | place)
 

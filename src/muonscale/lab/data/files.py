@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any, BinaryIO, Literal, Protocol
 
 from muonscale.errors import DataError
 
@@ -31,6 +31,14 @@ MAGIC = {
     b"PAR1": "parquet data; give it the suffix .parquet",
 }
 ErrorsT = Literal["strict", "replace"]
+
+
+class Convert(Protocol):
+    """Makes text of what a record holds, as `clean_text` does."""
+
+    def __call__(self, value: Any, *, field: str, errors: ErrorsT, place: str) -> str:
+        """Return the text. Raises DataError, naming the place, where there is none."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -83,7 +91,9 @@ def _walk(path: Path) -> Iterator[Path]:
         yield from (Path(root) / name for name in names if not name.startswith("."))
 
 
-def read_file(name: str, path: Path, *, field: str, errors: ErrorsT) -> Iterator[Document]:
+def read_file(
+    name: str, path: Path, *, field: str, errors: ErrorsT, convert: Convert | None = None
+) -> Iterator[Document]:
     """Yield the documents of one file, by its suffix: .jsonl and .json, .parquet, else text.
 
     Args:
@@ -91,6 +101,7 @@ def read_file(name: str, path: Path, *, field: str, errors: ErrorsT) -> Iterator
         path: the file.
         field: key or column that holds the text in JSONL and parquet.
         errors: `strict` refuses bytes that are not UTF-8, `replace` puts U+FFFD for them.
+        convert: makes text of what the field holds, which is text itself when not given.
 
     Raises:
         DataError: if the file cannot be read or is not what its suffix says.
@@ -100,11 +111,17 @@ def read_file(name: str, path: Path, *, field: str, errors: ErrorsT) -> Iterator
         if not stat.S_ISREG(path.stat().st_mode):
             raise DataError(f"{path} is not a regular file (a device, pipe or socket?)")
         if suffix == ".parquet":
-            yield from _read_parquet(name, path, field, errors)
+            read = _read_parquet if convert is None else partial(_read_parquet_values, convert)
+            yield from read(name, path, field, errors)
             return
         with path.open("rb") as file:
             if suffix in (".jsonl", ".json"):
-                yield from _read_json_lines(name, path, file, field, errors)
+                yield from _read_json_lines(name, path, file, field, errors, convert or clean_text)
+            elif convert is not None:
+                raise DataError(
+                    f"{path} is read as text, which holds no records; accepted with data.format=chat: "
+                    ".jsonl, .json, .parquet"
+                )
             else:
                 yield from _read_text(name, path, file, errors)
     except OSError as error:
@@ -203,7 +220,7 @@ def missing_field(field: str, found: list[str], place: str) -> DataError:
 
 
 def _read_json_lines(
-    name: str, path: Path, file: BinaryIO, field: str, errors: ErrorsT
+    name: str, path: Path, file: BinaryIO, field: str, errors: ErrorsT, convert: Convert
 ) -> Iterator[Document]:
     offset = 0
     for number, line in enumerate(file, start=1):
@@ -225,7 +242,7 @@ def _read_json_lines(
             raise DataError(f"a JSON {kind} in {where}; each line must be one JSON object")
         if field not in record:
             raise missing_field(field, list(record), where)
-        value = clean_text(record[field], field=field, errors=errors, place=where)
+        value = convert(record[field], field=field, errors=errors, place=where)
         yield Document(f"{name}:{number}", value)
 
 
@@ -249,6 +266,27 @@ def _read_parquet(name: str, path: Path, field: str, errors: ErrorsT) -> Iterato
                     yield Document(f"{name}:{row}", text)
                     row += 1
     except pa.ArrowException as error:
+        raise DataError(f"{path} is not a parquet file that can be read: {error}") from error
+
+
+def _read_parquet_values(
+    convert: Convert, name: str, path: Path, field: str, errors: ErrorsT
+) -> Iterator[Document]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    row = 0
+    try:
+        with pq.ParquetFile(path) as table:
+            if field not in table.schema_arrow.names:
+                raise missing_field(field, list(table.schema_arrow.names), str(path))
+            for batch in table.iter_batches(columns=[field], batch_size=1024):
+                for value in batch.column(0).to_pylist():
+                    where = f"{path}, row {row}"
+                    text = convert(value, field=field, errors=errors, place=where)
+                    yield Document(f"{name}:{row}", text)
+                    row += 1
+    except (pa.ArrowException, UnicodeDecodeError) as error:
         raise DataError(f"{path} is not a parquet file that can be read: {error}") from error
 
 

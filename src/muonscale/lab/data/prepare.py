@@ -22,6 +22,9 @@ from typing import TYPE_CHECKING, Any
 from muonscale.errors import DataError
 from muonscale.lab.config import DataSection
 from muonscale.lab.data import cache as store
+from muonscale.lab.data.chat_encode import ChatEncoder, encode_chats
+from muonscale.lab.data.chat_template import chat_template, given_template
+from muonscale.lab.data.chats import ChatStore
 from muonscale.lab.data.encode import encode_split
 from muonscale.lab.data.sources import identify, known_bytes, read_documents
 from muonscale.lab.data.spool import Piece, Range, Spool
@@ -31,13 +34,15 @@ from muonscale.lab.data.tokenizer import (
     tokenizer_identity,
     train_tokenizer,
 )
-from muonscale.lab.data.tokens import Sequences, TokenStore, token_dtype
+from muonscale.lab.data.tokens import TokenStore, token_dtype
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 # Raised whenever the same text would give other files: folders of older formats are left alone.
 FORMAT = 1
+CHAT_FORMAT = 1
+"""The same for conversations."""
 SAMPLE_BYTES = 25_000_000
 REPORT_BYTES = 1 << 18
 
@@ -57,7 +62,9 @@ class SplitStats:
     bytes: int
     """Bytes of UTF-8 text."""
     tokens: int
-    """Tokens, with one end of text before every document."""
+    """Tokens, with one end of text before every document; of chats those of the template."""
+    targets: int | None = None
+    """Of chats: how many tokens the assistant has said."""
 
     @property
     def bytes_per_token(self) -> float:
@@ -87,8 +94,8 @@ class Corpus:
     """Where its files are."""
     fingerprint: str
     """SHA-256 of what determines its tokens; a run is resumed only on the same one."""
-    train: TokenStore
-    held_out: TokenStore
+    train: TokenStore | ChatStore
+    held_out: TokenStore | ChatStore
     stats: CorpusStats
 
     @cached_property
@@ -138,10 +145,12 @@ def _request_keys(data: DataSection, seed: int) -> list[str]:
 
 
 def _request(data: DataSection, seed: int) -> dict[str, Any]:
+    settings = data.model_dump(mode="json", include={"max_bytes", "errors"})
+    chat = {"chat": CHAT_FORMAT, "template": given_template(data)} if data.format == "chat" else {}
     return {
         "format": FORMAT,
         "corpus": identify(data),
-        "settings": data.model_dump(mode="json", include={"field", "max_bytes", "errors"}),
+        "settings": {**settings, "field": data.text_field, **chat},
         "held_out": data.held_out,
         "tokenizer": tokenizer_identity(data.tokenizer),
         "vocab_size": data.vocab_size if data.tokenizer is None else None,
@@ -169,16 +178,19 @@ def _build(
     partial = store.new_partial(folder)
     try:
         spools = _read(data, partial, report)
-        splits = [spool.split(data.held_out, seed) for spool in spools]
+        splits = [
+            spool.split(data.held_out, seed, whole=part.format == "chat")
+            for spool, part in zip(spools, data.corpora, strict=True)
+        ]
         trained_on = [(spool, train) for spool, (train, _) in zip(spools, splits, strict=True)]
         tokenizer = _make_tokenizer(data, trained_on, report)
         known = []
-        for key, spool, split in zip(keys, spools, splits, strict=True):
+        for key, part, spool, split in zip(keys, data.corpora, spools, splits, strict=True):
             fingerprint = _fingerprint(spool, tokenizer, data, seed)
             if store.damage(store.entry(folder, fingerprint), fingerprint) is not None:
                 place = partial / key
                 place.mkdir()
-                meta = _encode(spool, split, tokenizer, place, report)
+                meta = _encode(spool, split, tokenizer, part, place, report)
                 tokenizer.save_pretrained(str(place / "tokenizer"))
                 store.write_meta(place, {"fingerprint": fingerprint, **meta})
                 store.install(place, folder, fingerprint)
@@ -225,7 +237,10 @@ def _make_tokenizer(
 ) -> PreTrainedTokenizerFast:
     """Load the tokenizer, or train it on as much of every corpus, as far as it has that much."""
     if data.tokenizer is not None:
-        return load_tokenizer(data.tokenizer)
+        tokenizer = load_tokenizer(data.tokenizer, own_begin=data.has_chats)
+        if data.has_chats:
+            tokenizer.chat_template = chat_template(data, tokenizer).jinja
+        return tokenizer
     sizes = [sum(end - start for start, end in ranges) for _, ranges in texts]
     wanted = _even_parts(sizes, SAMPLE_BYTES)
     progress = _throttled("training tokenizer", sum(wanted), report)
@@ -271,6 +286,9 @@ def _fingerprint(
         "end_of_text": tokenizer.eos_token,
         "tokenizers": version("tokenizers"),
     }
+    if data.has_chats:
+        settings |= {"chat": CHAT_FORMAT, "template": tokenizer.chat_template}
+        settings |= {"special": tokenizer.special_tokens_map}
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     digest.update(tokenizer.backend_tokenizer.to_str().encode())
     for document in spool.digests:
@@ -282,27 +300,45 @@ def _encode(
     spool: Spool,
     splits: tuple[list[Range], list[Range]],
     tokenizer: PreTrainedTokenizerFast,
+    data: DataSection,
     folder: Path,
     report: Report,
 ) -> dict[str, Any]:
+    chat = data.format == "chat"
+    encoder = ChatEncoder(tokenizer, chat_template(data, tokenizer)) if chat else None
     progress = _throttled("tokenizing", spool.size, report)
     stats: dict[str, Any] = {}
     before = 0
     for name, ranges in zip(SPLITS, splits, strict=True):
-        tokens = encode_split(
-            spool.pieces(ranges), tokenizer, folder, name, lambda done, b=before: progress(b + done)
-        )
+
+        def done(size: int, before: int = before) -> None:
+            progress(before + size)
+
+        targets = None
+        if encoder is None:
+            tokens = encode_split(spool.pieces(ranges), tokenizer, folder, name, done)
+        else:
+            tokens, targets = encode_chats(
+                spool.texts(ranges), encoder, folder, name, len(tokenizer), done
+            )
         size = sum(end - start for start, end in ranges)
         before += size
-        stats[name] = asdict(SplitStats(len(ranges), size, tokens))
+        stats[name] = asdict(SplitStats(len(ranges), size, tokens, targets))
     report("tokenizing", spool.size, spool.size)
-    return {"vocab_size": len(tokenizer), "stats": stats}
+    end = {"end": tokenizer.eos_token_id} if chat else {}
+    return {"vocab_size": len(tokenizer), "stats": stats, **end}
 
 
 def _open(cache: Path, known: dict[str, Any], data: DataSection) -> Corpus:
     folder = store.entry(cache, known["fingerprint"])
     meta = store.read_meta(folder)
     dtype = token_dtype(meta["vocab_size"])
+
+    def opened(split: str) -> TokenStore | ChatStore:
+        if data.format == "chat":
+            return ChatStore(folder, split, dtype, meta["end"])
+        return TokenStore(folder, split, dtype)
+
     stats = CorpusStats(
         source=str(data.source or data.path),
         vocab_size=meta["vocab_size"],
@@ -313,17 +349,24 @@ def _open(cache: Path, known: dict[str, Any], data: DataSection) -> Corpus:
     return Corpus(
         folder=folder,
         fingerprint=known["fingerprint"],
-        train=TokenStore(folder, "train", dtype),
-        held_out=TokenStore(folder, "held_out", dtype),
+        train=opened("train"),
+        held_out=opened("held_out"),
         stats=stats,
     )
 
 
 def _check_length(corpus: Corpus, data: DataSection) -> None:
     for name, tokens in (("training", corpus.train), ("held-out", corpus.held_out)):
-        if not len(Sequences(tokens, data.sequence_length)):
+        if len(tokens.rows(data.sequence_length)):
+            continue
+        if isinstance(tokens, ChatStore):
             raise DataError(
-                f"the {name} split of {corpus.stats.source} has {len(tokens)} tokens; one sequence "
-                f"needs {data.sequence_length + 1}. Give more text, a shorter data.sequence_length "
-                f"(now {data.sequence_length}), or another data.held_out (now {data.held_out})"
+                f"no conversation of the {name} split of {corpus.stats.source} comes to words of the "
+                f"assistant within data.sequence_length={data.sequence_length} tokens; give a longer "
+                "one, or other conversations"
             )
+        raise DataError(
+            f"the {name} split of {corpus.stats.source} has {len(tokens)} tokens; one sequence "
+            f"needs {data.sequence_length + 1}. Give more text, a shorter data.sequence_length "
+            f"(now {data.sequence_length}), or another data.held_out (now {data.held_out})"
+        )

@@ -16,9 +16,9 @@ from typing import Any
 
 from muonscale.errors import DataError, nearest
 from muonscale.lab.config import DataSection
+from muonscale.lab.data.conversations import conversation_text
 from muonscale.lab.data.files import (
     Document,
-    ErrorsT,
     clean_text,
     list_files,
     missing_field,
@@ -51,12 +51,14 @@ def read_documents(data: DataSection) -> Iterator[Document]:
         DataError: if the corpus is missing, or something in it cannot be read as text.
     """
     documents = _all_documents(data)
-    return documents if data.max_bytes is None else _first_bytes(documents, data.max_bytes)
+    if data.max_bytes is None:
+        return documents
+    return _first_bytes(documents, data.max_bytes, whole=data.format == "chat")
 
 
 def _all_documents(data: DataSection) -> Iterator[Document]:
     if data.path is not None:
-        return _read_path(data.path.expanduser(), data.field, data.errors)
+        return _read_path(data.path.expanduser(), data)
     source = data.source or ""
     if source == STDLIB:
         return _read_stdlib()
@@ -70,9 +72,11 @@ def _all_documents(data: DataSection) -> Iterator[Document]:
     )
 
 
-def _first_bytes(documents: Iterator[Document], limit: int) -> Iterator[Document]:
+def _first_bytes(documents: Iterator[Document], limit: int, *, whole: bool) -> Iterator[Document]:
     for document in documents:
         encoded = document.text.encode("utf-8")
+        if whole and len(encoded) > limit:
+            return
         if len(encoded) >= limit:
             text = encoded[:limit].decode("utf-8", "ignore")  # drops a character cut in two
             yield Document(document.name, text, document.first)
@@ -124,12 +128,13 @@ def known_bytes(data: DataSection) -> int | None:
     return size if data.max_bytes is None else min(size, data.max_bytes)
 
 
-def _read_path(path: Path, field: str, errors: ErrorsT) -> Iterator[Document]:
+def _read_path(path: Path, data: DataSection) -> Iterator[Document]:
     files = list_files(path)
     if len(files) == 1 and files[0][1].is_file() and not files[0][1].stat().st_size:
         raise DataError(f"{files[0][1]} is empty; there is nothing to train on")
+    convert = conversation_text if data.format == "chat" else None
     for name, file in files:
-        yield from read_file(name, file, field=field, errors=errors)
+        yield from read_file(name, file, field=data.text_field, errors=data.errors, convert=convert)
 
 
 def _stdlib_folder() -> Path:
@@ -180,6 +185,7 @@ def _topics() -> dict[str, str]:
 
 def _read_hub(name: str, data: DataSection) -> Iterator[Document]:
     rows = _hub_rows(name, data)
+    field, convert = data.text_field, conversation_text if data.format == "chat" else clean_text
     number = 0
     while True:
         try:
@@ -189,9 +195,9 @@ def _read_hub(name: str, data: DataSection) -> Iterator[Document]:
         if row is None:
             return
         place = f"Hugging Face dataset {name!r}, split {data.split!r}, row {number}"
-        if data.field not in row:
-            raise missing_field(data.field, list(row), place)
-        text = clean_text(row[data.field], field=data.field, errors=data.errors, place=place)
+        if field not in row:
+            raise missing_field(field, list(row), place)
+        text = convert(row[field], field=field, errors=data.errors, place=place)
         yield Document(f"{number}", text)
         number += 1
 

@@ -15,6 +15,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
+from muonscale.errors import DataError
 from muonscale.lab.data.files import Document
 
 PIECE_BYTES = 1 << 18
@@ -106,7 +107,9 @@ class Spool:
                 progress(done)
             finish()
 
-    def split(self, held_out: float, seed: int) -> tuple[list[Range], list[Range]]:
+    def split(
+        self, held_out: float, seed: int, *, whole: bool = False
+    ) -> tuple[list[Range], list[Range]]:
         """Return the byte ranges to train on and those held out.
 
         From 20 documents on, whole ones are held out, in the order of a hash of (seed, text), until
@@ -116,13 +119,22 @@ class Spool:
         Args:
             held_out: share of the bytes to hold out, between 0 and 1.
             seed: which documents; any integer.
+            whole: never cut a document.
+
+        Raises:
+            DataError: where no whole documents make up about that share.
         """
         ranges = list(pairwise(self.offsets))
-        if len(ranges) >= WHOLE_DOCUMENTS:
+        if whole or len(ranges) >= WHOLE_DOCUMENTS:
             chosen = self._choose(ranges, held_out * self.size, seed)
             if chosen:
                 kept = [item for number, item in enumerate(ranges) if number not in chosen]
                 return kept, [ranges[number] for number in sorted(chosen)]
+        if whole:
+            raise DataError(
+                f"no whole conversations of the {len(ranges)} there are make up about "
+                f"data.held_out={held_out} of their text; give more of them, or hold out more"
+            )
         return self._cut_tails(ranges, held_out)
 
     def _choose(self, ranges: list[Range], wanted: float, seed: int) -> set[int]:
@@ -156,6 +168,12 @@ class Spool:
         with self.map() as text:
             for start, end, first in _cut(text, ranges):
                 yield Piece(text[start:end].decode("utf-8"), end - start, first)
+
+    def texts(self, ranges: Iterable[Range]) -> Iterator[str]:
+        """Yield the text of every range whole."""
+        with self.map() as text:
+            for start, end in ranges:
+                yield text[start:end].decode("utf-8")
 
     def sample(self, ranges: Sequence[Range], size: int) -> Iterator[Piece]:
         """Yield about `size` bytes of pieces, spread evenly over the ranges."""

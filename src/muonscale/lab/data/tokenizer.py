@@ -55,11 +55,12 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
     return _wrap(tokenizer, END_OF_TEXT, {})
 
 
-def load_tokenizer(name: str) -> PreTrainedTokenizerFast:
+def load_tokenizer(name: str, *, own_begin: bool = False) -> PreTrainedTokenizerFast:
     """Load the tokenizer `data.tokenizer` names.
 
     Args:
         name: a tokenizer.json file, a folder with one, or a Hugging Face name.
+        own_begin: keep its own beginning of text, which chat templates write, where it has one.
 
     Raises:
         DataError: if there is none, it cannot be loaded, or it has no end-of-text token.
@@ -67,12 +68,12 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerFast:
     path = Path(name).expanduser()
     if path.is_dir():
         source = path / "tokenizer.json"
-        return _load_pretrained(str(path), with_file=source.is_file())
+        return _load_pretrained(str(path), with_file=source.is_file(), own_begin=own_begin)
     if path.exists():
         return _load_file(path)
     if path.suffix == ".json" or name[0] in "./~" or name.count("/") > 1:
         raise DataError(f"tokenizer {name} does not exist; {ACCEPTED}")
-    return _load_pretrained(name, with_file=False)
+    return _load_pretrained(name, with_file=False, own_begin=own_begin)
 
 
 def tokenizer_identity(name: str | None) -> Any:
@@ -88,7 +89,7 @@ def open_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     Raises:
         DataError: if the folder does not hold one.
     """
-    return _load_pretrained(str(folder), with_file=True)
+    return _load_pretrained(str(folder), with_file=True, own_begin=True)
 
 
 def _load_file(path: Path) -> PreTrainedTokenizerFast:
@@ -107,7 +108,7 @@ def _load_file(path: Path) -> PreTrainedTokenizerFast:
     return _wrap(backend, end, {})
 
 
-def _load_pretrained(name: str, *, with_file: bool) -> PreTrainedTokenizerFast:
+def _load_pretrained(name: str, *, with_file: bool, own_begin: bool) -> PreTrainedTokenizerFast:
     import transformers
 
     loader = transformers.PreTrainedTokenizerFast if with_file else transformers.AutoTokenizer
@@ -129,12 +130,16 @@ def _load_pretrained(name: str, *, with_file: bool) -> PreTrainedTokenizerFast:
             f"tokenizer_config.json must name an eos_token, or its vocabulary hold one of "
             f"{', '.join(KNOWN_ENDS)}"
         )
-    kept = {key: getattr(loaded, key, None) for key in (*KEPT_TOKENS, "chat_template")}
+    own = ("bos_token",) if own_begin else ()
+    kept = {key: getattr(loaded, key, None) for key in (*KEPT_TOKENS, *own, "chat_template")}
     return _wrap(backend, str(end), {key: value for key, value in kept.items() if value})
 
 
 def _wrap(backend: Tokenizer, end: str, extra: dict[str, Any]) -> PreTrainedTokenizerFast:
-    """Return a tokenizer that never cuts, pads or tidies text, whose texts begin with `end`."""
+    """Return a tokenizer that never cuts, pads or tidies text.
+
+    Its texts begin with `end`, unless `extra` has another `bos_token`.
+    """
     from transformers import PreTrainedTokenizerFast
 
     backend.no_truncation()
@@ -142,7 +147,6 @@ def _wrap(backend: Tokenizer, end: str, extra: dict[str, Any]) -> PreTrainedToke
     return PreTrainedTokenizerFast(
         tokenizer_object=backend,
         eos_token=end,
-        bos_token=end,
         clean_up_tokenization_spaces=False,
-        **extra,
+        **{"bos_token": end, **extra},
     )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -101,6 +101,10 @@ class TokenStore:
     def __reduce__(self) -> tuple[Any, ...]:
         return TokenStore, (self.folder, self.split, self.dtype)
 
+    def rows(self, length: int) -> Sequences:
+        """Return the stream cut into sequences of `length` inputs."""
+        return Sequences(self, length)
+
     def read(self, start: int, count: int) -> NDArray[np.int64]:
         """Return tokens `start` to `start + count`, across shard borders.
 
@@ -126,6 +130,22 @@ def _map(path: Path, dtype: np.dtype[Any]) -> NDArray[Any]:
         return np.memmap(path, dtype=dtype, mode="r")
     except (OSError, ValueError) as error:
         raise DataError(f"token file {path} cannot be read: {error}") from error
+
+
+class Rows(Protocol):
+    """What batches are made of: rows of `length` inputs and a last target, by number."""
+
+    def __len__(self) -> int:
+        """Return how many there are."""
+        ...
+
+    def batch(self, indices: NDArray[np.integer[Any]]) -> NDArray[np.int64]:
+        """Return some of them, shape [B, length + 1]: token ids, and marks (see `marks`) if any."""
+        ...
+
+    def facts(self) -> dict[str, Any]:
+        """Return what there is to say of how they were made, for env.json."""
+        ...
 
 
 class Sequences:
@@ -155,3 +175,7 @@ class Sequences:
                 raise IndexError(f"sequence {index} of {len(self)}")
             rows[row] = self.store.read(int(index) * self.length, self.length + 1)
         return rows
+
+    def facts(self) -> dict[str, Any]:
+        """Return nothing: the stream is cut as it is."""
+        return {}
