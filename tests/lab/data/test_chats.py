@@ -18,7 +18,7 @@ from muonscale.lab.data.chat_encode import ChatEncoder
 from muonscale.lab.data.chat_template import PLAIN, chat_template
 from muonscale.lab.data.chats import PackedChats
 from muonscale.lab.data.conversations import conversation_text
-from muonscale.lab.data.marks import BEGIN, IDS, NO_TARGET
+from muonscale.lab.data.flags import BEGIN, IDS, NO_TARGET
 from muonscale.lab.data.prepare import Corpus
 from muonscale.lab.data.sources import read_documents
 from muonscale.lab.data.tokenizer import load_tokenizer

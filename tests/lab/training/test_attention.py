@@ -90,7 +90,7 @@ def listened(kind: str, way: str, **more: Any) -> tuple[TrainState, AttentionWat
     attention = state.attention
     assert attention is not None
     attention.begin(0)
-    accumulate(state.forward, state.routing, ids(), micro, attention)
+    accumulate(state.forward, state.routing, ids(), micro, attention=attention)
     return state, attention
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from muonscale.lab.data.marks import BEGIN, NO_TARGET
+from muonscale.lab.data.flags import BEGIN, NO_TARGET
 from muonscale.lab.data.packing import pack
 from muonscale.lab.data.tokens import TokenStore
 

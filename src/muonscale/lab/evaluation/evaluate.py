@@ -13,6 +13,7 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 
 from muonscale.errors import DataError
+from muonscale.lab.data.flags import count_targets, is_marked, unpack
 
 
 def held_out_loss(model: PreTrainedModel, batches: Iterable[np.ndarray]) -> tuple[float, int]:
@@ -23,7 +24,7 @@ def held_out_loss(model: PreTrainedModel, batches: Iterable[np.ndarray]) -> tupl
 
     Args:
         model: a causal language model.
-        batches: int64 [B, L+1] token ids; positions 1 to L are the targets.
+        batches: int64 [B, L+1] token ids; positions 1 to L are the targets, but for those marked.
 
     Returns:
         The loss in nats per token, summed in float64, and the number of targets.
@@ -36,10 +37,19 @@ def held_out_loss(model: PreTrainedModel, batches: Iterable[np.ndarray]) -> tupl
     with evaluating(model):
         for batch in batches:
             loss, number = summed_loss(
-                lambda ids: model(input_ids=ids, use_cache=False).logits, batch, device
+                lambda ids, positions: causal_logits(model, ids, positions), batch, device
             )
             total, tokens = total + loss, tokens + number
     return mean_loss(total, tokens), tokens
+
+
+def causal_logits(model: nn.Module, ids_BL: Tensor, positions_BL: Tensor | None = None) -> Tensor:
+    """Return `[B, L, V]` logits of token ids.
+
+    Where positions are given, a row is cut before every 0: tokens see none before the cut.
+    """
+    places = {} if positions_BL is None else {"position_ids": positions_BL}
+    return model(input_ids=ids_BL, use_cache=False, **places).logits
 
 
 @contextmanager
@@ -56,14 +66,24 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def summed_loss(
-    logits: Callable[[Tensor], Tensor], batch: np.ndarray, device: torch.device
+    logits: Callable[[Tensor, Tensor | None], Tensor], batch: np.ndarray, device: torch.device
 ) -> tuple[float, int]:
-    """Return the sum of the losses of a batch `[B, L+1]`, in nats, and the number of targets."""
-    ids = torch.tensor(batch, dtype=torch.int64, device=device)
+    """Return the sum of the losses of a batch `[B, L+1]`, in nats, and the number of targets.
+
+    Args:
+        logits: of token ids and their positions, as `Parallelized.logits`.
+        batch: rows, marked or not (see `muonscale.lab.data.flags`).
+        device: of the model.
+    """
+    rows = torch.tensor(batch, dtype=torch.int64, device=device)
+    inputs, targets, positions = rows[:, :-1], rows[:, 1:], None
+    if is_marked(batch):
+        marked = unpack(rows)
+        inputs, targets, positions = marked.inputs_BL, marked.targets_BL, marked.positions_BL
     losses = functional.cross_entropy(
-        logits(ids[:, :-1]).flatten(0, 1).float(), ids[:, 1:].flatten(), reduction="none"
+        logits(inputs, positions).flatten(0, 1).float(), targets.flatten(), reduction="none"
     )
-    return float(losses.double().sum()), losses.numel()
+    return float(losses.double().sum()), count_targets(batch)
 
 
 def mean_loss(total: float, tokens: float) -> float:

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from muonscale.errors import DataError
+from muonscale.lab.data.flags import IDS, is_marked, neighbours
 
 # Pairs waiting to be merged into the table: 2**22 int64 keys and counts are 64 MiB.
 PENDING_PAIRS = 2**22
@@ -125,12 +126,11 @@ def fit_ngrams(batches: Iterable[np.ndarray], vocab_size: int) -> Ngrams:
 
 
 def _split(batch: np.ndarray, vocab_size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the previous tokens and the targets of a batch, each int64 [B * L]."""
-    if batch.size and not 0 <= batch.min() <= batch.max() < vocab_size:
-        raise DataError(
-            f"token ids must be in [0, {vocab_size}), found {batch.min()} to {batch.max()}"
-        )
-    return batch[:, :-1].reshape(-1).astype(np.int64), batch[:, 1:].reshape(-1).astype(np.int64)
+    """Return the previous tokens and the targets of a batch, each int64 [targets]."""
+    ids = batch & IDS if is_marked(batch) else batch
+    if ids.size and not 0 <= ids.min() <= ids.max() < vocab_size:
+        raise DataError(f"token ids must be in [0, {vocab_size}), found {ids.min()} to {ids.max()}")
+    return neighbours(batch)
 
 
 def _merge(tables: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:

@@ -15,7 +15,7 @@ from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 from transformers import PreTrainedModel
 
-from muonscale.lab.evaluation.evaluate import evaluating
+from muonscale.lab.evaluation.evaluate import causal_logits, evaluating
 from muonscale.optim.sharding import differs, local
 
 
@@ -36,8 +36,8 @@ class Parallelized:
     heads: dist.ProcessGroup | None = None
     """... and the ranks that have the others."""
 
-    def logits(self, ids_BL: Tensor) -> Tensor:
-        """Return `[B, L, V]` logits of token ids."""
+    def logits(self, ids_BL: Tensor, positions_BL: Tensor | None = None) -> Tensor:
+        """Return `[B, L, V]` logits of token ids, as `causal_logits`."""
         autocast = self.precision != torch.float32 and not self.casts
         with (
             torch.autocast(ids_BL.device.type, dtype=self.precision, enabled=autocast),
@@ -45,7 +45,7 @@ class Parallelized:
         ):
             # Logits may be a view; nothing writes to them.
             warnings.filterwarnings("ignore", message="FSDP2-wrapped module")
-            return self.wrapped(input_ids=ids_BL, use_cache=False).logits
+            return causal_logits(self.wrapped, ids_BL, positions_BL)
 
     @contextmanager
     def micro_batch(self, *, last: bool) -> Iterator[None]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -11,7 +12,7 @@ from muonscale.lab.config import Config
 from muonscale.lab.data.mixture import Stretch, locate, plan_mixture, read_in_all
 from muonscale.lab.data.order import indices_at, sequence_indices
 from muonscale.lab.data.prepare import Corpus
-from muonscale.lab.data.tokens import Sequences
+from muonscale.lab.data.tokens import Rows
 from muonscale.lab.parallel.processes import Processes
 from muonscale.lab.timeline import Timeline
 from muonscale.lab.training.schedule import spans
@@ -22,14 +23,14 @@ CHUNK = 256
 
 @dataclass(frozen=True)
 class Batches:
-    """The batches of a run. A batch is int64 [batch, length + 1].
+    """The batches of a run. A batch is int64 [batch, length + 1], marked where it is of chats.
 
     The ranks of a run share every training batch, neighbours in it together.
     """
 
-    train: dict[str, Sequences]
+    train: Mapping[str, Rows]
     """Of every corpus."""
-    held_out: dict[str, Sequences]
+    held_out: Mapping[str, Rows]
     """Likewise."""
     weights: dict[str, float]
     """Of the corpora in the held-out loss; they sum to 1."""
@@ -60,13 +61,14 @@ class Batches:
             rows[here] = sequences.batch(indices_at(positions[here], len(sequences), self.seed))
         return rows
 
-    def share(self, name: str) -> dict[str, float]:
-        """Return what the run reads of a corpus: tokens, share of all tokens, epochs."""
+    def share(self, name: str) -> dict[str, Any]:
+        """Return what the run reads of a corpus: tokens, share of all tokens, epochs, rows of chats."""
         read = dict(zip(self.train, read_in_all(self.stretches), strict=True))
         return {
             "tokens": read[name] * self.timeline.length,
             "share": read[name] / sum(read.values()),
             "epochs": read[name] / len(self.train[name]),
+            **self.train[name].facts(),
         }
 
     def seen(self, *, at_most: int) -> Iterator[np.ndarray]:
@@ -111,8 +113,8 @@ def build_batches(config: Config, corpora: Mapping[str, Corpus], processes: Proc
     )
     total = sum(weights.values())
     return Batches(
-        {name: Sequences(corpus.train, length) for name, corpus in corpora.items()},
-        {name: Sequences(corpus.held_out, length) for name, corpus in corpora.items()},
+        {name: corpus.train.rows(length) for name, corpus in corpora.items()},
+        {name: corpus.held_out.rows(length) for name, corpus in corpora.items()},
         {name: weight / total for name, weight in weights.items()},
         config.timeline,
         stretches,

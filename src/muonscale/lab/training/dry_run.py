@@ -66,7 +66,7 @@ def planned_shape(config: Config) -> PreTrainedConfig:
         return model_config(
             config.model, vocab_size=size, sequence_length=length, bos_id=0, eos_id=0
         )
-    return model_shape(config, load_tokenizer(name))
+    return model_shape(config, load_tokenizer(name, own_begin=config.data.has_chats))
 
 
 def _flops(per_token: int | None, tokens: int) -> str:

@@ -146,11 +146,11 @@ def _say(run: Run, result: dict[str, Any]) -> None:
         run.console.say(f"--- sample\n{result['sample']}\n---")
     if "attention" in result:
         run.console.say(_attention_line(result["attention"]))
+    bits = f"; {result['bits_per_byte']:.3f} bits per byte" if "bits_per_byte" in result else ""
     run.console.say(
         f"held out, nats per token: unigram {result['unigram_loss']:.3f}, bigram "
         f"{result['bigram_loss']:.3f}, model {result['held_out_loss']:.3f} "
-        f"({abs(below):.3f} {'below' if below > 0 else 'above'} the bigram); "
-        f"{result['bits_per_byte']:.3f} bits per byte\n"
+        f"({abs(below):.3f} {'below' if below > 0 else 'above'} the bigram){bits}\n"
         f"trained in {result['train_seconds']:.0f} s, {result['tokens_per_second']:,.0f} tokens/s, "
         f"optimizer {100 * result['optimizer_share']:.1f} % of the step\n"
         f"model in {run.folder.model}, curve in {run.folder.path / 'loss.png'}; try: "

@@ -37,9 +37,6 @@ def held_out_record(
             losses[name] = mean_loss(*found)
             tokens += int(found[1])
     loss = run.batches.mean(losses)
-    bytes_per_token = run.batches.mean(
-        {name: corpus.stats.held_out.bytes_per_token for name, corpus in run.corpora.items()}
-    )
     return {
         "kind": "eval",
         "step": run.state.step,
@@ -47,8 +44,18 @@ def held_out_record(
         "held_out_loss": loss,
         **({"held_out_losses": losses} if len(losses) > 1 else {}),
         "held_out_tokens": tokens,
-        "bits_per_byte": bits_per_byte(loss, bytes_per_token),
+        **_bits_per_byte(run, loss),
     }
+
+
+def _bits_per_byte(run: Run, loss: float) -> dict[str, float]:
+    """Return the loss per byte; nothing of chats, whose targets are not all of their text."""
+    if run.config.data.has_chats:
+        return {}
+    bytes_per_token = run.batches.mean(
+        {name: corpus.stats.held_out.bytes_per_token for name, corpus in run.corpora.items()}
+    )
+    return {"bits_per_byte": bits_per_byte(loss, bytes_per_token)}
 
 
 def _summed(

@@ -208,6 +208,14 @@ def describe_corpus(run: Run, name: str) -> str:
     """Return the size of a corpus and what the run reads of it, as a line."""
     stats, read = run.corpora[name].stats, run.batches.share(name)
     share = f"{100 * read['share']:.1f} % of the run, " if len(run.corpora) > 1 else ""
+    if stats.train.targets is not None:
+        return (
+            f"{name}: {stats.train.documents:,} training conversations of {stats.train.tokens:,} "
+            f"tokens, {stats.train.targets:,} of them the assistant's, {stats.held_out.documents:,} "
+            f"held out; {read['rows']:,} rows, {100 * read['padding']:.1f} % of them padding, "
+            f"{read['cut']:,} conversations cut, {read['left_out']:,} left out; "
+            f"{share}{read['epochs']:.2f} epochs"
+        )
     return (
         f"{name}: {stats.train.tokens:,} training tokens, {stats.held_out.tokens:,} held out, "
         f"{stats.train.bytes_per_token:.2f} bytes per token; {share}{read['epochs']:.2f} epochs"

@@ -17,6 +17,7 @@ from muonscale.errors import ConfigError, DataError
 from muonscale.lab.config import Config, OptimizerSection, TrainSection
 from muonscale.lab.data.prepare import Corpus, prepare
 from muonscale.lab.models.build import build_model, meta_model, model_config
+from muonscale.lab.models.packed import check_keeps_apart
 from muonscale.lab.models.pretrained import load_weights, pretrained_config
 from muonscale.lab.parallel.apply import parallelize
 from muonscale.lab.parallel.forward import Parallelized
@@ -139,16 +140,20 @@ def first_model(
 
 def model_shape(config: Config, tokenizer: PreTrainedTokenizerFast) -> PreTrainedConfig:
     """Return the configuration of the model that is trained on a tokenizer's tokens."""
+    shape = _shape(config, tokenizer)
+    if config.data.has_chats:
+        check_keeps_apart(shape)
+    return shape
+
+
+def _shape(config: Config, tokenizer: PreTrainedTokenizerFast) -> PreTrainedConfig:
+    length = config.data.sequence_length
     if config.model.weights is not None:
-        return pretrained_config(
-            config.model,
-            tokens=len(tokenizer),
-            sequence_length=config.data.sequence_length,
-        )
+        return pretrained_config(config.model, tokens=len(tokenizer), sequence_length=length)
     return model_config(
         config.model,
         vocab_size=len(tokenizer),
-        sequence_length=config.data.sequence_length,
+        sequence_length=length,
         bos_id=tokenizer.bos_token_id,
         eos_id=tokenizer.eos_token_id,
     )

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from muonscale.lab.config import Config
+from muonscale.lab.data.flags import count_targets, unpack
 from muonscale.lab.parallel.forward import Parallelized
 from muonscale.lab.parallel.processes import Processes
 from muonscale.lab.training.attention import AttentionWatch
@@ -26,13 +27,23 @@ from muonscale.lab.training.schedule import apply_multiplier, multiplier
 from muonscale.lab.training.state import TrainState
 
 
-def next_token_loss(forward: Parallelized, batch_BL: Tensor) -> Tensor:
+def next_token_loss(
+    forward: Parallelized, batch_BL: Tensor, targets: float | None = None
+) -> Tensor:
     """Return the mean cross entropy of the next tokens, in nats.
 
     Args:
         forward: a causal language model.
         batch_BL: token ids, int64 [batch, length + 1]: inputs and, shifted by one, targets.
+        targets: of marked rows, what their summed cross entropy is divided by; None for plain ids.
     """
+    if targets is not None:
+        rows = unpack(batch_BL)
+        logits_BLV = forward.logits(rows.inputs_BL, rows.positions_BL)
+        total = F.cross_entropy(
+            logits_BLV.flatten(0, 1).float(), rows.targets_BL.flatten(), reduction="sum"
+        )
+        return total / targets
     logits_BLV = forward.logits(batch_BL[:, :-1])
     return F.cross_entropy(logits_BLV.flatten(0, 1).float(), batch_BL[:, 1:].flatten())
 
@@ -42,6 +53,8 @@ def accumulate(
     routing: Routing,
     batch_BL: Tensor,
     micro_batch: int,
+    *,
+    targets: float | None = None,
     attention: AttentionWatch | None = None,
 ) -> Tensor:
     """Add the gradients of the mean loss over the batches of all ranks, and return this rank's loss.
@@ -54,16 +67,18 @@ def accumulate(
         routing: hears its routers.
         batch_BL: this rank's share, int64 [batch, length + 1], as large on every rank.
         micro_batch: sequences that go through the model at a time, a divisor of the batch.
+        targets: of marked rows, how many this rank would have if all ranks had as many.
         attention: hears it, if it is to be heard.
     """
     parts = batch_BL.split(micro_batch)
+    each = None if targets is None else targets / len(parts)
     losses = []
     routing.begin()
     for number, part in enumerate(parts, 1):
         with forward.micro_batch(last=number == len(parts)):
             hearing = nullcontext() if attention is None else attention.listening()
             with routing.listening(), hearing:
-                loss = next_token_loss(forward, part)
+                loss = next_token_loss(forward, part, each)
             (routing.objective(loss, len(part)) / len(parts)).backward()
         losses.append(loss.detach() / len(parts))
     forward.complete_gradients()
@@ -82,7 +97,7 @@ def train_step(
 
     Args:
         state: model, optimizer and position; changed by the step.
-        batch: token ids, [batch, length + 1]: this rank's share.
+        batch: token ids, marked where data.format is chat, [batch, length + 1]: this rank's share.
         config: micro-batches, clipping and schedule are read from it.
         processes: this one and the others.
         before_update: called when the gradients are there and the weights are still the old ones.
@@ -96,7 +111,11 @@ def train_step(
     if attention is not None:
         attention.begin(state.step)
     ids = torch.from_numpy(batch).to(device)
-    loss = accumulate(state.forward, state.routing, ids, micro_batch, attention)
+    targets = targets_in_all(batch, config, processes)
+    share = None if targets is None else targets / processes.topology.data_ranks
+    loss = accumulate(
+        state.forward, state.routing, ids, micro_batch, targets=share, attention=attention
+    )
     norms = gradient_norms(optimizer, processes)
     if section.max_grad_norm is not None:
         clip_gradients(optimizer, norms, max_norm=section.max_grad_norm, clip=section.clip)
@@ -123,6 +142,7 @@ def train_step(
         "step": state.step,
         "tokens": config.timeline.tokens_before(state.step),
         "loss": loss_value,
+        **({} if targets is None else {"targets": targets}),
         "lr": {group["name"]: group["lr"] for group in optimizer.param_groups},
         "grad_norm": lengths,
         "update_rms": update_rms,
@@ -134,6 +154,17 @@ def train_step(
         **({"routing": routing} if routing else {}),
         **heard,
     }
+
+
+def targets_in_all(batch: np.ndarray, config: Config, processes: Processes) -> int | None:
+    """Return the targets of all ranks' shares of a batch, None where every token is one: a collective.
+
+    Rows of chats have different numbers of them, and all weigh the same.
+    """
+    if not config.data.has_chats:
+        return None
+    (total,) = processes.sum(count_targets(batch))
+    return round(total)
 
 
 def seed_step(seed: int, step: int, data_rank: int) -> None:

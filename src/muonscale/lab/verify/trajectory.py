@@ -14,7 +14,7 @@ from torch import Tensor
 
 from muonscale.lab.parallel.processes import Processes
 from muonscale.lab.training.setup import Run
-from muonscale.lab.training.step import accumulate, train_step
+from muonscale.lab.training.step import accumulate, targets_in_all, train_step
 from muonscale.optim.sharding import gathered, local
 
 
@@ -71,9 +71,12 @@ def take_steps(
     batch_at = batch_at or run.batches.at
     state.model.train()
     parameters = dict(state.model.named_parameters())
-    first = torch.from_numpy(batch_at(0)).to(processes.device)
+    rows = batch_at(0)
+    first = torch.from_numpy(rows).to(processes.device)
     micro_batch = run.config.micro_batch_sequences or len(first)
-    accumulate(state.forward, state.routing, first, micro_batch)
+    targets = targets_in_all(rows, run.config, processes)
+    share = None if targets is None else targets / processes.topology.data_ranks
+    accumulate(state.forward, state.routing, first, micro_batch, targets=share)
     gradients = whole({name: _gradient(p) for name, p in parameters.items()}, processes)
     before = {name: local(p).detach().clone() for name, p in parameters.items()}
     losses = [
