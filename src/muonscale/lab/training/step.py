@@ -106,15 +106,16 @@ def train_step(
     optimizer, section, device = state.optimizer, config.optimizer, processes.device
     seed_step(config.run.seed, state.step, processes.data_rank)
     optimizer.zero_grad()
-    micro_batch = config.micro_batch_sequences or len(batch)
-    attention = state.attention
-    if attention is not None:
+    if (attention := state.attention) is not None:
         attention.begin(state.step)
-    ids = torch.from_numpy(batch).to(device)
     targets = targets_in_all(batch, config, processes)
-    share = None if targets is None else targets / processes.topology.data_ranks
     loss = accumulate(
-        state.forward, state.routing, ids, micro_batch, targets=share, attention=attention
+        state.forward,
+        state.routing,
+        torch.from_numpy(batch).to(device),
+        config.micro_batch_sequences or len(batch),
+        targets=None if targets is None else targets / processes.topology.data_ranks,
+        attention=attention,
     )
     norms = gradient_norms(optimizer, processes)
     if section.max_grad_norm is not None:
@@ -127,33 +128,40 @@ def train_step(
     optimizer_seconds = _now(device) - before
     routing = state.routing.finish(state.step, processes)
     heard = {} if attention is None else attention.finish(optimizer, processes)
-    batch_tokens = config.timeline.batch_at(state.step) * config.data.sequence_length
     state.step += 1
     (loss_value,) = processes.sum(loss / processes.topology.data_ranks)
-    stats = optimizer.stats()
-    lengths = {name: norm.item() for name, norm in norms.items()}
-    update_rms = float(stats["update_rms"])
-    spikes = state.spikes.add(
-        {"grad_norm": math.hypot(*lengths.values()), "update_rms": update_rms}
-    )
-    seconds = time.perf_counter() - start
     return {
         "kind": "train",
         "step": state.step,
         "tokens": config.timeline.tokens_before(state.step),
         "loss": loss_value,
         **({} if targets is None else {"targets": targets}),
-        "lr": {group["name"]: group["lr"] for group in optimizer.param_groups},
-        "grad_norm": lengths,
-        "update_rms": update_rms,
-        "spikes": spikes,
-        "skipped_steps": stats["skipped_steps"],
-        "tokens_per_second": batch_tokens / seconds,
-        "step_ms": seconds * 1000,
+        **_of_the_optimizer(state, norms),
+        **_speed(state.step - 1, config, time.perf_counter() - start),
         "optimizer_ms": optimizer_seconds * 1000,
         **({"routing": routing} if routing else {}),
         **heard,
     }
+
+
+def _of_the_optimizer(state: TrainState, norms: dict[str, Tensor]) -> dict[str, Any]:
+    """Return learning rates, lengths of gradients and updates, and what was out of the ordinary."""
+    stats = state.optimizer.stats()
+    lengths = {name: norm.item() for name, norm in norms.items()}
+    update_rms = float(stats["update_rms"])
+    whole = math.hypot(*lengths.values())
+    return {
+        "lr": {group["name"]: group["lr"] for group in state.optimizer.param_groups},
+        "grad_norm": lengths,
+        "update_rms": update_rms,
+        "spikes": state.spikes.add({"grad_norm": whole, "update_rms": update_rms}),
+        "skipped_steps": stats["skipped_steps"],
+    }
+
+
+def _speed(step: int, config: Config, seconds: float) -> dict[str, float]:
+    tokens = config.timeline.batch_at(step) * config.data.sequence_length
+    return {"tokens_per_second": tokens / seconds, "step_ms": seconds * 1000}
 
 
 def targets_in_all(batch: np.ndarray, config: Config, processes: Processes) -> int | None:
