@@ -42,8 +42,9 @@ def words(tiny: list[str], tmp_path: Path) -> list[str]:
 
 def save(kind: str, folder: Path, corpus: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Write a model, a tokenizer and the state of an optimizer that has made steps."""
-    monkeypatch.setitem(SMALL, "vocab_size", 300)
-    model: Any = causal_lm(kind)
+    with monkeypatch.context() as patched:  # processes that are forked later must not have it
+        patched.setitem(SMALL, "vocab_size", 300)
+        model: Any = causal_lm(kind)
     if kind == "gpt2":
         model.resize_token_embeddings(300)
     for name, buffer in model.named_buffers():

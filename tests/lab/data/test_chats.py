@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from muonscale.errors import ConfigError, DataError
-from muonscale.lab.config import DataSection, load_config
+from muonscale.lab.config import load_config
 from muonscale.lab.data import prepare
 from muonscale.lab.data.chat_encode import ChatEncoder
 from muonscale.lab.data.chat_template import PLAIN, chat_template
@@ -22,6 +22,7 @@ from muonscale.lab.data.flags import BEGIN, IDS, NO_TARGET
 from muonscale.lab.data.prepare import Corpus
 from muonscale.lab.data.sources import read_documents
 from muonscale.lab.data.tokenizer import load_tokenizer
+from muonscale.lab.sections import DataSection
 from tests.lab.data.chats import (
     CHATML,
     MARKED,

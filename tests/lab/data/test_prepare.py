@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 
 from muonscale.errors import DataError
-from muonscale.lab.config import DataSection
 from muonscale.lab.data import cache, encode, prepare, spool
 from muonscale.lab.data.prepare import STAGES, Corpus
+from muonscale.lab.sections import DataSection
 
 WORDS = [
     "the",

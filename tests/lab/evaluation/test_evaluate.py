@@ -8,9 +8,9 @@ import torch
 from transformers import PreTrainedModel
 
 from muonscale.errors import DataError
-from muonscale.lab.config import ModelSection
 from muonscale.lab.evaluation.evaluate import bits_per_byte, held_out_loss
 from muonscale.lab.models.build import build_model, model_config
+from muonscale.lab.sections import ModelSection
 
 
 @pytest.fixture(scope="module")

@@ -9,9 +9,9 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from muonscale.errors import ConfigError
-from muonscale.lab.config import ModelSection
 from muonscale.lab.evaluation.generate import generate_text
 from muonscale.lab.models.build import build_model, model_config
+from muonscale.lab.sections import ModelSection
 
 POSITIONS = 16
 SAMPLED = {"temperature": 1.0, "top_k": None}

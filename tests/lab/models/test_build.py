@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from muonscale.errors import ConfigError
-from muonscale.lab.config import ModelSection
 from muonscale.lab.models.build import (
     active_parameters,
     build_model,
@@ -19,6 +18,7 @@ from muonscale.lab.models.build import (
     meta_model,
     model_config,
 )
+from muonscale.lab.sections import ModelSection
 
 LLAMA = {
     "model_type": "llama",

@@ -13,7 +13,6 @@ import pytest
 import torch
 from transformers import PreTrainedConfig
 
-from muonscale.lab.config import ModelSection
 from muonscale.lab.models.build import (
     ParameterCount,
     active_parameters,
@@ -25,6 +24,7 @@ from muonscale.lab.models.build import (
 from muonscale.lab.models.moe import gate_scale
 from muonscale.lab.models.presets import PRESETS
 from muonscale.lab.models.presets.moonlight import llama_inner
+from muonscale.lab.sections import ModelSection
 
 ROOT = Path(__file__).parents[3]
 MOONLIGHT = ROOT / "tests" / "fixtures" / "moonlight-16b"

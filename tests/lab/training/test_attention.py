@@ -11,11 +11,12 @@ import transformers as hf
 from torch import Tensor
 
 from muonscale.errors import ConfigError
-from muonscale.lab.config import Config, TrainSection, load_config
+from muonscale.lab.config import Config, load_config
 from muonscale.lab.models.attention import attention_modules
 from muonscale.lab.parallel.apply import parallelize
 from muonscale.lab.parallel.forward import Parallelized
 from muonscale.lab.parallel.processes import Processes
+from muonscale.lab.sections import TrainSection
 from muonscale.lab.training.attention import AttentionWatch, plan_attention, watch_attention
 from muonscale.lab.training.finish import attention_times
 from muonscale.lab.training.routing import Routing, plan_routing

@@ -8,11 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from muonscale.lab.config import RoutingSection, ScheduleSection
 from muonscale.lab.data.flags import BEGIN, NO_TARGET, count_targets
 from muonscale.lab.evaluation.evaluate import held_out_loss
 from muonscale.lab.evaluation.ngram import fit_ngrams
 from muonscale.lab.parallel.forward import Parallelized
+from muonscale.lab.sections import RoutingSection, ScheduleSection
 from muonscale.lab.timeline import Timeline
 from muonscale.lab.training.routing import Routing, plan_routing
 from muonscale.lab.training.schedule import spans

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from muonscale import Muon, parameter_groups
 from muonscale.errors import CheckpointError, ConfigError
-from muonscale.lab.config import OptimizerSection
+from muonscale.lab.sections import OptimizerSection
 from muonscale.lab.training.initial_state import take_over_state
 from muonscale.optim.convert_state import SOURCES
 from tests.optim.conftest import Toy, causal_lm, randomize_gradients

@@ -15,12 +15,13 @@ import transformers
 from torch import Tensor, nn
 
 from muonscale.errors import ConfigError
-from muonscale.lab.config import RoutingSection, ScheduleSection, TrainSection, load_config
+from muonscale.lab.config import load_config
 from muonscale.lab.models.routers import IN_FLOAT32, SCORES, find_routers
 from muonscale.lab.models.routing import affinities
 from muonscale.lab.parallel.apply import parallelize
 from muonscale.lab.parallel.forward import Parallelized
 from muonscale.lab.parallel.processes import Processes
+from muonscale.lab.sections import RoutingSection, ScheduleSection, TrainSection
 from muonscale.lab.timeline import Timeline
 from muonscale.lab.training.routing import (
     Routing,

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from muonscale.errors import ConfigError
-from muonscale.lab.config import ScheduleSection, load_config
+from muonscale.lab.config import load_config
+from muonscale.lab.sections import ScheduleSection
 from muonscale.lab.timeline import Timeline
 from muonscale.lab.training.schedule import (
     apply_multiplier,

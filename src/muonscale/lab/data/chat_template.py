@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from muonscale.errors import DataError
-from muonscale.lab.config import DataSection
 from muonscale.lab.data.conversations import Messages
+from muonscale.lab.sections import DataSection
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from muonscale.errors import DataError
-from muonscale.lab.config import DataSection
 from muonscale.lab.data import cache as store
 from muonscale.lab.data.chat_encode import ChatEncoder, encode_chats
 from muonscale.lab.data.chat_template import chat_template, given_template
@@ -35,6 +34,7 @@ from muonscale.lab.data.tokenizer import (
     train_tokenizer,
 )
 from muonscale.lab.data.tokens import TokenStore, token_dtype
+from muonscale.lab.sections import DataSection
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from muonscale.errors import DataError, nearest
-from muonscale.lab.config import DataSection
 from muonscale.lab.data.conversations import conversation_text
 from muonscale.lab.data.files import (
     Document,
@@ -24,6 +23,7 @@ from muonscale.lab.data.files import (
     missing_field,
     read_file,
 )
+from muonscale.lab.sections import DataSection
 
 STDLIB = "python-stdlib"
 REFERENCE = "python-reference"

@@ -28,9 +28,9 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from transformers.utils import logging as transformers_logging
 
 from muonscale.errors import ConfigError, nearest
-from muonscale.lab.config import ModelSection
 from muonscale.lab.models.presets import PRESETS
 from muonscale.lab.parallel.placements import expert_modules
+from muonscale.lab.sections import ModelSection
 
 # Fields a recipe may not set, and what does.
 DECIDED = {

@@ -21,7 +21,6 @@ from torch.nn.parallel import DistributedDataParallel
 from transformers import PreTrainedModel
 
 from muonscale.errors import ConfigError
-from muonscale.lab.config import TrainSection
 from muonscale.lab.models.routers import keep_float32
 from muonscale.lab.parallel.experts import deal_out_experts
 from muonscale.lab.parallel.forward import Parallelized
@@ -35,6 +34,7 @@ from muonscale.lab.parallel.placements import (
 from muonscale.lab.parallel.processes import Processes
 from muonscale.lab.parallel.styles import parallel_styles
 from muonscale.lab.parallel.topology import Topology
+from muonscale.lab.sections import TrainSection
 from muonscale.optim.sharding import is_sharded
 
 

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from muonscale.errors import ConfigError
-from muonscale.lab.config import Config, ParallelSection
+from muonscale.lab.config import Config
+from muonscale.lab.sections import ParallelSection
 
 DataT = Literal["fsdp", "hsdp", "ddp"]
 

@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from muonscale.errors import ConfigError
-from muonscale.lab.config import RoutingSection
 from muonscale.lab.models.routers import (
     BIAS,
     SCORES,
@@ -38,6 +37,7 @@ from muonscale.lab.models.routing import (
     sequence_balance,
 )
 from muonscale.lab.parallel.processes import Processes
+from muonscale.lab.sections import RoutingSection
 from muonscale.lab.training.schedule import Span
 
 AUTO_RATE = 1e-3

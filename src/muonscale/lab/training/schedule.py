@@ -15,7 +15,8 @@ from itertools import pairwise
 from torch.optim import Optimizer
 
 from muonscale.errors import ConfigError
-from muonscale.lab.config import Config, ScheduleSection, Stage
+from muonscale.lab.config import Config
+from muonscale.lab.sections import ScheduleSection, Stage
 from muonscale.lab.timeline import Timeline
 
 

@@ -14,7 +14,7 @@ import torch.distributed as dist
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from muonscale.errors import ConfigError, DataError
-from muonscale.lab.config import Config, OptimizerSection, TrainSection
+from muonscale.lab.config import Config
 from muonscale.lab.data.prepare import Corpus, prepare
 from muonscale.lab.models.build import build_model, meta_model, model_config
 from muonscale.lab.models.packed import check_keeps_apart
@@ -24,6 +24,7 @@ from muonscale.lab.parallel.forward import Parallelized
 from muonscale.lab.parallel.processes import Processes
 from muonscale.lab.parallel.topology import check_shares
 from muonscale.lab.run import RunFolder
+from muonscale.lab.sections import OptimizerSection, TrainSection
 from muonscale.lab.training.attention import watch_attention
 from muonscale.lab.training.batches import Batches, build_batches
 from muonscale.lab.training.console import RunConsole

@@ -10,12 +10,13 @@ import torch
 from transformers import PreTrainedConfig
 
 from muonscale.errors import ConfigError
-from muonscale.lab.config import Config, ParallelSection
+from muonscale.lab.config import Config
 from muonscale.lab.models.build import meta_model
 from muonscale.lab.parallel.placements import check_model
 from muonscale.lab.parallel.processes import Processes, started_by_torchrun
 from muonscale.lab.parallel.topology import Topology, check_shares
 from muonscale.lab.run import RunFolder
+from muonscale.lab.sections import ParallelSection
 from muonscale.lab.training.console import RunConsole
 from muonscale.lab.training.schedule import check_schedule
 from muonscale.lab.training.setup import (

@@ -1,0 +1,452 @@
+"""The sections of a run's configuration: their keys, types and defaults.
+
+Each is a part of `muonscale.lab.config.Config`, which says what must hold between them.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+Positive = Annotated[int, Field(gt=0)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+Steps = Annotated[float, Field(ge=0)]
+Mark = Annotated[float, Field(gt=0)]
+"""A place in a run: a fraction of its tokens below 1, training tokens from 1 (see lab/timeline.py)."""
+
+
+class Section(BaseModel):
+    """A frozen part of the configuration that knows all its keys."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False
+    )
+
+
+def _exactly_one(given: dict[str, object]) -> None:
+    if sum(value is not None for value in given.values()) != 1:
+        raise ValueError(f"give exactly one of {', '.join(given)}")
+
+
+class RunSection(Section):
+    """Where a run is kept and what it runs on: `run.*`."""
+
+    path: Path
+    """Folder of the run."""
+    seed: int = 0
+    """Seed of the initial weights, the data order and the held-out split."""
+    threads: Positive | None = None
+    """CPU threads of torch; its own choice when not given."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to train; `auto` takes a GPU if there is one."""
+
+
+class ModelSection(Section):
+    """What is trained: `model.*`."""
+
+    preset: str | None = None
+    """Name of a built-in shape, such as `llama-nano`."""
+    config: Path | None = None
+    """A Hugging Face `config.json`, or a folder that holds one, instead of a preset."""
+    weights: Path | None = None
+    """A Hugging Face checkpoint folder to start from, which also gives the shape, instead of a preset
+    or a config. Needs `data.tokenizer`, usually the same folder."""
+    fields: dict[str, Any] = {}
+    """Fields of the Hugging Face configuration to change, such as `hidden_size`; with `weights` only
+    such as leave the weights as they are, such as `attention_dropout`."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> ModelSection:
+        _exactly_one(
+            {
+                "model.preset": self.preset,
+                "model.config": self.config,
+                "model.weights": self.weights,
+            }
+        )
+        return self
+
+    @property
+    def source(self) -> str:
+        """The preset, the config or the weights, whichever is given."""
+        return self.preset or str(self.config or self.weights)
+
+
+class Ingredient(Section):
+    """One corpus of a mixture: an item of `data.mixture`."""
+
+    source: str | None = None
+    """As `data.source`."""
+    path: Path | None = None
+    """As `data.path`, instead of a source."""
+    weight: Annotated[float, Field(ge=0)]
+    """Its part of the training tokens, relative to the others'; 0 where only a stage reads it."""
+    name: str | None = None
+    """What it is called; the source, or the last part of the path, when not given."""
+    format: Literal["text", "chat"] | None = None
+    """As `data.format`, which holds when this is not given."""
+    field: str | None = None
+    """As `data.field`, likewise."""
+    split: str | None = None
+    """As `data.split`, likewise."""
+    max_bytes: Positive | None = None
+    """As `data.max_bytes`, likewise."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Ingredient:
+        _exactly_one({"data.mixture.N.source": self.source, "data.mixture.N.path": self.path})
+        return self
+
+    @property
+    def title(self) -> str:
+        """Its name, given or not."""
+        return self.name or self.source or (self.path or Path()).name
+
+
+class DataSection(Section):
+    """What it is trained on: `data.*`."""
+
+    source: str | None = None
+    """`python-stdlib` (this machine's Python library), `python-reference` (the text of its language
+    reference) or `hf:NAME` (a Hugging Face dataset)."""
+    path: Path | None = None
+    """A text, JSONL or parquet file, or a folder of them, instead of a source."""
+    mixture: Annotated[list[Ingredient], Field(min_length=1, max_length=32)] | None = None
+    """Several of them with weights, instead of one."""
+    format: Literal["text", "chat"] = "text"
+    """`chat`: conversations, of which the assistant's turns are learned."""
+    field: str | None = None
+    """Column or key that holds the text in JSONL, parquet and Hugging Face data; when not given,
+    `text`, and `messages` where the format is chat."""
+    split: str = "train"
+    """Split of a Hugging Face dataset."""
+    max_bytes: Positive | None = None
+    """Stop reading the corpus after this many bytes of text."""
+    errors: Literal["strict", "replace"] = "strict"
+    """What to do with bytes that are not UTF-8."""
+    tokenizer: str | None = None
+    """A `tokenizer.json`, a folder or a Hugging Face name; not given, one is trained on the corpus."""
+    chat_template: Annotated[Literal["plain"] | Path | None, Field(union_mode="left_to_right")] = (
+        None
+    )
+    """Jinja file that writes a conversation out, or `plain`: a built-in one of ordinary text; the
+    tokenizer's own when not given."""
+    vocab_size: Annotated[int, Field(ge=257, le=2**31 - 1)] = 1024
+    """Size of the tokenizer trained on the corpus: 256 bytes, the end of text, and merges."""
+    sequence_length: Annotated[int, Field(ge=2)] = 256
+    """Tokens of one training sequence."""
+    held_out: Annotated[float, Field(gt=0, lt=1)] = 0.05
+    """Share of the corpus kept for evaluation and never trained on."""
+    cache: Path | None = None
+    """Where prepared tokens are kept; the user's cache folder when not given."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> DataSection:
+        _exactly_one(
+            {"data.source": self.source, "data.path": self.path, "data.mixture": self.mixture}
+        )
+        return self
+
+    @model_validator(mode="after")
+    def _named_apart(self) -> DataSection:
+        names = [item.title for item in self.mixture or ()]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"two items of data.mixture are called {twice[0]!r}; give them a name")
+        if self.mixture is not None and not any(item.weight for item in self.mixture):
+            raise ValueError("all items of data.mixture have weight 0; give one a weight above it")
+        return self
+
+    @model_validator(mode="after")
+    def _chats(self) -> DataSection:
+        for part in self.corpora if self.has_chats else ():
+            if part.format == "chat" and not (part.path or str(part.source).startswith("hf:")):
+                raise ValueError(
+                    f"data.format=chat: {part.source} holds no conversations; accepted: data.path, "
+                    "and data.source=hf:NAME"
+                )
+        if self.has_chats and self.tokenizer is None:
+            raise ValueError(
+                "data.format=chat needs data.tokenizer: chats are no text to train a tokenizer on"
+            )
+        if self.chat_template is not None and not self.has_chats:
+            raise ValueError(
+                f"data.chat_template={self.chat_template} is given, and data.format is text; "
+                "leave it out, or set data.format=chat"
+            )
+        return self
+
+    @property
+    def has_chats(self) -> bool:
+        """Whether any of its corpora holds conversations."""
+        return any(part.format == "chat" for part in self.corpora)
+
+    @property
+    def text_field(self) -> str:
+        """The field that is read, given or not."""
+        return self.field or {"text": "text", "chat": "messages"}[self.format]
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """The corpora by name and what of each is read, relative to the others."""
+        if self.mixture is None:
+            return {self.source or str(self.path): 1.0}
+        return {item.title: item.weight for item in self.mixture}
+
+    @property
+    def corpora(self) -> list[DataSection]:
+        """Sections that name one corpus each, in the order of `weights`."""
+        if self.mixture is None:
+            return [self]
+        return [self._of(item) for item in self.mixture]
+
+    def _of(self, item: Ingredient) -> DataSection:
+        own = item.model_dump(include={"format", "field", "split", "max_bytes"}, exclude_none=True)
+        place = {"source": item.source, "path": item.path, "mixture": None}
+        return self.model_copy(update=own | place)
+
+
+class OptimizerSection(Section):
+    """How it is updated: `optimizer.*`."""
+
+    rule: Literal["muon", "adamw"] = "muon"
+    """`muon`: Muon for the hidden matrices, AdamW for the rest; `adamw`: AdamW for everything."""
+    lr: Annotated[float, Field(gt=0, le=1e30)] = 0.01
+    """Peak learning rate of every group."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.1
+    """Decoupled weight decay, multiplied by the scheduled learning rate."""
+    decay: Literal["coupled", "independent"] = "coupled"
+    """`independent` multiplies weight_decay by the schedule's multiplier instead of the lr."""
+    cautious_decay: bool = False
+    """Decay only where the update and the weight have the same sign (arXiv 2510.12402)."""
+    momentum: Fraction = 0.95
+    """Momentum of the Muon rule."""
+    nesterov: bool = True
+    """Nesterov momentum of the Muon rule."""
+    ns_coefficients: str = "jordan"
+    """Newton-Schulz polynomials, a name from muonscale.optim.coefficients."""
+    ns_steps: Positive = 5
+    """Newton-Schulz iterations of the Muon rule."""
+    ns_form: Literal["auto", "direct", "gram"] = "auto"
+    """How the polynomial is evaluated; `auto` is the form with fewer operations for each shape."""
+    ns_dtype: Literal["auto", "float32", "bfloat16", "float64"] = "auto"
+    """Dtype of the Newton-Schulz products; `auto` is bfloat16 where that is fast, else float32."""
+    post_norm: Literal["row", "col", "row_col", "col_row", "normuon", "frobenius"] | None = None
+    """What follows the polar step: Muon+ (row, col, row_col, col_row), NorMuon, Frobenius snap."""
+    post_norm_eps: Annotated[float, Field(gt=0)] = 1e-8
+    """Epsilon of post_norm."""
+    normuon_beta2: Fraction = 0.95
+    """Decay rate of NorMuon's row statistics."""
+    scale: str = "rms"
+    """Shape factor: rms, rms_exact, spectral, keller, none, or another project's name for one."""
+    rms: Annotated[float, Field(gt=0)] = 0.2
+    """Root mean square of an update under `scale=rms` (Moonlight, section 2.2)."""
+    betas: tuple[Fraction, Fraction] = (0.9, 0.95)
+    """Moment decay rates of the AdamW rule."""
+    eps: Annotated[float, Field(gt=0)] = 1e-8
+    """Epsilon of the AdamW rule."""
+    nonfinite: Literal["raise", "skip"] = "raise"
+    """A NaN or an infinity in a gradient: stop with an error, or leave the step out and count it."""
+    max_grad_norm: Annotated[float, Field(gt=0)] | None = 1.0
+    """Largest norm of the raw gradients of the clipped groups; null for no clipping."""
+    clip: Literal["adamw", "all"] = "adamw"
+    """Which gradients are clipped: those of the AdamW rule, or all together."""
+    qk_clip: Annotated[float, Field(gt=0)] | None = None
+    """Scale the weights of attention heads whose largest logit of a step is above this (QK-clip, 100
+    in Kimi K2); null for no clipping. Every step is then heard, which takes time."""
+    qk_clip_alpha: Annotated[float, Field(ge=0, le=1)] = 0.5
+    """The queries' part of it; keys take the rest."""
+    overrides: dict[str, dict[str, Any]] = {}
+    """Options for a role or a glob over parameter names, such as `{router: {rule: adamw}}`."""
+    state: Path | None = None
+    """A state dict, saved by torch.save, to start from: momentum and moments, none of the options."""
+    state_format: Literal["torch", "keller", "keller_2024", "moonlight", "normuon"] | None = None
+    """Which optimizer saved it, a name from muonscale.optim.convert_state; null for muonscale's."""
+
+    @model_validator(mode="after")
+    def _format_of_a_state(self) -> OptimizerSection:
+        if self.state_format is not None and self.state is None:
+            raise ValueError(
+                f"optimizer.state_format={self.state_format} is given without optimizer.state; "
+                "give the file too, or leave it out"
+            )
+        return self
+
+
+class RoutingSection(Section):
+    """How a mixture of experts is kept in balance: `routing.*`."""
+
+    bias_rate: float | Literal["auto"] | None = "auto"
+    """Step of the bias that routers add before they choose, after every optimizer step; null for
+    none. `auto` is 0.001 for a model whose routers have such a bias, else none."""
+    bias_update: Literal["centered", "sign"] = "centered"
+    """Its direction: the sign of mean load minus load, less the mean sign over the experts (Moonlight,
+    appendix C), or the sign alone (DeepSeek-V3)."""
+    aux_loss: Annotated[float, Field(gt=0)] | None = None
+    """Coefficient of the sequence-level auxiliary loss (DeepSeek-V3, eq. 17), summed over layers;
+    null for none, whatever the model's configuration has."""
+
+    @field_validator("bias_rate", mode="before")
+    @classmethod
+    def _rate(cls, value: Any) -> Any:
+        number = isinstance(value, (int, float)) and not isinstance(value, bool) and value > 0
+        if not number and value not in ("auto", None):
+            raise ValueError(
+                f"routing.bias_rate={value!r} is none of what is accepted: a number above 0, auto, null"
+            )
+        return value
+
+
+ShapeT = Literal["cosine", "linear", "wsd", "constant-linear", "constant"]
+
+
+class Stage(Section):
+    """A part of a run: an item of `schedule.stages`."""
+
+    until: Mark | None = None
+    """Where it ends: a fraction of the run's tokens below 1, training tokens from 1; null for the
+    last one, which ends with the run."""
+    name: ShapeT
+    """Shape of the multiplier on every learning rate."""
+    warmup: Steps = 0
+    """Linear way from where the stage before ended (0 for the first) to `peak`: a fraction of the
+    stage below 1, a number of steps from 1."""
+    decay: Steps = 0.2
+    """Final decay of `wsd` and `constant-linear`: a fraction of the stage below 1, steps from 1."""
+    peak: Annotated[float, Field(gt=0)] = 1.0
+    """Largest multiplier."""
+    final: Annotated[float, Field(ge=0)] = 0.1
+    """Multiplier at the end of the stage; `constant` ends at its peak."""
+    weights: dict[str, Annotated[float, Field(ge=0)]] | None = None
+    """Weights of `data.mixture` by name in this stage, 0 for those left out; those of the mixture
+    when not given."""
+    bias_rate: Annotated[float, Field(ge=0)] | None = None
+    """Rate of the router bias in this stage; `routing.bias_rate` when not given."""
+
+
+class ScheduleSection(Section):
+    """How the learning rate changes: `schedule.*`."""
+
+    name: Literal[ShapeT, "stages"] = "cosine"
+    """Shape of the multiplier on every learning rate; `stages` takes all from the list of them."""
+    warmup: Steps = 0.02
+    """Linear warm-up: a fraction of the run below 1, a number of steps from 1."""
+    decay: Steps = 0.2
+    """Final decay of `wsd` and `constant-linear`: a fraction of the run below 1, steps from 1."""
+    final: Annotated[float, Field(ge=0, le=1)] = 0.1
+    """Multiplier at the end of the run; `constant` has none."""
+    stages: list[Stage] = []
+    """Parts of the run, one after the other."""
+
+    @model_validator(mode="after")
+    def _stages_or_a_shape(self) -> ScheduleSection:
+        if (self.name == "stages") != bool(self.stages):
+            raise ValueError(
+                f"schedule.name={self.name} with {len(self.stages)} items in schedule.stages: "
+                "the list and the name `stages` belong together"
+            )
+        ends = [stage.until for stage in self.stages]
+        if ends and (None in ends[:-1] or ends[-1] is not None):
+            raise ValueError(
+                f"schedule.stages end at {', '.join(map(str, ends))}: give `until` to all of them "
+                "but the last, which ends with the run"
+            )
+        return self
+
+
+class BatchChange(Section):
+    """An item of `train.batch_schedule`."""
+
+    after: Mark
+    """From where on: a fraction of the run's tokens below 1, training tokens from 1."""
+    batch_tokens: Positive
+    """As `train.batch_tokens`."""
+
+
+class TrainSection(Section):
+    """How long, and how much at a time: `train.*`."""
+
+    tokens: Positive | None = None
+    """Length of the run in training tokens, rounded up to whole steps."""
+    steps: Positive | None = None
+    """Length of the run in steps, instead of tokens."""
+    batch_tokens: Positive = 8192
+    """Training tokens of one step, over all processes; a multiple of data.sequence_length."""
+    batch_schedule: list[BatchChange] = []
+    """Other batches later in the run, in order."""
+    micro_batch_tokens: Positive | None = None
+    """Tokens that one process takes through the model at a time, gradients being accumulated; a
+    multiple of data.sequence_length. Its whole share of the batch when not given."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Dtype of forward and backward passes and of the gradients that are reduced over processes;
+    parameters are float32. `auto` is bfloat16 on a GPU that has it, else float32."""
+    activation_checkpointing: bool = False
+    """Keep only the input of every layer and compute the rest again in the backward pass."""
+    compile: bool = False
+    """Run every layer through torch.compile; takes a minute at the start."""
+
+    @model_validator(mode="after")
+    def _one_length(self) -> TrainSection:
+        _exactly_one({"train.tokens": self.tokens, "train.steps": self.steps})
+        if self.batch_schedule and self.tokens is None:
+            raise ValueError(
+                f"train.steps={self.steps} with a train.batch_schedule, which counts tokens: give "
+                "train.tokens instead"
+            )
+        return self
+
+
+class ParallelSection(Section):
+    """How the processes that torchrun started share the work: `parallel.*`."""
+
+    data: Literal["fsdp", "hsdp", "ddp"] = "fsdp"
+    """Who reads different data: `fsdp` shards parameters over all ranks (FSDP2), `hsdp` within each
+    of several replicas, `ddp` keeps all of them on every rank."""
+    replicas: Positive | None = None
+    """Replicas of `hsdp`; one for each machine when not given."""
+    tensor: Positive = 1
+    """Ranks that share every layer's matrices and read the same data (tensor parallelism)."""
+    sequence: bool = False
+    """Divide the sequence among them between these matrices (sequence parallelism)."""
+    expert: Positive = 1
+    """Data-parallel ranks among which routed experts are dealt out (expert parallelism)."""
+
+
+class EvalSection(Section):
+    """Held-out loss and the sample: `eval.*`."""
+
+    every: Positive = 100
+    """Steps between evaluations; the last step is always evaluated, on the whole held-out split."""
+    tokens: Positive = 16384
+    """Held-out tokens of an evaluation on the way."""
+    batch_tokens: Positive = 8192
+    """Tokens of one evaluation batch: bounds its memory."""
+    prompt: str = ""
+    """Start of the sample text written at the end."""
+    sample_tokens: Annotated[int, Field(ge=0)] = 200
+    """Length of the sample text; 0 for none."""
+
+
+class CheckpointSection(Section):
+    """What is kept to resume from and to export: `checkpoint.*`."""
+
+    every: Positive = 100
+    """Steps between checkpoints; one is always written at the end and on Ctrl-C or SIGTERM."""
+    keep: Positive = 2
+    """How many of the newest checkpoints stay on disk, those of `marks` not counted."""
+    marks: list[Mark] = []
+    """Checkpoints kept for good: after a fraction of the run's tokens below 1, after training tokens
+    from 1. Each is written at the first step at or after it."""
+
+
+class TelemetrySection(Section):
+    """What is recorded of weights and updates besides their loss: `telemetry.*`."""
+
+    every: Positive | None = None
+    """Steps between records in metrics.jsonl; null for none. Each costs a copy of the parameters."""
+    matrices: Annotated[int, Field(ge=0)] = 8
+    """Matrices of each group whose singular values are taken, spread evenly over the group."""
+    attention_every: Positive | None = None
+    """Steps between records of the attention logits; null for none. Such a step computes them once
+    more."""
