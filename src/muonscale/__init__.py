@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from muonscale.optim.orthogonalize import exact_polar as exact_polar
     from muonscale.optim.orthogonalize import orthogonalize as orthogonalize
     from muonscale.optim.presets import preset as preset
+    from muonscale.transfer.parametrization import parametrize as parametrize
 
 __version__ = "0.1.0"
 
@@ -30,6 +31,7 @@ _HOME = {
     "exact_polar": "muonscale.optim.orthogonalize",
     "orthogonalize": "muonscale.optim.orthogonalize",
     "parameter_groups": "muonscale.optim.groups",
+    "parametrize": "muonscale.transfer.parametrization",
     "preset": "muonscale.optim.presets",
     "routing_report": "muonscale.optim.groups",
 }
@@ -42,6 +44,7 @@ __all__ = [
     "exact_polar",
     "orthogonalize",
     "parameter_groups",
+    "parametrize",
     "preset",
     "routing_report",
 ]

@@ -32,6 +32,7 @@ from muonscale.lab.sections import (
     Section,
     TelemetrySection,
     TrainSection,
+    TransferSection,
 )
 from muonscale.lab.timeline import Timeline
 
@@ -65,6 +66,7 @@ class Config(Section):
     model: ModelSection
     data: DataSection
     optimizer: OptimizerSection = OptimizerSection()
+    transfer: TransferSection = TransferSection()
     routing: RoutingSection = RoutingSection()
     schedule: ScheduleSection = ScheduleSection()
     train: TrainSection
@@ -80,6 +82,15 @@ class Config(Section):
                 f"model.weights={self.model.weights} needs data.tokenizer: to its embeddings the "
                 "tokens of a new tokenizer mean nothing; the usual value is "
                 f"data.tokenizer={self.model.weights}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _weights_to_scale(self) -> Config:
+        if self.model.weights is not None and self.transfer.base is not None:
+            raise ValueError(
+                f"transfer.base is given, and model.weights={self.model.weights}: transfer scales the "
+                "weights as they are drawn, and these are trained; leave out one of them"
             )
         return self
 

@@ -15,10 +15,12 @@ from muonscale.errors import ConfigError, nearest
 from muonscale.lab.config import Config, load_config, recipe_names, resolve_config
 from muonscale.lab.models.build import ParameterCount, count_parameters, meta_model, model_config
 from muonscale.lab.models.presets import PRESETS
-from muonscale.lab.training.dry_run import planned_shape
+from muonscale.lab.training.dry_run import planned_shape, transfer_lines
+from muonscale.lab.training.groups import plan_transfer
 from muonscale.lab.training.setup import build_optimizer
 from muonscale.optim.report import RoutingReport, routing_report
 from muonscale.optim.roles import GUESSED
+from muonscale.transfer.apply import Parametrization
 
 # Sections that a configuration must have and that inspecting does not use.
 UNUSED = {"run": {"path": "."}, "data": {"source": "python-stdlib"}, "train": {"steps": 1}}
@@ -33,6 +35,8 @@ class Inspection:
     model_type: str
     size: ParameterCount
     routing: RoutingReport
+    transfer: Parametrization | None = None
+    """How lr, decay and eps in it come from those of the configuration."""
 
     def text(self, *, full: bool = False) -> str:
         """Return the report for a console; without `full` repeated layers are one line."""
@@ -43,6 +47,7 @@ class Inspection:
             self.routing.table(full=full),
             "",
             self.routing.summary(),
+            *transfer_lines(self.transfer, full=full),
         ]
         guessed = [row.name for row in self.routing.rows if GUESSED in row.why]
         if guessed:
@@ -56,6 +61,7 @@ class Inspection:
         """Return the report as JSON: every row, and totals by rule."""
         tree: dict[str, Any] = {"model": self.name, "model_type": self.model_type}
         tree |= self.routing.as_dict()
+        tree["transfer"] = None if self.transfer is None else self.transfer.as_dict()
         tree["parameters_without_embeddings"] = self.size.without_embeddings
         return json.dumps(tree, indent=2)
 
@@ -74,10 +80,10 @@ def inspect(target: str, overrides: Sequence[str] = ()) -> Inspection:
     """
     config, shape = resolve_target(target, overrides)
     model = meta_model(shape)
-    groups = build_optimizer(model, config.optimizer).param_groups
-    return Inspection(
-        target, shape.model_type, count_parameters(model), routing_report(groups, model)
-    )
+    transfer = plan_transfer(config, shape)
+    groups = build_optimizer(model, config.optimizer, transfer=transfer).param_groups
+    report = routing_report(groups, model)
+    return Inspection(target, shape.model_type, count_parameters(model), report, transfer)
 
 
 def resolve_target(target: str, overrides: Sequence[str]) -> tuple[Config, PreTrainedConfig]:

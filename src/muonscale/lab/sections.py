@@ -274,6 +274,18 @@ class OptimizerSection(Section):
         return self
 
 
+class TransferSection(Section):
+    """Hyper-parameters found at another width: `transfer.*`."""
+
+    base: str | dict[str, Any] | None = None
+    """Where they were found: a preset, or the fields of this model that were different there, such as
+    `{hidden_size: 128, num_attention_heads: 4}`. Null for none: nothing is multiplied."""
+    convention: Literal["spectral", "adam_table", "standard"] = "spectral"
+    """How learning rate, decay and eps change with the width; `standard` not at all."""
+    depth: Literal["none", "complete_p"] = "none"
+    """`complete_p` divides residual branches by the layers that the model has to one of the base's."""
+
+
 class RoutingSection(Section):
     """How a mixture of experts is kept in balance: `routing.*`."""
 

@@ -10,11 +10,13 @@ from muonscale.lab.data.tokenizer import load_tokenizer
 from muonscale.lab.models.build import count_parameters, flops_per_token, meta_model, model_config
 from muonscale.lab.models.pretrained import weight_files
 from muonscale.lab.training.attention import plan_attention
+from muonscale.lab.training.groups import plan_transfer
 from muonscale.lab.training.marks import kept_steps
 from muonscale.lab.training.routing import plan_routing
 from muonscale.lab.training.schedule import check_schedule, multiplier, spans
 from muonscale.lab.training.setup import build_optimizer, model_shape
 from muonscale.optim.groups import routing_report
+from muonscale.transfer.apply import Parametrization
 
 BARS = "▁▂▃▄▅▆▇█"
 
@@ -36,7 +38,9 @@ def dry_run(config: Config) -> str:
     size = count_parameters(model)
     flops = flops_per_token(shape, model, config.data.sequence_length)
     tokens = config.timeline.tokens_before(config.steps)
-    routing = routing_report(build_optimizer(model, config.optimizer).param_groups)
+    transfer = plan_transfer(config, shape)
+    optimizer = build_optimizer(model, config.optimizer, transfer=transfer)
+    routing = routing_report(optimizer.param_groups)
     return "\n".join(
         [
             dump_config(config),
@@ -49,8 +53,14 @@ def dry_run(config: Config) -> str:
             "",
             routing.table(full=False),
             routing.summary(),
+            *transfer_lines(transfer),
         ]
     )
+
+
+def transfer_lines(transfer: Parametrization | None, *, full: bool = False) -> list[str]:
+    """Return the multipliers as lines of a report; none without transfer."""
+    return [] if transfer is None else ["", transfer.table(full=full), transfer.summary()]
 
 
 def planned_shape(config: Config) -> PreTrainedConfig:

@@ -28,14 +28,15 @@ from muonscale.lab.sections import OptimizerSection, TrainSection
 from muonscale.lab.training.attention import watch_attention
 from muonscale.lab.training.batches import Batches, build_batches
 from muonscale.lab.training.console import RunConsole
+from muonscale.lab.training.groups import configured_groups, plan_transfer
 from muonscale.lab.training.initial_state import take_over_state
 from muonscale.lab.training.origin import as_resumed, origin
 from muonscale.lab.training.routing import Routing, experts_implementation, plan_routing
 from muonscale.lab.training.schedule import spans
 from muonscale.lab.training.state import TrainState
-from muonscale.optim.groups import parameter_groups
 from muonscale.optim.muon import Muon
 from muonscale.optim.orthogonalize import ns_dtype
+from muonscale.transfer.apply import Parametrization
 
 NOT_OF_THE_OPTIMIZER = {
     *("rule", "max_grad_norm", "clip", "overrides", "state", "state_format"),
@@ -77,6 +78,7 @@ def build_optimizer(
     model: torch.nn.Module,
     section: OptimizerSection,
     process_group: dist.ProcessGroup | None = None,
+    transfer: Parametrization | None = None,
 ) -> Muon:
     """Return the optimizer of the configuration for all trainable parameters of a model.
 
@@ -84,14 +86,11 @@ def build_optimizer(
         model: on any device, sharded or not.
         section: `optimizer.*`.
         process_group: ranks that hold plain tensors alike.
+        transfer: multipliers of the model's parameters.
     """
-    groups = parameter_groups(
-        model,
-        lr=section.lr,
-        weight_decay=section.weight_decay,
-        rule=section.rule,
-        overrides=section.overrides,
-    )
+    groups = configured_groups(model, section)
+    if transfer is not None:
+        groups = transfer.groups(groups)
     options = section.model_dump(exclude=NOT_OF_THE_OPTIMIZER)
     return Muon(groups, process_group=process_group, **options)
 
@@ -103,15 +102,21 @@ def model_facts(config: PreTrainedConfig) -> dict[str, Any]:
 
 
 def build_parallelized(
-    config: Config, shape: PreTrainedConfig, processes: Processes, weights: Path | None
+    config: Config,
+    shape: PreTrainedConfig,
+    processes: Processes,
+    weights: Path | None,
+    transfer: Parametrization | None = None,
 ) -> Parallelized:
     """Return the model of a run on its ranks, at step 0: a collective.
 
-    The weights are those of one process: drawn, or read from the checkpoint `weights`, by the first
-    rank, and sent to the others.
+    The weights are those of one process: drawn, and scaled by `transfer`, or read from the
+    checkpoint `weights`, by the first rank, and sent to the others.
     """
     precision = resolve_precision(config.train, processes.device)
     first = first_model(config, shape, processes, weights)
+    if first is not None and transfer is not None:
+        transfer.scale_weights_(first)
     if processes.many:
         model = meta_model(shape)
         if first is not None:
@@ -209,10 +214,11 @@ def set_up(
     corpora = prepare_once(given, console, processes)
     shape = model_shape(given, next(iter(corpora.values())).tokenizer)
     weights = config.model.weights if fresh else None
-    forward = build_parallelized(config, shape, processes, weights)
+    transfer = plan_transfer(config, shape)
+    forward = build_parallelized(config, shape, processes, weights, transfer)
     replicated = processes.many and processes.topology.data == "ddp"
     group = dist.group.WORLD if replicated else None
-    optimizer = build_optimizer(forward.model, config.optimizer, group)
+    optimizer = build_optimizer(forward.model, config.optimizer, group, transfer)
     if fresh and (path := config.optimizer.state) is not None:
         said = take_over_state(forward.model, optimizer, path, config.optimizer.state_format)
         console.say(f"optimizer  {said}")

@@ -1,0 +1,76 @@
+"""The parameter groups that a configuration asks for, and how they change with the width."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+from transformers import PreTrainedConfig
+
+from muonscale.errors import ConfigError
+from muonscale.lab.config import Config
+from muonscale.lab.models.build import meta_model, model_config
+from muonscale.lab.sections import ModelSection, OptimizerSection
+from muonscale.optim.groups import parameter_groups
+from muonscale.transfer.apply import Parametrization
+from muonscale.transfer.parametrization import parametrize
+
+
+def configured_groups(model: nn.Module, section: OptimizerSection) -> list[dict[str, Any]]:
+    """Return the parameter groups of a model, on any device, as `optimizer.*` has them."""
+    return parameter_groups(
+        model,
+        lr=section.lr,
+        weight_decay=section.weight_decay,
+        rule=section.rule,
+        overrides=section.overrides,
+    )
+
+
+def plan_transfer(config: Config, shape: PreTrainedConfig) -> Parametrization | None:
+    """Return the multipliers of a model that `transfer.base` asks for, None where it does not.
+
+    Args:
+        config: of the run.
+        shape: configuration of its model.
+
+    Raises:
+        ConfigError: for a base that cannot be used, or a model that transfer does not understand.
+    """
+    section = config.transfer
+    if section.base is None:
+        return None
+    model = meta_model(shape)
+    return parametrize(
+        model,
+        meta_model(base_shape(config, shape)),
+        configured_groups(model, config.optimizer),
+        convention=section.convention,
+        depth=section.depth,
+        defaults=config.optimizer.model_dump(),
+    )
+
+
+def base_shape(config: Config, shape: PreTrainedConfig) -> PreTrainedConfig:
+    """Return the configuration of the model at base width: `shape` with what `transfer.base` changes.
+
+    Vocabulary and positions are those of `shape`.
+    """
+    base = config.transfer.base
+    if isinstance(base, str):
+        model = ModelSection(preset=base)
+    else:
+        model = config.model.model_copy(update={"fields": config.model.fields | (base or {})})
+    try:
+        return model_config(
+            model,
+            vocab_size=shape.vocab_size,
+            sequence_length=getattr(shape, "max_position_embeddings", config.data.sequence_length),
+            bos_id=shape.bos_token_id,
+            eos_id=shape.eos_token_id,
+        )
+    except ConfigError as error:
+        said = str(error).replace("model.fields", "transfer.base")
+        said = said.replace("model.preset", "transfer.base")
+        where = "" if "transfer.base" in said else f"transfer.base={base}: "
+        raise ConfigError(where + said) from error

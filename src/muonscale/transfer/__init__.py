@@ -1,0 +1,1 @@
+"""Hyper-parameters found at one width, used at another. Needs torch alone."""

@@ -1,0 +1,164 @@
+"""Factors of the width that are missing in a forward pass, or should not be there, by parameter.
+
+Each is a *fold*: a factor that the product of a parameter takes, so that the forward pass can stay as
+it is (see `muonscale.transfer.multipliers.folded`).
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import math
+from dataclasses import dataclass
+
+from torch import nn
+
+from muonscale.errors import ConfigError
+from muonscale.optim.roles import Assignment, Role
+from muonscale.transfer.constants import ForwardConstants
+from muonscale.transfer.pair import Pair
+
+QUERIES = ("q_norm", "q_b_proj", "q_proj")
+"""What queries of an attention module come from, the last step first."""
+HEAD_SIZES = ("qk_head_dim", "head_dim", "head_size")
+"""What attention modules call the length of their queries and keys."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fold:
+    """A factor in front of one parameter."""
+
+    factor: float
+    why: str
+    offset: bool = False
+    """The parameter is w of a gain 1 + w."""
+
+
+Folds = dict[str, list[Fold]]
+"""By parameter name."""
+
+
+def width_folds(pair: Pair) -> Folds:
+    """Return the folds that a width needs: embedding, tied head and attention scores.
+
+    * Embeddings that the forward pass multiplies by sqrt(width): 1/sqrt(m).
+    * A head that is tied to the embedding, and so cannot be smaller than it: what is left of 1/m goes
+      to the final norm's gain (and bias), of which logits are a multiple.
+    * Attention scores, which have to be divided by the head size where the forward pass divides by
+      its root (Yang et al., Tensor Programs V, arXiv 2203.03466, definition 4.1): the queries.
+
+    Raises:
+        ConfigError: where the factor has no parameter to go to.
+    """
+    folds: Folds = {}
+    embedding = _token_embedding(pair)
+    if embedding is not None:
+        m = embedding.parameter.shape[-1] / pair.base_of(embedding.name).parameter.shape[-1]
+        shrunk = 1 / math.sqrt(m) if pair.constants.scaled_embedding else 1.0
+        if shrunk != 1:
+            _add(folds, embedding.name, shrunk, "multiplied by sqrt(width)")
+        if m != 1 and _is_tied(pair.model, embedding):
+            _fold_module(
+                pair, folds, pair.constants.final_norm, 1 / m / shrunk, "logits of a tied head"
+            )
+    for name, module in pair.model.named_modules():
+        if (size := _head_size(module)) is not None and hasattr(module, "scaling"):
+            _fold_scores(pair, folds, name, module, size)
+    return folds
+
+
+def depth_folds(pair: Pair, layers: float) -> Folds:
+    """Return the folds of residual branches in a model with `layers` times the layers: 1/layers.
+
+    Raises:
+        ConfigError: if the constants do not say what ends a branch.
+
+    References:
+        Dey et al., CompleteP, arXiv 2505.01618, table 1, alpha = 1.
+    """
+    folds: Folds = {}
+    if layers == 1:
+        return folds
+    for name, assignment in pair.found.items():
+        if ends_branch(name, pair.constants):
+            offset = assignment.role == Role.NORM and name.endswith(".weight")
+            offset = offset and pair.constants.offset_gains
+            _add(folds, name, 1 / layers, "end of a residual branch", offset=offset)
+    if not folds:
+        raise ConfigError(
+            "depth=complete_p: no parameter is the end of a residual branch: "
+            f"{list(pair.constants.branch_ends)}"
+        )
+    return folds
+
+
+def ends_branch(name: str, constants: ForwardConstants) -> bool:
+    """Return whether a parameter is the last of a residual branch."""
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in constants.branch_ends)
+
+
+def _add(folds: Folds, name: str, factor: float, why: str, *, offset: bool = False) -> None:
+    folds.setdefault(name, []).append(Fold(factor=factor, why=why, offset=offset))
+
+
+def _token_embedding(pair: Pair) -> Assignment | None:
+    """Return the table of the tokens: the largest one, unless the model says which it is."""
+    tables = [a for a in pair.found.values() if a.role == Role.EMBEDDING]
+    get = getattr(pair.model, "get_input_embeddings", None)
+    if callable(get):
+        weight = getattr(get(), "weight", None)
+        tables = [a for a in tables if a.parameter is weight] or tables
+    return max(tables, key=lambda a: a.parameter.shape[0], default=None)
+
+
+def _is_tied(model: nn.Module, embedding: Assignment) -> bool:
+    get = getattr(model, "get_output_embeddings", None)
+    if callable(get) and (head := get()) is not None:
+        return getattr(head, "weight", None) is embedding.parameter
+    return len(embedding.aliases) > 1
+
+
+def _fold_module(pair: Pair, folds: Folds, name: str, factor: float, why: str) -> None:
+    inside = [n for n in pair.found if n.rpartition(".")[0] == name]
+    if not inside:
+        raise ConfigError(
+            f"{why} need a factor of {factor:g}, and {name!r} has no parameter to fold it into"
+        )
+    for parameter in inside:
+        is_gain = pair.found[parameter].role == Role.NORM and parameter.endswith(".weight")
+        _add(folds, parameter, factor, why, offset=is_gain and pair.constants.offset_gains)
+
+
+def _head_size(module: nn.Module) -> int | None:
+    sizes = (getattr(module, name, None) for name in HEAD_SIZES)
+    return next((size for size in sizes if isinstance(size, int)), None)
+
+
+def _fold_scores(pair: Pair, folds: Folds, name: str, module: nn.Module, size: int) -> None:
+    counterpart = _base_module(pair, name)
+    base_size, scaling = _head_size(counterpart), getattr(module, "scaling")  # noqa: B009
+    assert base_size is not None
+    divided = float(scaling) / float(getattr(counterpart, "scaling"))  # noqa: B009
+    factor = base_size / size / divided
+    if math.isclose(factor, 1.0, rel_tol=1e-12):
+        return
+    if (place := _queries(module)) is not None:
+        _fold_module(pair, folds, f"{name}.{place}", factor, "scores of longer heads")
+        return
+    raise ConfigError(
+        f"{name} has heads of {size}, and of {base_size} at the base width: its scores need a factor of "
+        f"{factor:g}, and its queries are in one parameter with keys and values. Keep the size of a "
+        "head and give the wider model more heads"
+    )
+
+
+def _queries(module: nn.Module) -> str | None:
+    """Return what the queries come from: the last step that is there."""
+    there = (p for p in QUERIES if isinstance(getattr(module, p, None), nn.Module))
+    return next(there, None)
+
+
+def _base_module(pair: Pair, name: str) -> nn.Module:
+    """Return the module of the base that owns the counterparts of a module's parameters."""
+    below = next(n for n in pair.found if n.startswith(f"{name}."))
+    counterpart = pair.base_of(below).name
+    return pair.base.get_submodule(counterpart[: len(counterpart) - len(below) + len(name)])

@@ -1,0 +1,50 @@
+"""A model and the same model at base width: which part of the one is which part of the other."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import nn
+
+from muonscale.errors import ConfigError
+from muonscale.optim.roles import Assignment
+from muonscale.transfer.constants import ForwardConstants
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pair:
+    """A model and the same model at base width and depth, part by part."""
+
+    model: nn.Module
+    base: nn.Module
+    found: dict[str, Assignment]
+    """Parameters of the model, by name."""
+    base_of: Callable[[str], Assignment]
+    """From the name of a parameter of the model to its counterpart."""
+    constants: ForwardConstants
+
+
+def counterparts(base: dict[str, Assignment]) -> Callable[[str], Assignment]:
+    """Return what finds a parameter's counterpart: by name, else in any layer that has one."""
+    alike: dict[str, list[Assignment]] = {}
+    for name, assignment in base.items():
+        alike.setdefault(template(name), []).append(assignment)
+
+    def counterpart(name: str) -> Assignment:
+        if name in base:
+            return base[name]
+        others = alike.get(template(name), [])
+        shapes = {tuple(other.parameter.shape) for other in others}
+        if len(shapes) != 1:
+            what = f"{len(shapes)} kinds of them" if shapes else "nothing like it"
+            raise ConfigError(f"{name} has no counterpart at the base width: there is {what}")
+        return others[0]
+
+    return counterpart
+
+
+def template(name: str) -> str:
+    """Return the name with a star for every number."""
+    return re.sub(r"\b\d+\b", "*", name)
