@@ -49,6 +49,10 @@ VARIANTS: dict[str, list[str]] = {
     "adamw": ["optimizer.rule=adamw", "optimizer.lr=0.003"],
     "recomputed": ["train.activation_checkpointing=true", "train.micro_batch_tokens=32"],
     "telemetry": ["telemetry.every=5"],
+    "transfer": [
+        "transfer.base={hidden_size: 8, num_attention_heads: 1, num_key_value_heads: 1}",
+        "optimizer.overrides={model.norm.weight: {weight_decay: 0}}",  # of a tied Gemma
+    ],
     "stages": [
         "train.steps=null",
         "train.tokens=7680",

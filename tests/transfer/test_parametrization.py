@@ -140,6 +140,15 @@ def test_fused_projections_and_a_router_on_adamw() -> None:
     assert of(rows["transformer.ln_f.bias"].multipliers) == (1 / 4, 1 / 4, 4, 4)
 
 
+def test_a_compiled_model_is_the_model() -> None:
+    longer = {"head_dim": 16}
+    model, base = tiny_model("llama", 2, **longer), tiny_model("llama")
+    groups = parameter_groups(model, lr=1.0)
+    expected = parametrize(model, base, groups).rows
+    assert "scores" in expected["model.layers.1.self_attn.q_proj.weight"].why
+    assert parametrize(torch.compile(model), base, groups).rows == expected
+
+
 def test_groups_are_divided_by_their_multipliers() -> None:
     model = tiny_model("gpt2", 4, "cpu")
     before = parameter_groups(model, lr=0.5, weight_decay=0.1)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from muonscale.errors import ConfigError
+from muonscale.optim.modules import WRAPPED
 from muonscale.optim.roles import Assignment, Role
 from muonscale.transfer.constants import ForwardConstants
 from muonscale.transfer.pair import Pair
@@ -62,7 +63,8 @@ def width_folds(pair: Pair) -> Folds:
             )
     for name, module in pair.model.named_modules():
         if (size := _head_size(module)) is not None and hasattr(module, "scaling"):
-            _fold_scores(pair, folds, name, module, size)
+            unwrapped = ".".join(part for part in name.split(".") if part not in WRAPPED)
+            _fold_scores(pair, folds, unwrapped, module, size)
     return folds
 
 

@@ -149,11 +149,12 @@ def multipliers(
             in number.
 
     References:
-        Yang et al., A Spectral Condition for Feature Learning, arXiv 2310.17813, condition 1 and
-        section 4 (spectral; eps from the same counting of gradients as there). Yang et al., Tensor Programs V, arXiv 2203.03466,
-        table 3 (init and lr under AdamW). Practical Efficiency of Muon for Pretraining, arXiv
-        2505.02222, section 3.4 and table 5 (adam_table: each weight there is a(n) * w, whose product
-        is meant here). Dey et al., CompleteP, arXiv 2505.01618 (eps and decay).
+        Yang et al., A Spectral Condition for Feature Learning, arXiv 2310.17813, condition 1
+        (spectral). Yang et al., Tensor Programs V, arXiv 2203.03466, table 3 (init, and lr under
+        AdamW). Practical Efficiency of Muon for Pretraining, arXiv 2505.02222, section 3.4 and
+        table 5 (adam_table; a weight there is a(n)*w, whose product is meant here). Dey et al.,
+        CompleteP, arXiv 2505.01618, table 1 (decay and eps of hidden matrices; eps of all else
+        counts its gradients in the same way).
 
     Example:
         >>> multipliers(Role.HIDDEN, (1024, 1024), (256, 256), UpdateRule(scale="rms"))
