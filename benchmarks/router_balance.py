@@ -11,22 +11,17 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import shlex
-import statistics
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
+import run_many
 from router_balance_figure import draw
 from router_balance_runs import LABELS, SEEDS, VARIANTS, Balanced, read, shape, words
 
 from muonscale.lab.run import RunFolder
 
 RESULT = Path(__file__).parents[1] / "docs" / "results" / "router-balance.md"
-STUDENT_T = 2.920
-"""Its 95 % quantile with two degrees of freedom, for a 90 % interval of three differences."""
 STEPS = (20, 50, 100, 200)
 BEFORE = 10
 """Steps that a figure at a step is averaged over: it and those before."""
@@ -41,20 +36,13 @@ def mean_until(values: np.ndarray, step: int, window: int) -> float:
     return float(values[max(0, step - window) : step].mean())
 
 
-def difference(with_bias: list[float], without: list[float]) -> tuple[float, float]:
-    """Return the mean of paired differences and half the width of its 90 % interval."""
-    pairs = [a - b for a, b in zip(with_bias, without, strict=True)]
-    assert len(pairs) == len(SEEDS), "STUDENT_T is for as many"
-    return statistics.mean(pairs), STUDENT_T * statistics.stdev(pairs) / math.sqrt(len(pairs))
-
-
 def span(values: list[float], digits: int = 2) -> str:
     """Return the smallest and the largest, or one number where they read alike."""
     low, high = (f"{value:.{digits}f}" for value in (min(values), max(values)))
     return low if low == high else f"{low} to {high}"
 
 
-def violation_table(runs: dict[str, list[Balanced]]) -> list[str]:
+def violation_table(runs: dict[str, list[Balanced]]) -> str:
     head = ["", "seed", *(f"step {s}" for s in STEPS), "end", "worst layer, end"]
     rows = []
     for variant, each in runs.items():
@@ -64,10 +52,10 @@ def violation_table(runs: dict[str, list[Balanced]]) -> list[str]:
             after = run.worst[STEPS[1] :].max()
             cells = [f"{value:.2f}" for value in (*steps, *ends, after)]
             rows.append([LABELS[variant], str(run.seed), *cells])
-    return markdown([*head, f"worst layer, any step after {STEPS[1]}"], rows)
+    return run_many.markdown([*head, f"worst layer, any step after {STEPS[1]}"], rows)
 
 
-def experts_table(runs: dict[str, list[Balanced]]) -> list[str]:
+def experts_table(runs: dict[str, list[Balanced]]) -> str:
     head = ["", "seed", "least load", f"steps with one below {FEW:.0%}", "experts never chosen"]
     rows = []
     for variant, each in runs.items():
@@ -84,11 +72,7 @@ def experts_table(runs: dict[str, list[Balanced]]) -> list[str]:
                     f"{run.held_out:.4f}",
                 ]
             )
-    return markdown([*head, "router entropy", "held-out loss"], rows)
-
-
-def markdown(head: list[str], rows: list[list[str]]) -> list[str]:
-    return [f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows)]
+    return run_many.markdown([*head, "router entropy", "held-out loss"], rows)
 
 
 def verdict(runs: dict[str, list[Balanced]]) -> list[str]:
@@ -124,13 +108,11 @@ def _compared(runs: dict[str, list[Balanced]]) -> str:
 
 def _loss(runs: dict[str, list[Balanced]]) -> str:
     bias, off = ([run.held_out for run in runs[name]] for name in ("bias", "off"))
-    mean, half = difference(bias, off)
+    mean, half = run_many.paired(bias, off)
     each = ", ".join(f"{a - b:+.4f}" for a, b in zip(bias, off, strict=True))
-    sign = "lower with the update" if mean < 0 else "higher with the update"
     return (
-        f"Held-out loss with the update less that without: **{mean:+.4f} nats**, 90 % interval "
-        f"{mean - half:+.4f} to {mean + half:+.4f} (Student's t on the paired differences of "
-        f"{len(SEEDS)} seeds, {each}): {sign if abs(mean) > half else 'not told apart from zero'}."
+        f"Held-out loss with the update less that without: {run_many.verdict(mean, half)} (Student's t "
+        f"on the paired differences of {len(SEEDS)} seeds, {each})."
     )
 
 
@@ -209,8 +191,8 @@ def report(runs: dict[str, list[Balanced]], folder: Path) -> str:
         last=LAST,
         few=FEW,
         few_tokens=FEW * mean_load,
-        violations="\n".join(violation_table(runs)),
-        kept="\n".join(experts_table(runs)),
+        violations=violation_table(runs),
+        kept=experts_table(runs),
     )
 
 
@@ -218,10 +200,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--folder", type=Path, default=Path("runs/router-balance"))
     folder = parser.parse_args().folder
-    for seed in SEEDS:
-        for variant in VARIANTS:
-            command = [sys.executable, "-m", "muonscale", *words(folder, variant, seed)]
-            subprocess.run(command, check=True)
+    run_many.train(words(folder, variant, seed) for seed in SEEDS for variant in VARIANTS)
     runs = {name: [read(folder / f"{name}-seed{s}", s) for s in SEEDS] for name in VARIANTS}
     RESULT.parent.mkdir(parents=True, exist_ok=True)
     model = shape(folder / f"bias-seed{SEEDS[0]}")

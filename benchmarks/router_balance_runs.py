@@ -37,7 +37,7 @@ def words(folder: Path, variant: str, seed: int) -> list[str]:
     """Return what `muonscale` is asked to do for a run."""
     path = folder / f"{variant}-seed{seed}"
     asked = [f"run.path={path}", f"run.seed={seed}", "run.threads=1", *VARIANTS[variant]]
-    return ["train", "moonlight-nano", *asked, "--resume"]
+    return ["train", "moonlight-nano", *asked]
 
 
 def read(path: Path, seed: int) -> Balanced:

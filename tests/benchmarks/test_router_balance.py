@@ -62,18 +62,11 @@ def test_a_window_ends_at_its_step(bench: ModuleType) -> None:
     assert bench.mean_until(values, 3, 10) == 2  # 1 to 3
 
 
-def test_the_interval_is_of_paired_differences(bench: ModuleType) -> None:
-    # differences 1 2 3: standard deviation 1, t = 2.920 for 90 % with two degrees of freedom
-    mean, half = bench.difference([11.0, 22.0, 33.0], [10.0, 20.0, 30.0])
-    assert mean == pytest.approx(2.0)
-    assert half == pytest.approx(2.920 / 3**0.5)
-
-
 @pytest.mark.parametrize(
     ("losses", "said"),
     [
-        ([2.9, 2.91, 2.9], "**-0.0967 nats**.*lower with the update"),
-        ([3.1, 3.11, 3.1], "**+0.1033 nats**.*higher with the update"),
+        ([2.9, 2.91, 2.9], "**-0.0967 nats**.*: lower"),
+        ([3.1, 3.11, 3.1], "**+0.1033 nats**.*: higher"),
         ([3.1, 2.9, 3.01], "**+0.0033 nats**.*not told apart from zero"),
     ],
 )
