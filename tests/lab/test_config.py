@@ -121,3 +121,9 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps([1]))
     with pytest.raises(ConfigError, match="not a run folder"):
         load_config(str(tmp_path))
+
+
+def test_of_two_overrides_of_a_key_the_last_one_counts() -> None:
+    words = ["train.steps=20", "train.steps=null", "train.tokens=8192", "run.seed=1", "run.seed=2"]
+    config = load_config("demo", words)
+    assert (config.train.steps, config.train.tokens, config.run.seed) == (None, 8192, 2)

@@ -206,15 +206,15 @@ def resolve_config(tree: dict[str, Any], overrides: Sequence[str] = ()) -> Confi
     Raises:
         ConfigError: as `load_config`.
     """
-    given = [_parse_override(text) for text in overrides]
-    names = [name for name, value in given if value is not None]
+    given = dict(_parse_override(text) for text in overrides)  # of one key the last one counts
+    names = [name for name, value in given.items() if value is not None]
     for keys in ALTERNATIVES:
         chosen = [key for key in keys if key in names]
         if len(chosen) > 1:
             raise ConfigError(f"{' and '.join(chosen)} exclude each other; give one of them")
         for other in set(keys) - set(chosen) if chosen else ():
             _drop(tree, other)
-    for name, value in given:
+    for name, value in given.items():
         _assign(tree, name, value)
     return _validate(tree)
 
