@@ -55,6 +55,7 @@ def test_two_processes_train_as_one_and_only_the_first_one_speaks(
     assert (tmp_path / "out" / "model.safetensors").read_bytes() == weights(tmp_path / "two")
 
 
+@pytest.mark.slow
 def test_a_mistake_is_told_once_and_ends_the_job(tiny: list[str], tmp_path: Path) -> None:
     with job(2, [*into(tiny, tmp_path / "run"), "train.batch_tokens=96"]) as two:
         output = two.output()

@@ -11,6 +11,7 @@ from muonscale.lab.verify import check
 from tests.conftest import Muonscale
 
 
+@pytest.mark.slow
 def test_a_layout_is_verified_and_nothing_is_written(
     muonscale: Muonscale, tiny: list[str], tmp_path: Path
 ) -> None:

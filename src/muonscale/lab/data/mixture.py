@@ -18,8 +18,7 @@ from numpy.typing import NDArray
 from muonscale.lab.data.order import permute
 
 BLOCK = 1024
-# A block must hold a sequence of every corpus and one to spare for the largest: see `_taken`.
-MOST_CORPORA = 32
+"""Sequences; must hold one of every corpus and some to spare for the largest: see `_taken`."""
 
 
 @dataclass(frozen=True)
