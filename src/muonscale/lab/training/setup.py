@@ -181,7 +181,7 @@ class Run:
     @property
     def tokenizer(self) -> PreTrainedTokenizerFast:
         """The tokenizer of all its text."""
-        return next(iter(self.corpora.values())).tokenizer
+        return shared_tokenizer(self.corpora)
 
     @property
     def device(self) -> torch.device:
@@ -212,7 +212,7 @@ def set_up(
     check_shares(config, processes.topology)
     given = config if fresh else as_resumed(config, folder)
     corpora = prepare_once(given, console, processes)
-    shape = model_shape(given, next(iter(corpora.values())).tokenizer)
+    shape = model_shape(given, shared_tokenizer(corpora))
     weights = config.model.weights if fresh else None
     transfer = plan_transfer(config, shape)
     forward = build_parallelized(config, shape, processes, weights, transfer)
@@ -229,6 +229,11 @@ def set_up(
     state = TrainState(forward, optimizer, routing, facts, attention=attention)
     batches = build_batches(config, corpora, processes)
     return Run(config, folder, console, corpora, batches, state, processes)
+
+
+def shared_tokenizer(corpora: dict[str, Corpus]) -> PreTrainedTokenizerFast:
+    """Return the tokenizer that the corpora of a run have in common."""
+    return next(iter(corpora.values())).tokenizer
 
 
 def fingerprint(corpora: dict[str, Corpus]) -> str | dict[str, str]:

@@ -26,6 +26,7 @@ from muonscale.lab.training.setup import (
     resolve_device,
     resolve_precision,
     set_up,
+    shared_tokenizer,
 )
 from muonscale.lab.verify.compare import Comparison, compare
 from muonscale.lab.verify.launch import take_steps_on
@@ -67,7 +68,7 @@ def verify(config: Config, topology: Topology, steps: int, console: RunConsole) 
     precision = resolve_precision(config.train, device)
     check_request(config, topology, steps, device)
     corpora = prepare_once(config, console, Processes())
-    check_shape(model_shape(config, next(iter(corpora.values())).tokenizer), topology)
+    check_shape(model_shape(config, shared_tokenizer(corpora)), topology)
     console.say(f"{steps} steps on {topology.world} processes ({topology})")
     other = take_steps_on(topology.world, layout_config(config, topology), steps)
     console.say(f"{steps} steps in one process")
