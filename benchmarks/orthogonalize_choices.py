@@ -71,7 +71,7 @@ def segment_lines(name: str, steps: int, dtype: torch.dtype) -> list[str]:
     for restarts in RESTARTS:
         coefficients = replace(resolve(name, steps), restarts=restarts)
         slope, first = 0.0, 0
-        for length in gram_segments(coefficients, dtype):
+        for length in gram_segments(coefficients, dtype, 128):
             slopes = [a for a, _, _ in coefficients.triples[first : first + length]]
             slope, first = max(slope, math.prod(slopes)), first + length
         found = errors(name, steps, "gram", restarts, dtype)

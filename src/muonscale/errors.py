@@ -6,6 +6,8 @@
     +-- LayoutError      a parameter whose storage hides the matrix it holds
     +-- CheckpointError  a checkpoint or run folder that cannot be written or read
     +-- DataError        text, tokens or a tokenizer that cannot be used
+    +-- DivergedError    training that has left the numbers
+    +-- StudyError       a study, a table or a fit that cannot be done
 
 Every message says what was wrong, the value, and what is accepted. The command line prints the
 message without a traceback and exits with code 2. `assert` is kept for mistakes of our own.
@@ -39,6 +41,14 @@ class CheckpointError(MuonscaleError):
 
 class DataError(MuonscaleError):
     """Text, tokens or a tokenizer that cannot be used."""
+
+
+class DivergedError(MuonscaleError):
+    """A gradient that is not finite, where the optimizer is to raise."""
+
+
+class StudyError(MuonscaleError):
+    """A study that cannot be planned or run, or numbers that do not determine what was asked."""
 
 
 def nearest(name: str, accepted: Iterable[str]) -> str:

@@ -88,21 +88,44 @@ def test_no_segment_is_steeper_than_rounding_allows(name: str) -> None:
     coefficients = resolve(name, 12)
     for dtype, steepest in ((torch.float32, 50), (torch.bfloat16, 50), (torch.float64, 2000)):
         step = 0
-        for length in gram_segments(coefficients, dtype):
+        for length in gram_segments(coefficients, dtype, 128):
             slopes = [a for a, _, _ in coefficients.triples[step : step + length]]
             assert torch.tensor(slopes).prod() <= steepest
             step += length
         assert step == 12
 
 
+def test_small_matrices_restart_more_often_in_16_bits() -> None:
+    found = {n: gram_segments(JORDAN, torch.bfloat16, n) for n in (1, 8, 16, 32, 128)}
+    assert found == {1: (2, 2, 1), 8: (2, 2, 1), 16: (2, 2, 1), 32: (2, 2, 1), 128: (3, 2)}
+    assert gram_segments(JORDAN, torch.float16, 32) == (3, 2)
+
+
+@pytest.mark.parametrize("shape", [(8, 22), (16, 44), (22, 8), (64, 176)])
+def test_ill_conditioned_matrices_stay_short_in_bfloat16(shape: tuple[int, int]) -> None:
+    # Singular values over up to eight decades: what a gradient of a small model has.
+    generator = torch.Generator().manual_seed(0)
+    out, in_ = shape
+    short = min(shape)
+    matrices = []
+    for decades in torch.linspace(0, 8, 200):
+        values = 10 ** (-torch.linspace(0, float(decades), short))
+        U = torch.linalg.qr(torch.randn(out, out, generator=generator)).Q[:, :short]
+        V = torch.linalg.qr(torch.randn(in_, in_, generator=generator)).Q[:, :short]
+        matrices.append((U * values) @ V.T)
+    for form in ("gram", "auto"):
+        O_NMK = orthogonalize(torch.stack(matrices), form=form, dtype="bfloat16")
+        assert float(torch.linalg.matrix_norm(O_NMK.double(), 2).max()) < 1.25
+
+
 def test_restarts_can_be_placed() -> None:
-    assert gram_segments(JORDAN, torch.float32) == (3, 2)
-    assert gram_segments(replace(JORDAN, restarts=()), torch.float32) == (5,)
-    assert gram_segments(replace(JORDAN, restarts=(2,)), torch.float32) == (2, 3)
-    assert gram_segments(replace(JORDAN, restarts=(4, 1)), torch.float32) == (1, 3, 1)
+    assert gram_segments(JORDAN, torch.float32, 64) == (3, 2)
+    assert gram_segments(replace(JORDAN, restarts=()), torch.float32, 64) == (5,)
+    assert gram_segments(replace(JORDAN, restarts=(2,)), torch.float32, 64) == (2, 3)
+    assert gram_segments(replace(JORDAN, restarts=(4, 1)), torch.float32, 64) == (1, 3, 1)
     for wrong in ((5,), (2, 7)):
         with pytest.raises(ConfigError, match="1 to 4"):
-            gram_segments(replace(JORDAN, restarts=wrong), torch.float32)
+            gram_segments(replace(JORDAN, restarts=wrong), torch.float32, 64)
 
 
 def test_an_unknown_form_is_refused() -> None:

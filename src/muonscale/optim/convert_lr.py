@@ -27,7 +27,7 @@ def convert_lr(
 
     Args:
         lr: learning rate under `from_`.
-        from_: shape factor that `lr` was tuned with (a name of `shape_factor`, or a function).
+        from_: shape factor that `lr` was tuned with (as `shape_factor` takes it).
         to: shape factor that it is wanted for.
         shape: (out, in) of the logical matrix.
         rms: of "rms" and "rms_exact", on either side.

@@ -233,11 +233,12 @@ def planned(member: Member, kind: str, state: torch.dtype, device: torch.device 
         )
         for shape in shapes_of(member.layout)
     ]
+    short = min((min(shape) for shape in shapes_of(member.layout)), default=1)
     return Planned(
         name=member.name,
         layout=member.layout,
         kind=kind,
         flops=tuple(flops),
         triples=polar.coefficients.triples,
-        forms=accepted_segments(polar.coefficients, polar.form, dtype),
+        forms=accepted_segments(polar.coefficients, polar.form, dtype, short),
     )

@@ -33,6 +33,12 @@ form, in every one of these dtypes. Measured: EXPERIMENTS.md, "How long a Gram s
 STEEPEST_IN_FLOAT64 = 2000.0
 """The same in float64, where there is rounding to spare: 2000^2 * 1.1e-16 is 4e-10."""
 
+LARGEST_BELOW_ZERO = 0.84
+"""How far rounding may push the eigenvalues of a segment's Gram matrix below zero, where the next
+polynomial diverges: slope^2 * rounding / sqrt(short side), the rounding of n x n entries being spread
+over n directions. At 1.6 updates of 8 and 16 rows came out hundreds of times too long in bfloat16.
+Measured: EXPERIMENTS.md, "Small matrices in bfloat16"."""
+
 HIGHEST_IN_16_BITS = 1.5
 """Values of a step beyond which "auto" keeps to the direct form in 16 bits: such steps end close to
 where the next polynomial diverges, and the Gram matrix is rounded too coarsely for that. Measured
@@ -56,15 +62,15 @@ def choose_segments(
     Raises:
         ConfigError: for an unknown form, or a restart at or after the last step.
     """
-    ways = accepted_segments(coefficients, form, dtype)
+    ways = accepted_segments(coefficients, form, dtype, min(shape[-2:]))
     panel = panel_rows(min(shape[-2:]), dtype, device)
     return min(ways, key=lambda s: segment_flops(shape, coefficients.triples, s, panel))
 
 
 def accepted_segments(
-    coefficients: Coefficients, form: str, dtype: torch.dtype
+    coefficients: Coefficients, form: str, dtype: torch.dtype, short: int
 ) -> tuple[Segments, ...]:
-    """Return the segments that `choose_segments` takes the cheapest of, for any shape.
+    """Return the segments that `choose_segments` takes the cheapest of, for a short side.
 
     Raises:
         ConfigError: as there.
@@ -74,7 +80,7 @@ def accepted_segments(
         return (direct,)
     if form not in FORMS:
         raise ConfigError(f"no form is called {form!r}: {nearest(str(form), FORMS)}")
-    gram = gram_segments(coefficients, dtype)
+    gram = gram_segments(coefficients, dtype, short)
     if form == "gram":
         return (gram,)
     if dtype.itemsize < 4 and highest_value(coefficients.triples) > HIGHEST_IN_16_BITS:
@@ -82,12 +88,20 @@ def accepted_segments(
     return gram, direct
 
 
-def gram_segments(coefficients: Coefficients, dtype: torch.dtype) -> Segments:
-    """Return the segments of the Gram form with the restarts of `coefficients`, or the fewest."""
+def gram_segments(coefficients: Coefficients, dtype: torch.dtype, short: int) -> Segments:
+    """Return the segments of the Gram form with the restarts of `coefficients`, or the fewest.
+
+    Args:
+        coefficients: of all steps.
+        dtype: of the products.
+        short: the short side of the matrices.
+    """
     steps = coefficients.steps
     if coefficients.restarts is None:
         steepest = STEEPEST_SEGMENT if dtype.itemsize <= 4 else STEEPEST_IN_FLOAT64
-        return _longest_segments(coefficients.triples, steepest)
+        rounding = torch.finfo(dtype).eps / 2
+        safe = math.sqrt(LARGEST_BELOW_ZERO * math.sqrt(max(short, 1)) / rounding)
+        return _longest_segments(coefficients.triples, min(steepest, safe))
     stops = sorted({*coefficients.restarts, steps})
     if stops[-1] > steps or steps in coefficients.restarts:
         raise ConfigError(

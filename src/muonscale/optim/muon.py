@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from muonscale.errors import ConfigError, MuonscaleError, RoutingError
+from muonscale.errors import ConfigError, DivergedError, RoutingError
 from muonscale.optim.admission import (
     check_backend,
     check_options,
@@ -102,7 +102,7 @@ class Muon(torch.optim.Optimizer):
         RoutingError: for something on Muon that is no matrix, or a parameter given twice.
         ConfigError: for an option outside its range.
         LayoutError: for placements that are not understood, and where ranks do not match.
-        MuonscaleError: from `step` and `check_finite`, for a non-finite gradient.
+        DivergedError: from `step` and `check_finite`, for a non-finite gradient.
 
     Example:
         >>> from torch import nn
@@ -241,7 +241,7 @@ class Muon(torch.optim.Optimizer):
             closure: reevaluates the model and returns the loss, which is returned.
 
         Raises:
-            MuonscaleError: if `nonfinite="raise"` and the step before met a non-finite gradient.
+            DivergedError: if `nonfinite="raise"` and the step before met a non-finite gradient.
         """
         self.check_finite()
         loss = None
@@ -309,7 +309,7 @@ class Muon(torch.optim.Optimizer):
         go on after the error: nothing was written.
 
         Raises:
-            MuonscaleError: naming the first such parameter, if `nonfinite="raise"`.
+            DivergedError: naming the first such parameter, if `nonfinite="raise"`.
         """
         self._settle()
         names = self._nonfinite_names
@@ -317,7 +317,7 @@ class Muon(torch.optim.Optimizer):
         if names and self._nonfinite == "raise":
             more = f" and {len(names) - 1} other parameters" if len(names) > 1 else ""
             where = f" on rank {self._nonfinite_rank}" if self._neighbours.any else ""
-            raise MuonscaleError(
+            raise DivergedError(
                 f"the gradient of {names[0]}{more} is not finite{where}. The step was left out: parameters "
                 'and state are as before it. nonfinite="skip" goes on and counts such steps.'
             )

@@ -94,12 +94,17 @@ def post_normalized(
 
 
 def scaled(
-    O_MK: Tensor, scale: str | Callable[[int, int], float], rms: float, post_norm: str | None
+    O_MK: Tensor,
+    scale: str | float | Callable[[int, int], float],
+    rms: float,
+    post_norm: str | None,
 ) -> Tensor:
     """Return `O` times its shape factor, see `muonscale.optim.scale.shape_factor`."""
     out, in_ = O_MK.shape
     if callable(scale):
         return O_MK * scale(out, in_)
+    if not isinstance(scale, str):
+        return O_MK * scale
     if scale == "rms_exact":
         realised = math.sqrt(float(O_MK.square().mean()))
         return O_MK if realised == 0 else O_MK * rms / realised

@@ -19,8 +19,8 @@ from torch import Tensor
 
 from muonscale.errors import ConfigError, nearest
 
-ScaleLike = str | Callable[[int, int], float]
-"""Name of a shape factor, or a function of (out, in)."""
+ScaleLike = str | float | Callable[[int, int], float]
+"""Name of a shape factor, one number for all shapes, or a function of (out, in)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,7 +113,11 @@ _LITERAL: dict[str, Factor] = {**FACTORS, **ALIASES, **_bare_names()}
 
 
 def check_scale(scale: ScaleLike) -> None:
-    """Raise ConfigError for a name that `shape_factor` does not know."""
+    """Raise ConfigError for a name that `shape_factor` does not know, or a number that is no factor."""
+    if isinstance(scale, int | float) and not isinstance(scale, bool):
+        if not 0 < scale < math.inf:
+            raise ConfigError(f"scale is {scale}: a number has to be above 0 and finite")
+        return
     if callable(scale) or scale in ("rms", "rms_exact") or scale in _LITERAL:
         return
     hint = nearest(str(scale), {*SCALES, *_LITERAL})
@@ -134,6 +138,8 @@ def shape_factor(
     |           |                         | Learning, arXiv 2310.17813, condition 1           |
     | keller    | sqrt(max(1, out/in))    | Jordan et al., Muon (2024), reference code        |
     | none      | 1                       |                                                   |
+    | a number  | itself                  | 0.2*sqrt(hidden size): arXiv 2502.16982, table 1, |
+    |           |                         | baseline                                          |
     | callable  | scale(out, in)          |                                                   |
     | an alias  | its formula             | `ALIASES`                                         |
 
@@ -157,6 +163,8 @@ def shape_factor(
     out, in_ = shape
     if 0 in shape:
         return 0.0
+    if isinstance(scale, int | float):
+        return float(scale)
     if callable(scale):
         return float(scale(out, in_))
     if scale in ("rms", "rms_exact"):
