@@ -1,0 +1,1 @@
+"""Laws fitted to tables of losses, with intervals. No torch."""
