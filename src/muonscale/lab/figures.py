@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -113,15 +114,26 @@ def _series(records: list[dict[str, Any]], kind: str, key: str) -> Series:
     return table[:, 0], table[:, 1]
 
 
-def _smooth(values: np.ndarray, reach: int) -> np.ndarray:
-    """Return the mean of the up to `reach` neighbours on each side of every value.
+def smooth(
+    values: np.ndarray,
+    reach: int,
+    of: Callable[[np.ndarray], float] = np.mean,
+    at: np.ndarray | None = None,
+) -> np.ndarray:
+    """Return the mean of every value and the up to `reach` neighbours on each side of it.
 
     At the start, where the loss falls fast, as many are taken on the right as there are on the left:
     the mean is then neither early nor late. At the end the window is one-sided.
+
+    Args:
+        values: finite, float64 [n].
+        reach: neighbours on each side, at most.
+        of: what is taken of each window instead of its mean, such as its maximum.
+        at: numbers of the values this is wanted for, int64 [m]; all when not given.
     """
-    count = len(values)
-    left = np.minimum(np.arange(count), reach)
-    return np.array([values[at - n : at + n + 1].mean() for at, n in enumerate(left)])
+    wanted = np.arange(len(values)) if at is None else at
+    left = np.minimum(wanted, reach)
+    return np.array([of(values[i - n : i + n + 1]) for i, n in zip(wanted, left, strict=True)])
 
 
 def _draw_losses(axes: Axes, train: Series, held_out: Series) -> None:
@@ -131,7 +143,7 @@ def _draw_losses(axes: Axes, train: Series, held_out: Series) -> None:
         reach = max(1, len(losses) // 80)
         axes.plot(tokens, losses, color=TRAIN_COLOR, linewidth=0.6, alpha=0.35)
         label = f"training (mean of {2 * reach + 1} records)"
-        axes.plot(tokens, _smooth(losses, reach), label=label, **style)
+        axes.plot(tokens, smooth(losses, reach), label=label, **style)
     elif len(losses):
         axes.plot(tokens, losses, ".-", label="training", **style)
     if len(held_out[1]):

@@ -1,0 +1,1 @@
+"""Pages about runs and studies: what they hold, and how they are written."""

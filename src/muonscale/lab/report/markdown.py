@@ -1,0 +1,65 @@
+"""A page as Markdown, for a repository or an issue: tables and pictures, nothing interactive."""
+
+from __future__ import annotations
+
+from muonscale.lab.report.page import Block, Chart, Command, Page, Table, Text, Verbatim, Verdict
+
+VERDICTS = {True: "holds", False: "does not hold", None: "not told apart"}
+
+
+def markdown(page: Page, figures: str = "figures") -> str:
+    """Return a page as Markdown.
+
+    Args:
+        page: what to write.
+        figures: folder of the pictures, relative to the file.
+    """
+    parts = [f"# {_plain(page.title)}", _plain(page.summary)]
+    part = ""
+    for section in page.sections:
+        if section.part != part:
+            part = section.part
+            parts.append(f"## {_plain(part)}")
+        parts.append(f"{'###' if part else '##'} {_plain(section.title)}")
+        parts += [_block(block, figures) for block in section.blocks]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _block(block: Block, figures: str) -> str:
+    match block:
+        case Text(text):
+            return _plain(text)
+        case Command(text):
+            return f"```sh\n{text}\n```"
+        case Verbatim():
+            return f"```text\n{block.text}\n```" + _caption(block.caption)
+        case Verdict(passed, text):
+            return f"- **{VERDICTS[passed]}**: {_plain(text)}"
+        case Table():
+            return _table(block)
+        case Chart():
+            picture = f"![{_plain(block.title)}]({figures}/{block.name}.png)"
+            return picture + _caption(block.caption)
+
+
+def _table(table: Table) -> str:
+    if not table.rows:
+        return ""
+    rows = [table.head, ["---"] * len(table.head), *table.rows]
+    lines = [f"| {' | '.join(map(_cell, row))} |" for row in rows]
+    return "\n".join(lines) + _caption(table.caption)
+
+
+def _caption(text: str) -> str:
+    return f"\n\n{_plain(text)}" if text else ""
+
+
+def _cell(text: str) -> str:
+    return _plain(text).replace("|", "\\|").replace("\n", " ")
+
+
+def _plain(text: str) -> str:
+    """Return text that Markdown leaves as it is."""
+    for sign in ("\\", "*", "_", "<", "`", "["):
+        text = text.replace(sign, f"\\{sign}")
+    return text

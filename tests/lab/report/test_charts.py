@@ -1,0 +1,177 @@
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from muonscale.lab.report import matplotlib_charts
+from muonscale.lab.report.axes import axis_of, drawable, number_text, smallest, tick_texts
+from muonscale.lab.report.page import Chart, Mark, Page, Section, Series, Surface
+from muonscale.lab.report.palette import ADAMW, MUON, SERIES, dark_colors, styles
+from muonscale.lab.report.plotly_charts import figure_json
+from tests.lab.report.sample import BAND_CHART, CHARTS, LOG_CHART, NAN, PAGE, SURFACE_CHART
+
+STYLES = styles(PAGE)
+
+
+def plotly(chart: Chart) -> dict[str, Any]:
+    return json.loads(figure_json(chart, STYLES))
+
+
+def chart_of(*series: Series, **options: Any) -> Chart:
+    return Chart(name="c", title="t", x_label="x", y_label="y", series=series, **options)
+
+
+def page_of(*charts: Chart) -> Page:
+    return Page(title="", summary="", sections=(Section(title="", blocks=charts),))
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0.005, "0.005"), (0.02, "0.02"), (1, "1"), (2000, "2000"), (16384, "16.38k"), (1e6, "1M"),
+     (2.5e9, "2.5B"), (1e12, "1T"), (6.8e18, "6.8e+18"), (0, "0"), (-20_000, "-20k"), (2e-05, "2e-05")],
+)  # fmt: skip
+def test_numbers_of_axes_are_short(value: float, text: str) -> None:
+    assert number_text(value) == text
+
+
+def test_ticks_have_the_digits_that_tell_them_apart() -> None:
+    assert tick_texts((16384, 32768, 65536)) == ["16.4k", "32.8k", "65.5k"]
+    assert tick_texts((100_100, 100_200)) == ["100.1k", "100.2k"]
+
+
+@pytest.mark.parametrize(
+    ("values", "ticks"),
+    [
+        ((0.003, 0.007, 0.012), (0.003, 0.007, 0.012)),  # a sweep: its own values
+        (tuple(np.geomspace(1, 10, 30)), (1, 2, 5, 10)),
+        (tuple(np.geomspace(1, 100, 30)), (1, 3, 10, 30, 100)),
+        (tuple(np.geomspace(1, 1e4, 30)), (1, 10, 100, 1000, 1e4)),
+        (tuple(np.geomspace(1, 1e20, 30)), (1, 1e3, 1e6, 1e9, 1e12, 1e15, 1e18)),
+        (tuple(np.geomspace(4.1, 4.9, 30)), (4.2, 4.4, 4.6, 4.8)),  # within one power of ten
+    ],
+)
+def test_logarithmic_axes_have_round_ticks(values: tuple[float, ...], ticks: object) -> None:
+    axis = axis_of(chart_of(Series(name="a", x=values, y=(1.0,) * len(values)), log_x=True), "x")
+    assert axis is not None and axis.ticks == pytest.approx(ticks)
+    assert axis.low < min(values) and max(values) < axis.high
+
+
+def test_an_axis_shows_intervals_and_marks_but_no_x_without_y() -> None:
+    series = Series(
+        name="a", x=(1.0, 2.0, 900.0), y=(5.0, 6.0, NAN), low=(1.0, 6.0, NAN), high=(5.0, 9.0, NAN)
+    )
+    chart = chart_of(series, marks=(Mark(axis="y", at=20.0, label="m"),))
+    x, y = axis_of(chart, "x"), axis_of(chart, "y")
+    assert x is not None and x.high < 3
+    assert y is not None and y.low < 1 and y.high > 20
+    limited = axis_of(replace(chart, y_limits=(4.0, 7.0)), "y")
+    assert limited is not None and (limited.low, limited.high) == (4.0, 7.0)
+
+
+def test_what_a_logarithmic_axis_cannot_show_is_left_out_with_a_sentence() -> None:
+    chart, note = drawable(LOG_CHART)
+    assert note == "2 values are not above 0 and left out, the axis being logarithmic."
+    (series,) = chart.series
+    assert math.isnan(series.x[0]) and series.x[1:] == LOG_CHART.series[0].x[1:]
+    assert series.low == (1e6, 5e5, 1.9e6)  # the one of -1 ends at half of the least value
+    assert chart.marks == ()
+    assert drawable(BAND_CHART)[1] == ""
+
+
+def test_infinities_are_gaps() -> None:
+    (series,) = drawable(chart_of(Series(name="a", x=(1.0, 2.0), y=(math.inf, 3.0))))[0].series
+    assert math.isnan(series.y[0]) and series.y[1] == 3.0
+
+
+def test_a_surface_loses_what_a_logarithmic_axis_cannot_show() -> None:
+    surface = Surface(
+        x=(0.0, 1.0, 2.0), y=(1.0, 2.0), z=((9.0, 1.0, 2.0), (9.0, 3.0, 0.5)), label="z"
+    )
+    chart, note = drawable(replace(SURFACE_CHART, surface=surface, series=()))
+    assert chart.surface is not None and chart.surface.z == ((1.0, 2.0), (3.0, 0.5))
+    assert "1 value is" in note
+    assert smallest(chart.surface) == (2.0, 2.0, 0.5)
+
+
+def test_groups_that_meet_differ_and_keep_their_colours() -> None:
+    names = ["run-muon", "run-adamw", "c", "d"]
+    series = {n: Series(name=n, x=(1.0,), y=(1.0,)) for n in names}
+    other = Series(name="Muon fit", group="run-muon", x=(1.0,), y=(1.0,))
+    found = styles(page_of(chart_of(series["c"], series["d"]), chart_of(*series.values(), other)))
+    assert found["run-muon"].color == MUON and found["run-adamw"].color == ADAMW
+    assert len({style.color for style in found.values()}) == 4
+    many = [Series(name=str(n), x=(1.0,), y=(1.0,)) for n in range(20)]
+    assert len(set(styles(page_of(chart_of(*many))).values())) == 20
+
+
+def test_groups_that_never_meet_share_the_first_colours() -> None:
+    one, two = (chart_of(Series(name=n, x=(1.0,), y=(1.0,))) for n in "ab")
+    found = styles(page_of(one, two))
+    assert found["a"] == found["b"] and found["a"].color == next(iter(SERIES))
+
+
+def test_every_colour_of_a_figure_has_one_for_the_dark_page() -> None:
+    def colors(node: Any, of_color: bool = False) -> set[str]:
+        if isinstance(node, dict):
+            pairs = node.items()
+            return {
+                c for key, v in pairs for c in colors(v, "color" in key and key != "colorscale")
+            }
+        if isinstance(node, list):
+            return {c for item in node for c in colors(item, of_color)}
+        return {node} if of_color and isinstance(node, str) else set()
+
+    used = set().union(*(colors(plotly(chart)) for chart in CHARTS))
+    # The star and the dots lie on contours, which are the same on both pages.
+    assert used - dark_colors().keys() == {"white", "black"}
+
+
+def test_bands_are_split_at_gaps() -> None:
+    band = next(trace for trace in plotly(BAND_CHART)["data"] if trace.get("fill") == "toself")
+    assert band["x"] == [0, 1e6, 1e6, 0, None, 3e6, 4e6, 4e6, 3e6, None]
+    assert band["y"] == [6.5, 4.5, 5.5, 7.5, None, 3.5, 3.0, 4.0, 4.5, None]
+
+
+def test_points_have_error_bars_and_dashed_lines_dashes() -> None:
+    (points,) = plotly(LOG_CHART)["data"]
+    assert points["mode"] == "markers"
+    assert points["error_y"]["array"] == [0, 5e5, pytest.approx(1e5)]
+    assert points["error_y"]["arrayminus"] == [0, 1e6, pytest.approx(1e5)]
+    traces = {t.get("name"): t for t in plotly(BAND_CHART)["data"]}
+    assert traces["fit"]["line"]["dash"] == "dash"
+    assert traces["Muon, training"]["line"]["color"] == traces["fit"]["line"]["color"] == MUON
+
+
+def test_a_surface_has_its_smallest_value_starred() -> None:
+    contour, _, star, path = plotly(SURFACE_CHART)["data"]
+    assert contour["type"] == "contour" and contour["z"] == [[3.4, 3.2, 3.3], [3.3, 3.1, None]]
+    assert (star["x"], star["y"], star["marker"]["symbol"]) == ([0.01], [0.1], "star")
+    assert path["name"] == "path"
+
+
+def test_matplotlib_draws_the_same_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    figure = matplotlib_charts._figure(BAND_CHART, STYLES)
+    (axes,) = figure.axes
+    lines = {str(line.get_label()): line for line in axes.get_lines()}
+    for series in BAND_CHART.series:
+        np.testing.assert_array_equal(lines[series.name].get_xdata(), series.x)
+        np.testing.assert_array_equal(lines[series.name].get_ydata(), series.y)
+    assert lines["fit"].get_linestyle() == "--" and lines["held out"].get_linestyle() == "None"
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == [
+        "Muon, training", "fit", "held out",
+    ]  # fmt: skip
+
+
+def test_matplotlib_says_what_is_left_out_and_where_nothing_is() -> None:
+    label = matplotlib_charts._figure(LOG_CHART, STYLES).axes[0].get_xlabel()
+    assert "2 values are not above 0" in label
+    empty = matplotlib_charts._figure(CHARTS[-1], STYLES).axes[0]
+    assert [text.get_text() for text in empty.texts] == ["no values"]
+    surface = matplotlib_charts._figure(SURFACE_CHART, STYLES).axes[0]
+    assert "star: least loss (nats), 3.1 at (0.01, 0.1)" in surface.get_xlabel()
+    assert [t.get_text() for t in surface.get_xticklabels()] == ["0.005", "0.01", "0.02"]

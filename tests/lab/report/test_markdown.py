@@ -1,0 +1,52 @@
+from __future__ import annotations
+
+from muonscale.lab.report.markdown import markdown
+from muonscale.lab.report.page import (
+    Chart,
+    Command,
+    Page,
+    Section,
+    Series,
+    Table,
+    Text,
+    Verbatim,
+    Verdict,
+)
+
+CHART = Chart(
+    name="loss",
+    title="Loss",
+    x_label="x",
+    y_label="y",
+    series=(Series(name="a", x=(1,), y=(2,)),),
+    caption="As measured.",
+)
+
+
+def test_every_block_is_written() -> None:
+    blocks = (
+        Text("a < b and *c*"),
+        Command("muonscale study run mine"),
+        Verdict(True, "it is so"),
+        Verdict(None, "who knows"),
+        Verbatim(text="def f():\n    pass"),
+        Table(head=("a", "b"), rows=(("1", "x|y"),), caption="Numbers."),
+        Table(head=("empty",), rows=()),
+        CHART,
+    )
+    page = Page(title="T", summary="S", sections=(Section(title="One", blocks=blocks),))
+    assert markdown(page, "pictures") == (
+        "# T\n\nS\n\n## One\n\na \\< b and \\*c\\*\n\n```sh\nmuonscale study run mine\n```\n\n"
+        "- **holds**: it is so\n\n- **not told apart**: who knows\n\n"
+        "```text\ndef f():\n    pass\n```\n\n"
+        "| a | b |\n| --- | --- |\n| 1 | x\\|y |\n\nNumbers.\n\n"
+        "![Loss](pictures/loss.png)\n\nAs measured.\n"
+    )
+
+
+def test_parts_have_headings_above_their_sections() -> None:
+    sections = tuple(
+        Section(title=t, blocks=(), part=p) for t, p in (("a", "P"), ("b", "P"), ("c", "Q"))
+    )
+    text = markdown(Page(title="T", summary="S", sections=sections))
+    assert text == "# T\n\nS\n\n## P\n\n### a\n\n### b\n\n## Q\n\n### c\n"
