@@ -33,6 +33,8 @@ class TransferRow:
     multipliers: Multipliers
     why: str
     """What was folded into it; empty where its shape alone decides."""
+    fold: float = 1.0
+    """The product of that. The multipliers have it in them."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,6 +9,7 @@ optimizer = Muon(transfer.groups(groups))
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -170,7 +171,8 @@ def _with_folds(
     for fold in folds:
         found = folded(found, fold.factor, rule, offset=fold.offset)
     why = ", ".join(f"{fold.factor:.4g}: {fold.why}" for fold in folds if fold.factor != 1)
-    return replace(row, multipliers=found, why=why)
+    factor = math.prod(fold.factor for fold in folds)
+    return replace(row, multipliers=found, why=why, fold=factor)
 
 
 def _deepened(row: TransferRow, pair: Pair, layers: float, convention: ConventionT) -> TransferRow:

@@ -136,3 +136,17 @@ def test_attention_that_cannot_be_heard_is_refused_by_name() -> None:
     model = hf.AutoModelForCausalLM.from_config(config)
     with pytest.raises(ConfigError, match=r"model_type 'bloom' \(BloomForCausalLM\) does not go"):
         attention_modules(model)
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_all_logits_that_are_seen_can_be_had(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, found = build(kind), []
+    with heard(model, lambda module, attention: found.append(attention.logits())), torch.no_grad():
+        model(input_ids=ids(), use_cache=False)
+    for logits, expected in zip(
+        found, eager_logits(build(kind, "eager"), ids(), monkeypatch), strict=True
+    ):
+        seen = expected[expected > torch.finfo(expected.dtype).min / 2]
+        torch.testing.assert_close(
+            logits.sort().values, seen.flatten().sort().values, rtol=1e-4, atol=1e-3
+        )

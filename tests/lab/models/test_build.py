@@ -280,3 +280,15 @@ def test_flops_of_a_mixture_that_says_nothing_of_its_experts_are_not_claimed(tmp
     assert flops_per_token(config, model, 48) is not None
     config.num_experts_per_tok = None
     assert flops_per_token(config, model, 48) is None
+
+
+@pytest.mark.parametrize(("inner", "experts"), [(16, "grouped_mm"), (22, "eager"), (12, "eager")])
+def test_experts_of_any_size_can_be_computed(inner: int, experts: str) -> None:
+    config = resolve("moonlight-nano", fields={"moe_intermediate_size": inner})
+    model = build_model(config, seed=0)
+    assert model.config._experts_implementation == experts
+    ids = torch.arange(24)[None]
+    loss = model(input_ids=ids, labels=ids).loss
+    loss.backward()
+    gradient = model.get_parameter("model.layers.1.mlp.experts.gate_up_proj").grad
+    assert gradient is not None and gradient.isfinite().all() and gradient.any()

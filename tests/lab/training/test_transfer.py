@@ -42,6 +42,7 @@ def test_the_base_itself_and_the_standard_train_bit_identically_to_none(
     for name, given in options.items():
         answer = muonscale("train", *words, "train.steps=4", *given, f"run.path={tmp_path / name}")
         assert answer.code == 0, answer.err
+    assert json.loads((tmp_path / "none" / "env.json").read_text())["transfer"] is None
     assert (
         weights(tmp_path / "base") == weights(tmp_path / "standard") == weights(tmp_path / "none")
     )
@@ -58,6 +59,11 @@ def test_a_wider_run_has_the_weights_and_the_groups_of_its_width(
     assert last["hidden"] == pytest.approx(0.005)  # scale=rms, four times as wide
     assert last["head"] == pytest.approx(0.0025) and last["embedding"] == pytest.approx(0.01)
     assert load_file(tmp_path / "run" / "model" / "model.safetensors")
+    transfer = json.loads((tmp_path / "run" / "env.json").read_text())["transfer"]
+    assert (transfer["convention"], transfer["depth"]) == ("spectral", "none")
+    rows = {row["name"]: row for row in transfer["rows"]}
+    assert rows["lm_head.weight"]["multipliers"]["lr"] == 0.25
+    assert rows["model.layers.0.mlp.up_proj.weight"]["multipliers"]["lr"] == 0.5
 
 
 def test_a_resumed_run_goes_on_as_it_was(

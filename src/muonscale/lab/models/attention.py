@@ -18,7 +18,6 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -87,18 +86,12 @@ def logit_statistics(
         block_bytes = CPU_BLOCK_BYTES if query_BHTD.device.type == "cpu" else BLOCK_BYTES
     dtype = torch.promote_types(query_BHTD.dtype, torch.float32)
     B, H, T, _ = query_BHTD.shape
-    G = key_BGTD.shape[1]
     largest_H = torch.full((H,), -torch.inf, dtype=dtype, device=query_BHTD.device)
     above, pairs = (torch.zeros((), dtype=torch.float64, device=largest_H.device) for _ in "ab")
     with torch.autocast(query_BHTD.device.type, enabled=False):
         for batch, start, stop in _blocks(B, T, H * T * dtype.itemsize, block_bytes):
-            q_bGRtD = query_BHTD[batch, :, start:stop].to(dtype).unflatten(1, (G, H // G))
-            k_bGTD = key_BGTD[batch].to(dtype)
-            # Heads that share a key are rows of one product, so that no key is copied.
-            logits_bHtT = (q_bGRtD.flatten(2, 3) @ k_bGTD.mT).mul_(scaling)
-            logits_bHtT = logits_bHtT.unflatten(2, q_bGRtD.shape[2:4]).flatten(1, 2)
-            if softcap is not None:
-                logits_bHtT = torch.tanh(logits_bHtT / softcap) * softcap
+            queries_bHtD = query_BHTD[batch, :, start:stop].to(dtype)
+            logits_bHtT = _products(queries_bHtD, key_BGTD[batch].to(dtype), scaling, softcap)
             if mask is not None:
                 seen = _seen_in(mask, batch, start, stop)
             else:
@@ -108,6 +101,41 @@ def logit_statistics(
             above += (logits_bHtT > LARGE).sum()
             pairs += seen.sum() * (logits_bHtT.numel() // seen.numel())
     return LogitStatistics(largest_H, above, pairs)
+
+
+@torch.no_grad()
+def seen_logits(
+    query_BHTD: Tensor,
+    key_BGTD: Tensor,
+    *,
+    scaling: float,
+    mask: Tensor | None = None,
+    window: int | None = None,
+    softcap: float | None = None,
+    causal: bool = True,
+) -> Tensor:
+    """Return all the logits that `logit_statistics` is of, in one row: for small inputs."""
+    dtype = torch.promote_types(query_BHTD.dtype, torch.float32)
+    T = query_BHTD.shape[2]
+    with torch.autocast(query_BHTD.device.type, enabled=False):
+        logits_BHTT = _products(query_BHTD.to(dtype), key_BGTD.to(dtype), scaling, softcap)
+    if mask is not None:
+        seen = _seen_in(mask, slice(None), 0, T)
+    else:
+        seen = _seen(0, T, T, causal, window, logits_BHTT.device)
+    return logits_BHTT[seen.expand_as(logits_BHTT)]
+
+
+def _products(
+    query_bHtD: Tensor, key_bGTD: Tensor, scaling: float, softcap: float | None
+) -> Tensor:
+    """Return logits `[b, H, t, T]`."""
+    H, G = query_bHtD.shape[1], key_bGTD.shape[1]
+    q_bGRtD = query_bHtD.unflatten(1, (G, H // G))
+    # Heads that share a key are rows of one product, so that no key is copied.
+    logits_bHtT = (q_bGRtD.flatten(2, 3) @ key_bGTD.mT).mul_(scaling)
+    logits_bHtT = logits_bHtT.unflatten(2, q_bGRtD.shape[2:4]).flatten(1, 2)
+    return logits_bHtT if softcap is None else torch.tanh(logits_bHtT / softcap) * softcap
 
 
 def _blocks(
@@ -140,8 +168,27 @@ def _seen_in(mask: Tensor, batch: slice, start: int, stop: int) -> Tensor:
 
 # --- hearing ---------------------------------------------------------------------------------
 
-Listener = Callable[[nn.Module, Callable[[], LogitStatistics]], None]
-"""Told of every attention that is computed: the module that computes it, and what gives its logits."""
+
+@dataclass(frozen=True)
+class Heard:
+    """The attention that a module computes; called, it gives the statistics of its logits."""
+
+    query_BHTD: Tensor
+    key_BGTD: Tensor
+    options: dict[str, Any]
+    """Of `logit_statistics`."""
+
+    def __call__(self) -> LogitStatistics:
+        """Return how large the logits are."""
+        return logit_statistics(self.query_BHTD, self.key_BGTD, **self.options)
+
+    def logits(self) -> Tensor:
+        """Return all of those that are seen, in one row."""
+        return seen_logits(self.query_BHTD, self.key_BGTD, **self.options)
+
+
+Listener = Callable[[nn.Module, Heard], None]
+"""Told of every attention that is computed, and of the module that computes it."""
 
 _PREFIX = "muonscale_"
 _listeners: list[Listener] = []
@@ -210,15 +257,16 @@ def _tell(
     mask = options.get("attention_mask", mask)
     scaling = options.get("scaling")
     causal = options.get("is_causal")
-    statistics = partial(
-        logit_statistics,
+    heard_now = Heard(
         local(query.detach()),
         local(key.detach()),
-        scaling=query.shape[-1] ** -0.5 if scaling is None else scaling,
-        mask=mask,
-        window=options.get("sliding_window"),
-        softcap=options.get("softcap"),
-        causal=module.is_causal if causal is None else causal,  # pyrefly: ignore [bad-argument-type]
+        {
+            "scaling": query.shape[-1] ** -0.5 if scaling is None else scaling,
+            "mask": mask,
+            "window": options.get("sliding_window"),
+            "softcap": options.get("softcap"),
+            "causal": module.is_causal if causal is None else causal,
+        },
     )
     for listener in _listeners:
-        listener(module, statistics)
+        listener(module, heard_now)

@@ -48,6 +48,10 @@ BIDIRECTIONAL = ("flaubert", "xlm", "xlnet")
 CAUSAL_ANYWAY = ("gpt_neox", "gpt_neox_japanese")
 
 
+GROUPED_ROWS = 8
+"""Torch's grouped products take rows of whole 16 bytes: so many elements in 16 bits."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class ParameterCount:
     """Numbers of parameters of a model."""
@@ -303,12 +307,24 @@ def _from_config(config: PreTrainedConfig, device: str) -> PreTrainedModel:
 
 
 def ready_to_train(model: PreTrainedModel) -> PreTrainedModel:
-    """Turn off the key-value cache, and padding: its embedding row would get no gradient."""
+    """Turn off the key-value cache, and padding: its embedding row would get no gradient.
+
+    Experts whose rows grouped products cannot take are computed one by one.
+    """
     model.config.use_cache = False
+    sides = [side for stack in _expert_stacks(model) for side in stack.shape[1:]]
+    grouped = model.config._experts_implementation == "grouped_mm"
+    if grouped and any(side % GROUPED_ROWS for side in sides):
+        model.set_experts_implementation("eager")
     for module in model.modules():
         if isinstance(module, nn.Embedding):
             module.padding_idx = None
     return model
+
+
+def _expert_stacks(model: PreTrainedModel) -> list[nn.Parameter]:
+    modules = expert_modules(model).values()
+    return [p for module in modules for p in module.parameters(recurse=False) if p.ndim == 3]
 
 
 def count_parameters(model: PreTrainedModel) -> ParameterCount:

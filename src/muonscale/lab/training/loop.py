@@ -8,6 +8,7 @@ from dataclasses import asdict
 from typing import Any
 
 from muonscale.lab.config import Config
+from muonscale.lab.costs.of_run import run_flops
 from muonscale.lab.models.build import count_parameters
 from muonscale.lab.models.convert import save_tokenizer
 from muonscale.lab.parallel.processes import Processes, joined, restarted
@@ -174,6 +175,7 @@ def record_environment(run: Run) -> None:
     """Write env.json: what this run depends on besides its configuration."""
     facts = {
         **environment(run),
+        "flops": run_flops(run.config, run.state.model.config),
         "started_at_step": run.state.step,
         "data": {
             name: {**asdict(corpus.stats), "read": run.batches.share(name)}

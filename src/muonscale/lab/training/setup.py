@@ -177,6 +177,8 @@ class Run:
     batches: Batches
     state: TrainState
     processes: Processes
+    transfer: Parametrization | None = None
+    """What `transfer.base` has come to."""
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerFast:
@@ -228,7 +230,7 @@ def set_up(
     attention = watch_attention(forward.model, config)
     state = TrainState(forward, optimizer, routing, facts, attention=attention)
     batches = build_batches(config, corpora, processes)
-    return Run(config, folder, console, corpora, batches, state, processes)
+    return Run(config, folder, console, corpora, batches, state, processes, transfer)
 
 
 def shared_tokenizer(corpora: dict[str, Corpus]) -> PreTrainedTokenizerFast:
@@ -279,6 +281,7 @@ def environment(run: Run) -> dict[str, Any]:
         "experts": experts_implementation(run.state.model),
         "routing": run.state.routing.facts(),
         "attention": None if (watch := run.state.attention) is None else watch.facts(),
+        "transfer": None if run.transfer is None else run.transfer.as_dict(),
         "command": sys.argv,
         **origin(run.folder),
     }

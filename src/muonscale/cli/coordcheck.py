@@ -1,0 +1,88 @@
+"""The verb `coordcheck`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from muonscale.cli.arguments import Json, Model, Overrides
+from muonscale.errors import ConfigError
+
+
+def coordcheck(
+    model: Model,
+    overrides: Overrides = None,
+    widths: Annotated[
+        str | None,
+        typer.Option(
+            metavar="W,W,...",
+            help="At least three, the smallest being the base (default: four, 8x apart).",
+            show_default=False,
+        ),
+    ] = None,
+    seeds: Annotated[int, typer.Option(help="Initial weights and data orders per width.")] = 3,
+    steps: Annotated[int, typer.Option(help="Training steps.")] = 6,
+    convention: Annotated[
+        str | None,
+        typer.Option(
+            help="spectral, adam_table or standard (default: transfer.convention).",
+            show_default=False,
+        ),
+    ] = None,
+    grow: Annotated[str, typer.Option(help="What is wider: heads or head_dim.")] = "heads",
+    batch_tokens: Annotated[int, typer.Option(help="Tokens of a step.")] = 1024,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Write coordcheck.json, .png and .svg there."),
+    ] = None,
+    full: Annotated[bool, typer.Option("--full", help="A line for everything measured.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Check that nothing in a model depends on its width while it trains.
+
+    The model is trained for a few steps at several widths, the values of optimizer.* being those of
+    the smallest; sizes and changes of its outputs, and norms of its weights and updates, must not
+    grow or shrink with the width. Exit code 0 if they do not, 1 if they do or if it cannot be told.
+    Examples: `muonscale coordcheck llama-nano`;
+    `muonscale coordcheck my.yaml optimizer.lr=0.01 --widths 64,128,256,512 --out checks/mine`.
+    """
+    from rich.console import Console
+
+    from muonscale.lab.coordcheck.facts import check_facts
+    from muonscale.lab.coordcheck.plan import Asked, plan_check
+    from muonscale.lab.coordcheck.run import measure
+    from muonscale.lab.coordcheck.text import check_text
+    from muonscale.lab.coordcheck.words import check_json
+    from muonscale.lab.training.console import RunConsole
+
+    asked = Asked(
+        target=model,
+        overrides=overrides or [],
+        widths=None if widths is None else _numbers(widths),
+        seeds=seeds,
+        steps=steps,
+        convention=convention,
+        grow=grow,  # pyrefly: ignore [bad-argument-type]
+        batch_tokens=batch_tokens,
+    )
+    plan = plan_check(asked)
+    console = RunConsole(Console(stderr=True, highlight=False, soft_wrap=True))
+    facts = check_facts(measure(plan, console))
+    if out is not None:
+        from muonscale.lab.coordcheck.figure import write_check
+
+        write_check(facts, out)
+    typer.echo(check_json(facts) if as_json else check_text(facts, full=full))
+    if not facts["passed"]:
+        raise typer.Exit(1)
+
+
+def _numbers(text: str) -> list[int]:
+    try:
+        return [int(word) for word in text.split(",")]
+    except ValueError:
+        raise ConfigError(
+            f"--widths {text}: whole numbers with commas, such as 32,64,128"
+        ) from None
