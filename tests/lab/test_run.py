@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import fcntl
 import json
 import math
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -120,6 +122,22 @@ def test_a_second_process_in_the_same_folder_is_refused(tmp_path: Path) -> None:
         pass
 
 
+def test_a_file_system_without_locks_is_not_another_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(file: object, operation: int) -> None:
+        raise OSError(38, "Function not implemented")
+
+    monkeypatch.setattr("muonscale.lab.run.fcntl.flock", fail)
+    folder = RunFolder(tmp_path)
+    with (
+        pytest.raises(CheckpointError, match=r"does not lock files \(Function not implemented\)"),
+        folder.locked(),
+    ):
+        pass
+    assert (tmp_path / "run.lock").exists() and not folder.held()
+
+
 def test_a_folder_that_cannot_be_made_is_a_sentence() -> None:
     with (
         pytest.raises(CheckpointError, match="/proc/run cannot be written"),
@@ -141,3 +159,15 @@ def test_an_atomic_write_leaves_the_old_file_when_it_fails(
     with pytest.raises(OSError, match="No space"):
         write_atomic(path, json.dumps(2))
     assert path.read_text() == "1"
+
+
+def test_who_asks_whether_a_folder_is_held_keeps_nobody_out(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run")
+    with folder.locked():
+        (folder.path / "config.json").touch()  # so that the folder stays
+    with (folder.path / "run.lock").open() as asking:
+        fcntl.flock(asking, fcntl.LOCK_SH)  # what `held` has for a moment
+        threading.Timer(0.15, lambda: fcntl.flock(asking, fcntl.LOCK_UN)).start()
+        with folder.locked():
+            assert folder.held()
+        assert not folder.held()

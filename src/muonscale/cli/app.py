@@ -7,12 +7,15 @@ from typing import Annotated
 
 import typer
 
-from muonscale.cli import models
+from muonscale.cli import fit, models
 from muonscale.cli.arguments import Arguments, split_arguments
+from muonscale.cli.coordcheck import coordcheck
 from muonscale.cli.export import export
 from muonscale.cli.import_ import import_
 from muonscale.cli.plan import plan
+from muonscale.cli.report import report
 from muonscale.cli.running import DryRun, Resume, start
+from muonscale.cli.study import study
 from muonscale.cli.verify import verify
 from muonscale.errors import ConfigError
 
@@ -85,15 +88,23 @@ app.command("import")(import_)
 app.command()(models.inspect)
 app.command()(models.lr)
 app.command()(plan)
+app.command()(report)
 app.command()(verify)
+app.add_typer(study)
+app.add_typer(fit.app, name="fit")
+app.command()(coordcheck)
 
 
 @app.command()
 def recipes() -> None:
-    """List the recipes that come with muonscale."""
+    """List the recipes that come with muonscale: those of `train`, then those of `study`."""
     from muonscale.lab.config import recipe_names, recipe_summary
+    from muonscale.lab.studies.kinds import study_names, study_summary
 
-    names = recipe_names()
-    width = max(map(len, names))
-    for name in names:
-        typer.echo(f"{name:{width}}  {recipe_summary(name)}")
+    runs = {name: recipe_summary(name) for name in recipe_names()}
+    studies = {name: study_summary(name) for name in study_names()}
+    width = max(map(len, [*runs, *studies]))
+    for title, each in (("muonscale train NAME", runs), ("muonscale study run NAME", studies)):
+        typer.echo(title)
+        for name, summary in each.items():
+            typer.echo(f"  {name:{width}}  {summary}")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any, get_args
@@ -55,7 +55,8 @@ _Loader.add_implicit_resolver(
 )
 
 
-def _read_yaml(text: str) -> Any:
+def read_yaml(text: str) -> Any:
+    """Return what YAML text says, numbers such as 1e-6 included."""
     return yaml.load(text, Loader=_Loader)
 
 
@@ -179,7 +180,12 @@ def recipe_names() -> list[str]:
 
 def recipe_summary(name: str) -> str:
     """Return the first paragraph of the comment that a shipped recipe begins with, as one line."""
-    lines = itertools.takewhile(lambda line: line.startswith("# "), _shipped(name).splitlines())
+    return first_comment(_shipped(name))
+
+
+def first_comment(text: str) -> str:
+    """Return the first paragraph of the comment that YAML begins with, as one line."""
+    lines = itertools.takewhile(lambda line: line.startswith("# "), text.splitlines())
     return " ".join(line.removeprefix("#").strip() for line in lines)
 
 
@@ -197,7 +203,7 @@ def load_config(recipe: str, overrides: Sequence[str] = ()) -> Config:
     Raises:
         ConfigError: for an unknown recipe, section or key, or a value of the wrong type or range.
     """
-    return resolve_config(_read_recipe(recipe), overrides)
+    return resolve_config(read_recipe(recipe), overrides)
 
 
 def resolve_config(tree: dict[str, Any], overrides: Sequence[str] = ()) -> Config:
@@ -206,7 +212,16 @@ def resolve_config(tree: dict[str, Any], overrides: Sequence[str] = ()) -> Confi
     Raises:
         ConfigError: as `load_config`.
     """
-    given = dict(_parse_override(text) for text in overrides)  # of one key the last one counts
+    # Of one key the last one counts.
+    return resolve_values(tree, dict(_parse_override(text) for text in overrides))
+
+
+def resolve_values(tree: dict[str, Any], given: Mapping[str, Any]) -> Config:
+    """Resolve sections and values of keys `section.key`; `tree` is written to.
+
+    Raises:
+        ConfigError: as `load_config`.
+    """
     names = [name for name, value in given.items() if value is not None]
     for keys in ALTERNATIVES:
         chosen = [key for key in keys if key in names]
@@ -219,7 +234,12 @@ def resolve_config(tree: dict[str, Any], overrides: Sequence[str] = ()) -> Confi
     return _validate(tree)
 
 
-def _read_recipe(recipe: str) -> dict[str, Any]:
+def read_recipe(recipe: str) -> dict[str, Any]:
+    """Return the sections of a recipe as they are written, for `resolve_config`.
+
+    Raises:
+        ConfigError: if there is no such recipe, or it is not YAML of sections.
+    """
     path = Path(recipe)
     if recipe in recipe_names():
         text = _shipped(recipe)
@@ -236,7 +256,7 @@ def _read_recipe(recipe: str) -> dict[str, Any]:
             "a recipe is a name from `muonscale recipes`, a .yaml file, or a run folder"
         )
     try:
-        tree = _read_yaml(text)
+        tree = read_yaml(text)
     except yaml.YAMLError as error:
         raise ConfigError(f"recipe {recipe} is not valid YAML: {error}") from error
     if not isinstance(tree, dict) or not all(isinstance(v, dict) for v in tree.values()):
@@ -259,7 +279,7 @@ def _parse_override(text: str) -> tuple[str, Any]:
     if not sign or "." not in name:
         raise ConfigError(f"override {text!r} must have the form section.key=value")
     try:
-        return name, _read_yaml(value)
+        return name, read_yaml(value)
     except yaml.YAMLError as error:
         raise ConfigError(f"the value of override {text!r} is not valid YAML: {error}") from error
 

@@ -19,16 +19,19 @@ import fcntl
 import json
 import math
 import os
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from muonscale.errors import CheckpointError
 from muonscale.lab.config import Config, dump_config
 
 LOCK = "run.lock"
+LOOKS = 10
+"""How often a lock is asked for, over half a second."""
 
 # Keys that may differ when a run is continued: they change neither data order nor, but for the
 # rounding of sums, weights.
@@ -47,11 +50,11 @@ FREE_ON_RESUME = (
 )
 
 
-def write_atomic(path: Path, text: str) -> None:
+def write_atomic(path: Path, content: str | bytes) -> None:
     """Write a file so that it is either the old one or the new one, whenever the power fails."""
     temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
+    with temporary.open("wb") as file:
+        file.write(content.encode() if isinstance(content, str) else content)
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)
@@ -166,7 +169,7 @@ class RunFolder:
         Raises:
             CheckpointError: naming every key that differs, with both values.
         """
-        old, new = _flatten(self.saved_config()), _flatten(json.loads(dump_config(config)))
+        old, new = flatten(self.saved_config()), flatten(json.loads(dump_config(config)))
         lines = [
             f"  {key}: {old.get(key)!r} in the run, {new.get(key)!r} now"
             for key in sorted(old.keys() | new.keys())
@@ -186,7 +189,7 @@ class RunFolder:
         A folder made here in which nothing was begun is removed again.
 
         Raises:
-            CheckpointError: if another process holds it.
+            CheckpointError: if another process holds it, or the file system has no locks.
         """
         created = not self.path.exists()
         try:
@@ -196,18 +199,35 @@ class RunFolder:
             raise CheckpointError(f"run folder {self.path} cannot be written: {error}") from error
         with file:
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                locked = _lock(file)
             except OSError as error:
+                raise CheckpointError(
+                    f"the file system of {self.path} does not lock files ({error.strerror}), which keeps "
+                    "two processes from training in one folder; mount it with locks (Lustre: -o flock), "
+                    "or choose a folder on another with run.path=FOLDER"
+                ) from error
+            if not locked:
                 raise CheckpointError(
                     f"another process is training in {self.path}; wait for it, or choose another "
                     "folder with run.path=FOLDER"
-                ) from error
+                )
             try:
                 yield
             finally:
                 if created and [p.name for p in self.path.iterdir()] == [LOCK]:
                     (self.path / LOCK).unlink()
                     self.path.rmdir()
+
+    def held(self) -> bool:
+        """Return whether a process is training in this folder, on a machine that shares its locks."""
+        try:
+            with (self.path / LOCK).open("r") as file:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        except OSError:  # no lock file, or a file system that does not lock: `locked` says so
+            return False
+        return False
 
     def append_metrics(self, record: dict[str, Any]) -> None:
         """Add one line to metrics.jsonl."""
@@ -240,22 +260,39 @@ class RunFolder:
         write_atomic(self.metrics, "".join(_line(record) for record in records))
 
 
+def _lock(file: IO[str]) -> bool:
+    """Take a file's lock, unless a process keeps it; one that asks `held` has it for a moment."""
+    for _ in range(LOOKS):
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            time.sleep(0.05)
+        else:
+            return True
+    return False
+
+
 def _line(record: dict[str, Any]) -> str:
     """Return a record as a line of JSON, which has no word for a number that is not finite."""
-
-    def finite(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {key: finite(item) for key, item in value.items()}
-        return None if isinstance(value, float) and not math.isfinite(value) else value
 
     return json.dumps(finite(record)) + "\n"
 
 
-def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def finite(value: Any) -> Any:
+    """Return plain values with None for every number that is not finite, as JSON needs it."""
+    if isinstance(value, dict):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return a configuration's values by their dotted keys."""
     flat: dict[str, Any] = {}
     for key, value in tree.items():
         if isinstance(value, dict):
-            flat |= _flatten(value, f"{prefix}{key}.")
+            flat |= flatten(value, f"{prefix}{key}.")
         else:
             flat[f"{prefix}{key}"] = value
     return flat

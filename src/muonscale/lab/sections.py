@@ -238,8 +238,9 @@ class OptimizerSection(Section):
     """Epsilon of post_norm."""
     normuon_beta2: Fraction = 0.95
     """Decay rate of NorMuon's row statistics."""
-    scale: str = "rms"
-    """Shape factor: rms, rms_exact, spectral, keller, none, or another project's name for one."""
+    scale: str | Annotated[float, Field(gt=0)] = "rms"
+    """Shape factor: rms, rms_exact, spectral, keller, none, another project's name for one, or a
+    number for all shapes."""
     rms: Annotated[float, Field(gt=0)] = 0.2
     """Root mean square of an update under `scale=rms` (Moonlight, section 2.2)."""
     betas: tuple[Fraction, Fraction] = (0.9, 0.95)

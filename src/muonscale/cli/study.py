@@ -1,0 +1,117 @@
+"""The verbs `study plan`, `study run`, `study status`."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from muonscale.cli.arguments import Json
+from muonscale.errors import ConfigError
+
+if TYPE_CHECKING:
+    from muonscale.lab.studies.base import Study
+
+study = typer.Typer(
+    name="study",
+    help="Many runs, planned, done once each, and read together.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+
+VERDICTS = {True: "PASS", False: "FAIL", None: "undecided"}
+
+Words = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="STUDY [key=value ...]",
+        help="A study recipe's name, a YAML file or a study folder, then overrides.",
+    ),
+]
+
+
+@study.command()
+def plan(words: Words, as_json: Json = False) -> None:
+    """List the runs of a study, their tokens, FLOPs and expected hours; nothing is written.
+
+    Example: `muonscale study plan compare-nano executor.workers=2`. Where no finished run tells how
+    long a step takes, a few are timed.
+    """
+    from muonscale.lab.studies.engine import plan_study
+    from muonscale.lab.studies.text import plan_json, plan_text
+
+    found = _study(words)
+    state, cost = plan_study(found)
+    typer.echo(plan_json(found, state, cost) if as_json else plan_text(found, state, cost))
+
+
+@study.command()
+def run(
+    words: Words,
+    retry: Annotated[bool, typer.Option("--retry", help="Do failed runs once more.")] = False,
+) -> None:
+    """Do the runs of a study that are missing, then write its result and report.
+
+    Stopped at any moment and called again, it goes on where it was. Exit code 1 if a run failed (the
+    others are done all the same), if the study cannot go on, or if it has a verdict and it is not that
+    it passed.
+    """
+    from muonscale.lab.studies.engine import run_study
+
+    found = _study(words)
+    result = run_study(found, lambda line: typer.echo(line), retry=retry)
+    path = found.config.path
+    typer.echo(f"result in {path / 'result.json'}, report in {path / 'report' / 'report.html'}")
+    for failed in result["failed"]:
+        typer.echo(f"failed: {failed['run']}: {failed['reason']}", err=True)
+    if result["failed"]:
+        typer.echo("do failed runs once more with --retry", err=True)
+    if result["stopped"]:
+        typer.echo(f"stopped: {result['stopped']}", err=True)
+    if "passed" in result:
+        typer.echo(f"verdict: {VERDICTS[result['passed']]}")
+    if result["failed"] or result["stopped"] or not result.get("passed", True):
+        raise typer.Exit(1)
+
+
+@study.command()
+def status(
+    words: Words,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Draw it anew until all has ended.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Show what has become of every run of a study: a table, live with --watch."""
+    from rich.console import Console
+    from rich.live import Live
+
+    from muonscale.lab.studies.engine import look
+    from muonscale.lab.studies.text import status_json, status_table
+
+    found = _study(words)
+    state = look(found)
+    if as_json:
+        typer.echo(status_json(state))
+        return
+    console = Console(highlight=False)
+    if not watch:
+        console.print(status_table(found, state))
+        return
+    with Live(status_table(found, state), console=console, auto_refresh=False) as live:
+        while (state := look(found)).missing:
+            live.update(status_table(found, state), refresh=True)
+            time.sleep(2)
+        live.update(status_table(found, state), refresh=True)
+
+
+def _study(words: list[str]) -> Study:
+    from muonscale.lab.studies.kinds import load_study
+
+    names = [word for word in words if "=" not in word]
+    if len(names) != 1:
+        raise ConfigError(
+            f"one study at a time, got {' and '.join(names) or 'none'}; an override has the form key=value"
+        )
+    return load_study(names[0], [word for word in words if "=" in word])

@@ -1,0 +1,1 @@
+"""Studies: many runs planned, done once each, and read together."""

@@ -1,0 +1,154 @@
+"""The kinds of study, and how a recipe becomes one of them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from importlib import import_module, resources
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+from pydantic import ValidationError
+
+from muonscale.errors import ConfigError, nearest
+from muonscale.lab.config import first_comment, read_yaml
+from muonscale.lab.report.page import Page
+from muonscale.lab.studies.base import Study
+from muonscale.lab.studies.engine import find, look
+from muonscale.lab.studies.sections import StudyConfig
+
+KINDS = {
+    "compare": ("muonscale.lab.studies.compare", "CompareConfig", "Compare"),
+    "transfer": ("muonscale.lab.studies.transfer", "TransferConfig", "Transfer"),
+    "telescope": ("muonscale.lab.studies.telescope", "TelescopeConfig", "Telescope"),
+}
+"""By the value of `study`: module, configuration and class."""
+
+NESTED = ("executor", "set")
+"""Keys that hold keys."""
+
+
+def study_names() -> list[str]:
+    """Return the names of the study recipes shipped with the package."""
+    folder = resources.files("muonscale") / "recipes" / "studies"
+    return sorted(item.name[:-5] for item in folder.iterdir() if item.name.endswith(".yaml"))
+
+
+def study_summary(name: str) -> str:
+    """Return what a shipped study is, as one line."""
+    return first_comment(_shipped(name))
+
+
+def _shipped(name: str) -> str:
+    folder = resources.files("muonscale") / "recipes" / "studies"
+    return (folder / f"{name}.yaml").read_text("utf-8")
+
+
+def load_study(recipe: str, overrides: Sequence[str] = ()) -> Study:
+    """Return the study of a recipe.
+
+    Args:
+        recipe: name of a shipped study, path of a YAML or JSON file, or a study folder.
+        overrides: `key=value`, the value read as YAML; `set.train.tokens=...` for keys of runs.
+
+    Raises:
+        ConfigError: for an unknown recipe or key, or a value of the wrong type or range.
+    """
+    tree = _read(recipe)
+    for text in overrides:
+        _override(tree, text)
+    kind = tree.get("study")
+    if kind not in KINDS:
+        raise ConfigError(
+            f"{recipe}: study={kind!r} is no kind of study; {nearest(str(kind), KINDS)}"
+        )
+    module, config, study = KINDS[kind]
+    home = import_module(module)
+    return getattr(home, study)(_validated(getattr(home, config), tree))
+
+
+def study_page(path: Path) -> Page:
+    """Return the report of a study folder, of what has ended so far.
+
+    Raises:
+        MuonscaleError: if it is no study folder, or is damaged.
+    """
+    study = load_study(str(path), [f"path={json.dumps(str(path))}"])
+    state = look(study)
+    return study.page(find(study, state), state.outcomes)
+
+
+def _read(recipe: str) -> dict[str, Any]:
+    path = Path(recipe)
+    if recipe in study_names():
+        text = _shipped(recipe)
+        path = Path(f"{recipe}.yaml")
+    else:
+        if path.is_dir():
+            path = path / "study.json"
+        if path.suffix not in (".yaml", ".yml", ".json"):
+            raise ConfigError(
+                f"unknown study {recipe!r} ({nearest(recipe, study_names())}); a study is a name from "
+                "`muonscale recipes`, a .yaml file, or a study folder"
+            )
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"study {recipe} cannot be read: {error}") from error
+    try:
+        tree = json.loads(text) if path.suffix == ".json" else read_yaml(text)
+    except (yaml.YAMLError, ValueError) as error:
+        raise ConfigError(f"study {recipe} is not valid: {error}") from error
+    if not isinstance(tree, dict):
+        raise ConfigError(f"study {recipe} must map keys to values")
+    return tree
+
+
+def _override(tree: dict[str, Any], text: str) -> None:
+    key, sign, value = text.partition("=")
+    section, dot, inner = key.partition(".")
+    if not sign or (dot and section not in NESTED):
+        raise ConfigError(
+            f"override {text!r} must have the form key=value, executor.key=value or "
+            "set.section.key=value"
+        )
+    try:
+        found = read_yaml(value)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"the value of override {text!r} is not valid YAML: {error}") from error
+    if dot:
+        tree.setdefault(section, {})[inner] = found
+    else:
+        tree[key] = found
+
+
+def _validated(cls: type[StudyConfig], tree: dict[str, Any]) -> StudyConfig:
+    try:
+        return cls.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigError("\n".join(_sentence(cls, item) for item in error.errors())) from None
+
+
+def _sentence(cls: type[StudyConfig], item: Any) -> str:
+    """Turn one pydantic error into a sentence with the key, the value and what is accepted."""
+    name = ".".join(str(part) for part in item["loc"])
+    if item["type"] == "extra_forbidden":
+        *parents, key = (str(part) for part in item["loc"])
+        known: Any = cls
+        for part in parents:
+            known = (
+                _keys_of(known.model_fields[part].annotation)
+                if part in known.model_fields
+                else known
+            )
+        return f"unknown key {name}; {nearest(key, known.model_fields)}"
+    if item["type"] == "missing":
+        return f"{name} is required"
+    message = item["msg"].removeprefix("Value error, ")
+    return message if item["type"] == "value_error" else f"{name}={item['input']!r}: {message}"
+
+
+def _keys_of(annotation: Any) -> Any:
+    """Return the section that an annotation is, or that a mapping of names to sections holds."""
+    return get_args(annotation)[-1] if get_args(annotation) else annotation

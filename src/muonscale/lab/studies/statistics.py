@@ -1,0 +1,137 @@
+"""Differences between groups of runs, with the noise of seeds.
+
+Runs of one seed share initial weights, order of the data and held-out split, so that a seed that is
+lucky for one is lucky for all. The model is that of randomised blocks, seeds being the blocks:
+
+    loss[group, seed] = mean[group] + effect[seed] + noise,    noise ~ N(0, sigma^2)
+
+sigma is the same in all groups that are compared and estimated from all of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+import numpy as np
+from scipy.stats import t as student
+
+from muonscale.errors import StudyError
+
+Group = TypeVar("Group", bound=Hashable)
+LEVEL = 0.9
+"""Of all intervals."""
+CLAIM = 0.001
+"""Largest one-sided p-value at which one group is called better than another: the noise rule of the
+modded-nanogpt optimization track, which asks for p < 0.001."""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A difference of means."""
+
+    estimate: float
+    low: float
+    high: float
+    """Ends of the 90 % interval."""
+    p: float
+    """One-sided: the chance of a difference as far below zero if there were none."""
+    freedom: int
+
+
+@dataclass(frozen=True)
+class Blocks(Generic[Group]):
+    """Groups of runs with one seed effect and one noise, fitted by least squares."""
+
+    groups: tuple[Group, ...]
+    means: tuple[float, ...]
+    covariance: np.ndarray
+    """Of the means without what seeds have in common, over sigma^2: [groups, groups]."""
+    sigma: float
+    """NaN where nothing is left to estimate it from."""
+    freedom: int
+
+    def mean(self, group: Group) -> float:
+        """Return the mean of a group, for an average seed."""
+        return self.means[self.groups.index(group)]
+
+    def difference(self, first: Group, second: Group) -> Difference:
+        """Return mean(first) - mean(second); without noise to judge by, an interval of NaN."""
+        contrast = np.zeros(len(self.groups))
+        contrast[self.groups.index(first)] += 1
+        contrast[self.groups.index(second)] -= 1
+        estimate = float(contrast @ np.array(self.means))
+        if self.freedom == 0:
+            return Difference(estimate, np.nan, np.nan, np.nan, 0)
+        error = self.sigma * float(np.sqrt(max(0.0, contrast @ self.covariance @ contrast)))
+        half = float(student.ppf((1 + LEVEL) / 2, self.freedom)) * error
+        p = float(student.cdf(estimate / error, self.freedom)) if error else float(estimate >= 0)
+        return Difference(estimate, estimate - half, estimate + half, p, self.freedom)
+
+
+def fit_blocks(losses: Mapping[Group, Mapping[int, float]]) -> Blocks[Group]:
+    """Fit group means and seed effects.
+
+    Args:
+        losses: finite losses by group and seed; groups may lack a seed.
+
+    Raises:
+        StudyError: without any loss, or for groups that share no seed with the others.
+    """
+    groups = tuple(group for group, each in losses.items() if each)
+    if not groups:
+        raise StudyError("there is no finished run to compare")
+    seeds = sorted({seed for group in groups for seed in losses[group]})
+    rows = [
+        (g, seeds.index(s), x) for g, name in enumerate(groups) for s, x in losses[name].items()
+    ]
+    design = np.zeros((len(rows), len(groups) + len(seeds) - 1))
+    for number, (group, seed, _) in enumerate(rows):
+        design[number, group] = 1
+        # Effects sum to zero: the last seed's is minus the sum of the others'.
+        if seed < len(seeds) - 1:
+            design[number, len(groups) + seed] = 1
+        else:
+            design[number, len(groups) :] = -1
+    values = np.array([x for *_, x in rows])
+    rank = int(np.linalg.matrix_rank(design))
+    if rank < design.shape[1]:
+        raise StudyError(
+            f"the groups {', '.join(map(str, groups))} have seeds {seeds} in such a way that some share "
+            "none: runs are compared seed by seed, so finish the missing ones"
+        )
+    found, *_ = np.linalg.lstsq(design, values, rcond=None)
+    freedom = len(rows) - rank
+    left = float(np.sum((values - design @ found) ** 2))
+    sigma = float(np.sqrt(left / freedom)) if freedom else float("nan")
+    covariance = np.linalg.inv(design.T @ design)[: len(groups), : len(groups)]
+    return Blocks(groups, tuple(map(float, found[: len(groups)])), covariance, sigma, freedom)
+
+
+def mean_interval(groups: Sequence[Sequence[float]], number: int) -> tuple[float, float, float]:
+    """Return the mean of a group and the ends of its 90 % interval, seed effects being noise.
+
+    The variance over seeds is pooled over all groups; without any, the ends are NaN.
+    """
+    own = np.array(groups[number])
+    freedom = sum(len(group) - 1 for group in groups)
+    mean = float(own.mean())
+    if freedom == 0:
+        return mean, float("nan"), float("nan")
+    squares = sum(float(np.sum((np.array(g) - np.mean(g)) ** 2)) for g in groups)
+    half = float(student.ppf((1 + LEVEL) / 2, freedom)) * float(
+        np.sqrt(squares / freedom / len(own))
+    )
+    return mean, mean - half, mean + half
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Return p-values adjusted for their number (Holm 1979): NaN stays NaN."""
+    adjusted = [float("nan")] * len(p_values)
+    order = sorted((p, n) for n, p in enumerate(p_values) if not np.isnan(p))
+    largest = 0.0
+    for rank, (p, number) in enumerate(order):
+        largest = max(largest, min(1.0, (len(order) - rank) * p))
+        adjusted[number] = largest
+    return adjusted

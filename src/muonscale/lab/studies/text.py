@@ -1,0 +1,158 @@
+"""A plan and a status as text, tables and JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from rich.table import Table
+
+from muonscale.lab.studies.account import (
+    account,
+    account_rows,
+    account_sentences,
+    account_tree,
+    hours_text,
+)
+from muonscale.lab.studies.base import Outcome, Study
+from muonscale.lab.studies.costs import StudyCost
+from muonscale.lab.studies.engine import State, described
+
+COLOURS = {
+    "finished": "green",
+    "running": "cyan",
+    "waiting": "dim",
+    "diverged": "yellow",
+    "failed": "red",
+}
+
+
+def plan_text(study: Study, state: State, cost: StudyCost) -> str:
+    """Return the runs and what they cost, as a table with a line of totals."""
+    rows = [("run", "parameters", "steps", "tokens", "FLOPs", "hours", "state")]
+    for id, run in state.runs.items():
+        one = cost.runs[id]
+        rows.append(
+            (
+                run.label,
+                f"{one.parameters:,}",
+                f"{one.steps:,}",
+                f"{one.tokens:,}",
+                f"{one.flops:.3g}",
+                hours_text(cost.hours([id])),
+                state.outcomes[id].state,
+            )
+        )
+    left = [outcome.run.id for outcome in state.missing]
+    lines = [*_aligned(rows), "", _total("all", state.runs, cost), _total("left to do", left, cost)]
+    if state.expected:
+        whole = account(state.expected, cost)
+        lines += ["", *_aligned(account_rows(whole)), "", *account_sentences(whole)]
+    lines.append(f"time: {cost.basis}; {_at_once(cost, left)}")
+    if study.config.executor.kind != "slurm":
+        lines.append(
+            f"start it with: muonscale study run {study.config.path if _begun(study) else 'STUDY'}"
+        )
+    return "\n".join(lines)
+
+
+def _begun(study: Study) -> bool:
+    return (study.config.path / "study.json").exists()
+
+
+def _total(name: str, ids: Any, cost: StudyCost) -> str:
+    number, tokens, flops = cost.total(ids)
+    return f"{name}: {number} runs, {tokens:,} tokens, {flops:.3g} FLOPs, {hours_text(cost.hours(ids))} hours of runs"
+
+
+def _at_once(cost: StudyCost, left: Sequence[str]) -> str:
+    hours = cost.hours(left)
+    if cost.workers is None:
+        return "how many run at a time is the cluster's to say"
+    if hours is None:
+        return f"{cost.workers} at a time"
+    return f"{cost.workers} at a time: about {hours_text(hours / cost.workers)} hours to go"
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    widths = [max(len(row[n]) for row in rows) for n in range(len(rows[0]))]
+    return [
+        "  ".join(
+            cell.ljust(width) if n in (0, len(row) - 1) else cell.rjust(width)
+            for n, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
+
+
+def plan_json(study: Study, state: State, cost: StudyCost) -> str:
+    """Return the plan as JSON."""
+    rows = [
+        {
+            "id": id,
+            "coordinates": dict(run.coordinates),
+            "state": state.outcomes[id].state,
+            **vars(cost.runs[id]),
+            "flops": cost.runs[id].flops,
+            "hours": cost.hours([id]),
+        }
+        for id, run in state.runs.items()
+    ]
+    totals = {
+        name: dict(zip(("runs", "tokens", "flops"), cost.total(ids), strict=True))
+        | {"hours": cost.hours(ids)}
+        for name, ids in (("all", list(state.runs)), ("left", [o.run.id for o in state.missing]))
+    }
+    tree = {"study": study.config.study, "runs": rows, "totals": totals, "time": cost.basis}
+    if state.expected:
+        tree["account"] = account_tree(account(state.expected, cost))
+    return json.dumps(tree, indent=2)
+
+
+def status_table(study: Study, state: State) -> Table:
+    """Return the runs and how far they are; of many, those that wait are one line."""
+    counts = {name: sum(o.state == name for o in state.outcomes.values()) for name in COLOURS}
+    summary = ", ".join(f"{number} {name}" for name, number in counts.items() if number)
+    table = Table(title=f"{study.config.path}: {summary}", box=None, title_justify="left")
+    for name in ("run", "state", "step", "loss", "tokens/s", "left"):
+        table.add_column(name, justify="left" if name in ("run", "state") else "right")
+    for outcome in state.outcomes.values():
+        if outcome.state != "waiting":
+            table.add_row(outcome.run.label, *_progress(outcome), style=COLOURS[outcome.state])
+    if counts["waiting"]:
+        table.add_row(f"{counts['waiting']} more", "waiting", style=COLOURS["waiting"])
+    return table
+
+
+def _progress(outcome: Outcome) -> tuple[str, ...]:
+    """Return state, step, loss, speed and time left."""
+    steps = outcome.run.config.steps
+    if outcome.result is not None:
+        speed = f"{outcome.result['tokens_per_second']:,.0f}"
+        return "finished", f"{steps}/{steps}", f"{outcome.loss:.4f}", speed, ""
+    if outcome.reason:
+        return (f"{outcome.state}: {outcome.reason}",)
+    records = [r for r in outcome.folder.read_metrics() if r["kind"] == "train"]
+    if not records:
+        return (outcome.state, f"0/{steps}")
+    last = records[-1]
+    loss = "" if last["loss"] is None else f"{last['loss']:.4f}"
+    left = (steps - last["step"]) * last["step_ms"] / 1000
+    speed = f"{last['tokens_per_second']:,.0f}"
+    return outcome.state, f"{last['step']}/{steps}", loss, speed, f"{left / 60:.0f} min"
+
+
+def status_json(state: State) -> str:
+    """Return what has become of every run, as JSON."""
+    rows = [
+        {
+            "id": id,
+            "run": outcome.run.label,
+            "state": outcome.state,
+            "folder": str(outcome.folder.path),
+            "said": described(outcome),
+        }
+        for id, outcome in state.outcomes.items()
+    ]
+    return json.dumps({"runs": rows}, indent=2)

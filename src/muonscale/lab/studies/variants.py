@@ -1,0 +1,111 @@
+"""Optimizers by the names that studies use: overrides of a recipe, as data."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+from muonscale.lab.config import Config
+from muonscale.lab.studies.base import Planner
+
+Overrides = Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Variant:
+    """An optimizer to compare."""
+
+    overrides: Overrides | Callable[[Config], Overrides]
+    """Keys of the recipe; where they depend on the model, a function of the run's configuration."""
+    what: str
+    source: str
+
+
+def _muon(what: str, source: str, **options: Any) -> Variant:
+    keys = {"rule": "muon", "post_norm": None, **options}
+    return Variant(
+        overrides={f"optimizer.{key}": value for key, value in keys.items()},
+        what=what,
+        source=source,
+    )
+
+
+def _one_factor(config: Config) -> Overrides:
+    """Return the baseline of Moonlight's table 1, whose factor is that of a square matrix for all."""
+    from muonscale.lab.training.dry_run import planned_shape
+
+    factor = config.optimizer.rms * math.sqrt(planned_shape(config).hidden_size)
+    return {"optimizer.rule": "muon", "optimizer.post_norm": None, "optimizer.scale": factor}
+
+
+_MOONLIGHT = "arXiv 2502.16982"
+_PLUS = "arXiv 2602.21545"
+
+VARIANTS: dict[str, Variant] = {
+    "adamw": Variant(
+        overrides={"optimizer.rule": "adamw"},
+        what="AdamW for every parameter",
+        source="Loshchilov and Hutter, arXiv 1711.05101",
+    ),
+    "muon": _muon("Muon as the recipe has it", f"{_MOONLIGHT}, equation 4"),
+    "muon-no-wd": _muon("no weight decay", f"{_MOONLIGHT}, figure 2", weight_decay=0.0),
+    "muon-plus-row": _muon("rows normalised", f"{_PLUS}, section 3", post_norm="row"),
+    "muon-plus-col": _muon("columns normalised", f"{_PLUS}, section 3", post_norm="col"),
+    "muon-plus-row-col": _muon("rows, then columns", f"{_PLUS}, section 3", post_norm="row_col"),
+    "muon-plus-col-row": _muon("columns, then rows", f"{_PLUS}, section 3", post_norm="col_row"),
+    "normuon": _muon("rows by their variance", "arXiv 2510.05491", post_norm="normuon"),
+    "muon-frobenius": _muon(
+        "the whole update rescaled", "nanochat: not Muon+ of the paper", post_norm="frobenius"
+    ),
+    "muon-adjusted-lr": _muon(
+        "RMS by the shape", f"{_MOONLIGHT}, table 1, Adjusted LR", scale="rms"
+    ),
+    "muon-update-norm": _muon(
+        "RMS by the update", f"{_MOONLIGHT}, table 1, Update Norm", scale="rms_exact"
+    ),
+    "muon-one-factor": Variant(
+        overrides=_one_factor,
+        what="one factor for all shapes, rms*sqrt(hidden size)",
+        source=f"{_MOONLIGHT}, table 1, Baseline",
+    ),
+    **{
+        f"muon-rms-{rms:g}": _muon(f"update RMS {rms:g}", f"{_MOONLIGHT}, table 8", rms=rms)
+        for rms in (0.05, 0.1, 0.2, 0.4, 0.8)
+    },
+}
+"""By name. What a variant does not say is the recipe's."""
+
+ARCHITECTURES: dict[str, Overrides] = {
+    "gpt2": {"model.preset": "gpt-nano"},
+    "llama": {"model.preset": "llama-nano"},
+    "gemma3": {"model.preset": "gemma-nano"},
+    "moonlight": {"model.preset": "moonlight-nano"},
+}
+CORPORA: dict[str, Overrides] = {
+    "python": {"data.source": "python-stdlib"},
+    "python-reference": {"data.source": "python-reference"},
+}
+AXES: dict[str, dict[str, Overrides]] = {"architecture": ARCHITECTURES, "corpus": CORPORA}
+"""Values of axes that need no overrides of their own."""
+
+
+def variant_keys(
+    planner: Planner, name: str, own: Overrides, others: Overrides = MappingProxyType({})
+) -> Overrides:
+    """Return the keys of a variant: those of its name, if it is known, and its own on top.
+
+    Args:
+        planner: of the study.
+        name: of the variant.
+        own: keys that the study gives it.
+        others: keys of the place where it is run, which its own may depend on.
+    """
+    if name not in VARIANTS:
+        return own
+    known = VARIANTS[name].overrides
+    if callable(known):
+        known = known(planner.run({"variant": name}, others, own, seed=0).config)
+    return {**known, **own}

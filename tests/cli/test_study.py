@@ -1,0 +1,81 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.conftest import Muonscale
+
+
+@pytest.fixture
+def recipe(corpus_file: Path, cache: Path, tmp_path: Path) -> str:
+    keys: dict[str, Any] = {
+        "model.preset": "llama-pico",
+        "data.path": str(corpus_file),
+        "data.cache": str(cache),
+        "data.vocab_size": 300,
+        "data.sequence_length": 32,
+        "train.steps": 4,
+        "train.batch_tokens": 256,
+        "eval.every": 1,
+        "eval.batch_tokens": 2048,
+        "eval.sample_tokens": 0,
+    }
+    study = {
+        "study": "compare",
+        "path": str(tmp_path / "study"),
+        "set": keys,
+        "variants": ["adamw", "muon"],
+        "baselines": ["adamw"],
+        "lr": [0.01, 0.02],
+        "seeds": [0],
+        "executor": {"kind": "inline"},
+    }
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml.safe_dump(study))
+    return str(path)
+
+
+def test_plan_run_and_status(muonscale: Muonscale, recipe: str, tmp_path: Path) -> None:
+    plan = muonscale("study", "plan", recipe)
+    assert plan.code == 0
+    assert "adamw lr=0.01 seed=0" in plan.out
+    assert "all: 4 runs, 4,096 tokens" in plan.out
+    assert not (tmp_path / "study").exists()
+    tree = json.loads(muonscale("study", "plan", recipe, "--json", "lr=[0.1]").out)
+    assert tree["totals"]["all"]["runs"] == 2
+
+    run = muonscale("study", "run", recipe)
+    assert run.code == 0, run.err
+    assert "[4/4] muon lr=0.02 seed=0: held-out loss" in run.out
+    result = json.loads((tmp_path / "study" / "result.json").read_text())
+    (place,) = result["places"]
+    assert [v["name"] for v in place["variants"]] == ["adamw", "muon"]
+    reach = place["variants"][1]["reach"]["adamw"]["flops"]
+    assert 0 < reach["amount"] < 1.001 * reach["end"]
+    assert "one seed" in place["notes"][0]
+
+    status = muonscale("study", "status", tmp_path / "study")
+    assert "4 finished" in status.out
+    rows = json.loads(muonscale("study", "status", recipe, "--json").out)["runs"]
+    assert {row["state"] for row in rows} == {"finished"}
+
+
+def test_failed_runs_give_exit_code_1(muonscale: Muonscale, recipe: str) -> None:
+    wrong = "set.data.path=/no/such/file"
+    answer = muonscale("study", "run", recipe, wrong, "lr=[0.1]")
+    assert answer.code == 1
+    assert "/no/such/file" in answer.err
+    assert "--retry" in answer.err
+    status = muonscale("study", "status", recipe, wrong, "lr=[0.1]")
+    assert "2 failed" in status.out
+
+
+def test_one_study_at_a_time(muonscale: Muonscale) -> None:
+    answer = muonscale("study", "run", "a", "b")
+    assert answer.code == 2
+    assert "one study at a time" in answer.err
+    assert muonscale("study", "plan", "lr=3").code == 2

@@ -1,0 +1,51 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from muonscale.lab.studies.base import Study
+from muonscale.lab.studies.compare import Compare, CompareConfig
+
+Make = Callable[..., Any]
+
+
+@pytest.fixture
+def tiny_keys(corpus_file: Path, cache: Path) -> dict[str, Any]:
+    """Keys of the demo that make a run of half a second."""
+    return {
+        "model.preset": "llama-pico",
+        "data.path": str(corpus_file),
+        "data.cache": str(cache),
+        "data.vocab_size": 300,
+        "data.sequence_length": 32,
+        "data.held_out": 0.02,
+        "train.steps": 6,
+        "train.batch_tokens": 256,
+        "eval.every": 2,
+        "eval.tokens": 1_000_000,
+        "eval.batch_tokens": 2048,
+        "eval.sample_tokens": 0,
+        "checkpoint.every": 2,
+    }
+
+
+@pytest.fixture
+def compare(tiny_keys: dict[str, Any], tmp_path: Path) -> Callable[..., Study]:
+    """Make a small comparison; keywords replace its keys."""
+
+    def make(**keys: Any) -> Study:
+        given = {
+            "path": tmp_path / "study",
+            "set": tiny_keys,
+            "variants": ["adamw", "muon"],
+            "baselines": ["adamw"],
+            "lr": [0.005, 0.02],
+            "seeds": [0, 1],
+            "executor": {"kind": "inline"},
+        }
+        return Compare(CompareConfig.model_validate(given | keys))
+
+    return make

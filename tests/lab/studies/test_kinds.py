@@ -1,0 +1,92 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from muonscale.errors import ConfigError
+from muonscale.lab.studies.base import unique
+from muonscale.lab.studies.compare import Compare, CompareConfig
+from muonscale.lab.studies.kinds import load_study, study_names
+
+RECIPE = """
+study: compare
+path: out
+variants: [adamw, muon]
+baselines: [adamw]
+lr: [1e-3, 0.01]
+set: {train.tokens: 1_000_000}
+"""
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> str:
+    path = tmp_path / "mine.yaml"
+    path.write_text(RECIPE)
+    return str(path)
+
+
+def test_overrides_replace_keys(recipe: str) -> None:
+    study = load_study(recipe, ["lr=[0.1]", "set.train.tokens=5000", "executor.workers=3"])
+    config = study.config
+    assert isinstance(config, CompareConfig)
+    assert config.lr == [0.1]
+    assert config.set == {"train.tokens": 5000}
+    assert config.executor.workers == 3
+    assert isinstance(study, Compare)
+
+
+@pytest.mark.parametrize("name", study_names())
+def test_shipped_studies_can_be_planned(name: str) -> None:
+    study = load_study(name)
+    assert unique(study.plan({}))
+    assert study.config.path == Path("studies") / name
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("lrs=[1]", "unknown key lrs; did you mean lr"),
+        ("executor.worker=1", r"unknown key executor\.worker; did you mean workers"),
+        ("executor.workers=0", r"executor\.workers=0: "),
+        ("study=comparison", "did you mean compare"),
+        ("baselines=[sgd]", "baselines: 'sgd' is none of the variants"),
+        ("lr", "must have the form key=value"),
+        ("train.tokens=3", r"set\.section\.key=value"),
+        ("lr=[1", "not valid YAML"),
+    ],
+)
+def test_wrong_overrides_are_refused(recipe: str, override: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        load_study(recipe, [override])
+
+
+def test_a_wrong_key_inside_a_named_item_is_told(tmp_path: Path) -> None:
+    override = "hyperparameters={lr: {key: optimizer.lr, center: 1}}"
+    with pytest.raises(
+        ConfigError, match=r"unknown key hyperparameters\.lr\.center; did you mean centre"
+    ):
+        load_study("telescope-nano", [override])
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("study: compare", "path is required"),
+        ("[1, 2]", "must map keys"),
+        ("study: [", "not valid"),
+        ("path: x", "study=None is no kind of study"),
+    ],
+)
+def test_wrong_recipes_are_refused(tmp_path: Path, text: str, said: str) -> None:
+    path = tmp_path / "wrong.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=said):
+        load_study(str(path))
+
+
+def test_unknown_studies_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"unknown study 'muon-adam'.*muon-adamw-nano"):
+        load_study("muon-adam")
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load_study(str(tmp_path))
