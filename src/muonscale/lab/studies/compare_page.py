@@ -49,10 +49,11 @@ def compare_page(config: CompareConfig, found: Mapping[str, Any], outcomes: Outc
     for number, place in enumerate(found["places"]):
         sections.append(_place_section(config, place, outcomes, number))
     sections += [*failures_section(found), versions_section(outcomes)]
+    names = list(config.variants)
     return Page(
-        title=" against ".join(config.variants),
-        summary=f"{len(config.variants)} optimizers, {len(config.lr)} learning rates and "
-        f"{len(config.seeds)} seeds each, equal tokens.",
+        title=" against ".join(names) if len(names) <= 3 else f"{len(names)} optimizers compared",
+        summary=f"{', '.join(names)}: {len(config.lr)} learning rates and {len(config.seeds)} seeds each, "
+        "equal tokens.",
         sections=tuple(sections),
     )
 
