@@ -61,7 +61,8 @@ def test_every_public_name_can_be_loaded() -> None:
 
 def test_recipes_are_listed(muonscale: Muonscale) -> None:
     answer = muonscale("recipes")
-    assert answer.code == 0 and answer.out.startswith("demo ")
+    assert answer.code == 0 and answer.out.startswith("muonscale train NAME\n  demo ")
+    assert "muonscale study run NAME\n  muon-adamw-nano " in answer.out
 
 
 @pytest.mark.parametrize(

@@ -82,6 +82,7 @@ def test_runs_are_done_once(losses: Make) -> None:
     assert before.items() <= mtimes(more).items()
 
 
+@pytest.mark.slow
 def test_a_run_is_what_train_would_do(losses: Make, tmp_path: Path) -> None:
     study = losses({"a": {}})
     run_study(study, silent)
@@ -180,6 +181,7 @@ def test_a_pool_does_the_same(losses: Make, tmp_path: Path) -> None:
     assert run_study(pool, silent) == inline
 
 
+@pytest.mark.slow
 def test_a_worker_that_dies_is_a_failure_and_the_pool_goes_on(
     losses: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
