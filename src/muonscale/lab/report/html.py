@@ -21,12 +21,8 @@ from muonscale.lab.report.page import Block, Chart, Page, Section, Table, Verdic
 from muonscale.lab.report.palette import Style, dark_colors
 from muonscale.lab.report.plotly_charts import figure_json
 
-VERDICTS = {
-    True: ("holds", "Holds."),
-    False: ("fails", "Does not hold."),
-    None: ("open", "Not told apart."),
-}
-"""Class and words of a verdict."""
+VERDICTS = {True: "holds", False: "fails", None: "open"}
+"""Class of a verdict."""
 
 _AMOUNT = r"[+\-\u2212]?[$]?(\d[\d,]*\.?\d*|\.\d+)(e[+\-]?\d+)?( ?(%|[kMGBT]?B|[kMBT]|ms|s|x))?"
 NUMBER = re.compile(rf"{_AMOUNT}( ?(±|to) ?{_AMOUNT})?|nan|inf", re.IGNORECASE)
@@ -123,7 +119,7 @@ def _paragraphs(text: str) -> list[str]:
 
 
 def _verdict(block: Verdict) -> tuple[str, str]:
-    return VERDICTS[block.passed]
+    return VERDICTS[block.passed], f"{block.words.capitalize()}."
 
 
 def _column_classes(table: Table) -> list[Markup]:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from muonscale.lab.report.page import Block, Chart, Command, Page, Table, Text, Verbatim, Verdict
 
-VERDICTS = {True: "holds", False: "does not hold", None: "not told apart"}
-
 
 def markdown(page: Page, figures: str = "figures") -> str:
     """Return a page as Markdown.
@@ -33,8 +31,8 @@ def _block(block: Block, figures: str) -> str:
             return f"```sh\n{text}\n```"
         case Verbatim():
             return f"```text\n{block.text}\n```" + _caption(block.caption)
-        case Verdict(passed, text):
-            return f"- **{VERDICTS[passed]}**: {_plain(text)}"
+        case Verdict():
+            return f"- **{block.words}**: {_plain(block.text)}"
         case Table():
             return _table(block)
         case Chart():

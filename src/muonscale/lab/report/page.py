@@ -117,6 +117,11 @@ class Verdict:
     passed: bool | None
     text: str
 
+    @property
+    def words(self) -> str:
+        """What is said of the claim."""
+        return {True: "holds", False: "does not hold", None: "not told apart"}[self.passed]
+
 
 Block = Text | Command | Verbatim | Verdict | Table | Chart
 

@@ -6,8 +6,8 @@ import json
 import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 from muonscale.lab.studies.base import Outcomes, PlannedRun
 from muonscale.lab.studies.executors import default_workers
@@ -37,6 +37,12 @@ class StudyCost:
         """Return the number of runs, their tokens and their operations."""
         costs = [self.runs[id] for id in ids]
         return len(costs), sum(c.tokens for c in costs), sum(c.flops for c in costs)
+
+    def row(self, run: PlannedRun) -> dict[str, Any]:
+        """Return what a run is and costs, as plain values."""
+        cost = self.runs[run.id]
+        where = {"id": run.id, "coordinates": dict(run.coordinates)}
+        return where | asdict(cost) | {"flops": cost.flops}
 
     def hours(self, ids: Iterable[str]) -> float | None:
         """Return the hours that runs take one after the other, None where one is not known."""

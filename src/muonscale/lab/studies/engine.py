@@ -8,7 +8,7 @@ alone.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from muonscale.errors import StudyError
@@ -126,14 +126,7 @@ def find(study: Study, state: State) -> dict[str, Any]:
 def _write_plan(folder: StudyFolder, study: Study, state: State) -> None:
     cost = study_cost(state.runs, state.outcomes, study.config.executor, measure=False)
     rows = [
-        {
-            "id": id,
-            "coordinates": dict(run.coordinates),
-            "folder": folder.run_folder(run).path.name,
-            **asdict(cost.runs[id]),
-            "flops": cost.runs[id].flops,
-        }
-        for id, run in state.runs.items()
+        cost.row(run) | {"folder": folder.run_folder(run).path.name} for run in state.runs.values()
     ]
     write_json(folder.path / "plan.json", {"runs": rows})
 

@@ -18,10 +18,9 @@ import numpy as np
 from scipy.stats import t as student
 
 from muonscale.errors import StudyError
+from muonscale.lab.fits.bootstrap import LEVEL
 
 Group = TypeVar("Group", bound=Hashable)
-LEVEL = 0.9
-"""Of all intervals."""
 CLAIM = 0.001
 """Largest one-sided p-value at which one group is called better than another: the noise rule of the
 modded-nanogpt optimization track, which asks for p < 0.001."""

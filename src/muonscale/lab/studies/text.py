@@ -89,14 +89,7 @@ def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
 def plan_json(study: Study, state: State, cost: StudyCost) -> str:
     """Return the plan as JSON."""
     rows = [
-        {
-            "id": id,
-            "coordinates": dict(run.coordinates),
-            "state": state.outcomes[id].state,
-            **vars(cost.runs[id]),
-            "flops": cost.runs[id].flops,
-            "hours": cost.hours([id]),
-        }
+        cost.row(run) | {"state": state.outcomes[id].state, "hours": cost.hours([id])}
         for id, run in state.runs.items()
     ]
     totals = {
