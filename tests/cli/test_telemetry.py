@@ -90,6 +90,37 @@ def test_attention_is_recorded_on_sampled_steps_and_changes_nothing(
     assert json.loads((plain / "env.json").read_text())["attention"] is None
 
 
+def test_the_noise_scale_changes_nothing_and_goes_on_exactly(
+    muonscale: Muonscale, tiny: list[str], tmp_path: Path
+) -> None:
+    words = [*tiny, "train.micro_batch_tokens=64"]
+    seen = [*words, "telemetry.noise_scale_every=3"]
+    plain, run = tmp_path / "plain", tmp_path / "seen"
+    assert muonscale("train", *words, f"run.path={plain}").code == 0
+    assert muonscale("train", *seen, f"run.path={run}").code == 0
+    assert weights(plain) == weights(run)
+    assert all("noise_scale" not in r for r in metrics(plain, "train"))
+    found = [[r.get("noise_scale") for r in metrics(run, "train")]]
+    (run / "result.json").unlink()
+    shutil.rmtree(run / "checkpoints" / "step-00000012")
+    answer = muonscale("train", *seen, f"run.path={run}", "--resume")
+    assert answer.code == 0 and "at step 10 of" in answer.out, answer.err
+    found.append([r.get("noise_scale") for r in metrics(run, "train")])
+    assert found[0] == found[1]
+    assert [step for step, noise in enumerate(found[0], 1) if noise] == [3, 6, 9, 12]
+    assert found[0][-1]["tokens_small"] == 64 and found[0][-1]["tokens_big"] == 256
+
+
+def test_a_noise_scale_that_cannot_be_is_refused_before_anything_is_written(
+    muonscale: Muonscale, tiny: list[str], tmp_path: Path
+) -> None:
+    words = [*tiny, "train.batch_tokens=32", "telemetry.noise_scale_every=3"]
+    for more in ([], ["--dry-run"]):
+        answer = muonscale("train", *words, *more)
+        assert answer.code == 2 and "train.batch_tokens=32 is a single sequence" in answer.err
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
 def test_a_run_with_qk_clip_goes_on_exactly(
     muonscale: Muonscale, tiny: list[str], tmp_path: Path
 ) -> None:

@@ -463,3 +463,10 @@ class TelemetrySection(Section):
     attention_every: Positive | None = None
     """Steps between records of the attention logits; null for none. Such a step computes them once
     more."""
+    noise_scale_every: Positive | None = None
+    """Steps between records of the gradient noise scale; null for none. Such a step has the memory of
+    one more gradient, and ranks exchange gradients after every micro-batch."""
+
+    def noise_scale_due(self, step: int) -> bool:
+        """Return whether the noise scale is measured in a step, the first being step 0."""
+        return self.noise_scale_every is not None and (step + 1) % self.noise_scale_every == 0

@@ -156,6 +156,23 @@ def test_routing_attention_and_telemetry_where_they_were_recorded(tmp_path: Path
     assert "update-stable-rank" not in found  # not recorded
 
 
+def test_the_noise_scale_stands_beside_the_batch(tmp_path: Path) -> None:
+    lines = [training(step) for step in range(1, 41)]
+    for step, scale in ((10, None), (20, 9000.0), (30, 12000.0)):
+        noise = {"gradient_sq": 0.5, "trace": 1.0, "tokens_small": 2048, "tokens_big": 4096}
+        lines[step - 1]["noise_scale"] = noise | {"scale": scale}
+    chart = charts(runs_page([write_run(tmp_path / "run", lines)]))["noise-scale"]
+    assert [series.name for series in chart.series] == ["noise scale", "batch"]
+    assert [series.y for series in chart.series] == [(9000.0, 12000.0), (4096.0, 4096.0)]
+    assert chart.series[0].x == chart.series[1].x == (81920.0, 122880.0) and chart.log_y
+    for line in lines[1::2]:  # in every second step: a curve, and no lone points
+        line["noise_scale"] = {"scale": 9000.0, "tokens_big": 4096}
+    often = charts(runs_page([write_run(tmp_path / "often", lines)]))["noise-scale"]
+    assert often.series[0].y == (9000.0,) * 20
+    never = lines[:1]
+    assert "noise-scale" not in charts(runs_page([write_run(tmp_path / "b", never, result=None)]))
+
+
 def test_many_layers_are_summed_up(tmp_path: Path) -> None:
     lines = [training(step) | heard(step, layers=11) for step in range(1, 6)]
     found = charts(runs_page([write_run(tmp_path / "run", lines, result=None)]))

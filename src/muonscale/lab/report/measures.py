@@ -119,7 +119,9 @@ def _series_of(measure: Measure, run: RunData, unit: UnitT, several: bool) -> li
 def _known(name: str, x: np.ndarray, y: np.ndarray, measure: Measure, several: bool) -> Series:
     """Return a curve over the records that have a place, and a value where values are rare."""
     there = np.isfinite(x)
-    if np.isfinite(y).mean() < 0.5:  # recorded in some steps only: no gaps but those of other steps
+    if (
+        np.isfinite(y).mean() <= 0.5
+    ):  # recorded in some steps only: no gaps but those of other steps
         there &= np.isfinite(y)
     few = np.count_nonzero(np.isfinite(y)) < SMOOTHED
     look = "both" if few else measure.look

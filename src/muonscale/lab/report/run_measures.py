@@ -116,6 +116,13 @@ def _update_rms(records: list[Record]) -> Curves:
     return {"Muon updates": sizes} if np.nansum(sizes) > 0 else {}
 
 
+def _noise_scale(records: list[Record]) -> Curves:
+    """Return the noise scale, and the batch of the steps in which it is known."""
+    scale = column(records, "noise_scale", "scale")
+    batch = np.where(np.isfinite(scale), column(records, "noise_scale", "tokens_big"), np.nan)
+    return {"noise scale": scale, "batch": batch} if np.isfinite(scale).any() else {}
+
+
 def _wanted_rms(runs: Sequence[RunData]) -> tuple[Mark, ...]:
     """Return the size that updates are scaled to, if it is the same for all runs."""
     known = [run.resolved.optimizer for run in runs if run.resolved is not None]
@@ -150,6 +157,15 @@ OPTIMIZER = (
         parts=_update_rms,
         marks=_wanted_rms,
         noisy=True,
+    ),
+    Measure(
+        name="noise-scale",
+        title="Gradient noise scale",
+        y_label="tokens",
+        parts=_noise_scale,
+        log_y=True,
+        caption="Of running averages. A batch far below it wastes little data, one far above it "
+        "takes hardly fewer steps.",
     ),
 )
 

@@ -9,9 +9,11 @@ from muonscale.lab.config import Config, dump_config
 from muonscale.lab.data.tokenizer import load_tokenizer
 from muonscale.lab.models.build import count_parameters, flops_per_token, meta_model, model_config
 from muonscale.lab.models.pretrained import weight_files
+from muonscale.lab.parallel.topology import Topology
 from muonscale.lab.training.attention import plan_attention
 from muonscale.lab.training.groups import plan_transfer
 from muonscale.lab.training.marks import kept_steps
+from muonscale.lab.training.parts import check_parts
 from muonscale.lab.training.routing import plan_routing
 from muonscale.lab.training.schedule import check_schedule, multiplier, spans
 from muonscale.lab.training.setup import build_optimizer, model_shape
@@ -31,6 +33,7 @@ def dry_run(config: Config) -> str:
     if (state := config.optimizer.state) is not None and not state.is_file():
         raise CheckpointError(f"optimizer.state={state}: there is no such file")
     kept_steps(config)
+    check_parts(config, Topology())
     shape = planned_shape(config)
     model = meta_model(shape)
     plan_routing(model, config.routing, spans(config.schedule, config.timeline))

@@ -31,6 +31,7 @@ from muonscale.lab.training.console import RunConsole
 from muonscale.lab.training.groups import configured_groups, plan_transfer
 from muonscale.lab.training.initial_state import take_over_state
 from muonscale.lab.training.origin import as_resumed, origin
+from muonscale.lab.training.parts import check_parts
 from muonscale.lab.training.routing import Routing, experts_implementation, plan_routing
 from muonscale.lab.training.schedule import spans
 from muonscale.lab.training.state import TrainState
@@ -212,6 +213,7 @@ def set_up(
     if config.run.threads is not None:
         torch.set_num_threads(config.run.threads)
     check_shares(config, processes.topology)
+    check_parts(config, processes.topology)
     given = config if fresh else as_resumed(config, folder)
     corpora = prepare_once(given, console, processes)
     shape = model_shape(given, shared_tokenizer(corpora))

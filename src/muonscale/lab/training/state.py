@@ -19,6 +19,7 @@ from muonscale.lab.parallel.forward import Parallelized
 from muonscale.lab.parallel.processes import Processes
 from muonscale.lab.training.attention import AttentionWatch
 from muonscale.lab.training.checkpoint import load_facts, load_tensors, save_checkpoint
+from muonscale.lab.training.noise_scale import NoiseScale
 from muonscale.lab.training.routing import Routing
 from muonscale.lab.training.spikes import Spikes
 from muonscale.optim.muon import Muon
@@ -38,6 +39,7 @@ class TrainState:
     attention: AttentionWatch | None = None
     """Hears attention, if anything of it is asked for."""
     spikes: Spikes = field(default_factory=Spikes)
+    noise_scale: NoiseScale = field(default_factory=NoiseScale)
 
     @property
     def model(self) -> PreTrainedModel:
@@ -48,7 +50,12 @@ class TrainState:
         self, root: Path, processes: Processes, *, keep: int, marked: Collection[int] = ()
     ) -> None:
         """Write a checkpoint of this step (see `save_checkpoint`): a collective of all ranks."""
-        facts = {"step": self.step, "spikes": self.spikes.facts(), **self.facts}
+        facts = {
+            "step": self.step,
+            "spikes": self.spikes.facts(),
+            "noise_scale": self.noise_scale.facts(),
+            **self.facts,
+        }
         save_checkpoint(
             root, self.step, self._tensors(), facts, processes, keep=keep, marked=marked
         )
@@ -68,6 +75,7 @@ class TrainState:
         set_optimizer_state_dict(self.model, self.optimizer, optim_state_dict=tensors["optimizer"])
         self.step = saved["step"]
         self.spikes.restore(saved.get("spikes"))
+        self.noise_scale.restore(saved.get("noise_scale"))
 
     def _tensors(self) -> dict[str, Any]:
         return {

@@ -22,6 +22,7 @@ from muonscale.lab.parallel.forward import Parallelized
 from muonscale.lab.parallel.processes import Processes
 from muonscale.lab.training.attention import AttentionWatch
 from muonscale.lab.training.gradients import clip_gradients, gradient_norms
+from muonscale.lab.training.parts import PartLengths, part_size
 from muonscale.lab.training.routing import Routing
 from muonscale.lab.training.schedule import apply_multiplier, multiplier
 from muonscale.lab.training.state import TrainState
@@ -56,6 +57,7 @@ def accumulate(
     *,
     targets: float | None = None,
     attention: AttentionWatch | None = None,
+    lengths: PartLengths | None = None,
 ) -> Tensor:
     """Add the gradients of the mean loss over the batches of all ranks, and return this rank's loss.
 
@@ -69,19 +71,23 @@ def accumulate(
         micro_batch: sequences that go through the model at a time, a divisor of the batch.
         targets: of marked rows, how many this rank would have if all ranks had as many.
         attention: hears it, if it is to be heard.
+        lengths: measures the gradient of every micro-batch, if they are to be measured.
     """
     parts = batch_BL.split(micro_batch)
     each = None if targets is None else targets / len(parts)
     losses = []
     routing.begin()
     for number, part in enumerate(parts, 1):
-        with forward.micro_batch(last=number == len(parts)):
-            hearing = nullcontext() if attention is None else attention.listening()
-            with routing.listening(), hearing:
-                loss = next_token_loss(forward, part, each)
-            (routing.objective(loss, len(part)) / len(parts)).backward()
+        complete = lengths is not None or number == len(parts)
+        with nullcontext() if lengths is None else lengths.apart():
+            with forward.micro_batch(last=complete):
+                hearing = nullcontext() if attention is None else attention.listening()
+                with routing.listening(), hearing:
+                    loss = next_token_loss(forward, part, each)
+                (routing.objective(loss, len(part)) / len(parts)).backward()
+            if complete:
+                forward.complete_gradients()
         losses.append(loss.detach() / len(parts))
-    forward.complete_gradients()
     return torch.stack(losses).sum()
 
 
@@ -109,13 +115,15 @@ def train_step(
     if (attention := state.attention) is not None:
         attention.begin(state.step)
     targets = targets_in_all(batch, config, processes)
+    lengths, micro_batch = _parts(state, len(batch), config, processes)
     loss = accumulate(
         state.forward,
         state.routing,
         torch.from_numpy(batch).to(device),
-        config.micro_batch_sequences or len(batch),
+        micro_batch,
         targets=None if targets is None else targets / processes.topology.data_ranks,
         attention=attention,
+        lengths=lengths,
     )
     norms = gradient_norms(optimizer, processes)
     if section.max_grad_norm is not None:
@@ -141,7 +149,32 @@ def train_step(
         "optimizer_ms": optimizer_seconds * 1000,
         **({"routing": routing} if routing else {}),
         **heard,
+        **_noise_scale(state, config, lengths, norms),
     }
+
+
+def _parts(
+    state: TrainState, sequences: int, config: Config, processes: Processes
+) -> tuple[PartLengths | None, int]:
+    """Return what measures the parts of a rank's share of the batch, if it is due, and their size."""
+    micro_batch = config.micro_batch_sequences or sequences
+    if not config.telemetry.noise_scale_due(state.step):
+        return None, micro_batch
+    return PartLengths(state.optimizer, processes), part_size(sequences, micro_batch)
+
+
+def _noise_scale(
+    state: TrainState, config: Config, lengths: PartLengths | None, norms: dict[str, Tensor]
+) -> dict[str, Any]:
+    """Return what the lengths of the gradient, before clipping, and of its parts say of the last step."""
+    if lengths is None:
+        return {}
+    tokens = config.timeline.batch_at(state.step - 1) * config.data.sequence_length
+    whole_sq = sum(norm.item() ** 2 for norm in norms.values())
+    found = state.noise_scale.measure(
+        lengths.mean_square(), whole_sq, small=tokens // lengths.count, big=tokens
+    )
+    return {"noise_scale": found}
 
 
 def _of_the_optimizer(state: TrainState, norms: dict[str, Tensor]) -> dict[str, Any]:
