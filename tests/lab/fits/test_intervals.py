@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from scipy.stats import t
@@ -177,6 +179,9 @@ def test_the_ratio_of_flops_is_that_of_the_laws() -> None:
     assert not any(row.extrapolated for row in found.rows)
     far = flops_ratio("m", frontier(26, 0.052, 0, 1), "a", frontier(27, 0.052, 0, 2), (1e18, 1e21))
     assert [row.extrapolated for row in far.rows] == [True, True]  # 1e18 is below what m measured
+    models = replace(frontier(26, 0.052, 0, 1), measured=lambda flops: flops > 2e19)
+    near = flops_ratio("m", models, "a", frontier(27, 0.052, 0, 2), (2e19, 8e19))
+    assert [row.extrapolated for row in near.rows] == [True, False]  # half of them is what m takes
 
 
 @pytest.mark.slow

@@ -46,7 +46,8 @@ def test_every_block_is_written() -> None:
 
 def test_parts_have_headings_above_their_sections() -> None:
     sections = tuple(
-        Section(title=t, blocks=(), part=p) for t, p in (("a", "P"), ("b", "P"), ("c", "Q"))
+        Section(title=t, blocks=(), part=p)
+        for t, p in (("a", "P"), ("b", "P"), ("c", "Q"), ("d", ""))
     )
     text = markdown(Page(title="T", summary="S", sections=sections))
-    assert text == "# T\n\nS\n\n## P\n\n### a\n\n### b\n\n## Q\n\n### c\n"
+    assert text == "# T\n\nS\n\n## P\n\n### a\n\n### b\n\n## Q\n\n### c\n\n## d\n"

@@ -7,7 +7,8 @@ import pytest
 from scipy import stats
 
 from muonscale.errors import StudyError
-from muonscale.lab.studies.statistics import fit_blocks, holm, mean_interval
+from muonscale.lab.fits.multiple import holm
+from muonscale.lab.studies.statistics import fit_blocks, mean_interval
 
 
 def by_seed(values: list[float]) -> dict[int, float]:

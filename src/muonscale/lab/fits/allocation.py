@@ -16,7 +16,7 @@ from muonscale.lab.fits.result import FloatArray, Prediction
 FLOPS = 6
 """Per parameter and token, forward and backward."""
 LEAST_EXPONENT = 1e-6
-"""Per parameter and token, forward and backward."""
+"""What an exponent that is smaller counts as."""
 
 
 @dataclass(frozen=True)

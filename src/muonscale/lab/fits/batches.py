@@ -131,7 +131,7 @@ def _fit(optimizer: str, target: str, table: RunTable, asked: AskedBatch, seed: 
         rms=law.residuals.rms,
         largest=law.residuals.largest,
         seed_noise=seed_noise([batches], steps),
-        estimates=_estimates(law, draws, asked.base),
+        estimates=law_estimates(law, draws, asked.base),
         without_intervals=why,
         failed_resamples=draws.failed,
         held_out=held_out,
@@ -145,7 +145,16 @@ def _fit(optimizer: str, target: str, table: RunTable, asked: AskedBatch, seed: 
     )
 
 
-def _estimates(law: batch.BatchLaw, draws: Draws, base: float | None) -> tuple[Estimate, ...]:
+def law_estimates(
+    law: batch.BatchLaw, draws: Draws, base: float | None = None
+) -> tuple[Estimate, ...]:
+    """Return Smin, Emin and the critical batch sizes with their intervals.
+
+    Args:
+        law: the fit.
+        draws: of it.
+        base: batch that the 20 % overhead is counted from; the smallest one when not given.
+    """
     base = base or law.batches.low
     overhead = law.with_overhead(base)
     return (

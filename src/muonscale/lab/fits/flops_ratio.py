@@ -24,6 +24,13 @@ class Frontier:
     """Log loss at FLOPs, of parameters `[..., p]`."""
     log_reach: Callable[[FloatArray, FloatArray], FloatArray]
     """Log FLOPs at a log loss."""
+    measured: Callable[[float], bool] | None = None
+    """Whether what the law says of so many FLOPs was measured, besides that `flops` holds them: a law of
+    N and D may want a model that is far from those that were trained."""
+
+    def holds(self, flops: float) -> bool:
+        """Return whether the law is not extrapolated at so many FLOPs."""
+        return self.flops.holds(flops) and (self.measured is None or self.measured(flops))
 
 
 def flops_ratio(
@@ -55,7 +62,7 @@ def flops_ratio(
     places, rows = at or _shared(of, to), []
     for flops in places:
         reached = float(np.exp(log_ratio(flops)(joined.estimate))) * flops
-        outside = not (to.flops.holds(flops) and of.flops.holds(reached))
+        outside = not (to.holds(flops) and of.holds(reached))
         rows.append(estimate(number(flops), joined, log_ratio(flops), outside, log=True))
     return Ratio(
         first=first,

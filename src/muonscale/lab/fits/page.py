@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from dataclasses import replace
 
 from muonscale.lab.fits.findings import Findings, Fitted, Ratio, number
 from muonscale.lab.fits.text import heading, interval, percent, remarks, summary, title, where
@@ -28,14 +29,35 @@ def fit_page(found: Findings, command: str = "") -> Page:
         found: what the fits say.
         command: what to type to get this page; left out when empty.
     """
-    sections = [Section(title="Measured and fitted", blocks=(_chart(found),))]
-    sections += [_fit(fitted, place, found) for place, fitted in enumerate(found.fits)]
-    sections += [_ratio(ratio, place) for place, ratio in enumerate(found.ratios)]
+    sections = fit_sections(found)
     last: list[Block] = [Text(note) for note in found.notes]
     last += [Command(command)] if command else []
     if last:
         sections.append(Section(title="How this was made", blocks=tuple(last)))
     return Page(title=f"Fit of {found.law}", summary=f"{heading(found)}.", sections=tuple(sections))
+
+
+def fit_sections(found: Findings, prefix: str = "", part: str = "") -> list[Section]:
+    """Return the sections of a page about several fits that one fit has.
+
+    Args:
+        found: what the fit says.
+        prefix: of the names of its charts and tables.
+        part: heading above its sections.
+    """
+    first = Section(title="Measured and fitted", blocks=(_chart(found),))
+    fits = [_fit(fitted, place, found) for place, fitted in enumerate(found.fits)]
+    ratios = [_ratio(ratio, place) for place, ratio in enumerate(found.ratios)]
+    return [_renamed(section, prefix, part) for section in (first, *fits, *ratios)]
+
+
+def _renamed(section: Section, prefix: str, part: str) -> Section:
+    named = (Chart, Table)
+    blocks = tuple(
+        replace(block, name=f"{prefix}{block.name}") if isinstance(block, named) else block
+        for block in section.blocks
+    )
+    return replace(section, blocks=blocks, part=part)
 
 
 def _chart(found: Findings) -> Chart:
@@ -145,9 +167,11 @@ def _verdict(ratio: Ratio) -> Verdict:
     """Say whether the ratio lies on one side of 1 wherever it was measured."""
     measured = [value for value in ratio.rows if not value.extrapolated]
     what = f"{ratio.what}: {ratio.first} / {ratio.second}"
-    if measured and all(value.high < 1 for value in measured):
+    if not measured:
+        return Verdict(None, f"{what} was measured at no place.")
+    if all(value.high < 1 for value in measured):
         return Verdict(True, f"{what} is below 1 at every place measured.")
-    if measured and all(value.low > 1 for value in measured):
+    if all(value.low > 1 for value in measured):
         return Verdict(True, f"{what} is above 1 at every place measured.")
     return Verdict(None, f"{what} is not told apart from 1 at every place measured.")
 

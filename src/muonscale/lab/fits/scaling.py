@@ -214,6 +214,7 @@ def _fit_chinchilla(table: RunTable, asked: Asked, seed: Seed) -> _Group:
             flops=Span.of(flops),
             log_loss=allocation.log_best_loss,
             log_reach=allocation.log_reach,
+            measured=lambda place: not allocation.allocate(law, place).loss.extrapolated,
         ),
         flops=flops,
         loss=loss,

@@ -17,7 +17,7 @@ def markdown(page: Page, figures: str = "figures") -> str:
     for section in page.sections:
         if section.part != part:
             part = section.part
-            parts.append(f"## {_plain(part)}")
+            parts.append(f"## {_plain(part)}" if part else "")
         parts.append(f"{'###' if part else '##'} {_plain(section.title)}")
         parts += [_block(block, figures) for block in section.blocks]
     return "\n\n".join(part for part in parts if part) + "\n"

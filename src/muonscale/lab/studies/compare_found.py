@@ -9,9 +9,10 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from muonscale.errors import StudyError
+from muonscale.lab.fits.multiple import holm
 from muonscale.lab.studies.base import Coordinate, Outcome
 from muonscale.lab.studies.reach import Reach, reach
-from muonscale.lab.studies.statistics import CLAIM, Blocks, fit_blocks, holm, mean_interval
+from muonscale.lab.studies.statistics import CLAIM, Blocks, fit_blocks, mean_interval
 from muonscale.lab.studies.sweep import EdgeT, Sweep
 
 VerdictT = Literal["better", "likely better", "not told apart"]

@@ -123,14 +123,3 @@ def mean_interval(groups: Sequence[Sequence[float]], number: int) -> tuple[float
         np.sqrt(squares / freedom / len(own))
     )
     return mean, mean - half, mean + half
-
-
-def holm(p_values: Sequence[float]) -> list[float]:
-    """Return p-values adjusted for their number (Holm 1979): NaN stays NaN."""
-    adjusted = [float("nan")] * len(p_values)
-    order = sorted((p, n) for n, p in enumerate(p_values) if not np.isnan(p))
-    largest = 0.0
-    for rank, (p, number) in enumerate(order):
-        largest = max(largest, min(1.0, (len(order) - rank) * p))
-        adjusted[number] = largest
-    return adjusted
