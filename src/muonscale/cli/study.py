@@ -93,7 +93,7 @@ def status(
     found = _study(words)
     state = look(found)
     if as_json:
-        typer.echo(status_json(state))
+        typer.echo(status_json(found, state))
         return
     console = Console(highlight=False)
     if not watch:

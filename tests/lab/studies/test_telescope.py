@@ -188,6 +188,23 @@ def test_an_optimum_at_an_end_extends_the_grid(telescope: Make) -> None:
     assert found["chosen"] == {"lr": 0.08, "wd": 0.1}
 
 
+def test_a_direction_that_hardly_matters_has_its_optimum_inside(telescope: Make) -> None:
+    def flat(run: PlannedRun) -> float:
+        c = where(run)
+        # The lowest weight decay is lucky by less than the noise of seeds.
+        lucky = 0.001 if c["wd"] < 0.06 else 0.0
+        return 3 + 0.1 * math.log(c["lr"] / 0.02) ** 2 - lucky + 0.003 * drawn(c)
+
+    study = telescope(points=3, seeds=[0, 1], extend=2)
+    found = found_with(study, flat)
+    assert found["stopped"] is None
+    assert [level["lines"] for level in found["levels"]] == [0, 0, 0]
+    assert found["chosen"]["lr"] == pytest.approx(0.02, rel=0.3)
+    # Told apart, it goes on.
+    steep = found_with(study, lambda run: flat(run) + 0.1 * math.log(where(run)["wd"]))
+    assert "the lowest wd" in steep["stopped"] and steep["levels"][0]["lines"] == 2
+
+
 def test_a_corner_extends_both_ways(telescope: Make) -> None:
     study = telescope(points=3, seeds=[0], extend=2)
     outcomes = ended(study, bowl(lr=0.04, wd=0.05), rounds=2)

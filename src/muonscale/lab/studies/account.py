@@ -94,7 +94,7 @@ def account(expected: Iterable[Expected], cost: StudyCost) -> Account:
 HEAD = ("account", "runs", "at most", "FLOPs of one", "FLOPs", "hours", "for")
 PARTS: dict[PartT, str] = {
     "tuning": "tuning",
-    "final": "the final model",
+    "final": "final runs",
     "check": "checking",
     "instead": "not done",
 }

@@ -92,7 +92,7 @@ def u_curves(found: Found, name: str) -> Chart:
         y_label=LOSS,
         log_x=True,
         series=tuple(series),
-        caption="Through the best place of every width, which is marked. Mean over seeds; bars reach from the "
+        caption="Through the optimum of every width; the lowest points are marked. Mean over seeds; bars reach from the "
         "lowest to the highest. Values at which a run diverged have no point.",
     )
 

@@ -1,7 +1,7 @@
 """The levels of a telescope, as far as losses tell where they lie.
 
-A level is swept; if its best place lies at an end of the grid, the grid grows there by one line of
-places, as often as is allowed; then the next level is laid around the best place, at twice the width
+A level is swept; if its best place lies at an end of the grid and is told apart from those inside, the
+grid grows there by one line of places, as often as is allowed; then the next level is laid around the best place, at twice the width
 and half the spacing. All of it is a function of losses.
 """
 
@@ -15,12 +15,15 @@ from fractions import Fraction
 from typing import Literal
 
 from muonscale.lab.studies.grid import End, Grid, Place, points_at
+from muonscale.lab.studies.statistics import fit_blocks
 
 Losses = Mapping[int, float]
 """Held-out loss by seed: infinite of a run that diverged, NaN of one that failed."""
 Known = Callable[[int, Place], Losses | None]
 """From a width and a place to the losses there, None while runs are missing."""
 StopT = Literal["edge", "diverged", "failed"]
+SIGNIFICANT = 0.05
+"""Largest p-value at which a loss at an end of a grid counts as lower than those inside."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +65,8 @@ class Level:
     losses: Mapping[Place, Losses]
     """Of the places where all runs have ended."""
     best: Place | None
-    """The place of the lowest mean loss; None before all runs have ended."""
+    """The optimum: the place of the lowest mean loss, or the lowest inside of the grid where one at an
+    end is not told apart from it; None before all runs have ended."""
     stop: StopT | None
     """Why there is no level after it: the best place lies at an end and nothing may be added, no
     place has a finite loss, or runs failed."""
@@ -131,5 +135,32 @@ def _judged(
     best = best_place(losses, middle)
     if best is None:
         return None, "diverged", ()
-    ends = tuple(grid.ends(best))
-    return best, "edge" if ends else None, ends
+    inside = losses
+    while ends := grid.ends(best):
+        if told := tuple(end for end in ends if _lower(losses, grid, best, end, middle)):
+            return best, "edge", told
+        # Nothing says that the loss goes on to fall there: a hyper-parameter that hardly matters has
+        # its lowest loss anywhere, and would have grids grow for ever.
+        inside = {p: each for p, each in inside.items() if not set(ends) & set(grid.ends(p))}
+        best = best_place(inside, middle)
+        if best is None:
+            return best_place(losses, middle), "edge", tuple(ends)
+    return best, None, ()
+
+
+def _lower(
+    losses: Mapping[Place, Losses], grid: Grid, best: Place, end: End, middle: Place
+) -> bool:
+    """Return whether the loss at an end is told apart from the lowest that is not at that end.
+
+    One-sided p < `SIGNIFICANT` after Bonferroni's correction for the place and its neighbours, of
+    which it is the lowest; without the noise of seeds, lower is enough.
+    """
+    others = {p: each for p, each in losses.items() if end not in grid.ends(p)}
+    rival = best_place(others, middle)
+    if rival is None:
+        return True
+    near = {*grid.near(best), *grid.near(rival)}
+    finite = {p: losses[p] for p in near if p in losses and math.isfinite(mean(losses[p]))}
+    found = fit_blocks(finite).difference(best, rival)
+    return found.freedom == 0 or found.p * len(finite) < SIGNIFICANT

@@ -103,9 +103,10 @@ def _about(config: TelescopeConfig) -> Section:
     text = (
         f"The grid of the base width has {config.points} values of each. At every doubling of the width the "
         "values become fewer by 4^(-1/k), up to the next odd number, and lie half as far apart on a "
-        "logarithmic scale, around the place of the lowest mean loss before. Where that is at an end, a "
-        f"line of places is added, at most {config.extend} at a width; a study that would need more "
-        "stops. Depth, tokens and batch are the same at all widths. Values are those of the base width: "
+        "logarithmic scale, around the optimum before, the place of the lowest mean loss. Where that is at "
+        "an end and its loss is told apart from the lowest inside, a line of places is added, at most "
+        f"{config.extend} at a width; a study that would need more stops. Where it is not told apart, the "
+        "place inside is the optimum. Depth, tokens and batch are the same at all widths. Values are those of the base width: "
         f"the others are multiplied as transfer.convention={config.convention} says."
     )
     seeds = (
@@ -164,7 +165,7 @@ def _level_table(found: Found) -> Table:
         name="levels",
         head=head,
         rows=tuple(rows),
-        caption="Best place and lowest mean loss of every width, nats per token. The parabola goes through "
+        caption="Optimum of every width and its mean loss, nats per token. The parabola goes through "
         "the best value and its neighbours, averaged over neighbouring values of the others. The optimum of the width before is the middle of the next "
         "grid: how much more its loss is than the lowest, and whether that is within seed noise, for as "
         "many places as it could have lost to.",

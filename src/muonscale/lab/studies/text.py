@@ -18,6 +18,7 @@ from muonscale.lab.studies.account import (
 from muonscale.lab.studies.base import Outcome, Study
 from muonscale.lab.studies.costs import StudyCost
 from muonscale.lab.studies.engine import State, described
+from muonscale.lab.studies.folder import StudyFolder
 
 COLOURS = {
     "finished": "green",
@@ -115,7 +116,15 @@ def status_table(study: Study, state: State) -> Table:
             table.add_row(outcome.run.label, *_progress(outcome), style=COLOURS[outcome.state])
     if counts["waiting"]:
         table.add_row(f"{counts['waiting']} more", "waiting", style=COLOURS["waiting"])
+    if stopped := _stopped(study, state):
+        table.caption, table.caption_justify = f"stopped: {stopped}", "left"
     return table
+
+
+def _stopped(study: Study, state: State) -> str | None:
+    """Return why a study whose runs have all ended cannot go on, as its result says."""
+    result = None if state.missing else StudyFolder(study.config.path).result
+    return result.get("stopped") if result else None
 
 
 def _progress(outcome: Outcome) -> tuple[str, ...]:
@@ -136,7 +145,7 @@ def _progress(outcome: Outcome) -> tuple[str, ...]:
     return outcome.state, f"{last['step']}/{steps}", loss, speed, f"{left / 60:.0f} min"
 
 
-def status_json(state: State) -> str:
+def status_json(study: Study, state: State) -> str:
     """Return what has become of every run, as JSON."""
     rows = [
         {
@@ -148,4 +157,4 @@ def status_json(state: State) -> str:
         }
         for id, outcome in state.outcomes.items()
     ]
-    return json.dumps({"runs": rows}, indent=2)
+    return json.dumps({"stopped": _stopped(study, state), "runs": rows}, indent=2)
