@@ -62,7 +62,8 @@ def test_every_public_name_can_be_loaded() -> None:
 def test_recipes_are_listed(muonscale: Muonscale) -> None:
     answer = muonscale("recipes")
     assert answer.code == 0 and answer.out.startswith("muonscale train NAME\n  demo ")
-    assert "muonscale study run NAME\n  muon-adamw-nano " in answer.out
+    _, studies = answer.out.split("muonscale study run NAME\n")
+    assert "  batch-nano " in studies and "  muon-adamw-nano " in studies
 
 
 @pytest.mark.parametrize(

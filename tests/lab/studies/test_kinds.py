@@ -8,6 +8,7 @@ from muonscale.errors import ConfigError
 from muonscale.lab.studies.base import unique
 from muonscale.lab.studies.compare import Compare, CompareConfig
 from muonscale.lab.studies.kinds import load_study, study_names
+from muonscale.lab.studies.telescope_config import TelescopeConfig
 
 RECIPE = """
 study: compare
@@ -36,6 +37,16 @@ def test_overrides_replace_keys(recipe: str) -> None:
     assert isinstance(study, Compare)
 
 
+def test_overrides_reach_keys_of_any_depth() -> None:
+    study = load_study(
+        "telescope-nano", ["hyperparameters.lr.centre=0.03", "executor.slurm.timeout_min=5"]
+    )
+    assert isinstance(study.config, TelescopeConfig)
+    assert study.config.hyperparameters["lr"].centre == 0.03
+    assert study.config.hyperparameters["lr"].key == "optimizer.lr"
+    assert study.config.executor.slurm == {"timeout_min": 5}
+
+
 @pytest.mark.parametrize("name", study_names())
 def test_shipped_studies_can_be_planned(name: str) -> None:
     study = load_study(name)
@@ -54,6 +65,8 @@ def test_shipped_studies_can_be_planned(name: str) -> None:
         ("lr", "must have the form key=value"),
         ("train.tokens=3", r"set\.section\.key=value"),
         ("lr=[1", "not valid YAML"),
+        ("executor.workers.two=1", r"executor\.workers holds no keys|executor\.workers="),
+        ("lr.muon=0.1", "must have the form key=value"),
     ],
 )
 def test_wrong_overrides_are_refused(recipe: str, override: str, said: str) -> None:

@@ -56,8 +56,13 @@ def estimate(asked: Asked) -> Estimate:
         ConfigError: for a device, a layout, a number or a batch that cannot be.
     """
     planned = resolve(asked)
-    flops = step_flops(planned.shape, planned.model, planned.placed, planned.workload)
     activations = activation_bytes(planned.shape, planned.placed.topology, planned.workload)
+    return estimate_planned(planned, activations)
+
+
+def estimate_planned(planned: Planned, activations: Activations) -> Estimate:
+    """Return what a plan would cost, its activations counted before."""
+    flops = step_flops(planned.shape, planned.model, planned.placed, planned.workload)
     flow = flow_of(planned.shape, planned.model, planned.placed)
     common = shared_messages(planned.placed, planned.workload, flow)
     exchanges = moved(planned.placed)

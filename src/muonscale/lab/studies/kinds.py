@@ -21,12 +21,14 @@ from muonscale.lab.studies.sections import StudyConfig
 KINDS = {
     "compare": ("muonscale.lab.studies.compare", "CompareConfig", "Compare"),
     "transfer": ("muonscale.lab.studies.transfer", "TransferConfig", "Transfer"),
+    "scaling": ("muonscale.lab.studies.scaling", "ScalingConfig", "Scaling"),
+    "batch": ("muonscale.lab.studies.batch", "BatchConfig", "Batch"),
     "telescope": ("muonscale.lab.studies.telescope", "TelescopeConfig", "Telescope"),
 }
 """By the value of `study`: module, configuration and class."""
 
-NESTED = ("executor", "set")
-"""Keys that hold keys."""
+NESTED = ("executor", "frontier", "set")
+"""Keys that hold keys, whether the recipe has them or not."""
 
 
 def study_names() -> list[str]:
@@ -108,19 +110,22 @@ def _read(recipe: str) -> dict[str, Any]:
 def _override(tree: dict[str, Any], text: str) -> None:
     key, sign, value = text.partition("=")
     section, dot, inner = key.partition(".")
-    if not sign or (dot and section not in NESTED):
+    if not sign or (dot and section not in NESTED and not isinstance(tree.get(section), dict)):
         raise ConfigError(
-            f"override {text!r} must have the form key=value, executor.key=value or "
-            "set.section.key=value"
+            f"override {text!r} must have the form key=value, or that of a key in a key such as "
+            "executor.key=value; keys of the runs are set.section.key=value"
         )
     try:
         found = read_yaml(value)
     except yaml.YAMLError as error:
         raise ConfigError(f"the value of override {text!r} is not valid YAML: {error}") from error
-    if dot:
-        tree.setdefault(section, {})[inner] = found
-    else:
-        tree[key] = found
+    # Keys of `set` are keys of a recipe, which have a dot themselves.
+    names = ["set", inner] if section == "set" and dot else key.split(".")
+    for place, name in enumerate(names[:-1], 1):
+        tree = tree.setdefault(name, {})
+        if not isinstance(tree, dict):
+            raise ConfigError(f"override {text!r}: {'.'.join(names[:place])} holds no keys")
+    tree[names[-1]] = found
 
 
 def _validated(cls: type[StudyConfig], tree: dict[str, Any]) -> StudyConfig:

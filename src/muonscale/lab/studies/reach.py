@@ -37,11 +37,12 @@ def reach(target: float, runs: Mapping[str, list[Outcome]]) -> dict[str, dict[st
         finished = [run for run in each if run.result is not None and math.isfinite(run.loss)]
         if finished:
             curve = mean_curve([read_curve(run) for run in finished])
-            found[name] = {measure: _reach(curve, measure, target) for measure in MEASURES}
+            found[name] = {measure: reach_of(curve, measure, target) for measure in MEASURES}
     return found
 
 
-def _reach(curve: Curve, measure: str, target: float) -> Reach:
+def reach_of(curve: Curve, measure: str, target: float) -> Reach:
+    """Return what a curve spent, in one of `MEASURES`, until it met a loss."""
     spent = curve.spent[measure]
     end = float(spent[-1])
     if math.isnan(end):
