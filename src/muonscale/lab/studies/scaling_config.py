@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, model_validator
 
 from muonscale.errors import nearest
 from muonscale.lab.fits.bootstrap import LEAST_RESAMPLES
@@ -22,7 +23,28 @@ class PowerRule(Section):
     exponent: float
 
 
-Choice = Number | list[Number] | PowerRule
+def _choosable(value: Any, info: ValidationInfo) -> Any:
+    """Return what chooses a setting as it is; refuse what does not with one sentence."""
+    rule = value.model_dump() if isinstance(value, PowerRule) else value
+    if isinstance(rule, dict):
+        exponent = rule.get("exponent")
+        known = rule.keys() == PowerRule.model_fields.keys()
+        right = known and _above_zero(rule["coefficient"]) and isinstance(exponent, int | float)
+    else:
+        right = all(map(_above_zero, rule if isinstance(rule, list) else [rule]))
+    if not right:
+        raise ValueError(
+            f"{info.field_name}: {value!r} is none of what is accepted: a number above 0, a list of such "
+            "numbers to search, {coefficient: NUMBER, exponent: NUMBER}"
+        )
+    return value
+
+
+def _above_zero(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
+
+
+Choice = Annotated[Number | list[Number] | PowerRule, BeforeValidator(_choosable)]
 """One value everywhere, values to search, or a rule."""
 
 
