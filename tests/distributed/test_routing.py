@@ -29,6 +29,8 @@ from tests.optim.conftest import causal_lm
 
 STEPS = 5
 B, L = 12, 9
+ONE_TOKEN = {"deepseek_v3": 0.02, "mixtral": 1.01 * 8 / (2 * B * L)}
+"""A little over 1 / the mean load: Mixtral's tokens go to 2 of 8 experts."""
 
 ROWS = [
     ("deepseek_v3", "fsdp=2", True),
@@ -131,8 +133,10 @@ def check(kind: str, layout: str, results: list[dict[str, Any]]) -> None:
         for step, (figures, theirs) in enumerate(
             zip(found["routing"], expected["routing"], strict=True)
         ):
-            # After some steps a token whose router is undecided may go elsewhere.
-            assert figures == pytest.approx(theirs, rel=1e-3, abs=0.02 if step > 2 else None)
+            # After some steps a token whose router is undecided may go elsewhere: one token of an
+            # expert's mean load changes its violation by that much.
+            one = ONE_TOKEN[kind] if step > 2 else None
+            assert figures == pytest.approx(theirs, rel=1e-3, abs=one)
         for name, gradient in expected["gradients"].items():
             scale = float(gradient.abs().max())
             torch.testing.assert_close(
