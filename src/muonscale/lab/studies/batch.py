@@ -15,13 +15,18 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from muonscale.errors import ConfigError, nearest
+from muonscale.errors import ConfigError
 from muonscale.lab.config import Config, read_recipe
 from muonscale.lab.report.page import Page
 from muonscale.lab.sections import DataSection, ScheduleSection, Stage
 from muonscale.lab.studies.base import Coordinate, Outcomes, PlannedRun, Planner
 from muonscale.lab.studies.frontier_config import FrontierSection
-from muonscale.lab.studies.sections import StudyConfig, named_overrides
+from muonscale.lab.studies.sections import (
+    StudyConfig,
+    check_equal_effort,
+    check_variants,
+    named_overrides,
+)
 from muonscale.lab.studies.variants import VARIANTS, variant_keys
 
 RuleT = Literal["sqrt", "linear", "none"]
@@ -86,16 +91,9 @@ class BatchConfig(StudyConfig):
 
     @model_validator(mode="after")
     def _equal_effort(self) -> BatchConfig:
-        for key, names in [("baseline", [self.baseline]), ("lr_of", sorted(self.lr_of))]:
-            for name in names:
-                if name not in self.variants:
-                    raise ValueError(f"{key}: no variant {name!r}; {nearest(name, self.variants)}")
-        for name, rates in self.lr_of.items():
-            if len(rates) != len(self.lr):
-                raise ValueError(
-                    f"lr_of.{name} has {len(rates)} learning rates and lr has {len(self.lr)}: variants "
-                    "are tuned with equal effort, so give as many"
-                )
+        check_variants("baseline", [self.baseline], self.variants)
+        check_variants("lr_of", self.lr_of, self.variants)
+        check_equal_effort(self.lr, self.lr_of)
         return self
 
     @property

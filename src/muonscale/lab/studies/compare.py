@@ -21,7 +21,12 @@ from muonscale.errors import nearest
 from muonscale.lab.report.page import Page
 from muonscale.lab.studies.base import Coordinate, Outcome, Outcomes, PlannedRun, Planner
 from muonscale.lab.studies.compare_found import Place, found_at
-from muonscale.lab.studies.sections import StudyConfig, named_overrides
+from muonscale.lab.studies.sections import (
+    StudyConfig,
+    check_equal_effort,
+    check_variants,
+    named_overrides,
+)
 from muonscale.lab.studies.sweep import Point, Sweep
 from muonscale.lab.studies.variants import AXES, VARIANTS, Overrides, variant_keys
 
@@ -75,14 +80,8 @@ class CompareConfig(StudyConfig):
         for name, rates in [("lr", self.lr), *self.lr_of.items()]:
             if sorted(set(rates)) != rates:
                 raise ValueError(f"{name}={rates} must rise from one learning rate to the next")
-            if len(rates) != len(self.lr):
-                raise ValueError(
-                    f"lr_of.{name} has {len(rates)} learning rates and lr has {len(self.lr)}: variants "
-                    "are tuned with equal effort, so give as many"
-                )
-        if strange := self.lr_of.keys() - self.variants.keys():
-            name = min(strange)
-            raise ValueError(f"lr_of: no variant {name!r}; {nearest(name, self.variants)}")
+        check_equal_effort(self.lr, self.lr_of)
+        check_variants("lr_of", self.lr_of, self.variants)
         seeds = [*self.seeds, *self.confirm_seeds]
         if len(set(seeds)) != len(seeds):
             raise ValueError(

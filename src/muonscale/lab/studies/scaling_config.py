@@ -10,7 +10,12 @@ from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, mo
 from muonscale.errors import nearest
 from muonscale.lab.fits.bootstrap import LEAST_RESAMPLES
 from muonscale.lab.sections import Positive, Section
-from muonscale.lab.studies.sections import StudyConfig, check_dotted, named_overrides
+from muonscale.lab.studies.sections import (
+    StudyConfig,
+    check_dotted,
+    check_variants,
+    named_overrides,
+)
 from muonscale.lab.studies.variants import VARIANTS
 
 Number = Annotated[float, Field(gt=0)]
@@ -119,9 +124,7 @@ class ScalingConfig(StudyConfig):
                 f"{nearest(self.baseline, self.variants)}"
             )
         for key in ("lr_of", "batch_of"):
-            if strange := getattr(self, key).keys() - self.variants.keys():
-                name = min(strange)
-                raise ValueError(f"{key}: no variant {name!r}; {nearest(name, self.variants)}")
+            check_variants(key, getattr(self, key), self.variants)
         choices = {"lr": self.lr, "batch": self.batch}
         choices |= {f"lr_of.{name}": choice for name, choice in self.lr_of.items()}
         choices |= {f"batch_of.{name}": choice for name, choice in self.batch_of.items()}

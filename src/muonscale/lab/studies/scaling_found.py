@@ -130,12 +130,11 @@ def rungs_of(study: Scaling, outcomes: Outcomes) -> list[Measured]:
     ]
 
 
-def laws_of(study: Scaling, measured: list[Measured]) -> Laws:
-    """Fit the laws to what was measured."""
+def laws_of(study: Scaling, measured: list[Measured], effects: Mapping[int, float]) -> Laws:
+    """Fit the laws to what was measured; `effects` are those of `seed_effects`."""
     main, config = [m for m in measured if m.main], study.config
     asked = Asked(law="compute", reference=config.baseline, resamples=config.resamples)
     of_both = replace(asked, law="chinchilla")
-    effects = seed_effects(measured)
     lengths = any(rung.other_tokens for rung in study.config.ladder)
     why = "rungs have one length each: N and D need other_tokens to be told apart"
     return Laws(
@@ -223,16 +222,18 @@ def table_of(
 def found_in(study: Scaling, outcomes: Outcomes) -> dict[str, Any]:
     """Return everything that the study found, as plain values."""
     measured = rungs_of(study, outcomes)
-    laws = laws_of(study, measured)
+    effects = seed_effects(measured)
+    laws = laws_of(study, measured, effects)
+    table = table_of([m for m in measured if m.main], effects, flops=COUNTS["counted"])
     return {
         "baseline": study.config.baseline,
         "stopped": _stopped(study, outcomes),
         "rungs": [_row(study, outcomes, m) for m in measured],
-        "seed_effects": {str(seed): x for seed, x in seed_effects(measured).items()},
+        "seed_effects": {str(seed): x for seed, x in effects.items()},
         "compute": {name: _plain(found) for name, found in laws.compute.items()},
         "chinchilla": {name: _plain(found) for name, found in laws.chinchilla.items()},
         "ratios": [
-            _ratio(study, measured, laws.compute["counted"], name)
+            _ratio(study, table, laws.compute["counted"], name)
             for name in study.config.variants
             if name != study.config.baseline
         ],
@@ -276,16 +277,11 @@ def _row(study: Scaling, outcomes: Outcomes, m: Measured) -> dict[str, Any]:
     }
 
 
-def _ratio(
-    study: Scaling, measured: list[Measured], found: Findings | str, name: str
-) -> dict[str, Any]:
+def _ratio(study: Scaling, table: RunTable, found: Findings | str, name: str) -> dict[str, Any]:
     """Return how an optimizer's operations compare with the baseline's, and which way that goes."""
     empty = {"variant": name, "rows": [], "trend": None, "why": ""}
     if isinstance(found, str):
         return empty | {"why": found}
-    table = table_of(
-        [m for m in measured if m.main], seed_effects(measured), flops=COUNTS["counted"]
-    )
     trend = ratio_trend(table, name, study.config.baseline, study.config.resamples)
     rows = [row for ratio in found.ratios if ratio.first == name for row in _rows(ratio)]
     return empty | {"rows": rows, "trend": trend._asdict() if trend else None}

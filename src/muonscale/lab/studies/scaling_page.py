@@ -36,6 +36,7 @@ from muonscale.lab.studies.scaling_found import (
     laws_of,
     paper_ratio,
     rungs_of,
+    seed_effects,
 )
 
 if TYPE_CHECKING:
@@ -54,7 +55,8 @@ NUMBERED = {
 
 def scaling_page(study: Scaling, found: Mapping[str, Any], outcomes: Outcomes) -> Page:
     """Return the report of what `Scaling.analyse` found."""
-    laws = laws_of(study, rungs_of(study, outcomes))
+    measured = rungs_of(study, outcomes)
+    laws = laws_of(study, measured, seed_effects(measured))
     return Page(
         title=f"Scaling over {len(study.names)} sizes",
         summary=f"Held-out loss of {' and '.join(study.config.variants)} over a ladder of models: "

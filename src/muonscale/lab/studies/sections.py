@@ -5,7 +5,7 @@ A study recipe is a YAML file of these keys; `key=value` on the command line ove
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -62,6 +62,31 @@ def check_dotted(value: Any, where: str) -> Any:
         if "." not in str(key):
             raise ValueError(f"{where}: {key!r} is not a key of a recipe, which are section.key")
     return value
+
+
+def check_variants(where: str, given: Iterable[str], variants: Collection[str]) -> None:
+    """Refuse the first name of `given` that is no variant.
+
+    Raises:
+        ValueError: naming the key, the name and the nearest variants.
+    """
+    for name in sorted(given):
+        if name not in variants:
+            raise ValueError(f"{where}: no variant {name!r}; {nearest(name, variants)}")
+
+
+def check_equal_effort(lr: Sequence[float], lr_of: Mapping[str, Sequence[float]]) -> None:
+    """Refuse learning rates of a variant that are not as many as those of the others.
+
+    Raises:
+        ValueError: naming the variant and both numbers.
+    """
+    for name, rates in lr_of.items():
+        if len(rates) != len(lr):
+            raise ValueError(
+                f"lr_of.{name} has {len(rates)} learning rates and lr has {len(lr)}: variants "
+                "are tuned with equal effort, so give as many"
+            )
 
 
 def named_overrides(value: Any, where: str, known: Mapping[str, object]) -> dict[str, Any]:

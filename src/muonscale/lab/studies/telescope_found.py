@@ -18,14 +18,12 @@ from muonscale.lab.studies.statistics import LEVEL, Blocks, fit_blocks
 from muonscale.lab.studies.telescope_brute import brute_force_found
 from muonscale.lab.studies.telescope_drift import drift_of
 from muonscale.lab.studies.telescope_law import law_of
-from muonscale.lab.studies.telescope_levels import Level, Losses, mean
+from muonscale.lab.studies.telescope_levels import SIGNIFICANT, Level, Losses, mean
 
 if TYPE_CHECKING:
     from muonscale.lab.studies.telescope import Telescope
     from muonscale.lab.studies.telescope_config import TelescopeConfig
 
-ALPHA = (1 - LEVEL) / 2
-"""One-sided p-value below which a loss is told apart from the lowest one."""
 RESAMPLES = 400
 """Curves that an interval is drawn from."""
 
@@ -213,7 +211,7 @@ def before_found(level: Level, centre: Place) -> Before | None:
     blocks = noise_of(level.losses, [*near, *([] if centre in near else [centre])])
     down = blocks.difference(level.best, centre)
     p = min(1.0, down.p * (len(others) - 1)) if blocks.freedom else math.nan
-    within = None if math.isnan(p) else p >= ALPHA
+    within = None if math.isnan(p) else p >= SIGNIFICANT
     return Before(-down.estimate, -down.high, -down.low, p, within)
 
 

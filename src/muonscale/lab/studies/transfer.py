@@ -15,10 +15,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from muonscale.errors import nearest
 from muonscale.lab.report.page import Page
 from muonscale.lab.studies.base import Coordinate, Outcomes, PlannedRun, Planner
-from muonscale.lab.studies.sections import StudyConfig, named_overrides
+from muonscale.lab.studies.sections import StudyConfig, check_variants, named_overrides
 from muonscale.lab.studies.sweep import Point, Sweep
 from muonscale.lab.studies.transfer_found import Curve, found_of
 from muonscale.lab.studies.variants import VARIANTS, Overrides, variant_keys
@@ -62,9 +61,7 @@ class TransferConfig(StudyConfig):
             if sorted(set(values)) != values or len(values) < 3:
                 raise ValueError(f"{name}={values}: three or more are needed, rising")
         for key in ("values_of", "conventions_of"):
-            if strange := getattr(self, key).keys() - self.variants.keys():
-                name = min(strange)
-                raise ValueError(f"{key}: no variant {name!r}; {nearest(name, self.variants)}")
+            check_variants(key, getattr(self, key), self.variants)
         return self
 
     @property
