@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from muonscale.optim.orthogonalize import exact_polar as exact_polar
     from muonscale.optim.orthogonalize import orthogonalize as orthogonalize
     from muonscale.optim.presets import preset as preset
+    from muonscale.optim.translate import translate_arguments as translate_arguments
     from muonscale.transfer.parametrization import parametrize as parametrize
 
 __version__ = "0.1.0"
@@ -34,6 +35,7 @@ _HOME = {
     "parametrize": "muonscale.transfer.parametrization",
     "preset": "muonscale.optim.presets",
     "routing_report": "muonscale.optim.groups",
+    "translate_arguments": "muonscale.optim.translate",
 }
 
 __all__ = [
@@ -47,6 +49,7 @@ __all__ = [
     "parametrize",
     "preset",
     "routing_report",
+    "translate_arguments",
 ]
 
 

@@ -15,8 +15,10 @@ import torch
 from torch import Tensor
 
 from muonscale.errors import CheckpointError, ConfigError, nearest
+from muonscale.optim.aliases import FOREIGN
 from muonscale.optim.muon_rule import MOMENTUM_CONVENTION
 from muonscale.optim.state import ROW_STATE
+from muonscale.optim.translate import renamed_options
 
 ConventionT = Literal["ema", "sum"]
 StateDict = dict[str, Any]
@@ -63,25 +65,11 @@ _KEYS = {
 }
 """From their state keys to ours."""
 _OPTIONS = {
-    "lr": "lr",
-    "weight_decay": "weight_decay",
-    "wd": "weight_decay",
-    "momentum": "momentum",
-    "nesterov": "nesterov",
-    "ns_steps": "ns_steps",
-    "ns_coefficients": "ns_coefficients",
-    "beta2": "normuon_beta2",
-    "betas": "betas",
-    "adamw_betas": "betas",
-    "adamw_eps": "eps",
+    "muon": renamed_options("torch", "keller", "keller_2024", "moonlight", "normuon"),
+    "adamw": renamed_options("torch_adamw", "keller_adam", "keller_2024", "moonlight"),
 }
-"""From their group options to ours; `eps` is AdamW's only in a group of AdamW."""
-_TORCH_SCALES = {
-    None: "keller",
-    "original": "keller",
-    "match_rms_adamw": "rms",
-    "spectral_unclamped": "spectral",
-}
+"""From their group options to ours, by rule."""
+_TORCH_SCALES = FOREIGN["torch"].arguments["adjust_lr_fn"].choices or {}
 
 
 def convert_state_dict(
@@ -193,11 +181,10 @@ def _converted(
 
 
 def _group(group: Mapping[str, Any], rule: str, names: list[str], source: Source) -> StateDict:
-    options = {ours: group[theirs] for theirs, ours in _OPTIONS.items() if theirs in group}
+    options = {ours: group[theirs] for theirs, ours in _OPTIONS[rule].items() if theirs in group}
     options |= {"rule": rule, "param_names": names, "momentum_convention": MOMENTUM_CONVENTION}
     if rule == "adamw":
         kept = ("lr", "weight_decay", "betas", "eps", "rule", "param_names", "momentum_convention")
-        options |= {"eps": group["eps"]} if "eps" in group else {}
         if "adamw_lr_ratio" in group:
             options |= {"lr": group["lr"] * group["adamw_lr_ratio"]}
             options |= {"weight_decay": group["adamw_wd"]}
@@ -205,8 +192,8 @@ def _group(group: Mapping[str, Any], rule: str, names: list[str], source: Source
     options["scale"] = source.scale
     options.setdefault("weight_decay", 0.0)
     if "adjust_lr_fn" in group:
-        options["scale"] = _TORCH_SCALES[group["adjust_lr_fn"]]
-    if options["scale"] == "rms":
+        options |= _TORCH_SCALES[group["adjust_lr_fn"]]
+    elif source.scale == "rms":
         options["rms"] = 0.2
     if "beta2" in group:
         options["post_norm"] = "normuon"

@@ -1,0 +1,68 @@
+"""optax, for JAX."""
+
+from __future__ import annotations
+
+from muonscale.optim.aliases.argument import (
+    KELLER,
+    NO_EPS,
+    REQUIRED,
+    Argument,
+    Foreign,
+    Options,
+    missing,
+    named_coefficients,
+    own_of_adamw,
+    same,
+)
+
+
+def _optax_scale(given: Options) -> Options:
+    rms = given["consistent_rms"]
+    return KELLER if rms is None else {"scale": "rms", "rms": rms}
+
+
+def _optax_betas(given: Options) -> Options:
+    return {"betas": (given["adam_b1"], given["adam_b2"])}
+
+
+ROWS: dict[str, Foreign] = {
+    "optax": Foreign(
+        what="optax.contrib.muon",
+        source="optax 0.2.8, optax/contrib/_muon.py",
+        arguments={
+            "learning_rate": same("lr", REQUIRED, "a number; a schedule is a scheduler's"),
+            "ns_coeffs": Argument(
+                default=(3.4445, -4.7750, 2.0315),
+                ours="ns_coefficients",
+                to=named_coefficients("ns_coeffs", {"standard": "jordan", "dion": "you5"}),
+                note='`"standard"` is `"jordan"`, `"dion"` is `"you5"`; triples as they are',
+            ),
+            "ns_steps": same("ns_steps", 5),
+            "beta": same("momentum", 0.95),
+            "eps": same("eps", 1e-8, f"of AdamW; {NO_EPS}"),
+            "weight_decay": same("weight_decay", 0.0),
+            "weight_decay_mask": missing(None, "`overrides` of `parameter_groups`"),
+            "mu_dtype": missing(None, "momentum is float32"),
+            "nesterov": same("nesterov", True),
+            "adaptive": missing(False, "the dual norm of the gradient is not in the update"),
+            "preconditioning": missing(
+                "frobenius", '`ns_coefficients` has others: `"jordan+aol"`, `"jordan+schatten4"`'
+            ),
+            "adam_b1": Argument(default=0.9, ours="betas", to=_optax_betas, note="the first"),
+            "adam_b2": Argument(default=0.999, ours="betas", to=_optax_betas, note="the second"),
+            "adam_eps_root": missing(0.0, "AdamW has no epsilon within the root"),
+            "adam_weight_decay": own_of_adamw("weight_decay", 0.0),
+            "adam_learning_rate": own_of_adamw("lr", None, "None: `learning_rate`"),
+            "muon_weight_dimension_numbers": missing(None, "`matrices` of an override"),
+            "consistent_rms": Argument(
+                default=None,
+                ours="scale",
+                to=_optax_scale,
+                note='None: `scale="keller"`; a number: `scale="rms"` with that `rms`',
+            ),
+        },
+        fixed={},
+        note="Momentum is corrected for its start there, which with Nesterov turns the first steps a "
+        "little; so is Nesterov in its Adam.",
+    ),
+}
