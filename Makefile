@@ -23,6 +23,7 @@ check: .venv/.dev
 	$(BIN)/lint-imports
 
 docs: .venv/.docs
+	$(BIN)/python -m docs.generate
 	$(BIN)/mkdocs build --strict
 
 bench: .venv/.dev

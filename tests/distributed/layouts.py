@@ -107,6 +107,13 @@ RULES: dict[str, dict[str, Any]] = {
 }
 
 
+SIZES = (1, 2, 3, 4)
+"""Numbers of processes."""
+STEPS = 3
+TOLERANCES = {"rtol": 1e-4, "atol": 2e-5}
+"""Of parameters after so many steps, against those of one process."""
+
+
 def whole(name: str, seed: int) -> Tensor:
     """Return a parameter or a gradient: full rank, the same in every process."""
     shape = SHAPES[name][0] if name in SHAPES else VECTORS[name]

@@ -10,6 +10,9 @@ from torch import Tensor
 
 from tests.distributed.layouts import (
     RULES,
+    SIZES,
+    STEPS,
+    TOLERANCES,
     gathered,
     make,
     mesh_of,
@@ -31,14 +34,14 @@ def train(size: int, name: str, steps: int, options: dict[str, Any]) -> dict[str
     return gathered(parameters)
 
 
-TABLE = [(size, row.name) for size in (1, 2, 3, 4) for row in rows(size)]
+TABLE = [(size, row.name) for size in SIZES for row in rows(size)]
 
 
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize(("size", "row"), TABLE, ids=[f"{row}-{size}" for size, row in TABLE])
 def test_every_layout_gives_the_parameters_of_one_process(world, size, row, rule) -> None:
-    results = world(size).run(train, size, row, 3, RULES[rule])
-    expected = reference(3, **RULES[rule])
+    results = world(size).run(train, size, row, STEPS, RULES[rule])
+    expected = reference(STEPS, **RULES[rule])
     for result in results:
         for name in expected:
-            torch.testing.assert_close(result[name], expected[name], rtol=1e-4, atol=2e-5)
+            torch.testing.assert_close(result[name], expected[name], **TOLERANCES)

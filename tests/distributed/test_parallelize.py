@@ -21,32 +21,8 @@ from muonscale.lab.sections import TrainSection
 from muonscale.optim.layout import Layout
 from muonscale.optim.matrices import PLAIN
 from muonscale.optim.sharding import is_sharded, layout_of
+from tests.distributed.trained import ARRANGEMENTS
 from tests.optim.conftest import causal_lm
-
-ARRANGEMENTS = [
-    ("llama", "ddp=2"),
-    ("llama", "fsdp=2"),
-    ("llama_tied", "fsdp=2"),
-    ("gpt2", "fsdp=2"),
-    ("gpt2", "ddp=2"),
-    ("llama", "tp=2"),
-    ("llama_tied", "tp=2"),
-    ("gemma3", "tp=2"),
-    ("llama", "tp=2,sp"),
-    ("gemma3", "tp=2,sp"),
-    ("mixtral", "fsdp=2,ep=2"),
-    ("deepseek_v3", "ddp=2,ep=2"),
-    ("deepseek_v3", "tp=2"),
-    ("llama", "fsdp=3"),
-    ("llama", "hsdp=2x2"),
-    ("llama", "fsdp=2,tp=2"),
-    ("llama_tied", "fsdp=2,tp=2,sp"),
-    ("gemma3", "fsdp=2,tp=2"),
-    ("deepseek_v3", "fsdp=2,tp=2"),
-    ("deepseek_v3", "fsdp=4,ep=2"),
-    ("mixtral", "fsdp=4,ep=4"),
-    ("mixtral", "ddp=4,ep=4"),
-]
 
 
 def ids() -> Tensor:

@@ -12,7 +12,17 @@ import torch.distributed as dist
 from muonscale.errors import CheckpointError, LayoutError, MuonscaleError
 from muonscale.optim import owned
 from muonscale.optim.owned import OwnedTensor
-from tests.distributed.layouts import RULES, SHAPES, VECTORS, make, reference, whole
+from tests.distributed.layouts import (
+    RULES,
+    SHAPES,
+    SIZES,
+    STEPS,
+    TOLERANCES,
+    VECTORS,
+    make,
+    reference,
+    whole,
+)
 
 
 def train(steps: int, options: dict[str, Any]) -> dict[str, Any]:
@@ -41,15 +51,15 @@ def train(steps: int, options: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("rule", RULES)
-@pytest.mark.parametrize("size", [1, 2, 3, 4])
+@pytest.mark.parametrize("size", SIZES)
 def test_every_rank_ends_with_the_parameters_of_one_process(world, size, rule) -> None:
-    results = world(size).run(train, 3, RULES[rule])
-    expected = reference(3, **RULES[rule])
-    alone = world(1).run(train, 3, RULES[rule])[0]["stats"]
+    results = world(size).run(train, STEPS, RULES[rule])
+    expected = reference(STEPS, **RULES[rule])
+    alone = world(1).run(train, STEPS, RULES[rule])[0]["stats"]
     for result in results:
         for name, tensor in result["parameters"].items():
             assert torch.equal(tensor, results[0]["parameters"][name]), name
-            torch.testing.assert_close(tensor, expected[name], rtol=1e-4, atol=2e-5)
+            torch.testing.assert_close(tensor, expected[name], **TOLERANCES)
         assert result["stats"]["matrices"] == 32  # counted by hand
         assert result["stats"]["update_rms"] == pytest.approx(alone["update_rms"], rel=1e-4)
 

@@ -18,52 +18,8 @@ from muonscale.lab.training.console import RunConsole
 from muonscale.lab.training.export import export
 from muonscale.lab.training.loop import train, train_together
 from tests.cli.jobs import losses, records
+from tests.distributed.trained import ROWS, STEPS, TOLERANCE, VARIANT_ROWS, VARIANTS
 from tests.optim.conftest import causal_lm
-
-STEPS = 20
-
-ROWS = [
-    ("llama", "ddp=2"),
-    ("llama", "fsdp=2"),
-    ("llama", "fsdp=3"),
-    ("llama", "fsdp=4"),
-    ("llama", "hsdp=2x2"),
-    ("llama", "tp=2"),
-    ("llama", "tp=2,sp"),
-    ("gemma3", "fsdp=2,tp=2"),
-    ("llama_tied", "fsdp=2,tp=2,sp"),
-    ("gpt2", "fsdp=2"),
-    ("deepseek_v3", "fsdp=2"),
-    ("deepseek_v3", "fsdp=2,ep=2"),
-    ("deepseek_v3", "fsdp=4,ep=2"),
-    ("mixtral", "ddp=2,ep=2"),
-]
-
-VARIANTS: dict[str, list[str]] = {
-    "normuon": ["optimizer.post_norm=normuon"],
-    "muon_plus": [
-        "optimizer.post_norm=row_col",
-        "optimizer.clip=all",
-        "optimizer.max_grad_norm=0.5",
-    ],
-    "adamw": ["optimizer.rule=adamw", "optimizer.lr=0.003"],
-    "recomputed": ["train.activation_checkpointing=true", "train.micro_batch_tokens=32"],
-    "telemetry": ["telemetry.every=5"],
-    "transfer": [
-        "transfer.base={hidden_size: 8, num_attention_heads: 1, num_key_value_heads: 1}",
-        "optimizer.overrides={model.norm.weight: {weight_decay: 0}}",  # of a tied Gemma
-    ],
-    "stages": [
-        "train.steps=null",
-        "train.tokens=7680",
-        "train.batch_tokens=256",
-        "train.batch_schedule=[{after: 2560, batch_tokens: 512}]",  # ten steps of each
-        "train.micro_batch_tokens=32",
-        "schedule.name=stages",
-        "schedule.stages=[{name: constant, until: 0.5, warmup: 3}, {name: linear, final: 0.2}]",
-    ],
-}
-"""What else a run may be, on some of the rows."""
 
 
 @pytest.fixture
@@ -128,7 +84,7 @@ def test_passes_in_bfloat16_train_nearly_as_in_float32(
 
 
 def run_both(
-    world: Any, kind: str, layout: str, words: list[str], folder: Path, rel: float = 1e-3
+    world: Any, kind: str, layout: str, words: list[str], folder: Path, rel: float = TOLERANCE
 ) -> None:
     train(config_of(kind, folder / "one", words), resume=False, console=RunConsole.silent())
     topology = parse_layout(layout)
@@ -155,9 +111,7 @@ def check_export(run: Path, folder: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize(
-    ("kind", "layout"), [("llama", "ddp=2"), ("gemma3", "fsdp=2,tp=2"), ("mixtral", "fsdp=4,ep=2")]
-)
+@pytest.mark.parametrize(("kind", "layout"), VARIANT_ROWS)
 def test_other_options_train_as_one_process_too(
     world: Any, kind: str, layout: str, variant: str, words: list[str], tmp_path: Path
 ) -> None:

@@ -26,23 +26,23 @@ def test_sizes_multiply_to_the_number_of_processes(
     assert (topology.replicas, topology.shards, topology.world) == (replicas, shards, world)
 
 
-@pytest.mark.parametrize(
-    ("text", "reason"),
-    [
-        ("fdsp=2", "'fdsp=2' is not understood; accepted: fsdp=N"),
-        ("fsdp=0", "not understood"),
-        ("hsdp=4", "not understood"),
-        ("", "not understood"),
-        ("fsdp=2,fsdp=4", "gives fsdp twice"),
-        ("fsdp=2,ddp=2", "both fsdp and ddp"),
-        ("fsdp=2,sp", "give both"),
-        ("ddp=2,tp=2", "goes with fsdp or hsdp, not with ddp"),
-        ("fsdp=4,tp=2,ep=2", "do not go together"),
-        ("hsdp=2x2,ep=2", "goes with fsdp or ddp, not with hsdp"),
-        ("ddp=4,ep=2", "to all 4 ranks or to none, got 2"),
-        ("fsdp=4,ep=3", "3 does not divide 4"),
-    ],
-)
+REFUSED = [
+    ("fdsp=2", "'fdsp=2' is not understood; accepted: fsdp=N"),
+    ("fsdp=0", "not understood"),
+    ("hsdp=4", "not understood"),
+    ("", "not understood"),
+    ("fsdp=2,fsdp=4", "gives fsdp twice"),
+    ("fsdp=2,ddp=2", "both fsdp and ddp"),
+    ("fsdp=2,sp", "give both"),
+    ("ddp=2,tp=2", "goes with fsdp or hsdp, not with ddp"),
+    ("fsdp=4,tp=2,ep=2", "do not go together"),
+    ("hsdp=2x2,ep=2", "goes with fsdp or ddp, not with hsdp"),
+    ("ddp=4,ep=2", "to all 4 ranks or to none, got 2"),
+    ("fsdp=4,ep=3", "3 does not divide 4"),
+]
+
+
+@pytest.mark.parametrize(("text", "reason"), REFUSED)
 def test_what_cannot_be_is_refused_with_the_reason(text: str, reason: str) -> None:
     with pytest.raises(ConfigError, match=reason):
         parse_layout(text)

@@ -1,0 +1,1 @@
+"""What generated blocks say, one file for each page."""

@@ -1,0 +1,78 @@
+"""Sections of the configuration: keys, types and defaults, with what stands under them in the code."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import re
+
+from pydantic import BaseModel
+from pydantic_core import PydanticUndefined
+
+from docs.blocks.markdown import code, table
+from muonscale.lab.config import Config
+from muonscale.lab.sections import BatchChange, Ingredient, Section, Stage
+
+PARTS: dict[str, dict[str, type[BaseModel]]] = {
+    "data": {"an item of `data.mixture`": Ingredient},
+    "schedule": {"an item of `schedule.stages`": Stage},
+    "train": {"an item of `train.batch_schedule`": BatchChange},
+}
+"""Sections within a section, by what they are."""
+
+
+def sections() -> str:
+    """Return every section as a table."""
+    lines = []
+    for name, found in Config.model_fields.items():
+        assert isinstance(found.annotation, type) and issubclass(found.annotation, BaseModel)
+        lines += [f"## `{name}`", _text(found.annotation), _keys(found.annotation, f"{name}.")]
+        for title, part in PARTS.get(name, {}).items():
+            lines += [f"{title[0].upper()}{title[1:]}:", _keys(part, "")]
+    return "\n\n".join(lines)
+
+
+def _text(section: type[BaseModel]) -> str:
+    return inspect.cleandoc(section.__doc__ or "")
+
+
+def _keys(section: type[BaseModel], prefix: str) -> str:
+    written = _written(section)
+    rows = [
+        [f"`{prefix}{name}`", _type(written[name][0]), _default(field.default), written[name][1]]
+        for name, field in section.model_fields.items()
+    ]
+    return table(["key", "type", "default", "what it is"], rows)
+
+
+def _written(section: type[BaseModel]) -> dict[str, tuple[str, str]]:
+    """Return annotation and docstring of every field, of the classes it inherits too."""
+    found: dict[str, tuple[str, str]] = {}
+    for cls in reversed(section.__mro__):
+        if not issubclass(cls, Section) or cls is Section:
+            continue
+        (body,) = ast.parse(inspect.getsource(cls)).body
+        assert isinstance(body, ast.ClassDef)
+        for field, text in zip(body.body, [*body.body[1:], None], strict=True):
+            if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name):
+                told = isinstance(text, ast.Expr) and ast.literal_eval(text.value)
+                said = " ".join(str(told).split()) if told else ""
+                found[field.target.id] = ast.unparse(field.annotation), said
+    return found
+
+
+def _type(annotation: str) -> str:
+    values = re.sub(r"Literal\[([^\]]*)\]", lambda m: m[1].replace(", ", " | "), annotation)
+    values = re.sub(r"Annotated\[(.*), Field\(.*?\)\]", r"\1", values)
+    return code(values.replace("'", "").replace(" | None", ""))
+
+
+def _default(value: object) -> str:
+    if value is PydanticUndefined:
+        return "required"
+    if value is None:
+        return "-"
+    if isinstance(value, BaseModel):
+        return "as below"
+    text = "true" if value is True else "false" if value is False else str(value)
+    return code(text)
