@@ -71,6 +71,8 @@ def _facts(row: RoutingRow) -> tuple[str, ...]:
 
 
 def _holds(row: RoutingRow) -> str:
+    if row.holds == ((1, *row.shape),):
+        return "1"
     counts: dict[str, int] = {}
     for number, *shape in row.holds:
         counts[size(shape)] = counts.get(size(shape), 0) + number

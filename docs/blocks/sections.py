@@ -64,7 +64,8 @@ def _written(section: type[BaseModel]) -> dict[str, tuple[str, str]]:
 def _type(annotation: str) -> str:
     values = re.sub(r"Literal\[([^\]]*)\]", lambda m: m[1].replace(", ", " | "), annotation)
     values = re.sub(r"Annotated\[(.*), Field\(.*?\)\]", r"\1", values)
-    return code(values.replace("'", "").replace(" | None", ""))
+    parts = values.replace("'", "").replace(" | None", "")
+    return ", ".join(map(code, re.split(r" \| (?![^\[]*\])", parts)))
 
 
 def _default(value: object) -> str:
