@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from muonscale.optim.convert_lr import convert_lr as convert_lr
     from muonscale.optim.convert_state import convert_state_dict as convert_state_dict
+    from muonscale.optim.factory import MuonFactory as MuonFactory
     from muonscale.optim.groups import parameter_groups as parameter_groups
     from muonscale.optim.groups import routing_report as routing_report
     from muonscale.optim.matrices import Matrices as Matrices
@@ -27,6 +28,7 @@ __version__ = "0.1.0"
 _HOME = {
     "Matrices": "muonscale.optim.matrices",
     "Muon": "muonscale.optim.muon",
+    "MuonFactory": "muonscale.optim.factory",
     "convert_lr": "muonscale.optim.convert_lr",
     "convert_state_dict": "muonscale.optim.convert_state",
     "exact_polar": "muonscale.optim.orthogonalize",
@@ -41,6 +43,7 @@ _HOME = {
 __all__ = [
     "Matrices",
     "Muon",
+    "MuonFactory",
     "convert_lr",
     "convert_state_dict",
     "exact_polar",

@@ -11,7 +11,8 @@ import torch
 import transformers as hf
 from torch import Tensor, nn
 
-from muonscale import Muon, parameter_groups
+from muonscale import Muon, MuonFactory, parameter_groups
+from muonscale.errors import RoutingError
 
 
 class Words(torch.utils.data.Dataset):
@@ -59,3 +60,43 @@ def test_accelerate_prepares_clips_and_steps_it(build_lm) -> None:
         optimizer.zero_grad()
         losses.append(float(loss.detach()))
     assert losses[-1] < 0.8 * losses[0]
+
+
+def made_by_the_trainer(build_lm, folder: Path, kind: Any) -> torch.optim.Optimizer:
+    arguments = hf.TrainingArguments(str(folder), report_to=[], use_cpu=True)
+    chosen = kind, {"lr": 1e-2, "weight_decay": 0.3}
+    return hf.Trainer(
+        build_lm("llama"), arguments, optimizer_cls_and_kwargs=chosen
+    ).create_optimizer()
+
+
+def test_a_factory_gets_the_model_from_the_trainer(build_lm, tmp_path: Path) -> None:
+    optimizer = made_by_the_trainer(build_lm, tmp_path, MuonFactory)
+    expected = parameter_groups(build_lm("llama"), lr=1e-2, weight_decay=0.3)
+    keys = "name", "rule", "param_names", "lr", "weight_decay"
+    found = [[group[key] for key in keys] for group in optimizer.param_groups]
+    assert found == [[group[key] for key in keys] for group in expected]
+
+
+def test_a_factory_passes_the_options_of_both_on(build_lm) -> None:
+    optimizer = MuonFactory()(
+        build_lm("llama"), lr=1e-2, overrides={"head": {"lr": 1e-3}}, post_norm="row", rms=0.3
+    )
+    rates = {group["name"]: (group["lr"], group["rms"]) for group in optimizer.param_groups}
+    assert rates["head"] == (1e-3, 0.3)
+    assert rates["hidden"] == (1e-2, 0.3)
+    assert optimizer.param_groups[0]["post_norm"] == "row"
+
+
+def test_groups_by_decay_that_the_trainer_makes_are_refused(build_lm, tmp_path: Path) -> None:
+    with pytest.raises(RoutingError, match=r"2 groups were given and none has a `rule`.*Factory"):
+        made_by_the_trainer(build_lm, tmp_path, Muon)
+
+
+def test_groups_by_decay_of_matrices_alone_are_refused_too() -> None:
+    """Nothing else would stop an embedding from being orthogonalised."""
+    table, matrix = nn.Embedding(9, 4).weight, nn.Linear(4, 4).weight
+    groups = [{"params": [table], "weight_decay": 0.1}, {"params": [matrix], "weight_decay": 0.0}]
+    with pytest.raises(RoutingError, match="none has a `rule`"):
+        Muon(groups)
+    Muon([{**groups[0], "rule": "adamw"}, groups[1]])

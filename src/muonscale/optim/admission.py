@@ -32,8 +32,22 @@ def own_groups(params: ParamsT) -> list[Group]:
     if not entries:
         raise ConfigError("params is empty: the optimizer has nothing to do")
     if isinstance(entries[0], dict):
-        return [dict(cast(Group, entry)) for entry in entries]
+        groups = [dict(cast(Group, entry)) for entry in entries]
+        _check_some_rule(groups)
+        return groups
     return [{"params": entries}]
+
+
+def _check_some_rule(groups: Sequence[Group]) -> None:
+    """Refuse the groups by decay that trainers make: embeddings in them look like matrices."""
+    if len(groups) > 1 and not any("rule" in group for group in groups):
+        raise RoutingError(
+            f"{len(groups)} groups were given and none has a `rule`, as where a trainer makes groups by "
+            "weight decay: embeddings and heads would be taken for hidden matrices. Let "
+            "parameter_groups(model, lr=...) make the groups (in Hugging Face's Trainer: "
+            "optimizer_cls_and_kwargs=(MuonFactory, {\"lr\": ...})), or give them the rules 'muon' and "
+            "'adamw'"
+        )
 
 
 def split_names(params: Any) -> tuple[list[Tensor], list[str] | None]:

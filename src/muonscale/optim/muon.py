@@ -58,9 +58,10 @@ class Muon(torch.optim.Optimizer):
     its state, by name. Every option down to `wire_dtype` can also be an entry of a group.
 
     Args:
-        params: groups from `parameter_groups`; or groups of your own with a `rule` ("muon" or
-            "adamw", default "muon"), optional `param_names`, and `matrices` (name to `Matrices`)
-            for what is not a plain 2-D matrix; or 2-D tensors, named or not.
+        params: groups from `parameter_groups`; or groups of your own, of which one at least has a
+            `rule` ("muon", the default, or "adamw") if they are several, optional `param_names`, and
+            `matrices` (name to `Matrices`) for what is not a plain 2-D matrix; or 2-D tensors, named
+            or not.
         lr: learning rate of groups that have none.
         weight_decay: decoupled decay, on both rules.
         decay: "coupled" takes lr*weight_decay of a weight per step, "independent" weight_decay
@@ -99,7 +100,8 @@ class Muon(torch.optim.Optimizer):
             no such word.
 
     Raises:
-        RoutingError: for something on Muon that is no matrix, or a parameter given twice.
+        RoutingError: for something on Muon that is no matrix, a parameter given twice, or several
+            groups without any rule, as trainers make them by weight decay.
         ConfigError: for an option outside its range.
         LayoutError: for placements that are not understood, and where ranks do not match.
         DivergedError: from `step` and `check_finite`, for a non-finite gradient.

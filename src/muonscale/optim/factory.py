@@ -1,0 +1,55 @@
+"""Muon for a model, in one call: for trainers that hand over the model rather than groups."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from muonscale.optim.groups import Overrides, RuleT, parameter_groups
+from muonscale.optim.muon import Muon
+
+
+class MuonFactory:
+    """Make `Muon(parameter_groups(model, ...), ...)` of a model.
+
+    Hugging Face's Trainer takes an optimizer's class and calls it with two groups of bare tensors,
+    by decay, which say nothing of embeddings and heads. A class that is no optimizer it calls with
+    the model instead, as `MuonFactory()(model, **options)`.
+
+    Example:
+        >>> from torch import nn
+        >>> from muonscale import MuonFactory
+        >>> model = nn.Sequential(nn.Embedding(50, 8), nn.Linear(8, 8), nn.Linear(8, 50))
+        >>> optimizer = MuonFactory()(model, lr=1e-3, post_norm="row_col")
+        >>> [group["name"] for group in optimizer.param_groups]
+        ['hidden', 'embedding', 'head', 'norm']
+    """
+
+    def __call__(
+        self,
+        model: nn.Module,
+        *,
+        lr: float,
+        weight_decay: float = 0.1,
+        overrides: Overrides | None = None,
+        rule: RuleT = "muon",
+        **options: Any,
+    ) -> Muon:
+        """Return the optimizer of `model`.
+
+        Args:
+            model: see `parameter_groups`, as for the next four.
+            lr: learning rate of every group.
+            weight_decay: decoupled decay of every group, per unit of `lr`.
+            overrides: options by role or by a glob over parameter names.
+            rule: "adamw" puts everything on AdamW.
+            options: of `Muon`, such as `post_norm`.
+
+        Raises:
+            RoutingError, ConfigError, LayoutError: as from `parameter_groups` and `Muon`.
+        """
+        groups = parameter_groups(
+            model, lr=lr, weight_decay=weight_decay, overrides=overrides, rule=rule
+        )
+        return Muon(groups, **options)
