@@ -26,11 +26,13 @@ from muonscale.lab.sections import (
     ModelSection,
     OptimizerSection,
     ParallelSection,
+    ProfileSection,
     RoutingSection,
     RunSection,
     ScheduleSection,
     Section,
     TelemetrySection,
+    TrackSection,
     TrainSection,
     TransferSection,
 )
@@ -43,6 +45,9 @@ ALTERNATIVES = [
     ("train.tokens", "train.steps"),
 ]
 
+SHORTHAND = {"track": "track.to"}
+"""Sections that may be given by their main key alone: `track=wandb`, and `track: wandb` in YAML."""
+
 
 class _Loader(yaml.SafeLoader):
     """YAML with numbers as people write them: 1e-6 is a number, not a string as YAML 1.1 has it."""
@@ -53,6 +58,11 @@ _Loader.add_implicit_resolver(
     re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
     list("-+.0123456789"),
 )
+for _digit in "0123456789":  # 10:15 is steps, and not a number of base 60 as YAML 1.1 has it
+    _Loader.yaml_implicit_resolvers[_digit] = [
+        ("tag:yaml.org,2002:str", re.compile(r"^\d+:\d+$")),
+        *_Loader.yaml_implicit_resolvers[_digit],
+    ]
 
 
 def read_yaml(text: str) -> Any:
@@ -75,6 +85,8 @@ class Config(Section):
     eval: EvalSection = EvalSection()
     checkpoint: CheckpointSection = CheckpointSection()
     telemetry: TelemetrySection = TelemetrySection()
+    track: TrackSection = TrackSection()
+    profile: ProfileSection = ProfileSection()
 
     @model_validator(mode="after")
     def _tokenizer_of_the_weights(self) -> Config:
@@ -146,6 +158,16 @@ class Config(Section):
         if unused := sorted(known.keys() - used):
             raise ValueError(
                 f"data.mixture: {unused[0]!r} has weight 0 in every stage; leave it out"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _profiled_steps(self) -> Config:
+        wanted = self.profile.range
+        if self.profile.steps is not None and not (wanted and wanted[-1] <= self.steps):
+            raise ValueError(
+                f"profile.steps={self.profile.steps} is not within the run's steps 1 to {self.steps}; "
+                f"accepted: first:end with first < end <= {self.steps + 1}"
             )
         return self
 
@@ -222,6 +244,10 @@ def resolve_values(tree: dict[str, Any], given: Mapping[str, Any]) -> Config:
     Raises:
         ConfigError: as `load_config`.
     """
+    for section, key in SHORTHAND.items():
+        if section in tree and not isinstance(tree[section], dict):
+            tree[section] = {key.removeprefix(f"{section}."): tree[section]}
+    given = {SHORTHAND.get(name, name): value for name, value in given.items()}
     names = [name for name, value in given.items() if value is not None]
     for keys in ALTERNATIVES:
         chosen = [key for key in keys if key in names]
@@ -259,7 +285,9 @@ def read_recipe(recipe: str) -> dict[str, Any]:
         tree = read_yaml(text)
     except yaml.YAMLError as error:
         raise ConfigError(f"recipe {recipe} is not valid YAML: {error}") from error
-    if not isinstance(tree, dict) or not all(isinstance(v, dict) for v in tree.values()):
+    if not isinstance(tree, dict) or not all(
+        isinstance(value, dict) or name in SHORTHAND for name, value in tree.items()
+    ):
         raise ConfigError(f"recipe {recipe} must map section names to `key: value` pairs")
     return tree
 
@@ -276,7 +304,7 @@ def _read_run(folder: Path) -> dict[str, Any]:
 
 def _parse_override(text: str) -> tuple[str, Any]:
     name, sign, value = text.partition("=")
-    if not sign or "." not in name:
+    if not sign or ("." not in name and name not in SHORTHAND):
         raise ConfigError(f"override {text!r} must have the form section.key=value")
     try:
         return name, read_yaml(value)

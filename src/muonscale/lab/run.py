@@ -9,6 +9,8 @@ tokenizer/      the tokenizer, in Hugging Face format
 checkpoints/    step-00000100/, ... (see muonscale.lab.training.checkpoint)
 model/          the trained model as a Hugging Face checkpoint, with a model card
 loss.png        the loss curve
+tensorboard/, wandb/, trackers.json   what trackers leave (muonscale.lab.training.trackers)
+profile/        what was profiled (muonscale.lab.training.profile)
 sample.txt      text written by the model
 result.json     written last: its presence means that the run is finished
 """
@@ -43,6 +45,8 @@ FREE_ON_RESUME = (
     "eval.",
     "checkpoint.",
     "telemetry.",
+    "track.",
+    "profile.",
     "parallel.",
     "train.micro_batch_tokens",
     "train.activation_checkpointing",

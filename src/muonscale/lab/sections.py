@@ -5,10 +5,13 @@ Each is a part of `muonscale.lab.config.Config`, which says what must hold betwe
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from muonscale.errors import nearest
 
 Positive = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
@@ -470,3 +473,58 @@ class TelemetrySection(Section):
     def noise_scale_due(self, step: int) -> bool:
         """Return whether the noise scale is measured in a step, the first being step 0."""
         return self.noise_scale_every is not None and (step + 1) % self.noise_scale_every == 0
+
+
+TRACKERS = ("tensorboard", "wandb", "trackio")
+
+
+class TrackSection(Section):
+    """Where a run is followed besides its folder: `track.*`; `track=wandb` sets `track.to`."""
+
+    to: list[str] = []
+    """Any of `tensorboard`, `wandb` and `trackio`; one needs no brackets, and `none` is none."""
+    project: Annotated[str, Field(min_length=1)] = "muonscale"
+    """Project of Weights & Biases and Trackio."""
+    name: Annotated[str, Field(min_length=1)] | None = None
+    """Name of the run there; that of its folder when not given."""
+    mode: Literal["online", "offline"] | None = None
+    """`offline`: nothing leaves this machine. When not given, Weights & Biases asks `WANDB_MODE`, else
+    is online, and Trackio logs elsewhere only if one of its variables says so."""
+
+    @field_validator("to", mode="before")
+    @classmethod
+    def _names(cls, value: Any) -> Any:
+        names = [] if value in (None, "none") else [value] if isinstance(value, str) else value
+        if not isinstance(names, list):
+            raise ValueError(f"track={value!r} is no list of trackers; {nearest('', TRACKERS)}")
+        for name in names:
+            if name not in TRACKERS:
+                hint = nearest(str(name), [*TRACKERS, "none"])
+                raise ValueError(f"track={name}: there is no such tracker; {hint}")
+        return list(dict.fromkeys(names))
+
+
+class ProfileSection(Section):
+    """What is measured of the run itself: `profile.*`."""
+
+    steps: str | None = None
+    """Steps to profile, as `first:end` without the end: `10:15` is steps 10 to 14, counted as in
+    metrics.jsonl. Null for none."""
+
+    @field_validator("steps")
+    @classmethod
+    def _range(cls, value: str | None) -> str | None:
+        if value is not None and not re.fullmatch(r"[1-9]\d*:[1-9]\d*", value):
+            raise ValueError(
+                f"profile.steps={value!r} is no range of steps; accepted: first:end, such as 10:15 for "
+                "steps 10 to 14"
+            )
+        return value
+
+    @property
+    def range(self) -> range:
+        """The steps, the first being step 1; empty for none."""
+        if self.steps is None:
+            return range(0)
+        first, end = map(int, self.steps.split(":"))
+        return range(first, end)

@@ -31,6 +31,8 @@ NOT_IDENTITY = {
     "data": {"cache"},
     "checkpoint": True,
     "parallel": True,
+    "track": True,
+    "profile": True,
     "train": {"micro_batch_tokens", "activation_checkpointing", "compile"},
 }
 """Keys that change where and how a run is done and, up to rounding, not what comes out."""

@@ -17,6 +17,7 @@ from muonscale.lab.training.parts import check_parts
 from muonscale.lab.training.routing import plan_routing
 from muonscale.lab.training.schedule import check_schedule, multiplier, spans
 from muonscale.lab.training.setup import build_optimizer, model_shape
+from muonscale.lab.training.trackers.guarded import check_trackers
 from muonscale.optim.groups import routing_report
 from muonscale.transfer.apply import Parametrization
 
@@ -33,6 +34,7 @@ def dry_run(config: Config) -> str:
     if (state := config.optimizer.state) is not None and not state.is_file():
         raise CheckpointError(f"optimizer.state={state}: there is no such file")
     kept_steps(config)
+    check_trackers(config)
     check_parts(config, Topology())
     shape = planned_shape(config)
     model = meta_model(shape)

@@ -42,15 +42,23 @@ def finish(run: Run, stop: StopRequest) -> dict[str, Any]:
     model = whole_model(run.state.model, run.processes)
     result = run.processes.on_first(lambda: _write(run, model, record))
     stop.raise_if_asked("stopped before result.json was written; finish with --resume")
-    run.processes.on_first(lambda: write_json(run.folder.path / "result.json", result))
+    run.processes.on_first(lambda: _conclude(run, result))
     _say(run, result)
     return result
+
+
+def _conclude(run: Run, result: dict[str, Any]) -> None:
+    """Tell the trackers, and write result.json."""
+    if trackers := run.trackers.end(result, run.state.step):
+        result["trackers"] = trackers
+    write_json(run.folder.path / "result.json", result)
 
 
 def _write(run: Run, model: PreTrainedModel | None, record: dict[str, Any]) -> dict[str, Any]:
     """Write all files but result.json, and return what belongs into it."""
     assert model is not None
     run.folder.replace_metrics(record)
+    run.trackers.log(record)
     result = {key: value for key, value in record.items() if key != "kind"}
     result |= _baselines(run) | _speed(run)
     result["perplexity"] = math.exp(record["held_out_loss"])
@@ -82,12 +90,12 @@ def _baselines(run: Run) -> dict[str, Any]:
 
 def _speed(run: Run) -> dict[str, Any]:
     steps = [r for r in run.folder.read_metrics() if r["kind"] == "train"]
-    step_ms = sum(r["step_ms"] for r in steps)
-    heard = attention_times(steps)
+    usual = [r for r in steps if "profiled" not in r] or steps
+    heard = attention_times(usual)
     return {
-        "train_seconds": step_ms / 1000,
-        "tokens_per_second": statistics.median(r["tokens_per_second"] for r in steps),
-        "optimizer_share": sum(r["optimizer_ms"] for r in steps) / step_ms,
+        "train_seconds": sum(r["step_ms"] for r in steps) / 1000,
+        "tokens_per_second": statistics.median(r["tokens_per_second"] for r in usual),
+        "optimizer_share": sum(r["optimizer_ms"] for r in usual) / sum(r["step_ms"] for r in usual),
         "skipped_steps": steps[-1]["skipped_steps"],
         "spikes": steps[-1].get("spikes"),  # of a run begun before they were counted: None
         **({"attention": heard} if heard else {}),

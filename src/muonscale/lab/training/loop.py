@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
+
+from torch.profiler import record_function
 
 from muonscale.lab.config import Config
 from muonscale.lab.costs.of_run import run_flops
@@ -19,10 +21,12 @@ from muonscale.lab.training.finish import finish
 from muonscale.lab.training.held_out import held_out_record
 from muonscale.lab.training.marks import kept_steps
 from muonscale.lab.training.origin import record_origin
+from muonscale.lab.training.profile import Profiler, profiling
 from muonscale.lab.training.schedule import check_schedule
 from muonscale.lab.training.setup import Run, environment, resolve_device, set_up
 from muonscale.lab.training.signals import Interrupted, StopRequest, stop_on_signals
 from muonscale.lab.training.step import train_step
+from muonscale.lab.training.trackers.guarded import check_trackers
 from muonscale.lab.training.watch import Watch
 from muonscale.optim.groups import routing_report
 
@@ -61,15 +65,19 @@ def train_together(
         return result
     if resume and not begun:
         console.say(f"nothing to resume in {folder.path}: starting at step 0")
+    processes.on_first(lambda: check_trackers(config))
     fresh = not processes.on_first(lambda: bool(saved_steps(folder.checkpoints)))
     run = set_up(config, folder, console, processes, fresh=fresh)
     if not begun:
         processes.on_first(lambda: folder.create(config))
     if fresh:
         processes.on_first(lambda: record_origin(config, folder))
-    with stop_on_signals(processes.any) as stop:
+    with stop_on_signals(processes.any) as stop, tracked(run) as track:
         if begun:
-            restore(run, stop)
+            restore(run)
+        track()
+        if begun:
+            make_up_evaluation(run, stop)
         processes.on_first(lambda: record_tokenizer(run))
         processes.on_first(lambda: record_environment(run))
         introduce(run)
@@ -109,13 +117,15 @@ def run_steps(run: Run, stop: StopRequest) -> None:
     state, config, steps = run.state, run.config, run.config.steps
     keep, marked = config.checkpoint.keep, kept_steps(config)
     state.model.train()
-    with run.console.steps(state.step, steps) as show:
+    folder, rank = run.folder.path / "profile", run.processes.rank
+    profiler = Profiler(config.profile.range, folder, rank, run.device)
+    with run.console.steps(state.step, steps) as show, profiling(profiler):
         while state.step < steps:
             watch = Watch(state, config.telemetry)
-            batch = run.batches.at(state.step)
-            record = train_step(
-                state, batch, config, run.processes, before_update=watch.before_update
-            )
+            with profiler.step(state.step + 1) as profiled:
+                record = next_step(run, watch)
+            if profiled:
+                record["profiled"] = True
             run.record(record)
             show(record)
             if (seen := watch.record()) is not None:
@@ -134,6 +144,15 @@ def run_steps(run: Run, stop: StopRequest) -> None:
     state.optimizer.check_finite()  # of the last step: no other step asks
 
 
+def next_step(run: Run, watch: Watch) -> dict[str, Any]:
+    """Read the next batch, take a step and return its metrics record: a collective."""
+    with record_function("muonscale/data"):
+        batch = run.batches.at(run.state.step)
+    return train_step(
+        run.state, batch, run.config, run.processes, before_update=watch.before_update
+    )
+
+
 def evaluate_if_due(run: Run, stop: StopRequest) -> None:
     """Evaluate on a sample of the held-out split, unless asked to stop: a collective."""
     config, step = run.config, run.state.step
@@ -145,10 +164,26 @@ def evaluate_if_due(run: Run, stop: StopRequest) -> None:
         run.record(record)
 
 
-def restore(run: Run, stop: StopRequest) -> None:
+@contextmanager
+def tracked(run: Run) -> Iterator[Callable[[], None]]:
+    """Give what opens the trackers of a run, once it stands where it begins; close them at the end."""
+    seen = run.folder.read_metrics() if run.processes.is_first else []
+
+    def begin() -> None:
+        run.processes.on_first(
+            lambda: run.trackers.open(run.config, run.folder, seen, run.state.step)
+        )
+
+    try:
+        yield begin
+    finally:
+        run.trackers.close()
+
+
+def restore(run: Run) -> None:
     """Bring a run back to its newest whole checkpoint, or to its start if it has none yet.
 
-    An evaluation that was left because the run was asked to stop is made up for. A collective.
+    A collective.
     """
     state, folder, processes = run.state, run.folder, run.processes
     checkpoint = processes.on_first(lambda: newest_checkpoint(folder.checkpoints, run.console.warn))
@@ -156,8 +191,13 @@ def restore(run: Run, stop: StopRequest) -> None:
         state.restore(checkpoint, processes)
     processes.on_first(lambda: folder.truncate_metrics(state.step))
     run.console.say(f"resuming {folder.path} at step {state.step} of {run.config.steps}")
-    seen = processes.on_first(
-        lambda: any(r["kind"] == "eval" and r["step"] == state.step for r in folder.read_metrics())
+
+
+def make_up_evaluation(run: Run, stop: StopRequest) -> None:
+    """Do an evaluation that was left because the run was asked to stop: a collective."""
+    step, folder = run.state.step, run.folder
+    seen = run.processes.on_first(
+        lambda: any(r["kind"] == "eval" and r["step"] == step for r in folder.read_metrics())
     )
     if not seen:
         evaluate_if_due(run, stop)
@@ -177,6 +217,7 @@ def record_environment(run: Run) -> None:
         **environment(run),
         "flops": run_flops(run.config, run.state.model.config),
         "started_at_step": run.state.step,
+        "trackers": run.trackers.facts(),
         "data": {
             name: {**asdict(corpus.stats), "read": run.batches.share(name)}
             for name, corpus in run.corpora.items()
@@ -202,6 +243,9 @@ def introduce(run: Run) -> None:
         f"{run.folder.path}\n"
         f"optimizer  {groups}"
     )
+    if places := run.trackers.facts():
+        listed = LINE.join(f"{name}: {place}" for name, place in places.items())
+        run.console.say(f"trackers   {listed}")
     if described := str(run.state.routing):
         run.console.say(f"routing    {described}")
 

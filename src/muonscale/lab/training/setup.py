@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,7 @@ from muonscale.lab.training.parts import check_parts
 from muonscale.lab.training.routing import Routing, experts_implementation, plan_routing
 from muonscale.lab.training.schedule import spans
 from muonscale.lab.training.state import TrainState
+from muonscale.lab.training.trackers.guarded import Trackers
 from muonscale.optim.muon import Muon
 from muonscale.optim.orthogonalize import ns_dtype
 from muonscale.transfer.apply import Parametrization
@@ -180,6 +181,8 @@ class Run:
     processes: Processes
     transfer: Parametrization | None = None
     """What `transfer.base` has come to."""
+    trackers: Trackers = field(default_factory=Trackers)
+    """Told of every record, on the first rank."""
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerFast:
@@ -195,6 +198,7 @@ class Run:
         """Add a record to the metrics of the run, once for all ranks."""
         if self.processes.is_first:
             self.folder.append_metrics(record)
+            self.trackers.log(record)
 
 
 def set_up(
@@ -232,7 +236,8 @@ def set_up(
     attention = watch_attention(forward.model, config)
     state = TrainState(forward, optimizer, routing, facts, attention=attention)
     batches = build_batches(config, corpora, processes)
-    return Run(config, folder, console, corpora, batches, state, processes, transfer)
+    trackers = Trackers(console.warn)
+    return Run(config, folder, console, corpora, batches, state, processes, transfer, trackers)
 
 
 def shared_tokenizer(corpora: dict[str, Corpus]) -> PreTrainedTokenizerFast:

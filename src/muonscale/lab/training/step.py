@@ -15,6 +15,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.profiler import record_function
 
 from muonscale.lab.config import Config
 from muonscale.lab.data.flags import count_targets, unpack
@@ -116,23 +117,26 @@ def train_step(
         attention.begin(state.step)
     targets = targets_in_all(batch, config, processes)
     lengths, micro_batch = _parts(state, len(batch), config, processes)
-    loss = accumulate(
-        state.forward,
-        state.routing,
-        torch.from_numpy(batch).to(device),
-        micro_batch,
-        targets=None if targets is None else targets / processes.topology.data_ranks,
-        attention=attention,
-        lengths=lengths,
-    )
-    norms = gradient_norms(optimizer, processes)
-    if section.max_grad_norm is not None:
-        clip_gradients(optimizer, norms, max_norm=section.max_grad_norm, clip=section.clip)
+    with record_function("muonscale/forward+backward"):
+        loss = accumulate(
+            state.forward,
+            state.routing,
+            torch.from_numpy(batch).to(device),
+            micro_batch,
+            targets=None if targets is None else targets / processes.topology.data_ranks,
+            attention=attention,
+            lengths=lengths,
+        )
+    with record_function("muonscale/gradients"):
+        norms = gradient_norms(optimizer, processes)
+        if section.max_grad_norm is not None:
+            clip_gradients(optimizer, norms, max_norm=section.max_grad_norm, clip=section.clip)
     apply_multiplier(optimizer, multiplier(config.schedule, state.step, config.timeline))
     if before_update is not None:
         before_update()
     before = _now(device)
-    optimizer.step()
+    with record_function("muonscale/optimizer"):
+        optimizer.step()
     optimizer_seconds = _now(device) - before
     routing = state.routing.finish(state.step, processes)
     heard = {} if attention is None else attention.finish(optimizer, processes)
