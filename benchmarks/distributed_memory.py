@@ -11,9 +11,9 @@ import torch
 import torch.distributed as dist
 from distributed_stack import FFN, LAYERS, WIDTH, Stack
 from distributed_world import run_on
-from step_meter import peak_extra_bytes
 
 from muonscale import Muon
+from muonscale.lab.bench.meter import peak_extra_bytes
 from muonscale.optim.memory import StepOptions, step_memory
 from muonscale.optim.owned import OwnedTensor
 from muonscale.optim.plan import ROUND_BYTES, make_plan

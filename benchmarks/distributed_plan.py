@@ -11,8 +11,8 @@ import torch.distributed as dist
 from distributed_counter import Counter
 from distributed_memory import held_bytes
 from distributed_world import run_on
-from step_meter import peak_extra_bytes
 
+from muonscale.lab.bench.meter import peak_extra_bytes
 from muonscale.lab.config import load_config
 from muonscale.lab.costs.activations import activation_bytes
 from muonscale.lab.costs.memory import RankMemory, rank_memory

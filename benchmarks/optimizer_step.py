@@ -27,15 +27,21 @@ from typing import Any
 
 import torch
 from peers import all_sides, versions
-from step_meter import Workload, best_rate, dtype_name, measure
+from step_meter import Workload, dtype_name, measure
 from step_report import report
+
+from muonscale.lab.bench.rates import best_rate
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
 OPTIMIZER = HERE.parent / "src" / "muonscale" / "optim"
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 CPU_FLAGS = ("avx2", "avx512f", "avx512_bf16", "avx512_fp16", "amx_bf16", "amx_fp16", "bf16", "sve")
-MEASURING = ("optimizer_step.py", "peers.py", "step_meter.py")
+LAB = OPTIMIZER.parent / "lab"
+MEASURING = (
+    *(HERE / name for name in ("optimizer_step.py", "peers.py", "step_meter.py")),
+    *(LAB / name for name in ("allocations.py", "bench/meter.py", "bench/rates.py")),
+)
 
 WORKLOADS = (
     Workload(
@@ -95,7 +101,7 @@ def machine() -> dict[str, Any]:
 def sources() -> str:
     """Return a digest of our optimizer and of what measures it."""
     digest = hashlib.sha256()
-    for path in sorted([*OPTIMIZER.rglob("*.py"), *(HERE / name for name in MEASURING)]):
+    for path in sorted([*OPTIMIZER.rglob("*.py"), *MEASURING]):
         digest.update(path.name.encode() + path.read_bytes())
     return digest.hexdigest()[:12]
 

@@ -9,36 +9,28 @@ the order from round to round, so that a change in the machine's speed meets bot
 from __future__ import annotations
 
 import math
-import os
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from peers import STEPS, Side, Triple
+from peers import Side, Triple
 from torch import Tensor
 from torch.nn import Parameter
-from torch.profiler import ProfilerActivity, profile
-from torch.utils.flop_counter import FlopCounterMode
+
+from muonscale.lab.bench.meter import executed_flops, peak_extra_bytes, state_bytes
+from muonscale.lab.bench.rates import best_rate, direct_flops, weighted_rate
 
 QUICK_PART, QUICK_ROUNDS = 16, 2
 SLOWER = 5
 """A dtype this many times slower than float32 has no instructions of its own."""
-RATE_SECONDS = 0.02
-"""How long a rate is measured, at least."""
 
 Rows = dict[str, dict[str, Any]]
 """By side: what was measured, or `not_run` and why."""
-
-
-def direct_flops(out: int, in_: int) -> int:
-    """Return the operations of five Newton-Schulz steps in their direct form, `4*S^2*L + 2*S^3`."""
-    short, long = sorted((out, in_))
-    return STEPS * (4 * short * short * long + 2 * short**3)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,88 +149,6 @@ def reference(G: Tensor, triples: Iterable[Triple]) -> Tensor:
     return X
 
 
-def peak_extra_bytes(run: Callable[[], object]) -> int:
-    """Return the most bytes of tensor memory alive at once while `run` runs, above its start.
-
-    From the profiler's record of every allocation of torch's own: temporaries inside an operation
-    count, the scratch space of the BLAS library does not.
-    """
-    with quiet(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
-        run()
-    events = recorded.profiler.kineto_results.events()
-    changes = [(event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]"]
-    alive = peak = 0
-    for _, change in sorted(changes, key=lambda pair: pair[0]):
-        alive += change
-        peak = max(peak, alive)
-    return peak
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Keep away what the profiler's C++ writes to stderr at every start and stop."""
-    stderr, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 2)
-    try:
-        yield
-    finally:
-        os.dup2(stderr, 2)
-        os.close(stderr)
-        os.close(nowhere)
-
-
-def executed_flops(run: Callable[[], object]) -> int:
-    """Return the floating-point operations of the matrix products in `run`."""
-    with FlopCounterMode(display=False) as counter:
-        run()
-    return counter.get_total_flops()
-
-
-def state_bytes(state: Any) -> int:
-    """Return the bytes of all tensors in an optimizer's state, however nested."""
-    storages: dict[int, int] = {}
-
-    def visit(value: Any) -> None:
-        if isinstance(value, Tensor):
-            storages[value.untyped_storage().data_ptr()] = value.untyped_storage().nbytes()
-        elif hasattr(value, "values"):
-            for inner in value.values():
-                visit(inner)
-        elif isinstance(value, list | tuple):
-            for inner in value:
-                visit(inner)
-
-    visit(state)
-    return sum(storages.values())
-
-
-def addmm_rate(out: int, in_: int, dtype: torch.dtype) -> float:
-    """Return the FLOP/s of `addmm` of S x S with S x L, as in a direct Newton-Schulz step."""
-    short, long = sorted((out, in_))
-    X, B = torch.randn(short, long).to(dtype), torch.randn(short, short).to(dtype)
-    calls = 0
-    torch.addmm(X, B, X)
-    start = time.perf_counter()
-    while calls == 0 or time.perf_counter() - start < RATE_SECONDS:
-        torch.addmm(X, B, X)
-        calls += 1
-    return calls * 2 * short * short * long / (time.perf_counter() - start)
-
-
-def best_rate(dtype: torch.dtype) -> float:
-    """Return the best FLOP/s seen of `addmm` on 256 x 256: what the machine can do in `dtype`."""
-    return max(addmm_rate(256, 256, dtype) for _ in range(5))
-
-
-def workload_rate(workload: Workload, dtype: torch.dtype) -> float:
-    """Return the FLOP/s of `addmm` over the shapes of a workload, weighted by their operations."""
-    seconds = sum(
-        count * direct_flops(out, in_) / addmm_rate(out, in_, dtype)
-        for count, out, in_ in workload.shapes
-    )
-    return workload.flops / seconds
-
-
 def measure(
     workload: Workload, sides: Sequence[Side], limit: float, *, quick: bool = False
 ) -> dict[str, Any]:
@@ -276,7 +186,7 @@ def measure(
         tell(workload, f"round {number + 1} of {workload.rounds}")
         playing = [r for r in runners if number < QUICK_ROUNDS or r.side.products not in slow]
         for dtype in {runner.side.products for runner in playing}:
-            rates.setdefault(str(dtype), []).append(workload_rate(workload, dtype))
+            rates.setdefault(str(dtype), []).append(weighted_rate(workload.shapes, dtype))
         play_round(playing, rows, number)
     return {
         "rows": rows,

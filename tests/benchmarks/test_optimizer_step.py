@@ -12,6 +12,8 @@ import pytest
 import torch
 from torch.nn import Parameter
 
+from muonscale.lab.bench import rates
+
 FOLDER = Path(__file__).parents[2] / "benchmarks"
 
 
@@ -21,7 +23,7 @@ def bench(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     monkeypatch.syspath_prepend(FOLDER)
     names = ("optimizer_step", "peers", "step_meter", "step_report")
     modules = {name: importlib.import_module(name) for name in names}
-    monkeypatch.setattr(modules["step_meter"], "RATE_SECONDS", 0.0)
+    monkeypatch.setattr(rates, "RATE_SECONDS", 0.0)
     return SimpleNamespace(**modules)
 
 
@@ -118,23 +120,6 @@ def test_every_peer_that_is_missing_says_so(bench: SimpleNamespace, tiny: Any) -
     rows = bench.step_meter.measure(tiny, [*ours, *missing], limit=1e9)["rows"]
     for side in missing:
         assert rows[side.name]["not_run"].startswith("failed: ModuleNotFoundError: No module named")
-
-
-def test_memory_counts_what_is_alive_at_once(bench: SimpleNamespace) -> None:
-    def work() -> None:
-        kept = torch.empty(1000, 256)
-        for _ in range(3):
-            torch.empty(2000, 256)
-        del kept
-        torch.empty(500, 256)
-
-    assert bench.step_meter.peak_extra_bytes(work) == 3000 * 256 * 4
-
-
-def test_state_is_counted_once_however_nested(bench: SimpleNamespace) -> None:
-    buffer = torch.zeros(6)
-    state = {"p": {0: {"momentum": buffer, "view": buffer[:2], "step": 3}}, "q": [torch.zeros(2)]}
-    assert bench.step_meter.state_bytes(state) == 32
 
 
 def test_gradients_are_whole_again_before_every_step(bench: SimpleNamespace, tiny: Any) -> None:

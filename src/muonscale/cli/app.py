@@ -9,6 +9,7 @@ import typer
 
 from muonscale.cli import fit, models
 from muonscale.cli.arguments import Arguments, split_arguments
+from muonscale.cli.bench import bench
 from muonscale.cli.coordcheck import coordcheck
 from muonscale.cli.export import export
 from muonscale.cli.import_ import import_
@@ -88,6 +89,7 @@ app.command("import")(import_)
 app.command()(models.inspect)
 app.command()(models.lr)
 app.command()(plan)
+app.command()(bench)
 app.command()(report)
 app.command()(verify)
 app.add_typer(study)

@@ -1,0 +1,49 @@
+"""Forward and backward passes of a model at its micro-batch: what a step of the optimizer stands beside."""
+
+from __future__ import annotations
+
+import torch
+from transformers import PreTrainedConfig
+
+from muonscale.lab.bench.meter import seconds_of
+from muonscale.lab.config import Config
+from muonscale.lab.costs.activations import activation_bytes
+from muonscale.lab.costs.memory import rank_memory
+from muonscale.lab.costs.resolve import Planned
+from muonscale.lab.parallel.processes import Processes
+from muonscale.lab.training.setup import build_parallelized
+from muonscale.lab.training.step import next_token_loss
+
+UNTIMED = 2
+"""Micro-batches before those that are timed."""
+
+
+def passes_need(planned: Planned) -> int:
+    """Return the bytes of weights, gradients and a micro-batch on its way, without any state."""
+    activations = activation_bytes(planned.shape, planned.placed.topology, planned.workload)
+    memory = rank_memory(planned.placed, planned.workload, activations, planned.device.kind)
+    return memory.parameters + memory.gradients + memory.passes
+
+
+def passes_seconds(
+    config: Config, shape: PreTrainedConfig, micro_tokens: int, rounds: int, device: torch.device
+) -> list[float]:
+    """Return the seconds of so many micro-batches of random tokens, forward and backward."""
+    forward = build_parallelized(config, shape, Processes(device=device), None)
+    forward.model.train()
+    length = config.data.sequence_length
+    size = (micro_tokens // length, length + 1)
+    tokens = torch.randint(shape.vocab_size, size, generator=torch.Generator().manual_seed(0))
+    rows = tokens.to(device)
+
+    def once() -> None:
+        next_token_loss(forward, rows).backward()
+
+    for _ in range(UNTIMED):
+        once()
+    return [seconds_of(once, device) for _ in range(rounds)]
+
+
+def share(optimizer: float, passes: float, micro_batches: float) -> float:
+    """Return what part of a training step the optimizer is, from seconds."""
+    return optimizer / (optimizer + passes * micro_batches)
