@@ -138,6 +138,7 @@ def _check_room(ready: Bench) -> None:
 
 def _measure_part(ready: Bench, part: Part, tell: Tell) -> dict[str, Any]:
     """Return the row of a part: ours, AdamW and, where it can, torch's Muon."""
+    tell(f"{part.title}: first steps")
     ours, others = _sides(ready, part.names)
     products = ready.planned.placed.muon[0].products if part.rule == "muon" else None
     reason = _no_torch_muon(part, ready.device)
@@ -182,7 +183,6 @@ def _options(ready: Bench) -> dict[str, Any]:
 def _play(
     ready: Bench, title: str, ours: Side, others: Sequence[Side], tell: Tell
 ) -> dict[str, dict[str, Any]]:
-    tell(f"{title}: first steps")
     rounds = ready.asked.rounds
     found = play(ours, others, rounds, lambda n: tell(f"{title}: round {n + 1} of {rounds}"))
     gc.collect()
@@ -206,6 +206,7 @@ def _no_torch_muon(part: Part, device: torch.device) -> str | None:
 
 
 def _measure_whole(ready: Bench, tell: Tell) -> dict[str, Any]:
+    tell("whole model: first steps")
     ours, others = _sides(ready, [name for part in ready.parts for name in part.names])
     return _play(ready, "whole model", ours, others, tell)
 
