@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -47,3 +48,19 @@ def split_arguments(arguments: list[str]) -> tuple[str, list[str]]:
             "an override has the form section.key=value"
         )
     return names[0] if names else "demo", overrides
+
+
+def split_source(text: str) -> tuple[Path, int | None]:
+    """Tell the step from the run folder, whose own name may hold an @.
+
+    Raises:
+        ConfigError: if what stands after the @ is not a step.
+    """
+    run, sign, step = text.rpartition("@")
+    if not sign or Path(text).exists():
+        return Path(text), None
+    if not step.isascii() or not step.isdigit():
+        raise ConfigError(
+            f"{text}: after the @ stands the step of a checkpoint, a whole number, not {step!r}"
+        )
+    return Path(run), int(step)

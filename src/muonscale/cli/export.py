@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from muonscale.errors import ConfigError
+from muonscale.cli.arguments import split_source
 
 
 def export(
@@ -42,19 +42,3 @@ def export(
     typer.echo(
         f'step {done.step} of {path} is in {folder}; try: muonscale generate {folder} "def "'
     )
-
-
-def split_source(text: str) -> tuple[Path, int | None]:
-    """Tell the step from the run folder, whose own name may hold an @.
-
-    Raises:
-        ConfigError: if what stands after the @ is not a step.
-    """
-    run, sign, step = text.rpartition("@")
-    if not sign or Path(text).exists():
-        return Path(text), None
-    if not step.isascii() or not step.isdigit():
-        raise ConfigError(
-            f"export {text}: after the @ stands the step of a checkpoint, a whole number, not {step!r}"
-        )
-    return Path(run), int(step)

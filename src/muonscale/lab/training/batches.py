@@ -13,6 +13,7 @@ from muonscale.lab.data.mixture import Stretch, locate, plan_mixture, read_in_al
 from muonscale.lab.data.order import indices_at, sequence_indices
 from muonscale.lab.data.prepare import Corpus
 from muonscale.lab.data.tokens import Rows
+from muonscale.lab.evaluation.held_out import batches_of, weighted_mean
 from muonscale.lab.parallel.processes import Processes
 from muonscale.lab.timeline import Timeline
 from muonscale.lab.training.schedule import spans
@@ -84,22 +85,17 @@ class Batches:
             yield self._rows(start, min(CHUNK, count - start))
 
     def evaluation(self, name: str, sequences: int | None = None) -> Iterator[np.ndarray]:
-        """Yield held-out batches of a corpus.
+        """Return held-out batches of a corpus.
 
         Args:
             name: of the corpus.
             sequences: so many, spread evenly over the split; all when not given.
         """
-        held_out = self.held_out[name]
-        total = len(held_out)
-        count = total if sequences is None else max(1, min(sequences, total))
-        indices = np.linspace(0, total - 1, count).round().astype(np.int64)
-        for start in range(0, count, self.evaluation_size):
-            yield held_out.batch(indices[start : start + self.evaluation_size])
+        return batches_of(self.held_out[name], self.evaluation_size, at_most=sequences)
 
     def mean(self, losses: Mapping[str, float]) -> float:
         """Return the mean of figures of the corpora, weighted as the mixture."""
-        return sum(weight * losses[name] for name, weight in self.weights.items() if weight)
+        return weighted_mean(self.weights, losses)
 
 
 def build_batches(config: Config, corpora: Mapping[str, Corpus], processes: Processes) -> Batches:

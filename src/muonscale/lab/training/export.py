@@ -83,8 +83,7 @@ def export(
     checkpoint = find_checkpoint(run, step, report)
     facts = load_facts(checkpoint)
     tokenizer = run_tokenizer(run)
-    model = unfilled_model(shape_of(facts["model"], checkpoint), DTYPES[dtype])
-    load_tensors(checkpoint, {"model": model.state_dict()}, Processes())
+    model = checkpoint_model(checkpoint, facts, DTYPES[dtype])
     card = model_card(
         config, run.environment(), run.read_metrics(), step=facts["step"], model=model
     )
@@ -139,9 +138,18 @@ def run_tokenizer(run: RunFolder) -> PreTrainedTokenizerFast:
     Raises:
         CheckpointError: if the run has neither.
     """
+    return open_tokenizer(tokenizer_folder(run))
+
+
+def tokenizer_folder(run: RunFolder) -> Path:
+    """Return where the tokenizer of a run is.
+
+    Raises:
+        CheckpointError: as `run_tokenizer`.
+    """
     for folder in (run.tokenizer, run.model):
         if (folder / "tokenizer.json").is_file():
-            return open_tokenizer(folder)
+            return folder
     raise CheckpointError(
         f"run {run.path} has no folder `tokenizer`; it is written by: "
         f"muonscale train {run.path} --resume"
@@ -169,6 +177,24 @@ def shape_of(facts: dict[str, Any], checkpoint: Path) -> PreTrainedConfig:
             f"({', '.join(changed)}); use the version in env.json of the run"
         )
     return shape
+
+
+def checkpoint_model(
+    checkpoint: Path, facts: dict[str, Any], dtype: torch.dtype = torch.float32
+) -> PreTrainedModel:
+    """Return the model of a checkpoint on the CPU.
+
+    Args:
+        checkpoint: folder of a whole checkpoint.
+        facts: what was saved beside it.
+        dtype: of its parameters; see `unfilled_model`.
+
+    Raises:
+        CheckpointError: as `shape_of`, or if a tensor is missing.
+    """
+    model = unfilled_model(shape_of(facts["model"], checkpoint), dtype)
+    load_tensors(checkpoint, {"model": model.state_dict()}, Processes())
+    return model
 
 
 def unfilled_model(shape: PreTrainedConfig, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
