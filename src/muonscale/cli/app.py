@@ -11,6 +11,7 @@ from muonscale.cli import fit, models
 from muonscale.cli.arguments import Arguments, split_arguments
 from muonscale.cli.bench import bench
 from muonscale.cli.coordcheck import coordcheck
+from muonscale.cli.evaluate import evaluate
 from muonscale.cli.export import export
 from muonscale.cli.import_ import import_
 from muonscale.cli.plan import plan
@@ -84,6 +85,7 @@ def generate(
     )
 
 
+app.command("eval")(evaluate)
 app.command()(export)
 app.command("import")(import_)
 app.command()(models.inspect)

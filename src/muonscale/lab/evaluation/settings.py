@@ -119,7 +119,7 @@ def _check_own(names: list[str]) -> None:
 
 def _resolved(sections: dict[str, Any], data: dict[str, Any], overrides: Sequence[str]) -> Config:
     """Return the configuration, with batches that are whole sequences of the length that is given."""
-    given = dict(text.partition("=")[::2] for text in overrides)
+    given = {name: value for name, _, value in (text.partition("=") for text in overrides)}
     length = data["sequence_length"]
     if "data.sequence_length" in given:
         length = read_yaml(given["data.sequence_length"])

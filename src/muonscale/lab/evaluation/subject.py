@@ -38,6 +38,8 @@ class Subject:
     tokenizer: PreTrainedTokenizerBase
     weights: str
     """SHA-256 of its weights: of the checkpoint's manifest, or of sizes and hashes of the files."""
+    is_run: bool
+    """Whether it is of a run, not of a model folder."""
     step: int | None = None
     """Optimizer steps of the run it had; None of a model folder."""
     trained_on: str | dict[str, str] | None = None
@@ -69,6 +71,7 @@ def run_subject(run: RunFolder, step: int | None, report: Callable[[str], None])
         model=checkpoint_model(checkpoint, facts),
         tokenizer=run_tokenizer(run),
         weights=hashlib.sha256((checkpoint / MANIFEST).read_bytes()).hexdigest(),
+        is_run=True,
         step=facts["step"],
         trained_on=facts["data fingerprint"],
         baselines=_baselines(run, facts["step"]),
@@ -83,6 +86,7 @@ def _finished(run: RunFolder) -> Subject:
         model=model,
         tokenizer=tokenizer,
         weights=_digest(run.model),
+        is_run=True,
         step=result.get("step"),
         baselines=_baselines(run, result.get("step")),
     )
@@ -103,7 +107,9 @@ def folder_subject(folder: Path) -> Subject:
         CheckpointError: if the folder does not hold them.
     """
     model, tokenizer = load_hf(folder)
-    return Subject(folder=folder, model=model, tokenizer=tokenizer, weights=_digest(folder))
+    return Subject(
+        folder=folder, model=model, tokenizer=tokenizer, weights=_digest(folder), is_run=False
+    )
 
 
 def _digest(folder: Path) -> str:

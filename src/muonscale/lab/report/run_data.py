@@ -5,15 +5,16 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from muonscale.errors import ConfigError
+from muonscale.errors import CheckpointError, ConfigError
 from muonscale.lab.config import Config, load_config
+from muonscale.lab.evaluation.record import read_results
 
 Record = dict[str, Any]
 KindT = Literal["train", "eval", "telemetry"]
@@ -37,6 +38,8 @@ class RunData:
     """Of metrics.jsonl by step; of a step that was written twice, after a resume, the last."""
     notes: tuple[str, ...]
     """Sentences on what is missing or damaged."""
+    evaluation: Record = field(default_factory=dict)
+    """eval/result.json, what `muonscale eval` has measured."""
 
     def of_kind(self, kind: KindT) -> list[Record]:
         """Return the records of one kind."""
@@ -101,6 +104,7 @@ def read_run(path: Path, label: str) -> RunData:
         env=env,
         result=result,
         records=records,
+        evaluation=_read_evaluation(path, notes),
         notes=tuple(notes),
     )
     return found if found.finished else _with_progress(found)
@@ -146,6 +150,14 @@ def _read_object(path: Path, notes: list[str], *, needed: bool) -> Record:
         notes.append(f"{path.name} is not a JSON object; what it would say is not shown.")
         return {}
     return tree
+
+
+def _read_evaluation(path: Path, notes: list[str]) -> Record:
+    try:
+        return read_results(path / "eval")
+    except CheckpointError:
+        notes.append("eval/result.json cannot be read; what it would say is not shown.")
+        return {}
 
 
 def _read_records(path: Path, notes: list[str]) -> tuple[Record, ...]:

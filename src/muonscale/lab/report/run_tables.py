@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from muonscale.lab.config import Config, dump_config, load_config, recipe_names
+from muonscale.lab.evaluation.rows import HEAD, rows_of
 from muonscale.lab.report.page import Table
 from muonscale.lab.report.run_data import RunData
 from muonscale.lab.report.run_measures import finite
@@ -88,6 +89,22 @@ def comparison_table(runs: Sequence[RunData]) -> Table:
     return Table(
         head=("run", "state", *COMPARED.values()), rows=tuple(rows), name="results", caption=caption
     )
+
+
+def evaluation_table(runs: Sequence[RunData]) -> Table | None:
+    """Return what `muonscale eval` has measured of checkpoints of runs; None if nothing."""
+    found = [
+        (run.label, _written(one.get("step"), ",d"), *row)
+        for run in runs
+        for one in run.evaluation.get("checkpoints", ())
+        for row in rows_of(one)
+    ]
+    head = ("run", "step", *HEAD)
+    if len(runs) == 1:
+        found, head = [row[1:] for row in found], head[1:]
+    caption = "Measured by `muonscale eval` after training. Standard errors are the harness's."
+    rows = tuple(found)
+    return Table(head=head, rows=rows, name="evaluation", caption=caption) if rows else None
 
 
 def settings_table(run: RunData) -> Table:

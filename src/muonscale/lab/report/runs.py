@@ -32,6 +32,7 @@ from muonscale.lab.report.run_tables import (
     comparison_table,
     data_table,
     differences_table,
+    evaluation_table,
     result_table,
     same_again,
     settings_table,
@@ -111,7 +112,7 @@ def _results(runs: Sequence[RunData]) -> list[Block]:
         Text(f"{run.label}: {note}" if several else note) for run in runs for note in run.notes
     ]
     table = comparison_table(runs) if several else result_table(runs[0])
-    return [*notes, *([table] if table.rows else [])]
+    return [*notes, *([table] if table.rows else []), *_tables(evaluation_table(runs))]
 
 
 def _commands(run: RunData, several: bool) -> list[Block]:
