@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -144,12 +144,9 @@ def evaluate_model(
     for sample in _written(subject, settings, samples):
         add("samples", sample)
     if harness is not None:
-        suite = None if tasks.suite is None else find_suite(tasks.suite)
-        if suite is not None:
-            add("suites", {"suite": suite.name, "source": suite.source, "left_out": suite.left_out})
-        for measured in harness.run(subject.model, subject.tokenizer, forward.precision):
-            say(f"task {measured['task']} is done")
-            add("tasks", measured | _of_paper(suite, measured["task"]))
+        for kind, measured in _benchmarks(harness, tasks, subject, forward.precision):
+            add(kind, measured)
+            say(f"measured: {measured.get('task', measured.get('suite'))}")
     return Found(folder=record.folder, new=new, measured=record.measured())
 
 
@@ -196,6 +193,17 @@ def _written(subject: Subject, settings: Settings, samples: Samples) -> list[Ent
             text = generate_text(subject.model, subject.tokenizer, prompt, **options)
             found.append({"prompt": prompt, **options, "text": text})
     return found
+
+
+def _benchmarks(
+    harness: Harness, tasks: Tasks, subject: Subject, precision: torch.dtype
+) -> Iterator[tuple[KindT, Entry]]:
+    """Yield what a suite is, if there is one, and what is measured on every task."""
+    suite = None if tasks.suite is None else find_suite(tasks.suite)
+    if suite is not None:
+        yield "suites", {"suite": suite.name, "source": suite.source, "left_out": suite.left_out}
+    for measured in harness.run(subject.model, subject.tokenizer, precision):
+        yield "tasks", measured | _of_paper(suite, measured["task"])
 
 
 def _of_paper(suite: Suite | None, task: str) -> Entry:
