@@ -276,3 +276,24 @@ def test_recurrent_weights_hold_a_matrix_for_each_gate(
     splits = (5,) * gates if gates > 1 else ()
     assert found["weight_hh_l0"].matrices == Matrices(splits=splits)
     assert found["bias_hh_l0"].role == Role.NORM
+
+
+def test_experts_of_dbrx_are_the_matrices_that_its_forward_pass_multiplies_by() -> None:
+    case = CASES["dbrx"]
+    model = build(case.config, case.fields)
+    name, experts = next(
+        (n, m) for n, m in model.named_modules() if type(m).__name__ == "DbrxExperts"
+    )
+    found = {a.name: a.matrices for a in assign_roles(model)}
+    W1, V1, W2 = (
+        view(experts.mlp.get_parameter(leaf), found[f"{name}.mlp.{leaf}"])[0]
+        for leaf in ("w1", "v1", "w2")
+    )
+    assert (W1.shape, W2.shape) == ((2, 16, 32), (2, 32, 16))
+    x, chosen = torch.randn(6, 32), torch.tensor([0, 1, 1, 0, 1, 0])
+    expected = [
+        W2[e] @ (experts.mlp.activation_fn(W1[e] @ row) * (V1[e] @ row))
+        for row, e in zip(x, chosen.tolist(), strict=True)
+    ]
+    got = experts(x[None], chosen[:, None], torch.ones(6, 1))[0]
+    torch.testing.assert_close(got, torch.stack(expected))

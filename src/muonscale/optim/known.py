@@ -31,6 +31,8 @@ def stored_matrices(parameter: Tensor, owner: Owner) -> tuple[Matrices, str]:
         return _conv1d(parameter, owner)
     if holds_experts(module) and parameter.ndim == 3:
         return _experts(parameter, owner), " stack"
+    if holds_blocks(module):
+        return _blocks(owner), " of experts"
     if isinstance(module, nn.MultiheadAttention) and owner.attribute == "in_proj_weight":
         return Matrices(splits=(module.embed_dim,) * 3), " of q, k, v"
     if isinstance(module, (nn.RNNBase, nn.RNNCellBase)):
@@ -39,6 +41,11 @@ def stored_matrices(parameter: Tensor, owner: Owner) -> tuple[Matrices, str]:
         layout = known(owner.ancestors[0], parameter.shape[0])
         return layout, f" of {len(layout.splits)} matrices" if layout.splits else ""
     return PLAIN, " stack" if parameter.ndim > 2 else ""
+
+
+def holds_blocks(module: nn.Module) -> bool:
+    """Return whether the parameters of `module` hold DBRX's experts, one block of rows each."""
+    return "DbrxExpertGLU" in _transformers_classes(module)
 
 
 def holds_experts(module: nn.Module) -> bool:
@@ -66,6 +73,14 @@ def _experts(parameter: Tensor, owner: Owner) -> Matrices:
     return Matrices(transposed=transposed, splits=(half, half), groups=groups)
 
 
+def _blocks(owner: Owner) -> Matrices:
+    """Return one matrix for each expert; the down projection is stored transposed."""
+    experts = int(owner.module.moe_num_experts)  # pyrefly: ignore
+    if owner.attribute == "w2":
+        return Matrices(transposed=True, heads=experts, by_columns=True)
+    return Matrices(heads=experts)
+
+
 def _recurrent(parameter: Tensor, owner: Owner) -> tuple[Matrices, str]:
     gates = next((n for kinds, n in GATES if isinstance(owner.module, kinds)), 1)
     if gates == 1 or not owner.attribute.startswith(("weight_ih", "weight_hh")):
@@ -74,11 +89,14 @@ def _recurrent(parameter: Tensor, owner: Owner) -> tuple[Matrices, str]:
 
 
 def _known(parent: nn.Module, place: str) -> Known | None:
-    for cls in type(parent).__mro__:
-        home = cls.__module__.split(".")[0]
-        if home in ("transformers", "transformers_modules") and (cls.__name__, place) in FUSED:
-            return FUSED[cls.__name__, place]
-    return None
+    names = _transformers_classes(parent)
+    return next((FUSED[name, place] for name in names if (name, place) in FUSED), None)
+
+
+def _transformers_classes(module: nn.Module) -> list[str]:
+    """Return the names of the classes that a module has of transformers, its own first."""
+    homes = ("transformers", "transformers_modules")
+    return [c.__name__ for c in type(module).__mro__ if c.__module__.split(".")[0] in homes]
 
 
 def _halves(parent: nn.Module, rows: int) -> Matrices:

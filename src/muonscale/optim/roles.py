@@ -14,7 +14,7 @@ from enum import StrEnum
 from torch import Tensor, nn
 
 from muonscale.errors import LayoutError
-from muonscale.optim.known import ELEMENTWISE, holds_experts, stored_matrices
+from muonscale.optim.known import ELEMENTWISE, holds_blocks, holds_experts, stored_matrices
 from muonscale.optim.matrices import PLAIN, Matrices
 from muonscale.optim.modules import Owner, Survey, is_conv1d, survey, table
 
@@ -153,7 +153,8 @@ def _is_matrix(parameter: Tensor, owner: Owner) -> bool:
 
 
 def _is_bare(owner: Owner) -> bool:
-    known = isinstance(owner.module, _HOLD_MATRICES) or holds_experts(owner.module)
+    module = owner.module
+    known = isinstance(module, _HOLD_MATRICES) or holds_experts(module) or holds_blocks(module)
     return not known and owner.attribute != "weight"
 
 
