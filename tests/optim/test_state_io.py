@@ -139,13 +139,29 @@ def test_differences_are_listed_by_name_and_nothing_is_written(toy, set_gradient
     assert all(not v.any() for state in other.state.values() for v in state.values())
 
 
-def test_a_state_without_names_is_refused(toy: nn.Module, set_gradients: SetGradients) -> None:
-    optimizer = trained(toy, set_gradients)
-    saved = optimizer.state_dict()
+@pytest.mark.filterwarnings("ignore:the optimizer state has no param_names")
+def test_without_names_its_own_groups_are_taken_by_place(toy, set_gradients) -> None:
+    """torchtitan unflattens a state dict by name and drops the names."""
+    trained_one = trained(toy, set_gradients)
+    saved = copy.deepcopy(trained_one.state_dict())
     for group in saved["param_groups"]:
         del group["param_names"]
-    with pytest.raises(CheckpointError, match="param_names"):
-        optimizer.load_state_dict(saved)
+    fresh = Muon(parameter_groups(toy, lr=0.1))
+    fresh.load_state_dict(saved)
+    assert equal(states(fresh), states(trained_one))
+
+
+@pytest.mark.parametrize("change", ["order", "foreign"])
+def test_without_names_other_groups_are_refused(toy, set_gradients, change: str) -> None:
+    saved = trained(toy, set_gradients).state_dict()
+    for group in saved["param_groups"]:
+        del group["param_names"]
+        if change == "foreign":
+            del group["rule"]
+    if change == "order":
+        saved["param_groups"].reverse()
+    with pytest.raises(CheckpointError, match="no param_names"):
+        Muon(parameter_groups(toy, lr=0.1)).load_state_dict(saved)
 
 
 def test_a_changed_grouping_keeps_its_options_and_warns(toy, set_gradients: SetGradients) -> None:

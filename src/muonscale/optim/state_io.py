@@ -1,8 +1,9 @@
 """Optimizer state by parameter name: what a state dict holds, and how one is taken over.
 
 A state dict has torch's form: `state` by running number, `param_groups` with those numbers under
-`params` and the names under `param_names`. Loading goes by name alone, so that the order and the
-grouping of parameters may have changed.
+`params` and the names under `param_names`. Loading goes by name, so that the order and the grouping
+of parameters may have changed. Of groups of ours whose names a trainer has dropped (torchtitan does)
+the places are taken, if groups and numbers of parameters are the same.
 """
 
 from __future__ import annotations
@@ -49,11 +50,11 @@ def take_over(state_dict: StateDict, groups: list[Group], state: State) -> None:
     its own and warns.
 
     Raises:
-        CheckpointError: without names, or where names, shapes or rules differ. Nothing has been
-            written then.
+        CheckpointError: without names in groups that are not these, or where names, shapes or rules
+            differ. Nothing has been written then.
     """
-    saved_groups = state_dict["param_groups"]
-    saved = _saved_by_name(state_dict)
+    saved_groups = _with_names(state_dict["param_groups"], groups)
+    saved = _saved_by_name(saved_groups, state_dict["state"])
     current = {name: state[parameter] for group in groups for name, parameter in named(group)}
     if differences := _differences(saved, current):
         raise CheckpointError("the optimizer state does not fit:\n  " + "\n  ".join(differences))
@@ -67,17 +68,38 @@ def take_over(state_dict: StateDict, groups: list[Group], state: State) -> None:
     _take_options(saved_groups, groups)
 
 
-def _saved_by_name(state_dict: StateDict) -> dict[str, dict[str, Any]]:
-    saved = {}
-    for group in state_dict["param_groups"]:
-        if "param_names" not in group:
-            raise CheckpointError(
-                "the optimizer state has no param_names, so its tensors cannot be told apart: save "
-                "it from an optimizer that was given named parameters"
-            )
-        for name, number in zip(group["param_names"], group["params"], strict=True):
-            saved[name] = state_dict["state"].get(number, {})
-    return saved
+def _with_names(saved_groups: list[Group], groups: list[Group]) -> list[Group]:
+    """Return the saved groups, with names of the same places in `groups` where they have none."""
+    if all("param_names" in group for group in saved_groups):
+        return saved_groups
+    if [_identity(group) for group in saved_groups] != [_identity(group) for group in groups]:
+        raise CheckpointError(
+            "the optimizer state has no param_names, so its tensors cannot be told apart: save it "
+            "from an optimizer that was given named parameters"
+        )
+    warnings.warn(
+        "the optimizer state has no param_names; its groups are those of this optimizer, so tensors "
+        "are taken in the order in which they stand there",
+        stacklevel=4,
+    )
+    return [
+        {**saved, "param_names": group["param_names"]}
+        for saved, group in zip(saved_groups, groups, strict=True)
+    ]
+
+
+def _identity(group: Group) -> tuple[Any, Any, int]:
+    return group.get("name"), group.get("rule"), len(group["params"])
+
+
+def _saved_by_name(
+    saved_groups: list[Group], state: Mapping[int, dict[str, Any]]
+) -> dict[str, dict[str, Any]]:
+    return {
+        name: state.get(number, {})
+        for group in saved_groups
+        for name, number in zip(group["param_names"], group["params"], strict=True)
+    }
 
 
 def _differences(saved: Mapping[str, Any], current: Mapping[str, Any]) -> list[str]:
