@@ -112,7 +112,7 @@ MOONLIGHT = Suite(
             shots=4,
             metric="math_verify,none",
             paper=45.3,
-            note='shots as the harness has them; the paper does not say. Needs "lm-eval[math]"',
+            note="shots as the harness has them; the paper does not say",
         ),
         Benchmark(
             name="C-Eval",
