@@ -51,6 +51,18 @@ class StudyError(MuonscaleError):
     """A study that cannot be planned or run, or numbers that do not determine what was asked."""
 
 
+def shown(value: object, longest: int = 200) -> str:
+    """Return a value as a message shows it: its repr, cut in the middle where it is longer."""
+    try:
+        text = repr(value)
+    except ValueError:  # an integer of more digits than Python writes
+        text = (
+            f"a number of {value.bit_length()} bits" if isinstance(value, int) else "a huge number"
+        )
+    half = (longest - 5) // 2
+    return text if len(text) <= longest else f"{text[:half]} ... {text[-half:]}"
+
+
 def nearest(name: str, accepted: Iterable[str]) -> str:
     """Return a hint for a misspelt `name`: the closest accepted names, else all of them."""
     accepted = sorted(accepted)

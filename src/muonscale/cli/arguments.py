@@ -44,7 +44,7 @@ def split_arguments(arguments: list[str]) -> tuple[str, list[str]]:
     names = [word for word in arguments if "=" not in word]
     if len(names) > 1:
         raise ConfigError(
-            f"one recipe at a time, got {' and '.join(names)}; "
+            f"give one recipe at a time, got {' and '.join(names)}; "
             "an override has the form section.key=value"
         )
     return names[0] if names else "demo", overrides
@@ -62,5 +62,6 @@ def split_source(text: str) -> tuple[Path, int | None]:
     if not step.isascii() or not step.isdigit():
         raise ConfigError(
             f"{text}: after the @ stands the step of a checkpoint, a whole number, not {step!r}"
+            "; give it as RUN@STEP"
         )
     return Path(run), int(step)

@@ -84,5 +84,5 @@ def _numbers(text: str) -> list[int]:
         return [int(word) for word in text.split(",")]
     except ValueError:
         raise ConfigError(
-            f"--widths {text}: whole numbers with commas, such as 32,64,128"
+            f"--widths {text}: whole numbers with commas, such as 32,64,128; give them so"
         ) from None

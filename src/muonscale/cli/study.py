@@ -112,6 +112,6 @@ def _study(words: list[str]) -> Study:
     names = [word for word in words if "=" not in word]
     if len(names) != 1:
         raise ConfigError(
-            f"one study at a time, got {' and '.join(names) or 'none'}; an override has the form key=value"
+            f"give one study at a time, got {' and '.join(names) or 'none'}; an override has the form key=value"
         )
     return load_study(names[0], [word for word in words if "=" in word])

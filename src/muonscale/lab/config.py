@@ -18,7 +18,7 @@ from typing import Any, get_args
 import yaml
 from pydantic import ValidationError, model_validator
 
-from muonscale.errors import ConfigError, nearest
+from muonscale.errors import ConfigError, nearest, shown
 from muonscale.lab.sections import (
     CheckpointSection,
     DataSection,
@@ -66,8 +66,18 @@ for _digit in "0123456789":  # 10:15 is steps, and not a number of base 60 as YA
 
 
 def read_yaml(text: str) -> Any:
-    """Return what YAML text says, numbers such as 1e-6 included."""
-    return yaml.load(text, Loader=_Loader)
+    """Return what YAML text says, numbers such as 1e-6 included.
+
+    Raises:
+        yaml.YAMLError: for text that is not YAML, or holds what no value can be made of.
+    """
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except RecursionError:
+        raise yaml.YAMLError("it is nested too deeply") from None
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        # What PyYAML's constructors raise for a tag or a date that does not fit its text.
+        raise yaml.YAMLError(f"a value does not fit its type ({error})") from error
 
 
 class Config(Section):
@@ -121,16 +131,18 @@ class Config(Section):
                 raise ValueError(
                     f"{key}={tokens} is not a multiple of "
                     f"data.sequence_length={self.data.sequence_length}"
+                    "; give a multiple of it"
                 )
         return self
 
     @model_validator(mode="after")
     def _marks_in_order(self) -> Config:
         try:
-            ends = [0, *(self.timeline.step_at(s.until) for s in self.schedule.stages if s.until)]
+            timeline = self.timeline
+            ends = [0, *(timeline.step_at(s.until) for s in self.schedule.stages if s.until)]
         except ValueError as error:
             raise ValueError(f"train.batch_schedule: {error}") from error
-        ends += [self.steps]
+        ends += [timeline.steps]
         if self.schedule.stages and any(end <= start for start, end in itertools.pairwise(ends)):
             raise ValueError(
                 f"schedule.stages end at steps {', '.join(map(str, ends[1:]))} of {self.steps}: every "
@@ -148,7 +160,10 @@ class Config(Section):
             if given is None:
                 continue
             if self.data.mixture is None:
-                raise ValueError(f"{key} is given, and there is no data.mixture to weigh")
+                raise ValueError(
+                    f"{key} is given, and there is no data.mixture to weigh"
+                    "; leave it out, or give data.mixture"
+                )
             for name in given:
                 if name not in known:
                     raise ValueError(f"{key}: no {name!r} in data.mixture; {nearest(name, known)}")
@@ -266,29 +281,50 @@ def read_recipe(recipe: str) -> dict[str, Any]:
     Raises:
         ConfigError: if there is no such recipe, or it is not YAML of sections.
     """
-    path = Path(recipe)
     if recipe in recipe_names():
         text = _shipped(recipe)
-    elif path.is_dir():
-        return _read_run(path)
-    elif path.suffix in (".yaml", ".yml", ".json"):
+    elif _is_folder(recipe):
+        return _read_run(Path(recipe))
+    elif Path(recipe).suffix in (".yaml", ".yml", ".json"):
         try:
-            text = path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"recipe {recipe} cannot be read: {error}") from error
+            text = Path(recipe).read_text(encoding="utf-8")
+        except (OSError, ValueError) as error:
+            raise ConfigError(
+                f"recipe {shown(recipe)} cannot be read: {error}; give a YAML file of UTF-8 text"
+            ) from error
     else:
         raise ConfigError(
-            f"unknown recipe {recipe!r} ({nearest(recipe, recipe_names())}); "
+            f"unknown recipe {shown(recipe)} ({nearest(recipe, recipe_names())}); "
             "a recipe is a name from `muonscale recipes`, a .yaml file, or a run folder"
         )
     try:
         tree = read_yaml(text)
     except yaml.YAMLError as error:
-        raise ConfigError(f"recipe {recipe} is not valid YAML: {error}") from error
-    if not isinstance(tree, dict) or not all(
-        isinstance(value, dict) or name in SHORTHAND for name, value in tree.items()
-    ):
-        raise ConfigError(f"recipe {recipe} must map section names to `key: value` pairs")
+        raise ConfigError(
+            f"recipe {recipe} is not valid YAML: {error}"
+            "; see what is written there, or put text with signs in quotes"
+        ) from error
+    return _sections(tree, f"recipe {recipe}")
+
+
+def _is_folder(recipe: str) -> bool:
+    try:
+        return Path(recipe).is_dir()
+    except OSError:  # a name that no file can have
+        return False
+
+
+def _sections(tree: Any, what: str) -> dict[str, Any]:
+    if not isinstance(tree, dict):
+        raise ConfigError(
+            f"{what} is {shown(tree, 80)}; it must map section names to `key: value` pairs"
+        )
+    for name, section in tree.items():
+        if not isinstance(section, dict) and name not in SHORTHAND:
+            raise ConfigError(
+                f"{what}: section {shown(name, 80)} is {shown(section, 80)}; it must hold "
+                "`key: value` pairs"
+            )
     return tree
 
 
@@ -296,9 +332,18 @@ def _read_run(folder: Path) -> dict[str, Any]:
     """Return the configuration of a run, its path being where it is now."""
     try:
         tree = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        tree["run"]["path"] = str(folder)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"{folder} is not a run folder: {error}") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise ConfigError(
+            f"{folder} is not a run folder: {error}; give one that holds the config.json that training "
+            "wrote"
+        ) from error
+    tree = _sections(tree, str(folder / "config.json"))
+    if "run" not in tree:
+        raise ConfigError(
+            f"{folder} is not a run folder: its config.json has no section `run`, only "
+            f"{shown(sorted(map(str, tree)))}; give the folder that training wrote"
+        )
+    tree["run"]["path"] = str(folder)
     return tree
 
 
@@ -309,7 +354,10 @@ def _parse_override(text: str) -> tuple[str, Any]:
     try:
         return name, read_yaml(value)
     except yaml.YAMLError as error:
-        raise ConfigError(f"the value of override {text!r} is not valid YAML: {error}") from error
+        raise ConfigError(
+            f"the value of override {text!r} is not valid YAML: {error}"
+            "; put text with signs in quotes"
+        ) from error
 
 
 def _assign(tree: Any, name: str, value: Any) -> None:
@@ -317,7 +365,9 @@ def _assign(tree: Any, name: str, value: Any) -> None:
     for part in parents:
         tree = _item(tree, part, name) if isinstance(tree, list) else tree.setdefault(part, {})
         if not isinstance(tree, dict | list):
-            raise ConfigError(f"override {name}: {part} is a value, not a section")
+            raise ConfigError(
+                f"override {name}: {part} is a value, not a section; give a key of a section"
+            )
     if isinstance(tree, list):
         _item(tree, leaf, name)
         tree[int(leaf)] = value
@@ -330,6 +380,7 @@ def _item(items: list[Any], number: str, name: str) -> Any:
     if not number.isdecimal() or int(number) >= len(items):
         raise ConfigError(
             f"override {name}: {number} is none of the {len(items)} items there, counted from 0"
+            "; give the number of one of them"
         )
     return items[int(number)]
 
@@ -340,10 +391,31 @@ def _drop(tree: dict[str, Any], name: str) -> None:
 
 
 def _validate(tree: dict[str, Any]) -> Config:
+    refuse_odd_text(tree)
     try:
         return Config.model_validate(tree)
     except ValidationError as error:
         raise ConfigError("\n".join(_sentence(item) for item in error.errors())) from None
+
+
+def refuse_odd_text(tree: Any, place: str = "") -> None:
+    """Refuse text that no file, path or console can hold.
+
+    Raises:
+        ConfigError: for a NUL or half a surrogate pair in a key or a value, with its place.
+    """
+    if isinstance(tree, str) and ("\0" in tree or any("\ud800" <= c <= "\udfff" for c in tree)):
+        raise ConfigError(
+            f"{place or 'a key'}={shown(tree)} has a NUL or a lone surrogate in it, which is no "
+            "character; leave it out"
+        )
+    if isinstance(tree, dict):
+        for key, value in tree.items():
+            refuse_odd_text(key)
+            refuse_odd_text(value, f"{place}.{key}" if place else str(key))
+    elif isinstance(tree, list):
+        for number, value in enumerate(tree):
+            refuse_odd_text(value, f"{place}.{number}")
 
 
 def _sentence(item: Any) -> str:
@@ -356,11 +428,11 @@ def _sentence(item: Any) -> str:
             model = model if part.isdecimal() else _section(model.model_fields[part].annotation)
         return f"unknown key {name}; {nearest(key, model.model_fields)}"
     if item["type"] == "missing":
-        return f"{name} is required"
+        return f"{name} is required; give it in the recipe or as {name}=VALUE"
     message = item["msg"].removeprefix("Value error, ")
     if item["type"] == "value_error":
         return message
-    return f"{name}={item['input']!r}: {message}"
+    return f"{name}={shown(item['input'])}: {message}"
 
 
 def _section(annotation: Any) -> Any:

@@ -18,7 +18,9 @@ def convert(routing: RoutingReport, from_: str, to: str, rms: float) -> Conversi
     """
     shapes = routing.matrix_shapes()
     if not shapes:
-        raise ConfigError("no matrix of this model is on Muon: there is no lr to convert")
+        raise ConfigError(
+            f"none of the {len(routing.rows)} parameters of this model is on Muon, so there is no lr to convert; give a model with hidden matrices, and optimizer.rule=muon"
+        )
     return conversion_table(shapes, from_, to, rms)
 
 

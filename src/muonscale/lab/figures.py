@@ -65,7 +65,9 @@ def loss_figure(run_folder: Path, result: dict[str, Any] | None = None) -> Path:
     try:
         figure.savefig(path)
     except OSError as error:
-        raise CheckpointError(f"{path} cannot be written: {error}") from error
+        raise CheckpointError(
+            f"{path} cannot be written: {error}; choose a folder with room that you may write to"
+        ) from error
     return path
 
 
@@ -74,7 +76,9 @@ def _read_records(path: Path) -> list[dict[str, Any]]:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}") from error
+        raise CheckpointError(
+            f"{path} cannot be read: {error}; give a folder that holds what training wrote"
+        ) from error
     records: dict[tuple[str, int], dict[str, Any]] = {}
     for number, line in enumerate(lines, start=1):
         try:
@@ -83,9 +87,13 @@ def _read_records(path: Path) -> list[dict[str, Any]]:
         except (ValueError, TypeError, KeyError) as error:
             if number == len(lines):  # cut short when the run was killed
                 break
-            raise CheckpointError(f"{path}, line {number}, is not a record of a run") from error
+            raise CheckpointError(
+                f"{path}, line {number}, is not a record of a run; remove the line"
+            ) from error
     if not records:
-        raise CheckpointError(f"{path} has no records yet; a run writes one at every step")
+        raise CheckpointError(
+            f"{path} has no records yet; give a run that has begun, which writes one at every step"
+        )
     return sorted(records.values(), key=lambda record: record["step"])
 
 
@@ -96,7 +104,9 @@ def _read_object(path: Path) -> dict[str, Any]:
     try:
         tree = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read as JSON: {error}") from error
+        raise CheckpointError(
+            f"{path} cannot be read as JSON: {error}; restore it, or remove it"
+        ) from error
     if not isinstance(tree, dict):
         raise CheckpointError(f"{path} must hold a JSON object")
     return tree

@@ -28,7 +28,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from muonscale.errors import CheckpointError
+from muonscale.errors import CheckpointError, shown
 from muonscale.lab.config import Config, dump_config
 
 LOCK = "run.lock"
@@ -101,11 +101,21 @@ class RunFolder:
         return (self.path / "config.json").exists()
 
     def result(self) -> dict[str, Any] | None:
-        """Return the result of a finished run, None of an unfinished one."""
+        """Return the result of a finished run, None of an unfinished one.
+
+        Raises:
+            CheckpointError: if the file is damaged.
+        """
+        path = self.path / "result.json"
         try:
-            return json.loads((self.path / "result.json").read_text(encoding="utf-8"))
+            return _read_object(path)
         except FileNotFoundError:
             return None
+        except (OSError, ValueError, RecursionError) as error:
+            raise CheckpointError(
+                f"{path} cannot be read: {error}; remove it, and write it anew with: "
+                f"muonscale train {self.path} --resume"
+            ) from error
 
     def saved_config(self) -> dict[str, Any]:
         """Return the configuration the run was started with.
@@ -113,13 +123,18 @@ class RunFolder:
         Raises:
             CheckpointError: if this is not a run folder or its config.json is damaged.
         """
+        path = self.path / "config.json"
         try:
-            tree = json.loads((self.path / "config.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise CheckpointError(f"{self.path} is not a readable run folder: {error}") from error
-        if not isinstance(tree, dict) or "run" not in tree:
+            tree = _read_object(path)
+        except (OSError, ValueError, RecursionError) as error:
             raise CheckpointError(
-                f"{self.path} is not a run folder: its config.json is not a run's"
+                f"{self.path} is not a readable run folder: {error}; restore its config.json, which "
+                "training wrote"
+            ) from error
+        if not isinstance(tree.get("run"), dict):
+            raise CheckpointError(
+                f"{self.path} is not a run folder: its config.json has the keys "
+                f"{shown(sorted(tree))} and must have a section `run`"
             )
         return tree
 
@@ -131,11 +146,14 @@ class RunFolder:
         """
         path = self.path / "env.json"
         try:
-            return json.loads(path.read_text(encoding="utf-8"))
+            return _read_object(path)
         except FileNotFoundError:
             return {}
-        except (OSError, ValueError) as error:
-            raise CheckpointError(f"{path} cannot be read: {error}") from error
+        except (OSError, ValueError, RecursionError) as error:
+            raise CheckpointError(
+                f"{path} cannot be read: {error}; remove it, or let training write it anew with: "
+                f"muonscale train {self.path} --resume"
+            ) from error
 
     def check_free(self, *, resume: bool) -> bool:
         """Return whether a run was begun here; refuse if it may not be continued.
@@ -165,7 +183,10 @@ class RunFolder:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
             write_atomic(self.path / "config.json", dump_config(config))
         except OSError as error:
-            raise CheckpointError(f"run folder {self.path} cannot be written: {error}") from error
+            raise CheckpointError(
+                f"run folder {self.path} cannot be written: {error}"
+                "; choose another with run.path=FOLDER"
+            ) from error
 
     def check_same(self, config: Config) -> None:
         """Refuse to continue a run under a configuration that would change it.
@@ -200,7 +221,10 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
             file = (self.path / LOCK).open("w")
         except OSError as error:
-            raise CheckpointError(f"run folder {self.path} cannot be written: {error}") from error
+            raise CheckpointError(
+                f"run folder {self.path} cannot be written: {error}"
+                "; choose another with run.path=FOLDER"
+            ) from error
         with file:
             try:
                 locked = _lock(file)
@@ -249,15 +273,15 @@ class RunFolder:
         self._rewrite(record for record in self.read_metrics() if record["step"] <= step)
 
     def read_metrics(self) -> list[dict[str, Any]]:
-        """Return the records of metrics.jsonl up to the first damaged line."""
+        """Return the records of metrics.jsonl up to the first line that is damaged or none."""
         records: list[dict[str, Any]] = []
         if not self.metrics.exists():
             return records
         for line in self.metrics.read_text(encoding="utf-8", errors="replace").splitlines():
-            try:
-                records.append(json.loads(line))
-            except ValueError:
+            record = _record(line)
+            if record is None:
                 break
+            records.append(record)
         return records
 
     def _rewrite(self, records: Iterable[dict[str, Any]]) -> None:
@@ -274,6 +298,24 @@ def _lock(file: IO[str]) -> bool:
         else:
             return True
     return False
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    """Return the JSON object in a file. Raises OSError and ValueError where there is none."""
+    tree = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(tree, dict):
+        raise ValueError(f"it holds {shown(tree, 60)} and must hold a JSON object")
+    return tree
+
+
+def _record(line: str) -> dict[str, Any] | None:
+    """Return a line of metrics.jsonl, None where it is not one that a run has written."""
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    whole = isinstance(record, dict) and isinstance(record.get("kind"), str)
+    return record if whole and isinstance(record.get("step"), int) else None
 
 
 def _line(record: dict[str, Any]) -> str:

@@ -158,7 +158,9 @@ class DataSection(Section):
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(f"two items of data.mixture are called {twice[0]!r}; give them a name")
         if self.mixture is not None and not any(item.weight for item in self.mixture):
-            raise ValueError("all items of data.mixture have weight 0; give one a weight above it")
+            raise ValueError(
+                f"all {len(names)} items of data.mixture have weight 0; give one a weight above it"
+            )
         return self
 
     @model_validator(mode="after")
@@ -171,7 +173,8 @@ class DataSection(Section):
                 )
         if self.has_chats and self.tokenizer is None:
             raise ValueError(
-                "data.format=chat needs data.tokenizer: chats are no text to train a tokenizer on"
+                "data.format=chat needs data.tokenizer, which is null: chats are no text to train a "
+                "tokenizer on"
             )
         if self.chat_template is not None and not self.has_chats:
             raise ValueError(
@@ -361,6 +364,7 @@ class ScheduleSection(Section):
             raise ValueError(
                 f"schedule.name={self.name} with {len(self.stages)} items in schedule.stages: "
                 "the list and the name `stages` belong together"
+                ", so give both or none"
             )
         ends = [stage.until for stage in self.stages]
         if ends and (None in ends[:-1] or ends[-1] is not None):

@@ -62,6 +62,7 @@ class Timeline:
             if ahead <= 0 or _tokens(mark, tokens) >= tokens:
                 raise ValueError(
                     f"{mark:,g} is not after what is before it and inside of {tokens:,} tokens"
+                    "; marks must rise, and lie inside of the run"
                 )
             phases.append(_after(phases[-1], ahead, size))
         last = phases[-1]

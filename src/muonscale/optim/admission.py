@@ -27,10 +27,14 @@ from muonscale.optim.work import Group, named
 def own_groups(params: ParamsT) -> list[Group]:
     """Return the groups as dicts of our own, so that the caller's are not written to."""
     if isinstance(params, Tensor):
-        raise RoutingError("params is one tensor: give a list of tensors, or of groups")
+        raise RoutingError(
+            f"params is one tensor of shape {tuple(params.shape)}: give a list of tensors, or of groups"
+        )
     entries = list(params)
     if not entries:
-        raise ConfigError("params is empty: the optimizer has nothing to do")
+        raise ConfigError(
+            f"params is {entries}, so there is nothing to optimize: give at least one tensor or group"
+        )
     if isinstance(entries[0], dict):
         groups = [dict(cast(Group, entry)) for entry in entries]
         _check_some_rule(groups)
@@ -76,7 +80,9 @@ def check_options(options: Group) -> None:
         _check_word("ns_dtype", dtype, ("auto", *DTYPES))
     for option in ("lr", "weight_decay", "rms", "eps"):
         if not options[option] >= 0:
-            raise ConfigError(f"{option} is {options[option]}: it cannot be below 0")
+            raise ConfigError(
+                f"{option} is {options[option]}: it cannot be below 0; give 0 or a number above it"
+            )
     if not options["post_norm_eps"] > 0:
         raise ConfigError(
             f"post_norm_eps is {options['post_norm_eps']}: it has to be above 0, or a row of zeros "
@@ -105,9 +111,14 @@ def _check_word(option: str, word: object, accepted: Sequence[str]) -> None:
 def check_parameter(name: str, parameter: Any, options: Group) -> None:
     """Raise RoutingError or LayoutError for a parameter on which the group's rule cannot work."""
     if not isinstance(parameter, Tensor):
-        raise RoutingError(f"{name} is a {type(parameter).__name__}: tensors can be optimized")
+        raise RoutingError(
+            f"{name} is a {type(parameter).__name__}: tensors can be optimized, and it must be one"
+        )
     if not parameter.is_floating_point():
-        raise RoutingError(f"{name} is {parameter.dtype}: only real floating dtypes are supported")
+        raise RoutingError(
+            f"{name} is {parameter.dtype}: only real floating dtypes are supported"
+            "; convert it, or leave it out"
+        )
     if options["master"] == "stochastic" and is_narrow(parameter):
         _check_bfloat16(name, parameter)
     if options["rule"] != "muon":
@@ -128,6 +139,7 @@ def _check_bfloat16(name: str, parameter: Tensor) -> None:
         raise ConfigError(
             f'{name} is {parameter.dtype}: master="stochastic" rounds to bfloat16 only, '
             'master="float32" takes any dtype'
+            ", so choose by that"
         )
 
 

@@ -48,7 +48,9 @@ class Coefficients:
         if not self.margin >= 1:
             raise ConfigError(f"margin is {self.margin}: a number of at least 1 goes there")
         if any(not step >= 1 for step in self.restarts or ()):
-            raise ConfigError(f"restarts are {self.restarts}: steps, counted from 1, go there")
+            raise ConfigError(
+                f"restarts are {self.restarts}: numbers of steps, counted from 1, are accepted"
+            )
 
     @property
     def steps(self) -> int:
@@ -254,14 +256,18 @@ def _fitted(triples: tuple[Triple, ...], steps: int) -> tuple[Triple, ...]:
 def _whole(coefficients: CoefficientsLike, steps: int) -> Coefficients:
     if isinstance(coefficients, Coefficients):
         if not coefficients.triples:
-            raise ConfigError("ns_coefficients has no triples: one per step goes there")
+            raise ConfigError(
+                f"ns_coefficients has {len(coefficients.triples)} triples: one per step goes there"
+            )
         return coefficients
     if isinstance(coefficients, str):
         return _row(coefficients, steps)
     if len(coefficients) == 3 and all(isinstance(c, (int, float)) for c in coefficients):
         return Coefficients(triples=(_triple(coefficients),))
     if len(coefficients) == 0:
-        raise ConfigError("ns_coefficients is empty: give a name, a triple or a list of triples")
+        raise ConfigError(
+            f"ns_coefficients is {coefficients!r}: give a name, a triple or a list of triples"
+        )
     return Coefficients(triples=tuple(_triple(triple) for triple in coefficients))
 
 
@@ -274,7 +280,7 @@ def _row(words: str, steps: int) -> Coefficients:
     if steps < row.least_steps:
         raise ConfigError(
             f"ns_steps is {steps} with {name!r}, whose {row.least_steps} steps were tuned together: "
-            f"ns_steps={row.least_steps} or more"
+            f"ns_steps={row.least_steps} or more is accepted"
         )
     kind = _normalization(normalization) if plus else row.normalization
     return Coefficients(triples=row.triples, normalization=kind, margin=row.margin)

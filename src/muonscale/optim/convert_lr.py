@@ -43,7 +43,7 @@ def convert_lr(
     divisor = shape_factor(to, shape, rms, last)
     if not divisor > 0:
         raise ConfigError(
-            f"shape factor {to!r} is {divisor} at shape {shape}: no lr converts to it"
+            f"shape factor {to!r} is {divisor} at shape {shape}: no lr converts to it; choose another"
         )
     return lr * shape_factor(from_, shape, rms, last) / divisor
 
@@ -98,7 +98,9 @@ def conversion_table(
     """
     counts = Counter(shapes)
     if not counts:
-        raise ConfigError("there is no matrix whose learning rate could be converted")
+        raise ConfigError(
+            f"{len(counts)} shapes are given, and a conversion needs at least one matrix"
+        )
     rows = tuple(
         Conversion(shape=s, count=n, factor=convert_lr(1.0, from_, to, s, rms, last))
         for s, n in counts.items()
@@ -106,7 +108,7 @@ def conversion_table(
     factors = [row.factor for row in rows]
     if min(factors) <= 0:
         raise ConfigError(
-            f"shape factor {from_!r} is 0 at one of the shapes: no lr converts from it"
+            f"shape factor {from_!r} is 0 at one of the shapes: no lr converts from it; choose another"
         )
     logarithm = sum(row.count * math.log(row.factor) for row in rows) / sum(counts.values())
     return ConversionTable(rows=rows, best=math.exp(logarithm), spread=max(factors) / min(factors))

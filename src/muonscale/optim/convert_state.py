@@ -112,6 +112,7 @@ def convert_state_dict(
     if len(named) != len(numbers):
         raise CheckpointError(
             f"the saved state has {len(numbers)} parameters and {len(named)} names were given"
+            "; give a name for each, in the order of its groups"
         )
     parameters = dict(zip(numbers, named, strict=True))
     state: dict[str, dict[str, Any]] = {}
@@ -141,7 +142,10 @@ def join_state_dicts(state_dicts: Sequence[StateDict]) -> StateDict:
             groups.append(group)
             for name, number in zip(group["param_names"], group["params"], strict=True):
                 if name in state:
-                    raise CheckpointError(f"two of the states have a parameter called {name}")
+                    raise CheckpointError(
+                        f"two of the states have a parameter called {name}"
+                        "; give states of different parameters"
+                    )
                 state[name] = state_dict["state"][number]
     return _numbered(groups, state)
 
@@ -156,6 +160,7 @@ def _rule(name: str, foreign: Mapping[str, Any], group: Mapping[str, Any]) -> st
     raise CheckpointError(
         f"{name}: neither its state ({sorted(foreign)}) nor its group ({sorted(group)}) says whether "
         "it is on Muon or on AdamW"
+        "; take the source that wrote it, or save it again with all its options"
     )
 
 
@@ -204,7 +209,10 @@ def _numbered(groups: list[StateDict], state: Mapping[str, Any]) -> StateDict:
     names = [name for group in groups for name in group["param_names"]]
     numbers = {name: number for number, name in enumerate(names)}
     if len(numbers) != len(names):
-        raise CheckpointError("two parameters have the same name")
+        twice = sorted({name for name in names if names.count(name) > 1})
+        raise CheckpointError(
+            f"two parameters are called {twice[0]}: give every one a name of its own"
+        )
     return {
         "state": {numbers[name]: state[name] for name in names},
         "param_groups": [

@@ -105,8 +105,8 @@ def gram_segments(coefficients: Coefficients, dtype: torch.dtype, short: int) ->
     stops = sorted({*coefficients.restarts, steps})
     if stops[-1] > steps or steps in coefficients.restarts:
         raise ConfigError(
-            f"restarts are {coefficients.restarts}: with {steps} steps, 1 to {steps - 1} can be "
-            "followed by one"
+            f"restarts are {coefficients.restarts}: with {steps} steps, 1 to {steps - 1} are "
+            "accepted"
         )
     return tuple(stop - start for start, stop in zip([0, *stops], stops, strict=False))
 

@@ -109,7 +109,9 @@ def parameter_groups(
     found = assign_roles(model)
     routed = [_default(a, rule) for a in found if a.parameter.requires_grad]
     if not routed:
-        raise RoutingError("the model has no parameter that needs a gradient: nothing to train")
+        raise RoutingError(
+            f"none of the {len(found)} parameters of the model needs a gradient: set requires_grad of those to train"
+        )
     frozen = [a for a in found if not a.parameter.requires_grad]
     _apply_overrides(routed, overrides or {}, rule, frozen)
     for item in routed:

@@ -335,7 +335,10 @@ def _three_axes(
             len(axis) != 1 or axis[0].range != (0, n)
             for axis, n in zip(parts[2:], shape[2:], strict=True)
         ):
-            raise LayoutError(f"the kernel of a convolution of shape {shape} is cut: {layout.cuts}")
+            raise LayoutError(
+                f"the kernel of a convolution of shape {shape} is cut: {layout.cuts}"
+                "; shard it by its first axis, or leave it whole on every rank, which must hold all of a kernel"
+            )
         a = parts[0]
         b = tuple(
             Part((p.range[0] * kernel, p.range[1] * kernel), p.local * kernel) for p in parts[1]

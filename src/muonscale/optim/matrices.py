@@ -52,6 +52,15 @@ class Matrices:
     """Heads are blocks of columns, as in the projection that follows attention."""
 
 
+_TYPES = {
+    "flattened": "true or false",
+    "transposed": "true or false",
+    "splits": "a list of whole numbers",
+    "groups": "a whole number",
+    "heads": "a whole number, or a list of them",
+    "by_columns": "true or false",
+}
+
 PLAIN = Matrices()
 """One matrix `[out, in]`, or a stack `[..., out, in]` of them."""
 
@@ -73,7 +82,9 @@ def amend(layout: Matrices, changes: Mapping[str, object]) -> Matrices:
             raise ConfigError(f"matrices has no field {name!r}: {nearest(str(name), accepted)}")
         new[name] = tuple(value) if isinstance(value, list) else value
         if not _fits(name, new[name]):
-            raise ConfigError(f"matrices.{name} is {value!r}, which is of the wrong type")
+            raise ConfigError(
+                f"matrices.{name} is {value!r}, of type {type(value).__name__}; accepted: {_TYPES[name]}"
+            )
     return replace(layout, **new)
 
 
@@ -95,19 +106,27 @@ def matrix_shapes(shape: Sequence[int], layout: Matrices) -> list[tuple[int, int
     leading, out, in_ = stack_shape(shape, layout)
     splits = layout.splits or (out,)
     if sum(splits) != out or min(splits) < 0:
-        raise LayoutError(f"splits {splits} do not add up to the {out} rows of {_of(shape)}")
+        raise LayoutError(
+            f"splits {splits} do not add up to the {out} rows of {_of(shape)}; they must"
+        )
     if layout.groups < 1 or any(rows % layout.groups for rows in splits):
         raise LayoutError(
             f"groups={layout.groups} does not divide the rows {splits} of {_of(shape)}"
+            "; give a divisor"
         )
     if layout.groups > 1 and not layout.splits:
-        raise LayoutError(f"groups={layout.groups} says nothing without splits, at {_of(shape)}")
+        raise LayoutError(
+            f"groups={layout.groups} says nothing without splits, at {_of(shape)}"
+            "; give both, or leave groups out"
+        )
     shapes = []
     for rows, heads in zip(splits, heads_of(layout, len(splits), shape), strict=True):
         length = in_ if layout.by_columns else rows
         if heads < 1 or length % heads:
             axis = "columns" if layout.by_columns else "rows"
-            raise LayoutError(f"heads={heads} does not divide the {length} {axis} of {_of(shape)}")
+            raise LayoutError(
+                f"heads={heads} does not divide the {length} {axis} of {_of(shape)}; give a divisor"
+            )
         each = (rows, in_ // heads) if layout.by_columns else (rows // heads, in_)
         shapes.append((leading * heads, *each))
     return shapes
@@ -129,7 +148,10 @@ def heads_of(layout: Matrices, splits: int, shape: Sequence[int]) -> tuple[int, 
     if isinstance(layout.heads, int):
         return (layout.heads,) * splits
     if len(layout.heads) != splits:
-        raise LayoutError(f"heads={layout.heads}, but {_of(shape)} holds {splits} matrices")
+        raise LayoutError(
+            f"heads={layout.heads}, but {_of(shape)} holds {splits} matrices"
+            "; give heads to a parameter of one matrix, or leave them out"
+        )
     return layout.heads
 
 

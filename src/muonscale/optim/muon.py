@@ -229,9 +229,13 @@ class Muon(torch.optim.Optimizer):
         names = set(taken.values())
         for name, parameter in named(group):
             if parameter in taken:
-                raise RoutingError(f"{name} is given twice, the other time as {taken[parameter]}")
+                raise RoutingError(
+                    f"{name} is given twice, the other time as {taken[parameter]}; give it once"
+                )
             if name in names:
-                raise RoutingError(f"two parameters are called {name}: state is kept by name")
+                raise RoutingError(
+                    f"two parameters are called {name}: state is kept by name, so names must differ"
+                )
             taken[parameter] = name
             names.add(name)
 
@@ -284,7 +288,7 @@ class Muon(torch.optim.Optimizer):
             for name, parameter in named(group):
                 if parameter.grad is not None and parameter.grad.layout != torch.strided:
                     raise RoutingError(
-                        f"{name} has a sparse gradient: only dense ones are supported (an embedding "
+                        f"{name} has a sparse gradient: only dense ones are accepted (an embedding "
                         "gives them with sparse=False)"
                     )
 
@@ -321,7 +325,7 @@ class Muon(torch.optim.Optimizer):
             where = f" on rank {self._nonfinite_rank}" if self._neighbours.any else ""
             raise DivergedError(
                 f"the gradient of {names[0]}{more} is not finite{where}. The step was left out: parameters "
-                'and state are as before it. nonfinite="skip" goes on and counts such steps.'
+                'and state are as before it. Lower the lr, or use nonfinite="skip", which goes on and counts such steps.'
             )
 
     def stats(self) -> dict[str, Any]:

@@ -96,7 +96,7 @@ def orthogonalize(
     """
     if X.ndim < 2:
         raise ConfigError(
-            f"a tensor of shape {tuple(X.shape)} holds no matrix: [..., out, in] does"
+            f"a tensor of shape {tuple(X.shape)} holds no matrix: [..., out, in] is accepted"
         )
     resolved = resolve(coefficients, steps)
     dtype = products_dtype(X, dtype)
@@ -245,7 +245,7 @@ def resolve_dtype(dtype: DTypeLike, of: torch.dtype, device: torch.device | str)
         return DTYPES[dtype]
     if dtype != "auto":
         raise ConfigError(
-            f"no dtype for Newton-Schulz is called {dtype!r}: auto, {', '.join(DTYPES)}"
+            f"no dtype for Newton-Schulz is called {dtype!r}; accepted: auto, {', '.join(DTYPES)}"
         )
     return torch.float64 if of == torch.float64 else ns_dtype(device)
 

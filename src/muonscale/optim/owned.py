@@ -97,7 +97,7 @@ class OwnedTensor(Tensor):
         for chunk, values in self._chunks():
             if chunk.offsets == index.offset:
                 return values
-        raise CheckpointError(f"{index} is not on this rank")
+        raise CheckpointError(f"{index} is not on this rank; {_ADVICE}")
 
     def _chunks(self) -> Iterator[tuple[ChunkStorageMetadata, Tensor]]:
         """Yield the boxes of the stored tensor that are here, with views of their values."""

@@ -163,10 +163,10 @@ def make_plan(
         if tuple(sorted(parameter.layout.ranks)) != ranks:
             raise LayoutError(
                 f"{parameter.name} is on ranks {parameter.layout.ranks}, {ordered[0].name} on {ranks}: "
-                "one plan is for parameters on the same ranks"
+                "parameters of one plan must be on the same ranks"
             )
     if team_size is not None and (team_size < 1 or len(ranks) % team_size):
-        raise LayoutError(f"teams of {team_size} do not divide {len(ranks)} ranks")
+        raise LayoutError(f"teams of {team_size} do not divide {len(ranks)} ranks; give a divisor")
     dealer = _Dealer(ordered, ranks, owners or {}, wire_bytes * flops_per_byte, team_flops_per_byte)
     dealt = dealer.best() if team_size is None else dealer.deal(team_size)
     rounds = _rounds(ordered, dealer.keys, dealt.teams, round_bytes)

@@ -182,9 +182,15 @@ def _frozen(groups: list[Mapping[str, Any]], model: nn.Module) -> list[RoutingRo
     for group in groups:
         for name, parameter in named(group):
             if parameter in seen:
-                raise RoutingError(f"{name} is in two groups: {seen[parameter]} and {_name(group)}")
+                raise RoutingError(
+                    f"{name} is in two groups: {seen[parameter]} and {_name(group)}"
+                    "; leave it out of one of them"
+                )
             if parameter not in left:
-                raise RoutingError(f"group {_name(group)} has {name}, which the model has not")
+                raise RoutingError(
+                    f"group {_name(group)} has {name}, which the model has not"
+                    "; give the model that the groups were built from"
+                )
             seen[parameter] = _name(group)
     rows = []
     for parameter, name in left.items():

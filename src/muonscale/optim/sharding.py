@@ -88,6 +88,7 @@ def _cut(name: str, parameter: Any, placement: Any) -> Cut | None:
         raise LayoutError(
             f"{_described(name, parameter)}: {placement} of a parameter is not understood; Shard, "
             "the strided Shard of FSDP over tensor parallelism, and Replicate are"
+            " accepted"
         )
     return Cut(dim % parameter.ndim, getattr(placement, "split_factor", 1))
 
@@ -111,6 +112,7 @@ def local_gradient(name: str, parameter: Any, gradient: Any) -> Tensor:
         raise LayoutError(
             f"{_described(name, parameter)} has a gradient that is a plain tensor: it cannot be told "
             "which part it is of"
+            "; give it the placements of the parameter, as DTensor.from_local does"
         )
     if differs(parameter, gradient):
         gradient = gradient.redistribute(placements=parameter.placements)

@@ -57,7 +57,10 @@ def take_over(state_dict: StateDict, groups: list[Group], state: State) -> None:
     saved = _saved_by_name(saved_groups, state_dict["state"])
     current = {name: state[parameter] for group in groups for name, parameter in named(group)}
     if differences := _differences(saved, current):
-        raise CheckpointError("the optimizer state does not fit:\n  " + "\n  ".join(differences))
+        raise CheckpointError(
+            "the optimizer state does not fit; take that of the same model and rules:\n  "
+            + "\n  ".join(differences)
+        )
     scales = _momentum_scales(saved_groups)
     for name, values in current.items():
         for key, value in values.items():
@@ -74,8 +77,9 @@ def _with_names(saved_groups: list[Group], groups: list[Group]) -> list[Group]:
         return saved_groups
     if [_identity(group) for group in saved_groups] != [_identity(group) for group in groups]:
         raise CheckpointError(
-            "the optimizer state has no param_names, so its tensors cannot be told apart: save it "
-            "from an optimizer that was given named parameters"
+            f"the {len(saved_groups)} groups of the optimizer state have no param_names and are not those "
+            "of this optimizer, so its tensors cannot be told apart: save it from an optimizer that was "
+            "given named parameters"
         )
     warnings.warn(
         "the optimizer state has no param_names; its groups are those of this optimizer, so tensors "
@@ -127,7 +131,9 @@ def _momentum_scales(saved_groups: list[Group]) -> dict[str, float]:
     for group in saved_groups:
         convention = group.get("momentum_convention", "ema")
         if convention not in ("ema", "sum"):
-            raise CheckpointError(f"momentum convention {convention!r} is unknown: ema, sum")
+            raise CheckpointError(
+                f"momentum convention {convention!r} is unknown; accepted: ema, sum"
+            )
         if convention == "sum":
             scales |= dict.fromkeys(group["param_names"], 1 - group["momentum"])
     return scales

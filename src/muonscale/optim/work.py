@@ -51,6 +51,7 @@ def check_names(group: Group) -> None:
         raise RoutingError(
             f"a group has {len(group['params'])} parameters and {len(group['param_names'])} "
             "param_names: state is kept by name"
+            ", so give one name for each parameter"
         )
 
 

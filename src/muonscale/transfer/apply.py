@@ -61,6 +61,7 @@ class Parametrization:
         if strange := parameters.keys() ^ self.rows.keys():
             raise ConfigError(
                 f"the parametrization is of another model: {min(strange)} is in one only"
+                "; give the one that was made of this model"
             )
         for name, parameter in parameters.items():
             m = self.rows[name].multipliers
@@ -98,7 +99,10 @@ class Parametrization:
 
     def _row(self, name: str) -> TransferRow:
         if name not in self.rows:
-            raise ConfigError(f"the parametrization is of another model: it has no {name}")
+            raise ConfigError(
+                f"the parametrization is of another model: it has no {name}"
+                "; give the one that was made of this model"
+            )
         return self.rows[name]
 
     def _part(self, group: Mapping[str, Any], names: list[str]) -> dict[str, Any]:

@@ -94,6 +94,7 @@ def sites(
     if final_norm not in dict(model.named_modules()):
         raise ConfigError(
             f"the model has no module {final_norm!r}, which its final norm is said to be"
+            "; give the name of one with ForwardConstants(final_norm=...)"
         )
     modules = dict(model.named_modules())
     found: dict[str, Site] = {}

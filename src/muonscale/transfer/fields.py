@@ -32,8 +32,8 @@ def check_fields(model: nn.Module, base: nn.Module) -> None:
     for name in sorted((fields.keys() | others.keys()) - WIDTH - DEPTH - _UNSAID):
         if fields.get(name) != others.get(name):
             raise ConfigError(
-                f"{name} is {fields.get(name)!r}, and {others.get(name)!r} at the base width: transfer is "
-                "between models that differ in width and depth alone, in the fields "
+                f"{name} is {fields.get(name)!r}, and {others.get(name)!r} at the base width: transfer needs "
+                "models that differ in width and depth alone, in the fields "
                 f"{', '.join(sorted(WIDTH | DEPTH))}"
             )
 
@@ -47,7 +47,8 @@ def depth_ratio(model: nn.Module, base: nn.Module) -> float:
     layers, others = (getattr(_config(m), "num_hidden_layers", None) for m in (model, base))
     if not isinstance(layers, int) or not isinstance(others, int):
         raise ConfigError(
-            "depth=complete_p needs the number of layers, as model.config.num_hidden_layers"
+            f"depth=complete_p needs the number of layers as model.config.num_hidden_layers, which is {layers!r}, and "
+            f"{others!r} at the base width; give both, or leave depth out"
         )
     return layers / others
 

@@ -89,6 +89,7 @@ def depth_folds(pair: Pair, layers: float) -> Folds:
         raise ConfigError(
             "depth=complete_p: no parameter is the end of a residual branch: "
             f"{list(pair.constants.branch_ends)}"
+            "; say which ones are with ForwardConstants(branch_ends=...), or leave depth out"
         )
     return folds
 

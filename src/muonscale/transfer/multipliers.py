@@ -162,7 +162,10 @@ def multipliers(
     """
     check_convention(convention)
     if min(*shape, *base) < 1:
-        raise ConfigError(f"no side of a matrix may be 0 to scale it: {shape}, base {base}")
+        raise ConfigError(
+            f"no side of a matrix may be 0 to scale it: {shape}, base {base}"
+            "; each must be at least 1"
+        )
     if convention == "standard":
         return Multipliers()
     if role in (Role.EMBEDDING, Role.NORM):

@@ -39,7 +39,10 @@ def counterparts(base: dict[str, Assignment]) -> Callable[[str], Assignment]:
         shapes = {tuple(other.parameter.shape) for other in others}
         if len(shapes) != 1:
             what = f"{len(shapes)} kinds of them" if shapes else "nothing like it"
-            raise ConfigError(f"{name} has no counterpart at the base width: there is {what}")
+            raise ConfigError(
+                f"{name} has no counterpart at the base width: there is {what}"
+                "; give a base that differs in width and depth alone"
+            )
         return others[0]
 
     return counterpart

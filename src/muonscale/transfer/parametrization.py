@@ -156,6 +156,7 @@ def _shapes(found: Assignment, role: Role, layout: Matrices | None) -> list[Batc
             raise ConfigError(
                 f"{found.name} of shape {shape} is neither a matrix nor a vector ({found.why}): "
                 "transfer does not know how it depends on the width"
+                "; leave transfer out, or freeze it"
             )
         return [(1, shape[-1] if shape else 1, 1)]
     try:

@@ -46,7 +46,9 @@ def write_check(facts: dict[str, Any], folder: Path) -> None:
         figure.savefig(folder / "coordcheck.png")
         figure.savefig(folder / "coordcheck.svg", metadata={"Date": None})
     except OSError as error:
-        raise ConfigError(f"--out {folder} cannot be written: {error}") from error
+        raise ConfigError(
+            f"--out {folder} cannot be written: {error}; choose a folder that can be"
+        ) from error
 
 
 def draw(facts: dict[str, Any]) -> Figure:

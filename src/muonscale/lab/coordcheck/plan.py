@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -120,7 +121,10 @@ def _configure(asked: Asked) -> Config:
 
 def _check(asked: Asked) -> None:
     if started_by_torchrun():
-        raise ConfigError("coordcheck runs in one process; start it without torchrun")
+        raise ConfigError(
+            f"coordcheck runs in one process, and this is one of {os.environ.get('WORLD_SIZE')} of a "
+            "job; start it without torchrun"
+        )
     if asked.convention is not None:
         check_convention(asked.convention)
     if asked.seeds < 1 or asked.steps < LEAST_STEPS or asked.batch_tokens < 1:

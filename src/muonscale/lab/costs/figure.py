@@ -40,7 +40,9 @@ def draw(facts: dict[str, Any], path: Path) -> None:
     try:
         figure.savefig(path)
     except OSError as error:
-        raise ConfigError(f"--figure {path} cannot be written: {error}") from error
+        raise ConfigError(
+            f"--figure {path} cannot be written: {error}; choose a file that can be"
+        ) from error
 
 
 def _draw_memory(axes: Axes, memory: dict[str, Any]) -> None:

@@ -14,4 +14,6 @@ def check_format(path: Path) -> None:
     if path.suffix not in FORMATS:
         raise ConfigError(f"--figure {path}: accepted are files that end in {' or '.join(FORMATS)}")
     if not path.parent.is_dir():
-        raise ConfigError(f"--figure {path}: there is no folder {path.parent}")
+        raise ConfigError(
+            f"--figure {path}: there is no folder {path.parent}; make it, or choose another"
+        )

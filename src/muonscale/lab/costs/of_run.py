@@ -56,6 +56,7 @@ def run_cost(config: Config) -> RunCost:
         raise ConfigError(
             f"model_type {shape.model_type!r}: it cannot be told how many experts a token meets, so "
             "its operations cannot be counted"
+            "; accepted are stacked experts and num_experts_per_tok"
         )
     size = count_parameters(model)
     return RunCost(

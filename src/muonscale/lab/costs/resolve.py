@@ -68,7 +68,9 @@ def resolve(asked: Asked) -> Planned:
     if not 0 < asked.mfu <= 1:
         raise ConfigError(f"--mfu {asked.mfu:g}: a part of the peak, above 0 and at most 1")
     if asked.bandwidth is not None and asked.bandwidth <= 0:
-        raise ConfigError(f"--bandwidth {asked.bandwidth / 1e9:g}: GB per second, above 0")
+        raise ConfigError(
+            f"--bandwidth {asked.bandwidth / 1e9:g}: GB per second, above 0 is accepted"
+        )
     device = find_device(asked.device, inter=asked.bandwidth)
     config, shape, topology, defaults = _configured(asked, device)
     model = meta_model(shape)

@@ -137,7 +137,9 @@ def encode_chats(
         for batch in _batches(texts):
             for text, (ids, inside) in zip(batch, encoder.encode(batch), strict=True):
                 if not inside.any():
-                    raise DataError(f"no token of {text[:80]!r}... is a target")
+                    raise DataError(
+                        f"no token of {text[:80]!r}... is a target; leave the conversation out, or use a tokenizer that has tokens for the assistant's words"
+                    )
                 tokens.write(ids)
                 flags.write(inside)
                 index.write(np.array([len(ids), inside.argmax()]))

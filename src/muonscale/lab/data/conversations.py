@@ -38,6 +38,7 @@ def conversation_text(value: Any, *, field: str, errors: ErrorsT, place: str) ->
     if not any(message["role"] == "assistant" for message in messages):
         raise DataError(
             f"{field!r} has no turn of the assistant in {place}; its turns are what is learned"
+            "; leave it out, or give it one"
         )
     return json.dumps(messages, ensure_ascii=False, separators=(",", ":"))
 
@@ -48,7 +49,7 @@ def _message(item: Any, errors: ErrorsT, place: str) -> dict[str, str]:
     for key in ("role", "content"):
         if key not in item:
             has = ", ".join(map(repr, item)) or "nothing"
-            raise DataError(f"no {key!r} in {place}; it has {has}")
+            raise DataError(f"no {key!r} in {place}; it has {has}; {SHAPE}")
         if not isinstance(item[key], str):
             raise DataError(f"{key!r} is {_kind(item[key])} in {place}; it must be text")
     role = item["role"]

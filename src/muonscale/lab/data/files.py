@@ -71,7 +71,10 @@ def list_files(path: Path) -> list[tuple[str, Path]]:
         raise DataError(f"{path} is neither a file nor a folder; data.path must be one of them")
     files = sorted((file.relative_to(path).as_posix(), file) for file in _walk(path))
     if not files:
-        raise DataError(f"folder {path} holds no files to read (hidden files are skipped)")
+        raise DataError(
+            f"folder {path} holds no files to read (hidden files are skipped)"
+            "; data.path must be a file, or a folder with files"
+        )
     return files
 
 
@@ -109,7 +112,10 @@ def read_file(
     suffix = path.suffix.lower()
     try:
         if not stat.S_ISREG(path.stat().st_mode):
-            raise DataError(f"{path} is not a regular file (a device, pipe or socket?)")
+            raise DataError(
+                f"{path} is not a regular file (a device, pipe or socket?)"
+                "; data.path must lead to files on disk"
+            )
         if suffix == ".parquet":
             read = _read_parquet if convert is None else partial(_read_parquet_values, convert)
             yield from read(name, path, field, errors)
@@ -129,7 +135,10 @@ def read_file(
 
 
 def _unreadable(path: Path, error: OSError) -> DataError:
-    return DataError(f"{path} cannot be read: {error.strerror or error}")
+    return DataError(
+        f"{path} cannot be read: {error.strerror or error}"
+        "; data.path must be a file or a folder that you may read"
+    )
 
 
 def _read_text(name: str, path: Path, file: BinaryIO, errors: ErrorsT) -> Iterator[Document]:
@@ -266,7 +275,10 @@ def _read_parquet(name: str, path: Path, field: str, errors: ErrorsT) -> Iterato
                     yield Document(f"{name}:{row}", text)
                     row += 1
     except pa.ArrowException as error:
-        raise DataError(f"{path} is not a parquet file that can be read: {error}") from error
+        raise DataError(
+            f"{path} is not a parquet file that can be read: {error}"
+            "; write it anew, or leave it out"
+        ) from error
 
 
 def _read_parquet_values(
@@ -287,7 +299,10 @@ def _read_parquet_values(
                     yield Document(f"{name}:{row}", text)
                     row += 1
     except (pa.ArrowException, UnicodeDecodeError) as error:
-        raise DataError(f"{path} is not a parquet file that can be read: {error}") from error
+        raise DataError(
+            f"{path} is not a parquet file that can be read: {error}"
+            "; write it anew, or leave it out"
+        ) from error
 
 
 def _check_column(types: Any, schema: Any, field: str, path: Path) -> None:

@@ -213,7 +213,7 @@ def _read(data: DataSection, folder: Path, report: Report) -> list[Spool]:
         if not spool.size:
             others = ", but what other corpora of the mixture have" if spool.duplicates else ""
             raise DataError(
-                f"{part.source or part.path} holds no text{others}; there is nothing to train on"
+                f"{part.source or part.path} holds no text{others}, so there is nothing to train on; give a corpus with text"
             )
         spools.append(spool)
     return spools

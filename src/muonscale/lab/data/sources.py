@@ -110,7 +110,10 @@ def file_states(path: Path) -> list[list[Any]]:
         try:
             status = file.stat()
         except OSError as error:
-            raise DataError(f"{file} cannot be read: {error.strerror}") from error
+            raise DataError(
+                f"{file} cannot be read: {error.strerror}"
+                "; every file of data.path must be readable, so repair it or leave it out"
+            ) from error
         states.append([name, status.st_size, status.st_mtime_ns])
     return states
 
@@ -131,7 +134,10 @@ def known_bytes(data: DataSection) -> int | None:
 def _read_path(path: Path, data: DataSection) -> Iterator[Document]:
     files = list_files(path)
     if len(files) == 1 and files[0][1].is_file() and not files[0][1].stat().st_size:
-        raise DataError(f"{files[0][1]} is empty; there is nothing to train on")
+        raise DataError(
+            f"{files[0][1]} is empty; there is nothing to train on"
+            "; give a file with text as data.path"
+        )
     convert = conversation_text if data.format == "chat" else None
     for name, file in files:
         yield from read_file(name, file, field=data.text_field, errors=data.errors, convert=convert)
@@ -168,7 +174,10 @@ def _read_stdlib() -> Iterator[Document]:
             with tokenize.open(path) as file:  # knows PEP 263 coding lines
                 yield Document(name, file.read())
         except (OSError, SyntaxError, UnicodeDecodeError) as error:
-            raise DataError(f"{path} cannot be read as Python source: {error}") from error
+            raise DataError(
+                f"{path} cannot be read as Python source: {error}"
+                "; use another Python, or give text of your own with data.path"
+            ) from error
 
 
 def _topics() -> dict[str, str]:

@@ -105,7 +105,10 @@ def _load_file(path: Path) -> PreTrainedTokenizerFast:
             f"tokenizer {path} has no end-of-text token; a tokenizer.json alone must have one of "
             f"{', '.join(KNOWN_ENDS)}; for another, give the folder with tokenizer_config.json"
         )
-    return _wrap(backend, end, {})
+    try:
+        return _wrap(backend, end, {})
+    except Exception as error:  # as in _load_pretrained
+        raise DataError(f"tokenizer {path} cannot be used: {error}. {ACCEPTED}") from error
 
 
 def _load_pretrained(name: str, *, with_file: bool, own_begin: bool) -> PreTrainedTokenizerFast:
@@ -132,7 +135,10 @@ def _load_pretrained(name: str, *, with_file: bool, own_begin: bool) -> PreTrain
         )
     own = ("bos_token",) if own_begin else ()
     kept = {key: getattr(loaded, key, None) for key in (*KEPT_TOKENS, *own, "chat_template")}
-    return _wrap(backend, str(end), {key: value for key, value in kept.items() if value})
+    try:
+        return _wrap(backend, str(end), {key: value for key, value in kept.items() if value})
+    except Exception as error:  # a copy is made, and a tokenizer that loads may not copy
+        raise DataError(f"tokenizer {name} cannot be used: {error}. {ACCEPTED}") from error
 
 
 def _wrap(backend: Tokenizer, end: str, extra: dict[str, Any]) -> PreTrainedTokenizerFast:

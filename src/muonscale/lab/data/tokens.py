@@ -129,7 +129,9 @@ def _map(path: Path, dtype: np.dtype[Any]) -> NDArray[Any]:
     try:
         return np.memmap(path, dtype=dtype, mode="r")
     except (OSError, ValueError) as error:
-        raise DataError(f"token file {path} cannot be read: {error}") from error
+        raise DataError(
+            f"token file {path} cannot be read: {error}; remove its folder, and it is prepared anew"
+        ) from error
 
 
 class Rows(Protocol):

@@ -93,7 +93,9 @@ def mean_loss(total: float, tokens: float) -> float:
         DataError: if there are no targets.
     """
     if tokens == 0:
-        raise DataError("there are no held-out tokens to evaluate on")
+        raise DataError(
+            f"there are {tokens:g} held-out tokens to evaluate on; give more text, or a larger data.held_out"
+        )
     return total / tokens
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from muonscale.errors import ConfigError
+from muonscale.errors import CheckpointError, ConfigError
 from muonscale.lab.models.build import quiet_transformers, seeded_rng
 
 
@@ -39,6 +39,7 @@ def generate_text(
     Raises:
         ConfigError: if the prompt is longer than the model's positions, an option is out of range,
             or the prompt is empty and the tokenizer has no end-of-text token.
+        CheckpointError: if the tokenizer is another model's, or the logits are not finite.
     """
     if tokens < 0 or temperature < 0 or (top_k is not None and top_k < 1):
         raise ConfigError(
@@ -48,7 +49,9 @@ def generate_text(
     end = tokenizer.eos_token_id
     ids = tokenizer.encode(prompt, add_special_tokens=False) if prompt else [end]
     if ids == [None]:
-        raise ConfigError("give a prompt: the tokenizer has no end-of-text token to start from")
+        raise ConfigError(
+            f"the prompt is {prompt!r}, and the tokenizer has no end-of-text token to start from; give one"
+        )
     options = GenerationConfig(
         do_sample=temperature > 0,
         eos_token_id=end,
@@ -63,6 +66,11 @@ def generate_text(
     try:
         with quiet_transformers(), seeded_rng(seed, model.device):
             ids = _continue(model, ids, tokens, options)
+    except RuntimeError as error:  # torch draws from no distribution that holds a NaN
+        raise CheckpointError(
+            f"no token can be drawn after the prompt of {len(ids)} tokens: {error}; the weights may be "
+            "damaged or diverged, so take another checkpoint, or temperature 0"
+        ) from error
     finally:
         model.train(training)
         model.generation_config = defaults
@@ -78,7 +86,14 @@ def _continue(
     positions = getattr(model.config, "max_position_embeddings", None) or len(ids) + tokens
     if len(ids) > positions:
         raise ConfigError(
-            f"the prompt has {len(ids)} tokens, more than the model's {positions} positions"
+            f"the prompt has {len(ids)} tokens, more than the model's {positions} positions; "
+            "give a shorter one"
+        )
+    rows = model.get_input_embeddings().weight.shape[0]
+    if max(ids) >= rows:
+        raise CheckpointError(
+            f"the tokenizer gives token {max(ids)}, and the model has embeddings for {rows}: they are "
+            "not of one checkpoint; give a folder in which they belong together"
         )
     wanted = len(ids) + tokens
     window = ids

@@ -113,7 +113,9 @@ def fit_ngrams(batches: Iterable[np.ndarray], vocab_size: int) -> Ngrams:
             pending = [_merge(pending)]
             merged, waiting = len(pending[0][0]), 0
     if not target_counts.any():
-        raise DataError("n-gram models need at least one pair of neighbouring training tokens")
+        raise DataError(
+            f"n-gram models need at least one pair of neighbouring training tokens, got {target_counts.sum()}"
+        )
     keys, counts = _merge(pending)
     previous = keys // vocab_size
     return Ngrams(
@@ -149,5 +151,7 @@ def _mean_loss(log_probabilities: Iterable[np.ndarray]) -> float:
         total -= float(log_p.sum())
         tokens += log_p.size
     if tokens == 0:
-        raise DataError("there are no held-out tokens to evaluate on")
+        raise DataError(
+            f"there are {tokens} held-out tokens to evaluate on; give more text, or a larger data.held_out"
+        )
     return total / tokens

@@ -188,7 +188,9 @@ def dominance(first: IsoLoss, second: IsoLoss) -> Dominance:
         StudyError: if the curves have other devices, or were not drawn alike.
     """
     if not np.array_equal(first.devices, second.devices):
-        raise StudyError("iso-loss curves are compared on the same counts of devices")
+        raise StudyError(
+            f"iso-loss curves are of {first.devices.tolist()} and of {second.devices.tolist()} devices; give them the same counts"
+        )
     drawn, split_at = join(first.draws, second.draws), len(first.batches)
 
     def log_ratio(log_steps: FloatArray) -> FloatArray:

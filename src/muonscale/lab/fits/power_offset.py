@@ -124,7 +124,10 @@ def _start(log_x: FloatArray, loss: FloatArray) -> FloatArray:
     middle = log_x.mean()
     (exponent,), (e, a) = search([log_x - middle], loss)
     if a <= NOTHING * loss.min():
-        raise StudyError(f"the losses do not fall with size, so {NAME} cannot be fitted to them")
+        raise StudyError(
+            f"the losses do not fall with size, so {NAME} cannot be fitted to them"
+            "; take runs over a wider range of sizes"
+        )
     e = max(e, LEAST_SHARE * loss.min())
     return np.array([np.log(e), np.log(a) + exponent * middle, exponent])
 

@@ -135,7 +135,9 @@ def _curve(x: ArrayLike, y: ArrayLike) -> tuple[FloatArray, FloatArray]:
     enough("a minimum", "different x", len(unique), LEAST_POINTS)
     means = np.bincount(place, weights=ys) / np.bincount(place)
     if not np.isfinite(means).any():
-        raise StudyError("no point of the curve is finite: every run diverged")
+        raise StudyError(
+            f"none of the {len(means)} points of the curve is finite, as every run diverged; measure at lower learning rates"
+        )
     return unique, means
 
 

@@ -27,7 +27,10 @@ class StepsToLoss:
     def __post_init__(self) -> None:
         sizes = {len(self.batches), len(self.log_steps), len(self.error)}
         if len(sizes) != 1 or (np.diff(self.batches) <= 0).any():
-            raise StudyError("steps to a loss need batch sizes that rise, with a value each")
+            raise StudyError(
+                f"steps to a loss need batch sizes that rise, with a value each, got {self.batches.tolist()} with "
+                f"{len(self.log_steps)} values and {len(self.error)} errors"
+            )
 
     @property
     def reached(self) -> np.ndarray:
@@ -50,7 +53,10 @@ class StepsToLoss:
         """
         check_resamples(resamples)
         if self.freedom < 1 or np.isnan(self.error[self.reached]).any():
-            raise StudyError("without the noise of seeds steps have no intervals: give two seeds")
+            raise StudyError(
+                f"the noise of seeds has {self.freedom} degrees of freedom, so steps have no intervals; "
+                "give at least two seeds"
+            )
         noise = np.random.default_rng(seed).standard_normal((resamples, len(self.batches)))
         error = np.where(self.reached, self.error, 0) * stretch(level, self.freedom)
         return self.log_steps + error * noise

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from muonscale.errors import StudyError, nearest
+from muonscale.errors import StudyError, nearest, shown
 from muonscale.lab.fits.result import BoolArray, FloatArray
 
 ALIASES = {
@@ -67,7 +67,7 @@ class RunTable:
         name = self.name(what)
         if name is None:
             raise StudyError(
-                f"{self.path} has no column for {what}: it may be called "
+                f"{self.path} has no column for {what}: accepted names are "
                 f"{', '.join(ALIASES[what])}; the columns are {', '.join(self.columns)}"
             )
         cells = zip(self.lines, self.columns[name], strict=True)
@@ -83,7 +83,9 @@ class RunTable:
             raise StudyError(f"{self.path} has no column {column}; {nearest(column, self.columns)}")
         for line, cell in zip(self.lines, self.columns[column], strict=True):
             if not cell:
-                raise StudyError(f"{self.path}, line {line}, column {column}: the cell is empty")
+                raise StudyError(
+                    f"{self.path}, line {line}, column {column}: the cell is empty; every row needs one"
+                )
         return self.columns[column]
 
     def select(self, rows: BoolArray) -> RunTable:
@@ -102,7 +104,7 @@ class RunTable:
             value = math.nan
         if not (math.isfinite(value) and value > 0):
             raise StudyError(
-                f"{self.path}, line {line}, column {column}: {cell!r} is not a positive finite "
+                f"{self.path}, line {line}, column {column}: {shown(cell)} is not a positive finite "
                 "number; leave out runs that diverged"
             )
         return value
@@ -120,23 +122,35 @@ def read_table(path: Path) -> RunTable:
     """
     suffix = path.suffix.lower()
     if suffix not in (*DELIMITERS, ".jsonl"):
-        raise StudyError(f"{path}: tables are .csv, .tsv or .jsonl files")
+        raise StudyError(f"{path} ends in {suffix!r}; accepted are .csv, .tsv and .jsonl files")
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        raise StudyError(f"{path} is not UTF-8 text: {error.reason}") from error
+        raise StudyError(
+            f"{path} is not UTF-8 text: {error.reason} at byte {error.start}; convert it"
+        ) from error
+    if "\0" in text:
+        line = text.count("\n", 0, text.index("\0")) + 1
+        raise StudyError(f"{path}, line {line}: a NUL is no text; leave it out")
     table = _json_lines(path, text) if suffix == ".jsonl" else _delimited(path, text)
     if not len(table):
-        raise StudyError(f"{path} has no rows")
+        raise StudyError(f"{path} has no rows; give one for each run")
     return table
 
 
 def _delimited(path: Path, text: str) -> RunTable:
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=DELIMITERS[path.suffix.lower()])
-    rows = [(reader.line_num, [cell.strip() for cell in row]) for row in reader]
+    try:
+        rows = [(reader.line_num, [cell.strip() for cell in row]) for row in reader]
+    except csv.Error as error:
+        raise StudyError(
+            f"{path}, line {reader.line_num}: {error}; rows must be cells between delimiters"
+        ) from error
     rows = [(line, row) for line, row in rows if any(row)]
     if not rows:
-        raise StudyError(f"{path} is empty")
+        raise StudyError(
+            f"{path} has no line with text; the first must name the columns, the others be runs"
+        )
     (_, header), *body = rows
     for name in header:
         if not name or header.count(name) > 1:
@@ -145,6 +159,7 @@ def _delimited(path: Path, text: str) -> RunTable:
         if len(row) != len(header):
             raise StudyError(
                 f"{path}, line {line}: {len(row)} cells, but the header names {len(header)} columns"
+                "; give every row as many"
             )
     return _table(path, header, [line for line, _ in body], [row for _, row in body])
 
@@ -156,10 +171,14 @@ def _json_lines(path: Path, text: str) -> RunTable:
             continue
         try:
             row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise StudyError(f"{path}, line {number}: not JSON ({error.msg})") from error
+        except (ValueError, RecursionError) as error:
+            raise StudyError(
+                f"{path}, line {number}: not JSON ({error}); every line must be an object of columns"
+            ) from error
         if not isinstance(row, dict):
-            raise StudyError(f"{path}, line {number}: every line must be an object of columns")
+            raise StudyError(
+                f"{path}, line {number} is {shown(row, 80)}; every line must be an object of columns"
+            )
         lines.append(number)
         rows.append(row)
     header = list(dict.fromkeys(name for row in rows for name in row))

@@ -144,7 +144,10 @@ def _read_source(model: ModelSection) -> tuple[str, dict[str, Any]]:
     tree = _read_json(path, key)
     model_type = tree.pop("model_type", None)
     if not isinstance(model_type, str):
-        raise ConfigError(f"{path} has no model_type; it is not a Hugging Face config.json")
+        raise ConfigError(
+            f"{path} has no model_type; it is not a Hugging Face config.json"
+            "; give the one of a model"
+        )
     if model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         known = nearest(model_type, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
         hint = f"; {known}" if known.startswith("did you mean") else ""
@@ -159,9 +162,11 @@ def _read_json(path: Path, key: str) -> dict[str, Any]:
     try:
         tree = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ConfigError(f"{key}: there is no {path}") from None
+        raise ConfigError(f"{key}: there is no {path}; give a config.json or its folder") from None
     except (OSError, ValueError) as error:
-        raise ConfigError(f"{key}: {path} cannot be read as JSON: {error}") from error
+        raise ConfigError(
+            f"{key}: {path} cannot be read as JSON: {error}; give a Hugging Face config.json"
+        ) from error
     if not isinstance(tree, dict):
         raise ConfigError(f"{key}: {path} must hold a JSON object")
     return tree
@@ -233,6 +238,7 @@ def _positions(found: Any, given: Any, sequence_length: int) -> Any:
     if isinstance(given, int) and given < sequence_length:
         raise ConfigError(
             f"model.fields: {given} positions are fewer than data.sequence_length={sequence_length}"
+            "; give at least so many"
         )
     return given
 
@@ -243,7 +249,8 @@ def _construct(cls: type[PreTrainedConfig], tree: dict[str, Any]) -> PreTrainedC
             return cls(**copy.deepcopy(tree))
     except Exception as error:  # every architecture raises what it likes about its values
         raise ConfigError(
-            f"transformers refuses this {cls.model_type} configuration: {_one_line(error)}"
+            f"transformers refuses this {cls.model_type} configuration: {_one_line(error)}; "
+            "give other model.fields"
         ) from error
 
 
@@ -262,6 +269,7 @@ def _check_causal(config: PreTrainedConfig) -> None:
     if encoder or kind in BIDIRECTIONAL or config.is_encoder_decoder:
         raise ConfigError(
             f"model_type {kind!r} is not a causal language model: it attends to later tokens"
+            "; take a decoder"
         )
 
 

@@ -60,7 +60,10 @@ def save_hf(
             if card is not None:
                 (fresh / "README.md").write_text(card, encoding="utf-8")
     except OSError as error:
-        raise CheckpointError(f"the model cannot be written to {folder}: {error}") from error
+        raise CheckpointError(
+            f"the model cannot be written to {folder}: {error}"
+            "; choose a folder with room that you may write to"
+        ) from error
 
 
 def check_place(folder: Path) -> None:
@@ -86,7 +89,10 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
         with _replaced(folder.absolute()) as fresh:
             _write_tokenizer(tokenizer, fresh)
     except OSError as error:
-        raise CheckpointError(f"the tokenizer cannot be written to {folder}: {error}") from error
+        raise CheckpointError(
+            f"the tokenizer cannot be written to {folder}: {error}"
+            "; choose a folder with room that you may write to"
+        ) from error
 
 
 @contextmanager
@@ -184,7 +190,10 @@ def load_hf(folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         CheckpointError: if the folder is missing, is not a checkpoint, or lacks some weights.
     """
     if not (folder / "config.json").is_file():
-        raise CheckpointError(f"{folder} is not a Hugging Face checkpoint: it has no config.json")
+        raise CheckpointError(
+            f"{folder} is not a Hugging Face checkpoint: it has no config.json"
+            "; give a run folder, or a folder that export wrote"
+        )
     options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
     try:
         with quiet_transformers():
@@ -194,7 +203,10 @@ def load_hf(folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
             tokenizer = AutoTokenizer.from_pretrained(folder, **options)
     except Exception as error:  # transformers, safetensors and tokenizers each raise their own
         reason = " ".join(str(error).split())
-        raise CheckpointError(f"{folder} cannot be loaded as a checkpoint: {reason}") from error
+        raise CheckpointError(
+            f"{folder} cannot be loaded as a checkpoint: {reason}"
+            "; give one that export wrote, or transformers' save_pretrained"
+        ) from error
     refuse_missing(report, folder)
     assert tokenizer is not None
     return model, tokenizer
@@ -213,4 +225,5 @@ def refuse_missing(report: dict[str, Any], folder: Path) -> None:
     if missing := sorted(report["missing_keys"]) + sorted(map(str, report["mismatched_keys"])):
         raise CheckpointError(
             f"{folder} lacks {len(missing)} weights of its model, such as {missing[0]}"
+            "; give a folder with all of them"
         )

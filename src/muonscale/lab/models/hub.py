@@ -43,6 +43,7 @@ def checkpoint_folder(name: str) -> Path:
         reason = (str(error) or type(error).__name__).strip().splitlines()[0]
         raise CheckpointError(
             f"there is no folder {name}, and no checkpoint of that name could be fetched: {reason}"
+            "; give a folder, or check name and network"
         ) from error
 
 

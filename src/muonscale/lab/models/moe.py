@@ -34,7 +34,9 @@ def gate_scale(experts: int, k: int) -> float:
         2.446
     """
     if not 1 <= k <= experts:
-        raise ConfigError(f"gate_scale: {k} of {experts} experts; k is from 1 to all of them")
+        raise ConfigError(
+            f"gate_scale: {k} of {experts} experts; k is from 1 to all of them are accepted"
+        )
     logits = np.random.default_rng(0).standard_normal((DRAWS, experts))
     chosen = np.partition(logits, experts - k, axis=1)[:, experts - k :]
     p = 1 / (1 + np.exp(-chosen))

@@ -66,7 +66,7 @@ def _check_fields(model: ModelSection, saved: PreTrainedConfig, shape: PreTraine
         return
     rule = (
         f"with model.weights={model.weights}, model.fields may change only what leaves all weights "
-        f"as they are; given: {', '.join(model.fields)}"
+        f"as they are, so leave others out; given: {', '.join(model.fields)}"
     )
     before, after = _shapes(saved), _shapes(shape)
     for name in sorted(before.keys() | after.keys()):
@@ -133,7 +133,10 @@ def load_weights(folder: Path, shape: PreTrainedConfig) -> PreTrainedModel:
             )
     except Exception as error:  # transformers and safetensors each raise their own
         reason = " ".join(str(error).split())
-        raise CheckpointError(f"the weights in {folder} cannot be loaded: {reason}") from error
+        raise CheckpointError(
+            f"the weights in {folder} cannot be loaded: {reason}"
+            "; take the checkpoint anew, as safetensors"
+        ) from error
     refuse_missing(report, folder)
     _refuse_unexpected(report, folder, shape.model_type)
     return ready_to_train(model)
@@ -143,7 +146,7 @@ def _refuse_unexpected(report: dict[str, Any], folder: Path, model_type: str) ->
     if unexpected := sorted(report["unexpected_keys"]):
         raise CheckpointError(
             f"{folder} holds {len(unexpected)} weights that its model ({model_type}) does not have, "
-            f"such as {unexpected[0]}: they would be lost"
+            f"such as {unexpected[0]}: they would be lost, so take a checkpoint without them"
         )
 
 
@@ -158,18 +161,25 @@ def weight_files(folder: Path) -> list[Path]:
     index = folder / "model.safetensors.index.json"
     if not index.is_file():
         if not folder.is_dir():
-            raise CheckpointError(f"model.weights={folder}: there is no such folder")
+            raise CheckpointError(
+                f"model.weights={folder}: there is no such folder"
+                "; give the folder of a Hugging Face checkpoint"
+            )
         raise CheckpointError(
             f"model.weights={folder} holds neither model.safetensors nor {index.name}; weights in other "
             "files are not read"
+            ", so save it as safetensors first"
         )
     try:
         names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{index} cannot be read: {error}") from error
+        raise CheckpointError(
+            f"{index} cannot be read: {error}; take the checkpoint anew"
+        ) from error
     if missing := [name for name in names if not (folder / name).is_file()]:
         raise CheckpointError(
             f"{folder} lacks {len(missing)} of its {len(names)} files of weights, such as {missing[0]}"
+            "; give a folder with all of them"
         )
     return [folder / name for name in names]
 

@@ -109,7 +109,7 @@ def query_key_clips(model: PreTrainedModel) -> list[Clip]:
         if not cls.__module__.startswith("transformers.") or cls.__name__ not in CLIPS:
             raise ConfigError(
                 f"optimizer.qk_clip: {cls.__name__} of model_type {kind!r} is not understood; "
-                f"attention that is: {', '.join(CLIPS)}"
+                f"accepted: null, or attention of {', '.join(CLIPS)}"
             )
         clips.append(CLIPS[cls.__name__](module))
     return clips

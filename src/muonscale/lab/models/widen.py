@@ -144,7 +144,7 @@ def _fields_of(config: PreTrainedConfig) -> WidthFields:
     kind = config.model_type
     if kind not in KNOWN:
         raise ConfigError(
-            f"it is not known which fields of model_type {kind!r} grow with its width; known: "
+            f"it is not known which fields of model_type {kind!r} grow with its width; accepted: "
             f"{', '.join(sorted(KNOWN))}"
         )
     return KNOWN[kind]

@@ -78,6 +78,7 @@ def _recompute_layers(model: PreTrainedModel) -> None:
         raise ConfigError(
             f"train.activation_checkpointing: transformers cannot recompute the layers of model_type "
             f"{model.config.model_type!r}"
+            "; set it to false"
         )
     model.activation_checkpointing_enable()
 

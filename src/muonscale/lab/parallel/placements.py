@@ -50,6 +50,7 @@ def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
     if not lists:
         raise ConfigError(
             f"{type(model).__name__} keeps its layers in no list: it cannot be sharded"
+            "; use parallel.data=ddp"
         )
     return max(lists, key=lambda layers: sum(p.numel() for p in layers.parameters()))
 
@@ -108,6 +109,7 @@ def check_model(model: PreTrainedModel, topology: Topology) -> None:
             if number is not None and number % topology.tensor:
                 raise ConfigError(
                     f"tensor parallelism {topology.tensor} does not divide {name}={number}"
+                    "; give a divisor"
                 )
     if topology.expert > 1:
         stacks = expert_modules(model)
@@ -123,7 +125,9 @@ def check_model(model: PreTrainedModel, topology: Topology) -> None:
 def _check_experts(module: nn.Module, topology: Topology) -> None:
     number = int(getattr(module, "num_experts"))  # noqa: B009 (not an attribute of every module)
     if number % topology.expert:
-        raise ConfigError(f"expert parallelism {topology.expert} does not divide {number} experts")
+        raise ConfigError(
+            f"expert parallelism {topology.expert} does not divide {number} experts; give a divisor"
+        )
     for parameter in module.parameters(recurse=False):
         expert_axis(tuple(parameter.shape), topology)
 

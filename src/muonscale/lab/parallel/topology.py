@@ -84,11 +84,11 @@ def arrange(section: ParallelSection, world: int, machines: int = 1) -> Topology
     if rest:
         raise ConfigError(
             f"parallel.tensor={section.tensor} does not divide the {world} processes of this run; "
-            "torchrun starts more"
+            "give a divisor, or start more with torchrun"
         )
     if section.replicas is not None and section.data != "hsdp":
         raise ConfigError(
-            f"parallel.replicas={section.replicas} is for parallel.data=hsdp; it is {section.data}"
+            f"parallel.replicas={section.replicas} is for parallel.data=hsdp, and that is {section.data}; leave it out"
         )
     replicas = 1
     if section.data == "ddp":
@@ -98,6 +98,7 @@ def arrange(section: ParallelSection, world: int, machines: int = 1) -> Topology
         if data_ranks % replicas:
             raise ConfigError(
                 f"parallel.replicas={replicas} does not divide {data_ranks} data-parallel ranks"
+                "; give a divisor"
             )
     return Topology(
         data=section.data,
@@ -128,11 +129,13 @@ def check_shares(config: Config, topology: Topology) -> None:
             raise ConfigError(
                 f"train.micro_batch_tokens={micro} does not divide the {batch // ranks} tokens that "
                 f"each of {ranks} data-parallel ranks has of train.batch_tokens={batch}"
+                "; give a divisor"
             )
     if topology.sequence and length % topology.tensor:
         raise ConfigError(
             f"data.sequence_length={length} is not a multiple of parallel.tensor={topology.tensor}, "
             "which sequence parallelism divides it by"
+            "; give a multiple, or leave sequence parallelism out"
         )
 
 
@@ -149,7 +152,7 @@ def parse_layout(text: str) -> Topology:
             raise ConfigError(f"layout {text!r}: {part!r} is not understood; accepted: {GRAMMAR}")
         key, *value = (group for group in match.groups() if group is not None)
         if key in found:
-            raise ConfigError(f"layout {text!r} gives {key} twice")
+            raise ConfigError(f"layout {text!r} gives {key} twice; give it once")
         found[key] = value[0] if value else ""
     kinds = [kind for kind in ("fsdp", "hsdp", "ddp") if kind in found]
     if len(kinds) > 1:
@@ -170,10 +173,13 @@ def parse_layout(text: str) -> Topology:
 def _check(topology: Topology) -> None:
     data, tensor, expert = topology.data, topology.tensor, topology.expert
     if topology.sequence and tensor == 1:
-        raise ConfigError("sequence parallelism divides what tensor parallelism shares: give both")
+        raise ConfigError(
+            f"sequence parallelism divides what tensor parallelism shares, and that is {tensor}; give both"
+        )
     if data == "ddp" and tensor > 1:
         raise ConfigError(
             f"tensor parallelism (here {tensor}) goes with fsdp or hsdp, not with ddp"
+            "; choose one of them, or leave tensor parallelism out"
         )
     if expert == 1:
         return
@@ -185,13 +191,15 @@ def _check(topology: Topology) -> None:
     if data == "hsdp":
         raise ConfigError(
             f"expert parallelism (here {expert}) goes with fsdp or ddp, not with hsdp"
+            "; choose one of them, or leave expert parallelism out"
         )
     if data == "ddp" and expert != topology.data_ranks:
         raise ConfigError(
             f"under ddp experts are dealt out to all {topology.data_ranks} ranks or to none, got "
-            f"{expert}; fsdp takes any divisor"
+            f"{expert}; use fsdp, which takes any divisor"
         )
     if topology.data_ranks % expert:
         raise ConfigError(
             f"expert parallelism {expert} does not divide {topology.data_ranks} data-parallel ranks"
+            "; give a divisor"
         )

@@ -26,7 +26,9 @@ def check_page(page: Page) -> None:
                 f"a chart or table is called {name!r}; accepted: letters, digits, '.', '_' and '-'"
             )
         if count > 1:
-            raise StudyError(f"{count} charts or tables of a page are called {name!r}; one may be")
+            raise StudyError(
+                f"{count} charts or tables of a page are called {name!r}; give each a name of its own"
+            )
     for chart in page.charts:
         _check_chart(chart)
     for table in page.tables:
@@ -35,24 +37,33 @@ def check_page(page: Page) -> None:
 
 def _check_chart(chart: Chart) -> None:
     if not chart.series and chart.surface is None:
-        raise StudyError(f"chart {chart.name!r} has neither series nor a surface")
+        raise StudyError(
+            f"chart {chart.name!r} has neither series nor a surface; it needs one of them"
+        )
     for series in chart.series:
         _check_series(chart, series)
     if chart.surface is not None:
         _check_surface(chart, chart.surface)
     if chart.y_limits is not None and not chart.y_limits[0] < chart.y_limits[1]:
-        raise StudyError(f"chart {chart.name!r}: y_limits {chart.y_limits} are not (low, high)")
+        raise StudyError(
+            f"chart {chart.name!r}: y_limits {chart.y_limits} are not (low, high)"
+            "; give two numbers, the smaller one first"
+        )
 
 
 def _check_series(chart: Chart, series: Series) -> None:
     if (series.low is None) != (series.high is None):
         raise StudyError(
             f"chart {chart.name!r}, series {series.name!r}: low and high belong together"
+            "; give both or none"
         )
     given = {"x": series.x, "y": series.y, "low": series.low, "high": series.high}
     lengths = {name: len(values) for name, values in given.items() if values is not None}
     if len(set(lengths.values())) > 1:
-        raise StudyError(f"chart {chart.name!r}, series {series.name!r}: unequal lengths {lengths}")
+        raise StudyError(
+            f"chart {chart.name!r}, series {series.name!r}: unequal lengths {lengths}"
+            "; they must be equal"
+        )
 
 
 def _check_surface(chart: Chart, surface: Surface) -> None:
@@ -65,7 +76,7 @@ def _check_surface(chart: Chart, surface: Surface) -> None:
     if len(surface.x) < 2 or len(surface.y) < 2:
         raise StudyError(
             f"chart {chart.name!r}: a surface over {len(surface.x)} x {len(surface.y)} points has no "
-            "contours; 2 x 2 are the least, and series draw a single row"
+            "contours; it needs at least 2 x 2, and series draw a single row"
         )
 
 
@@ -75,4 +86,5 @@ def _check_table(table: Table) -> None:
             raise StudyError(
                 f"table {table.name or table.caption!r}: a row of {len(row)} cells under a head of "
                 f"{len(table.head)}: {row}"
+                "; give every row a cell for each column"
             )

@@ -51,5 +51,7 @@ def write_page(page: Page, folder: Path) -> Path:
         write_atomic(folder / "report.md", markdown(page))
         write_atomic(path, text)  # last: a page has its figures
     except OSError as error:
-        raise StudyError(f"report {folder} cannot be written: {error}") from error
+        raise StudyError(
+            f"report {folder} cannot be written: {error}; choose a folder that can be with --out"
+        ) from error
     return path

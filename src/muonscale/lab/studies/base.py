@@ -195,5 +195,6 @@ def unique(runs: Iterable[PlannedRun]) -> dict[str, PlannedRun]:
             raise StudyError(
                 f"the runs {other.label!r} and {run.label!r} have the same configuration: a study "
                 "compares runs that differ"
+                ", so leave one of them out"
             )
     return found

@@ -86,7 +86,7 @@ class BatchConfig(StudyConfig):
                 raise ValueError(f"{name}={values} must rise from one to the next")
         for name, values in [("seeds", self.seeds), ("targets", self.targets or [])]:
             if len(set(values)) != len(values):
-                raise ValueError(f"{name}={values} repeats one")
+                raise ValueError(f"{name}={values} repeats one; give each once")
         return self
 
     @model_validator(mode="after")
@@ -145,7 +145,7 @@ class Batch:
         for batch in self.config.batches:
             if batch % length:
                 raise ConfigError(
-                    f"batches: {batch} is not a multiple of data.sequence_length={length}; near it are "
+                    f"batches: {batch} is not a multiple of data.sequence_length={length}; accepted near it are "
                     f"{batch // length * length or length} and {(batch // length + 1) * length}"
                 )
 

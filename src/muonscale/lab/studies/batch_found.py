@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from scipy.stats import t as student
 
-from muonscale.errors import StudyError
+from muonscale.errors import StudyError, shown
 from muonscale.lab.fits.bootstrap import LEVEL
 from muonscale.lab.fits.steps_to_loss import StepsToLoss
 from muonscale.lab.studies.base import Outcomes
@@ -211,7 +211,8 @@ def steps_of(found: Mapping[str, Any]) -> Steps:
     """
     if "baseline" not in found or "targets" not in found:
         raise StudyError(
-            "these are not the findings of a batch study: baseline or targets is missing"
+            f"findings with the keys {shown(sorted(found))} are not of a batch study, which must have "
+            "baseline and targets"
         )
     return {
         float(target["target"]): {

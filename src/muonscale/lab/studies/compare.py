@@ -86,6 +86,7 @@ class CompareConfig(StudyConfig):
         if len(set(seeds)) != len(seeds):
             raise ValueError(
                 f"seeds={self.seeds} and confirm_seeds={self.confirm_seeds} repeat one"
+                "; give each once"
             )
         return self
 

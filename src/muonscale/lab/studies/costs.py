@@ -114,7 +114,8 @@ def _kind_cost(
             f"{executor.flops_per_second:.3g} FLOP/s, as executor.flops_per_second says",
         )
     done = [outcomes[run.id] for run in alike if run.id in outcomes]
-    known = [o.result["train_seconds"] / o.run.config.steps for o in done if o.result is not None]
+    timed = [o for o in done if o.result is not None and o.result["train_seconds"] is not None]
+    known = [o.result["train_seconds"] / o.run.config.steps for o in timed if o.result]
     if known:
         return cost, statistics.median(known), "finished runs"
     if measure and executor.kind != "slurm":

@@ -40,7 +40,9 @@ def read_curve(outcome: Outcome) -> Curve:
     step_ms = [r["step_ms"] for r in records if r["kind"] == "train"]
     found = [r for r in records if r["kind"] == "eval" and r["held_out_loss"] is not None]
     if not found or len(step_ms) < found[-1]["step"]:
-        raise StudyError(f"{outcome.folder.metrics} is not whole: run the study again without it")
+        raise StudyError(
+            f"{outcome.folder.metrics} is not whole; remove the folder {outcome.folder.path}, and run the study again"
+        )
     steps = np.array([r["step"] for r in found])
     tokens = np.array([r["tokens"] for r in found], dtype=np.float64)
     flops = _flops(outcome, tokens, steps)
@@ -68,6 +70,9 @@ def mean_curve(curves: Sequence[Curve]) -> Curve:
         StudyError: if they were not.
     """
     if len({tuple(curve.spent["steps"]) for curve in curves}) != 1:
-        raise StudyError("runs that were evaluated at different steps have no mean curve")
+        raise StudyError(
+            f"runs were evaluated at {sorted({len(curve.spent['steps']) for curve in curves})} steps that differ, so "
+            "there is no mean curve; give all the same eval.every"
+        )
     spent = {name: np.mean([curve.spent[name] for curve in curves], axis=0) for name in MEASURES}
     return Curve(np.mean([curve.loss for curve in curves], axis=0), spent)

@@ -167,5 +167,6 @@ def described(outcome: Outcome) -> str:
     """Return what has become of a run, as words."""
     if outcome.result is not None:
         seconds = outcome.result["train_seconds"]
-        return f"held-out loss {outcome.loss:.4f}, trained in {seconds:.0f} s"
+        time = "" if seconds is None else f", trained in {seconds:.0f} s"
+        return f"held-out loss {outcome.loss:.4f}{time}"
     return f"{outcome.state}: {outcome.reason}" if outcome.reason else outcome.state

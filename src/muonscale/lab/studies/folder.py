@@ -109,7 +109,10 @@ class StudyFolder:
                 (self.path / name).mkdir(parents=True, exist_ok=True)
             write_json(self.path / "study.json", config.model_dump(mode="json"))
         except OSError as error:
-            raise StudyError(f"study folder {self.path} cannot be written: {error}") from error
+            raise StudyError(
+                f"study folder {self.path} cannot be written: {error}"
+                "; choose another with path=FOLDER"
+            ) from error
 
     def write_configs(self, runs: Iterable[PlannedRun]) -> None:
         """Write the configurations of runs, as `muonscale train` takes them."""
@@ -132,7 +135,10 @@ class StudyFolder:
             self.path.mkdir(parents=True, exist_ok=True)
             file = (self.path / LOCK).open("w")
         except OSError as error:
-            raise StudyError(f"study folder {self.path} cannot be written: {error}") from error
+            raise StudyError(
+                f"study folder {self.path} cannot be written: {error}"
+                "; choose another with path=FOLDER"
+            ) from error
         with file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -160,4 +166,6 @@ def read_object(path: Path) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
-        raise StudyError(f"{path} cannot be read: {error}") from error
+        raise StudyError(
+            f"{path} cannot be read: {error}; restore it, or remove it to do again what it says"
+        ) from error

@@ -64,6 +64,6 @@ class FrontierSection(Section):
         if not measured and self.optimizer_work != "divided":
             raise ValueError(
                 f"frontier.optimizer_work={self.optimizer_work} is of measured step times, and "
-                f"frontier.throughput is {self.throughput}: its optimizer is arranged as parallel.* says"
+                f"frontier.throughput is {self.throughput}: its optimizer is arranged as parallel.* says; leave it out"
             )
         return self

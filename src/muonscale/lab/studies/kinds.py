@@ -11,8 +11,8 @@ from typing import Any, get_args
 import yaml
 from pydantic import ValidationError
 
-from muonscale.errors import ConfigError, nearest
-from muonscale.lab.config import first_comment, read_yaml
+from muonscale.errors import ConfigError, nearest, shown
+from muonscale.lab.config import first_comment, read_yaml, refuse_odd_text
 from muonscale.lab.report.page import Page
 from muonscale.lab.studies.base import Study
 from muonscale.lab.studies.engine import find, look
@@ -61,9 +61,9 @@ def load_study(recipe: str, overrides: Sequence[str] = ()) -> Study:
     for text in overrides:
         _override(tree, text)
     kind = tree.get("study")
-    if kind not in KINDS:
+    if not isinstance(kind, str) or kind not in KINDS:
         raise ConfigError(
-            f"{recipe}: study={kind!r} is no kind of study; {nearest(str(kind), KINDS)}"
+            f"{recipe}: study={shown(kind)} is no kind of study; {nearest(str(kind), KINDS)}"
         )
     module, config, study = KINDS[kind]
     home = import_module(module)
@@ -96,21 +96,30 @@ def _read(recipe: str) -> dict[str, Any]:
             )
         try:
             text = path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"study {recipe} cannot be read: {error}") from error
+        except (OSError, ValueError) as error:
+            raise ConfigError(
+                f"study {shown(recipe)} cannot be read: {error}; give a YAML file of UTF-8 text"
+            ) from error
     try:
         tree = json.loads(text) if path.suffix == ".json" else read_yaml(text)
-    except (yaml.YAMLError, ValueError) as error:
-        raise ConfigError(f"study {recipe} is not valid: {error}") from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise ConfigError(
+            f"study {recipe} is not valid YAML: {error}"
+            "; see what is written there, or put text with signs in quotes"
+        ) from error
     if not isinstance(tree, dict):
-        raise ConfigError(f"study {recipe} must map keys to values")
+        raise ConfigError(f"study {recipe} is {shown(tree, 80)}; it must map keys to values")
     return tree
 
 
 def _override(tree: dict[str, Any], text: str) -> None:
     key, sign, value = text.partition("=")
     section, dot, inner = key.partition(".")
-    if not sign or (dot and section not in NESTED and not isinstance(tree.get(section), dict)):
+    if (
+        not sign
+        or not key
+        or (dot and section not in NESTED and not isinstance(tree.get(section), dict))
+    ):
         raise ConfigError(
             f"override {text!r} must have the form key=value, or that of a key in a key such as "
             "executor.key=value; keys of the runs are set.section.key=value"
@@ -118,17 +127,23 @@ def _override(tree: dict[str, Any], text: str) -> None:
     try:
         found = read_yaml(value)
     except yaml.YAMLError as error:
-        raise ConfigError(f"the value of override {text!r} is not valid YAML: {error}") from error
+        raise ConfigError(
+            f"the value of override {text!r} is not valid YAML: {error}"
+            "; put text with signs in quotes"
+        ) from error
     # Keys of `set` are keys of a recipe, which have a dot themselves.
     names = ["set", inner] if section == "set" and dot else key.split(".")
     for place, name in enumerate(names[:-1], 1):
         tree = tree.setdefault(name, {})
         if not isinstance(tree, dict):
-            raise ConfigError(f"override {text!r}: {'.'.join(names[:place])} holds no keys")
+            raise ConfigError(
+                f"override {text!r}: {'.'.join(names[:place])} holds no keys; give a key that does"
+            )
     tree[names[-1]] = found
 
 
 def _validated(cls: type[StudyConfig], tree: dict[str, Any]) -> StudyConfig:
+    refuse_odd_text(tree)
     try:
         return cls.model_validate(tree)
     except ValidationError as error:
@@ -149,9 +164,9 @@ def _sentence(cls: type[StudyConfig], item: Any) -> str:
             )
         return f"unknown key {name}; {nearest(key, known.model_fields)}"
     if item["type"] == "missing":
-        return f"{name} is required"
+        return f"{name} is required; give it in the recipe or as {name}=VALUE"
     message = item["msg"].removeprefix("Value error, ")
-    return message if item["type"] == "value_error" else f"{name}={item['input']!r}: {message}"
+    return message if item["type"] == "value_error" else f"{name}={shown(item['input'])}: {message}"
 
 
 def _keys_of(annotation: Any) -> Any:

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, model_validator
 
-from muonscale.errors import nearest
+from muonscale.errors import nearest, shown
 from muonscale.lab.fits.bootstrap import LEAST_RESAMPLES
 from muonscale.lab.sections import Positive, Section
 from muonscale.lab.studies.sections import (
@@ -75,6 +75,7 @@ class Rung(Section):
         if len(set(self.lengths)) != len(self.lengths):
             raise ValueError(
                 f"ladder: tokens={self.tokens} and other_tokens={self.other_tokens} repeat a length"
+                "; give each once"
             )
         return self
 
@@ -133,10 +134,11 @@ class ScalingConfig(StudyConfig):
                 raise ValueError(f"{name}={choice}: two values or more are needed, rising")
         for key in ("seeds", "search_seeds"):
             if len(set(getattr(self, key))) != len(getattr(self, key)):
-                raise ValueError(f"{key}={getattr(self, key)} repeat one")
-        if len({self._shape(rung) for rung in self.ladder}) != len(self.ladder):
+                raise ValueError(f"{key}={getattr(self, key)} repeat one; give each once")
+        shapes = [self._shape(rung) for rung in self.ladder]
+        if twice := [shape for shape in shapes if shapes.count(shape) > 1]:
             raise ValueError(
-                "ladder: two rungs are the same size; more lengths of one are its other_tokens"
+                f"ladder: two rungs are {shown(twice[0])}; give more lengths of one as its other_tokens"
             )
         return self
 

@@ -60,7 +60,10 @@ def check_dotted(value: Any, where: str) -> Any:
         raise ValueError(f"{where}={value!r} must map keys such as train.tokens to values")
     for key in value:
         if "." not in str(key):
-            raise ValueError(f"{where}: {key!r} is not a key of a recipe, which are section.key")
+            raise ValueError(
+                f"{where}: {key!r} is not a key of a recipe, which are section.key"
+                "; give one such as train.tokens"
+            )
     return value
 
 
@@ -95,7 +98,8 @@ def named_overrides(value: Any, where: str, known: Mapping[str, object]) -> dict
     Raises:
         ValueError: for a name without keys that is not known, or keys that are none.
     """
-    given = {name: {} for name in value} if isinstance(value, list) else value
+    listed = isinstance(value, list) and all(isinstance(name, str) for name in value)
+    given = {name: {} for name in value} if listed else value
     if not isinstance(given, dict):
         raise ValueError(f"{where}={value!r} must be a list of names, or map names to keys")
     for name, keys in given.items():

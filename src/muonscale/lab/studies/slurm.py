@@ -118,7 +118,9 @@ class SlurmArray:
             with _outside_any_job():
                 submitted = submitter.map_array(Task(self._section.threads), files)
         except FailedJobError as error:
-            raise StudyError(f"Slurm takes no jobs of this study: {error}") from error
+            raise StudyError(
+                f"Slurm takes no jobs of this study: {error}; mend that, or set executor.kind=local"
+            ) from error
         return [job.job_id for job in submitted]
 
     def _wait(self, left: dict[str, Job], ended: Ended) -> None:

@@ -88,7 +88,7 @@ def check_options(given: dict[str, Any]) -> None:
     known = (generic | own | set(AT_START)) - NOT_THE_USERS.keys()
     for key, value in given.items():
         if key in NOT_THE_USERS:
-            raise StudyError(f"executor.slurm: {key}={value!r}: {NOT_THE_USERS[key]}")
+            raise StudyError(f"executor.slurm: {key}={value!r}: {NOT_THE_USERS[key]}; leave it out")
         if key not in known:
             hint = f"; did you mean slurm_{key}?" if f"slurm_{key}" in known else ""
             raise StudyError(

@@ -80,7 +80,9 @@ def fit_blocks(losses: Mapping[Group, Mapping[int, float]]) -> Blocks[Group]:
     """
     groups = tuple(group for group, each in losses.items() if each)
     if not groups:
-        raise StudyError("there is no finished run to compare")
+        raise StudyError(
+            f"none of the {len(losses)} groups has a finished run to compare; finish some first"
+        )
     seeds = sorted({seed for group in groups for seed in losses[group]})
     rows = [
         (g, seeds.index(s), x) for g, name in enumerate(groups) for s, x in losses[name].items()

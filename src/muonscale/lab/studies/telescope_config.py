@@ -64,6 +64,7 @@ class TelescopeConfig(StudyConfig):
             raise ValueError(
                 f"calibration_width={self.calibration_width} is not base_width={self.base_width} "
                 "doubled some times"
+                "; give such a width"
             )
         if self.target_width <= self.calibration_width:
             raise ValueError(
@@ -80,19 +81,25 @@ class TelescopeConfig(StudyConfig):
             if name in RESERVED:
                 raise ValueError(f"{where}: width and seed are the study's; choose another name")
             if "." not in item.key:
-                raise ValueError(f"{where}.key={item.key!r} is not of the form section.key")
+                raise ValueError(
+                    f"{where}.key={item.key!r} is not of the form section.key, which it must be"
+                )
             if item.key in OF_THE_STUDY or item.key.startswith(NOT_TUNED):
                 raise ValueError(
                     f"{where}.key={item.key}: the study sets it for every width itself"
+                    "; leave it out"
                 )
             if keys.count(item.key) > 1:
-                raise ValueError(f"{where}.key={item.key}: another hyper-parameter has it too")
+                raise ValueError(
+                    f"{where}.key={item.key}: another hyper-parameter has it too"
+                    "; leave one of them out"
+                )
         given = [key for key in self.set if key in keys or key.startswith("transfer.base")]
         if given:
             raise ValueError(f"set.{given[0]}: the study sets it for every run itself")
         for name in ("seeds", "target_seeds"):
             if len(set(getattr(self, name))) != len(getattr(self, name)):
-                raise ValueError(f"{name}={getattr(self, name)} repeat one")
+                raise ValueError(f"{name}={getattr(self, name)} repeat one; give each once")
         return self
 
     @property

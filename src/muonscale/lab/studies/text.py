@@ -131,7 +131,8 @@ def _progress(outcome: Outcome) -> tuple[str, ...]:
     """Return state, step, loss, speed and time left."""
     steps = outcome.run.config.steps
     if outcome.result is not None:
-        speed = f"{outcome.result['tokens_per_second']:,.0f}"
+        rate = outcome.result["tokens_per_second"]
+        speed = "" if rate is None else f"{rate:,.0f}"
         return "finished", f"{steps}/{steps}", f"{outcome.loss:.4f}", speed, ""
     if outcome.reason:
         return (f"{outcome.state}: {outcome.reason}",)

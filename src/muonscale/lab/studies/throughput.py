@@ -113,7 +113,8 @@ def fit_step(batches: FloatArray, passes: FloatArray, optimizer: FloatArray) -> 
     found, _ = nnls(columns / passes[:, None], np.ones_like(passes))
     if found[1] <= 0:
         raise StudyError(
-            "steps of more tokens took no longer: they do not tell the time of a token"
+            f"steps of {sizes[-1]:g} tokens took {passes[-1]:g} s and those of {sizes[0]:g} took {passes[0]:g}: they "
+            "do not tell the time of a token; measure larger batches"
         )
     return StepFit(
         fixed=float(found[0]),
@@ -227,13 +228,15 @@ def _times(outcome: Outcome) -> tuple[float, float, float]:
     config = outcome.run.config
     records = [r for r in outcome.folder.read_metrics() if r["kind"] == "train"]
     if not records:
-        raise StudyError(f"{outcome.folder.metrics} is not whole: run the study again without it")
+        raise StudyError(
+            f"{outcome.folder.metrics} is not whole; remove the folder {outcome.folder.path}, and run the study again"
+        )
     processes = outcome.folder.environment().get("processes", 1)
     if processes != 1 or config.train.batch_schedule:
         what = f"{processes} processes" if processes != 1 else "train.batch_schedule"
         raise StudyError(
             f"{outcome.run.label}: step times are measured in runs of one process and one batch size; "
-            f"this one has {what}"
+            f"this one has {what}, so leave it out"
         )
     step = statistics.median(r["step_ms"] for r in records) / 1000
     optimizer = statistics.median(r["optimizer_ms"] for r in records) / 1000

@@ -61,7 +61,9 @@ class Stated:
 
         run = self._runs.get((optimizer, batch_tokens))
         if run is None:
-            raise StudyError(f"no finished run of {optimizer} has a batch of {batch_tokens} tokens")
+            raise StudyError(
+                f"no finished run of {optimizer} has a batch of {batch_tokens} tokens; finish one, with: muonscale study run"
+            )
         section = self._section
         asked = Asked(
             target=str(run.folder.path),

@@ -27,6 +27,8 @@ from muonscale.lab.run import write_json
 
 MANIFEST = "manifest.json"
 FACTS = "facts.json"
+TENSORS = ".metadata"
+"""Where torch.distributed.checkpoint says which file holds what of which tensor."""
 
 
 def folder_name(step: int) -> str:
@@ -36,7 +38,8 @@ def folder_name(step: int) -> str:
 
 def saved_steps(root: Path) -> list[int]:
     """Return the steps that have a checkpoint folder, newest first."""
-    return sorted((int(p.name[5:]) for p in root.glob("step-????????")), reverse=True)
+    folders = (p for p in root.glob("step-" + 8 * "[0-9]") if p.is_dir())
+    return sorted((int(p.name[5:]) for p in folders), reverse=True)
 
 
 def save_checkpoint(
@@ -72,10 +75,11 @@ def save_checkpoint(
 
     def complete(manifest: dict[str, dict[str, Any]]) -> None:
         write_json(temporary / MANIFEST, manifest)
-        shutil.rmtree(target, ignore_errors=True)
+        _clear(target)
         temporary.rename(target)
         _sync_folder(root)
-        others = [saved for saved in saved_steps(root) if saved not in marked]
+        # A later one was damaged when this run went on from before it: it does not count.
+        others = [saved for saved in saved_steps(root) if saved <= step and saved not in marked]
         for old in others[keep:]:
             shutil.rmtree(root / folder_name(old), ignore_errors=True)
 
@@ -123,17 +127,28 @@ def whole_checkpoint(root: Path, report: Callable[[str], None]) -> Path | None:
 
 
 def find_damage(folder: Path) -> str | None:
-    """Compare a checkpoint with its manifest; return what is wrong, None if nothing is."""
+    """Compare a checkpoint with its manifest; return what is wrong, None if nothing is.
+
+    A manifest that leaves out a file that is read, or facts of another step than the folder's name
+    says, are damage too.
+    """
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        needed = {FACTS, TENSORS, *(p.name for p in folder.glob("*.distcp"))}
+        if missing := sorted(needed - manifest.keys()):
+            return f"{missing[0]} is not in its manifest"
         for name, entry in manifest.items():
             path = folder / name
             if path.stat().st_size != entry["bytes"]:
                 return f"{name} has {path.stat().st_size} bytes instead of {entry['bytes']}"
             if _sha256(path) != entry["sha256"]:
                 return f"the content of {name} has changed"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        step = load_facts(folder).get("step")
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         return f"{type(error).__name__}: {error}"
+    named = folder.name.removeprefix("step-")
+    if step is not None and named.isdecimal() and step != int(named):
+        return f"it holds step {step}"
     return None
 
 
@@ -152,7 +167,10 @@ def load_tensors(folder: Path, tensors: dict[str, Any], processes: Processes) ->
         with _silent():
             dcp.load(tensors, checkpoint_id=str(folder), no_dist=not processes.many)
     except (CheckpointException, RuntimeError, ValueError, KeyError) as error:
-        raise CheckpointError(f"checkpoint {folder} does not fit this run: {error}") from error
+        raise CheckpointError(
+            f"checkpoint {folder} does not fit this run: {error}; use the versions in env.json of the "
+            "run, or start a new one with run.path=FOLDER"
+        ) from error
 
 
 @contextmanager
@@ -176,6 +194,14 @@ def _manifest(folder: Path, processes: Processes) -> dict[str, dict[str, Any]]:
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _clear(path: Path) -> None:
+    """Make room for a folder: what is there is damaged, and may be a file or a link."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _sync_folder(folder: Path) -> None:

@@ -32,7 +32,9 @@ def dry_run(config: Config) -> str:
     """
     check_schedule(config)
     if (state := config.optimizer.state) is not None and not state.is_file():
-        raise CheckpointError(f"optimizer.state={state}: there is no such file")
+        raise CheckpointError(
+            f"optimizer.state={state}: there is no such file; give one that torch.save wrote"
+        )
     kept_steps(config)
     check_trackers(config)
     check_parts(config, Topology())

@@ -78,17 +78,26 @@ def export(
         ConfigError: for another dtype or size.
     """
     _check_options(dtype, max_shard_size)
-    config = run.saved_config()
+    run.saved_config()  # refuses a folder that is no run
     check_place(folder)
     checkpoint = find_checkpoint(run, step, report)
     facts = load_facts(checkpoint)
     tokenizer = run_tokenizer(run)
     model = checkpoint_model(checkpoint, facts, DTYPES[dtype])
-    card = model_card(
-        config, run.environment(), run.read_metrics(), step=facts["step"], model=model
-    )
+    card = _card(run, facts["step"], model)
     save_hf(model, tokenizer, folder, card=card, max_shard_size=max_shard_size)
     return Exported(step=facts["step"], folder=folder)
+
+
+def _card(run: RunFolder, step: int, model: PreTrainedModel) -> str:
+    config, env = run.saved_config(), run.environment()
+    try:
+        return model_card(config, env, run.read_metrics(), step=step, model=model)
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"no model card can be made of config.json, env.json and metrics.jsonl in {run.path} "
+            f"({type(error).__name__}: {error}); restore the one that is damaged, or remove env.json"
+        ) from error
 
 
 def _check_options(dtype: str, max_shard_size: str) -> None:
@@ -111,7 +120,10 @@ def find_checkpoint(run: RunFolder, step: int | None, report: Callable[[str], No
     root = run.checkpoints
     there = sorted(saved_steps(root))
     if not there:
-        raise CheckpointError(f"run {run.path} has no checkpoints yet")
+        raise CheckpointError(
+            f"run {run.path} has no checkpoints yet; "
+            f"make some with: muonscale train {run.path} --resume"
+        )
     if step is None:
         newest = whole_checkpoint(root, report)
         assert newest is not None
@@ -119,11 +131,13 @@ def find_checkpoint(run: RunFolder, step: int | None, report: Callable[[str], No
     if step not in there:
         raise CheckpointError(
             f"run {run.path} has no checkpoint of step {step}; it has those of {_listed(there)}"
+            "; give one of these, or none for the newest"
         )
     checkpoint = root / folder_name(step)
     if damage := find_damage(checkpoint):
         raise CheckpointError(
             f"checkpoint {checkpoint} is damaged ({damage}); steps there are: {_listed(there)}"
+            "; give another"
         )
     return checkpoint
 
@@ -151,7 +165,7 @@ def tokenizer_folder(run: RunFolder) -> Path:
         if (folder / "tokenizer.json").is_file():
             return folder
     raise CheckpointError(
-        f"run {run.path} has no folder `tokenizer`; it is written by: "
+        f"run {run.path} has no folder `tokenizer`; write it with: "
         f"muonscale train {run.path} --resume"
     )
 
@@ -169,6 +183,7 @@ def shape_of(facts: dict[str, Any], checkpoint: Path) -> PreTrainedConfig:
     except Exception as error:  # every architecture raises what it likes about its values
         raise CheckpointError(
             f"checkpoint {checkpoint} has a model that transformers refuses here: {error}"
+            "; use the version in env.json of the run"
         ) from error
     changed = sorted(k for k in facts.keys() | again.keys() if facts.get(k) != again.get(k))
     if changed:

@@ -23,6 +23,12 @@ from muonscale.lab.training.signals import StopRequest
 NGRAM_TOKENS = 50_000_000
 """Training tokens the n-gram baselines are fitted on at most."""
 
+TIMES = ("step_ms", "optimizer_ms", "tokens_per_second")
+"""What a record of a step says of its time."""
+
+NOT_RECORDED = ("train_seconds", "tokens_per_second", "optimizer_share", "skipped_steps", "spikes")
+"""Keys of the result that are None where no record of a step is left."""
+
 TEMPERATURE, TOP_K = 0.8, 50
 """How the sample is drawn."""
 
@@ -89,14 +95,17 @@ def _baselines(run: Run) -> dict[str, Any]:
 
 
 def _speed(run: Run) -> dict[str, Any]:
-    steps = [r for r in run.folder.read_metrics() if r["kind"] == "train"]
+    records = [r for r in run.folder.read_metrics() if r["kind"] == "train"]
+    steps = [r for r in records if all(isinstance(r.get(key), int | float) for key in TIMES)]
+    if not steps:  # resumed after its last step, and its records were lost
+        return dict.fromkeys(NOT_RECORDED)
     usual = [r for r in steps if "profiled" not in r] or steps
     heard = attention_times(usual)
     return {
         "train_seconds": sum(r["step_ms"] for r in steps) / 1000,
         "tokens_per_second": statistics.median(r["tokens_per_second"] for r in usual),
         "optimizer_share": sum(r["optimizer_ms"] for r in usual) / sum(r["step_ms"] for r in usual),
-        "skipped_steps": steps[-1]["skipped_steps"],
+        "skipped_steps": steps[-1].get("skipped_steps"),
         "spikes": steps[-1].get("spikes"),  # of a run begun before they were counted: None
         **({"attention": heard} if heard else {}),
     }
@@ -133,6 +142,15 @@ def _attention_line(heard: dict[str, Any]) -> str:
     )
 
 
+def _speed_line(result: dict[str, Any]) -> str:
+    if result["train_seconds"] is None:
+        return "metrics.jsonl has no record of a step: the times are lost"
+    return (
+        f"trained in {result['train_seconds']:.0f} s, {result['tokens_per_second']:,.0f} tokens/s, "
+        f"optimizer {100 * result['optimizer_share']:.1f} % of the step"
+    )
+
+
 def _sample(run: Run, model: PreTrainedModel) -> str:
     tokens = run.config.eval.sample_tokens
     if tokens == 0:
@@ -159,8 +177,7 @@ def _say(run: Run, result: dict[str, Any]) -> None:
         f"held out, nats per token: unigram {result['unigram_loss']:.3f}, bigram "
         f"{result['bigram_loss']:.3f}, model {result['held_out_loss']:.3f} "
         f"({abs(below):.3f} {'below' if below > 0 else 'above'} the bigram){bits}\n"
-        f"trained in {result['train_seconds']:.0f} s, {result['tokens_per_second']:,.0f} tokens/s, "
-        f"optimizer {100 * result['optimizer_share']:.1f} % of the step\n"
+        f"{_speed_line(result)}\n"
         f"model in {run.folder.model}, curve in {run.folder.path / 'loss.png'}; try: "
         f'muonscale generate {run.folder.path} "def "'
     )

@@ -74,7 +74,9 @@ def _read(path: Path) -> list[StateDict]:
         content = torch.load(path, "cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except Exception as error:  # pickle, zip and torch each raise their own
         reason = " ".join(str(error).split())
-        raise CheckpointError(f"optimizer.state={path} cannot be read: {reason}") from error
+        raise CheckpointError(
+            f"optimizer.state={path} cannot be read: {reason}; give a file that torch.save wrote"
+        ) from error
     parts = content
     if isinstance(content, Mapping):
         parts = [content] if "param_groups" in content else list(content.values())
@@ -83,6 +85,7 @@ def _read(path: Path) -> list[StateDict]:
         raise CheckpointError(
             f"optimizer.state={path} holds no optimizer's state_dict(), with state and param_groups, "
             f"and no list of them; it has {has}"
+            "; save it with torch.save(optimizer.state_dict(), FILE)"
         )
     if any(is_sharded(v) for part in parts for s in part["state"].values() for v in s.values()):
         raise CheckpointError(
@@ -150,18 +153,21 @@ class _Naming:
             raise CheckpointError(
                 f"optimizer.state={self._path} is not a state of {SOURCES[source].what} "
                 f"({type(error).__name__}: {error})"
+                "; set optimizer.state_format to the one that wrote it"
             ) from error
 
     def _checked(self, name: str, state: Mapping[str, Any]) -> str:
         if name not in self._shapes:
             raise CheckpointError(
                 f"optimizer.state={self._path} has a parameter {name}, which this model does not have"
+                "; give the state of this model"
             )
         for key in RULE_OF:
             if key in state and _flat(state[key].shape) != _flat(self._shapes[name]):
                 raise CheckpointError(
                     f"optimizer.state={self._path}: {key} of {name} has the shape "
                     f"{tuple(state[key].shape)}, and the parameter {self._shapes[name]}"
+                    "; give the state of this model"
                 )
         return name
 
@@ -179,6 +185,7 @@ class _Naming:
             raise CheckpointError(
                 f"optimizer.state={self._path} has more parameters of the shape {shape} on {rule} "
                 "than this model in this run"
+                "; give the state of this model, saved with named parameters"
             )
         return free.pop(0)
 

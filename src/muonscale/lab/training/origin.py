@@ -55,9 +55,20 @@ def record_origin(config: Config, folder: RunFolder) -> None:
 
 
 def origin(folder: RunFolder) -> dict[str, Any]:
-    """Return where weights and optimizer state of a run came from, with sizes and hashes."""
+    """Return where weights and optimizer state of a run came from, with sizes and hashes.
+
+    Raises:
+        CheckpointError: if what says so is damaged.
+    """
     path = start_folder(folder) / FACTS
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    if not path.exists():
+        return {}
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(
+            f"{path} cannot be read: {error}; restore it, or remove it to go on without it"
+        ) from error
 
 
 def as_resumed(config: Config, folder: RunFolder) -> Config:

@@ -102,7 +102,7 @@ def _require(routers: Routers, kind: str, what: str) -> None:
     if routers.unknown:
         raise ConfigError(
             f"{what}: {', '.join(routers.unknown)} of model_type {kind!r} is not understood; "
-            f"routers that are: {', '.join(SCORES)}"
+            f"accepted: null, or routers of: {', '.join(SCORES)}"
         )
     if not routers.known:
         raise ConfigError(f"{what}: model_type {kind!r} has no routed experts; accepted: null")

@@ -58,7 +58,7 @@ def resolve_device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if name == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("run.device=cuda: torch finds no GPU here; accepted: cpu, auto")
+        raise ConfigError(f"run.device={name}: torch finds no GPU here; accepted: cpu, auto")
     return torch.device(name)
 
 
@@ -70,7 +70,9 @@ def resolve_precision(section: TrainSection, device: torch.device) -> torch.dtyp
     """
     has_bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
     if section.precision == "bfloat16" and device.type == "cuda" and not has_bf16:
-        raise ConfigError("train.precision=bfloat16: this GPU has none; accepted: float32, auto")
+        raise ConfigError(
+            f"train.precision={section.precision}: this GPU has none; accepted: float32, auto"
+        )
     if section.precision == "auto":
         return torch.bfloat16 if has_bf16 else torch.float32
     return getattr(torch, section.precision)

@@ -124,9 +124,15 @@ def check_request(config: Config, topology: Topology, steps: int, device: torch.
             "Start it without torchrun"
         )
     if topology.world == 1:
-        raise ConfigError(f"layout {topology} is one process: there is nothing to compare it with")
+        raise ConfigError(
+            f"layout {topology} is one process: there is nothing to compare it with"
+            "; give one of several processes, such as fsdp=2"
+        )
     if steps > config.steps:
-        raise ConfigError(f"--steps {steps} is more than the {config.steps} steps of the run")
+        raise ConfigError(
+            f"--steps {steps} is more than the {config.steps} steps of the run"
+            "; give at most so many"
+        )
     if device.type == "cuda" and torch.cuda.device_count() < topology.world:
         raise ConfigError(
             f"layout {topology} needs {topology.world} GPUs, one for each process, and torch finds "
@@ -149,7 +155,7 @@ def check_shape(shape: PreTrainedConfig, topology: Topology) -> None:
         raise ConfigError(
             f"a model with dropout draws other masks in every layout, and cannot be compared "
             f"({', '.join(f'{name}={value:g}' for name, value in fields.items())}); "
-            f"compare it without: {zeros}"
+            f"set them to 0: {zeros}"
         )
 
 

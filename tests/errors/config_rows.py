@@ -1,0 +1,143 @@
+"""Mistakes in recipes and overrides: keys, values and what does not go together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from muonscale.errors import ConfigError, RoutingError
+from muonscale.lab.config import load_config
+from muonscale.lab.inspect import inspect
+from muonscale.lab.parallel.topology import arrange, check_shares, parse_layout
+from muonscale.lab.sections import ParallelSection
+from muonscale.lab.training.marks import kept_steps
+from muonscale.lab.training.parts import check_parts
+from muonscale.lab.training.schedule import check_schedule
+from tests.errors.row import Row
+
+C = ConfigError
+PICO = ("model.preset=llama-pico", "data.vocab_size=300")
+TWO = "data.mixture=[{path: a, weight: 1}, {path: b, weight: %s}]"
+STAGES = "schedule.stages=[{name: constant, until: %s, weights: %s}, {name: cosine}]"
+
+
+def load(*overrides: str, recipe: str = "demo") -> Callable[[Path], object]:
+    return lambda _: load_config(recipe, overrides)
+
+
+def file(content: str, name: str = "recipe.yaml") -> Callable[[Path], object]:
+    def call(folder: Path) -> object:
+        (folder / name).write_text(content)
+        return load_config(str(folder / name) if name.endswith("yaml") else str(folder))
+
+    return call
+
+
+def shares(world: int, *overrides: str) -> Callable[[Path], object]:
+    def call(_: Path) -> object:
+        config = load_config("demo", overrides)
+        check_shares(config, arrange(config.parallel, world))
+        return check_parts(config, arrange(config.parallel, world))
+
+    return call
+
+
+def looked(*overrides: str, model: str = "demo") -> Callable[[Path], object]:
+    return lambda _: inspect(model, [*PICO, *overrides] if model == "demo" else overrides)
+
+
+def layout(text: str) -> Callable[[Path], object]:
+    return lambda _: parse_layout(text)
+
+
+def ranks(world: int, **options: object) -> Callable[[Path], object]:
+    return lambda _: arrange(ParallelSection(**options), world)  # type: ignore[arg-type]
+
+
+ROWS: dict[str, Row] = {
+    # what is read
+    "a recipe": Row(C, ("'dem'", "did you mean demo", ".yaml file"), load(recipe="dem")),
+    "no file": Row(C, ("none.yaml", "UTF-8"), load(recipe="none.yaml")),
+    "no YAML": Row(C, ("not valid YAML", "quotes"), file("a: [")),
+    "a list": Row(C, ("[1, 2]", "must map"), file("[1, 2]")),
+    "a section": Row(C, ("'run'", "is 5", "must hold"), file("run: 5")),
+    "a run": Row(C, ("Expecting value", "config.json"), file("", "config.json")),
+    "another config": Row(C, ("no section `run`", "training wrote"), file("{}", "config.json")),
+    "a word": Row(C, ("'lr=3'", "section.key=value"), load("lr=3")),
+    "a value": Row(C, ("'run.seed=['", "quotes"), load("run.seed=[")),
+    "a key in a value": Row(C, ("optimizer.lr.x", "lr is a value"), load("optimizer.lr.x=1")),
+    "an item": Row(C, ("5 is none of the 0", "counted from 0"), load("checkpoint.marks=[]", "checkpoint.marks.5=1")),
+    "alternatives": Row(C, ("train.tokens and train.steps", "give one"), load("train.steps=5", "train.tokens=9")),
+    "NUL": Row(C, ("data.path", r"\x00", "leave it out"), load(r'data.path="a\0b"')),
+    # sections: keys and types
+    "run": Row(C, ("unknown key run.sed", "did you mean seed"), load("run.sed=1")),
+    "run.threads": Row(C, ("run.threads=0", "greater than 0"), load("run.threads=0")),
+    "run.device": Row(C, ("'tpu'", "'cuda'"), load("run.device=tpu")),
+    "model": Row(C, ("model.preset", "exactly one"), load("model.preset=null")),
+    "data": Row(C, ("data.source", "exactly one"), load("data.source=null")),
+    "data.vocab_size": Row(C, ("=5", "257"), load("data.vocab_size=5")),
+    "data.mixture.path": Row(C, ("data.mixture.N.path", "exactly one"), load("data.mixture=[{weight: 1}]")),
+    "data.mixture key": Row(C, ("wieght", "did you mean weight"), load("data.mixture=[{path: a, weight: 1, wieght: 2}]")),
+    "data.mixture names": Row(C, ("'a'", "a name"), load("data.mixture=[{path: a, weight: 1}, {path: x/a, weight: 1}]")),
+    "data.mixture weights": Row(C, ("all 1 items", "above it"), load("data.mixture=[{path: a, weight: 0}]")),
+    "data.format": Row(C, ("data.path",), load("data.format=chat", "data.tokenizer=t")),
+    "data.tokenizer": Row(C, ("needs data.tokenizer", "null"), load("data.format=chat", "data.path=a")),
+    "data.chat_template": Row(C, ("plain", "data.format=chat"), load("data.chat_template=plain")),
+    "optimizer.lr": Row(C, ("optimizer.lr=-1", "greater than 0"), load("optimizer.lr=-1")),
+    "optimizer.lr nan": Row(C, ("optimizer.lr=nan", "finite"), load("optimizer.lr=.nan")),
+    "optimizer.post_norm": Row(C, ("'rows'", "'row_col'"), load("optimizer.post_norm=rows")),
+    "optimizer.state_format": Row(C, ("keller", "leave it out"), load("optimizer.state_format=keller")),
+    "transfer": Row(C, ("transfer.base", "leave out one"), load("model.weights=w", "data.tokenizer=w", "transfer.base=llama-pico")),
+    "routing": Row(C, ("-3", "auto, null"), load("routing.bias_rate=-3")),
+    "schedule.name": Row(C, ("'cosin'", "'cosine'"), load("schedule.name=cosin")),
+    "schedule.stages": Row(C, ("stages with 0 items", "both or none"), load("schedule.name=stages")),
+    "stages.until": Row(C, ("None, None", "but the last"), load("schedule.name=stages", "schedule.stages=[{name: constant}, {name: cosine}]")),
+    "stages.weights": Row(C, ("there is no data.mixture", "leave it out"), load("schedule.name=stages", STAGES % (0.5, "{a: 1}"))),
+    "stages.weights name": Row(C, ("'c'", "a, b"), load(TWO % 1, "schedule.name=stages", STAGES % (0.5, "{c: 1}"))),
+    "stages.weights zero": Row(C, ("all weights are 0", "above it"), load(TWO % 1, "schedule.name=stages", STAGES % (0.5, "{a: 0}"))),
+    "stages in order": Row(C, ("of 3", "at least one step"), load("train.steps=3", "schedule.name=stages", "schedule.stages=[{name: constant, until: 0.99}, {name: cosine}]")),
+    "unused": Row(C, ("'b' has weight 0", "leave it out"), load(TWO % 0)),
+    "train": Row(C, ("train.tokens", "exactly one"), load("train.tokens=null")),
+    "train.batch_schedule": Row(C, ("train.steps=5", "train.tokens"), load("train.steps=5", "train.batch_schedule=[{after: 0.5, batch_tokens: 8192}]")),
+    "batch_schedule order": Row(C, ("train.batch_schedule", "must rise"), load("train.batch_schedule=[{after: 0.5, batch_tokens: 8192}, {after: 0.1, batch_tokens: 4096}]")),
+    "train.batch_tokens": Row(C, ("=1000", "=256", "multiple"), load("train.batch_tokens=1000")),
+    "weights": Row(C, ("model.weights=w", "data.tokenizer"), load("model.weights=w")),
+    "parallel": Row(C, ("'zero'", "'fsdp'"), load("parallel.data=zero")),
+    "eval": Row(C, ("eval.every=0", "greater than 0"), load("eval.every=0")),
+    "checkpoint": Row(C, ("checkpoint.marks.0=-1", "greater than 0"), load("checkpoint.marks=[-1]")),
+    "telemetry": Row(C, ("unknown key telemetry.evry", "every"), load("telemetry.evry=1")),
+    "required": Row(C, ("run is required", "give it"), file("model: {preset: llama-pico}")),
+    # what only a run shows
+    "marks": Row(C, ("5,000", "up to its end"), lambda _: kept_steps(load_config("demo", ["train.steps=1", "train.batch_tokens=256", "checkpoint.marks=[5000]"]))),
+    "warm-up": Row(C, ("warmup=9", "lower one"), lambda _: check_schedule(load_config("demo", ["train.steps=5", "schedule.name=wsd", "schedule.warmup=9"]))),
+    "noise of chats": Row(C, ("=2", "accepted: null"), shares(1, "data.path=a", "data.format=chat", "data.tokenizer=t", "telemetry.noise_scale_every=2")),
+    "noise of one": Row(C, ("=2", "a larger batch"), shares(1, "telemetry.noise_scale_every=2", "train.batch_tokens=256", "data.sequence_length=256")),
+    # models
+    "preset": Row(C, ("'llama-pic'", "did you mean llama-pico"), looked("model.preset=llama-pic")),
+    "no config": Row(C, ("nowhere", "config.json"), lambda _: inspect("demo", ["model.config=nowhere"])),
+    "no model": Row(C, ("'lama-nan'", "did you mean"), looked(model="lama-nan")),
+    "field": Row(C, ("hidden_sze", "did you mean hidden_size"), looked("model.fields.hidden_sze=3")),
+    "decided field": Row(C, ("model.fields.vocab_size",), looked("model.fields.vocab_size=3")),
+    "refused field": Row(C, ("transformers refuses", "other model.fields"), looked("model.fields.hidden_size=abc")),
+    "unbuildable": Row(C, ("transformers cannot build",), looked("model.fields.hidden_act=gellu")),
+    "positions": Row(C, ("8 positions", "at least"), looked("model.fields.max_position_embeddings=8")),
+    "rope": Row(C, ("rope_theta", "inside rope_parameters"), looked("model.fields.rope_theta=5", "model.fields.rope_parameters={rope_type: default}")),
+    "override": Row(RoutingError, ("'nothing.*'",), looked("optimizer.overrides={nothing.*: {rule: adamw}}")),
+    "base of transfer": Row(C, ("transfer.base", "did you mean"), looked("transfer.base=llama-pic")),
+    # layouts
+    "layout": Row(C, ("'tq=2'", "accepted"), layout("tq=2")),
+    "layout twice": Row(C, ("tp twice", "give it once"), layout("tp=2,tp=2")),
+    "two kinds": Row(C, ("fsdp and ddp", "give one"), layout("fsdp=2,ddp=2")),
+    "sequence": Row(C, ("that is 1", "give both"), layout("fsdp=2,sp")),
+    "tensor with ddp": Row(C, ("here 2", "fsdp or hsdp"), layout("ddp=2,tp=2")),
+    "expert with tensor": Row(C, ("here 2", "set one of them to 1"), layout("fsdp=2,tp=2,ep=2")),
+    "expert with hsdp": Row(C, ("here 2", "fsdp or ddp"), layout("hsdp=2x2,ep=2")),
+    "expert of ddp": Row(C, ("got 2", "fsdp"), layout("ddp=4,ep=2")),
+    "expert parts": Row(C, ("expert parallelism 3", "divisor"), layout("fsdp=4,ep=3")),
+    "tensor parts": Row(C, ("parallel.tensor=3", "4 processes"), ranks(4, tensor=3)),
+    "replicas": Row(C, ("parallel.replicas=2", "leave it out"), ranks(4, replicas=2)),
+    "replica parts": Row(C, ("parallel.replicas=3", "divisor"), ranks(4, data="hsdp", replicas=3)),
+    "shares": Row(C, ("train.batch_tokens=4096", "multiples of 1536"), shares(6)),
+    "micro": Row(C, ("micro_batch_tokens=768", "divisor"), shares(1, "train.micro_batch_tokens=768")),
+    "sequence parts": Row(C, ("=257", "give a multiple"), shares(2, "data.sequence_length=257", "train.batch_tokens=257", "eval.batch_tokens=257", "parallel.tensor=2", "parallel.sequence=true")),
+}  # fmt: skip

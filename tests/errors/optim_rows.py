@@ -1,0 +1,217 @@
+"""Mistakes in the use of the optimizer library, by what is called."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import muonscale as ms
+from muonscale.errors import CheckpointError, ConfigError, DivergedError, LayoutError, RoutingError
+from muonscale.optim.coefficients import Coefficients
+from muonscale.optim.convert_lr import conversion_table
+from muonscale.optim.convert_state import join_state_dicts
+from muonscale.optim.flops import ns_flops
+from muonscale.optim.matrices import matrix_shapes
+from muonscale.optim.normalize import resolve_post_norm
+from muonscale.optim.polar_express import polar_express
+from muonscale.optim.qk_clip import clip_factors, grouped_factors
+from muonscale.optim.scale import shape_factor
+from muonscale.transfer.multipliers import UpdateRule, multipliers
+from muonscale.optim.roles import Role
+from tests.errors.row import Row
+
+
+def matrix(*shape: int, dtype: torch.dtype = torch.float32) -> nn.Parameter:
+    return nn.Parameter(torch.ones(shape or (4, 6), dtype=dtype))
+
+
+def model() -> nn.Module:
+    return nn.Sequential(nn.Embedding(7, 4), nn.Linear(4, 6), nn.Linear(6, 7))
+
+
+def groups(**options: Any) -> list[dict[str, Any]]:
+    return ms.parameter_groups(model(), lr=0.1, **options)
+
+
+def muon(**options: Any) -> ms.Muon:
+    return ms.Muon([matrix()], **options)
+
+
+def of_group(params: Any = None, **options: Any) -> ms.Muon:
+    return ms.Muon([{"params": [matrix()] if params is None else params, **options}])
+
+
+def stepped(gradient: Tensor, **options: Any) -> None:
+    weight = matrix(*gradient.shape)
+    weight.grad = gradient
+    optimizer = ms.Muon([("w", weight)], **options)
+    optimizer.step()
+    optimizer.check_finite()
+
+
+def loaded(change: Any) -> None:
+    optimizer = ms.Muon([("w", matrix())])
+    state = optimizer.state_dict()
+    change(state)
+    ms.Muon([("w", matrix())]).load_state_dict(state)
+
+
+def renamed(state: dict[str, Any]) -> None:
+    state["param_groups"][0]["param_names"] = ["v"]
+
+
+def odd_convention(state: dict[str, Any]) -> None:
+    state["param_groups"][0]["momentum_convention"] = "median"
+
+
+def transfer(change: Any = None, **options: Any) -> Any:
+    wide, base = small_llama(64), small_llama(32)
+    if change is not None:
+        change(wide, base)
+    return ms.parametrize(wide, base, ms.parameter_groups(wide, lr=0.1), **options)
+
+
+def small_llama(width: int, **fields: Any) -> nn.Module:
+    from transformers import LlamaConfig
+
+    from muonscale.lab.models.build import meta_model
+
+    config = LlamaConfig(
+        hidden_size=width, intermediate_size=2 * width, num_hidden_layers=1, vocab_size=32,
+        num_attention_heads=width // 16, num_key_value_heads=width // 16, **fields,
+    )  # fmt: skip
+    return meta_model(config)
+
+
+def frozen(net: nn.Module) -> nn.Module:
+    return net.requires_grad_(False)
+
+
+def of_layout(shape: tuple[int, ...], **fields: Any) -> Any:
+    return matrix_shapes(shape, ms.Matrices(**fields))
+
+
+def saved(*names: str) -> dict[str, Any]:
+    state = {i: {"momentum_buffer": torch.ones(4, 6)} for i in range(len(names))}
+    return {
+        "state": state,
+        "param_groups": [{"params": [*state], "param_names": [*names], "lr": 0.1}],
+    }
+
+
+C, R, L, K = ConfigError, RoutingError, LayoutError, CheckpointError
+ROWS: dict[str, Row] = {
+    # Muon: its own options
+    "nonfinite": Row(C, ("'stop'", "raise or skip"), lambda _: muon(nonfinite="stop")),
+    "compile": Row(C, ("'inductr'", "inductor"), lambda _: muon(compile="inductr")),
+    "rule": Row(C, ("'moun'", "did you mean muon"), lambda _: of_group(rule="moun")),
+    "decay": Row(C, ("'free'", "coupled", "independent"), lambda _: muon(decay="free")),
+    "master": Row(C, ("'fp32'", "float32"), lambda _: muon(master="fp32")),
+    "ns_form": Row(C, ("'grim'", "gram"), lambda _: muon(ns_form="grim")),
+    "ns_dtype": Row(C, ("'float8'", "did you mean"), lambda _: muon(ns_dtype="float8")),
+    "wire": Row(C, ("'float16'", "bfloat16"), lambda _: muon(wire_dtype="float16")),
+    "lr": Row(C, ("lr is -1", "0 or a number above"), lambda _: muon(lr=-1)),
+    "lr nan": Row(C, ("lr is nan", "give 0"), lambda _: muon(lr=float("nan"))),
+    "momentum": Row(C, ("1.5", "0 <= x < 1"), lambda _: muon(momentum=1.5)),
+    "betas": Row(C, ("is 1", "0 <= x < 1"), lambda _: muon(betas=(0.9, 1))),
+    "post_norm": Row(C, ("'rows'", "did you mean row"), lambda _: muon(post_norm="rows")),
+    "post_norm_eps": Row(C, ("is 0", "above 0"), lambda _: muon(post_norm_eps=0)),
+    "scale": Row(C, ("'rmss'", "did you mean rms"), lambda _: muon(scale="rmss")),
+    "scale number": Row(C, ("scale is -2", "above 0"), lambda _: muon(scale=-2.0)),
+    "independent": Row(C, ("peak_lr", "is 0", "above 0"), lambda _: muon(lr=0.0, decay="independent")),
+    "coefficients": Row(C, ("'jordn'", "did you mean jordan"), lambda _: muon(ns_coefficients="jordn")),
+    "no coefficients": Row(C, ("()", "a triple"), lambda _: muon(ns_coefficients=())),
+    "a pair": Row(C, ("(1, 2)", "a triple"), lambda _: muon(ns_coefficients=[(1, 2)])),
+    "ns_steps": Row(C, ("ns_steps is 0", "at least one"), lambda _: muon(ns_steps=0)),
+    "steps of a row": Row(C, ("ns_steps is 2", "or more is accepted"), lambda _: muon(ns_coefficients="you5", ns_steps=2)),
+    "normalisation": Row(C, ("'l7'", "accepted"), lambda _: Coefficients(triples=((1, 2, 3),), normalization="l7")),
+    "margin": Row(C, ("0.5", "at least 1"), lambda _: Coefficients(triples=((1, 2, 3),), margin=0.5)),
+    "restarts": Row(C, ("(0,)", "counted from 1"), lambda _: Coefficients(triples=((1, 2, 3),), restarts=(0,))),
+    "empty coefficients": Row(C, ("0 triples", "one per step"), lambda _: muon(ns_coefficients=Coefficients(triples=()))),
+    # Muon: what it is given
+    "one tensor": Row(R, ("(4, 6)", "a list of tensors"), lambda _: ms.Muon(matrix())),
+    "no params": Row(C, ("[]", "at least one tensor"), lambda _: ms.Muon([])),
+    "a number": Row(R, ("int", "must be one"), lambda _: of_group([3])),
+    "integers": Row(R, ("torch.int64", "convert it"), lambda _: of_group([torch.ones(4, 6, dtype=torch.int64)])),
+    "stochastic": Row(C, ("torch.float16", "bfloat16 only"), lambda _: of_group([matrix(dtype=torch.float16)], master="stochastic")),
+    "a vector": Row(R, ("(9,)", "'adamw'", "parameter_groups"), lambda _: of_group([matrix(9)])),
+    "twice": Row(R, ("given twice", "give it once"), lambda _: (lambda w: ms.Muon([("a", w), ("b", w)]))(matrix())),
+    "two names": Row(R, ("called a", "must differ"), lambda _: ms.Muon([("a", matrix()), ("a", matrix())])),
+    "names": Row(R, ("1 parameters", "2 param_names", "one name for each"), lambda _: of_group(param_names=["a", "b"])),
+    "sparse": Row(R, ("sparse", "only dense"), lambda _: stepped(torch.ones(4, 6).to_sparse())),
+    "infinite": Row(DivergedError, ("of w is not finite", "skip"), lambda _: stepped(torch.full((4, 6), float("inf")))),
+    "state of others": Row(K, ("v", "the same model"), lambda _: loaded(renamed)),
+    "state without names": Row(K, ("param_names", "named parameters"), lambda _: loaded(lambda s: s["param_groups"][0].pop("param_names"))),
+    "convention": Row(K, ("'median'", "ema, sum"), lambda _: loaded(odd_convention)),
+    # parameter_groups, routing_report
+    "groups rule": Row(C, ("'mun'", "did you mean muon"), lambda _: groups(rule="mun")),
+    "frozen": Row(R, ("5 parameters", "requires_grad"), lambda _: ms.parameter_groups(frozen(model()), lr=0.1)),
+    "no matrix": Row(R, ("2 trainable", 'rule="adamw"'), lambda _: ms.parameter_groups(nn.LayerNorm(4), lr=0.1)),
+    "pattern": Row(R, ("'*.qkv'",), lambda _: groups(overrides={"*.qkv": {"rule": "adamw"}})),
+    "option": Row(C, ("'rle'", "did you mean rule"), lambda _: groups(overrides={"head": {"rle": "muon"}})),
+    "role": Row(C, ("did you mean head",), lambda _: groups(overrides={"head": {"role": "heads"}})),
+    "matrices given": Row(C, ("is 3", "a mapping of its fields"), lambda _: groups(overrides={"1.weight": {"matrices": 3}})),
+    "muon on a vector": Row(R, ("(6,)", 'use rule "adamw"'), lambda _: groups(overrides={"1.bias": {"rule": "muon"}})),
+    "heads of a group": Row(L, ("heads=4", "give a divisor"), lambda _: groups(overrides={"1.weight": {"matrices": {"heads": 4}}})),
+    "flat": Row(L, ("(24,)", "fully_shard"), lambda _: ms.parameter_groups(flat(), lr=0.1)),
+    "in no group": Row(R, ("2.bias", "parameter_groups"), lambda _: report(lambda g: g[-1]["params"].pop() is None or g[-1]["param_names"].pop())),
+    "in two groups": Row(R, ("is in two groups", "leave it out"), lambda _: report(lambda g: g.append(dict(g[0])))),
+    "not of the model": Row(R, ("has x", "give the model"), lambda _: report(lambda g: (g[0]["params"].append(matrix()), g[0]["param_names"].append("x")))),
+    # Matrices
+    "field": Row(C, ("'head'", "did you mean heads"), lambda _: groups(overrides={"1.weight": {"matrices": {"head": 2}}})),
+    "type of a field": Row(C, ("'two'", "whole number"), lambda _: groups(overrides={"1.weight": {"matrices": {"heads": "two"}}})),
+    "splits": Row(L, ("(2, 2)", "6 rows", "they must"), lambda _: of_layout((6, 4), splits=(2, 2))),
+    "groups": Row(L, ("groups=5", "divisor"), lambda _: of_layout((6, 4), splits=(2, 4), groups=5)),
+    "groups alone": Row(L, ("groups=2", "leave groups out"), lambda _: of_layout((6, 4), groups=2)),
+    "one axis": Row(L, ("two axes",), lambda _: of_layout((6,))),
+    "heads": Row(L, ("heads=(2, 2)", "leave them out"), lambda _: of_layout((6, 4), heads=(2, 2))),
+    "columns": Row(L, ("heads=3", "4 columns", "divisor"), lambda _: of_layout((6, 4), heads=3, by_columns=True)),
+    # functions of tensors and numbers
+    "orthogonalize a vector": Row(C, ("(5,)", "[..., out, in]"), lambda _: ms.orthogonalize(torch.ones(5))),
+    "orthogonalize dtype": Row(C, ("'int8'", "auto, "), lambda _: ms.orthogonalize(torch.ones(5, 5), dtype="int8")),
+    "preset": Row(C, ("'moonlit'", "did you mean moonlight"), lambda _: ms.preset("moonlit")),
+    "post_norm name": Row(C, ("'colum'", "None for none"), lambda _: resolve_post_norm("colum")),
+    "polar express": Row(C, ("lower is 2", "0 < lower < 1"), lambda _: polar_express(5, lower=2)),
+    "form of flops": Row(C, ("'gramm'", "did you mean gram"), lambda _: ns_flops((4, 4), 5, "gramm")),
+    "tau": Row(C, ("tau is 0", "above 0"), lambda _: clip_factors(torch.ones(2), 0)),
+    "alpha": Row(C, ("alpha is 2", "from 0 to 1"), lambda _: grouped_factors(torch.ones(2), 1, 2)),
+    "lr to 0": Row(C, ("is 0.0", "choose another"), lambda _: ms.convert_lr(0.1, "rms", lambda o, i: 0.0, (4, 4))),
+    "lr scale": Row(C, ("'keler'", "did you mean"), lambda _: ms.convert_lr(0.1, "keler", "rms", (4, 4))),
+    "lr of nothing": Row(C, ("0 shapes", "at least one"), lambda _: conversion_table([], "rms", "keller")),
+    "lr from 0": Row(C, ("is 0 at", "choose another"), lambda _: conversion_table([(4, 4)], lambda o, i: 0.0, "rms")),
+    "factor": Row(C, ("scale is inf", "finite"), lambda _: shape_factor(float("inf"), (4, 4), 0.2)),
+    # convert_state_dict
+    "source": Row(C, ("'kellr'", "did you mean keller"), lambda _: ms.convert_state_dict(saved("a"), [("a", matrix())], "kellr")),
+    "count of names": Row(K, ("1 parameters", "2 names", "give a name for each"), lambda _: ms.convert_state_dict(saved("a"), [("a", matrix()), ("b", matrix())], "torch")),
+    "joined": Row(K, ("called a", "different parameters"), lambda _: join_state_dicts([saved("a"), saved("a")])),
+    "same names": Row(K, ("called a", "a name of its own"), lambda _: ms.convert_state_dict(saved("a", "a"), [("a", matrix()), ("a", matrix())], "torch")),
+    "no rule": Row(K, ("a: neither", "take the source"), lambda _: ms.convert_state_dict({"state": {0: {"step": 1}}, "param_groups": [{"params": [0], "lr": 0.1}]}, [("a", matrix())], "normuon")),
+    # parametrize
+    "convention of transfer": Row(C, ("'spectrl'", "did you mean spectral"), lambda _: transfer(convention="spectrl")),
+    "depth": Row(C, ("'complete'", "did you mean complete_p"), lambda _: transfer(depth="complete")),
+    "other fields": Row(C, ("hidden_act is 'gelu'", "hidden_size"), lambda _: ms.parametrize(small_llama(64, hidden_act="gelu"), small_llama(32), [])),
+    "unknown model": Row(C, ("Sequential", "ForwardConstants"), lambda _: ms.parametrize(model(), model(), groups())),
+    "layers": Row(C, ("None", "leave depth out"), lambda _: ms.parametrize(model(), model(), groups(), depth="complete_p", constants=SimpleNamespace())),
+    "empty side": Row(C, ("(0, 4)", "at least 1"), lambda _: multipliers(Role.HIDDEN, (0, 4), (4, 4), UpdateRule())),
+    "decay of a rule": Row(C, ("'free'", "coupled"), lambda _: UpdateRule(decay="free")),
+    "vocabulary": Row(C, ("9 rows", "7 at", "the same"), lambda _: multipliers(Role.EMBEDDING, (9, 4), (7, 4), UpdateRule())),
+    "scale of transfer": Row(C, ("(4, 4)", "above 0"), lambda _: UpdateRule(scale=lambda o, i: 0.0).update_rms((4, 4))),
+    "another model": Row(C, ("in one only", "made of this model"), lambda _: transfer().scale_weights_(model())),
+    "groups of another": Row(C, ("has no 1.weight", "made of this model"), lambda _: transfer().groups(groups())),
+}  # fmt: skip
+
+
+def flat() -> nn.Module:
+    net = nn.Linear(4, 6)
+    net.weight = nn.Parameter(torch.ones(24))
+    return net
+
+
+def report(change: Any) -> None:
+    net = model()
+    found = ms.parameter_groups(net, lr=0.1)
+    change(found)
+    ms.routing_report(found, net)

@@ -1,0 +1,228 @@
+"""Mistakes in studies, tables, fits, pages and plans."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from muonscale.errors import ConfigError, StudyError
+from muonscale.lab.costs.devices import find_device
+from muonscale.lab.costs.formats import check_format
+from muonscale.lab.costs.plan import estimate
+from muonscale.lab.costs.resolve import Asked as AskedPlan
+from muonscale.lab.fits.batches import AskedBatch, fit_batches
+from muonscale.lab.fits.bootstrap import check_degrees, check_resamples
+from muonscale.lab.fits.checks import enough, not_collinear, positive
+from muonscale.lab.fits.crossing import amount_to
+from muonscale.lab.fits.frontier import iso_loss
+from muonscale.lab.fits.quadratic import fit_minimum
+from muonscale.lab.fits.scaling import Asked, fit_scaling
+from muonscale.lab.fits.steps_to_loss import StepsToLoss
+from muonscale.lab.fits.tables import read_table
+from muonscale.lab.fits.token_optimal import token_optimal
+from muonscale.lab.report.check import check_page
+from muonscale.lab.report.folders import page_of
+from muonscale.lab.report.page import Chart, Page, Section, Series, Surface, Table
+from muonscale.lab.report.write import write_page
+from muonscale.lab.studies.batch_found import steps_of
+from muonscale.lab.studies.executors import make_executor
+from muonscale.lab.studies.kinds import load_study
+from muonscale.lab.studies.slurm_options import check_options
+from muonscale.lab.studies.statistics import fit_blocks
+from muonscale.lab.studies.throughput import fit_step
+from tests.errors.row import Row
+
+C, S = ConfigError, StudyError
+
+
+def study(kind: str, *overrides: str) -> Callable[[Path], object]:
+    name = "muon-adamw-nano" if kind == "compare" else f"{kind}-nano"
+    return lambda _: load_study(name, overrides)
+
+
+def study_file(content: str) -> Callable[[Path], object]:
+    def call(folder: Path) -> object:
+        (folder / "study.yaml").write_text(content)
+        return load_study(str(folder / "study.yaml"))
+
+    return call
+
+
+def executor(kind: str, **options: Any) -> Callable[[Path], object]:
+    def call(folder: Path) -> object:
+        section = load_study("transfer-nano").config.executor
+        return make_executor(section.model_copy(update={"kind": kind, **options}), folder)
+
+    return call
+
+
+HEAD = "optimizer,n,d,loss\n"
+GOOD = "".join(f"muon,{n}e5,{(5 * n) % 9}e6,{3 / n}\n" for n in range(1, 9))
+
+
+def table(content: str | bytes, name: str = "runs.csv", **asked: Any) -> Callable[[Path], object]:
+    def call(folder: Path) -> object:
+        data = content if isinstance(content, bytes) else content.encode()
+        (folder / name).write_bytes(data)
+        return fit_scaling(read_table(folder / name), Asked(**asked))
+
+    return call
+
+
+def batch_table(content: str) -> Callable[[Path], object]:
+    def call(folder: Path) -> object:
+        (folder / "b.csv").write_text(content)
+        return fit_batches(read_table(folder / "b.csv"), AskedBatch())
+
+    return call
+
+
+ONES = np.ones(3)
+
+
+def steps(batches: Any = (1.0, 2.0, 4.0), freedom: int = 0) -> StepsToLoss:
+    error = np.full(3, np.nan)
+    return StepsToLoss(
+        batches=np.asarray(batches),
+        log_steps=np.log([9.0, 6.0, 4.0]),
+        error=error,
+        freedom=freedom,
+    )
+
+
+def page(*blocks: Any) -> Callable[[Path], object]:
+    section = Section(title="s", blocks=blocks)
+    return lambda _: check_page(Page(title="t", summary="s", sections=(section,)))
+
+
+def chart(name: str = "c", **parts: Any) -> Chart:
+    return Chart(name=name, title="t", x_label="x", y_label="y", **parts)
+
+
+def curve(x: tuple[float, ...] = (1, 2), y: tuple[float, ...] = (1, 2), **ends: Any) -> Chart:
+    return chart(series=(Series(name="s", x=x, y=y, **ends),))
+
+
+def plan(**asked: Any) -> Callable[[Path], object]:
+    return lambda _: estimate(AskedPlan(target="demo", **asked))
+
+
+def written(folder: Path) -> object:
+    (folder / "file").write_text("x")
+    return write_page(Page(title="t", summary="s", sections=()), folder / "file" / "report")
+
+
+ROWS: dict[str, Row] = {
+    # studies
+    "a study": Row(C, ("'compar'", "a .yaml file"), lambda _: load_study("compar")),
+    "no file": Row(C, ("none.yaml", "UTF-8"), lambda _: load_study("none.yaml")),
+    "no YAML": Row(C, ("not valid YAML", "quotes"), study_file("a: [")),
+    "a list": Row(C, ("[1]", "must map"), study_file("[1]")),
+    "a kind": Row(C, ("'compar'", "did you mean compare"), study_file("study: compar")),
+    "a word": Row(C, ("'=3'", "key=value"), study("compare", "=3")),
+    "no value": Row(C, ("'seeds=['", "quotes"), study("compare", "seeds=[")),
+    "no keys": Row(C, ("executor.kind", "holds no keys"), study("compare", "executor.kind.x=1", "executor.kind.x.y=1")),
+    "unknown key": Row(C, ("unknown key sed", "did you mean"), study("compare", "sed=1")),
+    "a nested key": Row(C, ("executor.workrs", "did you mean workers"), study("compare", "executor.workrs=1")),
+    "required": Row(C, ("path is required", "path=VALUE"), study_file("study: compare")),
+    "set": Row(C, ("set=5", "must map"), study("compare", "set=5")),
+    "key of set": Row(C, ("'lr'", "train.tokens"), study("compare", "set={lr: 5}")),
+    "own key": Row(C, ("set.run.seed",), lambda _: load_study("muon-adamw-nano", ["set.run.seed=1"]).plan({})),
+    "variants": Row(C, ("=5", "a list of names"), study("compare", "variants=5")),
+    "a variant": Row(C, ("'muonn'", "did you mean muon"), study("compare", "variants=[muonn]")),
+    "baselines": Row(C, ("'sgd'", "adamw"), study("compare", "baselines=[sgd]")),
+    "axes": Row(C, ("axes=5", "must map"), study("compare", "axes=5")),
+    "rates": Row(C, ("lr=[0.2, 0.1]", "must rise"), study("compare", "lr=[0.2, 0.1]")),
+    "effort": Row(C, ("5 learning rates and lr has 1", "as many"), study("compare", "lr=[0.2]")),
+    "rates of": Row(C, ("'sgd'", "variant"), study("compare", "lr_of={sgd: [1, 2, 3, 4, 5]}")),
+    "seeds": Row(C, ("[0, 1]", "once"), study("compare", "confirm_seeds=[0]")),
+    "widths": Row(C, ("[64, 32]", "must rise"), study("transfer", "widths=[64, 32]")),
+    "values": Row(C, ("0.3, 0.2]", "three or more"), study("transfer", "values=[0.1, 0.3, 0.2]")),
+    "batches": Row(C, ("[4096, 1024, 2048]", "must rise"), study("batch", "batches=[4096, 1024, 2048]")),
+    "batch multiple": Row(C, ("1000", "accepted near it"), lambda _: load_study("batch-nano", ["batches=[1000, 2048, 4096]"]).plan({})),
+    "batch seeds": Row(C, ("[1, 1]", "each once"), study("batch", "seeds=[1, 1]")),
+    "batch set": Row(C, ("set.run.path", "itself"), lambda _: load_study("batch-nano", ["set.run.path=x"]).plan({})),
+    "frontier devices": Row(C, ("[4, 2]", "must rise"), study("batch", "frontier.devices=[4, 2]")),
+    "frontier device": Row(C, ("'h10'", "did you mean h100"), study("batch", "frontier.throughput=h10")),
+    "frontier mfu": Row(C, ("0.2", "h100"), study("batch", "frontier.mfu=0.2")),
+    "frontier work": Row(C, ("repeated", "leave it out"), study("batch", "frontier.throughput=h100", "frontier.optimizer_work=repeated")),
+    "ladder": Row(C, ("two rungs", "other_tokens"), study("scaling", "ladder=[{width: 32, tokens: 5000}, {width: 32, tokens: 9000}, {width: 64, tokens: 9000}]")),
+    "lengths": Row(C, ("[5000]", "once"), study("scaling", "ladder=[{width: 32, tokens: 5000, other_tokens: [5000]}, {width: 64, tokens: 9000}, {width: 96, tokens: 9000}]")),
+    "scaling lr": Row(C, ("[0.2, 0.1]", "rising"), study("scaling", "lr=[0.2, 0.1]")),
+    "scaling choice": Row(C, ("'x'", "a number above 0"), study("scaling", "lr=x")),
+    "scaling baseline": Row(C, ("'sgd'", "adamw"), study("scaling", "baseline=sgd")),
+    "scaling seeds": Row(C, ("[1, 1]", "once"), study("scaling", "seeds=[1, 1]")),
+    "calibration": Row(C, ("=100", "base_width=32", "such a width"), study("telescope", "calibration_width=100")),
+    "target": Row(C, ("target_width=64", "larger"), study("telescope", "target_width=64")),
+    "telescope name": Row(C, ("hyperparameters.width", "another name"), study("telescope", "hyperparameters={width: {key: optimizer.lr, centre: 1, ratio: 2}}")),
+    "telescope key": Row(C, ("'lr'", "section.key"), study("telescope", "hyperparameters={a: {key: lr, centre: 1, ratio: 2}}")),
+    "telescope own": Row(C, ("run.seed", "leave it out"), study("telescope", "hyperparameters={a: {key: run.seed, centre: 1, ratio: 2}}")),
+    "telescope twice": Row(C, ("optimizer.lr", "leave one"), study("telescope", "hyperparameters={a: {key: optimizer.lr, centre: 1, ratio: 2}, b: {key: optimizer.lr, centre: 1, ratio: 2}}")),
+    "telescope set": Row(C, ("set.optimizer.lr",), study("telescope", "set.optimizer.lr=1")),
+    "telescope seeds": Row(C, ("[1, 1]", "once"), study("telescope", "seeds=[1, 1]")),
+    "slurm options": Row(S, ("kind=inline", "leave it out"), executor("inline", slurm={"mem": 1})),
+    "workers": Row(S, ("workers=3", "accepted: 1"), executor("inline", workers=3)),
+    "slurm option": Row(S, ("'slurm_tme'", "slurm_time"), lambda _: check_options({"slurm_tme": 3})),
+    "findings": Row(S, ("['x']", "must have"), lambda _: steps_of({"x": 1})),
+    "no losses": Row(S, ("1 groups", "finish some"), lambda _: fit_blocks({"muon": {}})),
+    "no seed in common": Row(S, ("[0, 1]", "finish the missing"), lambda _: fit_blocks({"muon": {0: 1.0}, "adamw": {1: 2.0}})),
+    "step times": Row(S, ("measure larger",), lambda _: fit_step(np.array([1.0, 2.0]), np.array([5.0, 1.0]), np.array([1.0, 1.0]))),
+    # tables and fits
+    "suffix": Row(S, (".xlsx", ".csv"), table("", "runs.xlsx")),
+    "bytes": Row(S, ("byte 0", "convert it"), table(b"\xff\xfe")),
+    "NUL": Row(S, ("line 2", "leave it out"), table(HEAD + "a\0,1,1,1")),
+    "empty": Row(S, ("no line with text", "name the columns"), table("")),
+    "no rows": Row(S, ("no rows", "one for each run"), table(HEAD)),
+    "names": Row(S, ("['a', 'a']", "a name of its own"), table("a,a\n1,2")),
+    "cells": Row(S, ("line 2: 1 cells", "4 columns"), table(HEAD + "1")),
+    "JSON": Row(S, ("line 1: not JSON", "object"), table("{", "runs.jsonl")),
+    "no object": Row(S, ("[1]", "object"), table("[1]", "runs.jsonl")),
+    "column": Row(S, ("no column for flops", "compute"), table("a\n1")),
+    "two columns": Row(S, ("loss and val_loss", "rename one"), table("n,d,loss,val_loss\n1,1,1,1")),
+    "by": Row(S, ("no column optimiser", "optimizer"), table(HEAD + GOOD, by="optimiser")),
+    "an empty cell": Row(S, ("line 2", "empty", "needs one"), table(HEAD + ",1,1,1")),
+    "a number": Row(S, ("line 2", "'inf'", "positive finite"), table(HEAD + "muon,1,1,inf")),
+    "law": Row(C, ("'kaplan'", "chinchilla"), table(HEAD + GOOD, law="kaplan")),
+    "group": Row(S, ("sgd", "muon"), table(HEAD + GOOD, reference="sgd")),
+    "few points": Row(S, ("at least", "got"), table(HEAD + "muon,1,1,1\n")),
+    "few batches": Row(S, ("at least",), batch_table("batch,steps\n1,2\n")),
+    "resamples": Row(S, ("resamples=5", "at least 100"), lambda _: check_resamples(5)),
+    "degrees": Row(S, ("got 2", "at least 4"), lambda _: check_degrees(2, 2)),
+    "shapes": Row(S, ("(3,)", "one length"), lambda _: positive(x=ONES, y=np.ones(2))),
+    "positive": Row(S, ("point 1 is -1", "positive"), lambda _: positive(x=-ONES)),
+    "enough": Row(S, ("needs at least 3", "got 2"), lambda _: enough("a law", "points", 2, 3)),
+    "collinear": Row(S, ("n and d", "vary one"), lambda _: not_collinear(np.array([1.0, 2, 3]), np.array([1.0, 2, 3]), ("n", "d"))),
+    "order": Row(S, ("measurement 1", "must ascend"), lambda _: amount_to(1.0, [2.0, 1.0], [1.0, 2.0])),
+    "edge": Row(S, ("the lowest x, 1", "measure below"), lambda _: fit_minimum([1, 2, 3, 4], [1, 2, 3, 4])),
+    "diverged": Row(S, ("none of the 3", "lower"), lambda _: fit_minimum([1, 2, 3], [np.inf] * 3)),
+    "diverged beside": Row(S, ("diverged", "measure between"), lambda _: fit_minimum([1, 2, 3], [2, 1, np.inf])),
+    "as many": Row(S, ("(2,) and (3,)", "needed"), lambda _: fit_minimum([1, 2, 3], [1, 2])),
+    "steps": Row(S, ("rise", "[1.0, 1.0, 2.0]"), lambda _: steps((1.0, 1.0, 2.0))),
+    "noise": Row(S, ("0 degrees", "two seeds"), lambda _: steps().draw(100)),
+    "tolerance": Row(S, ("-1", "0 or more"), lambda _: token_optimal([1, 2, 3], ONES, -1)),
+    "seconds": Row(S, ("(3,)", "above 0"), lambda _: iso_loss(steps(), ONES, [1], 8)),
+    "devices": Row(S, ("[0]", "must rise"), lambda _: iso_loss(steps(), ONES[None], [0], 8)),
+    # pages
+    "name of a chart": Row(S, ("'a b'", "accepted: letters"), page(chart("a b", series=(Series(name="s", x=(1,), y=(1,)),)))),
+    "two charts": Row(S, ("2 charts", "a name of its own"), page(curve(), curve())),
+    "no series": Row(S, ("'c'", "needs one"), page(chart())),
+    "limits": Row(S, ("(2, 1)", "(low, high)"), page(chart(series=(Series(name="s", x=(1,), y=(1,)),), y_limits=(2, 1)))),
+    "interval": Row(S, ("low and high", "both or none"), page(curve(low=(1, 2)))),
+    "lengths of a series": Row(S, ("'x': 2", "must be equal"), page(curve(y=(1,)))),
+    "surface": Row(S, ("rows of", "are needed"), page(chart(surface=Surface(x=(1, 2), y=(1, 2), z=((1,),), label="l")))),
+    "contours": Row(S, ("1 x 1", "at least 2 x 2"), page(chart(surface=Surface(x=(1,), y=(1,), z=((1,),), label="l")))),
+    "table": Row(S, ("2 cells", "a cell for each"), page(Table(head=("a",), rows=(("1", "2"),)))),
+    "page of": Row(S, ("holds none", "a run folder"), lambda folder: page_of([folder])),
+    "report": Row(S, ("cannot be written", "--out"), written),
+    # plans
+    "device": Row(C, ("'h10'", "did you mean h100"), lambda _: find_device("h10")),
+    "figure": Row(C, ("f.gif", ".png"), lambda _: check_format(Path("f.gif"))),
+    "figure folder": Row(C, ("nowhere", "make it"), lambda _: check_format(Path("nowhere/f.png"))),
+    "mfu": Row(C, ("2", "at most 1"), plan(mfu=2)),
+    "bandwidth": Row(C, ("-1", "above 0"), plan(bandwidth=-1e9)),
+    "number of devices": Row(C, ("2 devices", "says 4", "give one"), plan(layout="fsdp=2", devices=4)),
+    "many devices": Row(C, ("99999", "accepted are 1 to"), plan(devices=99999)),
+}  # fmt: skip

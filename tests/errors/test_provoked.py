@@ -1,0 +1,65 @@
+"""Errors as users meet them: each is provoked, and its message read."""
+
+from __future__ import annotations
+
+import warnings
+from collections import Counter
+from pathlib import Path
+from traceback import walk_tb
+
+import pytest
+from pydantic import ValidationError
+
+from muonscale.errors import MuonscaleError
+from tests.errors import config_rows, optim_rows, study_rows
+from tests.errors.row import Row
+from tests.errors.sites import SRC, Site, all_sites
+
+TABLES = {"optim": optim_rows.ROWS, "config": config_rows.ROWS, "studies": study_rows.ROWS}
+ROWS = {f"{area}: {name}": row for area, rows in TABLES.items() for name, row in rows.items()}
+
+
+def provoke(row: Row, folder: Path) -> MuonscaleError:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            row.call(folder)
+        except MuonscaleError as error:
+            return error
+    raise AssertionError("no error was raised")
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_the_message_says_what_was_wrong_and_what_is_accepted(name: str, tmp_path: Path) -> None:
+    row = ROWS[name]
+    error = provoke(row, tmp_path)
+    assert type(error) is row.error, error
+    assert not [words for words in row.said if words not in str(error)], str(error)
+
+
+def raised_at(error: BaseException) -> list[tuple[str, int]]:
+    """Return module and line of the innermost frames of ours; of a ValueError in pydantic, its own."""
+    ends = [error]
+    if isinstance(error.__context__, ValidationError):
+        ends += [
+            e["ctx"]["error"] for e in error.__context__.errors() if "error" in e.get("ctx", {})
+        ]
+    found = []
+    for end in ends:
+        frames = [(f.f_code.co_filename, line) for f, line in walk_tb(end.__traceback__)]
+        ours = [(name, line) for name, line in frames if name.startswith(str(SRC))]
+        found += [(Path(name).relative_to(SRC).as_posix(), line) for name, line in ours[-1:]]
+    return found
+
+
+def test_most_sites_are_provoked(tmp_path_factory: pytest.TempPathFactory) -> None:
+    sites = all_sites()
+    covered: set[Site] = set()
+    for row in ROWS.values():
+        for module, line in raised_at(provoke(row, tmp_path_factory.mktemp("row"))):
+            covered |= {s for s in sites if s.module == module and s.first <= line <= s.last}
+    count, all_of = Counter(s.module for s in covered), Counter(s.module for s in sites)
+    for module in all_of:
+        print(f"{count[module]:3} of {all_of[module]:3}  {module}")
+    print(f"{len(covered)} of {len(sites)}")
+    assert len(covered) >= 150
