@@ -186,6 +186,23 @@ def test_resume_passes_over_a_damaged_checkpoint(
     assert [r["step"] for r in metrics(run, "eval")] == [4, 8, 12]
 
 
+def test_a_run_whose_metrics_are_lost_is_finished_all_the_same(
+    muonscale: Muonscale, tiny: list[str], tmp_path: Path
+) -> None:
+    assert muonscale("train", *tiny).code == 0
+    run, whole = tmp_path / "run", weights(tmp_path / "run")
+    shutil.rmtree(run / "model")
+    (run / "result.json").write_text("{")
+    refused(muonscale("train", run, "--resume"), "result.json cannot be read", "remove it")
+    (run / "result.json").unlink()
+    (run / "metrics.jsonl").write_text("5\n")
+    answer = muonscale("train", run, "--resume")
+    assert answer.code == 0 and "no record of a step" in answer.out
+    assert weights(run) == whole
+    assert json.loads((run / "result.json").read_text())["train_seconds"] is None
+    assert muonscale("report", run).code == 0
+
+
 def steps_saved(run: Path) -> list[int]:
     return sorted(int(path.name[5:]) for path in (run / "checkpoints").iterdir())
 

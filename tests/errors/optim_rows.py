@@ -18,9 +18,9 @@ from muonscale.optim.matrices import matrix_shapes
 from muonscale.optim.normalize import resolve_post_norm
 from muonscale.optim.polar_express import polar_express
 from muonscale.optim.qk_clip import clip_factors, grouped_factors
+from muonscale.optim.roles import Role
 from muonscale.optim.scale import shape_factor
 from muonscale.transfer.multipliers import UpdateRule, multipliers
-from muonscale.optim.roles import Role
 from tests.errors.row import Row
 
 

@@ -30,7 +30,7 @@ def digest(folder: Path) -> dict[str, str]:
 def files(run: Path, *below: str) -> list[Path]:
     roots = [run / name for name in below] if below else [run]
     found = [p for root in roots for p in ([root] if root.is_file() else sorted(root.rglob("*")))]
-    return [p for p in found if p.is_file()]
+    return [p for p in found if p.is_file() and not p.is_symlink()]
 
 
 def harm(data: st.DataObject, run: Path, names: list[str]) -> None:
@@ -44,7 +44,8 @@ def harm(data: st.DataObject, run: Path, names: list[str]) -> None:
 
 def apply(draw: Any, run: Path, name: str, kind: str) -> None:
     path = run / name
-    if not path.is_file():  # an earlier harm was to its folder
+    # An earlier harm may have been to its folder; what a link leads to is not ours to write.
+    if path.is_symlink() or not path.is_file():
         return
     if kind == "bytes":
         path.write_bytes(draw(damaged_bytes(path.read_bytes())))
@@ -58,7 +59,7 @@ def apply(draw: Any, run: Path, name: str, kind: str) -> None:
     elif kind == "link":
         path.unlink()
         path.symlink_to(
-            draw(st.sampled_from(["/dev/null", "nowhere", name.split("/")[-1], "/etc/hostname"]))
+            draw(st.sampled_from(["/dev/null", "nowhere", name.split("/")[-1], "../other.txt"]))
         )
     elif kind == "swap":
         other = draw(st.sampled_from([str(p.relative_to(run)) for p in files(run)]))
@@ -96,6 +97,7 @@ def copy(good: Path, to: Path, *without: str) -> Path:
     shutil.rmtree(to, ignore_errors=True)
     to.mkdir(parents=True)
     shutil.copytree(good, run)
+    (to / "other.txt").write_text("a file that is no part of the run")
     for name in without:
         path = run / name
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)

@@ -122,3 +122,17 @@ def test_identity_of_a_tokenizer_file_changes_with_it(tmp_path: Path) -> None:
     assert tokenizer_identity(str(path)) != before
     assert tokenizer_identity("gpt2") == "gpt2"
     assert tokenizer_identity(None) is None
+
+
+@pytest.mark.parametrize("as_folder", [False, True])
+def test_a_tokenizer_that_loads_and_cannot_be_copied_is_refused(
+    as_folder: bool, tmp_path: Path
+) -> None:
+    TRAINED.save_pretrained(tmp_path)
+    path = tmp_path / "tokenizer.json"
+    tree = json.loads(path.read_text())
+    first, second = ("".join(tree["model"]["merges"][number]) for number in (0, 1))
+    tree["model"]["vocab"][first] = tree["model"]["vocab"][second]  # an id for two tokens
+    path.write_text(json.dumps(tree))
+    with pytest.raises(DataError, match=r"cannot be used: .*data\.tokenizer takes"):
+        load_tokenizer(str(tmp_path if as_folder else path))

@@ -8,7 +8,7 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerFast
 
-from muonscale.errors import ConfigError
+from muonscale.errors import CheckpointError, ConfigError
 from muonscale.lab.evaluation.generate import generate_text
 from muonscale.lab.models.build import build_model, model_config
 from muonscale.lab.sections import ModelSection
@@ -87,7 +87,9 @@ def test_an_empty_prompt_starts_from_the_end_of_text(model, tokenizer):
 
 def test_an_empty_prompt_without_an_end_of_text_is_refused(model):
     inner = Tokenizer(models.WordLevel({"w1": 0}, unk_token="w1"))
-    with pytest.raises(ConfigError, match="give a prompt"):
+    with pytest.raises(
+        ConfigError, match=r"the prompt is .., and the tokenizer has no end-of-text"
+    ):
         generate_text(
             model, PreTrainedTokenizerFast(tokenizer_object=inner), "", tokens=1, **GREEDY
         )
@@ -162,3 +164,20 @@ def test_options_out_of_range_are_refused(model, tokenizer, bad: dict):
     options = {"tokens": 4, "temperature": 1.0, "top_k": 5, "seed": 0} | bad
     with pytest.raises(ConfigError, match=next(f"{k}={v}" for k, v in bad.items())):
         generate_text(model, tokenizer, "w7", **options)
+
+
+def test_weights_that_are_not_finite_are_refused(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    broken = build_model(model.config, seed=0)
+    with torch.no_grad():
+        broken.lm_head.weight.fill_(float("nan"))
+    with pytest.raises(CheckpointError, match=r"prompt of 1 tokens.*take another checkpoint"):
+        generate_text(broken, tokenizer, "w1", tokens=2, seed=0, **SAMPLED)
+
+
+def test_a_tokenizer_of_another_model_is_refused(tokenizer: PreTrainedTokenizerFast) -> None:
+    section = ModelSection(preset="llama-pico")
+    config = model_config(section, vocab_size=20, sequence_length=POSITIONS, bos_id=0, eos_id=0)
+    with pytest.raises(CheckpointError, match="token 33, and the model has embeddings for 20"):
+        generate_text(build_model(config, seed=0), tokenizer, "w33", tokens=2, **GREEDY)

@@ -36,8 +36,11 @@ def test_tabs_json_lines_and_quotes_are_read(tmp_path: Path) -> None:
 
 
 REFUSED = {
-    "a suffix": ("runs.xlsx", "a", "tables are .csv"),
-    "nothing": ("a.csv", "", "is empty"),
+    "a suffix": ("runs.xlsx", "a", "'.xlsx'; accepted are .csv"),
+    "nothing": ("a.csv", "", "no line with text"),
+    "a NUL": ("a.csv", "N,loss\n1,\0\n", "line 2: a NUL is no text"),
+    "a huge number": ("a.jsonl", '{"N": ' + "1" * 5000 + "}", "line 1: not JSON"),
+    "a huge cell": ("a.csv", "N\n" + "1" * 200_000, "line 2: field larger"),
     "a header alone": ("a.csv", "N,loss\n", "has no rows"),
     "a name twice": ("a.csv", "N,N\n1,2\n", "a name of its own"),
     "a short row": ("a.csv", "N,loss\n1,2\n3\n", "line 3: 1 cells"),
@@ -52,7 +55,7 @@ REFUSED = {
     "a loss that diverged": ("a.csv", "N,loss\n1,nan\n", "line 2, column loss: 'nan'"),
     "zero": ("a.csv", "N,loss\n0,1\n", "'0' is not a positive"),
     "not JSON": ("a.jsonl", '{"N": 1, "loss": 2}\n{"N": \n', "line 2: not JSON"),
-    "no object": ("a.jsonl", "[1, 2]\n", "line 1: every line must be an object"),
+    "no object": ("a.jsonl", "[1, 2]\n", "line 1 is [1, 2]; every line must be an object"),
     "null": ("a.jsonl", '{"N": null, "loss": 2}\n', "line 1, column N"),
 }
 

@@ -88,6 +88,12 @@ def test_a_wrong_key_inside_a_named_item_is_told(tmp_path: Path) -> None:
         ("study: compare", "path is required"),
         ("[1, 2]", "must map keys"),
         ("study: [", "not valid"),
+        ("study: [compare]", r"study=\['compare'\] is no kind"),
+        (
+            "study: compare\npath: x\nbase: demo\nvariants: [[]]",
+            r"variants=\[\[\]\] must be a list of names",
+        ),
+        ("path: !!timestamp now", "a value does not fit its type"),
         ("path: x", "study=None is no kind of study"),
     ],
 )

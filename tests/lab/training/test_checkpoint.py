@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import resource
 import signal
 from collections.abc import Callable
@@ -126,3 +127,40 @@ def test_a_checkpoint_of_another_shape_is_refused(tmp_path: Path) -> None:
         load_tensors(tmp_path / "step-00000001", tensors(0.0, size=9), Processes())
     with pytest.raises(CheckpointError, match="does not fit"):
         load_tensors(tmp_path / "step-00000001", {"model": {"other": torch.zeros(8)}}, Processes())
+
+
+def test_later_damaged_ones_do_not_push_out_what_is_written_now(tmp_path: Path) -> None:
+    for step in (1, 8, 9):
+        save(tmp_path, step)
+    for step in (8, 9):
+        cut(tmp_path / f"step-{step:08d}" / "facts.json")
+    save(tmp_path, 2, keep=1)
+    assert saved_steps(tmp_path) == [9, 8, 2]
+    assert find_damage(tmp_path / "step-00000002") is None
+
+
+@pytest.mark.parametrize("link", [False, True])
+def test_a_file_or_a_link_is_no_checkpoint_and_makes_room(link: bool, tmp_path: Path) -> None:
+    save(tmp_path, 1)
+    place = tmp_path / "step-00000002"
+    place.symlink_to("nowhere") if link else place.write_text("x")
+    (tmp_path / "step-abcdefgh").mkdir()
+    assert saved_steps(tmp_path) == [1]
+    save(tmp_path, 2)
+    assert saved_steps(tmp_path) == [2, 1] and find_damage(place) is None
+
+
+def test_a_checkpoint_under_the_name_of_another_step_is_damaged(tmp_path: Path) -> None:
+    save(tmp_path, 1)
+    (tmp_path / "step-00000001").rename(tmp_path / "step-00000007")
+    assert find_damage(tmp_path / "step-00000007") == "it holds step 1"
+
+
+@pytest.mark.parametrize("name", [".metadata", "__0_0.distcp", "facts.json"])
+def test_a_manifest_that_leaves_out_a_file_is_damage(name: str, tmp_path: Path) -> None:
+    save(tmp_path, 1)
+    path = tmp_path / "step-00000001" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    del manifest[name]
+    path.write_text(json.dumps(manifest))
+    assert find_damage(path.parent) == f"{name} is not in its manifest"

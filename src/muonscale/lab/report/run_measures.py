@@ -81,7 +81,9 @@ def _baselines(runs: Sequence[RunData]) -> tuple[Mark, ...]:
 def _loss_limits(series: Sequence[Series], marks: Sequence[Mark]) -> tuple[float, float] | None:
     """Return limits that cut a diverged run at one and a half times its start; None for all others."""
     values = [np.array(one.y) for one in series]
-    known = [value[np.isfinite(value)] for value in values]
+    known = [finite for value in values if len(finite := value[np.isfinite(value)])]
+    if not known:
+        return None
     levels = [mark.at for mark in marks]
     start = max([float(value[0]) for value in known] + levels)
     lowest = min([float(value.min()) for value in known] + levels)
