@@ -29,7 +29,7 @@ OTHERS = {
     "lab/studies/frontier_config.py:_known: frontier.throughput={value} is neither {": WRAPPED,
     "lab/studies/slurm_options.py:make_submitter: executor.slurm: {error}": WRAPPED,
     "lab/studies/throughput.py:of: {name}{env.get('device_name', 'an unname": WRAPPED,
-    "lab/training/groups.py:base_shape: {where}transfer.base={base}: {said}{str(": WRAPPED,
+    "lab/training/groups.py:base_shape: {where}{named}{said.startswith(('transfe": WRAPPED,
     "lab/training/initial_state.py:_joined: optimizer.state={path}: {error}": WRAPPED,
     "lab/training/initial_state.py:_load: optimizer.state={path}: {text}{'\\n'.join": WRAPPED,
     "lab/verify/launch.py:take_steps_on: {_reason(error, folder, processes)}{erro": "what a rank said",

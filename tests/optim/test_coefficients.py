@@ -219,7 +219,7 @@ def test_unusable_coefficients_are_refused(wrong: object) -> None:
 def test_unusable_parts_are_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(ConfigError):
         Coefficients(triples=((1.0, 0.0, 0.0),), **wrong)  # type: ignore[arg-type]
-    with pytest.raises(ConfigError, match="no triples"):
+    with pytest.raises(ConfigError, match="has 0 triples"):
         resolve(Coefficients(triples=()), 5)
 
 

@@ -55,7 +55,7 @@ def test_the_table_counts_shapes_and_finds_the_best_single_number() -> None:
 
 
 def test_what_cannot_be_converted_is_said() -> None:
-    with pytest.raises(ConfigError, match="no matrix"):
+    with pytest.raises(ConfigError, match="at least one matrix"):
         conversion_table([], "keller", "rms")
     with pytest.raises(ConfigError, match="no lr converts"):
         convert_lr(1.0, "keller", "rms", (4, 4), rms=0.0)

@@ -337,7 +337,7 @@ def _read_run(folder: Path) -> dict[str, Any]:
             f"{folder} is not a run folder: {error}; give one that holds the config.json that training "
             "wrote"
         ) from error
-    tree = _sections(tree, str(folder / "config.json"))
+    tree = _sections(tree, f"{folder} is not a run folder: its config.json")
     if "run" not in tree:
         raise ConfigError(
             f"{folder} is not a run folder: its config.json has no section `run`, only "

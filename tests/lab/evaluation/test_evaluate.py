@@ -71,7 +71,7 @@ def test_read_only_arrays_are_evaluated_without_a_warning(model, batches, recwar
 
 
 def test_no_tokens_are_refused(model):
-    with pytest.raises(DataError, match="no held-out tokens"):
+    with pytest.raises(DataError, match="there are 0 held-out tokens"):
         held_out_loss(model, [])
 
 

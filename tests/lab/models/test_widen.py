@@ -120,7 +120,7 @@ def test_rotary_heads_stay_even_and_others_need_not() -> None:
 
 def test_what_is_not_known_is_refused_by_name() -> None:
     config = CONFIG_MAPPING["gpt_bigcode"]()
-    with pytest.raises(ConfigError, match=r"model_type 'gpt_bigcode' grow .*known: deepseek_v3"):
+    with pytest.raises(ConfigError, match=r"model_type 'gpt_bigcode' grow .*accepted: deepseek_v3"):
         width_step(config)
     with pytest.raises(ConfigError, match=r"grow is 'head_dims'.*head_dim"):
         width_step(shape_of("llama-nano"), "head_dims")  # type: ignore[arg-type]

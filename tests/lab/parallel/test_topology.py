@@ -69,7 +69,11 @@ def test_the_processes_are_arranged_as_configured(
     ("section", "world", "reason"),
     [
         ({"tensor": 3}, 4, "parallel.tensor=3 does not divide the 4 processes"),
-        ({"replicas": 2}, 4, "parallel.replicas=2 is for parallel.data=hsdp; it is fsdp"),
+        (
+            {"replicas": 2},
+            4,
+            "parallel.replicas=2 is for parallel.data=hsdp, and that is fsdp; leave",
+        ),
         ({"data": "hsdp", "replicas": 3}, 4, "parallel.replicas=3 does not divide 4"),
         ({"expert": 2}, 1, "does not divide 1"),
         ({"sequence": True}, 2, "give both"),

@@ -115,7 +115,7 @@ SERIES = Series(name="a", x=(1.0, 2.0), y=(1.0, 2.0))
         ),
         (
             (replace(CHART, surface=Surface(x=(1.0,), y=(1.0,), z=((1.0,),), label="")),),
-            "2 x 2 are the least",
+            "at least 2 x 2",
         ),
         ((replace(TABLE, rows=(("a",),)),), "a row of 1 cells under a head of 4"),
     ],

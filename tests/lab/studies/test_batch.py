@@ -280,7 +280,7 @@ def test_others_read_steps_from_the_result(study: Make, tmp_path: Path) -> None:
     # The noise of a mean of two seeds; one cell's seeds differ by the effect of the seed and noise.
     assert steps.error[0] == pytest.approx(found["targets"][0]["sigma"] / math.sqrt(2), rel=1e-6)
     assert 0.005 < steps.error[0] < 0.04
-    with pytest.raises(StudyError, match="not the findings of a batch study"):
+    with pytest.raises(StudyError, match="are not of a batch study"):
         steps_of({"places": []})
 
 

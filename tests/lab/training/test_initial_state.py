@@ -231,7 +231,7 @@ def test_a_parameter_that_had_no_gradient_starts_at_zero_and_is_counted(tmp_path
 def test_the_state_of_another_model_is_refused(tmp_path: Path) -> None:
     state = stepped(causal_lm("llama")).state_dict()
     with pytest.raises(
-        CheckpointError, match=r"state\.pt.* does not fit:\n  missing: down"
+        CheckpointError, match=r"state\.pt.* does not fit; take .*:\n  missing: down"
     ) as error:
         take_over(Toy(), state, tmp_path)
     assert "more" in str(error.value) and len(str(error.value).splitlines()) < 12

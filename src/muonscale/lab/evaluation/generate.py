@@ -89,7 +89,9 @@ def _continue(
             f"the prompt has {len(ids)} tokens, more than the model's {positions} positions; "
             "give a shorter one"
         )
-    rows = model.get_input_embeddings().weight.shape[0]
+    weight = model.get_input_embeddings().weight
+    assert isinstance(weight, torch.Tensor)
+    rows = weight.shape[0]
     if max(ids) >= rows:
         raise CheckpointError(
             f"the tokenizer gives token {max(ids)}, and the model has embeddings for {rows}: they are "

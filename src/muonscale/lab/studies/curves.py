@@ -71,7 +71,7 @@ def mean_curve(curves: Sequence[Curve]) -> Curve:
     """
     if len({tuple(curve.spent["steps"]) for curve in curves}) != 1:
         raise StudyError(
-            f"runs were evaluated at {sorted({len(curve.spent['steps']) for curve in curves})} steps that differ, so "
+            f"runs were evaluated at different steps, {sorted({len(curve.spent['steps']) for curve in curves})} times, so "
             "there is no mean curve; give all the same eval.every"
         )
     spent = {name: np.mean([curve.spent[name] for curve in curves], axis=0) for name in MEASURES}

@@ -138,7 +138,7 @@ class ScalingConfig(StudyConfig):
         shapes = [self._shape(rung) for rung in self.ladder]
         if twice := [shape for shape in shapes if shapes.count(shape) > 1]:
             raise ValueError(
-                f"ladder: two rungs are {shown(twice[0])}; give more lengths of one as its other_tokens"
+                f"ladder: two rungs are the same size, {shown(twice[0])}; give more lengths of one as its other_tokens"
             )
         return self
 

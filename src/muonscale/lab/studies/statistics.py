@@ -81,7 +81,7 @@ def fit_blocks(losses: Mapping[Group, Mapping[int, float]]) -> Blocks[Group]:
     groups = tuple(group for group, each in losses.items() if each)
     if not groups:
         raise StudyError(
-            f"none of the {len(losses)} groups has a finished run to compare; finish some first"
+            f"no finished run is in the {len(losses)} groups to compare; finish some first"
         )
     seeds = sorted({seed for group in groups for seed in losses[group]})
     rows = [

@@ -113,7 +113,7 @@ def fit_step(batches: FloatArray, passes: FloatArray, optimizer: FloatArray) -> 
     found, _ = nnls(columns / passes[:, None], np.ones_like(passes))
     if found[1] <= 0:
         raise StudyError(
-            f"steps of {sizes[-1]:g} tokens took {passes[-1]:g} s and those of {sizes[0]:g} took {passes[0]:g}: they "
+            f"steps of {sizes[-1]:g} tokens took no longer, {passes[-1]:g} s, than the {passes[0]:g} s of {sizes[0]:g}: they "
             "do not tell the time of a token; measure larger batches"
         )
     return StepFit(

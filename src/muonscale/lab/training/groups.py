@@ -72,5 +72,8 @@ def base_shape(config: Config, shape: PreTrainedConfig) -> PreTrainedConfig:
     except ConfigError as error:
         said = str(error).replace("model.fields", "transfer.base")
         said = said.replace("model.preset", "transfer.base")
-        where = "" if "transfer.base" in said else f"transfer.base={base}: "
+        named = said.startswith(
+            ("transfer.base", "unknown transfer.base", "unknown field transfer.base")
+        )
+        where = "" if named else f"transfer.base={base}: "
         raise ConfigError(where + said) from error
