@@ -57,6 +57,7 @@ def raised_at(error: BaseException) -> list[tuple[str, int]]:
     return found
 
 
+@pytest.mark.slow
 def test_most_sites_are_provoked(tmp_path_factory: pytest.TempPathFactory) -> None:
     sites = all_sites()
     covered: set[Site] = set()
