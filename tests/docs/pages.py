@@ -22,8 +22,14 @@ class Fence:
 
 def fences(page: Path, language: str) -> list[Fence]:
     """Return the blocks of a language, in order."""
-    found = re.findall(r"^```(\w+)([^\n]*)\n(.*?)^```", page.read_text("utf-8"), flags=re.M | re.S)
-    return [Fence(words.strip(), text) for name, words, text in found if name == language]
+    found = re.findall(
+        r"^( *)```(\w+)([^\n]*)\n(.*?)^ *```", page.read_text("utf-8"), flags=re.M | re.S
+    )
+    return [
+        Fence(words.strip(), re.sub(f"^{indent}", "", text, flags=re.M))
+        for indent, name, words, text in found
+        if name == language
+    ]
 
 
 def commands(page: Path) -> list[str]:
@@ -41,7 +47,7 @@ def words_of(line: str) -> list[str]:
 
 def links(page: Path) -> list[str]:
     """Return the files, with anchors, that a page links to or shows."""
-    text = re.sub(r"^```.*?^```", "", page.read_text("utf-8"), flags=re.M | re.S)
+    text = re.sub(r"^ *```.*?^ *```", "", page.read_text("utf-8"), flags=re.M | re.S)
     text = re.sub(r"`[^`\n]*`", "", text)
     return re.findall(r"\]\((?!https?:|mailto:)([^)\s]+)[^)]*\)", text)
 

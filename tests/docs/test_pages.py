@@ -26,6 +26,7 @@ COMMANDS = [
     for page in PAGES
     for line in dict.fromkeys(commands(page))
 ]
+HOW_TO = ROOT / "docs" / "how-to"
 MIGRATION = ROOT / "docs" / "migration.md"
 
 
@@ -74,6 +75,19 @@ def check_options(words: list[str], known: str) -> None:
 def test_pages_are_found_and_have_commands_and_links() -> None:
     assert len(PAGES) > 15 and len(COMMANDS) > 30
     assert sum(len(links(page)) for page in PAGES) > 60
+
+
+RUN = ["index.md", "models.md", "transfer.md", *sorted(p.name for p in HOW_TO.glob("*.md"))]
+
+
+@pytest.mark.parametrize("name", RUN)
+def test_python_of_a_page_runs(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    page = next(page for page in (ROOT / "docs" / name, HOW_TO / name) if page.exists())
+    for fence in fences(page, "python"):
+        exec(fence.text, {"model": model()})
 
 
 def model() -> nn.Module:
