@@ -135,6 +135,7 @@ def test_with_the_optimizers_state_a_run_goes_on_as_if_never_left(
     assert (without[name] - after[name]).abs().max() > 1e-4
 
 
+@pytest.mark.slow
 def test_a_resumed_run_needs_its_folder_and_state_only_without_a_checkpoint(
     muonscale: Muonscale, rest: list[str], model: Path, tmp_path: Path, monkeypatch
 ) -> None:

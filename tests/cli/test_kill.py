@@ -45,7 +45,7 @@ def is_newer(path: Path, moment: float) -> bool:
 
 
 @pytest.mark.parametrize(
-    "kills", [2, pytest.param(20, marks=pytest.mark.slow)], ids=lambda n: f"{n}-kills"
+    "kills", [1, pytest.param(20, marks=pytest.mark.slow)], ids=lambda n: f"{n}-kills"
 )
 def test_a_killed_run_ends_with_the_same_weights(
     kills: int, tiny: list[str], tmp_path: Path

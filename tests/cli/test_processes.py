@@ -32,6 +32,7 @@ def alone(muonscale: Muonscale, words: list[str], run: Path) -> list[float]:
     return losses(run)
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one_and_only_the_first_one_speaks(
     muonscale: Muonscale, tiny: list[str], tmp_path: Path
 ) -> None:

@@ -73,6 +73,7 @@ def test_memory_is_that_of_the_operators(
     assert list(times) == sorted(times)
 
 
+@pytest.mark.slow
 def test_a_run_that_stops_leaves_what_it_has_profiled_and_goes_on(
     muonscale: Muonscale, tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

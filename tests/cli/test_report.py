@@ -84,6 +84,7 @@ def test_a_check_of_coordinates_has_its_own_page(
     assert asked == [tmp_path]
 
 
+@pytest.mark.slow
 def test_folders_of_several_kinds_are_parts_of_one_page(
     study: tuple[Path, list[Path]], tmp_path: Path, muonscale: Muonscale
 ) -> None:

@@ -63,6 +63,11 @@ def renamed(state: dict[str, Any]) -> None:
     state["param_groups"][0]["param_names"] = ["v"]
 
 
+def unnamed(state: dict[str, Any]) -> None:
+    group = state["param_groups"][0]
+    del group["param_names"], group["rule"]
+
+
 def odd_convention(state: dict[str, Any]) -> None:
     state["param_groups"][0]["momentum_convention"] = "median"
 
@@ -144,7 +149,7 @@ ROWS: dict[str, Row] = {
     "sparse": Row(R, ("sparse", "only dense"), lambda _: stepped(torch.ones(4, 6).to_sparse())),
     "infinite": Row(DivergedError, ("of w is not finite", "skip"), lambda _: stepped(torch.full((4, 6), float("inf")))),
     "state of others": Row(K, ("v", "the same model"), lambda _: loaded(renamed)),
-    "state without names": Row(K, ("param_names", "named parameters"), lambda _: loaded(lambda s: s["param_groups"][0].pop("param_names"))),
+    "state without names": Row(K, ("param_names", "named parameters"), lambda _: loaded(unnamed)),
     "convention": Row(K, ("'median'", "ema, sum"), lambda _: loaded(odd_convention)),
     # parameter_groups, routing_report
     "groups rule": Row(C, ("'mun'", "did you mean muon"), lambda _: groups(rule="mun")),

@@ -32,7 +32,7 @@ def dump(tree: Any) -> bytes:
     return yaml.safe_dump(tree, allow_unicode=True).encode("utf-8", "surrogatepass")
 
 
-@tiers(few=150, many=3000)
+@tiers(few=40, many=1000)
 def test_recipes_resolve_or_are_refused(tried: settings, tmp_path: Path) -> None:
     path = tmp_path / "recipe.yaml"
 
@@ -45,7 +45,7 @@ def test_recipes_resolve_or_are_refused(tried: settings, tmp_path: Path) -> None
     check()
 
 
-@tiers(few=100, many=2000)
+@tiers(few=40, many=700)
 def test_bytes_in_place_of_a_recipe(tried: settings, tmp_path: Path) -> None:
     path = tmp_path / "recipe.yaml"
     texts = st.sampled_from([*TEXTS.values(), *STUDIES.values()]).map(str.encode)
@@ -67,7 +67,7 @@ def test_bytes_in_place_of_a_recipe(tried: settings, tmp_path: Path) -> None:
     check()
 
 
-@tiers(few=150, many=3000)
+@tiers(few=40, many=1000)
 def test_overrides_are_taken_or_refused(tried: settings) -> None:
     value = st.one_of(VALUES.map(lambda v: json.dumps(v)), ODD_TEXT, st.text(max_size=10))
     key = st.one_of(
@@ -91,7 +91,7 @@ FIELDS = [
 ]  # fmt: skip
 
 
-@tiers(few=40, many=500)
+@tiers(few=6, many=150)
 def test_a_dry_run_says_or_refuses(tried: settings, tmp_path: Path) -> None:
     path = tmp_path / "recipe.json"
     base = json.loads(load_config("moonlight-nano-stages").model_dump_json())
@@ -114,7 +114,7 @@ def test_a_dry_run_says_or_refuses(tried: settings, tmp_path: Path) -> None:
     check()
 
 
-@tiers(few=100, many=1000)
+@tiers(few=20, many=300)
 def test_studies_resolve_or_are_refused(tried: settings, tmp_path: Path) -> None:
     path = tmp_path / "study.yaml"
     trees = {name: read_yaml(text) for name, text in STUDIES.items()}
@@ -138,7 +138,7 @@ TABLE = "optimizer,parameters,tokens,flops,loss,batch,steps\n" + "".join(
 )  # fmt: skip
 
 
-@tiers(few=30, many=400)
+@tiers(few=10, many=100)
 def test_tables_are_fitted_or_refused(tried: settings, tmp_path: Path) -> None:
     head, *body = [line.split(",") for line in TABLE.splitlines()]
     rows = [dict(zip(head, [c[0], *map(float, c[1:])], strict=True)) for c in body]

@@ -108,7 +108,7 @@ def names_of(run: Path, *below: str) -> list[str]:
     return [str(p.relative_to(run)) for p in files(run, *below)]
 
 
-@tiers(few=6, many=300)
+@tiers(few=2, many=40)
 def test_readers_of_a_damaged_run_say_or_refuse(
     tried: settings, good_run: Path, tmp_path: Path
 ) -> None:
@@ -143,7 +143,7 @@ def test_readers_of_a_damaged_run_say_or_refuse(
     check()
 
 
-@tiers(few=8, many=250)
+@tiers(few=3, many=40)
 def test_a_damaged_run_is_resumed_rightly_or_refused(
     tried: settings, good_run: Path, tmp_path: Path
 ) -> None:

@@ -66,7 +66,7 @@ CORPORA = st.one_of(
 )  # fmt: skip
 
 
-@tiers(few=60, many=1000)
+@tiers(few=12, many=300)
 def test_a_corpus_is_prepared_or_refused(tried: settings, good_run: Path, tmp_path: Path) -> None:
     number = iter(range(10**9))
 
@@ -95,7 +95,7 @@ def test_a_corpus_is_prepared_or_refused(tried: settings, good_run: Path, tmp_pa
     check()
 
 
-@tiers(few=60, many=1500)
+@tiers(few=20, many=500)
 def test_a_tokenizer_loads_or_is_refused(tried: settings, good_run: Path, tmp_path: Path) -> None:
     names = ("tokenizer.json", "tokenizer_config.json")
     contents = {name: (good_run / "tokenizer" / name).read_bytes() for name in names}
@@ -122,7 +122,7 @@ def test_a_tokenizer_loads_or_is_refused(tried: settings, good_run: Path, tmp_pa
     check()
 
 
-@tiers(few=15, many=150)
+@tiers(few=5, many=60)
 def test_any_prompt_is_continued_or_refused(tried: settings, good_run: Path) -> None:
     @tried
     @given(TEXT.map(lambda text: text.replace("\0", "")), st.sampled_from([0.0, 0.8, 1e-30, 1e30]))

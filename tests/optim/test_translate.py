@@ -28,12 +28,12 @@ HOMES = {
     "pytorch_optimizer": "pytorch_optimizer:Muon",
     "pytorch_optimizer_normuon": "pytorch_optimizer:NorMuon",
 }
-"""Classes that can be imported; but for torch's, where benchmarks/requirements.txt is installed."""
+"""Classes that can be imported."""
 
 
 def peer(source: str) -> Any:
     module, _, name = HOMES[source].partition(":")
-    return getattr(pytest.importorskip(module), name)
+    return getattr(importlib.import_module(module), name)
 
 
 @pytest.mark.parametrize("source", SIGNATURES)

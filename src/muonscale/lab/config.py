@@ -20,23 +20,25 @@ from pydantic import ValidationError, model_validator
 
 from muonscale.errors import ConfigError, nearest, shown
 from muonscale.lab.sections import (
-    CheckpointSection,
     DataSection,
-    EvalSection,
     ModelSection,
     OptimizerSection,
     ParallelSection,
-    ProfileSection,
     RoutingSection,
     RunSection,
     ScheduleSection,
     Section,
-    TelemetrySection,
-    TrackSection,
     TrainSection,
     TransferSection,
 )
 from muonscale.lab.timeline import Timeline
+from muonscale.lab.watching_sections import (
+    CheckpointSection,
+    EvalSection,
+    ProfileSection,
+    TelemetrySection,
+    TrackSection,
+)
 
 # Keys that name the same thing in several ways: one on the command line replaces the recipe's others.
 ALTERNATIVES = [

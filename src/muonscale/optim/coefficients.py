@@ -211,6 +211,10 @@ SCHEDULES: dict[str, Schedule] = {
 }
 
 
+MOST_STEPS = 1000
+"""More would be a slip: five to ten are usual, and each triple is kept."""
+
+
 def resolve(coefficients: CoefficientsLike, steps: int) -> Coefficients:
     """Return what `coefficients` stands for at `steps` steps, with its normalisation.
 
@@ -219,10 +223,10 @@ def resolve(coefficients: CoefficientsLike, steps: int) -> Coefficients:
             if wanted ("you5+schatten4"); one triple; a sequence of triples; or `Coefficients`,
             whose triples are cut or the last repeated likewise. Bare triples are normalised by the
             Frobenius norm.
-        steps: number of Newton-Schulz steps, at least 1.
+        steps: number of Newton-Schulz steps, 1 to 1000.
 
     Raises:
-        ConfigError: for an unknown name, a triple that is not three numbers, `steps < 1`, or fewer
+        ConfigError: for an unknown name, a triple that is not three numbers, other steps, or fewer
             steps than the row can do with.
 
     Example:
@@ -233,8 +237,10 @@ def resolve(coefficients: CoefficientsLike, steps: int) -> Coefficients:
         >>> resolve((2.0, -1.5, 0.5), 2).triples
         ((2.0, -1.5, 0.5), (2.0, -1.5, 0.5))
     """
-    if steps < 1:
-        raise ConfigError(f"ns_steps is {steps}: at least one Newton-Schulz step is needed")
+    if not 1 <= steps <= MOST_STEPS:
+        raise ConfigError(
+            f"ns_steps is {steps}: at least one Newton-Schulz step is needed, at most {MOST_STEPS:,}"
+        )
     whole = _whole(coefficients, steps)
     return replace(whole, triples=_fitted(whole.triples, steps))
 

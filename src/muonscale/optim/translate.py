@@ -86,7 +86,9 @@ def translate_arguments(source: str, **arguments: Any) -> Translation:
 def _foreign(source: str) -> Foreign:
     if source in NO_COUNTERPART:
         missing = NO_COUNTERPART[source]
-        raise ConfigError(f"{missing.what} has no counterpart: {missing.why}")
+        raise ConfigError(
+            f"{missing.what} has no counterpart: {missing.why}; accepted: {', '.join(FOREIGN)}"
+        )
     if source not in FOREIGN:
         raise ConfigError(f"no other optimizer is called {source!r}: {nearest(source, FOREIGN)}")
     return FOREIGN[source]

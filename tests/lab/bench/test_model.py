@@ -86,6 +86,7 @@ def test_what_is_measured_of_a_small_model() -> None:
     assert found["share"][OURS] == pytest.approx(step / (step + passes))
 
 
+@pytest.mark.slow
 def test_layers_and_tokens_are_extrapolated() -> None:
     words = ("data.sequence_length=32", "eval.batch_tokens=32", "train.batch_tokens=64")
     found = measured(*words, target="llama-nano", layers=1, tokens=6400)

@@ -302,6 +302,7 @@ def _race(path: Path, barrier: Any, results: Any) -> None:
     results.put((corpus.fingerprint, corpus.train.read(0, len(corpus.train)).tolist()))
 
 
+@pytest.mark.slow
 def test_processes_at_once_agree_and_leave_one_folder(corpus_folder: Path) -> None:
     context = multiprocessing.get_context("spawn")
     barrier, results = context.Barrier(2), context.Queue()

@@ -175,6 +175,7 @@ def test_stated_speed_gives_the_hours(losses: Make) -> None:
     assert cost.hours(state.runs) == pytest.approx(flops / 1e6 / 3600)
 
 
+@pytest.mark.slow
 def test_a_pool_does_the_same(losses: Make, tmp_path: Path) -> None:
     inline = run_study(losses(TWO), silent)
     pool = losses(TWO, path=tmp_path / "pool", executor={"kind": "local", "workers": 2})

@@ -296,6 +296,7 @@ def test_moonlight_ratio_by_its_rounded_laws(days: float, ratio: float) -> None:
     assert paper_ratio(days * PFLOPS_DAY) == pytest.approx(ratio, abs=0.003)
 
 
+@pytest.mark.slow
 def test_a_small_ladder_is_trained(
     study: Callable[..., Scaling], tiny_keys: dict[str, Any]
 ) -> None:

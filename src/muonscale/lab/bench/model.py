@@ -107,7 +107,9 @@ def _prepare(asked: Asked) -> Bench:
     planned = resolve(AskedPlan(target=asked.target, overrides=asked.overrides, device=kind))
     length, tokens = planned.workload.sequence_length, asked.tokens
     if tokens is not None and (tokens < 1 or tokens % length):
-        raise ConfigError(f"--tokens {tokens}: a multiple of data.sequence_length={length}")
+        raise ConfigError(
+            f"--tokens {tokens}: accepted are multiples of data.sequence_length={length}"
+        )
     transfer = plan_transfer(config, planned.shape)
     groups = build_optimizer(planned.model, config.optimizer, transfer=transfer).param_groups
     report = routing_report(groups, planned.model)

@@ -68,7 +68,9 @@ class Tasks:
         if self.suite is None:
             return [Request(name, self.shots) for name in dict.fromkeys(self.names)]
         if self.shots is not None:
-            raise ConfigError(f"--shots {self.shots}: the suite {self.suite} has its own")
+            raise ConfigError(
+                f"--shots {self.shots}: the suite {self.suite} has its own; leave out --shots, or --suite"
+            )
         return requests_of(find_suite(self.suite), self.names)
 
 
@@ -114,7 +116,7 @@ def evaluate_model(
         MuonscaleError: for anything the user gave that cannot be used.
     """
     if started_by_torchrun():
-        raise ConfigError("an evaluation runs in one process; start it without torchrun")
+        raise ConfigError(f"an evaluation of {path} runs in one process; start it without torchrun")
     harness = Harness(tasks.requests(), tasks.options) if tasks.given else None
     subject, settings = _open(path, step, overrides, say)
     with_text = settings.gives_text or (not tasks.given and subject.is_run)
@@ -122,13 +124,7 @@ def evaluate_model(
     if settings.config.run.threads is not None:
         torch.set_num_threads(settings.config.run.threads)
     forward, processes = ready(subject, settings.config)
-    record = Record(
-        folder=out or path / "eval",
-        step=subject.step,
-        weights=subject.weights,
-        parameters=count_parameters(subject.model).total,
-    )
-    record.check()
+    record = _record(subject, out or path / "eval")
     new: Entry = {}
 
     def add(kind: KindT, measured: Entry) -> None:
@@ -150,6 +146,17 @@ def evaluate_model(
     return Found(folder=record.folder, new=new, measured=record.measured())
 
 
+def _record(subject: Subject, folder: Path) -> Record:
+    record = Record(
+        folder=folder,
+        step=subject.step,
+        weights=subject.weights,
+        parameters=count_parameters(subject.model).total,
+    )
+    record.check()
+    return record
+
+
 def _open(
     path: Path, step: int | None, overrides: Sequence[str], say: Callable[[str], None]
 ) -> tuple[Subject, Settings]:
@@ -162,7 +169,7 @@ def _open(
     if not run.exists:
         raise ConfigError(
             f"{path} is neither a run folder nor a Hugging Face model folder: "
-            f"{'it has no config.json' if path.exists() else 'it does not exist'}"
+            f"{'it has no config.json' if path.exists() else 'it does not exist'}; give one of the two"
         )
     settings = run_settings(run, overrides)
     return run_subject(run, step, say), settings
@@ -175,9 +182,11 @@ def _check_asked(path: Path, with_text: bool, whole: bool, samples: Samples, tas
             "data.source=NAME or data.mixture=[...], or --tasks, or --samples"
         )
     if whole and not with_text:
-        raise ConfigError("--all is given, and no text: name one with data.path=PATH")
+        raise ConfigError(f"--all is given for {path}, and no text: name one with data.path=PATH")
     if samples.prompts and not samples.count:
-        raise ConfigError(f"--prompt {samples.prompts[0]!r} is given without --samples N")
+        raise ConfigError(
+            f"--prompt {samples.prompts[0]!r} is given, and no text is asked for; give --samples N too"
+        )
 
 
 def _written(subject: Subject, settings: Settings, samples: Samples) -> list[Entry]:

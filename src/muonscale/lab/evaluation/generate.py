@@ -46,12 +46,7 @@ def generate_text(
             f"tokens={tokens}, temperature={temperature}, top_k={top_k}: "
             "tokens and temperature must be at least 0, top_k at least 1"
         )
-    end = tokenizer.eos_token_id
-    ids = tokenizer.encode(prompt, add_special_tokens=False) if prompt else [end]
-    if ids == [None]:
-        raise ConfigError(
-            f"the prompt is {prompt!r}, and the tokenizer has no end-of-text token to start from; give one"
-        )
+    ids, end = _first_ids(tokenizer, prompt), tokenizer.eos_token_id
     options = GenerationConfig(
         do_sample=temperature > 0,
         eos_token_id=end,
@@ -77,6 +72,16 @@ def generate_text(
     text = tokenizer.decode(ids, skip_special_tokens=True)
     assert isinstance(text, str)
     return text
+
+
+def _first_ids(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
+    if prompt:
+        return tokenizer.encode(prompt, add_special_tokens=False)
+    if tokenizer.eos_token_id is None:
+        raise ConfigError(
+            f"the prompt is {prompt!r}, and the tokenizer has no end-of-text token to start from; give one"
+        )
+    return [tokenizer.eos_token_id]
 
 
 @torch.inference_mode()

@@ -67,7 +67,9 @@ class Harness:
     def __init__(self, requests: Sequence[Request], options: Options) -> None:
         check_installed()
         if options.include is not None and not options.include.is_dir():
-            raise ConfigError(f"--include-path {options.include}: there is no such folder")
+            raise ConfigError(
+                f"--include-path {options.include}: there is no such folder; give one with task files"
+            )
         self.options = options
         with _noted(), _code_allowed(options):
             manager = _manager([request.task for request in requests], options.include)
@@ -118,7 +120,9 @@ class Harness:
             except (KeyboardInterrupt, MuonscaleError):
                 raise
             except Exception as error:  # tasks bring code of their own, which raises what it likes
-                raise DataError(f"task {task} failed: {_first_line(error)}") from error
+                raise DataError(
+                    f"task {task} failed: {_first_line(error)}; leave it out, or see its files"
+                ) from error
         cut = sum("runcat" in message for message in said)
         for name in [task] if task in found["results"] else list(loaded.built["tasks"]):
             yield {
@@ -168,7 +172,7 @@ def _load(request: Request, manager: Any, options: Options) -> _Loaded:
     except Exception as error:  # datasets, the network, yaml, imports: no common base
         raise DataError(
             f"task {request.task} cannot be loaded: {_first_line(error)} (its data come from the "
-            "Hugging Face Hub, unless they are in the local cache)"
+            "Hugging Face Hub, unless they are in the local cache); leave it out where there is no network"
         ) from error
     for name, task in built["tasks"].items():
         if getattr(task, "UNSAFE_CODE", False):

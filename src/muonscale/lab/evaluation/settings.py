@@ -100,7 +100,9 @@ def _check_names(overrides: Sequence[str]) -> list[str]:
     names = [text.partition("=")[0] for text in overrides]
     for name in names:
         if name in ("data.tokenizer", "data.vocab_size"):
-            raise ConfigError(f"{name} is given: a model is evaluated with its own tokenizer")
+            raise ConfigError(
+                f"{name} is given: a model is evaluated with its own tokenizer; leave it out"
+            )
         if not name.startswith("data.") and name not in OTHERS:
             raise ConfigError(
                 f"an evaluation has no {name}; accepted: data.* and {', '.join(OTHERS)}"

@@ -115,7 +115,7 @@ def folder_subject(folder: Path) -> Subject:
 def _digest(folder: Path) -> str:
     files = sorted({path for pattern in WEIGHTS for path in folder.glob(pattern)})
     if not files:
-        raise CheckpointError(f"{folder} holds no weights: none of {', '.join(WEIGHTS)}")
+        raise CheckpointError(f"{folder} holds no weights; accepted: {', '.join(WEIGHTS)}")
     return hashlib.sha256(json.dumps(fingerprint(files), sort_keys=True).encode()).hexdigest()
 
 

@@ -52,8 +52,8 @@ def measure_texts(
     own = _is_own(subject, settings, marks)
     if whole and own:
         raise ConfigError(
-            "--all would evaluate on what the run was trained on; of its own data the held-out "
-            "split is evaluated"
+            f"--all would evaluate on what run {subject.folder} was trained on: leave it out for the "
+            "held-out split of its data, or name another text"
         )
     batches = {name: _batches(corpus, settings, whole) for name, corpus in corpora.items()}
     found = losses_on(forward, batches, processes)
@@ -78,12 +78,12 @@ def _check_model(subject: Subject, settings: Settings) -> None:
     if subject.positions is not None and length > subject.positions:
         raise ConfigError(
             f"data.sequence_length={length} is more than the {subject.positions} positions of the "
-            "model"
+            "model; give a shorter one"
         )
     if len(subject.tokenizer) > shape.vocab_size:
         raise ConfigError(
             f"the tokenizer in {subject.folder} has {len(subject.tokenizer):,} tokens and its model "
-            f"embeddings for {shape.vocab_size:,}"
+            f"embeddings for {shape.vocab_size:,}; give a folder in which they belong together"
         )
     if settings.config.data.has_chats:
         check_keeps_apart(shape)
@@ -96,8 +96,8 @@ def _is_own(subject: Subject, settings: Settings, marks: str | dict[str, str]) -
     if subject.trained_on is not None and marks != subject.trained_on:
         raise DataError(
             f"the data of run {subject.folder} have changed (fingerprint {marks}, the run has "
-            f"{subject.trained_on}), so that its held-out split is gone; evaluate on another text "
-            "with data.path=PATH"
+            f"{subject.trained_on}), so that its held-out split is gone; name another text to "
+            "evaluate on with data.path=PATH"
         )
     return True
 

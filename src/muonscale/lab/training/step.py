@@ -27,6 +27,7 @@ from muonscale.lab.training.parts import PartLengths, part_size
 from muonscale.lab.training.routing import Routing
 from muonscale.lab.training.schedule import apply_multiplier, multiplier
 from muonscale.lab.training.state import TrainState
+from muonscale.optim.muon import Muon
 
 
 def next_token_loss(
@@ -110,7 +111,7 @@ def train_step(
         before_update: called when the gradients are there and the weights are still the old ones.
     """
     start = time.perf_counter()
-    optimizer, section, device = state.optimizer, config.optimizer, processes.device
+    optimizer, device = state.optimizer, processes.device
     seed_step(config.run.seed, state.step, processes.data_rank)
     optimizer.zero_grad()
     if (attention := state.attention) is not None:
@@ -127,10 +128,7 @@ def train_step(
             attention=attention,
             lengths=lengths,
         )
-    with record_function("muonscale/gradients"):
-        norms = gradient_norms(optimizer, processes)
-        if section.max_grad_norm is not None:
-            clip_gradients(optimizer, norms, max_norm=section.max_grad_norm, clip=section.clip)
+    norms = _clipped(optimizer, config, processes)
     apply_multiplier(optimizer, multiplier(config.schedule, state.step, config.timeline))
     if before_update is not None:
         before_update()
@@ -155,6 +153,16 @@ def train_step(
         **heard,
         **_noise_scale(state, config, lengths, norms),
     }
+
+
+def _clipped(optimizer: Muon, config: Config, processes: Processes) -> dict[str, Tensor]:
+    """Clip the gradients as configured; return their norms before, by group."""
+    section = config.optimizer
+    with record_function("muonscale/gradients"):
+        norms = gradient_norms(optimizer, processes)
+        if section.max_grad_norm is not None:
+            clip_gradients(optimizer, norms, max_norm=section.max_grad_norm, clip=section.clip)
+    return norms
 
 
 def _parts(

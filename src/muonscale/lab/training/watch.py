@@ -7,8 +7,8 @@ from typing import Any
 from torch import Tensor
 
 from muonscale.lab.models.matrix_kinds import matrix_kinds
-from muonscale.lab.sections import TelemetrySection
 from muonscale.lab.training.state import TrainState
+from muonscale.lab.watching_sections import TelemetrySection
 from muonscale.optim.telemetry import measure, measure_kinds, snapshot
 
 

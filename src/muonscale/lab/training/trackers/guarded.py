@@ -183,5 +183,5 @@ def _read(path: Path) -> dict[str, Any]:
         return {"id": uuid.uuid4().hex[:8], "known": {}}
     except (OSError, ValueError) as error:
         raise CheckpointError(
-            f"{path} cannot be read ({error}); without it the trackers begin runs of their own"
+            f"{path} cannot be read ({error}); remove it, and the trackers begin runs of their own"
         ) from error
