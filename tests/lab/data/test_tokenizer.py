@@ -136,3 +136,13 @@ def test_a_tokenizer_that_loads_and_cannot_be_copied_is_refused(
     path.write_text(json.dumps(tree))
     with pytest.raises(DataError, match=r"cannot be used: .*data\.tokenizer takes"):
         load_tokenizer(str(tmp_path if as_folder else path))
+
+
+def test_an_id_that_would_fill_the_memory_is_refused(tmp_path: Path) -> None:
+    TRAINED.save_pretrained(tmp_path)
+    path = tmp_path / "tokenizer.json"
+    tree = json.loads(path.read_text(encoding="utf-8"))
+    tree["model"]["vocab"][next(iter(tree["model"]["vocab"]))] = 2**25
+    path.write_text(json.dumps(tree), encoding="utf-8")
+    with pytest.raises(DataError, match=r"its largest id is 33,554,432 and its tokens are 300"):
+        load_tokenizer(str(tmp_path))

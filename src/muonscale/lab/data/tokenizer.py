@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 END_OF_TEXT = "<|endoftext|>"
+UNUSED_IDS = 2**20
+"""Ids without a token that a vocabulary may have."""
+
 # What published tokenizers call their end of text, for a tokenizer.json that comes without a config.
 KNOWN_ENDS = (END_OF_TEXT, "<|end_of_text|>", "<eos>", "</s>", "[EOS]")
 KEPT_TOKENS = ("unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
@@ -148,6 +151,7 @@ def _wrap(backend: Tokenizer, end: str, extra: dict[str, Any]) -> PreTrainedToke
     """
     from transformers import PreTrainedTokenizerFast
 
+    _check_ids(backend)
     backend.no_truncation()
     backend.no_padding()
     return PreTrainedTokenizerFast(
@@ -156,3 +160,13 @@ def _wrap(backend: Tokenizer, end: str, extra: dict[str, Any]) -> PreTrainedToke
         clean_up_tokenization_spaces=False,
         **{"bos_token": end, **extra},
     )
+
+
+def _check_ids(backend: Tokenizer) -> None:
+    """Refuse ids so large that a copy of the tokenizer, which has a place for each, fills the memory."""
+    ids = backend.get_vocab(with_added_tokens=True).values()
+    if ids and max(ids) >= len(ids) + UNUSED_IDS:
+        raise DataError(
+            f"its largest id is {max(ids):,} and its tokens are {len(ids):,}; accepted are at most "
+            f"{UNUSED_IDS:,} unused ids"
+        )
