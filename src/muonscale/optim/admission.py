@@ -139,7 +139,7 @@ def _check_bfloat16(name: str, parameter: Tensor) -> None:
         raise ConfigError(
             f'{name} is {parameter.dtype}: master="stochastic" rounds to bfloat16 only, '
             'master="float32" takes any dtype'
-            ", so choose by that"
+            "; use one of them"
         )
 
 
