@@ -22,7 +22,7 @@ check: .venv/.dev
 	$(BIN)/pyrefly check --summary=none
 	$(BIN)/lint-imports
 
-docs: .venv/.docs
+docs: .venv/.dev
 	$(BIN)/python -m docs.generate
 	$(BIN)/mkdocs build --strict
 
@@ -45,8 +45,7 @@ bench-distributed: .venv/.lab .venv-bench/.peers
 
 .venv/.lab: EXTRA = lab
 .venv/.dev: EXTRA = dev
-.venv/.docs: EXTRA = dev,docs
-.venv/.lab .venv/.dev .venv/.docs: pyproject.toml constraints.txt
+.venv/.lab .venv/.dev: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[$(EXTRA)]"
 	touch $@
