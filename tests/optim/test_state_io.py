@@ -151,6 +151,19 @@ def test_without_names_its_own_groups_are_taken_by_place(toy, set_gradients) -> 
     assert equal(states(fresh), states(trained_one))
 
 
+@pytest.mark.filterwarnings("ignore:the optimizer state has no param_names")
+def test_names_that_are_there_count_where_another_group_has_none(toy, set_gradients) -> None:
+    trained_one = trained(toy, set_gradients)
+    saved = copy.deepcopy(trained_one.state_dict())
+    hidden, *others = saved["param_groups"]
+    del others[0]["param_names"]
+    hidden["params"].reverse()
+    hidden["param_names"].reverse()
+    fresh = Muon(parameter_groups(toy, lr=0.1))
+    fresh.load_state_dict(saved)
+    assert equal(states(fresh), states(trained_one))
+
+
 @pytest.mark.parametrize("change", ["order", "foreign"])
 def test_without_names_other_groups_are_refused(toy, set_gradients, change: str) -> None:
     saved = trained(toy, set_gradients).state_dict()

@@ -17,6 +17,7 @@ from muonscale import Muon, translate_arguments
 from muonscale.errors import ConfigError
 from muonscale.optim.aliases import FOREIGN, NO_COUNTERPART
 from muonscale.optim.aliases.argument import REQUIRED
+from muonscale.optim.coefficients import SCHEDULES, resolve
 from muonscale.optim.translate import renamed_options
 from tests.optim.compare import close
 from tests.optim.signatures import SIGNATURES
@@ -167,8 +168,17 @@ def test_numbers_of_others_come_out_as_in_their_formulas() -> None:
     optax = translate_arguments("optax", learning_rate=0.1, adam_b1=0.8, consistent_rms=0.3)
     assert optax.muon["betas"] == (0.8, 0.999) and optax.muon["rms"] == 0.3
     assert optax.adamw == {"weight_decay": 0.0}
+    tables = {"learning_rate": 0.1, "ns_steps": 8}
+    assert translate_arguments("optax", ns_coeffs="dion", **tables).muon["ns_steps"] == 5
+    assert (
+        translate_arguments("optax", ns_coeffs=[(2.0, -1.5, 0.5)] * 3, **tables).muon["ns_steps"]
+        == 3
+    )
+    assert translate_arguments("optax", **tables).muon["ns_steps"] == 8
     timm = translate_arguments("timm", lr=0.1, fallback_lr_scale=0.5)
-    assert timm.adamw == {"lr": 0.05} and timm.muon["ns_coefficients"] == "you5"
+    assert timm.adamw == {"lr": 0.05}
+    three = resolve(translate_arguments("timm", ns_steps=3).muon["ns_coefficients"], 3)
+    assert three.triples == SCHEDULES["you5"].triples[:3]
     rows = translate_arguments("timm", ns_coefficients=[(2.0, -1.5, 0.5)]).muon
     assert rows["ns_coefficients"] == [(2.0, -1.5, 0.5)]
 
@@ -186,6 +196,8 @@ def test_groups_have_the_rates_of_both_rules(toy: nn.Module) -> None:
         "norm": (3e-4, 0.1),
     }
     Muon(list(groups.values()), **found.muon)
+    given = found.groups(toy, adamw_lr=1e-4, adamw_weight_decay=0.0)
+    assert {(g["lr"], g["weight_decay"]) for g in given if g["rule"] == "adamw"} == {(1e-4, 0.0)}
     assert {g["rule"] for g in translate_arguments("torch_adamw").groups(toy)} == {"adamw"}
 
 
@@ -201,6 +213,8 @@ def test_groups_have_the_rates_of_both_rules(toy: nn.Module) -> None:
         ("optax", {"learning_rate": 0.1, "preconditioning": "aol"}, "accepted: 'frobenius'"),
         ("timm", {"ns_coefficients": "polar_express"}, "give the triples"),
         ("nvidia", {"scale_mode": "unit_rms_norm", "extra_scale_factor": 0.2}, "multiply lr"),
+        ("optax", {"learning_rate": 0.1, "ns_steps": 2, "ns_coeffs": "dion"}, "at least as many"),
+        ("nvidia", {"coefficient_type": "cubic5", "num_ns_steps": 7}, "accepted: 5"),
         ("nvidia", {"scale_mode": "rms"}, "shape_scaling or unit_rms_norm"),
         ("nvidia", {"coefficient_type": "polar_express"}, "accepted: 'simple'"),
         ("nvidia", {"weight_decay_method": "independent"}, "accepted: 'decoupled'"),
@@ -214,6 +228,17 @@ def test_what_cannot_be_translated_is_refused(
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         translate_arguments(source, **arguments)
+
+
+@pytest.mark.parametrize("source", ["torch", "keller", "normuon", "nvidia"])
+def test_what_steps_matrices_alone_says_no_rate_for_the_rest(toy: nn.Module, source: str) -> None:
+    found = translate_arguments(source, lr=0.02)
+    with pytest.raises(ConfigError, match="has no AdamW, and the group 'embedding' is on it"):
+        found.groups(toy)
+    rates = {group["rule"]: group["lr"] for group in found.groups(toy, adamw_lr=3e-4)}
+    assert rates == {"muon": 0.02, "adamw": 3e-4}
+    every = {role: {"lr": 1e-4} for role in ("embedding", "head", "norm")}
+    assert {g["lr"] for g in found.groups(toy, every)} == {0.02, 1e-4}
 
 
 def test_saved_groups_are_read_by_the_same_table() -> None:

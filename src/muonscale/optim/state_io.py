@@ -81,13 +81,14 @@ def _with_names(saved_groups: list[Group], groups: list[Group]) -> list[Group]:
             "of this optimizer, so its tensors cannot be told apart: save it from an optimizer that was "
             "given named parameters"
         )
+    unnamed = [str(group.get("name")) for group in saved_groups if "param_names" not in group]
     warnings.warn(
-        "the optimizer state has no param_names; its groups are those of this optimizer, so tensors "
-        "are taken in the order in which they stand there",
+        f"the optimizer state has no param_names in {', '.join(unnamed)}; its groups are those of this "
+        "optimizer, so tensors are taken in the order in which they stand there",
         stacklevel=4,
     )
     return [
-        {**saved, "param_names": group["param_names"]}
+        {**saved, "param_names": saved.get("param_names", group["param_names"])}
         for saved, group in zip(saved_groups, groups, strict=True)
     ]
 

@@ -30,19 +30,43 @@ class Translation:
     """`lr` and `weight_decay` of the groups on AdamW, where they have their own."""
     rule: RuleT = "muon"
     """What matrices are on."""
+    alone: str = ""
+    """What the other optimizer is called, if it has no AdamW for the rest."""
 
-    def groups(self, model: nn.Module, overrides: Overrides | None = None) -> list[dict[str, Any]]:
+    def groups(
+        self,
+        model: nn.Module,
+        overrides: Overrides | None = None,
+        *,
+        adamw_lr: float | None = None,
+        adamw_weight_decay: float | None = None,
+    ) -> list[dict[str, Any]]:
         """Return the parameter groups of `model` with these learning rates and decays.
 
+        Args:
+            model: as of `parameter_groups`.
+            overrides: likewise.
+            adamw_lr: of the groups on AdamW; needed where the other optimizer has none of its own.
+            adamw_weight_decay: of these groups; that of the matrices when the other has none either.
+
         Raises:
+            ConfigError: without an `adamw_lr` that is needed.
             MuonscaleError: as `parameter_groups`.
         """
+        own = {"lr": adamw_lr, "weight_decay": adamw_weight_decay}
+        adamw = {**self.adamw, **{key: value for key, value in own.items() if value is not None}}
         unset = math.nan  # what an override has set is not NaN any more
         groups = parameter_groups(
             model, lr=unset, weight_decay=unset, overrides=overrides, rule=self.rule
         )
         for group in groups:
-            rates = {**self.muon, **(self.adamw if group["rule"] == "adamw" else {})}
+            on_adamw = group["rule"] == "adamw"
+            rates = {**self.muon, **(adamw if on_adamw else {})}
+            if on_adamw and self.alone and "lr" not in adamw and math.isnan(group["lr"]):
+                raise ConfigError(
+                    f"{self.alone} has no AdamW, and the group {group['name']!r} is on it: give adamw_lr, "
+                    "the rate that your AdamW had"
+                )
             for key in ("lr", "weight_decay"):
                 if math.isnan(group[key]):
                     group[key] = rates[key]
@@ -65,8 +89,8 @@ def translate_arguments(source: str, **arguments: Any) -> Translation:
     Example:
         >>> from muonscale import Muon
         >>> model = nn.Sequential(nn.Embedding(50, 8), nn.Linear(8, 8), nn.Linear(8, 50))
-        >>> found = translate_arguments("torch", lr=0.02, adjust_lr_fn="match_rms_adamw")
-        >>> optimizer = Muon(found.groups(model), **found.muon)
+        >>> found = translate_arguments("torch", lr=1e-3, adjust_lr_fn="match_rms_adamw")
+        >>> optimizer = Muon(found.groups(model, adamw_lr=1e-3), **found.muon)
         >>> found.muon["scale"], found.muon["rms"], found.muon["weight_decay"]
         ('rms', 0.2, 0.1)
     """
@@ -80,7 +104,8 @@ def translate_arguments(source: str, **arguments: Any) -> Translation:
     adamw: dict[str, Any] = {}
     for name, row in foreign.arguments.items():
         (adamw if row.adamw else muon).update(_options(foreign, name, row, given))
-    return Translation(muon=muon, adamw=adamw, rule=foreign.rule)
+    alone = foreign.what if foreign.alone else ""
+    return Translation(muon=muon, adamw=adamw, rule=foreign.rule, alone=alone)
 
 
 def _foreign(source: str) -> Foreign:

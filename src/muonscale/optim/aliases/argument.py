@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from muonscale.errors import ConfigError
+from muonscale.optim.coefficients import SCHEDULES
 
 Options = Mapping[str, Any]
 """From names of arguments or options to values."""
@@ -58,6 +59,8 @@ class Foreign:
     """Options for what it does whatever its arguments."""
     rule: Literal["muon", "adamw"] = "muon"
     """What matrices are on."""
+    alone: bool = False
+    """Whether it steps matrices alone, so that it says nothing of rates for the rest."""
     note: str = ""
     """What differs in all cases."""
 
@@ -107,7 +110,10 @@ JORDAN_5: Options = {"ns_coefficients": "jordan", "ns_steps": 5}
 
 
 def named_coefficients(argument: str, rows: Mapping[str, str]) -> Callable[[Options], Options]:
-    """Return what reads coefficients: triples as they are, names by `rows`."""
+    """Return what reads coefficients: triples as they are, names by `rows`.
+
+    Names of several triples become these, since others cut them where there are fewer steps.
+    """
 
     def read(given: Options) -> Options:
         value = given[argument]
@@ -118,6 +124,7 @@ def named_coefficients(argument: str, rows: Mapping[str, str]) -> Callable[[Opti
                 f"{argument} is {value!r}: no row of muonscale.optim.coefficients has its numbers; "
                 f"give the triples, or {', '.join(map(repr, rows))}"
             )
-        return {"ns_coefficients": rows[value]}
+        triples = SCHEDULES[rows[value]].triples
+        return {"ns_coefficients": rows[value] if len(triples) == 1 else triples}
 
     return read

@@ -91,8 +91,8 @@ ROWS: dict[str, Foreign] = {
         source="microsoft/dion 0a059a4 (2026-08-07), dion/normuon.py",
         arguments={**_DION, "muon_beta2": same("normuon_beta2", 0.95)},
         fixed={"ns_steps": 5, "post_norm": "normuon", "post_norm_eps": 1e-8},
-        note="Of a matrix whose columns are sharded, rows are normalised by what is on a rank there, "
-        "and whole here.",
+        note="Of a matrix whose rows are sharded, the length is kept shard by shard there, and of the whole "
+        "matrix here; sharded columns are refused there.",
     ),
 }
 

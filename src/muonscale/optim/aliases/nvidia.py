@@ -27,6 +27,8 @@ def _nvidia_coefficients(given: Options) -> Options:
     name, steps = given["coefficient_type"], given["num_ns_steps"]
     if name in _NVIDIA_SETS:
         triples = tuple(islice(cycle(SCHEDULES[_NVIDIA_SETS[name]].triples), steps))
+    elif name == "cubic5" and steps != 5:
+        raise ConfigError(f"num_ns_steps is {steps} with coefficient_type='cubic5': accepted: 5")
     elif name in _NVIDIA_SETS_LAST:
         triples = SCHEDULES[_NVIDIA_SETS_LAST[name]].triples
     else:
@@ -104,6 +106,7 @@ ROWS: dict[str, Foreign] = {
             "weight_update_hook": missing(None, "no hook runs around the update"),
         },
         fixed={},
+        alone=True,
         note="Only matrices, no AdamW.",
     ),
 }

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+from muonscale.errors import ConfigError
 from muonscale.optim.aliases.argument import (
     KELLER,
     NO_EPS,
@@ -15,10 +18,25 @@ from muonscale.optim.aliases.argument import (
     same,
 )
 
+OPTAX_NAMES = {"standard": "jordan", "dion": "you5"}
+
 
 def _optax_scale(given: Options) -> Options:
     rms = given["consistent_rms"]
     return KELLER if rms is None else {"scale": "rms", "rms": rms}
+
+
+def _optax_steps(given: Options) -> Options:
+    """A list of triples decides how many steps there are."""
+    triples = named_coefficients("ns_coeffs", OPTAX_NAMES)(given)["ns_coefficients"]
+    if isinstance(triples, str) or not isinstance(triples[0], Sequence):
+        return {"ns_steps": given["ns_steps"]}
+    if len(triples) > given["ns_steps"]:
+        raise ConfigError(
+            f"ns_steps is {given['ns_steps']} with {len(triples)} triples in ns_coeffs: at least as many "
+            "steps are accepted"
+        )
+    return {"ns_steps": len(triples)}
 
 
 def _optax_betas(given: Options) -> Options:
@@ -34,10 +52,15 @@ ROWS: dict[str, Foreign] = {
             "ns_coeffs": Argument(
                 default=(3.4445, -4.7750, 2.0315),
                 ours="ns_coefficients",
-                to=named_coefficients("ns_coeffs", {"standard": "jordan", "dion": "you5"}),
+                to=named_coefficients("ns_coeffs", OPTAX_NAMES),
                 note='`"standard"` is `"jordan"`, `"dion"` is `"you5"`; triples as they are',
             ),
-            "ns_steps": same("ns_steps", 5),
+            "ns_steps": Argument(
+                default=5,
+                ours="ns_steps",
+                to=_optax_steps,
+                note="of one triple; a list of triples, and `dion`, decides it itself",
+            ),
             "beta": same("momentum", 0.95),
             "eps": same("eps", 1e-8, f"of AdamW; {NO_EPS}"),
             "weight_decay": same("weight_decay", 0.0),

@@ -26,7 +26,10 @@ ROWS: dict[str, Foreign] = {
             "momentum": same("momentum", 0.95),
         },
         fixed={"nesterov": True, **JORDAN_5, **KELLER},
-        note="Fused weights are one matrix there; here each matrix in them is its own.",
+        alone=True,
+        note="Fused weights are one matrix there; here each matrix in them is its own. Of a square "
+        "convolution kernel the factor is 1 there, `sqrt(max(1, out/(in*k*k)))` here. The AdamW of "
+        "MuonWithAuxAdam is `keller_adam`.",
     ),
     "keller_adam": Foreign(
         what="KellerJordan/Muon: groups of MuonWithAuxAdam with use_muon=False",
@@ -76,7 +79,8 @@ ROWS: dict[str, Foreign] = {
             "adamw_eps": same("eps", 1e-8),
         },
         fixed={"ns_coefficients": "jordan", **MATCH_RMS},
-        note="These are the defaults here.",
+        note="These are the defaults here. Its AdamW adds eps before the second moment is corrected for "
+        "its start, which matters in the first steps only.",
     ),
     "normuon": Foreign(
         what="zichongli5/NorMuon: NorMuon, SingleDeviceNorMuon, and groups of NorMuonWithAuxAdam "
@@ -96,6 +100,8 @@ ROWS: dict[str, Foreign] = {
             **JORDAN_5,
             **KELLER,
         },
-        note="Groups on AdamW: as `keller_adam`.",
+        alone=True,
+        note="The AdamW of NorMuonWithAuxAdam is `keller_adam`. Of a square convolution kernel the factor "
+        "is 1 there, `sqrt(max(1, out/(in*k*k)))` here.",
     ),
 }

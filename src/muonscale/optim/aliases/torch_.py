@@ -43,6 +43,7 @@ ROWS: dict[str, Foreign] = {
             "adjust_lr_fn": Argument(default=None, ours="scale", choices=_TORCH_SCALES),
         },
         fixed={},
+        alone=True,
         note='Its products are in bfloat16 on every device: `ns_dtype="bfloat16"`.',
     ),
     "torch_adamw": Foreign(
