@@ -14,7 +14,7 @@ from typing import Any
 
 import psutil
 
-PATIENCE = 90
+PATIENCE = 300
 """Seconds that a job may take to get somewhere."""
 
 
