@@ -132,8 +132,43 @@ def test_the_training_part_of_the_run_is_never_evaluated(
     # The run's own file, named as another text, is known by its fingerprint.
     answer = muonscale("eval", run, f"data.path={corpus_file}", "--all")
     assert answer.code == 2 and "trained on" in answer.err
-    answer = muonscale("eval", run, "data.held_out=0.5")
-    assert answer.code == 2 and "which of the run's data" in answer.err
+    for words in (
+        ["data.held_out=0.5"],
+        [f"data.path={corpus_file}", "data.held_out=0.5", "--all"],
+    ):
+        answer = muonscale("eval", run, *words)
+        assert answer.code == 2 and "which of the run's data" in answer.err
+    named = only_text(muonscale, run, f"data.path={corpus_file}")  # the same split, by its name
+    assert named["loss"] == pytest.approx(result(run)["held_out_loss"], rel=1e-6)
+    assert named["data"] == "own" and named["bigram_loss"] == result(run)["bigram_loss"]
+    shutil.rmtree(run / "checkpoints")  # nothing says now what it was trained on, but its path
+    answer = muonscale("eval", run, f"data.path={corpus_file}", "--all")
+    assert answer.code == 2 and "trained on" in answer.err
+
+
+def test_a_value_that_is_no_yaml_and_a_prompt_that_is_no_text_are_refused(
+    muonscale: Muonscale, run: Path
+) -> None:
+    answer = muonscale("eval", run, "data.sequence_length=[")
+    assert answer.code == 2 and "not valid YAML" in answer.err
+    answer = muonscale("eval", run, "--samples", 1, "--prompt", "x\udcff")
+    assert answer.code == 2 and "not UTF-8" in answer.err
+
+
+def test_a_corpus_that_only_a_stage_reads_is_evaluated(
+    muonscale: Muonscale, tiny: list[str], corpus_file: Path, corpus_text: str, tmp_path: Path
+) -> None:
+    other = tmp_path / "other.txt"
+    other.write_text(corpus_text[::-1][:60_000])
+    words = [word for word in tiny if not word.startswith(("data.path", "train.steps"))]
+    mixture = f"[{{path: {corpus_file}, weight: 1}}, {{path: {other}, weight: 0}}]"
+    stages = "[{name: constant, until: 0.5}, {name: linear, weights: {other.txt: 1}}]"
+    more = [f"data.mixture={mixture}", "schedule.name=stages", f"schedule.stages={stages}"]
+    assert muonscale("train", *words, *more, "train.tokens=3072").code == 0
+    run = tmp_path / "run"
+    assert only_text(muonscale, run)["loss"] == pytest.approx(result(run)["held_out_loss"])
+    answer = muonscale("eval", run, f"data.path={other}", "--all")
+    assert answer.code == 2 and "trained on" in answer.err
 
 
 def test_data_that_have_changed_are_refused(

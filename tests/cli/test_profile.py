@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import re
+import shutil
 import statistics
 from functools import partial
 from pathlib import Path
@@ -98,6 +99,28 @@ def test_steps_outside_of_the_run_are_refused(muonscale: Muonscale, tiny: list[s
     answer = muonscale("train", *tiny, "profile.steps=12:14")
     assert answer.code == 2
     assert re.search(r"profile\.steps=12:14 .* steps 1 to 12", answer.err)
+
+
+def test_a_profile_that_cannot_be_written_stops_no_run(
+    muonscale: Muonscale, tiny: list[str], tmp_path: Path
+) -> None:
+    assert muonscale("train", *tiny, "train.steps=2").code == 0
+    for name in ("result.json", "model"):
+        path = tmp_path / "run" / name
+        path.unlink() if path.is_file() else shutil.rmtree(path)
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    (tmp_path / "run" / "profile").write_text("in the way")
+    answer = muonscale("train", *tiny, "train.steps=2", "--resume", "profile.steps=1:2")
+    assert answer.code == 0, answer.err
+    assert "the profile is not written" in answer.out
+
+
+@pytest.mark.parametrize("value", ["5", "[1,3]", "3", "a:b"])
+def test_what_is_no_range_of_steps_is_shown_one(
+    muonscale: Muonscale, tiny: list[str], value: str
+) -> None:
+    answer = muonscale("train", *tiny, f"profile.steps={value}")
+    assert answer.code == 2 and "first:end" in answer.err
 
 
 def test_a_gpu_leaves_a_snapshot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,6 +15,7 @@ import pytest
 
 from muonscale.lab.run import RunFolder
 from muonscale.lab.training.trackers import guarded
+from muonscale.lab.training.trackers.tensorboard import TensorBoard
 from tests.conftest import Muonscale
 
 STOPPED = 130
@@ -366,3 +367,28 @@ def test_a_wrong_tracker_is_refused(
     answer = muonscale("train", *tiny, word)
     assert answer.code == 2
     assert said in answer.err
+
+
+@pytest.mark.parametrize("text", ["{}", "[" * 5000, '{"id": "x", "known": {"tensorboard": 5}}'])
+def test_a_damaged_file_of_trackers_is_refused(
+    muonscale: Muonscale, tiny: list[str], tmp_path: Path, text: str
+) -> None:
+    (tmp_path / "run").mkdir()
+    assert muonscale("train", *tiny, "train.steps=5", "--resume", "track=tensorboard").code == 0
+    (tmp_path / "run" / "trackers.json").write_text(text)
+    (tmp_path / "run" / "result.json").unlink()
+    answer = muonscale("train", *tiny, "train.steps=5", "--resume", "track=tensorboard")
+    assert answer.code == 2 and "trackers.json cannot be read" in answer.err
+
+
+def test_the_result_is_there_before_the_trackers_are_told(
+    muonscale: Muonscale, tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+
+    def end(self: object, *told: object) -> None:
+        seen.append((tmp_path / "run" / "result.json").exists())
+
+    monkeypatch.setattr(TensorBoard, "end", end)
+    assert muonscale("train", *tiny, "train.steps=2", "track=tensorboard").code == 0
+    assert seen == [True]

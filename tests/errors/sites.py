@@ -19,7 +19,7 @@ SRC = Path(muonscale.__file__).parent
 CLASSES = {n for n, c in vars(errors).items() if isinstance(c, type) and issubclass(c, Exception)}
 # Modules of configuration: pydantic turns a ValueError in them into the sentence of a ConfigError.
 PYDANTIC = {
-    "lab/config.py", "lab/sections.py", "lab/timeline.py", "lab/studies/sections.py", "lab/studies/batch.py",
+    "lab/config.py", "lab/sections.py", "lab/watching_sections.py", "lab/timeline.py", "lab/studies/sections.py", "lab/studies/batch.py",
     "lab/studies/compare.py", "lab/studies/frontier_config.py", "lab/studies/scaling_config.py",
     "lab/studies/telescope_config.py", "lab/studies/transfer.py",
 }  # fmt: skip

@@ -61,7 +61,7 @@ def generate(
         float, typer.Option(min=0.0, help="Randomness; 0 takes the likeliest token.")
     ] = 0.8,
     top_k: Annotated[int, typer.Option(min=1, help="Draw from so many likeliest tokens.")] = 50,
-    seed: Annotated[int, typer.Option(help="Seed of the draw.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**62, help="Seed of the draw.")] = 0,
 ) -> None:
     """Write text with a trained model."""
     from muonscale.lab.evaluation.generate import generate_text

@@ -14,7 +14,7 @@ def bench(
     overrides: Overrides = None,
     rounds: Annotated[int, typer.Option(help="Pairs of steps that are timed.")] = 5,
     threads: Annotated[
-        int | None, typer.Option(min=1, help="CPU threads; run.threads when not given.")
+        int | None, typer.Option(min=1, max=1024, help="CPU threads; run.threads when not given.")
     ] = None,
     layers: Annotated[
         int | None,

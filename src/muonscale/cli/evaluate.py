@@ -40,7 +40,7 @@ def evaluate(
         float, typer.Option(min=0.0, help="Randomness; 0 takes the likeliest token.")
     ] = 0.8,
     top_k: Annotated[int, typer.Option(min=1, help="Draw from so many likeliest tokens.")] = 50,
-    seed: Annotated[int, typer.Option(help="Seed of the first sample.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**62, help="Seed of the first sample.")] = 0,
     tasks: Annotated[
         str | None,
         typer.Option(metavar="NAME[,NAME]", help="Tasks of lm-evaluation-harness."),
@@ -124,8 +124,11 @@ def _text(found: Found) -> str:
 
 def _kept(found: Found) -> str:
     """Return the sentence on what is new in the file and what stays of earlier evaluations."""
+    from muonscale.lab.run import finite
+
     new = {kind: len(found.new.get(kind, ())) for kind in KINDS}
-    kept = {kind: len(found.measured[kind]) - new[kind] for kind in KINDS}
+    fresh = {kind: finite(found.new.get(kind, [])) for kind in KINDS}
+    kept = {kind: sum(e not in fresh[kind] for e in found.measured[kind]) for kind in KINDS}
     also = f"; of earlier evaluations: {_counted(kept)}" if any(kept.values()) else ""
     return f"in {found.folder / 'result.json'}, new: {_counted(new)}{also}"
 

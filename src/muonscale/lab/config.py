@@ -155,7 +155,6 @@ class Config(Section):
     @model_validator(mode="after")
     def _weights_of_the_mixture(self) -> Config:
         known = self.data.weights
-        used = {name for name, weight in known.items() if weight}
         for number, stage in enumerate(self.schedule.stages):
             given = stage.weights
             key = f"schedule.stages.{number}.weights"
@@ -171,11 +170,6 @@ class Config(Section):
                     raise ValueError(f"{key}: no {name!r} in data.mixture; {nearest(name, known)}")
             if not any(given.values()):
                 raise ValueError(f"{key}: all weights are 0; give one a weight above it")
-            used |= {name for name, weight in given.items() if weight}
-        if unused := sorted(known.keys() - used):
-            raise ValueError(
-                f"data.mixture: {unused[0]!r} has weight 0 in every stage; leave it out"
-            )
         return self
 
     @model_validator(mode="after")
@@ -252,7 +246,7 @@ def resolve_config(tree: dict[str, Any], overrides: Sequence[str] = ()) -> Confi
         ConfigError: as `load_config`.
     """
     # Of one key the last one counts.
-    return resolve_values(tree, dict(_parse_override(text) for text in overrides))
+    return resolve_values(tree, dict(parse_override(text) for text in overrides))
 
 
 def resolve_values(tree: dict[str, Any], given: Mapping[str, Any]) -> Config:
@@ -349,7 +343,12 @@ def _read_run(folder: Path) -> dict[str, Any]:
     return tree
 
 
-def _parse_override(text: str) -> tuple[str, Any]:
+def parse_override(text: str) -> tuple[str, Any]:
+    """Return the key and the value, read as YAML, of an override.
+
+    Raises:
+        ConfigError: if it has not the form `section.key=value`, or is not YAML.
+    """
     name, sign, value = text.partition("=")
     if not sign or ("." not in name and name not in SHORTHAND):
         raise ConfigError(f"override {text!r} must have the form section.key=value")

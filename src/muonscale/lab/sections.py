@@ -38,8 +38,8 @@ class RunSection(Section):
     """Folder of the run."""
     seed: int = 0
     """Seed of the initial weights, the data order and the held-out split."""
-    threads: Positive | None = None
-    """CPU threads of torch; its own choice when not given."""
+    threads: Annotated[int, Field(gt=0, le=1024)] | None = None
+    """CPU threads of torch, at most 1024; its own choice when not given."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to train; `auto` takes a GPU if there is one."""
 

@@ -79,7 +79,8 @@ class TrackSection(Section):
     @field_validator("to", mode="before")
     @classmethod
     def _names(cls, value: Any) -> Any:
-        names = [] if value in (None, "none") else [value] if isinstance(value, str) else value
+        names = [] if value in (None, "none") else value
+        names = [part.strip() for part in names.split(",")] if isinstance(names, str) else names
         if not isinstance(names, list):
             raise ValueError(f"track={value!r} is no list of trackers; {nearest('', TRACKERS)}")
         for name in names:
@@ -96,10 +97,11 @@ class ProfileSection(Section):
     """Steps to profile, as `first:end` without the end: `10:15` is steps 10 to 14, counted as in
     metrics.jsonl. Null for none."""
 
-    @field_validator("steps")
+    @field_validator("steps", mode="before")
     @classmethod
-    def _range(cls, value: str | None) -> str | None:
-        if value is not None and not re.fullmatch(r"[1-9]\d*:[1-9]\d*", value):
+    def _range(cls, value: Any) -> Any:
+        form = r"[1-9]\d*:[1-9]\d*"
+        if value is not None and not (isinstance(value, str) and re.fullmatch(form, value)):
             raise ValueError(
                 f"profile.steps={value!r} is no range of steps; accepted: first:end, such as 10:15 for "
                 "steps 10 to 14"

@@ -143,7 +143,7 @@ def test_a_single_value_is_its_own_spread() -> None:
     [
         (["--rounds", "0"], "--rounds 0: at least 1"),
         (["--layers", "0"], "--layers 0: at least 1"),
-        (["--tokens", "33", "data.sequence_length=32"], "--tokens 33: a multiple of"),
+        (["--tokens", "33", "data.sequence_length=32"], "--tokens 33: accepted are multiples of"),
         (["optimizer.lrr=1"], "unknown key optimizer.lrr"),
     ],
 )

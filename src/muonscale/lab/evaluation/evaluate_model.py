@@ -71,7 +71,7 @@ class Tasks:
             raise ConfigError(
                 f"--shots {self.shots}: the suite {self.suite} has its own; leave out --shots, or --suite"
             )
-        return requests_of(find_suite(self.suite), self.names)
+        return requests_of(find_suite(self.suite), tuple(dict.fromkeys(self.names)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,7 +191,7 @@ def _check_asked(path: Path, with_text: bool, whole: bool, samples: Samples, tas
 
 def _written(subject: Subject, settings: Settings, samples: Samples) -> list[Entry]:
     found = []
-    for prompt in samples.prompts or (settings.config.eval.prompt,):
+    for prompt in dict.fromkeys(samples.prompts or (settings.config.eval.prompt,)):
         for number in range(samples.count):
             options = {
                 "tokens": samples.tokens,

@@ -75,6 +75,8 @@ def generate_text(
 
 
 def _first_ids(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
+    if any("\ud800" <= letter <= "\udfff" for letter in prompt):
+        raise ConfigError(f"the prompt {prompt!a} is not UTF-8 text; give it as such")
     if prompt:
         return tokenizer.encode(prompt, add_special_tokens=False)
     if tokenizer.eos_token_id is None:

@@ -126,7 +126,7 @@ class Harness:
         cut = sum("runcat" in message for message in said)
         for name in [task] if task in found["results"] else list(loaded.built["tasks"]):
             yield {
-                **_measured(name, found),
+                **_measured(name, found, loaded.request.shots),
                 "limit": self.options.limit,
                 "batch_size": self.options.batch_size,
                 "truncations": cut,
@@ -228,12 +228,15 @@ def _check_room(loaded: _Loaded, positions: int) -> None:
             )
 
 
-def _measured(name: str, found: Any) -> dict[str, Any]:
-    """Return the values of a task or group, and of the tasks in it."""
+def _measured(name: str, found: Any, asked: int | None) -> dict[str, Any]:
+    """Return the values of a task or group, and of the tasks in it.
+
+    The harness says no shots of a group of groups: these are those that were asked for.
+    """
     below = found.get("group_subtasks", {}).get(name, [])
     return {
         "task": name,
-        "shots": found["n-shot"].get(name),
+        "shots": found["n-shot"].get(name, asked),
         "version": found["versions"].get(name),
         "documents": _documents(name, found),
         "values": _values(found["results"][name]),

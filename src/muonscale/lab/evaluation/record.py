@@ -100,7 +100,7 @@ def read_results(folder: Path) -> Entry:
         tree = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {"checkpoints": []}
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(
             f"{path} cannot be read ({error}); remove it, or write elsewhere with --out FOLDER"
         ) from error

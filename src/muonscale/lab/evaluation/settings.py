@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from muonscale.errors import ConfigError
-from muonscale.lab.config import Config, load_config, read_yaml, resolve_config
+from muonscale.lab.config import Config, load_config, parse_override, resolve_config
 from muonscale.lab.run import RunFolder
 from muonscale.lab.training.export import tokenizer_folder
 from muonscale.lab.training.origin import as_resumed
@@ -37,6 +37,8 @@ class Settings:
     """Its `data`, `eval`, `run` and `train.precision` are in use."""
     gives_text: bool
     """Whether a text was named."""
+    names_own: bool = False
+    """Whether a corpus of the run itself was named."""
 
     @property
     def batch_rows(self) -> int:
@@ -56,7 +58,7 @@ def run_settings(run: RunFolder, overrides: Sequence[str]) -> Settings:
     names = _check_names(overrides)
     gives_text = any(name in TEXT for name in names)
     if gives_text:
-        kept = {"cache", "sequence_length", "errors"}
+        kept = {"cache", "sequence_length", "errors", "held_out"}
         data = config.data.model_dump(mode="json", include=kept)
         data["tokenizer"] = str(tokenizer_folder(run))
     else:
@@ -68,7 +70,19 @@ def run_settings(run: RunFolder, overrides: Sequence[str]) -> Settings:
         "eval": config.eval.model_dump(mode="json"),
         "train": {"precision": config.train.precision},
     }
-    return Settings(_resolved(sections, data, overrides), gives_text)
+    resolved = _resolved(sections, data, overrides)
+    names_own = gives_text and not _places(resolved).isdisjoint(_places(saved))
+    if names_own:
+        _check_own([name for name in names if name not in TEXT])
+    return Settings(resolved, gives_text, names_own)
+
+
+def _places(config: Config) -> set[str]:
+    """Return where the corpora of a configuration are."""
+    return {
+        part.source or str(Path(part.path or "").expanduser().resolve())
+        for part in config.data.corpora
+    }
 
 
 def folder_settings(folder: Path, positions: int | None, overrides: Sequence[str]) -> Settings:
@@ -124,7 +138,7 @@ def _resolved(sections: dict[str, Any], data: dict[str, Any], overrides: Sequenc
     given = {name: value for name, _, value in (text.partition("=") for text in overrides)}
     length = data["sequence_length"]
     if "data.sequence_length" in given:
-        length = read_yaml(given["data.sequence_length"])
+        _, length = parse_override(f"data.sequence_length={given['data.sequence_length']}")
     evaluation, train = sections.get("eval", {}), {**sections["train"], "steps": 1}
     if isinstance(length, int) and length > 1:  # else it is refused by its own name
         train["batch_tokens"] = length

@@ -68,7 +68,7 @@ def measure_texts(
         "sequence_length": data.sequence_length,
         "precision": str(forward.precision)[len("torch.") :],
         **_figures(found, weights, sizes, chats=data.has_chats),
-        **_baselines(subject, settings, own),
+        **_baselines(subject, settings, marks if own else None),
     }
 
 
@@ -92,7 +92,7 @@ def _check_model(subject: Subject, settings: Settings) -> None:
 def _is_own(subject: Subject, settings: Settings, marks: str | dict[str, str]) -> bool:
     """Return whether this is the data of the run, by its fingerprint where that is known."""
     if settings.gives_text:
-        return marks == subject.trained_on
+        return settings.names_own or not _single(marks).isdisjoint(_single(subject.trained_on))
     if subject.trained_on is not None and marks != subject.trained_on:
         raise DataError(
             f"the data of run {subject.folder} have changed (fingerprint {marks}, the run has "
@@ -100,6 +100,13 @@ def _is_own(subject: Subject, settings: Settings, marks: str | dict[str, str]) -
             "evaluate on with data.path=PATH"
         )
     return True
+
+
+def _single(marks: str | dict[str, str] | None) -> set[str]:
+    """Return the fingerprints of single corpora."""
+    if marks is None:
+        return set()
+    return {marks} if isinstance(marks, str) else set(marks.values())
 
 
 def _batches(corpus: Corpus, settings: Settings, whole: bool) -> Iterator[np.ndarray]:
@@ -157,10 +164,13 @@ def _units(loss: float, bytes_per_token: float | None) -> dict[str, float]:
     return {"loss": loss, "perplexity": math.exp(min(loss, 700.0)), **bits}
 
 
-def _baselines(subject: Subject, settings: Settings, own: bool) -> dict[str, float]:
+def _baselines(
+    subject: Subject, settings: Settings, own: str | dict[str, str] | None
+) -> dict[str, float]:
     """Return the run's own baselines where they are of the same targets."""
     length = settings.config.data.sequence_length
-    if subject.baselines is None or not own or settings.gives_text:
+    same_text = own is not None and (own == subject.trained_on or not settings.gives_text)
+    if subject.baselines is None or not same_text:
         return {}
     from muonscale.lab.config import load_config
 

@@ -54,10 +54,15 @@ def finish(run: Run, stop: StopRequest) -> dict[str, Any]:
 
 
 def _conclude(run: Run, result: dict[str, Any]) -> None:
-    """Tell the trackers, and write result.json."""
+    """Write result.json, tell the trackers, and add what became of them.
+
+    In this order: a tracker that waits for a network must not keep a run unfinished.
+    """
+    path = run.folder.path / "result.json"
+    write_json(path, result)
     if trackers := run.trackers.end(result, run.state.step):
         result["trackers"] = trackers
-    write_json(run.folder.path / "result.json", result)
+        write_json(path, result)
 
 
 def _write(run: Run, model: PreTrainedModel | None, record: dict[str, Any]) -> dict[str, Any]:

@@ -118,7 +118,11 @@ def run_steps(run: Run, stop: StopRequest) -> None:
     keep, marked = config.checkpoint.keep, kept_steps(config)
     state.model.train()
     folder, rank = run.folder.path / "profile", run.processes.rank
-    profiler = Profiler(config.profile.range, folder, rank, run.device)
+    profiler = Profiler(config.profile.range, folder, rank, run.device, run.console.warn)
+    if (wanted := config.profile.range) and wanted[-1] <= state.step:
+        run.console.warn(
+            f"profile.steps={config.profile.steps} are done: the run is at {state.step}"
+        )
     with run.console.steps(state.step, steps) as show, profiling(profiler):
         while state.step < steps:
             watch = Watch(state, config.telemetry)

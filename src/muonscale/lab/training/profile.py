@@ -8,7 +8,7 @@ Every rank leaves in `profile/` of the run folder, for the steps it profiled,
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from itertools import pairwise
 from pathlib import Path
@@ -36,10 +36,19 @@ class Profiler:
         folder: for the files.
         rank: of this process.
         device: that it trains on.
+        warn: told where a profile could not be written; the run goes on.
     """
 
-    def __init__(self, steps: range, folder: Path, rank: int, device: torch.device) -> None:
+    def __init__(
+        self,
+        steps: range,
+        folder: Path,
+        rank: int,
+        device: torch.device,
+        warn: Callable[[str], None] = lambda text: None,
+    ) -> None:
         self._steps, self._folder, self._rank, self._device = steps, folder, rank, device
+        self._warn = warn
         self._recorded: profile | None = None
         self._first = self._last = 0
 
@@ -73,8 +82,17 @@ class Profiler:
             return
         with quiet():
             recorded.stop()
-        if self._last < self._first:  # the first step did not come to its end
-            return
+        try:
+            if self._last >= self._first:  # else the first step did not come to its end
+                self._write(recorded)
+        except OSError as error:
+            where = error.filename or self._folder
+            self._warn(f"the profile is not written: {where}: {error.strerror or error}")
+        finally:
+            if self._device.type == "cuda":
+                torch.cuda.memory._record_memory_history(enabled=None)
+
+    def _write(self, recorded: profile) -> None:
         self._folder.mkdir(exist_ok=True)
         stem = self._folder / f"steps-{self._first}-{self._last}.rank{self._rank}"
         recorded.export_chrome_trace(f"{stem}.trace.json.gz")
@@ -83,7 +101,6 @@ class Profiler:
         write_atomic(Path(f"{stem}.memory.json"), content + "\n")
         if self._device.type == "cuda":
             torch.cuda.memory._dump_snapshot(f"{stem}.memory.pickle")
-            torch.cuda.memory._record_memory_history(enabled=None)
 
 
 @contextmanager

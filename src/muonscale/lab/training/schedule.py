@@ -126,11 +126,16 @@ def multiplier(schedule: ScheduleSection, step: int, timeline: Timeline) -> floa
 
 
 def check_schedule(config: Config) -> None:
-    """Refuse a schedule whose parts do not fit into the run, or its stage.
+    """Refuse a schedule whose parts do not fit into the run, or its stage, or that leaves a corpus out.
 
     Raises:
-        ConfigError: if warm-up and decay together are longer than that.
+        ConfigError: if warm-up and decay together are longer than that, or a corpus of the mixture
+            has weight 0 in every stage.
     """
+    weights = [config.data.weights, *(stage.weights or {} for stage in config.schedule.stages)]
+    read = {name for given in weights for name, weight in given.items() if weight}
+    if unused := sorted(config.data.weights.keys() - read):
+        raise ConfigError(f"data.mixture: {unused[0]!r} has weight 0 in every stage; leave it out")
     for number, span in enumerate(spans(config.schedule, config.timeline)):
         stage, steps = span.stage, span.end - span.first
         no_fall = span.warmup == steps and stage.name != "constant"

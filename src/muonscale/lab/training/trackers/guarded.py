@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -172,16 +172,30 @@ class Trackers:
             self._warn(f"track={name} is {self._failures[name]}")
             self._active.pop(name, None)
             if name in self._known:
-                self._keep({**self._known, name: self._told[name]})
+                with suppress(OSError):  # a full disk is the run's to report, not a tracker's
+                    self._keep({**self._known, name: self._told[name]})
 
 
 def _read(path: Path) -> dict[str, Any]:
     """Return `id` of the run, and `known`: by tracker, how far it was told."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        tree = json.loads(path.read_text(encoding="utf-8"))
+        if not _is_state(tree):
+            raise ValueError("it must hold `id` and, by tracker, `known`")
+        return tree
     except FileNotFoundError:
         return {"id": uuid.uuid4().hex[:8], "known": {}}
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(
             f"{path} cannot be read ({error}); remove it, and the trackers begin runs of their own"
         ) from error
+
+
+def _is_state(tree: Any) -> bool:
+    if not (isinstance(tree, dict) and isinstance(tree.get("id"), str)):
+        return False
+    known = tree.get("known")
+    return isinstance(known, dict) and all(
+        far is None or (isinstance(far, dict) and all(type(step) is int for step in far.values()))
+        for far in known.values()
+    )
