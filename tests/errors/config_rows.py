@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from muonscale.errors import ConfigError, RoutingError
-from muonscale.lab.config import load_config
+from muonscale.lab.config import Config, load_config
 from muonscale.lab.inspect import inspect
 from muonscale.lab.parallel.topology import arrange, check_shares, parse_layout
 from muonscale.lab.sections import ParallelSection
