@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from muonscale.errors import CheckpointError, ConfigError
+from muonscale.lab.evaluation.evaluate import evaluating
 from muonscale.lab.models.build import quiet_transformers, seeded_rng
 
 
@@ -54,24 +58,33 @@ def generate_text(
         use_cache=True,
         **({"temperature": temperature, "top_k": top_k or 0} if temperature > 0 else {}),
     )
-    training, defaults = model.training, model.generation_config
-    model.eval()
-    # Where `options` says nothing, generate() takes the checkpoint's own, such as a top_p.
-    model.generation_config = GenerationConfig()
     try:
-        with quiet_transformers(), seeded_rng(seed, model.device):
+        with (
+            quiet_transformers(),
+            evaluating(model),
+            _without_defaults(model),
+            seeded_rng(seed, model.device),
+        ):
             ids = _continue(model, ids, tokens, options)
     except RuntimeError as error:  # torch draws from no distribution that holds a NaN
         raise CheckpointError(
             f"no token can be drawn after the prompt of {len(ids)} tokens: {error}; the weights may be "
             "damaged or diverged, so take another checkpoint, or temperature 0"
         ) from error
-    finally:
-        model.train(training)
-        model.generation_config = defaults
     text = tokenizer.decode(ids, skip_special_tokens=True)
     assert isinstance(text, str)
     return text
+
+
+@contextmanager
+def _without_defaults(model: PreTrainedModel) -> Iterator[None]:
+    """Set the checkpoint's own options aside, such as a top_p, which generate() takes for those not given."""
+    defaults = model.generation_config
+    model.generation_config = GenerationConfig()
+    try:
+        yield
+    finally:
+        model.generation_config = defaults
 
 
 def _first_ids(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
