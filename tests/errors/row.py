@@ -1,4 +1,4 @@
-"""How an error is provoked, and what its message must say."""
+"""How an error is provoked, and what its message must name."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from muonscale.errors import MuonscaleError
 class Row:
     error: type[MuonscaleError]
     said: tuple[str, ...]
-    """Words of the message: the value, and of what is accepted."""
+    """What its message must name: the value, the key, or the accepted values; no wording."""
     call: Callable[[Path], object]
     """Given an empty folder, raises the error."""
 

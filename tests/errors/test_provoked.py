@@ -1,4 +1,4 @@
-"""Errors as users meet them: each is provoked, and its message read."""
+"""Errors as users meet them: each is provoked, and its class, value and key are checked."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def provoke(row: Row, folder: Path) -> MuonscaleError:
 
 
 @pytest.mark.parametrize("name", ROWS)
-def test_the_message_says_what_was_wrong_and_what_is_accepted(name: str, tmp_path: Path) -> None:
+def test_the_error_has_its_class_and_names_value_and_key(name: str, tmp_path: Path) -> None:
     row = ROWS[name]
     error = provoke(row, tmp_path)
     assert type(error) is row.error, error
