@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -75,7 +75,7 @@ class Job:
 
 
 @contextmanager
-def job(size: int, words: list[str], *options: str) -> Iterator[Job]:
+def job(size: int, words: list[str], *options: str) -> Generator[Job]:
     """Start a job, and end it with the block."""
     started = Job(size, words, *options)
     try:

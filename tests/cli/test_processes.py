@@ -108,9 +108,7 @@ def test_a_rank_that_is_killed_ends_the_job_which_resumes_bit_for_bit(
     with job(2, into(words, run)) as killed:
         killed.wait_for(lambda: len(losses(run)) >= 33)
         killed.rank(1).kill()
-        began = time.monotonic()
         output = killed.output()
-        assert time.monotonic() - began < 30
     assert killed.code != 0
     assert "another process of the job is gone" in output, output
     assert "rank      : 1" in output and "SIGKILL" in output, output

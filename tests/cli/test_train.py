@@ -161,12 +161,12 @@ def test_a_second_ctrl_c_stops_at_once(
     def slow(*args: object, **kwargs: object) -> None:
         os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), signal.SIGINT)
-        time.sleep(5)
+        finished.append(True)
 
+    finished: list[bool] = []
     monkeypatch.setattr("muonscale.lab.training.loop.train_step", slow)
-    start = time.monotonic()
     assert muonscale("train", *tiny).code == 130
-    assert time.monotonic() - start < 5
+    assert not finished  # the step was interrupted, not waited for
 
 
 def test_resume_passes_over_a_damaged_checkpoint(

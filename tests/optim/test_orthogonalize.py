@@ -176,12 +176,13 @@ def test_without_a_restart_float32_is_not_enough_for_decaying_spectra() -> None:
 
 @pytest.mark.parametrize("name", SCHEDULES)
 @pytest.mark.parametrize("form", ["direct", "gram"])
-@pytest.mark.parametrize("exponent", [-30, 30])
+@pytest.mark.parametrize("exponent", [-100, 100])
 def test_length_does_not_matter_to_any_normalisation(name: str, form: str, exponent: int) -> None:
+    """By powers of two, which round nothing: steep sets make much of the last bit of their input."""
     G = matrix(2, 8, 24)
     steps = max(5, SCHEDULES[name].least_steps)
     unit = orthogonalize(G, name, steps, form)
-    assert distance(orthogonalize(G * 10.0**exponent, name, steps, form), unit) < 1e-5
+    assert distance(orthogonalize(G * 2.0**exponent, name, steps, form), unit) < 1e-5
     assert torch.equal(orthogonalize(G * 0, name, steps, form), torch.zeros_like(G))
 
 

@@ -20,6 +20,9 @@ study = typer.Typer(
     rich_markup_mode=None,
 )
 
+UNLIMITED = 100_000
+"""Columns of an output that is no terminal."""
+
 VERDICTS = {True: "PASS", False: "FAIL", None: "undecided"}
 
 Words = Annotated[
@@ -96,6 +99,8 @@ def status(
         typer.echo(status_json(found, state))
         return
     console = Console(highlight=False)
+    if not console.is_terminal:  # a program reads it: no line is wrapped or cut
+        console.width = UNLIMITED
     if not watch:
         console.print(status_table(found, state))
         return

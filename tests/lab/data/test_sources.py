@@ -202,8 +202,8 @@ def test_python_library_is_source_without_tests_and_tables() -> None:
 def test_the_language_reference_is_prose() -> None:
     documents = dict(read(source="python-reference"))
     assert "assert" in documents and len(documents) > 50
-    text = documents["assert"]
-    assert "Assert statements are a convenient way" in text
+    words = documents["assert"].split()
+    assert sum(word.isalpha() for word in words) > len(words) / 2
     assert identify(DataSection(source="python-reference"))["python"]
     size = known_bytes(DataSection(source="python-reference"))
     assert size == sum(len(text.encode()) for text in documents.values())

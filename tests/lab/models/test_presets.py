@@ -6,7 +6,6 @@ import re
 import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -200,19 +199,16 @@ print(json.dumps({name: inspect(name).size.total for name in PRESETS}))
 
 
 @pytest.mark.slow
-def test_all_presets_are_inspected_within_a_minute_and_two_gigabytes() -> None:
+def test_all_presets_are_inspected_within_two_gigabytes() -> None:
     def limits() -> None:
         resource.setrlimit(resource.RLIMIT_DATA, (2 * 2**30, 2 * 2**30))
 
     words = [sys.executable, "-c", PROGRAM]
-    start = time.perf_counter()
     answer = subprocess.run(words, capture_output=True, text=True, preexec_fn=limits)
-    seconds = time.perf_counter() - start
     assert answer.returncode == 0, answer.stderr
     totals = json.loads(answer.stdout)
     assert totals.keys() == PRESETS.keys()
     assert totals["moonlight-16b-a3b"] == 15_960_108_544
-    assert seconds < 60  # measured: 22 s on a busy machine, 0.4 GB
 
 
 def test_a_size_says_what_is_in_it() -> None:

@@ -53,7 +53,8 @@ def config_of(*words: str) -> Config:
 def state_of(
     model: Any, *words: str, section: dict[str, Any] | None = None
 ) -> tuple[TrainState, Config]:
-    config = config_of(*words)
+    # Losses are compared between steps that round otherwise, which bfloat16 would spread.
+    config = config_of("optimizer.ns_dtype=float32", *words)
     train = TrainSection(steps=1, **(section or {}))
     forward = parallelize(model, None, train, Processes(), torch.float32)
     for part in model.modules():

@@ -6,7 +6,9 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+from rich.console import Group, RenderableType
 from rich.table import Table
+from rich.text import Text
 
 from muonscale.lab.studies.account import (
     account,
@@ -104,11 +106,15 @@ def plan_json(study: Study, state: State, cost: StudyCost) -> str:
     return json.dumps(tree, indent=2)
 
 
-def status_table(study: Study, state: State) -> Table:
-    """Return the runs and how far they are; of many, those that wait are one line."""
+def status_table(study: Study, state: State) -> Group:
+    """Return a line of counts, then the runs and how far they are; those that wait are one row.
+
+    The lines above and below the table are no part of it: rich would wrap them at its width.
+    """
     counts = {name: sum(o.state == name for o in state.outcomes.values()) for name in COLOURS}
     summary = ", ".join(f"{number} {name}" for name, number in counts.items() if number)
-    table = Table(title=f"{study.config.path}: {summary}", box=None, title_justify="left")
+    parts: list[RenderableType] = [Text(f"{study.config.path}: {summary}")]
+    table = Table(box=None)
     for name in ("run", "state", "step", "loss", "tokens/s", "left"):
         table.add_column(name, justify="left" if name in ("run", "state") else "right")
     for outcome in state.outcomes.values():
@@ -116,9 +122,10 @@ def status_table(study: Study, state: State) -> Table:
             table.add_row(outcome.run.label, *_progress(outcome), style=COLOURS[outcome.state])
     if counts["waiting"]:
         table.add_row(f"{counts['waiting']} more", "waiting", style=COLOURS["waiting"])
+    parts.append(table)
     if stopped := _stopped(study, state):
-        table.caption, table.caption_justify = f"stopped: {stopped}", "left"
-    return table
+        parts.append(Text(f"stopped: {stopped}"))
+    return Group(*parts)
 
 
 def _stopped(study: Study, state: State) -> str | None:

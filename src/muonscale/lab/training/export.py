@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +24,7 @@ from muonscale.lab.data.tokenizer import open_tokenizer
 from muonscale.lab.models.build import build_model, quiet_transformers
 from muonscale.lab.models.card import model_card
 from muonscale.lab.models.convert import SHARD_SIZE, check_place, save_hf
+from muonscale.lab.models.routers import BIAS
 from muonscale.lab.parallel.processes import Processes
 from muonscale.lab.run import RunFolder
 from muonscale.lab.training.checkpoint import (
@@ -67,8 +67,8 @@ def export(
         run: the run folder; it is only read.
         step: which checkpoint; the newest whole one when None.
         folder: where to; see `save_hf`.
-        dtype: of the parameters: `float32`, as trained, or `bfloat16`. Those that transformers keeps
-            in float32, and buffers such as a router's bias, stay as they are.
+        dtype: of the parameters: `float32`, as trained, or `bfloat16`, which rounds every parameter
+            but the biases of routers; those, and buffers, stay in float32.
         max_shard_size: largest file of weights, such as `5GB`.
         report: told of every damaged checkpoint that is passed over.
 
@@ -220,13 +220,14 @@ def unfilled_model(shape: PreTrainedConfig, dtype: torch.dtype = torch.float32) 
 
     Args:
         shape: the model's configuration.
-        dtype: of its parameters, but for those that transformers keeps in float32.
+        dtype: of its parameters, except biases of routers, which order experts and lose their order
+            when they are rounded. What transformers itself would keep in float32 differs between its
+            versions and does not count.
     """
     with no_init_weights():
         model = build_model(shape, seed=0)
     model.tie_weights()
-    strict = getattr(model, "_keep_in_fp32_modules_strict", None) or ()
     for name, parameter in model.named_parameters():
-        if not any(re.search(kept.replace("*", ".*"), name) for kept in strict):
+        if not name.endswith(BIAS):
             parameter.data = torch.empty_like(parameter, dtype=dtype)
     return model
