@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any
 from unittest import mock
@@ -26,7 +26,7 @@ SMALL_ROUND = 2**20
 
 
 @contextmanager
-def rounds_of(nbytes: int) -> Iterator[None]:
+def rounds_of(nbytes: int) -> Generator[None]:
     """Cap the rounds of the plan at so many bytes per rank."""
     defaults = make_plan.__kwdefaults__ | {"round_bytes": nbytes}
     with mock.patch.object(make_plan, "__kwdefaults__", defaults):

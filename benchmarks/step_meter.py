@@ -12,7 +12,7 @@ import math
 import statistics
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -205,7 +205,7 @@ def emulated(dtypes: Iterable[torch.dtype]) -> dict[torch.dtype, float]:
 
 
 @contextmanager
-def failures_reported(side: Side, rows: Rows) -> Iterator[None]:
+def failures_reported(side: Side, rows: Rows) -> Generator[None]:
     """Turn whatever somebody else's code raises into its row; ours may not fail."""
     try:
         yield

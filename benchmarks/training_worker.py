@@ -12,7 +12,7 @@ import json
 import statistics
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -34,7 +34,7 @@ NEVER = 10**9
 
 
 @contextmanager
-def without_overlap() -> Iterator[None]:
+def without_overlap() -> Generator[None]:
     """Let every exchange of the optimizer be over before anything else is done."""
 
     def waiting(collective: Any) -> Any:

@@ -63,10 +63,10 @@ def shown(value: object, longest: int = 200) -> str:
     return text if len(text) <= longest else f"{text[:half]} ... {text[-half:]}"
 
 
-def nearest(name: str, accepted: Iterable[str]) -> str:
+def nearest(name: object, accepted: Iterable[str]) -> str:
     """Return a hint for a misspelt `name`: the closest accepted names, else all of them."""
     accepted = sorted(accepted)
-    close = difflib.get_close_matches(name, accepted, n=3, cutoff=0.5)
+    close = difflib.get_close_matches(str(name), accepted, n=3, cutoff=0.5)
     if close:
         return f"did you mean {' or '.join(close)}?"
     return f"accepted: {', '.join(accepted)}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 
 import pytest
@@ -32,7 +32,7 @@ def _resist(
 
 
 @contextmanager
-def installed() -> Iterator[None]:
+def installed() -> Generator[None]:
     POST_NORMS["resist"] = PostNorm(apply=_resist, last=None, row_state=True, source="this test")
     try:
         yield

@@ -6,7 +6,7 @@ import contextlib
 import io
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 
 from muonscale.cli import main
@@ -24,7 +24,7 @@ class Outcome:
 
 
 @contextlib.contextmanager
-def _argv(words: list[str]) -> Iterator[None]:
+def _argv(words: list[str]) -> Generator[None]:
     former, handler = sys.argv, signal.getsignal(signal.SIGTERM)
     sys.argv = ["muonscale", *words]
     try:

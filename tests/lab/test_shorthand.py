@@ -31,7 +31,7 @@ def test_trackers_in_yaml(tmp_path: Path) -> None:
     recipe.write_text(text + "train: {steps: 20}\ntrack: wandb\nprofile: {steps: 10:15}\n")
     config = load_config(str(recipe), ["track.mode=offline"])
     assert (config.track.to, config.track.mode) == (["wandb"], "offline")
-    assert list(config.profile.range) == [10, 11, 12, 13, 14]
+    assert list(config.profile.step_range) == [10, 11, 12, 13, 14]
 
 
 def test_numbers_with_a_colon_are_text_and_others_stay_numbers() -> None:
@@ -46,7 +46,7 @@ def test_steps_that_are_no_range_of_the_run(steps: str) -> None:
 
 def test_the_last_step_can_be_profiled() -> None:
     config = load_config("demo", ["train.steps=20", "profile.steps=20:21"])
-    assert list(config.profile.range) == [20]
+    assert list(config.profile.step_range) == [20]
 
 
 def test_neither_changes_the_identity_of_a_run() -> None:

@@ -174,7 +174,7 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _profiled_steps(self) -> Config:
-        wanted = self.profile.range
+        wanted = self.profile.step_range
         if self.profile.steps is not None and not (wanted and wanted[-1] <= self.steps):
             raise ValueError(
                 f"profile.steps={self.profile.steps} is not within the run's steps 1 to {self.steps}; "

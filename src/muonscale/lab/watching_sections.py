@@ -85,7 +85,7 @@ class TrackSection(Section):
             raise ValueError(f"track={value!r} is no list of trackers; {nearest('', TRACKERS)}")
         for name in names:
             if name not in TRACKERS:
-                hint = nearest(str(name), [*TRACKERS, "none"])
+                hint = nearest(name, [*TRACKERS, "none"])
                 raise ValueError(f"track={name}: there is no such tracker; {hint}")
         return list(dict.fromkeys(names))
 
@@ -109,7 +109,7 @@ class ProfileSection(Section):
         return value
 
     @property
-    def range(self) -> range:
+    def step_range(self) -> range:
         """The steps, the first being step 1; empty for none."""
         if self.steps is None:
             return range(0)

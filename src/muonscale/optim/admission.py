@@ -105,7 +105,7 @@ def check_backend(name: str) -> None:
 
 def _check_word(option: str, word: object, accepted: Sequence[str]) -> None:
     if word not in accepted:
-        raise ConfigError(f"{option} is {word!r}: {nearest(str(word), accepted)}")
+        raise ConfigError(f"{option} is {word!r}: {nearest(word, accepted)}")
 
 
 def check_parameter(name: str, parameter: Any, options: Group) -> None:

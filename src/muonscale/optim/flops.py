@@ -79,7 +79,7 @@ def accepted_segments(
     if form == "direct":
         return (direct,)
     if form not in FORMS:
-        raise ConfigError(f"no form is called {form!r}: {nearest(str(form), FORMS)}")
+        raise ConfigError(f"no form is called {form!r}: {nearest(form, FORMS)}")
     gram = gram_segments(coefficients, dtype, short)
     if form == "gram":
         return (gram,)

@@ -212,7 +212,7 @@ def _check_options(pattern: str, options: Mapping[str, Any]) -> None:
 
 def _check_rule(rule: object, where: str) -> None:
     if rule not in RULES:
-        raise ConfigError(f"{where}: no rule is called {rule!r}: {nearest(str(rule), RULES)}")
+        raise ConfigError(f"{where}: no rule is called {rule!r}: {nearest(rule, RULES)}")
 
 
 def _check_item(item: _Routed) -> None:

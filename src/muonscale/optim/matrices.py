@@ -79,7 +79,7 @@ def amend(layout: Matrices, changes: Mapping[str, object]) -> Matrices:
     new: dict[str, Any] = {}
     for name, value in changes.items():
         if name not in accepted:
-            raise ConfigError(f"matrices has no field {name!r}: {nearest(str(name), accepted)}")
+            raise ConfigError(f"matrices has no field {name!r}: {nearest(name, accepted)}")
         new[name] = tuple(value) if isinstance(value, list) else value
         if not _fits(name, new[name]):
             raise ConfigError(

@@ -163,11 +163,16 @@ def stack_update(
 
 @functools.cache
 def _compiled(shape: MatrixShape, polar: Polar, reducer: Reducer, backend: str) -> StackUpdate:
-    """Compile for one shape, apart from all others, so that no count of shapes hits a limit."""
-    update = functools.partial(_stack_update, shape=shape, polar=polar, reducer=reducer)
-    # torch's overloads leave isolate_recompiles out, its signature has it
-    # pyrefly: ignore [no-matching-overload]
-    return torch.compile(update, backend=backend, dynamic=False, isolate_recompiles=True)
+    """Compile for one shape, apart from all others, so that no number of shapes reaches a limit.
+
+    torch counts recompilations per code object, so every shape compiles a copy of its own.
+    """
+
+    def update(N_NMK: Tensor, V_NM1: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        return _stack_update(N_NMK, V_NM1, shape=shape, polar=polar, reducer=reducer)
+
+    update.__code__ = update.__code__.replace()
+    return torch.compile(update, backend=backend, dynamic=False)
 
 
 def part_update(

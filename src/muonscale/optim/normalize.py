@@ -164,6 +164,6 @@ def resolve_post_norm(name: str | None) -> PostNorm | None:
     if name is None:
         return None
     if name not in POST_NORMS:
-        hint = nearest(str(name), POST_NORMS)
+        hint = nearest(name, POST_NORMS)
         raise ConfigError(f"no post_norm is called {name!r}: {hint} (None for none)")
     return POST_NORMS[name]

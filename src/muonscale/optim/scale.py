@@ -120,7 +120,7 @@ def check_scale(scale: ScaleLike) -> None:
         return
     if callable(scale) or scale in ("rms", "rms_exact") or scale in _LITERAL:
         return
-    hint = nearest(str(scale), {*SCALES, *_LITERAL})
+    hint = nearest(scale, {*SCALES, *_LITERAL})
     raise ConfigError(f"no shape factor is called {scale!r}: {hint}")
 
 

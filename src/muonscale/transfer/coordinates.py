@@ -12,7 +12,7 @@ those of the model with the factor in its forward pass.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
@@ -114,7 +114,7 @@ def fold_of(transfer: Parametrization | None, name: str) -> float:
 
 
 @contextmanager
-def captured(places: Iterable[Site]) -> Iterator[Outputs]:
+def captured(places: Iterable[Site]) -> Generator[Outputs]:
     """Collect the outputs of modules that run in this block; of one that runs often, the last."""
     outputs: Outputs = {}
 

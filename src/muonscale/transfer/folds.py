@@ -136,12 +136,17 @@ def _head_size(module: nn.Module) -> int | None:
     return next((size for size in sizes if isinstance(size, int)), None)
 
 
+def _scaling(module: nn.Module) -> float:
+    scaling = module.scaling
+    assert isinstance(scaling, int | float)
+    return scaling
+
+
 def _fold_scores(pair: Pair, folds: Folds, name: str, module: nn.Module, size: int) -> None:
     counterpart = _base_module(pair, name)
-    base_size, scaling = _head_size(counterpart), getattr(module, "scaling")  # noqa: B009
+    base_size = _head_size(counterpart)
     assert base_size is not None
-    divided = float(scaling) / float(getattr(counterpart, "scaling"))  # noqa: B009
-    factor = base_size / size / divided
+    factor = base_size / size * _scaling(counterpart) / _scaling(module)
     if math.isclose(factor, 1.0, rel_tol=1e-12):
         return
     if (place := _queries(module)) is not None:

@@ -60,7 +60,7 @@ class UpdateRule:
         check_scale(self.scale)
         resolve_post_norm(self.post_norm)
         if self.decay not in DECAYS:
-            raise ConfigError(f"decay is {self.decay!r}: {nearest(str(self.decay), DECAYS)}")
+            raise ConfigError(f"decay is {self.decay!r}: {nearest(self.decay, DECAYS)}")
 
     @classmethod
     def of(cls, group: Mapping[str, Any], defaults: Mapping[str, Any]) -> UpdateRule:
@@ -176,7 +176,7 @@ def multipliers(
 def check_convention(convention: object) -> None:
     """Raise ConfigError for an unknown convention."""
     if convention not in CONVENTIONS:
-        hint = nearest(str(convention), CONVENTIONS)
+        hint = nearest(convention, CONVENTIONS)
         raise ConfigError(f"no convention of transfer is called {convention!r}: {hint}")
 
 

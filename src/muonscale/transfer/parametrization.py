@@ -80,7 +80,7 @@ def parametrize(
     """
     check_convention(convention)
     if depth not in DEPTHS:
-        raise ConfigError(f"no depth rule is called {depth!r}: {nearest(str(depth), DEPTHS)}")
+        raise ConfigError(f"no depth rule is called {depth!r}: {nearest(depth, DEPTHS)}")
     check_fields(model, base)
     found, known = {a.name: a for a in assign_roles(model)}, {**_DEFAULTS, **(defaults or {})}
     known = {name: known[name] for name in _DEFAULTS}

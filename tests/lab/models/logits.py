@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any
 
@@ -127,7 +127,7 @@ def ids(batch: int = 3, length: int = 9) -> Tensor:
 
 
 @contextmanager
-def softmax_inputs(monkeypatch: Any) -> Iterator[list[Tensor]]:
+def softmax_inputs(monkeypatch: Any) -> Generator[list[Tensor]]:
     """Collect what softmax is taken of, `[B, H, T, T]`, hidden pairs hugely negative."""
     seen: list[Tensor] = []
     former = nn.functional.softmax

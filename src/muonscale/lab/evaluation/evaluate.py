@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
 
 import numpy as np
@@ -53,7 +53,7 @@ def causal_logits(model: nn.Module, ids_BL: Tensor, positions_BL: Tensor | None 
 
 
 @contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
+def evaluating(model: nn.Module) -> Generator[None]:
     """Put a model into evaluation mode, without gradients, and back into the mode it was in."""
     training = model.training
     model.eval()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 
 import torch
@@ -77,7 +77,7 @@ def generate_text(
 
 
 @contextmanager
-def _without_defaults(model: PreTrainedModel) -> Iterator[None]:
+def _without_defaults(model: PreTrainedModel) -> Generator[None]:
     """Set the checkpoint's own options aside, such as a top_p, which generate() takes for those not given."""
     defaults = model.generation_config
     model.generation_config = GenerationConfig()

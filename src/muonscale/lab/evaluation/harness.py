@@ -10,7 +10,7 @@ import difflib
 import logging
 import os
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -264,7 +264,7 @@ def _values(metrics: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 @contextmanager
-def _noted() -> Iterator[list[str]]:
+def _noted() -> Generator[list[str]]:
     """Collect the warnings of the harness and of what it loads from, in place of showing them."""
     said: list[str] = []
 
@@ -286,7 +286,7 @@ def _noted() -> Iterator[list[str]]:
 
 
 @contextmanager
-def _code_allowed(options: Options) -> Iterator[None]:
+def _code_allowed(options: Options) -> Generator[None]:
     former = os.environ.get(ALLOW_CODE)
     if options.run_code:
         os.environ[ALLOW_CODE] = "1"
@@ -300,7 +300,7 @@ def _code_allowed(options: Options) -> Iterator[None]:
 
 
 @contextmanager
-def _seeded(device: torch.device) -> Iterator[None]:
+def _seeded(device: torch.device) -> Generator[None]:
     """Seed all that tasks may draw from as the harness does, and put it back after."""
     from lm_eval.defaults import DEFAULT_OTHER_SEED, DEFAULT_RANDOM_SEED
 

@@ -28,7 +28,7 @@ class Span:
 
     def holds(self, value: float) -> bool:
         """Return whether `value` lies inside: elsewhere a law is extrapolated."""
-        return bool(self.low * (1 - ROUNDING) <= value <= self.high * (1 + ROUNDING))
+        return self.low * (1 - ROUNDING) <= value <= self.high * (1 + ROUNDING)
 
     def outside(self, values: ArrayLike) -> BoolArray:
         """Return for each value whether a law is extrapolated there."""

@@ -15,7 +15,7 @@ H / G, D size of a head.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -216,7 +216,7 @@ def attention_modules(model: PreTrainedModel) -> dict[str, nn.Module]:
 
 
 @contextmanager
-def heard(model: PreTrainedModel, listener: Listener) -> Iterator[None]:
+def heard(model: PreTrainedModel, listener: Listener) -> Generator[None]:
     """Tell a listener of every attention that a model computes in this block."""
     config = model.config
     former = config._attn_implementation

@@ -361,7 +361,7 @@ def active_elements(config: PreTrainedConfig, model: PreTrainedModel) -> dict[st
         (`num_experts_per_tok`), or experts are not stacked parameters `[E, ...]`.
     """
     stacks = {
-        id(p): int(getattr(module, "num_experts"))  # noqa: B009 (not an attribute of every module)
+        id(p): p.shape[0]
         for module in expert_modules(model).values()
         for p in module.parameters(recurse=False)
     }

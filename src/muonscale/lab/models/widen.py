@@ -153,7 +153,7 @@ def _fields_of(config: PreTrainedConfig) -> WidthFields:
 def _growing(config: PreTrainedConfig, grow: GrowT) -> dict[str, int]:
     """Return the fields that are multiplied, with their values."""
     if grow not in get_args(GrowT):
-        raise ConfigError(f"grow is {grow!r}: {nearest(str(grow), get_args(GrowT))}")
+        raise ConfigError(f"grow is {grow!r}: {nearest(grow, get_args(GrowT))}")
     known = _fields_of(config)
     names = known.heads if grow == "heads" else known.head_sizes
     found = {name: getattr(config, name, None) for name in (known.width, *known.sizes, *names)}

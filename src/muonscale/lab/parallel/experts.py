@@ -6,7 +6,7 @@ are stacks `[experts, ...]`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import Any
 
@@ -98,7 +98,7 @@ class _Travel(torch.autograd.Function):
 
 
 @contextmanager
-def _local_parameters(module: nn.Module) -> Iterator[list[Tensor]]:
+def _local_parameters(module: nn.Module) -> Generator[list[Tensor]]:
     """Let the module see its part of every parameter as a plain tensor."""
     whole: dict[str, Any] = dict(module._parameters)
     parts = {name: local(p) for name, p in whole.items() if p is not None}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -48,7 +48,7 @@ class Parallelized:
             return causal_logits(self.wrapped, ids_BL, positions_BL)
 
     @contextmanager
-    def micro_batch(self, *, last: bool) -> Iterator[None]:
+    def micro_batch(self, *, last: bool) -> Generator[None]:
         """Hold back, in all micro-batches but the last, what ranks need to exchange once only."""
         if isinstance(self.wrapped, DistributedDataParallel) and not last:
             with self.wrapped.no_sync():
@@ -59,7 +59,7 @@ class Parallelized:
         yield
 
     @contextmanager
-    def evaluation(self) -> Iterator[None]:
+    def evaluation(self) -> Generator[None]:
         """Evaluation mode, without gradients; afterwards parameters lie as they did before."""
         with evaluating(self.model):
             yield

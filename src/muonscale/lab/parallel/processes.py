@@ -7,7 +7,7 @@ import os
 import pickle
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -150,7 +150,7 @@ def restarted() -> bool:
 
 
 @contextmanager
-def joined(section: ParallelSection, device: torch.device) -> Iterator[Processes]:
+def joined(section: ParallelSection, device: torch.device) -> Generator[Processes]:
     """Join the other processes of the job for as long as the block lasts.
 
     Args:

@@ -52,11 +52,11 @@ def number_text(value: float, digits: int = 4) -> str:
 
 def tick_texts(ticks: Sequence[float]) -> list[str]:
     """Return ticks as text with as many digits as tell them apart."""
-    for digits in range(3, 17):
+    for digits in range(3, 16):
         texts = [number_text(tick, digits) for tick in ticks]
         if len(set(texts)) == len(set(ticks)):
-            break
-    return texts
+            return texts
+    return [number_text(tick, 16) for tick in ticks]
 
 
 def drawable(chart: Chart) -> tuple[Chart, str]:

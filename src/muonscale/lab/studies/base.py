@@ -63,7 +63,7 @@ class PlannedRun:
     def label(self) -> str:
         """What people call it."""
         return " ".join(
-            str(value) if isinstance(value, str) else f"{key}={value:g}"
+            value if isinstance(value, str) else f"{key}={value:g}"
             for key, value in self.coordinates.items()
         )
 

@@ -13,7 +13,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass
@@ -152,7 +152,7 @@ class LocalPool:
         return True
 
     @contextmanager
-    def _stopped_with_us(self) -> Iterator[None]:
+    def _stopped_with_us(self) -> Generator[None]:
         """Stop what runs when the study is stopped, and wait until it has saved itself."""
         try:
             yield

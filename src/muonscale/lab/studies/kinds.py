@@ -63,7 +63,7 @@ def load_study(recipe: str, overrides: Sequence[str] = ()) -> Study:
     kind = tree.get("study")
     if not isinstance(kind, str) or kind not in KINDS:
         raise ConfigError(
-            f"{recipe}: study={shown(kind)} is no kind of study; {nearest(str(kind), KINDS)}"
+            f"{recipe}: study={shown(kind)} is no kind of study; {nearest(kind, KINDS)}"
         )
     module, config, study = KINDS[kind]
     home = import_module(module)

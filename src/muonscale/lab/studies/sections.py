@@ -104,7 +104,7 @@ def named_overrides(value: Any, where: str, known: Mapping[str, object]) -> dict
         raise ValueError(f"{where}={value!r} must be a list of names, or map names to keys")
     for name, keys in given.items():
         if not check_dotted(keys or {}, f"{where}.{name}") and name not in known:
-            hint = nearest(str(name), known) if known else "none is known here"
+            hint = nearest(name, known) if known else "none is known here"
             raise ValueError(
                 f"{where}: {name!r} has no keys of its own, and is no known name; {hint}"
             )

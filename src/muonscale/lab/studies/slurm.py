@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from time import monotonic, sleep
@@ -220,7 +220,7 @@ def _say(line: str) -> None:
 
 
 @contextmanager
-def _outside_any_job() -> Iterator[None]:
+def _outside_any_job() -> Generator[None]:
     """Hide the job that the study itself may run in, whose settings sbatch would take over."""
     from submitit.helpers import clean_env
 

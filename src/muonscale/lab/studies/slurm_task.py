@@ -13,7 +13,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -94,7 +94,7 @@ def _notice() -> signal.Signals:
 
 
 @contextmanager
-def _blocked(number: signal.Signals) -> Iterator[None]:
+def _blocked(number: signal.Signals) -> Generator[None]:
     """Keep a signal for later; a process started meanwhile never gets it.
 
     Slurm sends it to all processes of a step, and it would end the worker.

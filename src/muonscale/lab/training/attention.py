@@ -8,7 +8,7 @@ sampled nor clipped the model is exactly what it is without it.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -94,7 +94,7 @@ class AttentionWatch:
         self._watch = _Stopwatch()
 
     @contextmanager
-    def listening(self) -> Iterator[None]:
+    def listening(self) -> Generator[None]:
         """Hear the model in this block, in steps that are heard: around a forward pass alone."""
         with heard(self._model, self._hear) if self._on else nullcontext():
             yield
@@ -179,7 +179,7 @@ class _Stopwatch:
         self._events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
 
     @contextmanager
-    def running(self) -> Iterator[None]:
+    def running(self) -> Generator[None]:
         if torch.cuda.is_initialized():
             start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
             start.record()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import Any
 
@@ -43,7 +43,7 @@ class RunConsole:
         self.console.print(f"warning: {text}", markup=False, style="yellow")
 
     @contextmanager
-    def stages(self) -> Iterator[Report]:
+    def stages(self) -> Generator[Report]:
         """Show the progress of stages that report (stage, done, total or None)."""
         if self.console.is_terminal:
             with _bar(self.console) as progress:
@@ -66,7 +66,7 @@ class RunConsole:
             yield announce
 
     @contextmanager
-    def steps(self, done: int, total: int) -> Iterator[Callable[[dict[str, Any]], None]]:
+    def steps(self, done: int, total: int) -> Generator[Callable[[dict[str, Any]], None]]:
         """Show the training records given to it: loss, lr, tokens/s, optimizer ms, time left."""
         if self.console.is_terminal:
             with _bar(self.console) as progress:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
@@ -86,7 +86,7 @@ def train_together(
 
 
 @contextmanager
-def locked(folder: RunFolder, processes: Processes) -> Iterator[None]:
+def locked(folder: RunFolder, processes: Processes) -> Generator[None]:
     """Hold the folder of a run, once for all ranks: a collective."""
     lock = folder.locked()
     processes.on_first(lock.__enter__)
@@ -118,8 +118,8 @@ def run_steps(run: Run, stop: StopRequest) -> None:
     keep, marked = config.checkpoint.keep, kept_steps(config)
     state.model.train()
     folder, rank = run.folder.path / "profile", run.processes.rank
-    profiler = Profiler(config.profile.range, folder, rank, run.device, run.console.warn)
-    if (wanted := config.profile.range) and wanted[-1] <= state.step:
+    profiler = Profiler(config.profile.step_range, folder, rank, run.device, run.console.warn)
+    if (wanted := config.profile.step_range) and wanted[-1] <= state.step:
         run.console.warn(
             f"profile.steps={config.profile.steps} are done: the run is at {state.step}"
         )
@@ -169,7 +169,7 @@ def evaluate_if_due(run: Run, stop: StopRequest) -> None:
 
 
 @contextmanager
-def tracked(run: Run) -> Iterator[Callable[[], None]]:
+def tracked(run: Run) -> Generator[Callable[[], None]]:
     """Give what opens the trackers of a run, once it stands where it begins; close them at the end."""
     seen = run.folder.read_metrics() if run.processes.is_first else []
 

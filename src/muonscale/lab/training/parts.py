@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 
 import torch
@@ -75,7 +75,7 @@ class PartLengths:
         return len(self._squares)
 
     @contextmanager
-    def apart(self) -> Iterator[None]:
+    def apart(self) -> Generator[None]:
         """Keep the gradient made in this block apart from what was there, measure it, and add both.
 
         A collective of all ranks. The sum is bit for bit what accumulating would have made of them.

@@ -8,7 +8,7 @@ Every rank leaves in `profile/` of the run folder, for the steps it profiled,
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import ExitStack, contextmanager
 from itertools import pairwise
 from pathlib import Path
@@ -53,7 +53,7 @@ class Profiler:
         self._first = self._last = 0
 
     @contextmanager
-    def step(self, number: int) -> Iterator[bool]:
+    def step(self, number: int) -> Generator[bool]:
         """Profile the step taken in this block, if it is one of the range; yield whether it is."""
         if number not in self._steps:
             yield False
@@ -104,7 +104,7 @@ class Profiler:
 
 
 @contextmanager
-def profiling(profiler: Profiler) -> Iterator[Profiler]:
+def profiling(profiler: Profiler) -> Generator[Profiler]:
     """Write what was profiled also when the run is stopped in between."""
     with ExitStack() as stack:
         stack.callback(profiler.close)

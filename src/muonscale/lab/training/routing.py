@@ -7,7 +7,7 @@ once in every layer.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -155,7 +155,7 @@ class Routing:
             self._heard.append((number, logits_NE, chosen_NK))
 
     @contextmanager
-    def listening(self) -> Iterator[None]:
+    def listening(self) -> Generator[None]:
         """Hear the routers in this block: around a forward pass, and not its backward pass."""
         self._open = True
         self._heard.clear()

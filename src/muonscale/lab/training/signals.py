@@ -7,7 +7,7 @@ places and stop together.
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from types import FrameType
 
@@ -54,7 +54,7 @@ class StopRequest:
 
 
 @contextmanager
-def stop_on_signals(agree: Callable[[int | None], int | None]) -> Iterator[StopRequest]:
+def stop_on_signals(agree: Callable[[int | None], int | None]) -> Generator[StopRequest]:
     """Take over SIGINT and SIGTERM while the run is in a state that can be saved.
 
     Args:

@@ -6,7 +6,7 @@ import logging
 import signal
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -73,7 +73,7 @@ def _launch_config(processes: int, folder: Path) -> LaunchConfig:
 
 
 @contextmanager
-def _own_signals_again() -> Iterator[None]:
+def _own_signals_again() -> Generator[None]:
     """Put the signal handlers back that the launcher replaces."""
     former = {number: signal.getsignal(number) for number in SIGNALS}
     try:
@@ -84,7 +84,7 @@ def _own_signals_again() -> Iterator[None]:
 
 
 @contextmanager
-def _unheard() -> Iterator[None]:
+def _unheard() -> Generator[None]:
     """Keep the launcher's log to itself: what there is to say is in the error."""
     former = logging.root.manager.disable
     logging.disable(logging.CRITICAL)

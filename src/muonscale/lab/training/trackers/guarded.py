@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
@@ -160,7 +160,7 @@ class Trackers:
         return places | self._failures
 
     @contextmanager
-    def _guard(self, name: str, what: str) -> Iterator[None]:
+    def _guard(self, name: str, what: str) -> Generator[None]:
         """Switch a tracker off when it raises: a run is worth more than who looks at it."""
         try:
             yield

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager, nullcontext, redirect_stdout
 
 from muonscale.lab.training.trackers.records import Beginning
@@ -58,7 +58,7 @@ class Trackio:
 
 
 @contextmanager
-def _without_network() -> Iterator[None]:
+def _without_network() -> Generator[None]:
     """Keep Trackio from asking the Hugging Face Hub who is logged in, and from logging elsewhere."""
     from huggingface_hub import constants
 
