@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import pickle
 import tempfile
 import traceback
 from collections.abc import Callable
@@ -40,14 +41,14 @@ class World:
     def run(self, function: Callable[..., Any], *arguments: Any) -> list[Any]:
         """Return what `function(*arguments)`, of a module, returns on every rank."""
         for pipe in self._pipes:
-            pipe.send((function, arguments))
+            _send(pipe, (function, arguments))
         answers = []
         for pipe in self._pipes:
             if not pipe.poll(TIMEOUT):
                 self.close()
                 answers.append((False, "has not answered"))
                 break
-            answers.append(pipe.recv())
+            answers.append(_receive(pipe))
         if failed := [f"rank {r}:\n{text}" for r, (ok, text) in enumerate(answers) if not ok]:
             raise AssertionError("\n".join(failed))
         return [value for _, value in answers]
@@ -76,10 +77,19 @@ def _serve(rank: int, size: int, store: str, pipe: Connection) -> None:
     )
     while True:
         try:
-            function, arguments = pipe.recv()
+            function, arguments = _receive(pipe)
         except EOFError:
             return
         try:
-            pipe.send((True, function(*arguments)))
+            _send(pipe, (True, function(*arguments)))
         except BaseException:
-            pipe.send((False, traceback.format_exc()))
+            _send(pipe, (False, traceback.format_exc()))
+
+
+def _send(pipe: Connection, value: object) -> None:
+    """Send tensors by value: shared ones need a socket, whose path a long TMPDIR makes too long."""
+    pipe.send_bytes(pickle.dumps(value))
+
+
+def _receive(pipe: Connection) -> Any:
+    return pickle.loads(pipe.recv_bytes())
