@@ -7,6 +7,7 @@ import os
 import struct
 import subprocess
 import sys
+import time
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -191,6 +192,7 @@ def test_a_resumed_run_goes_on_in_tensorboard(
 ) -> None:
     interrupted(muonscale, tiny, monkeypatch, "track=tensorboard")
     assert scalars(tmp_path / "run")["train/loss"][-1][0] == 8
+    time.sleep(1)  # readers order files by the second in their names, then by a number as text
     answer = muonscale("train", tmp_path / "run", "--resume")
     assert answer.code == 0, answer.err
     assert_same(scalars(tmp_path / "run"), expected(tmp_path / "run"))
