@@ -5,10 +5,11 @@ PYTHON ?= python3
 VENV ?= .venv
 LOCK ?= constraints.txt
 BIN := $(VENV)/bin
+UV := .venv-uv/bin/uv
 ARGS ?=
 
 # The build of a package that comes as source is pinned as well; pip reads the second name from 25.3.
-INSTALL = PIP_CONSTRAINT=$(LOCK) PIP_BUILD_CONSTRAINT=$(LOCK) \
+INSTALL = $(if $(LOCK),PIP_CONSTRAINT=$(LOCK) PIP_BUILD_CONSTRAINT=$(LOCK)) \
 	$(BIN)/pip install --quiet --disable-pip-version-check
 
 .PHONY: train test test-all test-newest test-oldest check docs lock bench bench-step bench-distributed
@@ -21,6 +22,35 @@ test: $(VENV)/.dev
 
 test-all: $(VENV)/.dev
 	$(BIN)/pytest -n 2 $(ARGS)
+
+# The newest version of everything, in an environment made anew.
+test-newest:
+	rm -rf .venv-newest
+	$(MAKE) VENV=.venv-newest LOCK= check test
+
+# The lower bounds of pyproject.toml: the optimizer alone with its torch, then all that [lab] installs.
+# Left out is what needs newer packages than [lab]: examples, documentation, lm-eval.
+OLDEST := .venv-oldest
+LOWEST = $(UV) pip compile pyproject.toml --resolution lowest-direct --no-annotate --no-header --quiet
+OF_OPTIM = tests/optim tests/transfer $(shell grep -L "muonscale.lab\|tests.lab" tests/distributed/test_*.py)
+NOT_OF_LAB = $(addprefix --ignore=tests/,examples docs benchmarks lab/evaluation/test_harness.py)
+
+test-oldest: $(UV)
+	rm -rf $(OLDEST) $(OLDEST)-optim
+	$(PYTHON) -m venv $(OLDEST)
+	$(PYTHON) -m venv $(OLDEST)-optim
+	$(LOWEST) --extra lab --output-file $(OLDEST)/lab.txt
+	$(UV) pip compile pyproject.toml --extra lab --extra track --extra slurm --extra test \
+		--constraint $(OLDEST)/lab.txt --no-annotate --no-header --quiet --output-file $(OLDEST)/lock.txt
+	grep --invert-match --extended-regexp "^(torch|triton|cuda-.*|nvidia-.*)==" $(OLDEST)/lock.txt > $(OLDEST)-optim/lock.txt
+	$(LOWEST) | grep "^torch==" >> $(OLDEST)-optim/lock.txt
+	$(OLDEST)-optim/bin/pip install --quiet --disable-pip-version-check -r $(OLDEST)-optim/lock.txt
+	$(OLDEST)-optim/bin/pip install --quiet --disable-pip-version-check --no-deps -e .
+	$(OLDEST)-optim/bin/pytest -n 2 -m "not slow" $(OF_OPTIM) $(ARGS)
+	$(OLDEST)/bin/pip install --quiet --disable-pip-version-check -r $(OLDEST)/lock.txt
+	$(OLDEST)/bin/pip install --quiet --disable-pip-version-check --no-deps -e .
+	cat $(OLDEST)/lab.txt
+	$(OLDEST)/bin/pytest -n 2 -m "not slow" $(NOT_OF_LAB) $(ARGS)
 
 check: $(VENV)/.dev
 	$(BIN)/ruff format --check .
@@ -60,8 +90,6 @@ $(VENV)/.lab $(VENV)/.dev: pyproject.toml $(LOCK)
 
 # The lock keeps its versions where pyproject.toml allows it; ARGS=--upgrade takes the newest ones.
 # torchvision is left out because no package that is installed with its dependencies needs it.
-UV := .venv-uv/bin/uv
-
 lock: $(UV)
 	$(UV) pip compile pyproject.toml benchmarks/requirements.txt benchmarks/requirements-no-deps.txt \
 		--extra dev --group lock --universal --python-version 3.11 --no-annotate --quiet \

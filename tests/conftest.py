@@ -5,6 +5,9 @@ import os
 # Two test processes share two cores, and results must not depend on how many threads there are.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import contextlib
+import io
+import shutil
 import signal
 import sys
 import sysconfig
@@ -37,12 +40,11 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("cache")
 
 
-@pytest.fixture
-def tiny(corpus_file: Path, cache: Path, tmp_path: Path) -> list[str]:
-    """Words after `muonscale train` that train a very small model for 12 steps into tmp_path/run."""
+def tiny_words(run: Path, corpus_file: Path, cache: Path) -> list[str]:
+    """Return words after `muonscale train` that train a very small model for 12 steps."""
     return [
         "demo",
-        f"run.path={tmp_path / 'run'}",
+        f"run.path={run}",
         "run.threads=1",
         "model.preset=llama-pico",
         f"data.path={corpus_file}",
@@ -59,6 +61,12 @@ def tiny(corpus_file: Path, cache: Path, tmp_path: Path) -> list[str]:
     ]
 
 
+@pytest.fixture
+def tiny(corpus_file: Path, cache: Path, tmp_path: Path) -> list[str]:
+    """Words after `muonscale train` that train a very small model for 12 steps into tmp_path/run."""
+    return tiny_words(tmp_path / "run", corpus_file, cache)
+
+
 @dataclass
 class Answer:
     code: int
@@ -70,19 +78,52 @@ Muonscale = Callable[..., Answer]
 
 
 @pytest.fixture
-def muonscale(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Muonscale:
+def muonscale(capsys: pytest.CaptureFixture[str]) -> Muonscale:
     """Run the command line in this process."""
 
     def run(*words: object) -> Answer:
-        monkeypatch.setattr(sys, "argv", ["muonscale", *map(str, words)])
-        former = signal.getsignal(signal.SIGTERM)
-        try:
-            code = main()
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        finally:
-            signal.signal(signal.SIGTERM, former)
+        code = call(*words)
         captured = capsys.readouterr()
         return Answer(code, captured.out, captured.err)
 
     return run
+
+
+def call(*words: object) -> int:
+    """Run the command line in this process, and return its exit code."""
+    former = signal.getsignal(signal.SIGTERM)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["muonscale", *map(str, words)])
+        try:
+            return main()
+        except SystemExit as stop:
+            return int(stop.code or 0)
+        finally:
+            signal.signal(signal.SIGTERM, former)
+
+
+def train_shared(*words: object) -> str:
+    """Train a run that several tests read, in a fixture that lives longer than them.
+
+    Returns:
+        What was printed. Tests get copies of the folder: no test may change what others read.
+    """
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = call("train", *words)
+    assert code == 0, err.getvalue()
+    return out.getvalue()
+
+
+@pytest.fixture(scope="session")
+def trained_once(corpus_file: Path, cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished run of the words of `tiny`, to be read and copied."""
+    folder = tmp_path_factory.mktemp("trained") / "run"
+    train_shared(*tiny_words(folder, corpus_file, cache))
+    return folder
+
+
+@pytest.fixture
+def finished(trained_once: Path, tmp_path: Path) -> Path:
+    """A copy of a finished run of the words of `tiny`, at tmp_path/run, that a test may change."""
+    return Path(shutil.copytree(trained_once, tmp_path / "run"))

@@ -65,9 +65,8 @@ def test_a_run_says_what_became_of_the_conversations(
 def test_a_resumed_run_is_the_uninterrupted_one(
     muonscale: Muonscale, words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert muonscale("train", *words).code == 0
-    whole = tmp_path / "run"
-    whole = whole.rename(tmp_path / "whole")
+    whole = tmp_path / "whole"
+    assert muonscale("train", *words, f"run.path={whole}").code == 0
     from muonscale.lab.training import loop
 
     steps = loop.train_step

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-STEPS = 150
+from tests.conftest import Muonscale
 
 
 def start(words: list[str], run: Path, *more: str) -> subprocess.Popen[str]:
@@ -26,8 +26,15 @@ def losses(run: Path) -> list[float]:
     return [record["loss"] for record in records if record["kind"] == "train"]
 
 
-def kill_at_random(words: list[str], run: Path, rng: random.Random) -> None:
-    """Start or continue the run and kill it: once in four while it sets up, else while it trains."""
+def kill_at_random(words: list[str], run: Path, rng: random.Random, longest: float) -> None:
+    """Start or continue the run and kill it: once in four while it sets up, else while it trains.
+
+    Args:
+        words: of `muonscale train`.
+        run: the folder.
+        rng: of the moments.
+        longest: seconds of training after which it is killed at the latest.
+    """
     began = time.time()
     process = start(words, run, "--resume")
     if rng.random() < 0.25:
@@ -35,7 +42,7 @@ def kill_at_random(words: list[str], run: Path, rng: random.Random) -> None:
     else:
         while process.poll() is None and not is_newer(run / "env.json", began):
             time.sleep(0.005)
-        time.sleep(rng.uniform(0, 1.2))
+        time.sleep(rng.uniform(0, longest))
     process.kill()
     process.communicate()
 
@@ -45,20 +52,25 @@ def is_newer(path: Path, moment: float) -> bool:
 
 
 @pytest.mark.parametrize(
-    "kills", [1, pytest.param(20, marks=pytest.mark.slow)], ids=lambda n: f"{n}-kills"
+    ("kills", "steps", "longest"),
+    [
+        pytest.param(1, 40, 0.4, id="1-kills"),
+        pytest.param(20, 150, 1.2, id="20-kills", marks=pytest.mark.slow),
+    ],
 )
 def test_a_killed_run_ends_with_the_same_weights(
-    kills: int, tiny: list[str], tmp_path: Path
+    kills: int, steps: int, longest: float, muonscale: Muonscale, tiny: list[str], tmp_path: Path
 ) -> None:
-    words = [*tiny, f"train.steps={STEPS}", "checkpoint.every=7", "eval.every=20"]
+    """What is killed is a process of its own; the rest is done in this one, which has imported torch."""
+    words = [*tiny, f"train.steps={steps}", "checkpoint.every=7", "eval.every=20"]
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    output, _ = (process := start(words, whole)).communicate()
-    assert process.returncode == 0, output
+    answer = muonscale("train", *words, f"run.path={whole}")
+    assert answer.code == 0, answer.err
     rng = random.Random(kills)
     for _ in range(kills):
-        kill_at_random(words, killed, rng)
-    output, _ = (process := start(words, killed, "--resume")).communicate()
-    assert process.returncode == 0, output
+        kill_at_random(words, killed, rng, longest)
+    answer = muonscale("train", *words, f"run.path={killed}", "--resume")
+    assert answer.code == 0, answer.err
     names = ["model/model.safetensors", "model/tokenizer.json", "model/config.json"]
     for name in names:
         assert (killed / name).read_bytes() == (whole / name).read_bytes()

@@ -32,9 +32,10 @@ def optimizer_ms(table: str) -> float:
     return float(found[1])
 
 
-def test_a_profile_of_steps(muonscale: Muonscale, tiny: list[str], tmp_path: Path) -> None:
-    run, plain = tmp_path / "run", tmp_path / "plain"
-    assert muonscale("train", *tiny, f"run.path={plain}").code == 0
+def test_a_profile_of_steps(
+    muonscale: Muonscale, tiny: list[str], trained_once: Path, tmp_path: Path
+) -> None:
+    run, plain = tmp_path / "run", trained_once
     answer = muonscale("train", *tiny, "profile.steps=6:8")
     assert answer.code == 0, answer.err
     stem = run / "profile" / "steps-6-7.rank0"
@@ -61,7 +62,7 @@ def test_a_profile_of_steps(muonscale: Muonscale, tiny: list[str], tmp_path: Pat
 def test_memory_is_that_of_the_operators(
     muonscale: Muonscale, tiny: list[str], tmp_path: Path
 ) -> None:
-    assert muonscale("train", *tiny, "profile.steps=2:3").code == 0
+    assert muonscale("train", *tiny, "train.steps=3", "profile.steps=2:3").code == 0
     path = tmp_path / "run" / "profile" / "steps-2-2.rank0.memory.json"
     found = json.loads(path.read_text())
     logits = 8 * 32 * 300 * 4  # sequences, length, vocabulary, float32

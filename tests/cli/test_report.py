@@ -43,19 +43,17 @@ def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, list[P
     return folder, fake(monkeypatch, "muonscale.lab.studies.kinds", "study_page", "The study")
 
 
-def test_a_run_that_was_trained_has_a_report(
-    tiny: list[str], tmp_path: Path, muonscale: Muonscale
-) -> None:
-    assert muonscale("train", *tiny).code == 0
-    answer = muonscale("report", tmp_path / "run")
+def test_a_run_that_was_trained_has_a_report(finished: Path, muonscale: Muonscale) -> None:
+    answer = muonscale("report", finished)
     assert answer.code == 0, answer.err
-    folder = tmp_path / "run" / "report"
+    folder = finished / "report"
     assert answer.out.startswith(f"{folder / 'report.html'}, with 8 figures")
     assert {path.suffix for path in (folder / "figures").iterdir()} == {".png", ".svg", ".csv"}
-    loss = json.loads((tmp_path / "run" / "result.json").read_text())["held_out_loss"]
+    loss = json.loads((finished / "result.json").read_text())["held_out_loss"]
     assert f"{loss:.4f}" in (folder / "report.html").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_several_runs_are_compared_in_one_page(
     tmp_path: Path, muonscale: Muonscale, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -58,11 +58,10 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> type[Fake]:
     return Own
 
 
-@pytest.fixture
-def plain(muonscale: Muonscale, tiny: list[str], tmp_path: Path) -> bytes:
+@pytest.fixture(scope="module")
+def plain(trained_once: Path) -> bytes:
     """The weights of a run without trackers."""
-    assert muonscale("train", *tiny, f"run.path={tmp_path / 'plain'}").code == 0
-    return weights(tmp_path / "plain")
+    return weights(trained_once)
 
 
 def weights(run: Path) -> bytes:
@@ -314,7 +313,7 @@ def test_a_package_that_does_not_import_is_a_warning(
     monkeypatch.syspath_prepend(tmp_path / "broken")
     for name in [name for name in sys.modules if name.split(".")[0] == "wandb"]:
         monkeypatch.delitem(sys.modules, name)
-    answer = muonscale("train", *tiny, "track=wandb")
+    answer = muonscale("train", *tiny, "train.steps=2", "track=wandb")
     assert answer.code == 0
     assert "warning: track=wandb is switched off: failed to begin: ImportError: half" in answer.out
 
@@ -371,16 +370,20 @@ def test_a_wrong_tracker_is_refused(
     assert said in answer.err
 
 
-@pytest.mark.parametrize("text", ["{}", "[" * 5000, '{"id": "x", "known": {"tensorboard": 5}}'])
+DAMAGED = ["{}", "[" * 5000, '{"id": "x", "known": {"tensorboard": 5}}']
+
+
 def test_a_damaged_file_of_trackers_is_refused(
-    muonscale: Muonscale, tiny: list[str], tmp_path: Path, text: str
+    muonscale: Muonscale, tiny: list[str], tmp_path: Path
 ) -> None:
     (tmp_path / "run").mkdir()
-    assert muonscale("train", *tiny, "train.steps=5", "--resume", "track=tensorboard").code == 0
-    (tmp_path / "run" / "trackers.json").write_text(text)
+    words = [*tiny, "train.steps=5", "--resume", "track=tensorboard"]
+    assert muonscale("train", *words).code == 0
     (tmp_path / "run" / "result.json").unlink()
-    answer = muonscale("train", *tiny, "train.steps=5", "--resume", "track=tensorboard")
-    assert answer.code == 2 and "trackers.json cannot be read" in answer.err
+    for text in DAMAGED:
+        (tmp_path / "run" / "trackers.json").write_text(text)
+        answer = muonscale("train", *words)
+        assert answer.code == 2 and "trackers.json cannot be read" in answer.err, text[:50]
 
 
 def test_the_result_is_there_before_the_trackers_are_told(

@@ -13,7 +13,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from tests.conftest import Muonscale
+from tests.conftest import Muonscale, tiny_words, train_shared
 
 STEPS = 12
 
@@ -58,17 +58,16 @@ def test_a_run_leaves_everything_it_promises(
 
 
 def test_the_model_loads_and_generates_in_transformers(
-    muonscale: Muonscale, tiny: list[str], tmp_path: Path
+    muonscale: Muonscale, finished: Path
 ) -> None:
-    assert muonscale("train", *tiny).code == 0
-    folder = tmp_path / "run" / "model"
+    folder = finished / "model"
     model = AutoModelForCausalLM.from_pretrained(folder)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     tokens = tokenizer("import os", return_tensors="pt")
     written = model.generate(**tokens, max_new_tokens=5, do_sample=False)
     assert written.shape[1] > tokens["input_ids"].shape[1]
     assert tokenizer.decode(tokens["input_ids"][0]) == "import os"
-    answer = muonscale("generate", tmp_path / "run", "import os", "--tokens", 5, "--seed", 1)
+    answer = muonscale("generate", finished, "import os", "--tokens", 5, "--seed", 1)
     assert answer.code == 0 and answer.out.startswith("import os")
 
 
@@ -93,7 +92,8 @@ def test_the_same_seed_gives_the_same_weights_and_another_does_not(
     muonscale: Muonscale, tiny: list[str], tmp_path: Path
 ) -> None:
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
-        answer = muonscale("train", *tiny, f"run.path={tmp_path / name}", f"run.seed={seed}")
+        words = [*tiny, "train.steps=4", f"run.path={tmp_path / name}", f"run.seed={seed}"]
+        answer = muonscale("train", *words)
         assert answer.code == 0, answer.err
     assert weights(tmp_path / "a") == weights(tmp_path / "b")
     assert weights(tmp_path / "a") != weights(tmp_path / "c")
@@ -134,24 +134,34 @@ def stop_after(step: int, run: Path, signum: int, times: int = 1) -> threading.T
     return thread
 
 
+LONGER = ["train.steps=40", "checkpoint.every=1000"]
+
+
+@pytest.fixture(scope="module")
+def whole(corpus_file: Path, cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An uninterrupted run of the words of `tiny` and LONGER, only to be read."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    train_shared(*tiny_words(folder, corpus_file, cache), *LONGER)
+    return folder
+
+
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_stopped_run_saves_itself_and_resumes_bit_identically(
-    signum: int, code: int, muonscale: Muonscale, tiny: list[str], tmp_path: Path
+    signum: int, code: int, muonscale: Muonscale, tiny: list[str], whole: Path, tmp_path: Path
 ) -> None:
-    words = [*tiny, "train.steps=60", "checkpoint.every=1000"]
-    assert muonscale("train", *words, f"run.path={tmp_path / 'whole'}").code == 0
+    words = [*tiny, *LONGER]
     watcher = stop_after(3, tmp_path / "run", signum)
     answer = muonscale("train", *words)
     watcher.join()
     assert answer.code == code
     assert "--resume" in answer.err
     done = len(metrics(tmp_path / "run", "train"))
-    assert 3 <= done < 60
+    assert 3 <= done < 40
     assert not (tmp_path / "run" / "result.json").exists()
     answer = muonscale("train", tmp_path / "run", "--resume")
-    assert answer.code == 0 and f"at step {done} of 60" in answer.out
-    assert weights(tmp_path / "run") == weights(tmp_path / "whole")
-    losses = [[r["loss"] for r in metrics(tmp_path / n, "train")] for n in ("run", "whole")]
+    assert answer.code == 0 and f"at step {done} of 40" in answer.out
+    assert weights(tmp_path / "run") == weights(whole)
+    losses = [[r["loss"] for r in metrics(path, "train")] for path in (tmp_path / "run", whole)]
     assert losses[0] == losses[1]
 
 
@@ -170,10 +180,9 @@ def test_a_second_ctrl_c_stops_at_once(
 
 
 def test_resume_passes_over_a_damaged_checkpoint(
-    muonscale: Muonscale, tiny: list[str], tmp_path: Path
+    muonscale: Muonscale, tiny: list[str], finished: Path
 ) -> None:
-    assert muonscale("train", *tiny).code == 0
-    run, whole = tmp_path / "run", weights(tmp_path / "run")
+    run, whole = finished, weights(finished)
     shutil.rmtree(run / "model")
     (run / "result.json").unlink()
     data = next((run / "checkpoints" / "step-00000012").glob("*.distcp"))
@@ -187,10 +196,9 @@ def test_resume_passes_over_a_damaged_checkpoint(
 
 
 def test_a_run_whose_metrics_are_lost_is_finished_all_the_same(
-    muonscale: Muonscale, tiny: list[str], tmp_path: Path
+    muonscale: Muonscale, finished: Path
 ) -> None:
-    assert muonscale("train", *tiny).code == 0
-    run, whole = tmp_path / "run", weights(tmp_path / "run")
+    run, whole = finished, weights(finished)
     shutil.rmtree(run / "model")
     (run / "result.json").write_text("{")
     refused(muonscale("train", run, "--resume"), "result.json cannot be read", "remove it")
@@ -249,7 +257,7 @@ def test_a_run_that_found_another_corpus_before_its_first_checkpoint_has_its_tok
 ) -> None:
     own = tmp_path / "own.txt"
     own.write_text(corpus_text[:80_000])
-    words = [*tiny, f"data.path={own}"]
+    words = [*tiny, f"data.path={own}", "train.steps=2"]
     assert muonscale("train", *words).code == 0
     run = tmp_path / "run"
     first = (run / "tokenizer" / "tokenizer.json").read_bytes()
@@ -263,18 +271,17 @@ def test_a_run_that_found_another_corpus_before_its_first_checkpoint_has_its_tok
 
 
 def test_resume_of_nothing_starts_and_says_so(muonscale: Muonscale, tiny: list[str]) -> None:
-    answer = muonscale("train", *tiny, "--resume")
+    answer = muonscale("train", *tiny, "train.steps=2", "--resume")
     assert answer.code == 0 and "nothing to resume" in answer.out
 
 
 def test_a_finished_run_is_not_repeated(
-    muonscale: Muonscale, tiny: list[str], tmp_path: Path
+    muonscale: Muonscale, tiny: list[str], finished: Path
 ) -> None:
-    assert muonscale("train", *tiny).code == 0
-    before = (tmp_path / "run" / "result.json").stat().st_mtime_ns
+    before = (finished / "result.json").stat().st_mtime_ns
     answer = muonscale("train", *tiny, "--resume")
     assert answer.code == 0 and "finished" in answer.out
-    assert (tmp_path / "run" / "result.json").stat().st_mtime_ns == before
+    assert (finished / "result.json").stat().st_mtime_ns == before
 
 
 def test_a_dry_run_says_everything_and_writes_nothing(
@@ -303,11 +310,10 @@ def refused(answer: object, *words: str) -> None:
         assert word in text
 
 
-def test_an_existing_run_is_refused(muonscale: Muonscale, tiny: list[str], tmp_path: Path) -> None:
-    assert muonscale("train", *tiny).code == 0
-    before = weights(tmp_path / "run")
+def test_an_existing_run_is_refused(muonscale: Muonscale, tiny: list[str], finished: Path) -> None:
+    before = weights(finished)
     refused(muonscale("train", *tiny), "already exists", "--resume", "run.path=")
-    assert weights(tmp_path / "run") == before
+    assert weights(finished) == before
 
 
 def test_resume_with_another_model_or_data_is_refused(
@@ -315,7 +321,7 @@ def test_resume_with_another_model_or_data_is_refused(
 ) -> None:
     own = tmp_path / "own.txt"
     own.write_text(corpus_text)
-    words = [*tiny, f"data.path={own}"]
+    words = [*tiny, f"data.path={own}", "train.steps=2"]
     assert muonscale("train", *words).code == 0
     (tmp_path / "run" / "result.json").unlink()
     refused(
@@ -337,7 +343,7 @@ def test_bad_data_leaves_no_run_folder_behind(
     refused(muonscale("train", *tiny, f"data.path={short}"), "sequence")
     refused(muonscale("train", *tiny, f"data.path={tmp_path / 'none.txt'}"), "none.txt")
     assert not (tmp_path / "run").exists()
-    assert muonscale("train", *tiny).code == 0
+    assert muonscale("train", *tiny, "train.steps=2").code == 0
 
 
 def test_a_run_folder_that_cannot_be_made_is_refused(
@@ -349,9 +355,8 @@ def test_a_run_folder_that_cannot_be_made_is_refused(
 
 
 def test_an_unfinished_run_does_not_generate(
-    muonscale: Muonscale, tiny: list[str], tmp_path: Path
+    muonscale: Muonscale, finished: Path, tmp_path: Path
 ) -> None:
-    assert muonscale("train", *tiny).code == 0
-    shutil.rmtree(tmp_path / "run" / "model")
-    refused(muonscale("generate", tmp_path / "run", "x"), "not finished")
+    shutil.rmtree(finished / "model")
+    refused(muonscale("generate", finished, "x"), "not finished")
     refused(muonscale("generate", tmp_path / "nothing", "x"), "nothing")

@@ -105,7 +105,8 @@ def alone(kind: str) -> dict[str, Any]:
 
 
 def on_ranks(kind: str, layout: str) -> dict[str, Any]:
-    return followed(*put(kind, layout), 1)
+    forward, processes = put(kind, layout)
+    return followed(forward, processes, max(1, B // processes.topology.data_ranks // 2))
 
 
 @pytest.mark.parametrize(("kind", "layout"), ROWS)

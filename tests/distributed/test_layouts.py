@@ -34,11 +34,38 @@ def train(size: int, name: str, steps: int, options: dict[str, Any]) -> dict[str
     return gathered(parameters)
 
 
-TABLE = [(size, row.name) for size in SIZES for row in rows(size)]
+FAST = {
+    "muon": {(2, "fsdp"), (3, "columns"), (4, "fsdp_tensor")},
+    "muon_plus": {(2, "tensor"), (3, "fsdp"), (4, "hsdp")},
+    "normuon": {
+        (1, "fsdp"),
+        *((2, row.name) for row in rows(2)),
+        (3, "columns"),
+        (4, "hsdp"),
+        (4, "fsdp_tensor"),
+        (4, "experts_fsdp"),
+    },
+}
+"""Every row of the table and every rule; the slow tests have all of both."""
 
 
-@pytest.mark.parametrize("rule", RULES)
-@pytest.mark.parametrize(("size", "row"), TABLE, ids=[f"{row}-{size}" for size, row in TABLE])
+def table() -> list[Any]:
+    """Return all rows of the table for all rules, marked as fast and slow."""
+    return [
+        pytest.param(
+            size,
+            row.name,
+            rule,
+            id=f"{row.name}-{size}-{rule}",
+            marks=() if (size, row.name) in FAST[rule] else pytest.mark.slow,
+        )
+        for size in SIZES
+        for row in rows(size)
+        for rule in RULES
+    ]
+
+
+@pytest.mark.parametrize(("size", "row", "rule"), table())
 def test_every_layout_gives_the_parameters_of_one_process(world, size, row, rule) -> None:
     results = world(size).run(train, size, row, STEPS, RULES[rule])
     expected = reference(STEPS, **RULES[rule])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 
 import pytest
 import torch
@@ -52,9 +53,17 @@ def said_and_measured(axis: int | None, round_bytes: int) -> dict[str, float]:
     }
 
 
-@pytest.mark.parametrize("size", [2, 4])
-@pytest.mark.parametrize("round_bytes", [2**20, 2**26])
-@pytest.mark.parametrize("axis", [0, 1, None])
+FAST = {(0, 2**20, 2), (1, 2**20, 2), (None, 2**20, 2), (0, 2**26, 2), (None, 2**20, 4)}
+"""Every place, several rounds and one, and more ranks; the slow tests have all combinations."""
+
+
+@pytest.mark.parametrize(
+    ("axis", "round_bytes", "size"),
+    [
+        pytest.param(*case, marks=() if case in FAST else pytest.mark.slow)
+        for case in itertools.product([0, 1, None], [2**20, 2**26], [2, 4])
+    ],
+)
 def test_a_step_takes_about_what_was_said(world, size, axis, round_bytes) -> None:
     """Within 10 % mostly; in rounds under data parallelism one update more is alive than modelled."""
     for answer in world(size).run(said_and_measured, axis, round_bytes):

@@ -103,28 +103,36 @@ def fsdp(kind: str, rule: str, batch: str, shape: tuple[int, ...]) -> dict[str, 
 
 
 FSDP_TABLE = [
-    ("llama", "muon", (2,)),
-    ("llama", "normuon", (3,)),
     ("llama_tied", "muon", (2,)),
-    ("gpt2", "muon", (2,)),
     ("gpt2", "normuon", (3,)),
     ("mixtral", "muon", (2,)),
-    ("mixtral", "normuon", (3,)),
     ("deepseek_v3", "normuon", (2,)),
-    ("deepseek_v3", "muon", (3,)),
     ("llama", "normuon", (2, 2)),
+]
+MORE_FSDP = [
+    ("llama", "muon", (2,)),
+    ("llama", "normuon", (3,)),
+    ("gpt2", "muon", (2,)),
+    ("mixtral", "normuon", (3,)),
+    ("deepseek_v3", "muon", (3,)),
     ("gpt2", "muon", (2, 2)),
     ("mixtral", "muon", (2, 2)),
 ]
 
 
-@pytest.mark.parametrize(("kind", "rule", "mesh"), FSDP_TABLE, ids=str)
+def fast_and_slow(fast: list[Any], more: list[Any]) -> list[Any]:
+    """Return parameters, of which the second ones are marked as slow; their ids are `a-b-c`."""
+    marked = [(each, ()) for each in fast] + [(each, pytest.mark.slow) for each in more]
+    return [pytest.param(*each, marks=mark, id="-".join(map(str, each))) for each, mark in marked]
+
+
+@pytest.mark.parametrize(("kind", "rule", "mesh"), fast_and_slow(FSDP_TABLE, MORE_FSDP))
 def test_layers_under_fully_shard_train_as_on_one_process(world, kind, rule, mesh) -> None:
     results = world(torch.Size(mesh).numel()).run(fsdp, kind, rule, "many", mesh)
     check(results, alone(kind, rule))
 
 
-@pytest.mark.parametrize("size", [2, 3])
+@pytest.mark.parametrize("size", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_experts_that_get_no_token_are_as_on_one_process_under_fully_shard(world, size) -> None:
     model = causal_lm("mixtral")
     ids = few_tokens()
@@ -142,7 +150,14 @@ def ddp(kind: str, rule: str) -> dict[str, Tensor]:
     return train(model, wrapped, ids, process_group=dist.group.WORLD, **RULES[rule])
 
 
-@pytest.mark.parametrize("kind", ["llama", "llama_tied", "gpt2", "mixtral"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "llama_tied",
+        "mixtral",
+        *(pytest.param(k, marks=pytest.mark.slow) for k in ("llama", "gpt2")),
+    ],
+)
 def test_models_under_data_parallelism_train_as_on_one_process(world, kind) -> None:
     check(world(2).run(ddp, kind, "normuon"), alone(kind, "normuon"))
 
@@ -262,8 +277,10 @@ def tensor_parallel(data: int, rule: str) -> tuple[dict[str, Tensor], int]:
     return parameters, sum(any(isinstance(p, Partial) for p in g.placements) for g in gradients)
 
 
-@pytest.mark.parametrize("rule", RULES)
-@pytest.mark.parametrize("data", [1, 2])
+@pytest.mark.parametrize(
+    ("data", "rule"),
+    fast_and_slow([(1, "normuon"), (2, "muon")], [(1, "muon"), (2, "normuon")]),
+)
 def test_tensor_and_sequence_parallel_layers_train_as_on_one_process(world, data, rule) -> None:
     results = world(2 * data).run(tensor_parallel, data, rule)
     check([parameters for parameters, _ in results], alone("llama", rule))

@@ -82,7 +82,25 @@ def expected() -> Result:
     return train("alone", "resist")
 
 
-@pytest.mark.parametrize(("size", "row"), TABLE, ids=[f"{row}-{size}" for size, row in TABLE])
+FAST = {
+    *((2, row.name) for row in rows(2)),
+    *((3, "columns"), (3, "replicated"), (4, "hsdp"), (4, "fsdp_tensor"), (4, "experts_fsdp")),
+}
+"""Every row of the table; the slow tests have all numbers of processes."""
+
+
+@pytest.mark.parametrize(
+    ("size", "row"),
+    [
+        pytest.param(
+            size,
+            row,
+            id=f"{row}-{size}",
+            marks=() if (size, row) in FAST else pytest.mark.slow,
+        )
+        for size, row in TABLE
+    ],
+)
 def test_a_rule_of_ones_own_works_in_every_layout(world, expected, size, row) -> None:
     for parameters, states in world(size).run(train, row, "resist"):
         for name, tensor in expected[0].items():

@@ -21,7 +21,7 @@ from muonscale.lab.sections import TrainSection
 from muonscale.optim.layout import Layout
 from muonscale.optim.matrices import PLAIN
 from muonscale.optim.sharding import is_sharded, layout_of
-from tests.distributed.trained import ARRANGEMENTS
+from tests.distributed.trained import ARRANGEMENTS, MORE_ARRANGEMENTS
 from tests.optim.conftest import causal_lm
 
 
@@ -80,12 +80,19 @@ def on_ranks(kind: str, layout: str, micro: int, **section: Any) -> Any:
     return wrong, processes.data_rank, *gradients(forward, share, micro)
 
 
-@pytest.mark.parametrize(("kind", "layout"), ARRANGEMENTS)
+@pytest.mark.parametrize(
+    ("kind", "layout"),
+    [
+        *ARRANGEMENTS,
+        *(pytest.param(*each, marks=pytest.mark.slow) for each in MORE_ARRANGEMENTS),
+    ],
+)
 def test_parameters_lie_as_said_and_raw_gradients_are_those_of_one_process(
     world, kind: str, layout: str
 ) -> None:
     topology = parse_layout(layout)
-    results = world(topology.world).run(on_ranks, kind, layout, 2)
+    micro = max(2, len(ids()) // topology.data_ranks // 2)  # two passes, of 2 and 1 rows out of 3
+    results = world(topology.world).run(on_ranks, kind, layout, micro)
     loss, expected = alone(kind)
     assert [wrong for wrong, *_ in results] == [{}] * topology.world
     losses = {data_rank: mean for _, data_rank, mean, _ in results}

@@ -69,7 +69,12 @@ def replaced(rule: str, shape: tuple[int, ...]) -> tuple[dict[str, Tensor], dict
 
 
 @pytest.mark.parametrize(
-    ("shape", "rule"), [((2,), "muon"), ((2,), "normuon"), ((3,), "normuon"), ((2, 2), "normuon")]
+    ("shape", "rule"),
+    [
+        ((2,), "muon"),
+        ((2, 2), "normuon"),
+        *(pytest.param(shape, "normuon", marks=pytest.mark.slow) for shape in ((2,), (3,))),
+    ],
 )
 def test_state_follows_parameters_that_are_sharded_after_a_step(world, shape, rule) -> None:
     results = world(torch.Size(shape).numel()).run(replaced, rule, shape)

@@ -50,8 +50,18 @@ def train(steps: int, options: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-@pytest.mark.parametrize("rule", RULES)
-@pytest.mark.parametrize("size", SIZES)
+FAST = {(1, "muon"), (2, "muon_plus"), (3, "normuon"), (4, "muon")}
+"""Every number of processes and every rule; the slow tests have all of both."""
+
+
+@pytest.mark.parametrize(
+    ("size", "rule"),
+    [
+        pytest.param(size, rule, marks=() if (size, rule) in FAST else pytest.mark.slow)
+        for size in SIZES
+        for rule in RULES
+    ],
+)
 def test_every_rank_ends_with_the_parameters_of_one_process(world, size, rule) -> None:
     results = world(size).run(train, STEPS, RULES[rule])
     expected = reference(STEPS, **RULES[rule])

@@ -58,7 +58,14 @@ def resume(folder: str, row: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return gathered(parameters), full
 
 
-@pytest.mark.parametrize("saved", ["fsdp", "hsdp", "fsdp_tensor", "replicated", "columns"])
+@pytest.mark.parametrize(
+    "saved",
+    [
+        "fsdp_tensor",
+        "replicated",
+        *(pytest.param(row, marks=pytest.mark.slow) for row in ("fsdp", "hsdp", "columns")),
+    ],
+)
 def test_saved_on_four_ranks_it_goes_on_in_any_layout(world, tmp_path: Path, saved: str) -> None:
     world(4).run(save, str(tmp_path), saved)
     expected = reference(4, **OPTIONS)

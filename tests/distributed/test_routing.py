@@ -117,8 +117,9 @@ def alone(kind: str) -> dict[str, Any]:
 
 def on_ranks(kind: str, layout: str, checkpointing: bool) -> dict[str, Any]:
     forward, processes = put(kind, layout, activation_checkpointing=checkpointing)
-    state, config = state_on(forward, processes, 1)
-    found = followed(state, config, processes, 1)
+    micro = max(1, B // processes.topology.data_ranks // 2)
+    state, config = state_on(forward, processes, micro)
+    found = followed(state, config, processes, micro)
     whole = whole_model(state.model, processes)
     found["whole"] = None if whole is None else biases(whole)
     return found

@@ -48,8 +48,22 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("rule", OPTIONS)
-@pytest.mark.parametrize(("size", "team", "row"), [(2, 2, "fsdp"), (4, 2, "hsdp")])
+HSDP_RULES = ("row_col", "normuon")
+"""Those of the fast tests whose sums over rows and columns cross a mesh of two axes."""
+
+
+@pytest.mark.parametrize(
+    ("size", "team", "row", "rule"),
+    [
+        *((2, 2, "fsdp", rule) for rule in OPTIONS),
+        *((4, 2, "hsdp", rule) for rule in HSDP_RULES),
+        *(
+            pytest.param(4, 2, "hsdp", rule, marks=pytest.mark.slow)
+            for rule in OPTIONS
+            if rule not in HSDP_RULES
+        ),
+    ],
+)
 def test_a_shared_matrix_is_updated_as_by_one_process(world, size, team, row, rule) -> None:
     expected = reference(2, **OPTIONS[rule])
     for result, shared in world(size).run(train, row, team, OPTIONS[rule]):

@@ -140,8 +140,15 @@ def on_both_axes(mesh: DeviceMesh, name: str) -> Where:
     return (mesh["inner"] if name == "tall" else mesh["outer"]), (Shard(0),)
 
 
-@pytest.mark.parametrize("where", [experts_on_one_axis, some_on_this_rank])
-@pytest.mark.parametrize("shape", [(2, 2), (1, 3)])
+@pytest.mark.parametrize(
+    ("where", "shape"),
+    [
+        (experts_on_one_axis, (2, 2)),
+        (some_on_this_rank, (1, 3)),
+        pytest.param(experts_on_one_axis, (1, 3), marks=pytest.mark.slow),
+        pytest.param(some_on_this_rank, (2, 2), marks=pytest.mark.slow),
+    ],
+)
 def test_one_optimizer_takes_parameters_on_all_ranks_and_on_some(world, where, shape) -> None:
     expected = reference(STEPS, post_norm="normuon")
     for result in world(torch.Size(shape).numel()).run(train, where, shape):

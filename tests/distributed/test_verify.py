@@ -100,8 +100,8 @@ def verified(world: Any, words: tuple[str, ...], layout: str, fault: Fault | Non
     ("kind", "layout"),
     [
         ("llama", "tp=2,sp"),
-        ("gemma3", "tp=2"),
         ("gpt2", "ddp=2"),
+        pytest.param("gemma3", "tp=2", marks=pytest.mark.slow),
         pytest.param("gpt2", "fsdp=2", marks=pytest.mark.slow),
         pytest.param("llama", "fsdp=2,tp=2", marks=pytest.mark.slow),
         pytest.param("mixtral", "fsdp=2,ep=2", marks=pytest.mark.slow),
@@ -168,8 +168,10 @@ def a_replica_goes_its_own_way(patch: pytest.MonkeyPatch) -> None:
     ("kind", "layout", "fault", "shown"),
     [
         ("llama", "fsdp=2", gradients_are_summed, "gradients"),
-        ("gpt2", "ddp=2", gradients_are_summed, "gradients"),
-        ("llama", "fsdp=2", shards_are_orthogonalised, "weights"),
+        pytest.param("gpt2", "ddp=2", gradients_are_summed, "gradients", marks=pytest.mark.slow),
+        pytest.param(
+            "llama", "fsdp=2", shards_are_orthogonalised, "weights", marks=pytest.mark.slow
+        ),
         ("llama", "tp=2", shards_are_orthogonalised, "weights"),
         ("gemma3", "tp=2", heads_keep_their_gradients, "gradients"),
         ("gpt2", "fsdp=2", all_ranks_read_what_the_first_reads, "gradients"),

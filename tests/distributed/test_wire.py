@@ -41,7 +41,11 @@ def one_process(dtype: torch.dtype, **options: Any) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize(
-    ("size", "row"), [(1, "fsdp"), (2, "fsdp"), (3, "fsdp"), (2, "columns"), (3, "tensor")]
+    ("size", "row"),
+    [
+        *((1, "fsdp"), (2, "columns"), (3, "tensor")),
+        *(pytest.param(size, "fsdp", marks=pytest.mark.slow) for size in (2, 3)),
+    ],
 )
 def test_with_bfloat16_under_way_many_processes_do_what_one_does(world, size, row) -> None:
     results = world(size).run(train, row, torch.float32, {"wire_dtype": "bfloat16"})
@@ -66,8 +70,15 @@ def test_bfloat16_under_way_is_half_the_bytes_of_float32(world) -> None:
         assert sums[1] == 2 * sums[0] > 0
 
 
-@pytest.mark.parametrize("wire", ["float32", "bfloat16"])
-@pytest.mark.parametrize("row", ["fsdp", "columns"])
+@pytest.mark.parametrize(
+    ("row", "wire"),
+    [
+        ("fsdp", "bfloat16"),
+        ("columns", "float32"),
+        pytest.param("fsdp", "float32", marks=pytest.mark.slow),
+        pytest.param("columns", "bfloat16", marks=pytest.mark.slow),
+    ],
+)
 def test_float64_parameters_stay_float64_on_the_way(world, row: str, wire: str) -> None:
     options = {"wire_dtype": wire, "ns_dtype": "float64", "post_norm": "normuon"}
     expected = one_process(torch.float64, **options)

@@ -19,7 +19,10 @@ def nothing_compiled():
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"post_norm": "normuon", "scale": "rms_exact"}],
+    [
+        pytest.param({}, marks=pytest.mark.slow),
+        {"post_norm": "normuon", "scale": "rms_exact"},
+    ],
 )
 def test_compiled_steps_equal_eager_ones(options) -> None:
     torch.manual_seed(0)

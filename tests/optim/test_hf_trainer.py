@@ -38,7 +38,13 @@ def run(build_lm, folder: Path, resume: str | None = None, **options: Any) -> nn
     return model
 
 
-@pytest.mark.parametrize("options", [{}, {"post_norm": "normuon", "decay": "independent"}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param({}, marks=pytest.mark.slow),
+        {"post_norm": "normuon", "decay": "independent"},
+    ],
+)
 def test_the_trainer_runs_it_and_resumes_bit_for_bit(build_lm, tmp_path: Path, options) -> None:
     whole = run(build_lm, tmp_path, **options)
     resumed = run(build_lm, tmp_path, resume=str(tmp_path / "checkpoint-4"), **options)

@@ -72,7 +72,7 @@ def test_threads_that_begin_later_have_the_count_that_was_set() -> None:
     assert seen == [2]
 
 
-@pytest.mark.parametrize("count", [1, 2, 3, 5])
+@pytest.mark.parametrize("count", [1, 2, 3, pytest.param(5, marks=pytest.mark.slow)])
 def test_every_matrix_of_a_batch_comes_out_orthogonal(count: int) -> None:
     X = torch.randn(count, 260, 300)
     polar = orthogonalize(X, [(1.875, -1.25, 0.375)], 25, dtype="float32")

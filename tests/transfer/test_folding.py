@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, Gemma3TextConfig, GPT2Config, Lla
 from muonscale import Muon, parameter_groups, parametrize
 
 LR, DECAY, EPS = 0.01, 0.4, 1e-3  # eps of the size of gradients, and decay that shows
-STEPS, VOCABULARY = 30, 64
+STEPS, VOCABULARY = 15, 64
 IDS = torch.randint(VOCABULARY, (32, 16), generator=torch.Generator().manual_seed(1))  # full rank
 # Muon enlarges the rounding differences of a Gemma's nearly singular gradients; nothing here needs it.
 ADAMW: dict[str, Any] = {"rule": "adamw"}

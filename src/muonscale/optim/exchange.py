@@ -28,6 +28,7 @@ from muonscale.optim.layout import (
     within,
 )
 from muonscale.optim.plan import Plan, Task, copy_of, holders, source_seat
+from muonscale.optim.team import all_gather_single
 
 
 @dataclass(frozen=True)
@@ -223,7 +224,7 @@ class Exchange:
         own = list(zip(arriving[self.position], values, strict=True))
         sent = _packed(values, like.new_zeros(max(sizes)))
         received = like.new_empty(len(sizes) * max(sizes))
-        work = dist.all_gather_single(received, sent, group=self.group, async_op=True)
+        work = all_gather_single(received, sent, self.group, async_op=True)
         self.ledger.bytes_sent += (len(sizes) - 1) * sent.nbytes
         self.ledger.collectives += 1
         parts = [

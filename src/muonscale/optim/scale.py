@@ -114,7 +114,7 @@ _LITERAL: dict[str, Factor] = {**FACTORS, **ALIASES, **_bare_names()}
 
 def check_scale(scale: ScaleLike) -> None:
     """Raise ConfigError for a name that `shape_factor` does not know, or a number that is no factor."""
-    if isinstance(scale, int | float) and not isinstance(scale, bool):
+    if isinstance(scale, (int, float)) and not isinstance(scale, bool):
         if not 0 < scale < math.inf:
             raise ConfigError(f"scale is {scale}: a number has to be above 0 and finite")
         return
@@ -163,7 +163,7 @@ def shape_factor(
     out, in_ = shape
     if 0 in shape:
         return 0.0
-    if isinstance(scale, int | float):
+    if isinstance(scale, (int, float)):
         return float(scale)
     if callable(scale):
         return float(scale(out, in_))

@@ -22,6 +22,14 @@ from muonscale.optim.symmetric import product_
 AxisT = Literal["rows", "columns"]
 
 
+def all_gather_single(
+    received: Tensor, sent: Tensor, group: dist.ProcessGroup | None, async_op: bool = False
+) -> dist.Work | None:
+    """Call torch's function of that name, which older releases call `all_gather_into_tensor`."""
+    gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+    return gather(received, sent, group=group, async_op=async_op)
+
+
 @dataclass(frozen=True)
 class Team:
     """This rank among those that share a matrix."""
@@ -72,7 +80,7 @@ class Team:
             )
         # every member's block is padded to the same number of rows
         blocks = C_NSS.new_empty(self.size * count, each, side)
-        dist.all_gather_single(blocks, mine, group=self.group)
+        all_gather_single(blocks, mine, self.group)
         together = blocks.view(self.size, count, each, side).transpose(0, 1)
         C_NSS.copy_(together.reshape(count, self.size * each, side)[:, :side])
 

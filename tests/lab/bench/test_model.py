@@ -28,7 +28,8 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def measured(*overrides: str, target: str = "llama-pico", **options: Any) -> dict[str, Any]:
     words = ["optimizer.ns_dtype=float32", "data.vocab_size=300", *overrides]
-    return model.bench(Asked(target=target, overrides=words, rounds=2, threads=1, **options))
+    given = {"rounds": 2, "threads": 1, **options}
+    return model.bench(Asked(target=target, overrides=words, **given))
 
 
 def test_every_parameter_is_in_one_part() -> None:
@@ -118,7 +119,7 @@ def test_what_does_not_fit_is_refused_before_anything_is_allocated(
 
 def test_passes_that_do_not_fit_are_left_out_and_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(model, "free_bytes", lambda device: 1000)
-    found = measured("data.sequence_length=32")
+    found = measured("data.sequence_length=32", rounds=1, layers=1)
     assert "and 0.0 GB are free; train.micro_batch_tokens" in found["passes"]["not_measured"]
 
 

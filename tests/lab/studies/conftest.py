@@ -6,10 +6,28 @@ from typing import Any
 
 import pytest
 
+from muonscale.lab.config import Config
+from muonscale.lab.costs import of_run
+from muonscale.lab.costs.of_run import RunCost, run_cost
 from muonscale.lab.studies.base import Study
 from muonscale.lab.studies.compare import Compare, CompareConfig
 
 Make = Callable[..., Any]
+COSTS: dict[str, RunCost] = {}
+
+
+def cost_once(config: Config) -> RunCost:
+    """Return what `run_cost` returns, which builds a model: of the same run in many tests once."""
+    key = config.model_dump_json(exclude={"run"})
+    if key not in COSTS:
+        COSTS[key] = run_cost(config)
+    return COSTS[key]
+
+
+@pytest.fixture(autouse=True)
+def costs_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let studies count the same run once."""
+    monkeypatch.setattr(of_run, "run_cost", cost_once)
 
 
 @pytest.fixture

@@ -20,6 +20,7 @@ from muonscale.lab.studies.scaling_config import ScalingConfig
 from muonscale.lab.studies.scaling_found import PFLOPS_DAY, Search, Setting, paper_ratio
 from muonscale.lab.training.dry_run import planned_shape
 from muonscale.lab.training.groups import plan_transfer
+from tests.lab.studies.conftest import cost_once
 
 Loss = Callable[[PlannedRun], float]
 LADDER = [
@@ -71,7 +72,7 @@ def power(laws: dict[str, tuple[float, float]], noise: float = 0.0) -> Loss:
 
     def loss(run: PlannedRun) -> float:
         a, b = laws[str(run.coordinates["variant"])]
-        flops, seed = run_cost(run.config).flops, int(run.coordinates["seed"])
+        flops, seed = cost_once(run.config).flops, int(run.coordinates["seed"])
         return a * flops**-b * math.exp(noise * math.sin(97 * seed + 1e-6 * flops))
 
     return loss
@@ -199,7 +200,7 @@ def test_what_the_runs_of_a_seed_share_is_taken_out(study: Callable[..., Scaling
 
 def test_a_law_of_parameters_and_tokens_by_both_counts(study: Callable[..., Scaling]) -> None:
     def loss(run: PlannedRun) -> float:
-        cost = run_cost(run.config)
+        cost = cost_once(run.config)
         return 1.5 + 9 * cost.parameters**-0.3 + 40 * cost.tokens**-0.4
 
     given = study(ladder=LADDER)

@@ -31,6 +31,12 @@ LR = {"key": "optimizer.lr", "centre": 0.02, "ratio": 2}
 WD = {"key": "optimizer.weight_decay", "centre": 0.1, "ratio": 2}
 
 
+@pytest.fixture(autouse=True)
+def fewer_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("telescope_found", "telescope_law"):
+        monkeypatch.setattr(f"muonscale.lab.studies.{module}.RESAMPLES", 100)
+
+
 @pytest.fixture
 def telescope(tiny_keys: dict[str, Any], tmp_path: Path) -> Make:
     """Make a telescope of widths 16, 32, 64 and then 128; keywords replace its keys."""
@@ -400,10 +406,7 @@ def test_the_lucky_one_of_many_places_is_no_move(telescope: Make) -> None:
     assert hits >= 90
 
 
-def test_intervals_of_the_optimum_cover_it(
-    telescope: Make, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("muonscale.lab.studies.telescope_found.RESAMPLES", 100)
+def test_intervals_of_the_optimum_cover_it(telescope: Make) -> None:
     config, hits, found = telescope().config, 0, 0
     for number in range(60):
         rng = np.random.default_rng(number)

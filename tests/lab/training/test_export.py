@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import shutil
 from collections.abc import Callable
@@ -23,7 +24,7 @@ from muonscale.lab.sections import ModelSection
 from muonscale.lab.training.export import shape_of, unfilled_model
 from muonscale.lab.training.setup import model_facts
 from muonscale.lab.training.state import TrainState
-from tests.conftest import Answer, Muonscale
+from tests.conftest import Answer, Muonscale, tiny_words, train_shared
 
 IDS = torch.tensor([[1, 5, 9, 60, 33, 120, 7, 7, 250, 0, 14]])
 BIAS = "model.layers.1.mlp.gate.e_score_correction_bias"
@@ -59,37 +60,56 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 Logits = dict[int, Tensor]
-Trained = Callable[..., Path]
+Trained = Callable[[str], Path]
 
 
-@pytest.fixture
-def logits(monkeypatch: pytest.MonkeyPatch) -> Logits:
-    """What the model in training answers to IDS whenever it is saved, by step."""
-    found: Logits = {}
+def words_of(kind: str) -> list[str]:
+    """Return words that train a model of a kind for four steps, a checkpoint after each."""
+    preset, fields = KINDS[kind]
+    own = [f"model.preset={preset}", f"model.fields={json.dumps(fields)}", "optimizer.lr=0.05"]
+    return [*own, "train.steps=4", "eval.every=2", "checkpoint.every=1", "checkpoint.keep=9"]
+
+
+@pytest.fixture(scope="module")
+def runs(
+    corpus_file: Path, cache: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], tuple[Path, Logits]]:
+    """Train a run of a kind, and hear what the model answers to IDS whenever it is saved, by step.
+
+    Every kind is trained once; the folders and the answers are only to be read.
+    """
+    root = tmp_path_factory.mktemp("exported")
     save = TrainState.save
 
-    def listening(state: TrainState, *args: Any, **options: Any) -> None:
-        with state.forward.evaluation(), torch.no_grad():
-            found[state.step] = state.model(IDS).logits.clone()
-        save(state, *args, **options)
+    @functools.cache
+    def of(kind: str) -> tuple[Path, Logits]:
+        found: Logits = {}
 
-    monkeypatch.setattr(TrainState, "save", listening)
-    return found
+        def listening(state: TrainState, *args: Any, **options: Any) -> None:
+            with state.forward.evaluation(), torch.no_grad():
+                found[state.step] = state.model(IDS).logits.clone()
+            save(state, *args, **options)
+
+        folder = root / kind / "run"
+        folder.parent.mkdir()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(TrainState, "save", listening)
+            train_shared(*tiny_words(folder, corpus_file, cache), *words_of(kind))
+        return folder, found
+
+    return of
 
 
 @pytest.fixture
-def trained(muonscale: Muonscale, tiny: list[str], tmp_path: Path) -> Trained:
-    """Train a model of a kind for four steps, a checkpoint after each, and return the run folder."""
+def logits(runs: Callable[[str], tuple[Path, Logits]]) -> Callable[[str], Logits]:
+    """What the trained model of a kind answered to IDS whenever it was saved, by step."""
+    return lambda kind: runs(kind)[1]
 
-    def train(kind: str, *words: str) -> Path:
-        preset, fields = KINDS[kind]
-        own = [f"model.preset={preset}", f"model.fields={json.dumps(fields)}", "optimizer.lr=0.05"]
-        steps = ["train.steps=4", "eval.every=2", "checkpoint.every=1", "checkpoint.keep=9"]
-        answer = muonscale("train", *tiny, *own, *steps, *words)
-        assert answer.code == 0, answer.err
-        return tmp_path / "run"
 
-    return train
+@pytest.fixture
+def trained(runs: Callable[[str], tuple[Path, Logits]], tmp_path: Path) -> Trained:
+    """Copy a trained run of a kind to tmp_path/run, and return that folder."""
+    return lambda kind: Path(shutil.copytree(runs(kind)[0], tmp_path / "run"))
 
 
 @pytest.fixture
@@ -122,12 +142,15 @@ def refused(answer: Answer, *words: str) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_transformers_loads_the_model_as_it_was_trained(
-    kind: str, trained: Trained, exported: Callable[..., Path], logits: Logits
+    kind: str,
+    trained: Trained,
+    exported: Callable[..., Path],
+    logits: Callable[[str], Logits],
 ) -> None:
-    run = trained(kind)
-    torch.testing.assert_close(answers(exported(f"{run}@3")), logits[3], rtol=0, atol=1e-6)
-    assert (logits[3] - logits[2]).abs().max() > 1e-3  # so that another step would be noticed
-    torch.testing.assert_close(answers(exported(run)), logits[4], rtol=0, atol=1e-6)
+    run, expected = trained(kind), logits(kind)
+    torch.testing.assert_close(answers(exported(f"{run}@3")), expected[3], rtol=0, atol=1e-6)
+    assert (expected[3] - expected[2]).abs().max() > 1e-3  # so that another step would be noticed
+    torch.testing.assert_close(answers(exported(run)), expected[4], rtol=0, atol=1e-6)
     folder = exported(f"{run}@4")
     for name in ("config.json", "generation_config.json", "model.safetensors", "README.md"):
         assert (folder / name).read_bytes() == (run / "model" / name).read_bytes(), name
@@ -179,7 +202,7 @@ def test_a_tied_head_is_stored_once(trained: Trained, exported: Callable[..., Pa
 
 
 def test_weights_are_divided_over_files_with_an_index(
-    trained: Trained, exported: Callable[..., Path], logits: Logits
+    trained: Trained, exported: Callable[..., Path], logits: Callable[[str], Logits]
 ) -> None:
     folder = exported(trained("deepseek_v3"), "--max-shard-size", "60KB")
     files = sorted(path.name for path in folder.glob("*.safetensors"))
@@ -187,7 +210,7 @@ def test_weights_are_divided_over_files_with_an_index(
     assert all((folder / name).stat().st_size < 70_000 for name in files)
     places = read(folder / "model.safetensors.index.json")["weight_map"]
     assert places.keys() == deepseek_names().keys() and set(places.values()) == set(files)
-    torch.testing.assert_close(answers(folder), logits[4], rtol=0, atol=1e-6)
+    torch.testing.assert_close(answers(folder), logits("deepseek_v3")[4], rtol=0, atol=1e-6)
 
 
 def test_in_bfloat16_every_parameter_is_rounded_and_no_bias(
@@ -211,17 +234,24 @@ def test_in_bfloat16_every_parameter_is_rounded_and_no_bias(
 
 
 def test_a_tied_head_stays_tied_in_bfloat16(
-    trained: Trained, exported: Callable[..., Path], logits: Logits
+    trained: Trained, exported: Callable[..., Path], logits: Callable[[str], Logits]
 ) -> None:
     folder = exported(trained("gemma3"), "--dtype", "bfloat16")
     assert "lm_head.weight" not in load_file(folder / "model.safetensors")
-    torch.testing.assert_close(answers(folder, dtype=torch.float32), logits[4], rtol=0, atol=0.05)
+    expected = logits("gemma3")[4]
+    torch.testing.assert_close(answers(folder, dtype=torch.float32), expected, rtol=0, atol=0.05)
 
 
 def test_the_run_folder_is_enough(
-    trained: Trained, exported: Callable[..., Path], corpus_text: str, tmp_path: Path
+    exported: Callable[..., Path],
+    muonscale: Muonscale,
+    tiny: list[str],
+    corpus_text: str,
+    tmp_path: Path,
 ) -> None:
-    run = trained("llama", f"data.cache={tmp_path / 'cache'}")
+    run = tmp_path / "run"
+    words = [*words_of("llama"), "train.steps=1", f"data.cache={tmp_path / 'cache'}"]
+    assert muonscale("train", *tiny, *words).code == 0
     cached = next((tmp_path / "cache").glob("*/tokenizer"))
     expected = open_tokenizer(cached).encode(corpus_text[:5000])
     shutil.rmtree(tmp_path / "cache")
@@ -258,7 +288,10 @@ def test_an_unfinished_run_is_exported_and_generates(
 
 
 def test_a_damaged_checkpoint_is_refused_or_passed_over(
-    trained: Trained, muonscale: Muonscale, logits: Logits, tmp_path: Path
+    trained: Trained,
+    muonscale: Muonscale,
+    logits: Callable[[str], Logits],
+    tmp_path: Path,
 ) -> None:
     run, out = trained("llama"), tmp_path / "out"
     data = next((run / "checkpoints" / "step-00000004").glob("*.distcp"))
@@ -270,13 +303,15 @@ def test_a_damaged_checkpoint_is_refused_or_passed_over(
     answer = muonscale("export", run, out)
     assert answer.code == 0 and answer.out.startswith("step 3 of ")
     assert "step-00000004 is damaged" in answer.err
-    torch.testing.assert_close(answers(out), logits[3], rtol=0, atol=1e-6)
+    torch.testing.assert_close(answers(out), logits("llama")[3], rtol=0, atol=1e-6)
 
 
 def test_what_cannot_be_exported_gets_a_sentence(
     trained: Trained, muonscale: Muonscale, tmp_path: Path
 ) -> None:
-    run, out = trained("llama", "checkpoint.every=3"), tmp_path / "out"
+    run, out = trained("llama"), tmp_path / "out"
+    for step in (1, 2):  # as if every third had been saved
+        shutil.rmtree(run / "checkpoints" / f"step-{step:08d}")
     refused(muonscale("export", f"{run}@2", out), "no checkpoint of step 2", "3, 4")
     refused(muonscale("export", f"{run}@20M", out), "'20M'", "whole number")
     refused(muonscale("export", run, out, "--dtype", "float16"), "float16", "float32, bfloat16")
@@ -290,12 +325,13 @@ def test_what_cannot_be_exported_gets_a_sentence(
 
 
 def test_a_run_folder_may_have_an_at_in_its_name(
-    trained: Trained, exported: Callable[..., Path], logits: Logits
+    trained: Trained, exported: Callable[..., Path], logits: Callable[[str], Logits]
 ) -> None:
     run = trained("llama")
     named = run.rename(run.with_name("run@2"))
-    torch.testing.assert_close(answers(exported(named)), logits[4], rtol=0, atol=1e-6)
-    torch.testing.assert_close(answers(exported(f"{named}@3")), logits[3], rtol=0, atol=1e-6)
+    torch.testing.assert_close(answers(exported(named)), logits("llama")[4], rtol=0, atol=1e-6)
+    third = answers(exported(f"{named}@3"))
+    torch.testing.assert_close(third, logits("llama")[3], rtol=0, atol=1e-6)
 
 
 def test_a_checkpoint_has_a_card_of_its_own_step(

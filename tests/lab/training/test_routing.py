@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from muonscale.errors import ConfigError
 from muonscale.lab.config import load_config
-from muonscale.lab.models.routers import IN_FLOAT32, SCORES, find_routers
+from muonscale.lab.models.routers import IN_FLOAT32, SCORES, find_routers, router_outputs
 from muonscale.lab.models.routing import affinities
 from muonscale.lab.parallel.apply import parallelize
 from muonscale.lab.parallel.forward import Parallelized
@@ -336,7 +336,8 @@ def test_what_a_router_makes_of_its_logits_is_known(name: str) -> None:
     """The weights of the chosen experts are as their affinities, for every class of the table."""
     router = build_router(name)
     assert find_routers(nn.Sequential(router)).known == {"0": router}
-    logits, weights, chosen = router(torch.randn(20, 16))
+    outputs = router(torch.randn(20, 16))
+    weights, (logits, chosen) = outputs[1], router_outputs(outputs)
     gates = affinities(logits, SCORES[name]).gather(1, chosen)
     torch.testing.assert_close(
         weights / weights.sum(1, keepdim=True), gates / gates.sum(1, keepdim=True)

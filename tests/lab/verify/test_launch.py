@@ -40,7 +40,11 @@ def assert_gone(pids: Path) -> None:
     [
         ("killed", "rank 1 of 3 was killed by SIGKILL"),
         ("refused", "rank 1 of 3: a reason of its own"),
-        ("ended", "rank 1 of 3 ended with exit code 3: Oops: the last line"),
+        pytest.param(
+            "ended",
+            "rank 1 of 3 ended with exit code 3: Oops: the last line",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_a_worker_that_dies_ends_all_with_its_rank_and_its_reason(
@@ -57,7 +61,11 @@ def test_a_worker_that_dies_ends_all_with_its_rank_and_its_reason(
 
 
 @pytest.mark.parametrize(
-    ("signum", "error"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)]
+    ("signum", "error"),
+    [
+        pytest.param(signal.SIGINT, KeyboardInterrupt, marks=pytest.mark.slow),
+        (signal.SIGTERM, SystemExit),
+    ],
 )
 def test_a_signal_ends_the_workers(signum: int, error: type[BaseException], tmp_path: Path) -> None:
     pids = tmp_path / "waiting"

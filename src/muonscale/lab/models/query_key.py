@@ -68,7 +68,7 @@ class _Latent:
 
     def __call__(self, gamma_H: Tensor, alpha: float, masters: Masters | None) -> None:
         module = self.module
-        query = module.q_b_proj if module.q_proj is None else module.q_proj
+        query = getattr(module, "q_proj", None) or module.q_b_proj
         clip_latent_(
             _linear(query),
             _linear(module.kv_b_proj),

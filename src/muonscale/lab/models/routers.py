@@ -8,7 +8,7 @@ from functools import wraps
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from muonscale.lab.models.routing import ScoreT
 
@@ -25,7 +25,7 @@ SCORES: dict[str, ScoreT] = {
     "Qwen2MoeTopKRouter": "softmax",
     "Qwen3MoeTopKRouter": "softmax",
 }
-"""Routers of transformers that return (logits, weights, chosen experts), by class, and their scores."""
+"""Routers of transformers that `router_outputs` reads, by class, and their scores."""
 
 BIAS = "e_score_correction_bias"
 """Buffer of a router: added to its scores before it chooses, not to the weights of what it chose."""
@@ -71,6 +71,13 @@ def score_of(module: nn.Module) -> ScoreT | None:
     """Return how a router turns logits into affinities; None for other modules, or an unknown one."""
     cls = type(module)
     return SCORES.get(cls.__name__) if cls.__module__.startswith("transformers.") else None
+
+
+def router_outputs(outputs: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """Return (logits `[N, E]`, chosen experts `[N, K]`) of what a known router has returned."""
+    first, _, last = outputs
+    # in older releases of transformers GraniteMoe's router has the chosen experts first
+    return (first, last) if first.is_floating_point() else (last, first)
 
 
 def _is_router(module: nn.Module) -> bool:

@@ -80,7 +80,10 @@ def _recompute_layers(model: PreTrainedModel) -> None:
             f"{model.config.model_type!r}"
             "; set it to false"
         )
-    model.activation_checkpointing_enable()
+    if hasattr(model, "activation_checkpointing_enable"):
+        model.activation_checkpointing_enable()
+    else:  # its name in older releases, where newer ones warn
+        model.gradient_checkpointing_enable()
 
 
 def _compile(model: PreTrainedModel, section: TrainSection) -> None:

@@ -24,6 +24,7 @@ from muonscale.lab.models.routers import (
     Routers,
     find_routers,
     holds_stacks,
+    router_outputs,
     score_of,
 )
 from muonscale.lab.models.routing import (
@@ -151,7 +152,7 @@ class Routing:
 
     def _hear(self, number: int, router: nn.Module, inputs: Any, outputs: Any) -> None:
         if self._open:
-            logits_NE, _, chosen_NK = outputs
+            logits_NE, chosen_NK = router_outputs(outputs)
             self._heard.append((number, logits_NE, chosen_NK))
 
     @contextmanager

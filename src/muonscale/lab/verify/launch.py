@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import signal
 import sys
@@ -9,6 +10,7 @@ import tempfile
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException, Std
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -57,6 +59,9 @@ def take_steps_on(processes: int, config: Config, steps: int) -> Trajectory:
 
 
 def _launch_config(processes: int, folder: Path) -> LaunchConfig:
+    # an older torch has no such option and grants thirty seconds
+    known = "shutdown_timeout" in inspect.signature(LaunchConfig).parameters
+    grace: dict[str, Any] = {"shutdown_timeout": GRACE_SECONDS} if known else {}
     return LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -67,8 +72,8 @@ def _launch_config(processes: int, folder: Path) -> LaunchConfig:
         local_addr="localhost",
         max_restarts=0,
         monitor_interval=0.1,
-        shutdown_timeout=GRACE_SECONDS,
         logs_specs=DefaultLogsSpecs(log_dir=str(folder / "logs"), redirects=Std.ALL),
+        **grace,
     )
 
 
