@@ -10,7 +10,13 @@ from muonscale.errors import ConfigError
 from muonscale.lab.parallel.topology import parse_layout
 from muonscale.optim.matrices import Matrices, matrix_shapes
 from tests.distributed.layouts import RULES, SHAPES, SIZES, STEPS, TOLERANCES, VECTORS, Row, rows
-from tests.distributed.trained import ARRANGEMENTS, ROWS, VARIANT_ROWS, VARIANTS
+from tests.distributed.trained import (
+    ARRANGEMENTS,
+    MORE_ARRANGEMENTS,
+    ROWS,
+    VARIANT_ROWS,
+    VARIANTS,
+)
 from tests.distributed.trained import STEPS as TRAINED_STEPS
 from tests.distributed.trained import TOLERANCE as TRAINED_TOLERANCE
 from tests.lab.parallel.test_topology import REFUSED
@@ -77,7 +83,7 @@ def _matrices(shape: tuple[int, ...], layout: Matrices) -> str:
 def trainer() -> str:
     """Return every arrangement of the trainer, and what of it is compared."""
     told: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
-    for what, listed in (("losses", ROWS), ("gradients", ARRANGEMENTS)):
+    for what, listed in (("losses", ROWS), ("gradients", [*ARRANGEMENTS, *MORE_ARRANGEMENTS])):
         for kind, layout in listed:
             told[layout][what].append(kind)
     cells = [

@@ -14,12 +14,12 @@ if TYPE_CHECKING:
     from muonscale.optim.convert_state import convert_state_dict as convert_state_dict
     from muonscale.optim.factory import MuonFactory as MuonFactory
     from muonscale.optim.groups import parameter_groups as parameter_groups
-    from muonscale.optim.groups import routing_report as routing_report
     from muonscale.optim.matrices import Matrices as Matrices
     from muonscale.optim.muon import Muon as Muon
     from muonscale.optim.orthogonalize import exact_polar as exact_polar
     from muonscale.optim.orthogonalize import orthogonalize as orthogonalize
     from muonscale.optim.presets import preset as preset
+    from muonscale.optim.report import routing_report as routing_report
     from muonscale.optim.translate import translate_arguments as translate_arguments
     from muonscale.transfer.parametrization import parametrize as parametrize
 
@@ -36,7 +36,7 @@ _HOME = {
     "parameter_groups": "muonscale.optim.groups",
     "parametrize": "muonscale.transfer.parametrization",
     "preset": "muonscale.optim.presets",
-    "routing_report": "muonscale.optim.groups",
+    "routing_report": "muonscale.optim.report",
     "translate_arguments": "muonscale.optim.translate",
 }
 

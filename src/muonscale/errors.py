@@ -1,6 +1,6 @@
 """The errors a user can cause.
 
-    MuonscaleError
+    MuonscaleError (a ValueError)
     +-- ConfigError      a recipe, an option or an override that cannot be used
     +-- RoutingError     a parameter with no optimizer rule, or with two
     +-- LayoutError      a parameter whose storage hides the matrix it holds
@@ -19,8 +19,8 @@ import difflib
 from collections.abc import Iterable
 
 
-class MuonscaleError(Exception):
-    """Base of every error raised for something the user gave or has."""
+class MuonscaleError(ValueError):
+    """Base of every error raised for something the user gave or has; a ValueError, as torch raises."""
 
 
 class ConfigError(MuonscaleError):

@@ -7,9 +7,10 @@ import torch
 from torch import nn
 
 from muonscale.errors import ConfigError, LayoutError, RoutingError
-from muonscale.optim.groups import GROUP_OPTIONS, parameter_groups, routing_report
+from muonscale.optim.groups import GROUP_OPTIONS, parameter_groups
 from muonscale.optim.matrices import Matrices
 from muonscale.optim.muon import Muon
+from muonscale.optim.report import routing_report
 
 Build = Callable[[str], nn.Module]
 

@@ -14,7 +14,8 @@ from tests.optim.compare import SetGradients, close, equal, snapshot, states
 
 def test_groups_keep_their_options_and_ratios_under_a_scheduler(toy: nn.Module) -> None:
     overrides = {"head": {"lr": 5e-4}, "norm": {"weight_decay": 0.0}}
-    optimizer = Muon(parameter_groups(toy, lr=1e-3, overrides=overrides), lr=9.0, weight_decay=9.0)
+    groups = parameter_groups(toy, lr=1e-3, weight_decay=0.1, overrides=overrides)
+    optimizer = Muon(groups, lr=9.0, weight_decay=9.0)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 / (1 + step))
     for parameter in toy.parameters():
         parameter.grad = torch.ones_like(parameter)

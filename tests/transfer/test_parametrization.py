@@ -172,7 +172,7 @@ def test_groups_are_divided_by_their_multipliers() -> None:
 def test_the_standard_convention_changes_nothing() -> None:
     model = tiny_model("gemma3_text", 4, "cpu")
     weights = {name: p.clone() for name, p in model.named_parameters()}
-    groups = parameter_groups(model, lr=0.3)
+    groups = parameter_groups(model, lr=0.3, weight_decay=0.1)
     transfer = parametrize(model, tiny_model("gemma3_text"), groups, convention="standard")
     transfer.scale_weights_(model)
     for name, parameter in model.named_parameters():
@@ -272,11 +272,11 @@ def test_what_is_not_understood_of_ones_own_is_named() -> None:
 
 def test_decay_of_a_gain_that_is_stored_less_one_is_refused() -> None:
     model = tiny_model("gemma3_text", 4)
-    groups = parameter_groups(model, lr=1.0)
+    groups = parameter_groups(model, lr=1.0, weight_decay=0.1)
     transfer = parametrize(model, tiny_model("gemma3_text"), groups)
     with pytest.raises(ConfigError, match=r"model.norm.weight .*weight_decay: 0"):
         transfer.groups(groups)
     overrides = {"model.norm.weight": {"weight_decay": 0.0}}
-    groups = parameter_groups(model, lr=1.0, overrides=overrides)
+    groups = parameter_groups(model, lr=1.0, weight_decay=0.1, overrides=overrides)
     decays = {n: g["weight_decay"] for g in transfer.groups(groups) for n in g["param_names"]}
     assert decays["model.norm.weight"] == 0 and decays["model.embed_tokens.weight"] > 0.1

@@ -218,6 +218,8 @@ class OptimizerSection(Section):
     """`muon`: Muon for the hidden matrices, AdamW for the rest; `adamw`: AdamW for everything."""
     lr: Annotated[float, Field(gt=0, le=1e30)] = 0.01
     """Peak learning rate of every group."""
+    adamw_lr: Annotated[float, Field(gt=0, le=1e30)] | None = None
+    """Peak learning rate of embeddings, head, norms and biases, under either rule; null for `lr`."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.1
     """Decoupled weight decay, multiplied by the scheduled learning rate."""
     decay: Literal["coupled", "independent"] = "coupled"

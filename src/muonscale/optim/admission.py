@@ -7,25 +7,42 @@ from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim.optimizer import ParamsT
 
 from muonscale.errors import ConfigError, RoutingError, nearest
+from muonscale.optim.aliases import FOREIGN
 from muonscale.optim.coefficients import resolve
 from muonscale.optim.decay import DECAYS
 from muonscale.optim.flops import FORMS
-from muonscale.optim.groups import RULES
+from muonscale.optim.groups import GROUP_OPTIONS, RULES, parameter_groups
 from muonscale.optim.matrices import matrix_shapes
 from muonscale.optim.muon_rule import WIRE_DTYPES
 from muonscale.optim.normalize import resolve_post_norm
 from muonscale.optim.orthogonalize import DTYPES
+from muonscale.optim.ranges import check_numbers
 from muonscale.optim.scale import check_scale
 from muonscale.optim.weights import MASTERS, is_narrow
 from muonscale.optim.work import Group, named
 
 
-def own_groups(params: ParamsT) -> list[Group]:
-    """Return the groups as dicts of our own, so that the caller's are not written to."""
+def own_groups(params: ParamsT | nn.Module, adamw_lr: float | None = None) -> list[Group]:
+    """Return the groups as dicts of our own, so that the caller's are not written to.
+
+    Groups on AdamW that have no learning rate get `adamw_lr`, if there is one.
+    """
+    groups = _groups(params)
+    if adamw_lr is not None:
+        check_numbers({"adamw_lr": adamw_lr})
+        for group in groups:
+            if group.get("rule") == "adamw":
+                group.setdefault("lr", adamw_lr)
+    return groups
+
+
+def _groups(params: ParamsT | nn.Module) -> list[Group]:
+    if isinstance(params, nn.Module):
+        return parameter_groups(params)
     if isinstance(params, Tensor):
         raise RoutingError(
             f"params is one tensor of shape {tuple(params.shape)}: give a list of tensors, or of groups"
@@ -62,6 +79,36 @@ def split_names(params: Any) -> tuple[list[Tensor], list[str] | None]:
     return entries, None
 
 
+GROUP_KEYS = GROUP_OPTIONS | {
+    "params", "param_names", "name", "role", "rule", "matrices", "why",
+    "peak_lr", "momentum_convention",
+}  # fmt: skip
+"""What a group may have."""
+OF_SCHEDULERS = frozenset(
+    ["initial_lr", "max_lr", "min_lr", "base_momentum", "max_momentum", "swa_lr"]
+)
+"""What torch's schedulers write into groups, and groups made from another optimizer's may have."""
+
+
+def check_keys(group: Group) -> None:
+    """Raise ConfigError for a key that no option has: it would change nothing."""
+    unknown = [key for key in group if key not in GROUP_KEYS | OF_SCHEDULERS]
+    if not unknown:
+        return
+    key = unknown[0]
+    if key == "use_muon":
+        rule = "muon" if group[key] else "adamw"
+        hint = f'give rule="{rule}" instead'
+    elif sources := [name for name, other in FOREIGN.items() if key in other.arguments]:
+        hint = (
+            f"it is an argument of {', '.join(sources)}; "
+            f'translate_arguments("{sources[0]}", ...) says what it is here'
+        )
+    else:
+        hint = nearest(key, GROUP_KEYS)
+    raise ConfigError(f"a group has {key}={group[key]!r}, which is no option of Muon: {hint}")
+
+
 def check_options(options: Group) -> None:
     """Raise ConfigError for an option of a group that is unknown or outside its range."""
     resolve(options["ns_coefficients"], options["ns_steps"])
@@ -78,19 +125,7 @@ def check_options(options: Group) -> None:
     dtype = options["ns_dtype"]
     if not isinstance(dtype, torch.dtype):
         _check_word("ns_dtype", dtype, ("auto", *DTYPES))
-    for option in ("lr", "weight_decay", "rms", "eps"):
-        if not options[option] >= 0:
-            raise ConfigError(
-                f"{option} is {options[option]}: it cannot be below 0; give 0 or a number above it"
-            )
-    if not options["post_norm_eps"] > 0:
-        raise ConfigError(
-            f"post_norm_eps is {options['post_norm_eps']}: it has to be above 0, or a row of zeros "
-            "would be divided by zero"
-        )
-    for number in (options["momentum"], options["normuon_beta2"], *options["betas"]):
-        if not 0 <= number < 1:
-            raise ConfigError(f"momentum or beta is {number}: 0 <= x < 1 is accepted")
+    check_numbers(options)
     if options["decay"] == "independent" and not options["peak_lr"] > 0:
         raise ConfigError(
             'decay="independent" is weight_decay times lr/peak_lr, and peak_lr, the lr that the '

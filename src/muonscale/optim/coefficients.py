@@ -10,10 +10,8 @@ last triple is repeated; where fewer, its first are used, if it was made so that
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Literal
-
-import torch
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal
 
 from muonscale.errors import ConfigError, nearest
 from muonscale.optim.polar_express import with_safety
@@ -58,10 +56,6 @@ class Coefficients:
         return len(self.triples)
 
 
-# A state dict holds it as an option of a group; `torch.load` takes known classes only.
-torch.serialization.add_safe_globals([Coefficients])
-
-
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
     """A row of the table."""
@@ -82,6 +76,27 @@ class Schedule:
 CoefficientsLike = str | Triple | Sequence[Sequence[float]] | Coefficients
 """A row of the table by name, one triple for every step, one triple per step, or the whole: see
 `resolve`."""
+
+
+def as_plain(coefficients: CoefficientsLike) -> Any:
+    """Return coefficients as names, numbers and tuples, which `torch.load` takes without imports."""
+    if isinstance(coefficients, Coefficients):
+        return tuple(getattr(coefficients, field.name) for field in fields(Coefficients))
+    return coefficients
+
+
+def from_plain(value: Any) -> CoefficientsLike:
+    """Return the coefficients that `as_plain` was given."""
+    if isinstance(value, tuple | list) and len(value) == 4 and isinstance(value[1], str):
+        triples, normalization, margin, restarts = value
+        return Coefficients(
+            triples=tuple(tuple(triple) for triple in triples),
+            normalization=normalization,
+            margin=margin,
+            restarts=None if restarts is None else tuple(restarts),
+        )
+    return value
+
 
 _JORDAN: Triple = (3.4445, -4.7750, 2.0315)
 

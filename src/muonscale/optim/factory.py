@@ -30,8 +30,7 @@ class MuonFactory:
         self,
         model: nn.Module,
         *,
-        lr: float,
-        weight_decay: float = 0.1,
+        adamw_lr: float | None = None,
         overrides: Overrides | None = None,
         rule: RuleT = "muon",
         **options: Any,
@@ -39,17 +38,14 @@ class MuonFactory:
         """Return the optimizer of `model`.
 
         Args:
-            model: see `parameter_groups`, as for the next four.
-            lr: learning rate of every group.
-            weight_decay: decoupled decay of every group, per unit of `lr`.
+            model: see `parameter_groups`, as for the next three.
+            adamw_lr: learning rate of embeddings, head, norms and biases.
             overrides: options by role or by a glob over parameter names.
             rule: "adamw" puts everything on AdamW.
-            options: of `Muon`, such as `post_norm`.
+            options: of `Muon`, such as `lr` and `post_norm`.
 
         Raises:
             RoutingError, ConfigError, LayoutError: as from `parameter_groups` and `Muon`.
         """
-        groups = parameter_groups(
-            model, lr=lr, weight_decay=weight_decay, overrides=overrides, rule=rule
-        )
+        groups = parameter_groups(model, adamw_lr=adamw_lr, overrides=overrides, rule=rule)
         return Muon(groups, **options)

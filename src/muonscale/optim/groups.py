@@ -7,15 +7,15 @@ routing report (`muonscale.optim.report`) says what was decided, and by what.
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from torch import nn
 
-from muonscale.errors import ConfigError, LayoutError, RoutingError, nearest
+from muonscale.errors import ConfigError, LayoutError, RoutingError, nearest, shown
 from muonscale.optim.matrices import PLAIN, Matrices, amend, matrix_shapes
-from muonscale.optim.report import routing_report as routing_report
+from muonscale.optim.ranges import check_numbers
 from muonscale.optim.roles import Assignment, Role, assign_roles
 
 RuleT = Literal["muon", "adamw"]
@@ -57,28 +57,35 @@ _ROUTING_OPTIONS = frozenset({"rule", "role", "matrices"})
 class _Routed:
     assignment: Assignment
     rule: str
+    rest: bool
+    """Whether `adamw_lr` is its learning rate."""
     options: dict[str, Any] = field(default_factory=dict)
     pattern: str = ""
 
 
 def parameter_groups(
     model: nn.Module,
+    lr: float | None = None,
+    weight_decay: float | None = None,
     *,
-    lr: float,
-    weight_decay: float = 0.1,
+    adamw_lr: float | None = None,
     overrides: Overrides | None = None,
     rule: RuleT = "muon",
 ) -> list[dict[str, Any]]:
     """Return the parameter groups of `model` for `Muon`: one per role.
 
-    Hidden matrices and routers are on Muon, all else on AdamW, every group with the same `lr` and
-    `weight_decay` (Liu et al., arXiv 2502.16982). Parameters that need no gradient are left out.
-    Works on the meta device.
+    Hidden matrices and routers are on Muon, all else on AdamW (Liu et al., arXiv 2502.16982).
+    Parameters that need no gradient are left out. Works on the meta device. Only what is given here
+    is written into the groups; everything else is left to `Muon`, so that
+    `Muon(parameter_groups(model), **preset("keller"))` has every option of the preset.
 
     Args:
         model: any module; Hugging Face causal language models are known in detail.
         lr: learning rate of every group.
         weight_decay: decoupled decay of every group, per unit of `lr`.
+        adamw_lr: learning rate of what is not hidden matrices or routers (embeddings, head, norms,
+            biases), and of what an override puts on AdamW. With `rule="adamw"` too, so that both
+            rules can be compared with two learning rates each.
         overrides: from a role ("head") or an anchored glob over parameter names
             ("model.layers.*.mlp.*", where `*` also matches dots) to options: `rule`, `role`,
             `matrices` (a `Matrices`, or a mapping of its fields to change what was found, such as
@@ -88,13 +95,13 @@ def parameter_groups(
 
     Returns:
         Dicts with `name` (the role; with the pattern that set it apart, as in "hidden/*.mlp.*"),
-        `role`, `rule`, `params`, `param_names`, `lr`, `weight_decay`, `matrices` (parameter name
-        to `Matrices`, for what holds any), `why` (parameter name to what decided), other options.
+        `role`, `rule`, `params`, `param_names`, `matrices` (parameter name to `Matrices`, for what
+        holds any), `why` (parameter name to what decided), and the options that were given.
 
     Raises:
-        RoutingError: for a pattern that matches nothing, a Muon rule on something that is no
-            matrix, or no parameter on Muon at all.
-        ConfigError: for an unknown option, rule or field of `Matrices`.
+        RoutingError: for something that is no module, a pattern that matches nothing, a Muon rule on
+            something that is no matrix, or no parameter on Muon at all.
+        ConfigError: for an unknown option, rule or field of `Matrices`, or a number out of range.
         LayoutError: for flattened weights, or matrices that do not fit their parameter.
 
     Example:
@@ -105,7 +112,11 @@ def parameter_groups(
         [('hidden', 'muon', ['1.weight']), ('embedding', 'adamw', ['0.weight']),
          ('head', 'adamw', ['2.weight']), ('norm', 'adamw', ['1.bias', '2.bias'])]
     """
+    _check_model(model)
     _check_rule(rule, "rule")
+    given = {"lr": lr, "weight_decay": weight_decay, "adamw_lr": adamw_lr}
+    common = {option: value for option, value in given.items() if value is not None}
+    check_numbers(common)
     found = assign_roles(model)
     routed = [_default(a, rule) for a in found if a.parameter.requires_grad]
     if not routed:
@@ -113,7 +124,7 @@ def parameter_groups(
             f"none of the {len(found)} parameters of the model needs a gradient: set requires_grad of those to train"
         )
     frozen = [a for a in found if not a.parameter.requires_grad]
-    _apply_overrides(routed, overrides or {}, rule, frozen)
+    _apply_overrides(routed, _mapping(overrides), rule, frozen)
     for item in routed:
         _check_item(item)
     if rule == "muon" and all(item.rule != "muon" for item in routed):
@@ -121,11 +132,39 @@ def parameter_groups(
             f"none of the {len(routed)} trainable parameters is on Muon: none is a hidden matrix or "
             'a router. Name some in overrides, or ask for rule="adamw".'
         )
-    return _grouped(routed, {"lr": lr, "weight_decay": weight_decay})
+    return _grouped(routed, common)
+
+
+def _check_model(model: object) -> None:
+    if not isinstance(model, nn.Module):
+        what = "generator of parameters" if isinstance(model, Iterator) else type(model).__name__
+        raise RoutingError(
+            f"model is a {what}: give the module itself, since its layers say what its parameters "
+            "are for; groups of your own go to Muon, with a rule each"
+        )
+
+
+def _mapping(overrides: object) -> Overrides:
+    """Return the overrides, checked to be a mapping of mappings."""
+    if overrides is None:
+        return {}
+    if not isinstance(overrides, Mapping):
+        raise ConfigError(
+            f"overrides is {shown(overrides)}: give a mapping from a role or a glob to options, such "
+            'as {"head": {"lr": 1e-3}}'
+        )
+    for pattern, options in overrides.items():
+        if not isinstance(options, Mapping):
+            hint = f'; did you mean {{"rule": "{options}"}}?' if options in RULES else ""
+            raise ConfigError(
+                f"override {pattern!r} is {shown(options)}: give a mapping of options{hint}"
+            )
+    return overrides
 
 
 def _default(assignment: Assignment, rule: RuleT) -> _Routed:
-    return _Routed(assignment, _rule_of(assignment.role, rule))
+    role = assignment.role
+    return _Routed(assignment, _rule_of(role, rule), rest=role not in MUON_ROLES)
 
 
 def _rule_of(role: Role, rule: RuleT) -> RuleT:
@@ -156,13 +195,14 @@ def _override(item: _Routed, pattern: str, options: Mapping[str, Any], rule: Rul
     changes: dict[str, Any] = {"why": f"{a.why}; override {pattern!r}"}
     if "role" in options:
         role = Role(options["role"])
-        item.rule = _rule_of(role, rule)
+        item.rule, item.rest = _rule_of(role, rule), role not in MUON_ROLES
         # A matrix called norm holds none any more; a convolution called hidden keeps its layout.
         changes |= {"role": role, "matrices": None if role == Role.NORM else a.matrices}
     if "matrices" in options:
         changes["matrices"] = _amended(a.matrices or PLAIN, options["matrices"], pattern)
     item.assignment = replace(a, **changes)
-    item.rule = options.get("rule", item.rule)
+    if "rule" in options:
+        item.rule, item.rest = options["rule"], options["rule"] == "adamw"
     item.options |= {k: v for k, v in options.items() if k in GROUP_OPTIONS}
 
 
@@ -208,6 +248,10 @@ def _check_options(pattern: str, options: Mapping[str, Any]) -> None:
         raise ConfigError(f"override {pattern!r}: {nearest(str(options['role']), set(Role))}")
     if "rule" in options:
         _check_rule(options["rule"], f"override {pattern!r}")
+    try:
+        check_numbers(options)
+    except ConfigError as error:
+        raise ConfigError(f"override {pattern!r}: {error}") from None
 
 
 def _check_rule(rule: object, where: str) -> None:
@@ -230,12 +274,20 @@ def _check_item(item: _Routed) -> None:
         raise LayoutError(f"{a.name}: {error}") from None
 
 
+def _rates(item: _Routed, common: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the learning rate and decay that were given for a parameter's group."""
+    lr = common.get("adamw_lr", common.get("lr")) if item.rest else common.get("lr")
+    rates = {"lr": lr, "weight_decay": common.get("weight_decay")}
+    return {option: value for option, value in rates.items() if value is not None}
+
+
 def _grouped(routed: list[_Routed], common: dict[str, Any]) -> list[dict[str, Any]]:
     groups: dict[tuple[str, ...], dict[str, Any]] = {}
     for item in sorted(routed, key=lambda item: list(Role).index(item.assignment.role)):
         a = item.assignment
         name = f"{a.role}/{item.pattern}" if item.pattern else str(a.role)
-        key = (name, item.rule, repr(sorted(item.options.items(), key=lambda pair: pair[0])))
+        options = _rates(item, common) | item.options
+        key = (name, item.rule, repr(sorted(options.items(), key=lambda pair: pair[0])))
         if key not in groups:
             taken = sum(group["name"].split("#")[0] == name for group in groups.values())
             groups[key] = {
@@ -244,8 +296,7 @@ def _grouped(routed: list[_Routed], common: dict[str, Any]) -> list[dict[str, An
                 "rule": item.rule,
                 "params": [],
                 "param_names": [],
-                **common,
-                **item.options,
+                **options,
                 "matrices": {},
                 "why": {},
             }

@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
+from torch.nn.parallel import DataParallel, DistributedDataParallel
 
+PARALLEL = (DataParallel, DistributedDataParallel)
 WRAPPED = frozenset({"_orig_mod", "_checkpoint_wrapped_module"})
 """What a compiled and a checkpointed module call their original; no part of a parameter's name."""
 
@@ -79,7 +80,7 @@ def _walk(module: nn.Module, prefix: str, ancestors: tuple[nn.Module, ...]) -> I
             yield Owner(f"{prefix}{attribute}", attribute, module, ancestors)
     for child_name, child in module._modules.items():
         if child is not None:
-            wrapped = child_name in WRAPPED or isinstance(module, DistributedDataParallel)
+            wrapped = child_name in WRAPPED or isinstance(module, PARALLEL)
             part = "" if wrapped else f"{child_name}."
             yield from _walk(child, f"{prefix}{part}", (module, *ancestors))
 

@@ -11,12 +11,13 @@ from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim.optimizer import ParamsT
 
 from muonscale.errors import ConfigError, DivergedError, RoutingError
 from muonscale.optim.admission import (
     check_backend,
+    check_keys,
     check_options,
     check_parameter,
     own_groups,
@@ -58,10 +59,10 @@ class Muon(torch.optim.Optimizer):
     its state, by name. Every option down to `wire_dtype` can also be an entry of a group.
 
     Args:
-        params: groups from `parameter_groups`; or groups of your own, of which one at least has a
-            `rule` ("muon", the default, or "adamw") if they are several, optional `param_names`, and
-            `matrices` (name to `Matrices`) for what is not a plain 2-D matrix; or 2-D tensors, named
-            or not.
+        params: a model, whose groups `parameter_groups` makes; or groups from `parameter_groups`; or
+            groups of your own, of which one at least has a `rule` ("muon", the default, or "adamw") if
+            they are several, optional `param_names`, and `matrices` (name to `Matrices`) for what is
+            not a plain 2-D matrix; or 2-D tensors, named or not.
         lr: learning rate of groups that have none.
         weight_decay: decoupled decay, on both rules.
         decay: "coupled" takes lr*weight_decay of a weight per step, "independent" weight_decay
@@ -92,6 +93,7 @@ class Muon(torch.optim.Optimizer):
             "float32", or "bfloat16", which is half the bytes to send.
         compile: run Newton-Schulz and what follows it through torch.compile, once for each shape;
             a string names a backend other than "inductor".
+        adamw_lr: learning rate of groups on AdamW that have none; `lr` if None.
         nonfinite: what a NaN or an infinity in any gradient does. The whole step is left out, with
             state and parameters as they were, on all ranks; "raise" raises when the next step
             begins or at `check_finite()`, "skip" goes on and counts.
@@ -102,15 +104,15 @@ class Muon(torch.optim.Optimizer):
     Raises:
         RoutingError: for something on Muon that is no matrix, a parameter given twice, or several
             groups without any rule, as trainers make them by weight decay.
-        ConfigError: for an option outside its range.
+        ConfigError: for an option outside its range, or a key of a group that no option has.
         LayoutError: for placements that are not understood, and where ranks do not match.
         DivergedError: from `step` and `check_finite`, for a non-finite gradient.
 
     Example:
         >>> from torch import nn
-        >>> from muonscale import Muon, parameter_groups
+        >>> from muonscale import Muon
         >>> model = nn.Sequential(nn.Embedding(50, 8), nn.Linear(8, 8), nn.Linear(8, 50))
-        >>> optimizer = Muon(parameter_groups(model, lr=1e-3))
+        >>> optimizer = Muon(model, lr=1e-3)  # or: Muon(parameter_groups(model, lr=1e-3, ...))
         >>> model(torch.arange(5)).logsumexp(-1).mean().backward()
         >>> optimizer.step()
         >>> optimizer.stats()["matrices"]
@@ -119,7 +121,7 @@ class Muon(torch.optim.Optimizer):
 
     def __init__(
         self,
-        params: ParamsT,
+        params: ParamsT | nn.Module,
         lr: float = 1e-3,
         weight_decay: float = 0.1,
         momentum: float = 0.95,
@@ -141,6 +143,7 @@ class Muon(torch.optim.Optimizer):
         master: MasterT = "none",
         rounding_seed: int = 0,
         wire_dtype: WireT = "float32",
+        adamw_lr: float | None = None,
         compile: bool | str = False,
         nonfinite: NonfiniteT = "raise",
         process_group: dist.ProcessGroup | None = None,
@@ -175,7 +178,7 @@ class Muon(torch.optim.Optimizer):
         }
         self._owners: dict[str, Tensor] = {}
         self._neighbours = Neighbours(process_group, compile)
-        super().__init__(own_groups(params), defaults)
+        super().__init__(own_groups(params, adamw_lr), defaults)
         self._nonfinite: NonfiniteT = nonfinite
         self._compile = compile
         self._reset_counters()
@@ -203,6 +206,7 @@ class Muon(torch.optim.Optimizer):
     def add_param_group(self, param_group: Group) -> None:
         """Add a group, check that its rule fits its parameters, and create their state."""
         group = dict(param_group)
+        check_keys(group)
         group.setdefault("matrices", {})
         group["params"], names = split_names(group["params"])
         if names is None:
@@ -210,9 +214,10 @@ class Muon(torch.optim.Optimizer):
             names = [f"parameter{start + i}" for i in range(len(group["params"]))]
         group.setdefault("param_names", names)
         self._check_unique(group)
-        group.setdefault("peak_lr", float(group.get("lr", self.defaults["lr"])))
+        group.setdefault("peak_lr", group.get("lr", self.defaults["lr"]))
         options = {**self.defaults, **group}
         check_options(options)
+        group["peak_lr"] = float(group["peak_lr"])
         for name, parameter in named(group):
             check_parameter(name, parameter, options)
         super().add_param_group(group)
@@ -256,6 +261,7 @@ class Muon(torch.optim.Optimizer):
                 loss = closure()
         self._keep_state()
         self._check_dense()
+        _follow_cycled_beta(self.param_groups)
         items = self._neighbours.items(self.param_groups, self.state)
         check = self._neighbours.check_finite(items)
         if check.mask is None and check.nonfinite_names():
@@ -381,3 +387,14 @@ class Muon(torch.optim.Optimizer):
         take_over(state_dict, self.param_groups, self.state)
         for after in self._optimizer_load_state_dict_post_hooks.values():
             after(self)
+
+
+def _follow_cycled_beta(groups: list[Group]) -> None:
+    """Cycle the momentum of the Muon rule with OneCycleLR and CyclicLR.
+
+    Where an optimizer has betas, these schedulers write the cycled momentum into the first of them
+    and nowhere else; `max_momentum` in a group says that they do.
+    """
+    for group in groups:
+        if group["rule"] == "muon" and "max_momentum" in group:
+            group["momentum"] = group["betas"][0]

@@ -8,9 +8,11 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from torch import nn
+from torch.optim import Optimizer
 
 from muonscale.errors import RoutingError
 from muonscale.optim.collapse import collapse
+from muonscale.optim.groups import parameter_groups
 from muonscale.optim.matrices import PLAIN, matrix_shapes
 from muonscale.optim.normalize import resolve_post_norm
 from muonscale.optim.scale import shape_factor
@@ -33,8 +35,9 @@ class RoutingRow:
     does not say its `scale`, which groups have once they are an optimizer's."""
     role: str
     rule: str
-    lr: float
-    weight_decay: float
+    lr: float | None
+    """None where the group leaves it to the optimizer, or the parameter is frozen; so is the decay."""
+    weight_decay: float | None
     why: str
 
     @property
@@ -93,6 +96,9 @@ class RoutingReport:
             cells = [[line.name, *line.facts] for line in lines]
         return aligned([titles, *cells])
 
+    def __str__(self) -> str:
+        return f"{self.table(full=False)}\n\n{self.summary()}"
+
     def as_dict(self) -> dict[str, Any]:
         """Return the report as plain values, for JSON."""
         totals = {
@@ -118,8 +124,8 @@ _COLUMNS: list[tuple[str, Callable[[RoutingRow], str]]] = [
     ("matrices", lambda row: _matrices(row)),
     ("role", lambda row: row.role),
     ("rule", lambda row: row.rule),
-    ("lr", lambda row: "-" if row.rule == FROZEN else f"{row.lr:g}"),
-    ("decay", lambda row: "-" if row.rule == FROZEN else f"{row.weight_decay:g}"),
+    ("lr", lambda row: "-" if row.lr is None else f"{row.lr:g}"),
+    ("decay", lambda row: "-" if row.weight_decay is None else f"{row.weight_decay:g}"),
     ("factor", lambda row: ", ".join(dict.fromkeys(f"{f:.4g}" for f in row.factors)) or "-"),
     ("why", lambda row: row.why),
 ]
@@ -148,27 +154,31 @@ def aligned(cells: list[list[str]]) -> str:
 
 
 def routing_report(
-    groups: Iterable[Mapping[str, Any]], model: nn.Module | None = None
+    groups: Iterable[Mapping[str, Any]] | Optimizer | nn.Module, model: nn.Module | None = None
 ) -> RoutingReport:
-    """Return what `groups` say about every parameter.
+    """Return what `groups` say about every parameter; `print` shows it as a table.
 
-    Args:
-        groups: from `parameter_groups`, or the `param_groups` of a `Muon`.
-        model: checked against the groups; its frozen parameters are listed too.
+        Args:
+            groups: from `parameter_groups`; or an optimizer, whose groups are reported; or a model, whose
+                groups `parameter_groups` makes.
+            model: checked against the groups; its frozen parameters are listed too.
 
-    Raises:
-        RoutingError: if a trainable parameter of `model` is in no group or in two, or a group has
-            a parameter that `model` has not.
+        Raises:
+            RoutingError: if a trainable parameter of `model` is in no group or in two, or a group has
+                a parameter that `model` has not.
 
-    Example:
-        >>> from torch import nn
-        >>> from muonscale import parameter_groups
-        >>> model = nn.Sequential(nn.Embedding(50, 8), nn.Linear(8, 16), nn.Linear(16, 50))
-        >>> print(routing_report(parameter_groups(model, lr=1e-3)).summary())
-        Muon: 1 matrix, 128 parameters (9.2%), hidden
-        AdamW: 1,266 parameters (90.8%), embedding, head, norm
+        Example:
+            >>> from torch import nn
+    from torch.optim import Optimizer
+            >>> from muonscale import parameter_groups
+            >>> model = nn.Sequential(nn.Embedding(50, 8), nn.Linear(8, 16), nn.Linear(16, 50))
+            >>> print(routing_report(parameter_groups(model, lr=1e-3)).summary())
+            Muon: 1 matrix, 128 parameters (9.2%), hidden
+            AdamW: 1,266 parameters (90.8%), embedding, head, norm
     """
-    groups = list(groups)
+    if isinstance(groups, nn.Module):
+        model, groups = groups, parameter_groups(groups)
+    groups = list(groups.param_groups if isinstance(groups, Optimizer) else groups)
     rows = [row for group in groups for row in _rows(group)]
     if model is not None:
         rows += _frozen(groups, model)
@@ -217,8 +227,8 @@ def _frozen_row(name: str, shape: tuple[int, ...]) -> RoutingRow:
         factors=(),
         role="-",
         rule=FROZEN,
-        lr=0.0,
-        weight_decay=0.0,
+        lr=None,
+        weight_decay=None,
         why="requires_grad is False",
     )
 
@@ -238,12 +248,16 @@ def _rows(group: Mapping[str, Any]) -> list[RoutingRow]:
                 factors=_factors(group, holds),
                 role=group.get("role", group.get("name", "")),
                 rule=group["rule"],
-                lr=float(group["lr"]),
-                weight_decay=float(group["weight_decay"]),
+                lr=_rate(group, "lr"),
+                weight_decay=_rate(group, "weight_decay"),
                 why=group.get("why", {}).get(name, ""),
             )
         )
     return rows
+
+
+def _rate(group: Mapping[str, Any], option: str) -> float | None:
+    return float(group[option]) if option in group else None
 
 
 def _factors(

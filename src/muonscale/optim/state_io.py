@@ -16,7 +16,9 @@ import torch
 from torch import Tensor
 
 from muonscale.errors import CheckpointError
+from muonscale.optim.coefficients import as_plain, from_plain
 from muonscale.optim.owned import copy_, scale_
+from muonscale.optim.state import ROW_STATE
 from muonscale.optim.work import named
 
 NOT_SAVED = frozenset({"params", "matrices", "why"})
@@ -36,7 +38,9 @@ def plain(state_dict: dict[str, Any]) -> dict[str, Any]:
 
     def saved(key: str, value: Any) -> Any:
         left_out = key != "params" and key in NOT_SAVED
-        return None if left_out or callable(value) else value
+        if left_out or callable(value):
+            return None
+        return as_plain(value) if key == "ns_coefficients" else value
 
     groups = [{k: saved(k, v) for k, v in group.items()} for group in state_dict["param_groups"]]
     return {**state_dict, "param_groups": groups}
@@ -78,8 +82,9 @@ def _with_names(saved_groups: list[Group], groups: list[Group]) -> list[Group]:
     if [_identity(group) for group in saved_groups] != [_identity(group) for group in groups]:
         raise CheckpointError(
             f"the {len(saved_groups)} groups of the optimizer state have no param_names and are not those "
-            "of this optimizer, so its tensors cannot be told apart: save it from an optimizer that was "
-            "given named parameters"
+            "of this optimizer, so its tensors have no parameter: save it from an optimizer that was "
+            "given named parameters; the state of torch.optim.Muon and of other Muons is made one of "
+            "ours by convert_state_dict"
         )
     unnamed = [str(group.get("name")) for group in saved_groups if "param_names" not in group]
     warnings.warn(
@@ -113,7 +118,13 @@ def _differences(saved: Mapping[str, Any], current: Mapping[str, Any]) -> list[s
     for name in sorted(current.keys() & saved.keys()):
         have, want = saved[name], current[name]
         if have.keys() != want.keys():
-            lines.append(f"other state: {name} has {sorted(have)}, now it needs {sorted(want)}")
+            hint = ""
+            if have.keys() ^ want.keys() == {ROW_STATE}:
+                asked = '"normuon"' if ROW_STATE in have else "None, or another than it is"
+                hint = f" (saved with post_norm={asked})"
+            lines.append(
+                f"other state: {name} has {sorted(have)}, now it needs {sorted(want)}{hint}"
+            )
             continue
         for key in want:
             shapes = tuple(_tensor(have[key]).shape), tuple(want[key].shape)
@@ -154,3 +165,5 @@ def _take_options(saved_groups: list[Group], groups: list[Group]) -> None:
             continue
         functions = {k for k, v in group.items() if callable(v) and saved.get(k) is None}
         group.update({k: v for k, v in saved.items() if k not in kept | functions})
+        if "ns_coefficients" in group:
+            group["ns_coefficients"] = from_plain(group["ns_coefficients"])

@@ -6,7 +6,6 @@ factor and the decay that it was tuned with.
 
 from __future__ import annotations
 
-import math
 import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -55,21 +54,17 @@ class Translation:
         """
         own = {"lr": adamw_lr, "weight_decay": adamw_weight_decay}
         adamw = {**self.adamw, **{key: value for key, value in own.items() if value is not None}}
-        unset = math.nan  # what an override has set is not NaN any more
-        groups = parameter_groups(
-            model, lr=unset, weight_decay=unset, overrides=overrides, rule=self.rule
-        )
+        groups = parameter_groups(model, overrides=overrides, rule=self.rule)
         for group in groups:
             on_adamw = group["rule"] == "adamw"
             rates = {**self.muon, **(adamw if on_adamw else {})}
-            if on_adamw and self.alone and "lr" not in adamw and math.isnan(group["lr"]):
+            if on_adamw and self.alone and "lr" not in adamw and "lr" not in group:
                 raise ConfigError(
                     f"{self.alone} has no AdamW, and the group {group['name']!r} is on it: give adamw_lr, "
                     "the rate that your AdamW had"
                 )
             for key in ("lr", "weight_decay"):
-                if math.isnan(group[key]):
-                    group[key] = rates[key]
+                group.setdefault(key, rates[key])
         return groups
 
 

@@ -117,16 +117,21 @@ class Parametrization:
         }
         for key in ("matrices", "why"):
             part[key] = {n: v for n, v in group.get(key, {}).items() if n in chosen}
-        if m.weight_decay is None and group["weight_decay"]:
+        if m.weight_decay is None and part.get("weight_decay", "that of Muon"):
             raise ConfigError(
                 f"{names[0]} is a gain 1 + w with a factor folded in, and has weight_decay="
-                f"{group['weight_decay']:g}, which would pull the gain to 1: give it none, at the base "
+                f"{part.get('weight_decay', 'that of Muon')}, which would pull the gain to 1: give it none, at the base "
                 f"width too, by the override {{{names[0]}: {{weight_decay: 0}}}}"
             )
-        part["lr"] = group["lr"] * m.lr
-        part["weight_decay"] = group["weight_decay"] * (m.weight_decay or 0.0)
-        if m.eps != 1:
-            part["eps"] = part["eps"] * m.eps
+        for option, factor in (("lr", m.lr), ("weight_decay", m.weight_decay), ("eps", m.eps)):
+            if factor is None or factor == 1:
+                continue
+            if option not in part:
+                raise ConfigError(
+                    f"group {group['name']!r} has no {option} to multiply by {factor:g}: give "
+                    f"parameter_groups the {option} that is right at the base width"
+                )
+            part[option] *= factor
         return part
 
     def table(self, *, full: bool = True) -> str:

@@ -18,7 +18,7 @@ from muonscale.lab.training.routing import plan_routing
 from muonscale.lab.training.schedule import check_schedule, multiplier, spans
 from muonscale.lab.training.setup import build_optimizer, model_shape
 from muonscale.lab.training.trackers.guarded import check_trackers
-from muonscale.optim.groups import routing_report
+from muonscale.optim.report import routing_report
 from muonscale.transfer.apply import Parametrization
 
 BARS = "▁▂▃▄▅▆▇█"

@@ -22,6 +22,7 @@ def configured_groups(model: nn.Module, section: OptimizerSection) -> list[dict[
         model,
         lr=section.lr,
         weight_decay=section.weight_decay,
+        adamw_lr=section.adamw_lr,
         rule=section.rule,
         overrides=section.overrides,
     )

@@ -28,7 +28,7 @@ from muonscale.lab.training.signals import Interrupted, StopRequest, stop_on_sig
 from muonscale.lab.training.step import train_step
 from muonscale.lab.training.trackers.guarded import check_trackers
 from muonscale.lab.training.watch import Watch
-from muonscale.optim.groups import routing_report
+from muonscale.optim.report import routing_report
 
 LINE = "\n" + " " * len("optimizer  ")
 
