@@ -87,7 +87,8 @@ def as_plain(coefficients: CoefficientsLike) -> Any:
 
 def from_plain(value: Any) -> CoefficientsLike:
     """Return the coefficients that `as_plain` was given."""
-    if isinstance(value, tuple | list) and len(value) == 4 and isinstance(value[1], str):
+    whole = isinstance(value, Sequence) and not isinstance(value, str) and len(value) == 4
+    if whole and isinstance(value[1], str):
         triples, normalization, margin, restarts = value
         return Coefficients(
             triples=tuple(tuple(triple) for triple in triples),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from numbers import Real
 from typing import Any
 
@@ -32,7 +32,7 @@ def check_numbers(options: Mapping[str, Any]) -> None:
             _check_fraction(option, options[option])
     if "betas" in options:
         betas = options["betas"]
-        if not isinstance(betas, tuple | list) or len(betas) != 2:
+        if not isinstance(betas, Sequence) or len(betas) != 2:
             raise ConfigError(f"betas is {betas!r}: give two numbers, such as (0.9, 0.95)")
         for beta in betas:
             _check_fraction("betas", beta)

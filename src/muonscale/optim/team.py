@@ -26,7 +26,8 @@ def all_gather_single(
     received: Tensor, sent: Tensor, group: dist.ProcessGroup | None, async_op: bool = False
 ) -> dist.Work | None:
     """Call torch's function of that name, which older releases call `all_gather_into_tensor`."""
-    gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+    older = "all_gather_into_tensor"
+    gather = getattr(dist, "all_gather_single" if hasattr(dist, "all_gather_single") else older)
     return gather(received, sent, group=group, async_op=async_op)
 
 
