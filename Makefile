@@ -31,7 +31,7 @@ test-newest:
 # The lower bounds of pyproject.toml: the optimizer alone with its torch, then all that [lab] installs.
 # Left out is what needs newer packages than [lab]: examples, documentation, lm-eval.
 OLDEST := .venv-oldest
-LOWEST = $(UV) pip compile pyproject.toml --resolution lowest-direct --no-annotate --no-header --quiet
+LOWEST = $(UV) pip compile pyproject.toml --resolution lowest-direct --annotation-style line --no-header --quiet
 OF_OPTIM = tests/optim tests/transfer $(shell grep -L "muonscale.lab\|tests.lab" tests/distributed/test_*.py)
 NOT_OF_LAB = $(addprefix --ignore=tests/,examples docs benchmarks lab/evaluation/test_harness.py)
 
@@ -39,7 +39,7 @@ test-oldest: $(UV)
 	rm -rf $(OLDEST) $(OLDEST)-optim
 	$(PYTHON) -m venv $(OLDEST)
 	$(PYTHON) -m venv $(OLDEST)-optim
-	$(LOWEST) --extra lab --output-file $(OLDEST)/lab.txt
+	$(LOWEST) --extra lab | grep "muonscale (pyproject.toml)" > $(OLDEST)/lab.txt
 	$(UV) pip compile pyproject.toml --extra lab --extra track --extra slurm --extra test \
 		--constraint $(OLDEST)/lab.txt --no-annotate --no-header --quiet --output-file $(OLDEST)/lock.txt
 	grep --invert-match --extended-regexp "^(torch|triton|cuda-.*|nvidia-.*)==" $(OLDEST)/lock.txt > $(OLDEST)-optim/lock.txt
