@@ -55,7 +55,7 @@ test-oldest: $(UV)
 check: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/pyrefly check --summary=none
+	$(BIN)/pyrefly check --summary=none --python-interpreter-path $(BIN)/python
 	$(BIN)/lint-imports
 
 docs: $(VENV)/.dev

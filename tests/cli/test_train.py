@@ -40,7 +40,7 @@ def test_a_run_leaves_everything_it_promises(
     }  # fmt: skip
     env = json.loads((run / "env.json").read_text())
     assert env["threads"] == 1 and env["ns_dtype"] in ("float32", "bfloat16")
-    assert env["versions"]["torch"] == torch.__version__
+    assert env["versions"]["torch"] == version("torch")
     steps = metrics(run, "train")
     assert [record["step"] for record in steps] == list(range(1, STEPS + 1))
     groups = set(steps[0]["lr"])

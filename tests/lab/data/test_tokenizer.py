@@ -134,7 +134,7 @@ def test_a_tokenizer_that_loads_and_cannot_be_copied_is_refused(
     first, second = ("".join(tree["model"]["merges"][number]) for number in (0, 1))
     tree["model"]["vocab"][first] = tree["model"]["vocab"][second]  # an id for two tokens
     path.write_text(json.dumps(tree))
-    with pytest.raises(DataError, match=r"cannot be used: .*data\.tokenizer takes"):
+    with pytest.raises(DataError, match=r"cannot be (loaded|used): .*data\.tokenizer takes"):
         load_tokenizer(str(tmp_path if as_folder else path))
 
 

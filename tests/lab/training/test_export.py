@@ -351,7 +351,7 @@ def test_a_checkpoint_has_a_card_of_its_own_step(
         "| measured after step | 2 |",
         "| `optimizer.lr` | 0.05 |",
         "| `routing.bias_rate` | auto |",
-        f"| torch | {torch.__version__} |",
+        f"| torch | {version('torch')} |",
         "muonscale train demo run.path=run ",
     ):
         assert text in card.text, text

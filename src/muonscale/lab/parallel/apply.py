@@ -7,7 +7,9 @@ FSDP no other rank ever holds the whole.
 
 from __future__ import annotations
 
+import inspect
 from functools import cached_property
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -260,9 +262,11 @@ class _Builder:
     def _replicated(self) -> DistributedDataParallel:
         names = [name for name, p in self._model.named_parameters() if is_sharded(p)]
         DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self._model, names)
-        wrapped = DistributedDataParallel(
-            self._model, forward_sync_buffers=False, gradient_as_bucket_view=True
-        )
+        known = inspect.signature(DistributedDataParallel).parameters
+        # its name in older releases, where newer ones warn; buffers are the first rank's already
+        sync = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+        options: dict[str, Any] = {sync: False, "gradient_as_bucket_view": True}
+        wrapped = DistributedDataParallel(self._model, **options)
         if self._precision == torch.bfloat16:
             wrapped.register_comm_hook(None, _reduce_in_bfloat16)
         return wrapped
