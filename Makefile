@@ -32,7 +32,7 @@ test-newest:
 # Left out is what needs newer packages than [lab]: examples, documentation, lm-eval.
 OLDEST := .venv-oldest
 LOWEST = $(UV) pip compile pyproject.toml --resolution lowest-direct --annotation-style line --no-header --quiet
-OF_OPTIM = tests/optim tests/transfer $(shell grep -L "muonscale.lab\|tests.lab" tests/distributed/test_*.py)
+OF_OPTIM = $(shell grep -L "muonscale.lab\|tests.lab" tests/distributed/test_*.py)
 NOT_OF_LAB = $(addprefix --ignore=tests/,examples docs benchmarks lab/evaluation/test_harness.py)
 
 test-oldest: $(UV)
@@ -46,6 +46,7 @@ test-oldest: $(UV)
 	$(LOWEST) | grep "^torch==" >> $(OLDEST)-optim/lock.txt
 	$(OLDEST)-optim/bin/pip install --quiet --disable-pip-version-check -r $(OLDEST)-optim/lock.txt
 	$(OLDEST)-optim/bin/pip install --quiet --disable-pip-version-check --no-deps -e .
+	$(OLDEST)-optim/bin/pytest -n 2 -m "not slow" tests/optim tests/transfer $(ARGS)
 	$(OLDEST)-optim/bin/pytest -n 2 -m "not slow" $(OF_OPTIM) $(ARGS)
 	$(OLDEST)/bin/pip install --quiet --disable-pip-version-check -r $(OLDEST)/lock.txt
 	$(OLDEST)/bin/pip install --quiet --disable-pip-version-check --no-deps -e .
