@@ -61,12 +61,20 @@ def loss_of(model: torch.nn.Module, batch: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize(
     "words",
     [
-        ["model.preset=llama-pico"],
-        ["model.preset=gpt-nano", "model.fields.n_embd=32", "model.fields.n_layer=2"],
-        ["model.preset=moonlight-nano", "model.fields.num_hidden_layers=2"],
-        ["model.preset=gemma-nano", "model.fields.num_hidden_layers=2"],
+        pytest.param(["model.preset=llama-pico"], id="llama", marks=pytest.mark.slow),
+        pytest.param(
+            ["model.preset=gpt-nano", "model.fields.n_embd=32", "model.fields.n_layer=2"],
+            id="gpt2",
+        ),
+        pytest.param(
+            ["model.preset=moonlight-nano", "model.fields.num_hidden_layers=2"], id="deepseek_v3"
+        ),
+        pytest.param(
+            ["model.preset=gemma-nano", "model.fields.num_hidden_layers=2"],
+            id="gemma3",
+            marks=pytest.mark.slow,
+        ),
     ],
-    ids=["llama", "gpt2", "deepseek_v3", "gemma3"],
 )
 def test_an_imported_model_starts_with_the_exported_ones_loss(
     muonscale: Muonscale, tiny: list[str], rest: list[str], tmp_path: Path, words: list[str]

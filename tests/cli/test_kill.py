@@ -7,11 +7,14 @@ import random
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import Muonscale
+
+Kill = Callable[[list[str], Path, random.Random], None]
 
 
 def start(words: list[str], run: Path, *more: str) -> subprocess.Popen[str]:
@@ -26,15 +29,23 @@ def losses(run: Path) -> list[float]:
     return [record["loss"] for record in records if record["kind"] == "train"]
 
 
-def kill_at_random(words: list[str], run: Path, rng: random.Random, longest: float) -> None:
-    """Start or continue the run and kill it: once in four while it sets up, else while it trains.
+def kill_while_it_trains(words: list[str], run: Path, rng: random.Random) -> None:
+    """Start the run and kill it when it has recorded one of its first steps, or a little later."""
+    process, step = start(words, run), rng.randrange(5, 20)
+    while process.poll() is None and recorded(run) < step:
+        time.sleep(0.005)
+    time.sleep(rng.uniform(0, 0.05))
+    process.kill()
+    process.communicate()
 
-    Args:
-        words: of `muonscale train`.
-        run: the folder.
-        rng: of the moments.
-        longest: seconds of training after which it is killed at the latest.
-    """
+
+def recorded(run: Path) -> int:
+    path = run / "metrics.jsonl"
+    return path.read_text().count('"train"') if path.exists() else 0
+
+
+def kill_at_random(words: list[str], run: Path, rng: random.Random) -> None:
+    """Start or continue the run and kill it: once in four while it sets up, else while it trains."""
     began = time.time()
     process = start(words, run, "--resume")
     if rng.random() < 0.25:
@@ -42,7 +53,7 @@ def kill_at_random(words: list[str], run: Path, rng: random.Random, longest: flo
     else:
         while process.poll() is None and not is_newer(run / "env.json", began):
             time.sleep(0.005)
-        time.sleep(rng.uniform(0, longest))
+        time.sleep(rng.uniform(0, 1.2))
     process.kill()
     process.communicate()
 
@@ -52,14 +63,14 @@ def is_newer(path: Path, moment: float) -> bool:
 
 
 @pytest.mark.parametrize(
-    ("kills", "steps", "longest"),
+    ("kills", "steps", "kill"),
     [
-        pytest.param(1, 40, 0.4, id="1-kills"),
-        pytest.param(20, 150, 1.2, id="20-kills", marks=pytest.mark.slow),
+        pytest.param(1, 40, kill_while_it_trains, id="1-kills"),
+        pytest.param(20, 150, kill_at_random, id="20-kills", marks=pytest.mark.slow),
     ],
 )
 def test_a_killed_run_ends_with_the_same_weights(
-    kills: int, steps: int, longest: float, muonscale: Muonscale, tiny: list[str], tmp_path: Path
+    kills: int, steps: int, kill: Kill, muonscale: Muonscale, tiny: list[str], tmp_path: Path
 ) -> None:
     """What is killed is a process of its own; the rest is done in this one, which has imported torch."""
     words = [*tiny, f"train.steps={steps}", "checkpoint.every=7", "eval.every=20"]
@@ -68,7 +79,7 @@ def test_a_killed_run_ends_with_the_same_weights(
     assert answer.code == 0, answer.err
     rng = random.Random(kills)
     for _ in range(kills):
-        kill_at_random(words, killed, rng, longest)
+        kill(words, killed, rng)
     answer = muonscale("train", *words, f"run.path={killed}", "--resume")
     assert answer.code == 0, answer.err
     names = ["model/model.safetensors", "model/tokenizer.json", "model/config.json"]

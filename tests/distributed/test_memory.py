@@ -53,7 +53,7 @@ def said_and_measured(axis: int | None, round_bytes: int) -> dict[str, float]:
     }
 
 
-FAST = {(0, 2**20, 2), (1, 2**20, 2), (None, 2**20, 2), (0, 2**26, 2), (None, 2**20, 4)}
+FAST = {(0, 2**20, 2), (1, 2**20, 2), (0, 2**26, 2), (None, 2**20, 4)}
 """Every place, several rounds and one, and more ranks; the slow tests have all combinations."""
 
 

@@ -29,7 +29,7 @@ B, L = 12, 8
 ROWS = [
     ("llama", "ddp=2", 2),
     ("llama", "fsdp=2", None),
-    ("qwen3", "tp=2,sp", 4),
+    ("qwen3", "tp=2,sp", 6),
     *(
         pytest.param(kind, layout, micro, marks=pytest.mark.slow)
         for kind, layout, micro in [

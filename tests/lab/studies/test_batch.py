@@ -485,7 +485,15 @@ def test_one_seed_has_no_intervals(study: Make, tmp_path: Path) -> None:
     assert target["variants"][0]["places"][0]["low"] is None
     assert target["variants"][0]["mccandlish"]["estimates"][0]["low"] is not None  # by residuals
     assert claims(found) == [None] * 4
-    write_page(made.page(found, outcomes), tmp_path / "report")
+    assert made.page(found, outcomes).charts
+
+
+@pytest.mark.slow
+def test_the_page_of_one_seed_is_written(study: Make, tmp_path: Path) -> None:
+    made = study(seeds=[0])
+    outcomes = ended(made, tmp_path, noisy(0.01))
+    page = made.page(findings(made, outcomes), outcomes)
+    assert write_page(page, tmp_path / "report").exists()
 
 
 # page
