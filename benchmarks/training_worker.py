@@ -46,7 +46,8 @@ def without_overlap() -> Generator[None]:
 
         return call
 
-    names = ("all_to_all_single", "all_gather_single")
+    gather = "all_gather_single" if hasattr(dist, "all_gather_single") else "all_gather_into_tensor"
+    names = ("all_to_all_single", gather)
     patches = [mock.patch.object(dist, name, waiting(getattr(dist, name))) for name in names]
     for patch in patches:
         patch.start()

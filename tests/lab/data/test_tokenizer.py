@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 from muonscale.errors import DataError
 from muonscale.lab.data.tokenizer import (
@@ -138,8 +139,12 @@ def test_a_tokenizer_that_loads_and_cannot_be_copied_is_refused(
         load_tokenizer(str(tmp_path if as_folder else path))
 
 
-def test_an_id_that_would_fill_the_memory_is_refused(tmp_path: Path) -> None:
+def test_an_id_that_would_fill_the_memory_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before transformers reads the file: some releases copy the tokenizer while they do."""
     TRAINED.save_pretrained(tmp_path)
+    monkeypatch.setattr(PreTrainedTokenizerFast, "from_pretrained", lambda *_: 1 / 0)
     path = tmp_path / "tokenizer.json"
     tree = json.loads(path.read_text(encoding="utf-8"))
     tree["model"]["vocab"][next(iter(tree["model"]["vocab"]))] = 2**25

@@ -96,12 +96,7 @@ def open_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
 
 
 def _load_file(path: Path) -> PreTrainedTokenizerFast:
-    from tokenizers import Tokenizer
-
-    try:
-        backend = Tokenizer.from_file(str(path))
-    except Exception as error:  # tokenizers raises plain Exception
-        raise DataError(f"tokenizer {path} cannot be loaded: {error}. {ACCEPTED}") from error
+    backend = _backend(path)
     end = next((token for token in KNOWN_ENDS if backend.token_to_id(token) is not None), None)
     if end is None:
         raise DataError(
@@ -114,11 +109,24 @@ def _load_file(path: Path) -> PreTrainedTokenizerFast:
         raise DataError(f"tokenizer {path} cannot be used: {error}. {ACCEPTED}") from error
 
 
+def _backend(path: Path) -> Tokenizer:
+    """Read a tokenizer.json, without the copy that transformers makes of it."""
+    from tokenizers import Tokenizer
+
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as error:  # tokenizers raises plain Exception
+        raise DataError(f"tokenizer {path} cannot be loaded: {error}. {ACCEPTED}") from error
+
+
 def _load_pretrained(name: str, *, with_file: bool, own_begin: bool) -> PreTrainedTokenizerFast:
     import transformers
 
     loader = transformers.PreTrainedTokenizerFast if with_file else transformers.AutoTokenizer
+    source = Path(name) / "tokenizer.json"
     try:
+        if with_file and source.is_file():
+            _check_ids(_backend(source))  # before transformers makes a copy
         loaded: Any = loader.from_pretrained(name)
     except Exception as error:  # network, missing files, unknown classes: no common base
         reason = (str(error) or type(error).__name__).strip().splitlines()[0]
