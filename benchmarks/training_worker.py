@@ -29,6 +29,7 @@ from muonscale.lab.training.console import RunConsole
 from muonscale.lab.training.loop import run_steps
 from muonscale.lab.training.setup import Run, resolve_device, set_up
 from muonscale.lab.training.signals import StopRequest
+from muonscale.optim.team import ALL_GATHER
 
 NEVER = 10**9
 
@@ -46,8 +47,7 @@ def without_overlap() -> Generator[None]:
 
         return call
 
-    gather = "all_gather_single" if hasattr(dist, "all_gather_single") else "all_gather_into_tensor"
-    names = ("all_to_all_single", gather)
+    names = ("all_to_all_single", ALL_GATHER)
     patches = [mock.patch.object(dist, name, waiting(getattr(dist, name))) for name in names]
     for patch in patches:
         patch.start()

@@ -22,13 +22,15 @@ from muonscale.optim.symmetric import product_
 AxisT = Literal["rows", "columns"]
 
 
+ALL_GATHER = "all_gather_single" if hasattr(dist, "all_gather_single") else "all_gather_into_tensor"
+"""What this release of torch calls the gathering of equal tensors into one."""
+
+
 def all_gather_single(
     received: Tensor, sent: Tensor, group: dist.ProcessGroup | None, async_op: bool = False
 ) -> dist.Work | None:
-    """Call torch's function of that name, which older releases call `all_gather_into_tensor`."""
-    older = "all_gather_into_tensor"
-    gather = getattr(dist, "all_gather_single" if hasattr(dist, "all_gather_single") else older)
-    return gather(received, sent, group=group, async_op=async_op)
+    """Call torch's function of that name, under the name that this release has for it."""
+    return getattr(dist, ALL_GATHER)(received, sent, group=group, async_op=async_op)
 
 
 @dataclass(frozen=True)
