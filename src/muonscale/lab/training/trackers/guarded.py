@@ -181,7 +181,8 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         tree = json.loads(path.read_text(encoding="utf-8"))
         if not _is_state(tree):
-            raise ValueError("it must hold `id` and, by tracker, `known`")
+            held = json.dumps(tree)[:60]
+            raise ValueError(f"it holds {held} and must hold `id` and, by tracker, `known`")
         return tree
     except FileNotFoundError:
         return {"id": uuid.uuid4().hex[:8], "known": {}}
