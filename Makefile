@@ -46,8 +46,7 @@ test-oldest: $(UV)
 	$(LOWEST) | grep "^torch==" >> $(OLDEST)-optim/lock.txt
 	$(OLDEST)-optim/bin/pip install --quiet --disable-pip-version-check -r $(OLDEST)-optim/lock.txt
 	$(OLDEST)-optim/bin/pip install --quiet --disable-pip-version-check --no-deps -e .
-	$(OLDEST)-optim/bin/pytest -n 2 -m "not slow" tests/optim tests/transfer $(ARGS)
-	$(OLDEST)-optim/bin/pytest -n 2 -m "not slow" $(OF_OPTIM) $(ARGS)
+	$(OLDEST)-optim/bin/pytest -n 2 -m "not slow" tests/optim tests/transfer $(OF_OPTIM) $(ARGS)
 	$(OLDEST)/bin/pip install --quiet --disable-pip-version-check -r $(OLDEST)/lock.txt
 	$(OLDEST)/bin/pip install --quiet --disable-pip-version-check --no-deps -e .
 	cat $(OLDEST)/lab.txt

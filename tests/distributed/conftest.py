@@ -1,22 +1,35 @@
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 
 from tests.distributed.world import World
 
+SIZES = (1, 2, 3, 4)
+WORLDS: dict[int, World] = {}
+
+
+def pytest_collection_finish() -> None:
+    """Fork the processes before any test runs autograd.
+
+    Where torch is built for CUDA, a process cannot use autograd if the one it was forked from has.
+    """
+    WORLDS.update({size: World(size) for size in SIZES})
+
+
+def pytest_sessionfinish() -> None:
+    for world in WORLDS.values():
+        world.close()
+
 
 @pytest.fixture(scope="session")
-def world() -> Iterator[Callable[[int], World]]:
+def world() -> Callable[[int], World]:
     """`world(4)` is four processes, kept for all tests."""
-    worlds: dict[int, World] = {}
 
     def of(size: int) -> World:
-        if size not in worlds or not worlds[size].alive:
-            worlds[size] = World(size)
-        return worlds[size]
+        if not WORLDS[size].alive:
+            WORLDS[size] = World(size)
+        return WORLDS[size]
 
-    yield of
-    for one in worlds.values():
-        one.close()
+    return of

@@ -20,7 +20,7 @@ TIMEOUT = 90
 
 
 class World:
-    """So many processes, forked from this one, with one thread each."""
+    """So many processes, forked from this one, with one thread each; the first function joins them."""
 
     def __init__(self, size: int) -> None:
         assert torch.get_num_threads() == 1, "a forked process with more threads hangs"
@@ -68,18 +68,19 @@ class World:
 
 def _serve(rank: int, size: int, store: str, pipe: Connection) -> None:
     torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo",
-        store=dist.FileStore(store, size),
-        rank=rank,
-        world_size=size,
-        timeout=timedelta(seconds=TIMEOUT / 2),
-    )
     while True:
         try:
             function, arguments = _receive(pipe)
         except EOFError:
             return
+        if not dist.is_initialized():
+            dist.init_process_group(
+                "gloo",
+                store=dist.FileStore(store, size),
+                rank=rank,
+                world_size=size,
+                timeout=timedelta(seconds=TIMEOUT / 2),
+            )
         try:
             _send(pipe, (True, function(*arguments)))
         except BaseException:
