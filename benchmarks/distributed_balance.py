@@ -14,8 +14,9 @@ from collections.abc import Callable, Sequence
 
 from distributed_models import MODELS, Model, planned
 
-from muonscale.optim import layout, plan
-from muonscale.optim.plan import make_plan, shapes_of
+from muonscale.optim.distributed import assignment as plan
+from muonscale.optim.distributed.assignment import assign_owners, shapes_of
+from muonscale.optim.matrices.spec import sharding as layout
 
 WORLDS = (8, 64, 256, 1024, 4096)
 
@@ -98,9 +99,9 @@ def line(model: Model, ranks: int) -> str:
     forget()
     parameters = planned(model, ranks)
     began = time.perf_counter()
-    ours = make_plan(parameters)
+    ours = assign_owners(parameters)
     seconds = time.perf_counter() - began
-    alone = make_plan(parameters, team_size=1)
+    alone = assign_owners(parameters, team_size=1)
     forget()
     items = [item for p in parameters for item in zip(shapes_of(p.layout), p.flops, strict=True)]
     total = sum(flops for _, flops in items)
@@ -131,7 +132,7 @@ def section() -> list[str]:
     return [
         "Operations of the busiest rank, times W, over those of all matrices: 1 is perfect. FSDP2 "
         f"layout, five Jordan steps with bfloat16 products on a GPU. {counts}. *largest matrix*: "
-        "what no policy that leaves matrices whole can go below. *planning*: `make_plan` in a new "
+        "what no policy that leaves matrices whole can go below. *planning*: `assign_owners` in a new "
         "process, once per run on every rank.",
         "",
         f"| {' | '.join(names)} |",

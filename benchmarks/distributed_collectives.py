@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
 
 from muonscale import Muon, parameter_groups
-from muonscale.optim.domain import Member, planned
-from muonscale.optim.layout import Cut, Layout
-from muonscale.optim.matrices import PLAIN, Matrices
-from muonscale.optim.plan import make_plan, traffic
+from muonscale.optim.distributed.assignment import assign_owners, traffic
+from muonscale.optim.distributed.rank_group import Member, planned
+from muonscale.optim.matrices.sharding import Cut, Sharding
+from muonscale.optim.matrices.spec import PLAIN, MatrixSpec
 
 WORLDS = (2, 3, 4)
 STEPS = 3
@@ -54,7 +54,7 @@ def make(model: nn.Module, side: str) -> torch.optim.Optimizer:
     """Return torch's AdamW, or Muon with `side` as the dtype of its wire."""
     if side == "AdamW":
         return torch.optim.AdamW(model.parameters(), lr=1e-3)
-    return Muon(parameter_groups(model, lr=1e-3), wire_dtype=side)
+    return Muon(parameter_groups(model, lr=1e-3), comm_dtype=side)
 
 
 def train(side: str) -> list[dict[str, float]]:
@@ -78,15 +78,15 @@ def by_the_plan(ranks: int, wire_bytes: int) -> list[int]:
     found = []
     for name, parameter, matrices in muon_parameters(small_llama()):
         shape = tuple(parameter.shape)
-        layout = Layout(shape, matrices, (ranks,), (Cut(0),), tuple(range(ranks)))
+        layout = Sharding(shape, matrices, (ranks,), (Cut(0),), tuple(range(ranks)))
         member = Member(name=name, layout=layout, polar=replace(POLAR, dtype="auto"))
         found.append(planned(member, "muon", torch.float32, "cpu"))
-    moved = traffic(make_plan(found, wire_bytes=wire_bytes))
+    moved = traffic(assign_owners(found, wire_bytes=wire_bytes))
     pairs = zip(moved.sent_in, moved.sent_out, strict=True)
     return [wire_bytes * (into + out) for into, out in pairs]
 
 
-def muon_parameters(model: nn.Module) -> Iterator[tuple[str, Tensor, Matrices]]:
+def muon_parameters(model: nn.Module) -> Iterator[tuple[str, Tensor, MatrixSpec]]:
     """Yield name, parameter and matrices of all that is on Muon."""
     for group in parameter_groups(model, lr=1e-3):
         if group["rule"] == "muon":

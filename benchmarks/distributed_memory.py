@@ -14,10 +14,10 @@ from distributed_world import run_on
 
 from muonscale import Muon
 from muonscale.lab.bench.meter import peak_extra_bytes
-from muonscale.optim.memory import StepOptions, step_memory
-from muonscale.optim.owned import OwnedTensor
-from muonscale.optim.plan import ROUND_BYTES, make_plan
-from muonscale.optim.sharding import local
+from muonscale.optim.distributed.assignment import ROUND_BYTES, assign_owners
+from muonscale.optim.distributed.dtensor import local
+from muonscale.optim.distributed.memory import StepOptions, step_memory
+from muonscale.optim.distributed.zero1 import PartitionedTensor
 
 WORLDS = (2, 3, 4)
 LAYOUTS = ("FSDP2", "data parallel")
@@ -28,8 +28,8 @@ SMALL_ROUND = 2**20
 @contextmanager
 def rounds_of(nbytes: int) -> Generator[None]:
     """Cap the rounds of the plan at so many bytes per rank."""
-    defaults = make_plan.__kwdefaults__ | {"round_bytes": nbytes}
-    with mock.patch.object(make_plan, "__kwdefaults__", defaults):
+    defaults = assign_owners.__kwdefaults__ | {"round_bytes": nbytes}
+    with mock.patch.object(assign_owners, "__kwdefaults__", defaults):
         yield
 
 
@@ -38,7 +38,7 @@ def held_bytes(optimizer: Muon) -> int:
     held = 0
     for values in optimizer.state.values():
         for value in values.values():
-            if isinstance(value, OwnedTensor):
+            if isinstance(value, PartitionedTensor):
                 held += sum(part.nbytes for part in value.parts.values())
             elif value.ndim:
                 held += local(value).nbytes
@@ -51,13 +51,13 @@ def facts(where: str, wire: str, round_bytes: int) -> dict[str, Any]:
     group = dist.group.WORLD if where == "data parallel" else None
     named = [(f"matrix{i}", p) for i, p in enumerate(stack.parameters)]
     with rounds_of(round_bytes):
-        optimizer = Muon(named, ns_dtype="float32", wire_dtype=wire, process_group=group)
+        optimizer = Muon(named, ns_dtype="float32", comm_dtype=wire, process_group=group)
         for _ in range(2):
             stack.restore_gradients()
             optimizer.step()
         stack.restore_gradients()
         peak = peak_extra_bytes(optimizer.step)
-        (domain,) = optimizer._neighbours.domains(optimizer.param_groups, "muon")
+        (domain,) = optimizer._context.domains(optimizer.param_groups, "muon")
     options = StepOptions(products=torch.float32, wire=getattr(torch, wire))
     return {
         "said": step_memory(domain.plan, dist.get_rank(), options).transient,

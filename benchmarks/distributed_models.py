@@ -11,13 +11,13 @@ from dataclasses import dataclass
 
 import torch
 
-from muonscale.optim.coefficients import resolve
-from muonscale.optim.domain import Member
-from muonscale.optim.domain import planned as as_planned
-from muonscale.optim.layout import Cut, Layout
-from muonscale.optim.matrices import PLAIN, Matrices
-from muonscale.optim.muon_rule import Polar
-from muonscale.optim.plan import Planned
+from muonscale.optim.distributed.assignment import ParamCost
+from muonscale.optim.distributed.rank_group import Member
+from muonscale.optim.distributed.rank_group import planned as as_planned
+from muonscale.optim.matrices.sharding import Cut, Sharding
+from muonscale.optim.matrices.spec import PLAIN, MatrixSpec
+from muonscale.optim.newton_schulz.coefficients import resolve
+from muonscale.optim.rules.muon import Polar
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Stored:
 
     name: str
     shape: tuple[int, ...]
-    matrices: Matrices = PLAIN
+    matrices: MatrixSpec = PLAIN
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ def _feed_forward(name: str, inner: int, width: int) -> list[Stored]:
 
 
 def _experts(layer: int, width: int, number: int = 64, inner: int = 1408) -> list[Stored]:
-    name, fused = f"{layer:02}.experts", Matrices(splits=(inner, inner))
+    name, fused = f"{layer:02}.experts", MatrixSpec(splits=(inner, inner))
     return [
         Stored(f"{layer:02}.router", (number, width)),
         Stored(f"{name}.gate_up_proj", (number, 2 * inner, width), fused),
@@ -108,7 +108,7 @@ MODELS = (llama(), moonlight())
 POLAR = Polar(coefficients=resolve("jordan", 5), dtype=torch.bfloat16)
 
 
-def planned(model: Model, ranks: int) -> list[Planned]:
+def planned(model: Model, ranks: int) -> list[ParamCost]:
     """Return the parameters under FSDP2 on so many ranks: the first axis cut.
 
     Operations are those of five Jordan steps with bfloat16 products on a GPU: no panels.
@@ -116,7 +116,7 @@ def planned(model: Model, ranks: int) -> list[Planned]:
     everyone = tuple(range(ranks))
     found = []
     for stored in model.stored:
-        layout = Layout(stored.shape, stored.matrices, (ranks,), (Cut(0),), everyone)
+        layout = Sharding(stored.shape, stored.matrices, (ranks,), (Cut(0),), everyone)
         member = Member(name=stored.name, layout=layout, polar=POLAR)
         found.append(as_planned(member, "muon", torch.float32, "cuda"))
     return found

@@ -24,7 +24,7 @@ from muonscale.lab.run import RunFolder
 from muonscale.lab.training.console import RunConsole
 from muonscale.lab.training.setup import Run, set_up
 from muonscale.lab.training.step import train_step
-from muonscale.optim.sharding import local
+from muonscale.optim.distributed.dtensor import local
 
 LAYOUTS = ("fsdp=2", "ddp=2", "tp=2", "tp=2,sp", "fsdp=4", "hsdp=2x2", "ddp=4", "fsdp=2,tp=2")
 MIXTURES = ("fsdp=2,ep=2", "fsdp=4,ep=2")

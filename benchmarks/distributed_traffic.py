@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from distributed_balance import forget
 from distributed_models import MODELS, Model, planned
 
-from muonscale.optim.plan import make_plan, traffic
+from muonscale.optim.distributed.assignment import assign_owners, traffic
 
 WORLDS = (2, 4, 8, 64, 512, 4096)
 BYTES = {"float32": 4, "bfloat16": 2}
@@ -23,7 +23,7 @@ def adamw_bytes(elements: int, ranks: int, element_bytes: int) -> float:
 
 def sent(model: Model, ranks: int, wire_bytes: int) -> tuple[list[int], int]:
     """Return the bytes that every rank sends for Muon in one step, both ways, and most to a team."""
-    moved = traffic(make_plan(planned(model, ranks), wire_bytes=wire_bytes))
+    moved = traffic(assign_owners(planned(model, ranks), wire_bytes=wire_bytes))
     both = zip(moved.sent_in, moved.sent_out, strict=True)
     return [wire_bytes * (into + out) for into, out in both], 4 * max(moved.shared)
 

@@ -4,7 +4,7 @@
     python benchmarks/orthogonalize.py choices [--threads 1] [--rounds 7]
     muonscale train && python benchmarks/orthogonalize.py accuracy --run runs/demo
 
-`cost` confirms the FLOP model of `muonscale.optim.flops` by shape, and measures the time against
+`cost` confirms the FLOP model of `muonscale.optim.newton_schulz.flops` by shape, and measures the time against
 one addmm per product and matrix. `choices` sets the constants of `muonscale.optim` beside their
 alternatives. `accuracy` sets the distance from the exact polar factor against
 FLOPs, for every coefficient set and number of steps, on the momentum in a run's newest checkpoint.
@@ -24,7 +24,7 @@ import orthogonalize_choices
 import orthogonalize_cost
 import torch
 
-from muonscale.optim.orthogonalize import ns_dtype
+from muonscale.optim.newton_schulz.orthogonalize import ns_dtype
 
 RESULTS = Path(__file__).parent / "results"
 FEATURES = ("avx2", "avx512f", "avx512_bf16", "amx_tile", "avx512_fp16")

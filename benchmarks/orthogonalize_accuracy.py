@@ -19,9 +19,9 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from muonscale.errors import CheckpointError
 from muonscale.lab.run import RunFolder
 from muonscale.lab.training.checkpoint import load_tensors, newest_checkpoint
-from muonscale.optim.coefficients import SCHEDULES, Coefficients, resolve
-from muonscale.optim.flops import HIGHEST_IN_16_BITS, highest_value, ns_flops
-from muonscale.optim.orthogonalize import exact_polar, orthogonalize
+from muonscale.optim.newton_schulz.coefficients import SCHEDULES, Coefficients, resolve
+from muonscale.optim.newton_schulz.flops import HIGHEST_IN_16_BITS, highest_value, ns_flops
+from muonscale.optim.newton_schulz.orthogonalize import exact_polar, orthogonalize
 
 MOST_STEPS = 10
 # Sets tried with the tighter normalisation too.

@@ -14,11 +14,11 @@ from dataclasses import replace
 import torch
 from orthogonalize_cost import in_turns, median_ratio, spectra
 
-from muonscale.optim import orthogonalize as orthogonalize_module
-from muonscale.optim.coefficients import resolve
-from muonscale.optim.flops import gram_segments
-from muonscale.optim.orthogonalize import orthogonalize
-from muonscale.optim.symmetric import empty_squares, symmetric_product_
+from muonscale.optim.newton_schulz import orthogonalize as orthogonalize_module
+from muonscale.optim.newton_schulz.coefficients import resolve
+from muonscale.optim.newton_schulz.flops import gram_segments
+from muonscale.optim.newton_schulz.kernels.products import empty_squares, symmetric_product_
+from muonscale.optim.newton_schulz.orthogonalize import orthogonalize
 
 PANELS = (64, 96, 128, 192, 256)
 SIDES = (128, 192, 256, 384, 512, 768, 1024)

@@ -13,10 +13,10 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from muonscale.optim.coefficients import resolve, resolve_triples
-from muonscale.optim.flops import choose_segments, segment_flops
-from muonscale.optim.orthogonalize import ns_dtype, orthogonalize
-from muonscale.optim.symmetric import panel_rows
+from muonscale.optim.newton_schulz.coefficients import resolve, resolve_triples
+from muonscale.optim.newton_schulz.flops import choose_segments, segment_flops
+from muonscale.optim.newton_schulz.kernels.products import panel_rows
+from muonscale.optim.newton_schulz.orthogonalize import ns_dtype, orthogonalize
 
 STEPS = 5
 # (matrices, short side, long side): aspect ratios 1, 2, 2.7, 4, 8 and 22.

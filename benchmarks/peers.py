@@ -14,7 +14,7 @@ import importlib.util
 import sys
 import types
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
@@ -191,6 +191,14 @@ def bfloat16_is_float() -> AbstractContextManager[Any]:
     return mock.patch.object(Tensor, "bfloat16", Tensor.float)
 
 
+@contextmanager
+def torch_muon_in_float32() -> Iterator[None]:
+    """For torch.optim.Muon, which writes `X.bfloat16()`, from 2.15 `X.to(torch.bfloat16, copy=True)`."""
+    float32_torch = types.SimpleNamespace(**{**vars(torch), "bfloat16": torch.float32})
+    with bfloat16_is_float(), mock.patch.object(torch.optim._muon, "torch", float32_torch):
+        yield
+
+
 def float32_by_default(
     home: Callable[[], types.ModuleType], function: str
 ) -> AbstractContextManager[Any]:
@@ -283,9 +291,9 @@ PEERS = (
         name="torch.optim.Muon",
         package="torch",
         build=torch_muon,
-        patch=bfloat16_is_float,
+        patch=torch_muon_in_float32,
         settings="RMS scale",
-        how="`Tensor.bfloat16` is `Tensor.float`",
+        how="its module's `torch.bfloat16` is `torch.float32`",
     ),
     Peer(
         name="muon-optimizer",

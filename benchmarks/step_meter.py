@@ -63,7 +63,7 @@ class Workload:
         return replace(self, shapes=shapes, rounds=QUICK_ROUNDS)
 
 
-class Matrices:
+class MatrixSet:
     """The parameters and gradients of a workload, which all sides share."""
 
     def __init__(self, workload: Workload) -> None:
@@ -91,7 +91,7 @@ class Matrices:
 class Runner:
     """A side, built on the matrices of a workload."""
 
-    def __init__(self, side: Side, matrices: Matrices) -> None:
+    def __init__(self, side: Side, matrices: MatrixSet) -> None:
         self.side = side
         self.matrices = matrices
         with side.patch():
@@ -124,7 +124,7 @@ class Runner:
         }
 
 
-def direction_error(matrices: Matrices, triples: Iterable[Triple]) -> float:
+def direction_error(matrices: MatrixSet, triples: Iterable[Triple]) -> float:
     """Return how far the first update of parameters that were zero is from the reference.
 
     `||U/||U|| - R/||R||||`, the largest over all shapes, R being Newton-Schulz in float64. Shape
@@ -161,7 +161,7 @@ def measure(
             row says so. Below it such a side takes part in the first rounds alone.
         quick: leave out, with such a row, what compiles for minutes.
     """
-    matrices = Matrices(workload)
+    matrices = MatrixSet(workload)
     rows: Rows = {side.name: {} for side in sides}
     runners = []
     slow = emulated(side.products for side in sides)

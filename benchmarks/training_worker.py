@@ -29,7 +29,7 @@ from muonscale.lab.training.console import RunConsole
 from muonscale.lab.training.loop import run_steps
 from muonscale.lab.training.setup import Run, resolve_device, set_up
 from muonscale.lab.training.signals import StopRequest
-from muonscale.optim.team import ALL_GATHER
+from muonscale.optim.newton_schulz.subgroup import ALL_GATHER
 
 NEVER = 10**9
 

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from docs.blocks import cli, layouts, migration, routing, sections
+from docs.blocks import cli, layouts, migration, parameter_groups, sections
 
 DOCS = Path(__file__).parent
 MARKED = re.compile(
@@ -21,10 +21,10 @@ MARKED = re.compile(
 )
 
 BLOCKS: dict[str, Callable[..., str]] = {
-    "roles": routing.roles,
-    "routing of": routing.architecture,
-    "fused": routing.fused,
-    "elementwise": routing.elementwise,
+    "roles": parameter_groups.roles,
+    "routing of": parameter_groups.architecture,
+    "fused": parameter_groups.fused,
+    "elementwise": parameter_groups.elementwise,
     "layouts of the optimizer": layouts.optimizer,
     "parameters of the layout tests": layouts.parameters,
     "layouts of the trainer": layouts.trainer,

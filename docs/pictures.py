@@ -22,12 +22,12 @@ from muonscale import Muon, orthogonalize, parameter_groups
 from muonscale.lab.report.matplotlib_charts import draw
 from muonscale.lab.report.page import Chart, Mark, Page, Section, Series
 from muonscale.lab.report.palette import styles
-from muonscale.optim.coefficients import resolve
-from muonscale.optim.flops import ns_flops
-from muonscale.optim.groups import RuleT
-from muonscale.optim.normalize import POST_NORMS, NormContext
-from muonscale.optim.scale import shape_factor
-from muonscale.optim.telemetry import squared_singular_values
+from muonscale.optim.diagnostics.telemetry import squared_singular_values
+from muonscale.optim.newton_schulz.coefficients import resolve
+from muonscale.optim.newton_schulz.flops import ns_flops
+from muonscale.optim.parameters.groups import RuleT
+from muonscale.optim.rules.post_norm import POST_NORMS, NormContext
+from muonscale.optim.rules.scale import shape_factor
 
 IMAGES = Path(__file__).parent / "images" / "concepts"
 MATRIX = "model.layers.2.mlp.up_proj.weight"

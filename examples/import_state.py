@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from muonscale import Muon, convert_state_dict, parameter_groups
-from muonscale.optim.convert_state import join_state_dicts
+from muonscale.optim.migrate.convert_state import join_state_dicts
 
 text = torch.tensor(list(Path(torch.__file__).read_bytes()))  # its bytes are the tokens
 torch.manual_seed(0)

@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from muonscale import Muon, parameter_groups, routing_report
+from muonscale import Muon, grouping_report, parameter_groups
 
 
 class Model(nn.Module):
@@ -26,7 +26,7 @@ torch.manual_seed(0)
 model, losses = Model(), []
 optimizer = Muon(parameter_groups(model, lr=3e-3, weight_decay=0.1))
 scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=100)
-print(routing_report(optimizer.param_groups, model).summary())
+print(grouping_report(optimizer.param_groups, model).summary())
 for _ in range(100):
     ids = text[torch.randint(len(text) - 64, (16, 1)) + torch.arange(65)]
     loss = nn.functional.cross_entropy(model(ids[:, :-1]).flatten(0, 1), ids[:, 1:].flatten())

@@ -27,13 +27,13 @@ print(sorted(installed - needed - {"pip", "setuptools", "wheel"}))
 STEP = """
 import torch
 from torch import nn
-from muonscale import Muon, parameter_groups, routing_report
+from muonscale import Muon, parameter_groups, grouping_report
 model = nn.Sequential(nn.Embedding(50, 8), nn.Linear(8, 8), nn.Linear(8, 50))
 groups = parameter_groups(model, lr=1e-3)
 optimizer = Muon(groups)
 model(torch.arange(5)).logsumexp(-1).mean().backward()
 optimizer.step()
-print(routing_report(groups, model).summary())
+print(grouping_report(groups, model).summary())
 """
 
 

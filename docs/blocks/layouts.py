@@ -8,7 +8,7 @@ from typing import Any
 from docs.blocks.markdown import code, size, table
 from muonscale.errors import ConfigError
 from muonscale.lab.parallel.topology import parse_layout
-from muonscale.optim.matrices import Matrices, matrix_shapes
+from muonscale.optim.matrices.spec import MatrixSpec, matrix_shapes
 from tests.distributed.layouts import RULES, SHAPES, SIZES, STEPS, TOLERANCES, VECTORS, Row, rows
 from tests.distributed.trained import (
     ARRANGEMENTS,
@@ -73,7 +73,7 @@ def parameters() -> str:
     return table(["parameter", "shape", "matrices", "rule"], cells)
 
 
-def _matrices(shape: tuple[int, ...], layout: Matrices) -> str:
+def _matrices(shape: tuple[int, ...], layout: MatrixSpec) -> str:
     counts: Counter[str] = Counter()
     for number, out, in_ in matrix_shapes(shape, layout):
         counts[f"{out}x{in_}"] += number

@@ -1,4 +1,4 @@
-"""What arguments of other optimizers are here, from `muonscale.optim.aliases`."""
+"""What arguments of other optimizers are here, from `muonscale.optim.migrate.aliases`."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from docs.blocks.markdown import code, table
-from muonscale.optim.aliases import FOREIGN, NO_COUNTERPART
-from muonscale.optim.aliases.argument import Argument
+from muonscale.optim.migrate.aliases import FOREIGN, NO_COUNTERPART
+from muonscale.optim.migrate.aliases.argument import Argument
 
 
 def arguments(source: str) -> str:

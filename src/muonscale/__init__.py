@@ -10,48 +10,48 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from muonscale.optim.convert_lr import convert_lr as convert_lr
-    from muonscale.optim.convert_state import convert_state_dict as convert_state_dict
-    from muonscale.optim.factory import MuonFactory as MuonFactory
-    from muonscale.optim.groups import parameter_groups as parameter_groups
-    from muonscale.optim.matrices import Matrices as Matrices
+    from muonscale.optim.hf_trainer import MuonFactory as MuonFactory
+    from muonscale.optim.matrices.spec import MatrixSpec as MatrixSpec
+    from muonscale.optim.migrate.convert_lr import convert_lr as convert_lr
+    from muonscale.optim.migrate.convert_state import convert_state_dict as convert_state_dict
+    from muonscale.optim.migrate.translate import translate_arguments as translate_arguments
     from muonscale.optim.muon import Muon as Muon
-    from muonscale.optim.orthogonalize import exact_polar as exact_polar
-    from muonscale.optim.orthogonalize import orthogonalize as orthogonalize
+    from muonscale.optim.newton_schulz.orthogonalize import exact_polar as exact_polar
+    from muonscale.optim.newton_schulz.orthogonalize import orthogonalize as orthogonalize
+    from muonscale.optim.parameters.groups import parameter_groups as parameter_groups
+    from muonscale.optim.parameters.report import grouping_report as grouping_report
     from muonscale.optim.presets import preset as preset
-    from muonscale.optim.report import routing_report as routing_report
-    from muonscale.optim.translate import translate_arguments as translate_arguments
     from muonscale.transfer.parametrization import parametrize as parametrize
 
 __version__ = "0.1.0"
 
 _HOME = {
-    "Matrices": "muonscale.optim.matrices",
+    "MatrixSpec": "muonscale.optim.matrices.spec",
     "Muon": "muonscale.optim.muon",
-    "MuonFactory": "muonscale.optim.factory",
-    "convert_lr": "muonscale.optim.convert_lr",
-    "convert_state_dict": "muonscale.optim.convert_state",
-    "exact_polar": "muonscale.optim.orthogonalize",
-    "orthogonalize": "muonscale.optim.orthogonalize",
-    "parameter_groups": "muonscale.optim.groups",
+    "MuonFactory": "muonscale.optim.hf_trainer",
+    "convert_lr": "muonscale.optim.migrate.convert_lr",
+    "convert_state_dict": "muonscale.optim.migrate.convert_state",
+    "exact_polar": "muonscale.optim.newton_schulz.orthogonalize",
+    "orthogonalize": "muonscale.optim.newton_schulz.orthogonalize",
+    "parameter_groups": "muonscale.optim.parameters.groups",
     "parametrize": "muonscale.transfer.parametrization",
     "preset": "muonscale.optim.presets",
-    "routing_report": "muonscale.optim.report",
-    "translate_arguments": "muonscale.optim.translate",
+    "grouping_report": "muonscale.optim.parameters.report",
+    "translate_arguments": "muonscale.optim.migrate.translate",
 }
 
 __all__ = [
-    "Matrices",
+    "MatrixSpec",
     "Muon",
     "MuonFactory",
     "convert_lr",
     "convert_state_dict",
     "exact_polar",
+    "grouping_report",
     "orthogonalize",
     "parameter_groups",
     "parametrize",
     "preset",
-    "routing_report",
     "translate_arguments",
 ]
 

@@ -2,7 +2,7 @@
 
     MuonscaleError (a ValueError)
     +-- ConfigError      a recipe, an option or an override that cannot be used
-    +-- RoutingError     a parameter with no optimizer rule, or with two
+    +-- GroupingError     a parameter with no optimizer rule, or with two
     +-- LayoutError      a parameter whose storage hides the matrix it holds
     +-- CheckpointError  a checkpoint or run folder that cannot be written or read
     +-- DataError        text, tokens or a tokenizer that cannot be used
@@ -27,7 +27,7 @@ class ConfigError(MuonscaleError):
     """A recipe, an option or an override that cannot be used."""
 
 
-class RoutingError(MuonscaleError):
+class GroupingError(MuonscaleError):
     """A parameter with no optimizer rule, with two, or a pattern that matches nothing."""
 
 

@@ -123,7 +123,7 @@ def test_every_peer_that_is_missing_says_so(bench: SimpleNamespace, tiny: Any) -
 
 
 def test_gradients_are_whole_again_before_every_step(bench: SimpleNamespace, tiny: Any) -> None:
-    matrices = bench.step_meter.Matrices(tiny)
+    matrices = bench.step_meter.MatrixSet(tiny)
     matrices.restore_gradients()
     before = [parameter.grad.clone() for parameter in matrices.parameters]
     for parameter in matrices.parameters:

@@ -14,7 +14,7 @@ from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tenso
 from torch.distributed.tensor.placement_types import Placement, _StridedShard
 
 from muonscale import Muon
-from muonscale.optim.matrices import Matrices
+from muonscale.optim.matrices.spec import MatrixSpec
 
 
 @dataclass(frozen=True)
@@ -80,20 +80,20 @@ def rows(size: int) -> list[Row]:
     return table
 
 
-SHAPES: dict[str, tuple[tuple[int, ...], Matrices]] = {
-    "plain": ((16, 24), Matrices()),
-    "tall": ((40, 8), Matrices()),
-    "twin": ((16, 24), Matrices()),
-    "thin": ((2, 40), Matrices()),
-    "row": ((1, 12), Matrices()),
-    "odd": ((7, 9), Matrices()),
-    "fused": ((24, 12), Matrices(splits=(12, 6, 6))),
-    "heads": ((24, 12), Matrices(splits=(12, 6, 6), heads=(2, 1, 1))),
-    "out_heads": ((12, 16), Matrices(heads=2, by_columns=True)),
-    "woven": ((24, 10), Matrices(splits=(12, 6, 6), groups=3)),
-    "conv1d": ((12, 30), Matrices(transposed=True, splits=(10, 10, 10))),
-    "experts": ((5, 12, 8), Matrices(splits=(6, 6))),
-    "kernel": ((8, 6, 3, 3), Matrices(flattened=True)),
+SHAPES: dict[str, tuple[tuple[int, ...], MatrixSpec]] = {
+    "plain": ((16, 24), MatrixSpec()),
+    "tall": ((40, 8), MatrixSpec()),
+    "twin": ((16, 24), MatrixSpec()),
+    "thin": ((2, 40), MatrixSpec()),
+    "row": ((1, 12), MatrixSpec()),
+    "odd": ((7, 9), MatrixSpec()),
+    "fused": ((24, 12), MatrixSpec(splits=(12, 6, 6))),
+    "heads": ((24, 12), MatrixSpec(splits=(12, 6, 6), heads=(2, 1, 1))),
+    "out_heads": ((12, 16), MatrixSpec(heads=2, by_columns=True)),
+    "woven": ((24, 10), MatrixSpec(splits=(12, 6, 6), groups=3)),
+    "conv1d": ((12, 30), MatrixSpec(transposed=True, splits=(10, 10, 10))),
+    "experts": ((5, 12, 8), MatrixSpec(splits=(6, 6))),
+    "kernel": ((8, 6, 3, 3), MatrixSpec(flattened=True)),
 }
 """Stored shapes and matrices of the parameters on Muon."""
 

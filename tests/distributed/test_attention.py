@@ -25,9 +25,9 @@ from muonscale.lab.training.schedule import spans
 from muonscale.lab.training.setup import build_optimizer
 from muonscale.lab.training.state import TrainState
 from muonscale.lab.training.step import train_step
+from muonscale.optim.diagnostics.qk_clip import Outputs, clip_grouped_, clip_latent_
+from muonscale.optim.distributed.dtensor import gathered
 from muonscale.optim.muon import Muon
-from muonscale.optim.qk_clip import Outputs, clip_grouped_, clip_latent_
-from muonscale.optim.sharding import gathered
 from tests.lab.models.logits import build
 
 STEPS = 3

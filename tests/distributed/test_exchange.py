@@ -9,35 +9,40 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from muonscale.optim.exchange import Exchange
-from muonscale.optim.lane import Lane
-from muonscale.optim.layout import Layout
-from muonscale.optim.matrices import view
-from muonscale.optim.plan import Plan, Planned, make_plan, shapes_of
-from muonscale.optim.sharding import layout_of, local
+from muonscale.optim.distributed.assignment import (
+    OwnerAssignment,
+    ParamCost,
+    assign_owners,
+    shapes_of,
+)
+from muonscale.optim.distributed.dtensor import local, sharding_of
+from muonscale.optim.distributed.exchange import Exchange
+from muonscale.optim.distributed.lane import Payload
+from muonscale.optim.matrices.sharding import Sharding
+from muonscale.optim.matrices.spec import view
 from tests.distributed.layouts import SHAPES, mesh_of, placed, rows, whole
 
 
-def planned(name: str, layout: Layout) -> Planned:
+def planned(name: str, layout: Sharding) -> ParamCost:
     flops = tuple(out * in_ for out, in_ in shapes_of(layout))
-    return Planned(
+    return ParamCost(
         name=name, layout=layout, kind="k", flops=flops, triples=((2.0, -1.5, 0.5),), forms=((1,),)
     )
 
 
-def setup(row_name: str, team_size: int) -> tuple[Plan, Lane, dict[str, Tensor]]:
+def setup(row_name: str, team_size: int) -> tuple[OwnerAssignment, Payload, dict[str, Tensor]]:
     row = next(row for row in rows(dist.get_world_size()) if row.name == row_name)
     place = placed(row, mesh_of(row))
     tensors: dict[str, Tensor] = {}
     members = []
     for name, (_, matrices) in SHAPES.items():
         there = place(name, whole(name, 7))
-        layout = layout_of(name, there, matrices)
+        layout = sharding_of(name, there, matrices)
         assert layout is not None
         members.append(planned(name, layout))
         tensors[name] = local(there).clone()
-    plan = make_plan(members, team_size=team_size, team_flops_per_byte=0, round_bytes=1000)
-    lane = Lane(
+    plan = assign_owners(members, team_size=team_size, team_flops_per_byte=0, round_bytes=1000)
+    lane = Payload(
         plan,
         [p.layout for p in plan.parameters],
         Exchange(dist.group.WORLD, dist.get_rank()),

@@ -12,11 +12,11 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Shard, distribute_tensor
 
 from muonscale import Muon
-from muonscale.optim import domain
-from muonscale.optim.memory import StepOptions, step_memory
-from muonscale.optim.owned import OwnedTensor
-from muonscale.optim.plan import make_plan
-from muonscale.optim.sharding import local
+from muonscale.optim.distributed import rank_group as domain
+from muonscale.optim.distributed.assignment import assign_owners
+from muonscale.optim.distributed.dtensor import local
+from muonscale.optim.distributed.memory import StepOptions, step_memory
+from muonscale.optim.distributed.zero1 import PartitionedTensor
 from tests.peak import peak_bytes
 
 
@@ -27,7 +27,7 @@ def said_and_measured(axis: int | None, round_bytes: int) -> dict[str, float]:
         tensors = [distribute_tensor(t, mesh, [Shard(axis)], src_data_rank=None) for t in tensors]
     parameters = [torch.nn.Parameter(tensor) for tensor in tensors]
     group = dist.group.WORLD if axis is None else None
-    domain.make_plan = functools.partial(make_plan, round_bytes=round_bytes)
+    domain.assign_owners = functools.partial(assign_owners, round_bytes=round_bytes)
     try:
         optimizer = Muon(parameters, ns_dtype="float32", process_group=group)
         for parameter in parameters:
@@ -35,14 +35,14 @@ def said_and_measured(axis: int | None, round_bytes: int) -> dict[str, float]:
         optimizer.step()
         # gloo's threads give buffers back late at times: not in all of four steps
         peak = min(peak_bytes(optimizer.step) for _ in range(4))
-        (made,) = optimizer._neighbours.domains(optimizer.param_groups, "muon")
+        (made,) = optimizer._context.domains(optimizer.param_groups, "muon")
     finally:
-        domain.make_plan = make_plan
+        domain.assign_owners = assign_owners
     said = step_memory(made.plan, dist.get_rank(), StepOptions(products=torch.float32))
     state = 0
     for parameter in parameters:
         momentum = optimizer.state[parameter]["momentum_buffer"]
-        whole = isinstance(momentum, OwnedTensor)
+        whole = isinstance(momentum, PartitionedTensor)
         parts = momentum.parts.values() if whole else [local(momentum)]
         state += sum(part.nbytes for part in parts)
     return {

@@ -13,9 +13,9 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import distribute_tensor
 
 from muonscale import Muon, parameter_groups
-from muonscale.optim.layout import element_numbers
-from muonscale.optim.sharding import layout_of, local, part_here
-from muonscale.optim.weights import Rounding, stochastic_bfloat16
+from muonscale.optim.distributed.dtensor import local, part_here, sharding_of
+from muonscale.optim.matrices.sharding import element_numbers
+from muonscale.optim.rules.master_weights import Rounding, stochastic_bfloat16
 from tests.distributed.layouts import (
     SHAPES,
     VECTORS,
@@ -41,7 +41,7 @@ def numbered(size: int, row_name: str) -> int:
     for name, (shape, matrices) in SHAPES.items():
         numbers = torch.arange(whole(name, 0).numel(), dtype=torch.int32).view(shape)
         there = place(name, numbers)
-        layout = layout_of(name, there, matrices)
+        layout = sharding_of(name, there, matrices)
         assert layout is not None
         part = part_here(layout)
         if part is None:
@@ -66,7 +66,7 @@ def rounded(size: int, row_name: str) -> dict[str, Tensor]:
     found = {}
     for name, (_, matrices) in SHAPES.items():
         there = place(name, whole(name, 0))
-        rounding = Rounding(KEY, part_here(layout_of(name, there, matrices)))
+        rounding = Rounding(KEY, part_here(sharding_of(name, there, matrices)))
         here = rounding.apply(local(there))
         again = distribute_tensor(
             stochastic_bfloat16(whole(name, 0), KEY), mesh, there.placements, src_data_rank=None

@@ -11,8 +11,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from muonscale import Muon
-from muonscale.optim.normalize import POST_NORMS, NormContext, PostNorm
-from muonscale.optim.owned import gather
+from muonscale.optim.distributed.zero1 import gather
+from muonscale.optim.rules.post_norm import POST_NORMS, NormContext, PostNorm
 from tests.distributed.layouts import SHAPES, gathered, make, mesh_of, placed, rows, whole
 
 STEPS = 3

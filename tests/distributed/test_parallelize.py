@@ -18,9 +18,9 @@ from muonscale.lab.parallel.placements import layouts
 from muonscale.lab.parallel.processes import Processes
 from muonscale.lab.parallel.topology import parse_layout
 from muonscale.lab.sections import TrainSection
-from muonscale.optim.layout import Layout
-from muonscale.optim.matrices import PLAIN
-from muonscale.optim.sharding import is_sharded, layout_of
+from muonscale.optim.distributed.dtensor import is_sharded, sharding_of
+from muonscale.optim.matrices.sharding import Sharding
+from muonscale.optim.matrices.spec import PLAIN
 from tests.distributed.trained import ARRANGEMENTS, MORE_ARRANGEMENTS
 from tests.optim.conftest import causal_lm
 
@@ -68,13 +68,13 @@ def on_ranks(kind: str, layout: str, micro: int, **section: Any) -> Any:
         meta_model(causal_lm(kind).config), processes.topology, {}, rank=processes.rank
     )
     ranks = range(processes.topology.world) if processes.topology.data == "ddp" else None
-    found: dict[str, Layout | None] = {}
+    found: dict[str, Sharding | None] = {}
     for name, parameter in forward.model.named_parameters():
-        found[name] = layout_of(name, parameter, PLAIN, ranks)
+        found[name] = sharding_of(name, parameter, PLAIN, ranks)
     wrong = {
         name: (found[name], expected[name])
         for name, p in forward.model.named_parameters()
-        if (found[name] or Layout(tuple(p.shape), ranks=(processes.rank,))) != expected[name]
+        if (found[name] or Sharding(tuple(p.shape), ranks=(processes.rank,))) != expected[name]
     }
     share = ids().chunk(processes.topology.data_ranks)[processes.data_rank]
     return wrong, processes.data_rank, *gradients(forward, share, micro)

@@ -17,15 +17,15 @@ from torch.distributed.tensor.parallel import (
 )
 
 from muonscale.errors import LayoutError
-from muonscale.optim.layout import cut_coordinates, pieces, read_piece, write_piece_
-from muonscale.optim.matrices import Matrices, unview, view
-from muonscale.optim.sharding import layout_of, local
+from muonscale.optim.distributed.dtensor import local, sharding_of
+from muonscale.optim.matrices.sharding import cut_coordinates, pieces, read_piece, write_piece_
+from muonscale.optim.matrices.spec import MatrixSpec, unview, view
 from tests.distributed.layouts import SHAPES, mesh_of, placed, rows, whole
 
 
-def check(name: str, full: torch.Tensor, there: Any, matrices: Matrices) -> int:
+def check(name: str, full: torch.Tensor, there: Any, matrices: MatrixSpec) -> int:
     """Compare every piece of this rank, read and written; return how many elements there are."""
-    layout = layout_of(name, there, matrices)
+    layout = sharding_of(name, there, matrices)
     assert layout is not None
     seat = layout.ranks.index(torch.distributed.get_rank())
     batches = view(full, matrices)
@@ -72,7 +72,7 @@ def fsdp_over_tensor(hidden: int) -> int:
     mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("dp", "tp"))
     parallelize_module(block, mesh["tp"], {"up": ColwiseParallel(), "down": RowwiseParallel()})
     fully_shard(block, mesh=mesh["dp"])
-    return sum(check(n, full[n], p, Matrices()) for n, p in block.named_parameters())
+    return sum(check(n, full[n], p, MatrixSpec()) for n, p in block.named_parameters())
 
 
 @pytest.mark.parametrize("hidden", [16, 18, 22, 6])
@@ -84,7 +84,7 @@ def test_what_fully_shard_makes_of_tensor_parallel_layers_is_understood(world, h
 def partial(_: int) -> str:
     mesh = init_device_mesh("cpu", (2,))
     with pytest.raises(LayoutError) as error:
-        layout_of("w", DTensor.from_local(torch.ones(2, 2), mesh, [Partial()]), Matrices())
+        sharding_of("w", DTensor.from_local(torch.ones(2, 2), mesh, [Partial()]), MatrixSpec())
     return str(error.value)
 
 

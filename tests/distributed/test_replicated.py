@@ -10,8 +10,8 @@ import torch
 import torch.distributed as dist
 
 from muonscale.errors import CheckpointError, LayoutError, MuonscaleError
-from muonscale.optim import owned
-from muonscale.optim.owned import OwnedTensor
+from muonscale.optim.distributed import zero1 as owned
+from muonscale.optim.distributed.zero1 import PartitionedTensor
 from tests.distributed.layouts import (
     RULES,
     SHAPES,
@@ -37,7 +37,7 @@ def train(steps: int, options: dict[str, Any]) -> dict[str, Any]:
     held = 0
     for values in optimizer.state.values():
         for value in values.values():
-            if isinstance(value, OwnedTensor):
+            if isinstance(value, PartitionedTensor):
                 held += sum(part.numel() for part in value.parts.values())
     return {
         "parameters": {name: p.detach() for name, p in parameters.items()},

@@ -23,7 +23,7 @@ from muonscale.lab.training.schedule import spans
 from muonscale.lab.training.setup import build_optimizer
 from muonscale.lab.training.state import TrainState
 from muonscale.lab.training.step import accumulate, train_step
-from muonscale.optim.sharding import gathered
+from muonscale.optim.distributed.dtensor import gathered
 from tests.distributed.test_parallelize import put
 from tests.optim.conftest import causal_lm
 

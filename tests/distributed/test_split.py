@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from muonscale.optim import domain
-from muonscale.optim.coefficients import resolve
-from muonscale.optim.orthogonalize import orthogonalize, orthogonalize_part
-from muonscale.optim.plan import make_plan
-from muonscale.optim.team import Team, divided_axis, part_of
+from muonscale.optim.distributed import rank_group as domain
+from muonscale.optim.distributed.assignment import assign_owners
+from muonscale.optim.newton_schulz.coefficients import resolve
+from muonscale.optim.newton_schulz.orthogonalize import orthogonalize, orthogonalize_part
+from muonscale.optim.newton_schulz.subgroup import Subgroup, divided_axis, part_of
 from tests.distributed.layouts import gathered, make, mesh_of, placed, reference, rows, whole
 
 
@@ -22,15 +22,17 @@ def train(row_name: str, team_size: int, options: dict[str, Any]) -> tuple[dict[
     row = next(row for row in rows(torch.distributed.get_world_size()) if row.name == row_name)
     place = placed(row, mesh_of(row))
     parameters, optimizer = make(place, **options)
-    domain.make_plan = functools.partial(make_plan, team_size=team_size, team_flops_per_byte=0)
+    domain.assign_owners = functools.partial(
+        assign_owners, team_size=team_size, team_flops_per_byte=0
+    )
     try:
         for seed in (1, 2):
             for name, parameter in parameters.items():
                 parameter.grad = place(name, whole(name, seed))
             optimizer.step()
-        (made,) = optimizer._neighbours.domains(optimizer.param_groups, "muon")
+        (made,) = optimizer._context.domains(optimizer.param_groups, "muon")
     finally:
-        domain.make_plan = make_plan
+        domain.assign_owners = assign_owners
     shared = {(t.parameter, t.matrix) for t in made.plan.tasks if t.split is not None}
     return gathered(parameters), len(shared)
 
@@ -98,7 +100,7 @@ def parts(shape: tuple[int, int], segments: tuple[int, ...], divided: bool, dtyp
     start, stop = part_of(X_NMK.shape[axis], rank, size)
     group = torch.distributed.group.WORLD
     assert group is not None
-    team = Team(group, rank, size, divided)
+    team = Subgroup(group, rank, size, divided)
     coefficients = resolve("jordan", 5)
     mine = orthogonalize_part(
         X_NMK.narrow(axis, start, stop - start), shape, team, coefficients, segments, dtype

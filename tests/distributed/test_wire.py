@@ -24,7 +24,7 @@ def train(row_name: str, dtype: torch.dtype, options: dict[str, Any]) -> dict[st
         for name, parameter in parameters.items():
             parameter.grad = place(name, whole(name, seed).to(dtype))
         optimizer.step()
-    domains = optimizer._neighbours.domains(optimizer.param_groups, "muon")
+    domains = optimizer._context.domains(optimizer.param_groups, "muon")
     return {
         "parameters": gathered(parameters),
         "bytes": sum(domain.ledger.bytes_sent for domain in domains),
@@ -48,8 +48,8 @@ def one_process(dtype: torch.dtype, **options: Any) -> dict[str, Tensor]:
     ],
 )
 def test_with_bfloat16_under_way_many_processes_do_what_one_does(world, size, row) -> None:
-    results = world(size).run(train, row, torch.float32, {"wire_dtype": "bfloat16"})
-    expected = one_process(torch.float32, wire_dtype="bfloat16")
+    results = world(size).run(train, row, torch.float32, {"comm_dtype": "bfloat16"})
+    expected = one_process(torch.float32, comm_dtype="bfloat16")
     wide = one_process(torch.float32)
     for name, tensor in expected.items():
         # An update that lies between two bfloat16 numbers may become either: up to 1/128 of it.
@@ -64,7 +64,7 @@ def test_with_bfloat16_under_way_many_processes_do_what_one_does(world, size, ro
 
 def test_bfloat16_under_way_is_half_the_bytes_of_float32(world) -> None:
     for size in (2, 3):
-        narrow = world(size).run(train, "fsdp", torch.float32, {"wire_dtype": "bfloat16"})
+        narrow = world(size).run(train, "fsdp", torch.float32, {"comm_dtype": "bfloat16"})
         wide = world(size).run(train, "fsdp", torch.float32, {})
         sums = [sum(result["bytes"] for result in results) for results in (narrow, wide)]
         assert sums[1] == 2 * sums[0] > 0
@@ -80,7 +80,7 @@ def test_bfloat16_under_way_is_half_the_bytes_of_float32(world) -> None:
     ],
 )
 def test_float64_parameters_stay_float64_on_the_way(world, row: str, wire: str) -> None:
-    options = {"wire_dtype": wire, "ns_dtype": "float64", "post_norm": "normuon"}
+    options = {"comm_dtype": wire, "ns_dtype": "float64", "post_norm": "normuon"}
     expected = one_process(torch.float64, **options)
     for result in world(3).run(train, row, torch.float64, options):
         for name, tensor in expected.items():

@@ -14,10 +14,11 @@ from torch import nn
 from muonscale import Muon
 from muonscale.lab.config import Config, recipe_names
 from muonscale.lab.models.presets import PRESETS
-from muonscale.optim import orthogonalize
-from muonscale.optim.aliases import FOREIGN
+from muonscale.optim.migrate.aliases import FOREIGN
+from muonscale.optim.newton_schulz import orthogonalize
 from tests.conftest import Muonscale
 from tests.docs.pages import PAGES, ROOT, anchors, commands, fences, links, words_of
+from tests.optim.compare import torch_muon_in_float32
 
 ANSWER_AT_ONCE = {"inspect", "lr", "plan", "recipes"}
 """Verbs that are run as they stand; `train` gets --dry-run, of others the options are looked up."""
@@ -120,12 +121,12 @@ def stepped(names: dict[str, Any], optimizers: list[str]) -> list[torch.Tensor]:
 def test_before_and_after_of_torch_give_the_same_steps(
     first: int, old: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(torch.Tensor, "bfloat16", lambda X: X.float().clone())
     monkeypatch.setattr(orthogonalize, "_fast_bf16", lambda device_type, index: False)
     before, after = fences(MIGRATION, "python")[first : first + 2]
     names: dict[str, Any] = {"torch": torch, "model": model()}
     exec(before.text, names)
-    expected = stepped(names, old)
+    with torch_muon_in_float32():
+        expected = stepped(names, old)
     names = {"model": model()}
     exec(after.text, names)
     for left, right in zip(expected, stepped(names, ["optimizer"]), strict=True):

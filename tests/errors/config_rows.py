@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from muonscale.errors import ConfigError, RoutingError
+from muonscale.errors import ConfigError, GroupingError
 from muonscale.lab.config import Config, load_config
 from muonscale.lab.inspect import inspect
 from muonscale.lab.parallel.topology import arrange, check_shares, parse_layout
@@ -122,7 +122,7 @@ ROWS: dict[str, Row] = {
     "unbuildable": Row(C, ("transformers cannot build",), looked("model.fields.hidden_act=gellu")),
     "positions": Row(C, ("8 positions",), looked("model.fields.max_position_embeddings=8")),
     "rope": Row(C, ("rope_theta", "inside rope_parameters"), looked("model.fields.rope_theta=5", "model.fields.rope_parameters={rope_type: default}")),
-    "override": Row(RoutingError, ("'nothing.*'",), looked("optimizer.overrides={nothing.*: {rule: adamw}}")),
+    "override": Row(GroupingError, ("'nothing.*'",), looked("optimizer.overrides={nothing.*: {rule: adamw}}")),
     "base of transfer": Row(C, ("transfer.base",), looked("transfer.base=llama-pic")),
     # layouts
     "layout": Row(C, ("'tq=2'",), layout("tq=2")),

@@ -9,17 +9,17 @@ import torch
 from torch import Tensor, nn
 
 import muonscale as ms
-from muonscale.errors import CheckpointError, ConfigError, DivergedError, LayoutError, RoutingError
-from muonscale.optim.coefficients import Coefficients
-from muonscale.optim.convert_lr import conversion_table
-from muonscale.optim.convert_state import join_state_dicts
-from muonscale.optim.flops import ns_flops
-from muonscale.optim.matrices import matrix_shapes
-from muonscale.optim.normalize import resolve_post_norm
-from muonscale.optim.polar_express import polar_express
-from muonscale.optim.qk_clip import clip_factors, grouped_factors
-from muonscale.optim.roles import Role
-from muonscale.optim.scale import shape_factor
+from muonscale.errors import CheckpointError, ConfigError, DivergedError, GroupingError, LayoutError
+from muonscale.optim.diagnostics.qk_clip import clip_factors, grouped_factors
+from muonscale.optim.matrices.spec import matrix_shapes
+from muonscale.optim.migrate.convert_lr import conversion_table
+from muonscale.optim.migrate.convert_state import join_state_dicts
+from muonscale.optim.newton_schulz.coefficients import Coefficients
+from muonscale.optim.newton_schulz.flops import ns_flops
+from muonscale.optim.newton_schulz.polar_express import polar_express
+from muonscale.optim.parameters.roles import Role
+from muonscale.optim.rules.post_norm import resolve_post_norm
+from muonscale.optim.rules.scale import shape_factor
 from muonscale.transfer.multipliers import UpdateRule, multipliers
 from tests.errors.row import Row
 
@@ -96,7 +96,7 @@ def frozen(net: nn.Module) -> nn.Module:
 
 
 def of_layout(shape: tuple[int, ...], **fields: Any) -> Any:
-    return matrix_shapes(shape, ms.Matrices(**fields))
+    return matrix_shapes(shape, ms.MatrixSpec(**fields))
 
 
 def saved(*names: str) -> dict[str, Any]:
@@ -107,7 +107,7 @@ def saved(*names: str) -> dict[str, Any]:
     }
 
 
-C, R, L, K = ConfigError, RoutingError, LayoutError, CheckpointError
+C, R, L, K = ConfigError, GroupingError, LayoutError, CheckpointError
 ROWS: dict[str, Row] = {
     # Muon: its own options
     "nonfinite": Row(C, ("'stop'",), lambda _: muon(nonfinite="stop")),
@@ -117,7 +117,7 @@ ROWS: dict[str, Row] = {
     "master": Row(C, ("'fp32'", "float32"), lambda _: muon(master="fp32")),
     "ns_form": Row(C, ("'grim'", "gram"), lambda _: muon(ns_form="grim")),
     "ns_dtype": Row(C, ("'float8'",), lambda _: muon(ns_dtype="float8")),
-    "wire": Row(C, ("'float16'", "bfloat16"), lambda _: muon(wire_dtype="float16")),
+    "wire": Row(C, ("'float16'", "bfloat16"), lambda _: muon(comm_dtype="float16")),
     "lr": Row(C, ("lr is -1",), lambda _: muon(lr=-1)),
     "lr nan": Row(C, ("nan",), lambda _: muon(lr=float("nan"))),
     "momentum": Row(C, ("1.5", "0 <= x < 1"), lambda _: muon(momentum=1.5)),
@@ -151,7 +151,7 @@ ROWS: dict[str, Row] = {
     "state of others": Row(K, ("v",), lambda _: loaded(renamed)),
     "state without names": Row(K, ("param_names",), lambda _: loaded(unnamed)),
     "convention": Row(K, ("'median'",), lambda _: loaded(odd_convention)),
-    # parameter_groups, routing_report
+    # parameter_groups, grouping_report
     "groups rule": Row(C, ("'mun'", "muon"), lambda _: groups(rule="mun")),
     "frozen": Row(R, ("5 parameters", "requires_grad"), lambda _: ms.parameter_groups(frozen(model()), lr=0.1)),
     "no matrix": Row(R, ("2 trainable", 'rule="adamw"'), lambda _: ms.parameter_groups(nn.LayerNorm(4), lr=0.1)),
@@ -219,4 +219,4 @@ def report(change: Any) -> None:
     net = model()
     found = ms.parameter_groups(net, lr=0.1)
     change(found)
-    ms.routing_report(found, net)
+    ms.grouping_report(found, net)

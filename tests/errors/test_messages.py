@@ -11,7 +11,7 @@ OF_NULL = "data.format=chat needs data.tokenizer, which is null"
 def test_messages_name_the_value() -> None:
     sites = all_sites()
     assert len(sites) > 450
-    assert {s.kind for s in sites} >= {"ConfigError", "RoutingError", "LayoutError", "ValueError"}
+    assert {s.kind for s in sites} >= {"ConfigError", "GroupingError", "LayoutError", "ValueError"}
     lacking = [s for s in sites if s.is_constant]
     assert [s for s in lacking if OF_NULL not in s.message] == []
     assert len(lacking) == 1

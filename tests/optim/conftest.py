@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from muonscale.optim import orthogonalize
+from muonscale.optim.newton_schulz import orthogonalize
 
 SMALL: dict[str, Any] = {
     "hidden_size": 16,

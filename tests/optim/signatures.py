@@ -1,6 +1,6 @@
 """Arguments of other projects' optimizers and their defaults, as their `__init__` has them.
 
-Read from their source, apart from the table in `muonscale.optim.aliases`: torch 2.13.0,
+Read from their source, apart from the table in `muonscale.optim.migrate.aliases`: torch 2.13.0,
 muon-optimizer 0.1.0 (KellerJordan/Muon 5bc6993, and 28c793b of 2025-01-04), MoonshotAI/Moonlight
 abaa96e, zichongli5/NorMuon e5aaaf4, microsoft/dion 0a059a4, pytorch_optimizer 4.1.0, timm 1.0.31,
 optax 0.2.8, NVIDIA-NeMo/Emerging-Optimizers fd77292.
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from muonscale.optim.aliases.argument import REQUIRED
+from muonscale.optim.migrate.aliases.argument import REQUIRED
 
 SIGNATURES: dict[str, dict[str, Any]] = {
     "torch": {

@@ -3,9 +3,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from muonscale.optim.adamw import adamw_step_
-from muonscale.optim.reference import adamw_step
-from muonscale.optim.weights import Weights
+from muonscale.optim.rules.adamw import adamw_step_
+from muonscale.optim.rules.master_weights import Weights
+from muonscale.optim.rules.reference import adamw_step
 
 COMMON = {"lr": 3e-2, "betas": (0.9, 0.95), "eps": 1e-3}
 OPTIONS = {**COMMON, "rate": 3e-2 * 0.3}

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from muonscale import Muon, parameter_groups, preset, routing_report
-from muonscale.errors import CheckpointError, ConfigError, MuonscaleError, RoutingError
-from muonscale.optim.coefficients import Coefficients
+from muonscale import Muon, grouping_report, parameter_groups, preset
+from muonscale.errors import CheckpointError, ConfigError, GroupingError, MuonscaleError
+from muonscale.optim.newton_schulz.coefficients import Coefficients
 
 
 def model() -> nn.Sequential:
@@ -74,7 +74,7 @@ def test_a_matrix_that_an_override_puts_on_adamw_has_its_rate() -> None:
     ],
 )
 def test_what_is_no_model_is_refused(given: Any, named: str) -> None:
-    with pytest.raises(RoutingError, match=named):
+    with pytest.raises(GroupingError, match=named):
         parameter_groups(given(), 1e-3)
 
 
@@ -138,7 +138,7 @@ def test_our_errors_are_value_errors() -> None:
 def test_a_report_is_made_of_groups_of_an_optimizer_and_of_a_model() -> None:
     net = model()
     optimizer = Muon(net, lr=1e-3)
-    reports = [routing_report(g) for g in (net, parameter_groups(net), optimizer)]
+    reports = [grouping_report(g) for g in (net, parameter_groups(net), optimizer)]
     names = [{(row.name, row.rule) for row in report.rows} for report in reports]
     assert names[0] == names[1] == names[2] and ("1.weight", "muon") in names[0]
     assert reports[0].rows[0].lr is None and reports[2].rows[0].lr == 1e-3

@@ -9,8 +9,13 @@ import torch
 from torch import Tensor
 
 from muonscale.errors import ConfigError
-from muonscale.optim.coefficients import SCHEDULES, Coefficients, resolve, resolve_triples
-from muonscale.optim.polar_express import polar_express
+from muonscale.optim.newton_schulz.coefficients import (
+    SCHEDULES,
+    Coefficients,
+    resolve,
+    resolve_triples,
+)
+from muonscale.optim.newton_schulz.polar_express import polar_express
 
 Triples = Sequence[tuple[float, float, float]]
 

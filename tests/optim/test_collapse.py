@@ -4,7 +4,7 @@ from itertools import product
 
 import pytest
 
-from muonscale.optim.collapse import collapse
+from muonscale.optim.parameters.collapse import collapse
 
 
 def expand(name: str) -> set[str]:

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from muonscale import Muon
-from muonscale.optim import muon_rule
+from muonscale.optim.rules import muon as muon_rule
 from tests.optim.compare import close
 
 

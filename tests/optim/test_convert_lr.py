@@ -8,7 +8,7 @@ from torch import nn
 
 from muonscale import Muon
 from muonscale.errors import ConfigError
-from muonscale.optim.convert_lr import conversion_table, convert_lr
+from muonscale.optim.migrate.convert_lr import conversion_table, convert_lr
 
 SHAPES = [(1024, 1024), (4096, 1024), (1024, 4096), (4096, 14336)]
 

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from muonscale import Muon, parameter_groups
 from muonscale.errors import CheckpointError, ConfigError
-from muonscale.optim.convert_state import SOURCES, convert_state_dict, join_state_dicts
-from muonscale.optim.orthogonalize import orthogonalize
+from muonscale.optim.migrate.convert_state import SOURCES, convert_state_dict, join_state_dicts
+from muonscale.optim.newton_schulz.orthogonalize import orthogonalize
 from tests.optim.compare import SetGradients, close
 
 SHAPES = {"up": (12, 5), "down": (5, 12), "bias": (7,)}

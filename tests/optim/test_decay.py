@@ -6,7 +6,7 @@ from torch import nn
 
 from muonscale import Muon
 from muonscale.errors import ConfigError
-from muonscale.optim.decay import decay_, decay_rate
+from muonscale.optim.rules.decay import decay_, decay_rate
 from tests.optim.compare import close
 
 

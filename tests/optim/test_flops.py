@@ -8,10 +8,15 @@ import torch
 from torch import Tensor
 
 from muonscale.errors import ConfigError
-from muonscale.optim import orthogonalize as module
-from muonscale.optim.coefficients import SCHEDULES, resolve
-from muonscale.optim.flops import choose_segments, gram_segments, highest_value, ns_flops
-from muonscale.optim.orthogonalize import orthogonalize
+from muonscale.optim.newton_schulz import orthogonalize as module
+from muonscale.optim.newton_schulz.coefficients import SCHEDULES, resolve
+from muonscale.optim.newton_schulz.flops import (
+    choose_segments,
+    gram_segments,
+    highest_value,
+    ns_flops,
+)
+from muonscale.optim.newton_schulz.orthogonalize import orthogonalize
 
 JORDAN = resolve("jordan", 5)
 

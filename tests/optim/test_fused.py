@@ -8,38 +8,38 @@ import pytest
 import torch
 from torch import Tensor
 
-from muonscale.optim.matrices import PLAIN, Matrices, view
+from muonscale.optim.matrices.spec import PLAIN, MatrixSpec, view
 from muonscale.optim.muon import Muon
 
-CASES: dict[str, tuple[tuple[int, ...], Matrices]] = {
-    "qkv": ((48, 16), Matrices(splits=(16, 16, 16))),
-    "qkv of Conv1D": ((16, 48), Matrices(transposed=True, splits=(16, 16, 16))),
-    "grouped-query": ((32, 16), Matrices(splits=(16, 8, 8))),
-    "grouped-query by groups": ((32, 16), Matrices(splits=(16, 8, 8), groups=2)),
-    "gated query": ((48, 16), Matrices(splits=(16, 16, 8, 8), groups=4)),
-    "every head in turn": ((48, 16), Matrices(splits=(16, 16, 16), groups=4)),
-    "a matrix for each head": ((48, 16), Matrices(splits=(24, 12, 12), heads=(6, 3, 3))),
-    "output by heads": ((16, 24), Matrices(heads=3, by_columns=True)),
-    "latent attention": ((40, 12), Matrices(splits=(24, 16), groups=4)),
-    "latent attention by heads": ((40, 12), Matrices(splits=(24, 16), groups=4, heads=4)),
-    "gate and up": ((40, 16), Matrices(splits=(20, 20))),
-    "gate and up, woven": ((40, 16), Matrices(splits=(20, 20), groups=20)),
+CASES: dict[str, tuple[tuple[int, ...], MatrixSpec]] = {
+    "qkv": ((48, 16), MatrixSpec(splits=(16, 16, 16))),
+    "qkv of Conv1D": ((16, 48), MatrixSpec(transposed=True, splits=(16, 16, 16))),
+    "grouped-query": ((32, 16), MatrixSpec(splits=(16, 8, 8))),
+    "grouped-query by groups": ((32, 16), MatrixSpec(splits=(16, 8, 8), groups=2)),
+    "gated query": ((48, 16), MatrixSpec(splits=(16, 16, 8, 8), groups=4)),
+    "every head in turn": ((48, 16), MatrixSpec(splits=(16, 16, 16), groups=4)),
+    "a matrix for each head": ((48, 16), MatrixSpec(splits=(24, 12, 12), heads=(6, 3, 3))),
+    "output by heads": ((16, 24), MatrixSpec(heads=3, by_columns=True)),
+    "latent attention": ((40, 12), MatrixSpec(splits=(24, 16), groups=4)),
+    "latent attention by heads": ((40, 12), MatrixSpec(splits=(24, 16), groups=4, heads=4)),
+    "gate and up": ((40, 16), MatrixSpec(splits=(20, 20))),
+    "gate and up, woven": ((40, 16), MatrixSpec(splits=(20, 20), groups=20)),
     "experts": ((4, 12, 16), PLAIN),
-    "experts, gate and up": ((4, 24, 16), Matrices(splits=(12, 12))),
+    "experts, gate and up": ((4, 24, 16), MatrixSpec(splits=(12, 12))),
     "experts as in gpt-oss": (
-        (4, 16, 24), Matrices(transposed=True, splits=(12, 12), groups=12)),
-    "kernel": ((12, 4, 3), Matrices(flattened=True)),
+        (4, 16, 24), MatrixSpec(transposed=True, splits=(12, 12), groups=12)),
+    "kernel": ((12, 4, 3), MatrixSpec(flattened=True)),
     "one row": ((1, 16), PLAIN),
     "one column": ((16, 1), PLAIN),
     "one number": ((1, 1), PLAIN),
 }  # fmt: skip
 
 
-def apart(X: Tensor, layout: Matrices) -> list[Tensor]:
+def apart(X: Tensor, layout: MatrixSpec) -> list[Tensor]:
     return [one.clone() for batch in view(X, layout) for one in batch]
 
 
-def optimizer(params: list[Tensor], layout: Matrices | None, **options: Any) -> Muon:
+def optimizer(params: list[Tensor], layout: MatrixSpec | None, **options: Any) -> Muon:
     names = [f"p{i}" for i in range(len(params))]
     group: dict[str, Any] = {"params": params, "param_names": names, "rule": "muon"}
     if layout is not None:
@@ -77,7 +77,7 @@ def test_fused_and_apart_take_the_same_steps(case: str, options: dict[str, Any])
 @pytest.mark.parametrize("case", ["qkv", "every head in turn", "experts as in gpt-oss"])
 def test_a_fused_weight_taken_for_one_matrix_goes_elsewhere(case: str) -> None:
     shape, layout = CASES[case]
-    wrong = Matrices(transposed=layout.transposed)
+    wrong = MatrixSpec(transposed=layout.transposed)
     steps = []
     for stored_as in (layout, wrong):
         fused = torch.nn.Parameter(torch.zeros(shape))

@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 from muonscale import Muon, parameter_groups
-from muonscale.errors import MuonscaleError, RoutingError
-from muonscale.optim import finite
-from muonscale.optim.normalize import POST_NORMS
+from muonscale.errors import GroupingError, MuonscaleError
+from muonscale.optim.rules import nonfinite as finite
+from muonscale.optim.rules.post_norm import POST_NORMS
 from tests.optim.compare import SetGradients, close, equal, snapshot, states
 
 
@@ -155,7 +155,7 @@ def test_the_masked_path_equals_the_direct_one(toy, set_gradients, monkeypatch, 
                 model.get_parameter("down.weight").grad[1, 2] = float("inf")
             with monkeypatch.context() as patch:
                 if optimizer is masked:
-                    patch.setattr("muonscale.optim.ranks.check_gradients", late)
+                    patch.setattr("muonscale.optim.distributed.context.check_gradients", late)
                 optimizer.step()
     masked.check_finite()
     assert direct.stats()["skipped_steps"] == masked.stats()["skipped_steps"] == 2
@@ -167,7 +167,7 @@ def test_sparse_and_complex_are_refused() -> None:
     embedding = nn.Embedding(5, 3, sparse=True)
     optimizer = Muon([{"params": [embedding.weight], "rule": "adamw", "param_names": ["e"]}])
     embedding(torch.tensor([1])).sum().backward()
-    with pytest.raises(RoutingError, match="e has a sparse gradient"):
+    with pytest.raises(GroupingError, match="e has a sparse gradient"):
         optimizer.step()
-    with pytest.raises(RoutingError, match="complex64"):
+    with pytest.raises(GroupingError, match="complex64"):
         Muon([nn.Parameter(torch.zeros(2, 2, dtype=torch.complex64))])

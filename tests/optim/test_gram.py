@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from muonscale.optim.coefficients import Coefficients, resolve
-from muonscale.optim.gram import make_workspace, newton_schulz_
+from muonscale.optim.newton_schulz.coefficients import Coefficients, resolve
+from muonscale.optim.newton_schulz.gram import make_workspace, newton_schulz_
 
 SEGMENTS = [(1, 1, 1, 1), (4,), (2, 2), (1, 3), (3, 1), (1, 2, 1)]
 

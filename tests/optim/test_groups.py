@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import nn
 
-from muonscale.errors import ConfigError, LayoutError, RoutingError
-from muonscale.optim.groups import GROUP_OPTIONS, parameter_groups
-from muonscale.optim.matrices import Matrices
+from muonscale.errors import ConfigError, GroupingError, LayoutError
+from muonscale.optim.matrices.spec import MatrixSpec
 from muonscale.optim.muon import Muon
-from muonscale.optim.report import routing_report
+from muonscale.optim.parameters.groups import GROUP_OPTIONS, parameter_groups
+from muonscale.optim.parameters.report import grouping_report
 
 Build = Callable[[str], nn.Module]
 
@@ -62,7 +62,7 @@ def test_overrides_by_role_and_glob(toy: nn.Module) -> None:
 
 
 def test_globs_are_anchored(toy: nn.Module) -> None:
-    with pytest.raises(RoutingError, match="matches no trainable parameter"):
+    with pytest.raises(GroupingError, match="matches no trainable parameter"):
         parameter_groups(toy, lr=1e-3, overrides={"irst.weight": {"lr": 1.0}})
 
 
@@ -73,20 +73,20 @@ def test_a_glob_finds_a_tied_weight_under_each_of_its_names(build_lm: Build) -> 
 
 
 def test_a_pattern_without_a_match_names_the_nearest(toy: nn.Module) -> None:
-    with pytest.raises(RoutingError, match=r"first\.weight"):
+    with pytest.raises(GroupingError, match=r"first\.weight"):
         parameter_groups(toy, lr=1e-3, overrides={"frist.weight": {"lr": 1.0}})
-    with pytest.raises(RoutingError, match="roles here are"):
+    with pytest.raises(GroupingError, match="roles here are"):
         parameter_groups(toy, lr=1e-3, overrides={"convolution": {"lr": 1.0}})
 
 
 def test_roles_and_matrices_can_be_overridden(toy: nn.Module) -> None:
     overrides = {
         "second.weight": {"role": "head"},
-        "up.weight": {"matrices": Matrices(splits=(8, 8, 8))},
+        "up.weight": {"matrices": MatrixSpec(splits=(8, 8, 8))},
         "out.weight": {"rule": "muon", "rms": 0.1},
     }
     groups = parameter_groups(toy, lr=1e-3, overrides=overrides)
-    report = {row.name: row for row in routing_report(groups).rows}
+    report = {row.name: row for row in grouping_report(groups).rows}
     assert (report["second.weight"].role, report["second.weight"].rule) == ("head", "adamw")
     assert report["up.weight"].matrices == 3
     assert (report["out.weight"].role, report["out.weight"].rule) == ("head", "muon")
@@ -96,7 +96,7 @@ def test_roles_and_matrices_can_be_overridden(toy: nn.Module) -> None:
 
 @pytest.mark.parametrize("name", ["norm", "first.bias"])
 def test_muon_on_something_that_is_no_matrix_is_refused(toy: nn.Module, name: str) -> None:
-    with pytest.raises(RoutingError, match="no matrix"):
+    with pytest.raises(GroupingError, match="no matrix"):
         parameter_groups(toy, lr=1e-3, overrides={name: {"rule": "muon"}})
 
 
@@ -110,7 +110,7 @@ def test_unknown_options_are_refused(toy: nn.Module, options: dict) -> None:
 
 def test_no_matrix_on_muon_is_an_error_unless_adamw_was_asked_for() -> None:
     model = nn.Sequential(nn.Embedding(9, 4), nn.LayerNorm(4))
-    with pytest.raises(RoutingError, match="none of the 3"):
+    with pytest.raises(GroupingError, match="none of the 3"):
         parameter_groups(model, lr=1e-3)
     assert {g["rule"] for g in parameter_groups(model, lr=1e-3, rule="adamw")} == {"adamw"}
 
@@ -122,15 +122,15 @@ def test_adamw_everywhere_means_everywhere(toy: nn.Module) -> None:
 
 
 def test_the_meta_device_gives_the_same_routing(build_lm: Build) -> None:
-    expected = routing_report(parameter_groups(build_lm("deepseek_v3"), lr=1e-3))
+    expected = grouping_report(parameter_groups(build_lm("deepseek_v3"), lr=1e-3))
     with torch.device("meta"):
         model = build_lm("deepseek_v3")
-    assert routing_report(parameter_groups(model, lr=1e-3)) == expected
+    assert grouping_report(parameter_groups(model, lr=1e-3)) == expected
 
 
 def test_the_report_adds_up(build_lm: Build) -> None:
     model = build_lm("gpt2")
-    report = routing_report(parameter_groups(model, lr=1e-3))
+    report = grouping_report(parameter_groups(model, lr=1e-3))
     total = sum(p.numel() for p in model.parameters())
     assert report.muon_matrices == 12
     assert report.parameters() == total
@@ -152,14 +152,14 @@ def test_a_mapping_changes_fields_of_the_matrices_that_were_found(build_lm: Buil
     }
     groups = parameter_groups(build_lm("gpt2"), lr=1e-3, overrides=overrides)
     found = {name: m for group in groups for name, m in group["matrices"].items()}
-    assert found["transformer.h.1.attn.c_attn.weight"] == Matrices(
+    assert found["transformer.h.1.attn.c_attn.weight"] == MatrixSpec(
         transposed=True, splits=(16, 16, 16), heads=2
     )
-    assert found["transformer.h.1.attn.c_proj.weight"] == Matrices(
+    assert found["transformer.h.1.attn.c_proj.weight"] == MatrixSpec(
         transposed=True, heads=2, by_columns=True
     )
     assert found["transformer.h.1.mlp.c_fc.weight"].splits == (40, 24)
-    report = routing_report(groups)
+    report = grouping_report(groups)
     holds = {row.name: row.holds for row in report.rows}
     assert holds["transformer.h.0.attn.c_attn.weight"] == ((2, 8, 16),) * 3
     assert holds["transformer.h.0.attn.c_proj.weight"] == ((2, 16, 8),)
@@ -192,7 +192,7 @@ def test_matrices_that_do_not_fit_name_the_parameter(toy: nn.Module) -> None:
 
 def test_an_override_of_something_frozen_says_so(toy: nn.Module) -> None:
     toy.get_submodule("up").requires_grad_(False)
-    with pytest.raises(RoutingError, match=r"up\.weight.*frozen"):
+    with pytest.raises(GroupingError, match=r"up\.weight.*frozen"):
         parameter_groups(toy, lr=1e-3, overrides={"up.*": {"lr": 1.0}})
 
 
@@ -209,20 +209,20 @@ def test_every_option_of_a_group_is_an_option_of_the_optimizer(toy: nn.Module) -
 
 def test_a_trainable_parameter_in_no_group_is_refused(toy: nn.Module) -> None:
     groups = parameter_groups(toy, lr=1e-3)
-    report = routing_report(groups, toy)
-    assert report == routing_report(groups)
+    report = grouping_report(groups, toy)
+    assert report == grouping_report(groups)
     first, *others = groups
-    with pytest.raises(RoutingError, match=r"first\.weight.*in no group"):
-        routing_report(others, toy)
-    with pytest.raises(RoutingError, match=r"first\.weight is in two groups: hidden and hidden"):
-        routing_report([*groups, first], toy)
-    with pytest.raises(RoutingError, match="which the model has not"):
-        routing_report(groups, toy.get_submodule("up"))
+    with pytest.raises(GroupingError, match=r"first\.weight.*in no group"):
+        grouping_report(others, toy)
+    with pytest.raises(GroupingError, match=r"first\.weight is in two groups: hidden and hidden"):
+        grouping_report([*groups, first], toy)
+    with pytest.raises(GroupingError, match="which the model has not"):
+        grouping_report(groups, toy.get_submodule("up"))
 
 
 def test_frozen_parameters_are_reported_where_the_model_is_given(toy: nn.Module) -> None:
     toy.get_submodule("up").requires_grad_(False)
-    report = routing_report(parameter_groups(toy, lr=1e-3), toy)
+    report = grouping_report(parameter_groups(toy, lr=1e-3), toy)
     (row,) = [row for row in report.rows if row.rule == "frozen"]
     assert (row.name, row.size, row.matrices) == ("up.weight", 192, 0)
     assert "frozen: 192 parameters" in report.summary()
@@ -232,18 +232,18 @@ def test_frozen_parameters_are_reported_where_the_model_is_given(toy: nn.Module)
 def test_the_report_of_an_optimizer_has_the_shape_factors(toy: nn.Module) -> None:
     overrides = {"up.weight": {"matrices": {"splits": (16, 8)}, "scale": "spectral"}}
     groups = parameter_groups(toy, lr=1e-3, overrides=overrides)
-    assert all(row.factors == () for row in routing_report(groups).rows)
-    rows = {row.name: row for row in routing_report(Muon(groups).param_groups).rows}
+    assert all(row.factors == () for row in grouping_report(groups).rows)
+    rows = {row.name: row for row in grouping_report(Muon(groups).param_groups).rows}
     assert rows["up.weight"].factors == pytest.approx((2**0.5, 1.0))
     assert rows["down.weight"].factors == pytest.approx((0.2 * 24**0.5,))
     assert rows["norm.weight"].factors == ()
     plus = Muon(parameter_groups(toy, lr=1e-3), post_norm="row")
-    rows = {row.name: row for row in routing_report(plus.param_groups).rows}
+    rows = {row.name: row for row in grouping_report(plus.param_groups).rows}
     assert rows["up.weight"].factors == pytest.approx((0.2 * 8**0.5,))
 
 
 def test_layers_that_repeat_are_one_line_of_the_short_table(build_lm: Build) -> None:
-    report = routing_report(parameter_groups(build_lm("deepseek_v3"), lr=1e-3))
+    report = grouping_report(parameter_groups(build_lm("deepseek_v3"), lr=1e-3))
     lines = report.table(full=False).splitlines()
     assert len(lines) < len(report.rows)
     (q,) = [line for line in lines if "q_proj" in line]

@@ -12,7 +12,7 @@ import transformers as hf
 from torch import Tensor, nn
 
 from muonscale import Muon, MuonFactory, parameter_groups
-from muonscale.errors import RoutingError
+from muonscale.errors import GroupingError
 
 
 class Words(torch.utils.data.Dataset):
@@ -95,7 +95,7 @@ def test_a_factory_passes_the_options_of_both_on(build_lm) -> None:
 
 
 def test_groups_by_decay_that_the_trainer_makes_are_refused(build_lm, tmp_path: Path) -> None:
-    with pytest.raises(RoutingError, match=r"2 groups were given and none has a `rule`.*Factory"):
+    with pytest.raises(GroupingError, match=r"2 groups were given and none has a `rule`.*Factory"):
         made_by_the_trainer(build_lm, tmp_path, Muon)
 
 
@@ -103,6 +103,6 @@ def test_groups_by_decay_of_matrices_alone_are_refused_too() -> None:
     """Nothing else would stop an embedding from being orthogonalised."""
     table, matrix = nn.Embedding(9, 4).weight, nn.Linear(4, 4).weight
     groups = [{"params": [table], "weight_decay": 0.1}, {"params": [matrix], "weight_decay": 0.0}]
-    with pytest.raises(RoutingError, match="none has a `rule`"):
+    with pytest.raises(GroupingError, match="none has a `rule`"):
         Muon(groups)
     Muon([{**groups[0], "rule": "adamw"}, groups[1]])

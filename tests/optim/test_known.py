@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from muonscale.optim.known import FUSED
-from muonscale.optim.matrices import Matrices, unview, view
-from muonscale.optim.roles import Role, assign_roles
+from muonscale.optim.matrices.spec import MatrixSpec, unview, view
+from muonscale.optim.parameters.fused_weights import FUSED
+from muonscale.optim.parameters.roles import Role, assign_roles
 
 SIZES: dict[str, Any] = {
     "hidden_size": 32,
@@ -162,7 +162,7 @@ def find(model: nn.Module, place: str) -> tuple[str, nn.Module]:
     return next((n, m) for n, m in model.named_modules() if n.endswith("." + place))
 
 
-def scaled(module: nn.Module, layout: Matrices, factors: list[float]) -> None:
+def scaled(module: nn.Module, layout: MatrixSpec, factors: list[float]) -> None:
     """Multiply each of the matrices in a projection by a number."""
     W: Any = module.weight
     with torch.no_grad():
@@ -229,7 +229,7 @@ def test_each_half_of_a_gated_projection_multiplies_the_other(name: str) -> None
         full_name, fused = find(model, place)
         _, back = find(model, back_place)
         layout = found[f"{full_name}.weight"].matrices
-        assert layout == Matrices(splits=(24, 24))
+        assert layout == MatrixSpec(splits=(24, 24))
         scaled(fused, layout, [0.0 if i == half else 1.0 for i in range(2)])
         assert run(model, back)[1].abs().max() == 0
 
@@ -265,7 +265,7 @@ def test_a_class_of_ones_own_with_a_known_name_is_not_taken_for_it() -> None:
             self.gate_up_proj = nn.Linear(8, 8, bias=False)
 
     (found,) = assign_roles(Phi3MLP())
-    assert found.matrices == Matrices()
+    assert found.matrices == MatrixSpec()
 
 
 @pytest.mark.parametrize(("kind", "gates"), [(nn.LSTM, 4), (nn.GRU, 3), (nn.RNN, 1)])
@@ -274,7 +274,7 @@ def test_recurrent_weights_hold_a_matrix_for_each_gate(
 ) -> None:
     found = {a.name: a for a in assign_roles(kind(6, 5))}
     splits = (5,) * gates if gates > 1 else ()
-    assert found["weight_hh_l0"].matrices == Matrices(splits=splits)
+    assert found["weight_hh_l0"].matrices == MatrixSpec(splits=splits)
     assert found["bias_hh_l0"].role == Role.NORM
 
 

@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 from muonscale import Muon, parameter_groups
-from muonscale.errors import ConfigError, RoutingError
-from muonscale.optim.groups import GROUP_OPTIONS
-from muonscale.optim.matrices import Matrices
+from muonscale.errors import ConfigError, GroupingError
+from muonscale.optim.matrices.spec import MatrixSpec
+from muonscale.optim.parameters.groups import GROUP_OPTIONS
 from tests.optim.compare import Build, SetGradients, close, snapshot, states
 
 
@@ -76,7 +76,7 @@ def test_groups_of_the_caller_are_not_written_to(toy: nn.Module) -> None:
 
 @pytest.mark.parametrize("shape", [(3,), (), (2, 3, 4)])
 def test_what_is_not_one_matrix_is_refused_with_a_way_out(shape: tuple[int, ...]) -> None:
-    with pytest.raises(RoutingError, match="parameter_groups"):
+    with pytest.raises(GroupingError, match="parameter_groups"):
         Muon([nn.Parameter(torch.zeros(shape))])
 
 
@@ -87,7 +87,7 @@ def test_a_stack_is_taken_where_the_group_says_so() -> None:
     stack.grad = torch.randn(3, 4, 6)
     for parameter, g in zip(apart, stack.grad, strict=True):
         parameter.grad = g.clone()
-    group = {"params": [stack], "param_names": ["experts"], "matrices": {"experts": Matrices()}}
+    group = {"params": [stack], "param_names": ["experts"], "matrices": {"experts": MatrixSpec()}}
     Muon([group], lr=0.1).step()
     Muon(apart, lr=0.1).step()
     close(stack.detach(), torch.stack(apart).detach(), 1e-6)
@@ -95,11 +95,11 @@ def test_a_stack_is_taken_where_the_group_says_so() -> None:
 
 def test_a_parameter_given_twice_is_refused(toy: nn.Module) -> None:
     W = toy.get_parameter("up.weight")
-    with pytest.raises(RoutingError, match="given twice"):
+    with pytest.raises(GroupingError, match="given twice"):
         Muon([{"params": [W]}, {"params": [W], "rule": "adamw"}])
-    with pytest.raises(RoutingError, match="given twice"):
+    with pytest.raises(GroupingError, match="given twice"):
         Muon([W, W])
-    with pytest.raises(RoutingError, match="two parameters are called a"):
+    with pytest.raises(GroupingError, match="two parameters are called a"):
         Muon([("a", W), ("a", toy.get_parameter("down.weight"))])
 
 

@@ -8,10 +8,10 @@ from torch import Tensor, nn
 
 from muonscale import Muon
 from muonscale.errors import ConfigError
-from muonscale.optim.normalize import LOCAL, POST_NORMS, NormContext, resolve_post_norm
-from muonscale.optim.orthogonalize import exact_polar
+from muonscale.optim.newton_schulz.orthogonalize import exact_polar
 from muonscale.optim.presets import PRESETS, preset
-from muonscale.optim.scale import shape_factor
+from muonscale.optim.rules.post_norm import LOCAL, POST_NORMS, NormContext, resolve_post_norm
+from muonscale.optim.rules.scale import shape_factor
 
 SHAPES = [(8, 32), (32, 8), (16, 16)]
 

@@ -8,11 +8,16 @@ import torch
 from torch import Tensor
 
 from muonscale.errors import ConfigError
-from muonscale.optim import gram
-from muonscale.optim import orthogonalize as module
-from muonscale.optim.coefficients import SCHEDULES, Coefficients, resolve, resolve_triples
-from muonscale.optim.orthogonalize import exact_polar, ns_dtype, orthogonalize
-from muonscale.optim.reference import newton_schulz
+from muonscale.optim.newton_schulz import gram
+from muonscale.optim.newton_schulz import orthogonalize as module
+from muonscale.optim.newton_schulz.coefficients import (
+    SCHEDULES,
+    Coefficients,
+    resolve,
+    resolve_triples,
+)
+from muonscale.optim.newton_schulz.orthogonalize import exact_polar, ns_dtype, orthogonalize
+from muonscale.optim.rules.reference import newton_schulz
 
 SHAPES = [(16, 16), (24, 8), (8, 24), (1, 7), (7, 1), (1, 1), (2, 40)]
 

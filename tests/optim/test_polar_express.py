@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from muonscale.errors import ConfigError
-from muonscale.optim.coefficients import SCHEDULES
-from muonscale.optim.polar_express import minimax_quintic, polar_express, with_safety
+from muonscale.optim.newton_schulz.coefficients import SCHEDULES
+from muonscale.optim.newton_schulz.polar_express import minimax_quintic, polar_express, with_safety
 
 PUBLISHED = [
     (8.28721201814563, -23.595886519098837, 17.300387312530933),

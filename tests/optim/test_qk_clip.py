@@ -5,8 +5,7 @@ import torch
 from torch import nn
 
 from muonscale.errors import ConfigError
-from muonscale.optim.muon import Muon
-from muonscale.optim.qk_clip import (
+from muonscale.optim.diagnostics.qk_clip import (
     Outputs,
     clip_factors,
     clip_grouped_,
@@ -14,6 +13,7 @@ from muonscale.optim.qk_clip import (
     latent_factors,
     scale_outputs_,
 )
+from muonscale.optim.muon import Muon
 
 
 def test_gamma_brings_the_largest_logit_to_the_threshold() -> None:

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from muonscale.errors import LayoutError
-from muonscale.optim.matrices import Matrices, matrix_shapes
-from muonscale.optim.roles import GUESSED, Assignment, Role, assign_roles
+from muonscale.optim.matrices.spec import MatrixSpec, matrix_shapes
+from muonscale.optim.parameters.roles import GUESSED, Assignment, Role, assign_roles
 
 Build = Callable[[str], nn.Module]
 
@@ -82,22 +82,24 @@ def test_matrices_are_counted_by_role(
 
 def test_gpt2_attention_is_three_transposed_matrices(build_lm: Build) -> None:
     found = roles_of(build_lm("gpt2"))
-    split = Matrices(transposed=True, splits=(16, 16, 16))
+    split = MatrixSpec(transposed=True, splits=(16, 16, 16))
     assert found["transformer.h.0.attn.c_attn.weight"].matrices == split
-    assert found["transformer.h.0.attn.c_proj.weight"].matrices == Matrices(transposed=True)
-    assert found["transformer.h.0.mlp.c_fc.weight"].matrices == Matrices(transposed=True)
+    assert found["transformer.h.0.attn.c_proj.weight"].matrices == MatrixSpec(transposed=True)
+    assert found["transformer.h.0.mlp.c_fc.weight"].matrices == MatrixSpec(transposed=True)
     assert found["transformer.wte.weight"].aliases == ("transformer.wte.weight", "lm_head.weight")
     assert "lm_head" in found["transformer.wte.weight"].why
 
 
 def test_experts_follow_the_flags_of_their_module(build_lm: Build) -> None:
     mixtral = roles_of(build_lm("mixtral"))
-    assert mixtral["model.layers.0.mlp.experts.gate_up_proj"].matrices == Matrices(splits=(24, 24))
-    assert mixtral["model.layers.0.mlp.experts.down_proj"].matrices == Matrices()
+    assert mixtral["model.layers.0.mlp.experts.gate_up_proj"].matrices == MatrixSpec(
+        splits=(24, 24)
+    )
+    assert mixtral["model.layers.0.mlp.experts.down_proj"].matrices == MatrixSpec()
     oss = roles_of(build_lm("gpt_oss"))
-    woven = Matrices(transposed=True, splits=(24, 24), groups=24)
+    woven = MatrixSpec(transposed=True, splits=(24, 24), groups=24)
     assert oss["model.layers.0.mlp.experts.gate_up_proj"].matrices == woven
-    assert oss["model.layers.0.mlp.experts.down_proj"].matrices == Matrices(transposed=True)
+    assert oss["model.layers.0.mlp.experts.down_proj"].matrices == MatrixSpec(transposed=True)
     assert oss["model.layers.0.mlp.experts.gate_up_proj_bias"].role == Role.NORM
 
 
@@ -174,7 +176,7 @@ def test_vectors_in_disguise_and_kernels_hold_no_hidden_matrix() -> None:
     assert roles["scale"] == roles["token"] == roles["norm.weight"] == Role.NORM
     assert roles["conv.weight"] == Role.CONVOLUTION
     assert roles["low_rank.weight"] == Role.HIDDEN
-    assert found["attention.in_proj_weight"].matrices == Matrices(splits=(8, 8, 8))
+    assert found["attention.in_proj_weight"].matrices == MatrixSpec(splits=(8, 8, 8))
 
 
 def test_flat_weights_are_refused_with_a_way_out() -> None:
@@ -288,7 +290,7 @@ def test_lora_is_a_hidden_matrix_for_each_of_its_factors_whatever_the_rank() -> 
         found = roles_of(nn.Sequential(Lora(rank)))
         for factor in ("A", "B"):
             assignment = found[f"0.lora_{factor}.default.weight"]
-            assert (assignment.role, assignment.matrices) == (Role.HIDDEN, Matrices())
+            assert (assignment.role, assignment.matrices) == (Role.HIDDEN, MatrixSpec())
 
 
 def test_wrapped_models_have_the_names_of_the_original(single_process: None) -> None:

@@ -12,14 +12,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from muonscale import Muon, parameter_groups, routing_report
-from muonscale.optim import muon_rule, work
-from muonscale.optim.matrices import Matrices
-from muonscale.optim.muon_rule import momentum_step_
-from muonscale.optim.normalize import POST_NORMS
-from muonscale.optim.orthogonalize import orthogonalize
-from muonscale.optim.reference import adamw_step, muon_step
-from muonscale.optim.scale import SCALES
+from muonscale import Muon, grouping_report, parameter_groups
+from muonscale.optim.matrices.spec import MatrixSpec
+from muonscale.optim.newton_schulz.orthogonalize import orthogonalize
+from muonscale.optim.rules import muon as muon_rule
+from muonscale.optim.rules import step_inputs as work
+from muonscale.optim.rules.muon import momentum_step_
+from muonscale.optim.rules.post_norm import POST_NORMS
+from muonscale.optim.rules.reference import adamw_step, muon_step
+from muonscale.optim.rules.scale import SCALES
 from tests.optim.compare import JORDAN, Build, SetGradients, close, equal, snapshot, states
 
 SHAPES = ((12, 5), (5, 12), (7, 7), (1, 6))
@@ -166,7 +167,7 @@ def test_fused_and_stacked_matrices_step_as_if_stored_apart(
                 close(after, slow[name, k][0], 5e-5)
 
 
-def written_out(shape: torch.Size, layout: Matrices) -> list[Callable[[Tensor], Tensor]]:
+def written_out(shape: torch.Size, layout: MatrixSpec) -> list[Callable[[Tensor], Tensor]]:
     """Return functions that cut each logical matrix out of the stored tensor, one index at a time."""
     assert layout.heads == 1
     cuts = []
@@ -189,22 +190,22 @@ def written_out(shape: torch.Size, layout: Matrices) -> list[Callable[[Tensor], 
 
 
 LAYOUTS = [
-    ((6, 8), Matrices()),
-    ((3, 6, 8), Matrices()),
-    ((3, 8, 6), Matrices(transposed=True)),
-    ((12, 6), Matrices(splits=(6, 2, 4))),
-    ((12, 6), Matrices(splits=(6, 6), groups=6)),
-    ((12, 6), Matrices(splits=(8, 2, 2), heads=(4, 1, 1))),
-    ((6, 12), Matrices(heads=3, by_columns=True)),
-    ((4, 12, 6), Matrices(transposed=True, heads=3, by_columns=True)),
-    ((6, 4, 3, 3), Matrices(flattened=True)),
-    ((6, 4, 3, 3), Matrices(flattened=True, transposed=True)),
+    ((6, 8), MatrixSpec()),
+    ((3, 6, 8), MatrixSpec()),
+    ((3, 8, 6), MatrixSpec(transposed=True)),
+    ((12, 6), MatrixSpec(splits=(6, 2, 4))),
+    ((12, 6), MatrixSpec(splits=(6, 6), groups=6)),
+    ((12, 6), MatrixSpec(splits=(8, 2, 2), heads=(4, 1, 1))),
+    ((6, 12), MatrixSpec(heads=3, by_columns=True)),
+    ((4, 12, 6), MatrixSpec(transposed=True, heads=3, by_columns=True)),
+    ((6, 4, 3, 3), MatrixSpec(flattened=True)),
+    ((6, 4, 3, 3), MatrixSpec(flattened=True, transposed=True)),
 ]
 
 
 @pytest.mark.parametrize(("shape", "layout"), LAYOUTS)
-def test_normuon_keeps_one_value_per_row_of_every_logical_matrix(shape, layout: Matrices) -> None:
-    from muonscale.optim.matrices import unview, view
+def test_normuon_keeps_one_value_per_row_of_every_logical_matrix(shape, layout: MatrixSpec) -> None:
+    from muonscale.optim.matrices.spec import unview, view
 
     torch.manual_seed(0)
     W = nn.Parameter(torch.randn(shape))
@@ -241,7 +242,7 @@ def test_every_matrix_is_orthogonalised_once(build_lm: Build, monkeypatch, set_g
     set_gradients(model, 0)
     optimizer.step()
     assert sum(counted) == optimizer.stats()["matrices"] == 2 * 4 + 3 + 4 * 3 + 3 + 1
-    assert optimizer.stats()["matrices"] == routing_report(groups).muon_matrices
+    assert optimizer.stats()["matrices"] == grouping_report(groups).muon_matrices
 
 
 def test_matrices_of_one_shape_share_a_batch_across_groups(toy, monkeypatch, set_gradients) -> None:

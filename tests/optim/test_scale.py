@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from muonscale.errors import ConfigError
-from muonscale.optim.orthogonalize import exact_polar, orthogonalize
-from muonscale.optim.scale import ALIASES, FACTORS, exact_factor, shape_factor
+from muonscale.optim.newton_schulz.orthogonalize import exact_polar, orthogonalize
+from muonscale.optim.rules.scale import ALIASES, FACTORS, exact_factor, shape_factor
 
 SHAPES = [(64, 16), (16, 64), (16, 16)]
 

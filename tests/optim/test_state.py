@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from muonscale import Muon, parameter_groups
-from muonscale.errors import LayoutError, RoutingError
+from muonscale.errors import GroupingError, LayoutError
 from tests.optim.compare import SetGradients, equal, snapshot, states
 
 
@@ -142,7 +142,7 @@ def test_another_shape_or_number_of_parameters_is_refused(toy, set_gradients) ->
     group["params"][0] = held
     assert equal(states(optimizer), before)
     group["params"].append(nn.Parameter(torch.zeros(2, 2)))
-    with pytest.raises(RoutingError, match="5 parameters and 4 param_names"):
+    with pytest.raises(GroupingError, match="5 parameters and 4 param_names"):
         optimizer.step()
 
 

@@ -16,7 +16,7 @@ from torch.distributed.checkpoint.state_dict import (
 
 from muonscale import Muon, parameter_groups
 from muonscale.errors import CheckpointError
-from muonscale.optim.coefficients import Coefficients
+from muonscale.optim.newton_schulz.coefficients import Coefficients
 from tests.optim.compare import SetGradients, equal, snapshot, states
 
 

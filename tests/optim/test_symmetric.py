@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from muonscale.optim import symmetric
-from muonscale.optim.symmetric import (
+from muonscale.optim.newton_schulz.kernels import products as symmetric
+from muonscale.optim.newton_schulz.kernels.products import (
     empty_squares,
     panel_rows,
     symmetric_flops,

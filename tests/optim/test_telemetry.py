@@ -8,10 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from muonscale.optim.groups import parameter_groups
-from muonscale.optim.matrices import Matrices
-from muonscale.optim.muon import Muon
-from muonscale.optim.telemetry import (
+from muonscale.optim.diagnostics.telemetry import (
     applied_update,
     measure,
     orthogonality_error,
@@ -22,6 +19,9 @@ from muonscale.optim.telemetry import (
     stable_rank,
     svd_entropy,
 )
+from muonscale.optim.matrices.spec import MatrixSpec
+from muonscale.optim.muon import Muon
+from muonscale.optim.parameters.groups import parameter_groups
 
 SetGradients = Callable[[nn.Module, int], None]
 
@@ -155,7 +155,7 @@ def test_logical_matrices_are_looked_at_not_stored_ones() -> None:
     parts = [torch.linalg.qr(random(8, 8, seed=i))[0] * 10**i for i in range(3)]
     W = nn.Parameter(torch.cat(parts))
     group = {"params": [W], "param_names": ["w"], "name": "hidden", "rule": "muon"}
-    group["matrices"] = {"w": Matrices(splits=(8, 8, 8))}
+    group["matrices"] = {"w": MatrixSpec(splits=(8, 8, 8))}
     optimizer = Muon([group], lr=0.0)
     figures = measure(optimizer.param_groups, snapshot(optimizer.param_groups))["hidden"]
     assert figures["measured"] == 3
@@ -168,7 +168,7 @@ def test_logical_matrices_are_looked_at_not_stored_ones() -> None:
 def test_the_sample_is_spread_over_the_matrices(matrices: int, expected: list[int]) -> None:
     stack = torch.stack([torch.eye(4) * (i + 1) for i in range(9)])
     group = {"params": [nn.Parameter(stack)], "param_names": ["w"], "name": "experts"}
-    optimizer = Muon([group | {"matrices": {"w": Matrices()}}], lr=0.1)
+    optimizer = Muon([group | {"matrices": {"w": MatrixSpec()}}], lr=0.1)
     groups = optimizer.param_groups
     figures = measure(groups, snapshot(groups), matrices=matrices)["experts"]
     mean = sum(i + 1 for i in expected) / len(expected)

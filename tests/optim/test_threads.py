@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from muonscale.optim.orthogonalize import orthogonalize
-from muonscale.optim.polar import exact_polar
-from muonscale.optim.threads import run_side_by_side
+from muonscale.optim.newton_schulz.exact_polar import exact_polar
+from muonscale.optim.newton_schulz.kernels.cpu_threads import run_side_by_side
+from muonscale.optim.newton_schulz.orthogonalize import orthogonalize
 
 
 @pytest.fixture(autouse=True)

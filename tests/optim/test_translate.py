@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 import importlib
+import importlib.util
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -15,11 +16,11 @@ from torch import nn
 import muonscale
 from muonscale import Muon, translate_arguments
 from muonscale.errors import ConfigError
-from muonscale.optim.aliases import FOREIGN, NO_COUNTERPART
-from muonscale.optim.aliases.argument import REQUIRED
-from muonscale.optim.coefficients import SCHEDULES, resolve
-from muonscale.optim.translate import renamed_options
-from tests.optim.compare import close
+from muonscale.optim.migrate.aliases import FOREIGN, NO_COUNTERPART
+from muonscale.optim.migrate.aliases.argument import REQUIRED
+from muonscale.optim.migrate.translate import renamed_options
+from muonscale.optim.newton_schulz.coefficients import SCHEDULES, resolve
+from tests.optim.compare import close, torch_muon_in_float32
 from tests.optim.signatures import SIGNATURES
 
 HOMES = {
@@ -103,21 +104,20 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 @pytest.fixture
-def products_of_torch_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+def others_in_float32(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Others write `X.bfloat16()` or a dtype that their optimizer never passes."""
-    monkeypatch.setattr(torch.Tensor, "bfloat16", lambda X: X.float().clone())
-    try:
+    if importlib.util.find_spec("pytorch_optimizer") is not None:
         base = importlib.import_module("pytorch_optimizer.optimizer.muon.base")
         normuon = importlib.import_module("pytorch_optimizer.optimizer.muon.normuon")
-    except ModuleNotFoundError:
-        return
-    for module, name in [
-        (base, "zero_power_via_newton_schulz_5"),
-        (base, "zero_power_via_gram_newton_schulz"),
-        (normuon, "zero_power_via_newton_schulz_5"),
-    ]:
-        original = getattr(module, name)
-        monkeypatch.setattr(module, name, in_float32(original))
+        for module, name in [
+            (base, "zero_power_via_newton_schulz_5"),
+            (base, "zero_power_via_gram_newton_schulz"),
+            (normuon, "zero_power_via_newton_schulz_5"),
+        ]:
+            original = getattr(module, name)
+            monkeypatch.setattr(module, name, in_float32(original))
+    with torch_muon_in_float32():
+        yield
 
 
 def in_float32(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -125,9 +125,7 @@ def in_float32(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_three_steps_are_those_of_the_other_optimizer(
-    case: str, products_of_torch_in_float32: None
-) -> None:
+def test_three_steps_are_those_of_the_other_optimizer(case: str, others_in_float32: None) -> None:
     source, arguments = CASES[case]
     build = peer(source)
     torch.manual_seed(0)

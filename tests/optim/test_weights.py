@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from muonscale import Muon, parameter_groups
 from muonscale.errors import ConfigError
-from muonscale.optim import reference
-from muonscale.optim.weights import _random_16_bits, rounding_key, stochastic_bfloat16
+from muonscale.optim.rules import reference
+from muonscale.optim.rules.master_weights import _random_16_bits, rounding_key, stochastic_bfloat16
 from tests.optim.compare import SetGradients, close, equal, snapshot, states
 
 

@@ -12,8 +12,8 @@ from transformers import AutoModelForCausalLM, GPT2Config
 
 from muonscale import orthogonalize, parameter_groups, parametrize
 from muonscale.errors import ConfigError
-from muonscale.optim.matrices import Matrices
-from muonscale.optim.roles import Assignment, Role
+from muonscale.optim.matrices.spec import MatrixSpec
+from muonscale.optim.parameters.roles import Assignment, Role
 from muonscale.transfer.constants import ForwardConstants
 from muonscale.transfer.coordinates import (
     RESIDUAL,
@@ -47,7 +47,7 @@ def test_zeros_have_norm_0_and_what_is_not_finite_has_none() -> None:
     assert largest_singular_values(torch.full((1, 3, 4), math.inf)).isnan().all()
 
 
-def assignment(parameter: Tensor, role: Role, matrices: Matrices | None) -> Assignment:
+def assignment(parameter: Tensor, role: Role, matrices: MatrixSpec | None) -> Assignment:
     return Assignment(
         name="w", parameter=parameter, aliases=("w",), role=role, matrices=matrices, why=""
     )
@@ -55,18 +55,18 @@ def assignment(parameter: Tensor, role: Role, matrices: Matrices | None) -> Assi
 
 def test_norms_are_of_logical_matrices_and_relative_to_their_sides() -> None:
     fused = torch.randn(24, 36)  # (in, out) of three stacked matrices, as GPT-2 stores them
-    layout = Matrices(transposed=True, splits=(12, 12, 12))
+    layout = MatrixSpec(transposed=True, splits=(12, 12, 12))
     found = parameter_norms(fused, assignment(fused, Role.HIDDEN, layout))
     expected = [torch.linalg.svdvals(part)[0] / math.sqrt(12 / 24) for part in fused.T.split(12)]
     torch.testing.assert_close(torch.cat(found), torch.stack(expected), rtol=0.02, atol=0)
     stack = torch.randn(5, 10, 40)
-    (found,) = parameter_norms(stack, assignment(stack, Role.HIDDEN, Matrices()))
+    (found,) = parameter_norms(stack, assignment(stack, Role.HIDDEN, MatrixSpec()))
     torch.testing.assert_close(found, torch.linalg.svdvals(stack)[:, 0] * 2, rtol=0.02, atol=0)
 
 
 def test_tables_and_vectors_have_a_root_mean_square() -> None:
     for role, tensor in ((Role.EMBEDDING, torch.randn(50, 8)), (Role.NORM, torch.randn(9))):
-        (found,) = parameter_norms(tensor, assignment(tensor, role, Matrices()))
+        (found,) = parameter_norms(tensor, assignment(tensor, role, MatrixSpec()))
         assert float(found) == pytest.approx(float(tensor.double().square().mean().sqrt()))
 
 

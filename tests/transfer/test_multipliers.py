@@ -10,7 +10,7 @@ from torch import nn
 
 from muonscale import Muon
 from muonscale.errors import ConfigError
-from muonscale.optim.roles import Role
+from muonscale.optim.parameters.roles import Role
 from muonscale.transfer.multipliers import Multipliers, UpdateRule, folded, multipliers
 
 SQUARE = (1024, 1024), (256, 256)

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
-from muonscale import Muon, parameter_groups, parametrize, routing_report
+from muonscale import Muon, grouping_report, parameter_groups, parametrize
 from muonscale.errors import ConfigError
 from muonscale.transfer.constants import KNOWN, ForwardConstants
 from muonscale.transfer.multipliers import Multipliers
@@ -154,7 +154,7 @@ def test_groups_are_divided_by_their_multipliers() -> None:
     before = parameter_groups(model, lr=0.5, weight_decay=0.1)
     transfer = parametrize(model, tiny_model("gpt2"), before, defaults={"scale": "none"})
     optimizer = Muon(transfer.groups(before), scale="none")
-    report = routing_report(optimizer.param_groups, model)  # each parameter is in one group
+    report = grouping_report(optimizer.param_groups, model)  # each parameter is in one group
     rows = {row.name: row for row in report.rows}
     assert rows["transformer.ln_f.weight"].lr == 0.125
     assert rows["transformer.ln_f.weight"].weight_decay == pytest.approx(0.4)

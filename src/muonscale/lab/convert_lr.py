@@ -6,11 +6,11 @@ import json
 from dataclasses import asdict
 
 from muonscale.errors import ConfigError
-from muonscale.optim.convert_lr import ConversionTable, conversion_table
-from muonscale.optim.report import RoutingReport, aligned
+from muonscale.optim.migrate.convert_lr import ConversionTable, conversion_table
+from muonscale.optim.parameters.report import GroupingReport, aligned
 
 
-def convert(routing: RoutingReport, from_: str, to: str, rms: float) -> ConversionTable:
+def convert(routing: GroupingReport, from_: str, to: str, rms: float) -> ConversionTable:
     """Return the conversion of the learning rate of every matrix that `routing` has on Muon.
 
     Raises:

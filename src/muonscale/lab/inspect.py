@@ -18,8 +18,8 @@ from muonscale.lab.models.presets import PRESETS
 from muonscale.lab.training.dry_run import planned_shape, transfer_lines
 from muonscale.lab.training.groups import plan_transfer
 from muonscale.lab.training.setup import build_optimizer
-from muonscale.optim.report import RoutingReport, routing_report
-from muonscale.optim.roles import GUESSED
+from muonscale.optim.parameters.report import GroupingReport, grouping_report
+from muonscale.optim.parameters.roles import GUESSED
 from muonscale.transfer.apply import Parametrization
 
 # Sections that a configuration must have and that inspecting does not use.
@@ -34,7 +34,7 @@ class Inspection:
     """What was asked for."""
     model_type: str
     size: ParameterCount
-    routing: RoutingReport
+    routing: GroupingReport
     transfer: Parametrization | None = None
     """How lr, decay and eps in it come from those of the configuration."""
 
@@ -82,7 +82,7 @@ def inspect(target: str, overrides: Sequence[str] = ()) -> Inspection:
     model = meta_model(shape)
     transfer = plan_transfer(config, shape)
     groups = build_optimizer(model, config.optimizer, transfer=transfer).param_groups
-    report = routing_report(groups, model)
+    report = grouping_report(groups, model)
     return Inspection(target, shape.model_type, count_parameters(model), report, transfer)
 
 

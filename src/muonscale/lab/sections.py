@@ -231,7 +231,7 @@ class OptimizerSection(Section):
     nesterov: bool = True
     """Nesterov momentum of the Muon rule."""
     ns_coefficients: str = "jordan"
-    """Newton-Schulz polynomials, a name from muonscale.optim.coefficients."""
+    """Newton-Schulz polynomials, a name from muonscale.optim.newton_schulz.coefficients."""
     ns_steps: Positive = 5
     """Newton-Schulz iterations of the Muon rule."""
     ns_form: Literal["auto", "direct", "gram"] = "auto"
@@ -269,7 +269,7 @@ class OptimizerSection(Section):
     state: Path | None = None
     """A state dict, saved by torch.save, to start from: momentum and moments, none of the options."""
     state_format: Literal["torch", "keller", "keller_2024", "moonlight", "normuon"] | None = None
-    """Which optimizer saved it, a name from muonscale.optim.convert_state; null for muonscale's."""
+    """Which optimizer saved it, a name from muonscale.optim.migrate.convert_state; null for muonscale's."""
 
     @model_validator(mode="after")
     def _format_of_a_state(self) -> OptimizerSection:

@@ -14,8 +14,13 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim.optimizer import ParamsT
 
-from muonscale.errors import ConfigError, DivergedError, RoutingError
-from muonscale.optim.admission import (
+from muonscale.errors import ConfigError, DivergedError, GroupingError
+from muonscale.optim.distributed.context import DistributedContext
+from muonscale.optim.distributed.zero1 import gather
+from muonscale.optim.newton_schulz.coefficients import CoefficientsLike
+from muonscale.optim.newton_schulz.flops import FormT
+from muonscale.optim.newton_schulz.orthogonalize import DTypeLike
+from muonscale.optim.parameters.validate import (
     check_backend,
     check_keys,
     check_options,
@@ -24,21 +29,16 @@ from muonscale.optim.admission import (
     split_names,
     warn_of_narrow_parameters,
 )
-from muonscale.optim.coefficients import CoefficientsLike
-from muonscale.optim.decay import DecayT
-from muonscale.optim.finite import FiniteCheck
-from muonscale.optim.flops import FormT
-from muonscale.optim.muon_rule import MOMENTUM_CONVENTION, WireT
-from muonscale.optim.normalize import PostNormT
-from muonscale.optim.orthogonalize import DTypeLike
-from muonscale.optim.owned import gather
-from muonscale.optim.ranks import Neighbours
-from muonscale.optim.scale import ScaleLike
-from muonscale.optim.state import COUNTERS, keep_by_name
-from muonscale.optim.state_io import plain, take_over
-from muonscale.optim.steps import adamw_domain_, adamw_items_, muon_domain_, muon_items_
-from muonscale.optim.weights import MasterT
-from muonscale.optim.work import Group, check_names, named
+from muonscale.optim.rules.decay import DecayT
+from muonscale.optim.rules.master_weights import MasterT
+from muonscale.optim.rules.muon import MOMENTUM_CONVENTION, CommDTypeT
+from muonscale.optim.rules.nonfinite import FiniteCheck
+from muonscale.optim.rules.post_norm import PostNormT
+from muonscale.optim.rules.scale import ScaleLike
+from muonscale.optim.rules.step_inputs import Group, check_names, named
+from muonscale.optim.state.state import COUNTERS, keep_by_name
+from muonscale.optim.state.state_io import plain, take_over
+from muonscale.optim.step import adamw_domain_, adamw_items_, muon_domain_, muon_items_
 
 NonfiniteT = Literal["raise", "skip"]
 
@@ -56,12 +56,12 @@ class Muon(torch.optim.Optimizer):
     the dtype of the parameters. A parameter whose gradient is None is skipped, decay included; a
     gradient of zeros is a gradient. Parameters may be sharded in any way (DTensor): a step
     gives what it gives one process. A parameter that is replaced in its group, moved or cast keeps
-    its state, by name. Every option down to `wire_dtype` can also be an entry of a group.
+    its state, by name. Every option down to `comm_dtype` can also be an entry of a group.
 
     Args:
         params: a model, whose groups `parameter_groups` makes; or groups from `parameter_groups`; or
             groups of your own, of which one at least has a `rule` ("muon", the default, or "adamw") if
-            they are several, optional `param_names`, and `matrices` (name to `Matrices`) for what is
+            they are several, optional `param_names`, and `matrices` (name to `MatrixSpec`) for what is
             not a plain 2-D matrix; or 2-D tensors, named or not.
         lr: learning rate of groups that have none.
         weight_decay: decoupled decay, on both rules.
@@ -71,7 +71,7 @@ class Muon(torch.optim.Optimizer):
             Weight Decay, arXiv 2510.12402).
         momentum: mu, in [0, 1).
         nesterov: orthogonalise the look-ahead direction.
-        ns_coefficients: a row of `muonscale.optim.coefficients`, a triple or a list of triples.
+        ns_coefficients: a row of `muonscale.optim.newton_schulz.coefficients`, a triple or a list of triples.
         ns_steps: Newton-Schulz steps.
         ns_form: how Newton-Schulz is evaluated, see `orthogonalize`.
         ns_dtype: dtype of the Newton-Schulz products, see `orthogonalize`.
@@ -89,7 +89,7 @@ class Muon(torch.optim.Optimizer):
             saves a float32 copy of them, "stochastic" rounds to bfloat16 at random without bias,
             "none" warns.
         rounding_seed: of master="stochastic". A resumed run rounds as an uninterrupted one.
-        wire_dtype: what directions and updates are rounded to, among many ranks as on one:
+        comm_dtype: what directions and updates are rounded to, among many ranks as on one:
             "float32", or "bfloat16", which is half the bytes to send.
         compile: run Newton-Schulz and what follows it through torch.compile, once for each shape;
             a string names a backend other than "inductor".
@@ -102,7 +102,7 @@ class Muon(torch.optim.Optimizer):
             no such word.
 
     Raises:
-        RoutingError: for something on Muon that is no matrix, a parameter given twice, or several
+        GroupingError: for something on Muon that is no matrix, a parameter given twice, or several
             groups without any rule, as trainers make them by weight decay.
         ConfigError: for an option outside its range, or a key of a group that no option has.
         LayoutError: for placements that are not understood, and where ranks do not match.
@@ -142,7 +142,7 @@ class Muon(torch.optim.Optimizer):
         eps: float = 1e-8,
         master: MasterT = "none",
         rounding_seed: int = 0,
-        wire_dtype: WireT = "float32",
+        comm_dtype: CommDTypeT = "float32",
         adamw_lr: float | None = None,
         compile: bool | str = False,
         nonfinite: NonfiniteT = "raise",
@@ -173,11 +173,11 @@ class Muon(torch.optim.Optimizer):
             "cautious_decay": cautious_decay,
             "master": master,
             "rounding_seed": rounding_seed,
-            "wire_dtype": wire_dtype,
+            "comm_dtype": comm_dtype,
             "momentum_convention": MOMENTUM_CONVENTION,
         }
         self._owners: dict[str, Tensor] = {}
-        self._neighbours = Neighbours(process_group, compile)
+        self._context = DistributedContext(process_group, compile)
         super().__init__(own_groups(params, adamw_lr), defaults)
         self._nonfinite: NonfiniteT = nonfinite
         self._compile = compile
@@ -200,7 +200,7 @@ class Muon(torch.optim.Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self._owners = {name: p for group in self.param_groups for name, p in named(group)}
-        self._neighbours = Neighbours(None, self._compile)
+        self._context = DistributedContext(None, self._compile)
         self._reset_counters()
 
     def add_param_group(self, param_group: Group) -> None:
@@ -225,8 +225,8 @@ class Muon(torch.optim.Optimizer):
 
     def _keep_state(self) -> None:
         """See that every parameter has its state, whoever has replaced, moved or cast it."""
-        self._neighbours.assign(self.param_groups)
-        keep_by_name(self.param_groups, self.state, self._owners, self._neighbours.owned)
+        self._context.assign(self.param_groups)
+        keep_by_name(self.param_groups, self.state, self._owners, self._context.owned)
 
     def _check_unique(self, group: Group) -> None:
         check_names(group)
@@ -234,11 +234,11 @@ class Muon(torch.optim.Optimizer):
         names = set(taken.values())
         for name, parameter in named(group):
             if parameter in taken:
-                raise RoutingError(
+                raise GroupingError(
                     f"{name} is given twice, the other time as {taken[parameter]}; give it once"
                 )
             if name in names:
-                raise RoutingError(
+                raise GroupingError(
                     f"two parameters are called {name}: state is kept by name, so names must differ"
                 )
             taken[parameter] = name
@@ -262,8 +262,8 @@ class Muon(torch.optim.Optimizer):
         self._keep_state()
         self._check_dense()
         _follow_cycled_beta(self.param_groups)
-        items = self._neighbours.items(self.param_groups, self.state)
-        check = self._neighbours.check_finite(items)
+        items = self._context.items(self.param_groups, self.state)
+        check = self._context.check_finite(items)
         if check.mask is None and check.nonfinite_names():
             self._pending = check, []
             self._settle()
@@ -274,12 +274,12 @@ class Muon(torch.optim.Optimizer):
         on_adamw = [i for i in items if i.group["rule"] == "adamw"]
         dealt_out = {i.name for i in on_adamw if i.placing is not None and i.placing.owned}
         adamw_items_([i for i in on_adamw if i.name not in dealt_out], check.mask)
-        for domain in self._neighbours.domains(self.param_groups, "adamw"):
+        for domain in self._context.domains(self.param_groups, "adamw"):
             if theirs := [i for i in on_adamw if i.name in domain.names]:
                 adamw_domain_(domain, theirs, check.mask)
         on_muon = [i for i in items if i.group["rule"] == "muon"]
         tally = muon_items_([i for i in on_muon if i.placing is None], check.mask, self._compile)
-        for domain in self._neighbours.domains(self.param_groups, "muon"):
+        for domain in self._context.domains(self.param_groups, "muon"):
             if theirs := [i for i in on_muon if i.name in domain.names]:
                 tally += muon_domain_(domain, theirs, check.mask)
         self._matrices = tally.matrices
@@ -293,7 +293,7 @@ class Muon(torch.optim.Optimizer):
         for group in self.param_groups:
             for name, parameter in named(group):
                 if parameter.grad is not None and parameter.grad.layout != torch.strided:
-                    raise RoutingError(
+                    raise GroupingError(
                         f"{name} has a sparse gradient: only dense ones are accepted (an embedding "
                         "gives them with sparse=False)"
                     )
@@ -328,7 +328,7 @@ class Muon(torch.optim.Optimizer):
         self._nonfinite_names = []
         if names and self._nonfinite == "raise":
             more = f" and {len(names) - 1} other parameters" if len(names) > 1 else ""
-            where = f" on rank {self._nonfinite_rank}" if self._neighbours.any else ""
+            where = f" on rank {self._nonfinite_rank}" if self._context.any else ""
             raise DivergedError(
                 f"the gradient of {names[0]}{more} is not finite{where}. The step was left out: parameters "
                 'and state are as before it. Lower the lr, or use nonfinite="skip", which goes on and counts such steps.'
@@ -362,7 +362,7 @@ class Muon(torch.optim.Optimizer):
         one. `load_state_dict` takes it in any layout.
         """
         state_dict = self.state_dict()
-        group = self._neighbours.process_group
+        group = self._context.process_group
         state = {
             number: {key: gather(value, group) for key, value in values.items()}
             for number, values in state_dict["state"].items()

@@ -10,10 +10,10 @@ import torch
 from torch import nn
 
 from muonscale.errors import ConfigError
-from muonscale.optim.collapse import collapse
-from muonscale.optim.report import aligned
-from muonscale.optim.roles import assign_roles
-from muonscale.optim.work import named
+from muonscale.optim.parameters.collapse import collapse
+from muonscale.optim.parameters.report import aligned
+from muonscale.optim.parameters.roles import assign_roles
+from muonscale.optim.rules.step_inputs import named
 from muonscale.transfer.multipliers import ConventionT, Multipliers
 
 DepthT = Literal["none", "complete_p"]

@@ -21,9 +21,9 @@ import torch
 from torch import Tensor, nn
 
 from muonscale.errors import ConfigError
-from muonscale.optim.matrices import view
-from muonscale.optim.roles import Assignment, Role, assign_roles
-from muonscale.optim.sharding import gathered
+from muonscale.optim.distributed.dtensor import gathered
+from muonscale.optim.matrices.spec import view
+from muonscale.optim.parameters.roles import Assignment, Role, assign_roles
 from muonscale.transfer.apply import Parametrization
 from muonscale.transfer.pair import template
 

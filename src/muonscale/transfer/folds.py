@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from torch import nn
 
 from muonscale.errors import ConfigError
-from muonscale.optim.modules import WRAPPED
-from muonscale.optim.roles import Assignment, Role
+from muonscale.optim.parameters.module_survey import WRAPPED
+from muonscale.optim.parameters.roles import Assignment, Role
 from muonscale.transfer.constants import ForwardConstants
 from muonscale.transfer.pair import Pair
 

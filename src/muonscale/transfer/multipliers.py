@@ -12,10 +12,10 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from muonscale.errors import ConfigError, nearest
-from muonscale.optim.decay import DECAYS, DecayT
-from muonscale.optim.normalize import resolve_post_norm
-from muonscale.optim.roles import Role
-from muonscale.optim.scale import ScaleLike, check_scale, shape_factor
+from muonscale.optim.parameters.roles import Role
+from muonscale.optim.rules.decay import DECAYS, DecayT
+from muonscale.optim.rules.post_norm import resolve_post_norm
+from muonscale.optim.rules.scale import ScaleLike, check_scale, shape_factor
 
 ConventionT = Literal["spectral", "adam_table", "standard"]
 CONVENTIONS: tuple[ConventionT, ...] = ("spectral", "adam_table", "standard")

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from muonscale.errors import ConfigError
-from muonscale.optim.roles import Assignment
+from muonscale.optim.parameters.roles import Assignment
 from muonscale.transfer.constants import ForwardConstants
 
 

@@ -17,9 +17,9 @@ from typing import Any
 from torch import nn
 
 from muonscale.errors import ConfigError, LayoutError, nearest
-from muonscale.optim.matrices import Matrices, matrix_shapes
-from muonscale.optim.roles import Assignment, Role, assign_roles
-from muonscale.optim.work import named
+from muonscale.optim.matrices.spec import MatrixSpec, matrix_shapes
+from muonscale.optim.parameters.roles import Assignment, Role, assign_roles
+from muonscale.optim.rules.step_inputs import named
 from muonscale.transfer.apply import DEPTHS, DepthT, TransferRow
 from muonscale.transfer.apply import Parametrization as Parametrization
 from muonscale.transfer.constants import ForwardConstants, known_constants
@@ -146,7 +146,7 @@ def _row_of(
     )
 
 
-def _shapes(found: Assignment, role: Role, layout: Matrices | None) -> list[Batch]:
+def _shapes(found: Assignment, role: Role, layout: MatrixSpec | None) -> list[Batch]:
     """Return (number, out, in) of what a parameter holds, as `multipliers` takes them."""
     shape = tuple(found.parameter.shape)
     if role == Role.EMBEDDING and len(shape) >= 2:

@@ -17,7 +17,7 @@ from muonscale.lab.bench.sides import OURS, TORCH_MUON, spread
 from muonscale.lab.inspect import inspect, resolve_target
 from muonscale.lab.models.build import meta_model
 from muonscale.lab.training.setup import build_optimizer
-from muonscale.optim.flops import ns_flops
+from muonscale.optim.newton_schulz.flops import ns_flops
 from tests.conftest import Muonscale
 
 

@@ -17,7 +17,7 @@ from muonscale.lab.coordcheck.plan import Asked, plan_check
 from muonscale.lab.coordcheck.text import check_text
 from muonscale.lab.coordcheck.words import verdict_line
 from muonscale.lab.report.page import Chart, Table, Verdict
-from muonscale.optim.roles import Role
+from muonscale.optim.parameters.roles import Role
 from muonscale.transfer import parametrization
 from muonscale.transfer.multipliers import Multipliers
 from tests.lab.coordcheck.checks import bad_parts, facts_of, small

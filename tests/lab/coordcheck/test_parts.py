@@ -12,7 +12,7 @@ from muonscale.lab.coordcheck.verdict import PARTS
 from muonscale.lab.models.build import meta_model, model_config
 from muonscale.lab.models.widen import widened
 from muonscale.lab.sections import ModelSection
-from muonscale.optim.roles import assign_roles
+from muonscale.optim.parameters.roles import assign_roles
 
 EXPECTED = {
     "moonlight-nano": {

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from muonscale.lab.models.matrix_kinds import KINDS, matrix_kinds
-from muonscale.optim.groups import parameter_groups
+from muonscale.optim.diagnostics.telemetry import measure_kinds, snapshot
 from muonscale.optim.muon import Muon
-from muonscale.optim.telemetry import measure_kinds, snapshot
+from muonscale.optim.parameters.groups import parameter_groups
 from tests.lab.models.logits import build, ids
 
 PATTERNS: dict[str, dict[str, str]] = {

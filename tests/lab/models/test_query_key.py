@@ -10,7 +10,7 @@ import transformers as hf
 
 from muonscale.errors import ConfigError
 from muonscale.lab.models.query_key import CLIPS, query_key_clips
-from muonscale.optim.qk_clip import clip_factors
+from muonscale.optim.diagnostics.qk_clip import clip_factors
 from tests.lab.models.logits import CONFIGS, build, eager_logits, ids
 
 CLIPPED = [kind for kind in CONFIGS if kind not in ("gemma3", "qwen3")]

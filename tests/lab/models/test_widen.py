@@ -19,7 +19,7 @@ from muonscale.lab.models.widen import (
     width_step,
 )
 from muonscale.lab.sections import ModelSection
-from muonscale.optim.groups import parameter_groups
+from muonscale.optim.parameters.groups import parameter_groups
 from muonscale.transfer import constants
 from muonscale.transfer.parametrization import parametrize
 

@@ -14,7 +14,7 @@ from muonscale.lab.parallel.placements import (
 )
 from muonscale.lab.parallel.styles import parallel_styles
 from muonscale.lab.parallel.topology import parse_layout
-from muonscale.optim.layout import Cut, Layout
+from muonscale.optim.matrices.sharding import Cut, Sharding
 from tests.optim.conftest import causal_lm
 
 
@@ -80,7 +80,7 @@ def test_what_is_not_shared_along_the_tensor_axis_has_twins() -> None:
     norm, query = "model.norm.weight", "model.layers.0.self_attn.q_proj.weight"
     for rank, ranks in ((0, (0, 2, 4)), (5, (1, 3, 5))):
         found = layouts(model, topology, {}, rank=rank)
-        assert found[norm] == Layout(shapes[norm], mesh=(3,), cuts=(Cut(0),), ranks=ranks)
-        assert found[query] == Layout(
+        assert found[norm] == Sharding(shapes[norm], mesh=(3,), cuts=(Cut(0),), ranks=ranks)
+        assert found[query] == Sharding(
             shapes[query], mesh=(3, 2), cuts=(Cut(0, 2), Cut(0)), ranks=tuple(range(6))
         )

@@ -14,7 +14,7 @@ from muonscale import Muon, parameter_groups
 from muonscale.errors import CheckpointError, ConfigError
 from muonscale.lab.sections import OptimizerSection
 from muonscale.lab.training.initial_state import take_over_state
-from muonscale.optim.convert_state import SOURCES
+from muonscale.optim.migrate.convert_state import SOURCES
 from tests.optim.conftest import Toy, causal_lm, randomize_gradients
 
 Rules = dict[str, str]

@@ -33,7 +33,7 @@ from muonscale.lab.costs.resolve import Planned, resolve
 from muonscale.lab.training.groups import plan_transfer
 from muonscale.lab.training.setup import build_optimizer, resolve_device
 from muonscale.optim.muon import Muon
-from muonscale.optim.report import routing_report
+from muonscale.optim.parameters.report import grouping_report
 
 Tell = Callable[[str], None]
 
@@ -112,7 +112,7 @@ def _prepare(asked: Asked) -> Bench:
         )
     transfer = plan_transfer(config, planned.shape)
     groups = build_optimizer(planned.model, config.optimizer, transfer=transfer).param_groups
-    report = routing_report(groups, planned.model)
+    report = grouping_report(groups, planned.model)
     shapes = {row.name: row.shape for row in report.rows}
     return Bench(asked, planned, groups, shapes, parts_of(report.rows, asked.layers), device)
 

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch.nn import Parameter
 
-from muonscale.optim.report import RoutingRow
-from muonscale.optim.work import Group, named
+from muonscale.optim.parameters.report import GroupingRow
+from muonscale.optim.rules.step_inputs import Group, named
 
 Facts = tuple[str, tuple[int, ...], tuple[tuple[int, int, int], ...]]
 """Rule, shape, and what it holds; the latter two are empty on AdamW."""
@@ -44,14 +44,14 @@ class Part:
         return self.rule == "muon" and self.shape is not None and len(self.shape) == 2
 
 
-def parts_of(rows: Sequence[RoutingRow], layers: int | None = None) -> list[Part]:
+def parts_of(rows: Sequence[GroupingRow], layers: int | None = None) -> list[Part]:
     """Return the parts of a model: a Muon part for each shape, and one of all AdamW parameters.
 
     Args:
         rows: of the routing report.
         layers: how many of the layers that repeat are measured; None for all.
     """
-    kinds: defaultdict[Facts, list[RoutingRow]] = defaultdict(list)
+    kinds: defaultdict[Facts, list[GroupingRow]] = defaultdict(list)
     for row in rows:
         if row.rule in ("muon", "adamw"):
             facts = (row.rule, row.shape, row.holds) if row.rule == "muon" else (row.rule, (), ())
@@ -60,7 +60,7 @@ def parts_of(rows: Sequence[RoutingRow], layers: int | None = None) -> list[Part
     return [_part(facts, found, _first(found, layers)) for facts, found in ordered]
 
 
-def _part(facts: Facts, found: Sequence[RoutingRow], taken: Sequence[RoutingRow]) -> Part:
+def _part(facts: Facts, found: Sequence[GroupingRow], taken: Sequence[GroupingRow]) -> Part:
     rule, shape, _ = facts
     held: Counter[tuple[int, int]] = Counter()
     for row in found:
@@ -78,11 +78,11 @@ def _part(facts: Facts, found: Sequence[RoutingRow], taken: Sequence[RoutingRow]
     )
 
 
-def _elements(rows: Sequence[RoutingRow]) -> int:
+def _elements(rows: Sequence[GroupingRow]) -> int:
     return sum(math.prod(row.shape) for row in rows)
 
 
-def _first(rows: Sequence[RoutingRow], layers: int | None) -> list[RoutingRow]:
+def _first(rows: Sequence[GroupingRow], layers: int | None) -> list[GroupingRow]:
     """Return the rows of the first layers: names that differ in their numbers alone repeat."""
     seen: Counter[str] = Counter()
     taken = []

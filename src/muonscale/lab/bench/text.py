@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from muonscale.lab.bench.sides import ADAMW, OURS, TORCH_MUON
-from muonscale.optim.report import aligned
+from muonscale.optim.parameters.report import aligned
 
 MB = 1e6
 

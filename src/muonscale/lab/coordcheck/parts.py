@@ -11,9 +11,9 @@ from torch import nn
 from muonscale.lab.coordcheck.limits import LOGITS, VECTORS
 from muonscale.lab.models.attention import is_attention
 from muonscale.lab.models.matrix_kinds import SHARED
-from muonscale.optim.known import holds_experts
-from muonscale.optim.matrices import PLAIN, matrix_shapes
-from muonscale.optim.roles import Assignment, Role, assign_roles
+from muonscale.optim.matrices.spec import PLAIN, matrix_shapes
+from muonscale.optim.parameters.fused_weights import holds_experts
+from muonscale.optim.parameters.roles import Assignment, Role, assign_roles
 from muonscale.transfer.pair import template
 
 T = TypeVar("T")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from muonscale.lab.coordcheck.words import HEAD, cells, heading, verdict_line, worst_rows
-from muonscale.optim.report import aligned
+from muonscale.optim.parameters.report import aligned
 
 
 def check_text(facts: dict[str, Any], *, full: bool = False) -> str:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from muonscale.errors import ConfigError, nearest
-from muonscale.optim.orthogonalize import ns_dtype
+from muonscale.optim.newton_schulz.orthogonalize import ns_dtype
 
 GB = 10**9
 

@@ -10,7 +10,7 @@ from muonscale.errors import ConfigError
 from muonscale.lab.costs.placed import Placed
 from muonscale.lab.costs.workload import Workload
 from muonscale.lab.models.build import attention_flops_per_token, matrix_flops_per_token
-from muonscale.optim.layout import Layout
+from muonscale.optim.matrices.sharding import Sharding
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +67,7 @@ def newton_schulz_flops(placed: Placed) -> tuple[int, ...]:
     )
 
 
-def _divided(placed: Placed, layout: Layout) -> bool:
+def _divided(placed: Placed, layout: Sharding) -> bool:
     """Return whether tensor-parallel ranks have parts of a matrix; its axis is the mesh's last."""
     topology = placed.topology
     return (

@@ -15,11 +15,11 @@ import torch
 from muonscale.lab.costs.activations import Activations
 from muonscale.lab.costs.placed import Domain, Placed
 from muonscale.lab.costs.workload import Workload
-from muonscale.optim.layout import Layout, local_shape
-from muonscale.optim.memory import StepOptions, step_memory
-from muonscale.optim.orthogonalize import WORKSPACE_BYTES, workspace_size
-from muonscale.optim.plan import Plan, Task, shapes_of
-from muonscale.optim.stacks import row_state_layout
+from muonscale.optim.distributed.assignment import MatrixTask, OwnerAssignment, shapes_of
+from muonscale.optim.distributed.memory import StepOptions, step_memory
+from muonscale.optim.matrices.batches import row_state_sharding
+from muonscale.optim.matrices.sharding import Sharding, local_shape
+from muonscale.optim.newton_schulz.orthogonalize import WORKSPACE_BYTES, workspace_size
 
 PARAMETER_BYTES = 4
 """Parameters, gradients and states are float32."""
@@ -144,7 +144,7 @@ def state_bytes(placed: Placed, rank: int) -> dict[str, int]:
     return found
 
 
-def elements(layout: Layout, seat: int) -> int:
+def elements(layout: Sharding, seat: int) -> int:
     """Return how many elements of a parameter a seat holds."""
     return math.prod(local_shape(layout, seat))
 
@@ -210,7 +210,7 @@ def step_bytes(placed: Placed, kind: str, rank: int) -> int:
     return max(needs)
 
 
-def _seat(placed: Placed, layout: Layout, rank: int) -> int:
+def _seat(placed: Placed, layout: Sharding, rank: int) -> int:
     """Return a rank's seat; layouts of other tensor-parallel ranks are like those of the first."""
     return rank // (placed.topology.world // len(layout.ranks))
 
@@ -234,7 +234,7 @@ def _row_states(domain: Domain, placed: Placed, rank: int) -> int:
             own = (t for t in domain.plan.tasks if t.parameter == number and t.owner == position)
             found += sum(task.shape[0] for task in own)
         else:
-            layout = row_state_layout(parameter.layout)
+            layout = row_state_sharding(parameter.layout)
             found += elements(layout, _seat(placed, layout, rank))
     return found
 
@@ -254,7 +254,7 @@ def _muon_step(domain: Domain, placed: Placed, kind: str, rank: int) -> int:
     return stated + _gram_bytes(domain, position)
 
 
-def _in_parts(plan: Plan) -> Plan:
+def _in_parts(plan: OwnerAssignment) -> OwnerAssignment:
     """Return a plan whose split matrices have the shape of a member's part."""
     tasks = (
         task if task.split is None else replace(task, shape=_part(task)) for task in plan.tasks
@@ -262,7 +262,7 @@ def _in_parts(plan: Plan) -> Plan:
     return replace(plan, tasks=tuple(tasks))
 
 
-def _part(task: Task) -> tuple[int, int]:
+def _part(task: MatrixTask) -> tuple[int, int]:
     return task.rows[1] - task.rows[0], task.columns[1] - task.columns[0]
 
 

@@ -1,6 +1,6 @@
 """A model and its optimizer on the ranks of an arrangement, as far as costs need them.
 
-A *domain* is the parameters on one set of ranks, as in `muonscale.optim.ranks`, with the plan of who
+A *domain* is the parameters on one set of ranks, as in `muonscale.optim.distributed.context`, with the plan of who
 works on what. Under tensor parallelism parameters that only data-parallel ranks share form as many
 domains as there are tensor-parallel ranks, all alike: one stands for them here.
 """
@@ -16,20 +16,20 @@ from transformers import PreTrainedModel
 
 from muonscale.lab.parallel.placements import decoder_layers, expert_modules, layouts, tensor_styles
 from muonscale.lab.parallel.topology import Topology
-from muonscale.optim.domain import Member, has_rows, planned
-from muonscale.optim.layout import Layout
-from muonscale.optim.muon_rule import Polar
-from muonscale.optim.orthogonalize import resolve_dtype
-from muonscale.optim.owned import rows_layout
-from muonscale.optim.plan import Plan, make_plan
-from muonscale.optim.work import Group, named, polar_of
+from muonscale.optim.distributed.assignment import OwnerAssignment, assign_owners
+from muonscale.optim.distributed.rank_group import Member, has_rows, planned
+from muonscale.optim.distributed.zero1 import rows_sharding
+from muonscale.optim.matrices.sharding import Sharding
+from muonscale.optim.newton_schulz.orthogonalize import resolve_dtype
+from muonscale.optim.rules.muon import Polar
+from muonscale.optim.rules.step_inputs import Group, named, polar_of
 
 
 @dataclass(frozen=True, kw_only=True)
 class Domain:
     """Parameters on one set of ranks, with one rule and one dtype of what travels."""
 
-    plan: Plan
+    plan: OwnerAssignment
     wire: torch.dtype
     products: torch.dtype
     """Of Newton-Schulz."""
@@ -48,7 +48,7 @@ class Placed:
     """Where everything lies."""
 
     topology: Topology
-    layouts: Mapping[str, Layout]
+    layouts: Mapping[str, Sharding]
     """By parameter, of those of the first tensor-parallel rank."""
     rules: Mapping[str, str]
     """`muon` or `adamw`, by parameter."""
@@ -105,9 +105,9 @@ def place(
     )
 
 
-def _shared(found: Mapping[str, Layout]) -> dict[str, Layout]:
+def _shared(found: Mapping[str, Sharding]) -> dict[str, Sharding]:
     """Make equal layouts one object: thousands of ranks take long to compare."""
-    known: dict[Layout, Layout] = {}
+    known: dict[Sharding, Sharding] = {}
     return {name: known.setdefault(layout, layout) for name, layout in found.items()}
 
 
@@ -139,9 +139,9 @@ def _partial(model: PreTrainedModel, topology: Topology) -> frozenset[str]:
 
 
 def _muon_domains(
-    groups: Sequence[Group], found: Mapping[str, Layout], kind: str
+    groups: Sequence[Group], found: Mapping[str, Sharding], kind: str
 ) -> Iterator[Domain]:
-    """Yield a domain for every set of ranks and dtype of what travels, as `Neighbours.domains`."""
+    """Yield a domain for every set of ranks and dtype of what travels, as `DistributedContext.domains`."""
     alike: defaultdict[tuple[tuple[int, ...], torch.dtype], list[Member]] = defaultdict(list)
     nesterov = any(group["nesterov"] for group in groups)
     for group in groups:
@@ -159,7 +159,7 @@ def _domain(members: Sequence[Member], wire: torch.dtype, kind: str, nesterov: b
     seen = [planned(m, numbers[m.polar], torch.float32, kind) for m in members if m.polar]
     dtypes = [resolve_dtype(polar.dtype, torch.float32, kind) for polar in polars]
     return Domain(
-        plan=make_plan(seen, wire_bytes=wire.itemsize),
+        plan=assign_owners(seen, wire_bytes=wire.itemsize),
         wire=wire,
         products=max(dtypes, key=lambda dtype: dtype.itemsize),
         nesterov=nesterov,
@@ -175,16 +175,16 @@ def _resolved(polar: Polar, kind: str) -> Polar:
     )
 
 
-def _carried(names: Sequence[str], found: Mapping[str, Layout], kind: str) -> Iterator[Domain]:
+def _carried(names: Sequence[str], found: Mapping[str, Sharding], kind: str) -> Iterator[Domain]:
     if not names:
         return
     members = [
-        Member(name=n, layout=rows_layout(found[n].shape, found[n].ranks), polar=None)
+        Member(name=n, layout=rows_sharding(found[n].shape, found[n].ranks), polar=None)
         for n in names
     ]
     seen = [planned(member, "adamw", torch.float32, kind) for member in members]
     yield Domain(
-        plan=make_plan(seen),
+        plan=assign_owners(seen),
         wire=torch.float32,
         products=torch.float32,
         nesterov=False,

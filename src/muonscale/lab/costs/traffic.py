@@ -19,7 +19,7 @@ from muonscale.lab.costs.placed import Domain, Placed
 from muonscale.lab.costs.workload import Workload
 from muonscale.lab.parallel.placements import sequence_norms, tensor_styles
 from muonscale.lab.parallel.topology import Topology
-from muonscale.optim.plan import Plan, Traffic, traffic
+from muonscale.optim.distributed.assignment import OwnerAssignment, Traffic, traffic
 
 KindT = Literal["all_gather", "reduce_scatter", "all_reduce", "all_to_all", "team"]
 """`team`: all-reduces and all-gathers of Gram matrices within a team that shares a matrix."""
@@ -228,8 +228,8 @@ def moved(placed: Placed) -> Moved:
     )
 
 
-def _exchange(plan: Plan) -> Exchanged:
-    """Return what the ranks of a plan exchange, as `muonscale.optim.exchange` does it."""
+def _exchange(plan: OwnerAssignment) -> Exchanged:
+    """Return what the ranks of a plan exchange, as `muonscale.optim.distributed.exchange` does it."""
     shared = {
         task.round
         for task in plan.tasks

@@ -27,7 +27,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from muonscale.errors import ConfigError
-from muonscale.optim.sharding import local
+from muonscale.optim.distributed.dtensor import local
 
 LARGE = 100.0
 """Logits above it are counted (Liu et al., arXiv 2502.16982, appendix D)."""

@@ -23,11 +23,11 @@ from typing import Any
 from torch import nn
 
 from muonscale.lab.models.attention import is_attention
-from muonscale.optim.known import holds_experts
-from muonscale.optim.matrices import PLAIN, matrix_shapes
-from muonscale.optim.roles import Role
-from muonscale.optim.telemetry import Place
-from muonscale.optim.work import named
+from muonscale.optim.diagnostics.telemetry import Place
+from muonscale.optim.matrices.spec import PLAIN, matrix_shapes
+from muonscale.optim.parameters.fused_weights import holds_experts
+from muonscale.optim.parameters.roles import Role
+from muonscale.optim.rules.step_inputs import named
 
 ATTENTION: dict[str, tuple[str, ...]] = {
     "q_proj": ("AttnQO",),

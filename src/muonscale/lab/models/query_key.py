@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from muonscale.errors import ConfigError
 from muonscale.lab.models.attention import attention_modules
-from muonscale.optim.qk_clip import Masters, Outputs, clip_grouped_, clip_latent_
+from muonscale.optim.diagnostics.qk_clip import Masters, Outputs, clip_grouped_, clip_latent_
 
 Clip = Callable[[Tensor, float, Masters | None], None]
 """Scales the heads of one attention module by gamma `[H]`, with alpha."""

@@ -37,7 +37,7 @@ from muonscale.lab.parallel.processes import Processes
 from muonscale.lab.parallel.styles import parallel_styles
 from muonscale.lab.parallel.topology import Topology
 from muonscale.lab.sections import TrainSection
-from muonscale.optim.sharding import is_sharded
+from muonscale.optim.distributed.dtensor import is_sharded
 
 
 def parallelize(

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import Shard, distribute_tensor
 
-from muonscale.optim.sharding import local
+from muonscale.optim.distributed.dtensor import local
 
 
 def deal_out_experts(module: nn.Module, mesh: DeviceMesh) -> None:

@@ -16,7 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 from transformers import PreTrainedModel
 
 from muonscale.lab.evaluation.evaluate import causal_logits, evaluating
-from muonscale.optim.sharding import differs, local
+from muonscale.optim.distributed.dtensor import differs, local
 
 
 @dataclass

@@ -7,7 +7,7 @@ from transformers import PreTrainedModel
 
 from muonscale.lab.models.build import build_model
 from muonscale.lab.parallel.processes import Processes
-from muonscale.optim.sharding import gathered
+from muonscale.optim.distributed.dtensor import gathered
 
 
 @torch.no_grad()

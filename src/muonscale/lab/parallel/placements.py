@@ -16,8 +16,8 @@ from transformers import PreTrainedModel
 
 from muonscale.errors import ConfigError
 from muonscale.lab.parallel.topology import Topology
-from muonscale.optim.layout import Cut, Layout
-from muonscale.optim.matrices import PLAIN, Matrices
+from muonscale.optim.matrices.sharding import Cut, Sharding
+from muonscale.optim.matrices.spec import PLAIN, MatrixSpec
 
 StyleT = Literal["rows", "columns", "embedding", "head", "partial"]
 """How a module is shared along the tensor-parallel axis: `rows` of its matrix (outputs) or `columns`
@@ -154,10 +154,10 @@ def expert_axis(shape: tuple[int, ...], topology: Topology) -> int:
 def layouts(
     model: PreTrainedModel,
     topology: Topology,
-    matrices: Mapping[str, Matrices],
+    matrices: Mapping[str, MatrixSpec],
     *,
     rank: int = 0,
-) -> dict[str, Layout]:
+) -> dict[str, Sharding]:
     """Return how every parameter lies.
 
     Args:
@@ -208,27 +208,29 @@ def _is_norm(module: nn.Module) -> bool:
     return "norm" in type(module).__name__.lower() and not list(module.children())
 
 
-def _data_layout(shape: tuple[int, ...], held: Matrices, topology: Topology, rank: int) -> Layout:
+def _data_layout(
+    shape: tuple[int, ...], held: MatrixSpec, topology: Topology, rank: int
+) -> Sharding:
     """Return the layout of a parameter that only data-parallel ranks share."""
     ranks = tuple(range(rank % topology.tensor, topology.world, topology.tensor))
     if len(ranks) == 1:
-        return Layout(shape, held, ranks=ranks)
+        return Sharding(shape, held, ranks=ranks)
     if topology.data == "ddp":
-        return Layout(shape, held, (len(ranks),), (None,), ranks, owned=True)
+        return Sharding(shape, held, (len(ranks),), (None,), ranks, owned=True)
     mesh, cuts = _data_axes(topology, Cut(0))
-    return Layout(shape, held, mesh, cuts, ranks)
+    return Sharding(shape, held, mesh, cuts, ranks)
 
 
 def _shared_layout(
-    shape: tuple[int, ...], held: Matrices, topology: Topology, axis: int | None
-) -> Layout:
+    shape: tuple[int, ...], held: MatrixSpec, topology: Topology, axis: int | None
+) -> Sharding:
     """Return the layout of a parameter that is on the tensor-parallel axis too."""
     inner = None if axis is None else Cut(axis)
     mesh, cuts = _data_axes(topology, Cut(0, topology.tensor if axis == 0 else 1))
     ranks = tuple(range(topology.world))
     if topology.data_ranks == 1:
-        return Layout(shape, held, (topology.tensor,), (inner,), ranks)
-    return Layout(shape, held, (*mesh, topology.tensor), (*cuts, inner), ranks)
+        return Sharding(shape, held, (topology.tensor,), (inner,), ranks)
+    return Sharding(shape, held, (*mesh, topology.tensor), (*cuts, inner), ranks)
 
 
 def _data_axes(topology: Topology, cut: Cut) -> tuple[tuple[int, ...], tuple[Cut | None, ...]]:
@@ -237,11 +239,11 @@ def _data_axes(topology: Topology, cut: Cut) -> tuple[tuple[int, ...], tuple[Cut
     return (topology.shards,), (cut,)
 
 
-def _stack_layout(shape: tuple[int, ...], held: Matrices, topology: Topology) -> Layout:
+def _stack_layout(shape: tuple[int, ...], held: MatrixSpec, topology: Topology) -> Sharding:
     ranks = tuple(range(topology.world))
     if topology.data == "ddp":
-        return Layout(shape, held, (topology.expert,), (Cut(0),), ranks)
+        return Sharding(shape, held, (topology.expert,), (Cut(0),), ranks)
     axis = expert_axis(shape, topology)
     cut = Cut(axis, topology.expert if axis == 0 else 1)
     mesh = (topology.expert_shards, topology.expert)
-    return Layout(shape, held, mesh, (cut, Cut(0)), ranks)
+    return Sharding(shape, held, mesh, (cut, Cut(0)), ranks)

@@ -22,8 +22,8 @@ from muonscale.lab.config import Config
 from muonscale.lab.models.attention import LogitStatistics, attention_modules, heard
 from muonscale.lab.models.query_key import query_key_clips
 from muonscale.lab.parallel.processes import Processes
+from muonscale.optim.diagnostics.qk_clip import clip_factors
 from muonscale.optim.muon import Muon
-from muonscale.optim.qk_clip import clip_factors
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from muonscale.lab.training.routing import plan_routing
 from muonscale.lab.training.schedule import check_schedule, multiplier, spans
 from muonscale.lab.training.setup import build_optimizer, model_shape
 from muonscale.lab.training.trackers.guarded import check_trackers
-from muonscale.optim.report import routing_report
+from muonscale.optim.parameters.report import grouping_report
 from muonscale.transfer.apply import Parametrization
 
 BARS = "▁▂▃▄▅▆▇█"
@@ -47,7 +47,7 @@ def dry_run(config: Config) -> str:
     tokens = config.timeline.tokens_before(config.steps)
     transfer = plan_transfer(config, shape)
     optimizer = build_optimizer(model, config.optimizer, transfer=transfer)
-    routing = routing_report(optimizer.param_groups)
+    routing = grouping_report(optimizer.param_groups)
     return "\n".join(
         [
             dump_config(config),

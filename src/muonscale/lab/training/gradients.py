@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from muonscale.lab.parallel.processes import Processes
-from muonscale.optim.sharding import is_sharded, local
+from muonscale.optim.distributed.dtensor import is_sharded, local
 
 
 def gradient_norms(optimizer: Optimizer, processes: Processes | None = None) -> dict[str, Tensor]:

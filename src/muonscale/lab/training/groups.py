@@ -11,7 +11,7 @@ from muonscale.errors import ConfigError
 from muonscale.lab.config import Config
 from muonscale.lab.models.build import meta_model, model_config
 from muonscale.lab.sections import ModelSection, OptimizerSection
-from muonscale.optim.groups import parameter_groups
+from muonscale.optim.parameters.groups import parameter_groups
 from muonscale.transfer.apply import Parametrization
 from muonscale.transfer.parametrization import parametrize
 

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from muonscale.errors import CheckpointError, ConfigError
-from muonscale.optim.convert_state import SOURCES, convert_state_dict, join_state_dicts
+from muonscale.optim.distributed.dtensor import is_sharded
+from muonscale.optim.migrate.convert_state import SOURCES, convert_state_dict, join_state_dicts
 from muonscale.optim.muon import Muon
-from muonscale.optim.sharding import is_sharded
-from muonscale.optim.work import named
+from muonscale.optim.rules.step_inputs import named
 
 StateDict = dict[str, Any]
 Kind = tuple[str, int, int]

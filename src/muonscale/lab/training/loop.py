@@ -28,7 +28,7 @@ from muonscale.lab.training.signals import Interrupted, StopRequest, stop_on_sig
 from muonscale.lab.training.step import train_step
 from muonscale.lab.training.trackers.guarded import check_trackers
 from muonscale.lab.training.watch import Watch
-from muonscale.optim.report import routing_report
+from muonscale.optim.parameters.report import grouping_report
 
 LINE = "\n" + " " * len("optimizer  ")
 
@@ -235,7 +235,7 @@ def introduce(run: Run) -> None:
     config = run.config
     size = count_parameters(run.state.model)
     groups = (
-        routing_report(run.state.optimizer.param_groups, run.state.model)
+        grouping_report(run.state.optimizer.param_groups, run.state.model)
         .summary()
         .replace("\n", LINE)
     )

@@ -37,7 +37,7 @@ from muonscale.lab.training.schedule import spans
 from muonscale.lab.training.state import TrainState
 from muonscale.lab.training.trackers.guarded import Trackers
 from muonscale.optim.muon import Muon
-from muonscale.optim.orthogonalize import ns_dtype
+from muonscale.optim.newton_schulz.orthogonalize import ns_dtype
 from muonscale.transfer.apply import Parametrization
 
 NOT_OF_THE_OPTIMIZER = {

@@ -9,7 +9,7 @@ from torch import Tensor
 from muonscale.lab.models.matrix_kinds import matrix_kinds
 from muonscale.lab.training.state import TrainState
 from muonscale.lab.watching_sections import TelemetrySection
-from muonscale.optim.telemetry import measure, measure_kinds, snapshot
+from muonscale.optim.diagnostics.telemetry import measure, measure_kinds, snapshot
 
 
 class Watch:

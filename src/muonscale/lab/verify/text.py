@@ -11,8 +11,8 @@ from typing import Any
 
 from muonscale.lab.verify.check import Verified
 from muonscale.lab.verify.compare import LIMIT, KindT, Row
-from muonscale.optim.collapse import collapse
-from muonscale.optim.report import aligned
+from muonscale.optim.parameters.collapse import collapse
+from muonscale.optim.parameters.report import aligned
 
 SHOWN = 10
 """Lines of a table, unless all are asked for."""

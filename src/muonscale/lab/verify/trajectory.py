@@ -15,7 +15,7 @@ from torch import Tensor
 from muonscale.lab.parallel.processes import Processes
 from muonscale.lab.training.setup import Run
 from muonscale.lab.training.step import accumulate, targets_in_all, train_step
-from muonscale.optim.sharding import gathered, local
+from muonscale.optim.distributed.dtensor import gathered, local
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,107 @@
+"""microsoft/dion."""
+
+from __future__ import annotations
+
+import torch.distributed as dist
+
+from muonscale.optim.migrate.aliases.argument import (
+    GROUPS,
+    MATCH_RMS,
+    NO_EPS,
+    SPEED,
+    Argument,
+    Foreign,
+    NoCounterpart,
+    Options,
+    missing,
+    same,
+    unneeded,
+)
+from muonscale.optim.newton_schulz.coefficients import SCHEDULES, Coefficients
+
+
+def _dion_coefficients(given: Options) -> Options:
+    if given["use_gram_newton_schulz"]:
+        return {"ns_form": "gram", "ns_coefficients": "gram_ns"}
+    if given["use_polar_express"]:
+        triples = SCHEDULES["polar_express_nanochat"].triples
+        return {"ns_coefficients": Coefficients(triples=triples, margin=1.02)}
+    return {"ns_coefficients": "you5"}
+
+
+def _dion_mesh(given: Options) -> Options:
+    mesh = given["distributed_mesh"]
+    return {"process_group": mesh} if isinstance(mesh, dist.ProcessGroup) else {}
+
+
+_DION: dict[str, Argument] = {
+    "params": GROUPS,
+    "distributed_mesh": Argument(
+        default=None,
+        ours="process_group",
+        to=_dion_mesh,
+        note="a ProcessGroup is `process_group`; a DeviceMesh is not needed: sharded parameters know theirs",
+    ),
+    "lr": same("lr", 0.01),
+    "mu": same("momentum", 0.95),
+    "betas": same("betas", (0.9, 0.95)),
+    "weight_decay": same("weight_decay", 0.01),
+    "cautious_wd": same("cautious_decay", False),
+    "epsilon": same("eps", 1e-8, f"of AdamW; {NO_EPS}"),
+    "nesterov": same("nesterov", False),
+    "adjust_lr": Argument(
+        default="spectral_norm",
+        ours="scale",
+        choices={
+            "spectral_norm": {"scale": "spectral"},
+            "rms_norm": MATCH_RMS,
+            None: {"scale": "none"},
+        },
+    ),
+    "flatten": unneeded(
+        False, "kernels of convolutions are always flattened, stacks of experts are always stacks"
+    ),
+    "use_gram_newton_schulz": Argument(
+        default=False,
+        ours="ns_form",
+        to=_dion_coefficients,
+        note='True: `ns_form="gram"`, `ns_coefficients="gram_ns"`',
+    ),
+    "use_triton": unneeded(False, SPEED),
+    "use_polar_express": Argument(
+        default=True,
+        ours="ns_coefficients",
+        to=_dion_coefficients,
+        note='True: the triples of `"polar_express_nanochat"` with a margin of 1.02; False: `"you5"`',
+    ),
+    "newton_schulz_func": missing(None, "give `ns_coefficients`"),
+}
+
+ROWS: dict[str, Foreign] = {
+    "dion": Foreign(
+        what="microsoft/dion: Muon",
+        source="microsoft/dion 0a059a4 (2026-08-07), dion/muon.py",
+        arguments=_DION,
+        fixed={"ns_steps": 5},
+        note='A group\'s `algorithm="adamw"` is a role on AdamW, `split_sizes` and `num_heads` are '
+        "`matrices` of an override; `lion` has no counterpart.",
+    ),
+    "dion_normuon": Foreign(
+        what="microsoft/dion: NorMuon",
+        source="microsoft/dion 0a059a4 (2026-08-07), dion/normuon.py",
+        arguments={**_DION, "muon_beta2": same("normuon_beta2", 0.95)},
+        fixed={"ns_steps": 5, "post_norm": "normuon", "post_norm_eps": 1e-8},
+        note="Of a matrix whose rows are sharded, the length is kept shard by shard there, and of the whole "
+        "matrix here; sharded columns are refused there.",
+    ),
+}
+
+MISSING: dict[str, NoCounterpart] = {
+    "dion_dion": NoCounterpart(
+        what="microsoft/dion: Dion", why="low-rank power iteration with error feedback"
+    ),
+    "dion_dion2": NoCounterpart(
+        what="microsoft/dion: Dion2, NorDion2, Dion3",
+        why="orthogonalises a part of the rows or columns each step",
+    ),
+}

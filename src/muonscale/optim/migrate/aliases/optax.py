@@ -1,0 +1,91 @@
+"""optax, for JAX."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from muonscale.errors import ConfigError
+from muonscale.optim.migrate.aliases.argument import (
+    KELLER,
+    NO_EPS,
+    REQUIRED,
+    Argument,
+    Foreign,
+    Options,
+    missing,
+    named_coefficients,
+    own_of_adamw,
+    same,
+)
+
+OPTAX_NAMES = {"standard": "jordan", "dion": "you5"}
+
+
+def _optax_scale(given: Options) -> Options:
+    rms = given["consistent_rms"]
+    return KELLER if rms is None else {"scale": "rms", "rms": rms}
+
+
+def _optax_steps(given: Options) -> Options:
+    """A list of triples decides how many steps there are."""
+    triples = named_coefficients("ns_coeffs", OPTAX_NAMES)(given)["ns_coefficients"]
+    if isinstance(triples, str) or not isinstance(triples[0], Sequence):
+        return {"ns_steps": given["ns_steps"]}
+    if len(triples) > given["ns_steps"]:
+        raise ConfigError(
+            f"ns_steps is {given['ns_steps']} with {len(triples)} triples in ns_coeffs: at least as many "
+            "steps are accepted"
+        )
+    return {"ns_steps": len(triples)}
+
+
+def _optax_betas(given: Options) -> Options:
+    return {"betas": (given["adam_b1"], given["adam_b2"])}
+
+
+ROWS: dict[str, Foreign] = {
+    "optax": Foreign(
+        what="optax.contrib.muon",
+        source="optax 0.2.8, optax/contrib/_muon.py",
+        arguments={
+            "learning_rate": same("lr", REQUIRED, "a number; a schedule is a scheduler's"),
+            "ns_coeffs": Argument(
+                default=(3.4445, -4.7750, 2.0315),
+                ours="ns_coefficients",
+                to=named_coefficients("ns_coeffs", OPTAX_NAMES),
+                note='`"standard"` is `"jordan"`, `"dion"` is `"you5"`; triples as they are',
+            ),
+            "ns_steps": Argument(
+                default=5,
+                ours="ns_steps",
+                to=_optax_steps,
+                note="of one triple; a list of triples, and `dion`, decides it itself",
+            ),
+            "beta": same("momentum", 0.95),
+            "eps": same("eps", 1e-8, f"of AdamW; {NO_EPS}"),
+            "weight_decay": same("weight_decay", 0.0),
+            "weight_decay_mask": missing(None, "`overrides` of `parameter_groups`"),
+            "mu_dtype": missing(None, "momentum is float32"),
+            "nesterov": same("nesterov", True),
+            "adaptive": missing(False, "the dual norm of the gradient is not in the update"),
+            "preconditioning": missing(
+                "frobenius", '`ns_coefficients` has others: `"jordan+aol"`, `"jordan+schatten4"`'
+            ),
+            "adam_b1": Argument(default=0.9, ours="betas", to=_optax_betas, note="the first"),
+            "adam_b2": Argument(default=0.999, ours="betas", to=_optax_betas, note="the second"),
+            "adam_eps_root": missing(0.0, "AdamW has no epsilon within the root"),
+            "adam_weight_decay": own_of_adamw("weight_decay", 0.0),
+            "adam_learning_rate": own_of_adamw("lr", None, "None: `learning_rate`"),
+            "muon_weight_dimension_numbers": missing(None, "`matrices` of an override"),
+            "consistent_rms": Argument(
+                default=None,
+                ours="scale",
+                to=_optax_scale,
+                note='None: `scale="keller"`; a number: `scale="rms"` with that `rms`',
+            ),
+        },
+        fixed={},
+        note="Momentum is corrected for its start there, which with Nesterov turns the first steps a "
+        "little; so is Nesterov in its Adam.",
+    ),
+}

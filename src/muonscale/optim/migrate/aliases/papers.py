@@ -1,0 +1,107 @@
+"""The code beside papers: Jordan, Moonlight, NorMuon."""
+
+from __future__ import annotations
+
+from muonscale.optim.migrate.aliases.argument import (
+    GROUPS,
+    JORDAN_5,
+    KELLER,
+    MATCH_RMS,
+    PARAMETERS,
+    Foreign,
+    missing,
+    own_of_adamw,
+    same,
+)
+
+ROWS: dict[str, Foreign] = {
+    "keller": Foreign(
+        what="KellerJordan/Muon: Muon, SingleDeviceMuon, and groups of MuonWithAuxAdam with "
+        "use_muon=True",
+        source="KellerJordan/Muon 5bc6993, muon.py; muon-optimizer 0.1.0",
+        arguments={
+            "params": GROUPS,
+            "lr": same("lr", 0.02),
+            "weight_decay": same("weight_decay", 0.0),
+            "momentum": same("momentum", 0.95),
+        },
+        fixed={"nesterov": True, **JORDAN_5, **KELLER},
+        alone=True,
+        note="Fused weights are one matrix there; here each matrix in them is its own. Of a square "
+        "convolution kernel the factor is 1 there, `sqrt(max(1, out/(in*k*k)))` here. The AdamW of "
+        "MuonWithAuxAdam is `keller_adam`.",
+    ),
+    "keller_adam": Foreign(
+        what="KellerJordan/Muon: groups of MuonWithAuxAdam with use_muon=False",
+        source="KellerJordan/Muon 5bc6993, muon.py",
+        arguments={
+            "params": GROUPS,
+            "lr": same("lr", 3e-4),
+            "betas": same("betas", (0.9, 0.95)),
+            "eps": same("eps", 1e-10),
+            "weight_decay": same("weight_decay", 0.0),
+        },
+        fixed={},
+        rule="adamw",
+        note="NorMuonWithAuxAdam has the same. In one optimizer: `lr` and `weight_decay` are those of "
+        "the groups on AdamW.",
+    ),
+    "keller_2024": Foreign(
+        what="KellerJordan/Muon: Muon of 2024, with its own AdamW",
+        source="KellerJordan/Muon 28c793b (2025-01-04), muon.py",
+        arguments={
+            "muon_params": GROUPS,
+            "lr": same("lr", 0.02),
+            "momentum": same("momentum", 0.95),
+            "nesterov": same("nesterov", True),
+            "ns_steps": same("ns_steps", 6),
+            "adamw_params": missing(None, PARAMETERS),
+            "adamw_lr": own_of_adamw("lr", 3e-4),
+            "adamw_betas": same("betas", (0.95, 0.95)),
+            "adamw_eps": same("eps", 1e-8),
+            "adamw_wd": own_of_adamw("weight_decay", 0.0),
+        },
+        fixed={"weight_decay": 0.0, "ns_coefficients": "jordan", **KELLER},
+        note="Its matrices have no decay.",
+    ),
+    "moonlight": Foreign(
+        what="MoonshotAI/Moonlight: Muon of examples/toy_train.py",
+        source="MoonshotAI/Moonlight abaa96e, examples/toy_train.py",
+        arguments={
+            "lr": same("lr", 1e-3),
+            "wd": same("weight_decay", 0.1),
+            "muon_params": missing(None, PARAMETERS),
+            "momentum": same("momentum", 0.95),
+            "nesterov": same("nesterov", True),
+            "ns_steps": same("ns_steps", 5),
+            "adamw_params": missing(None, PARAMETERS),
+            "adamw_betas": same("betas", (0.9, 0.95)),
+            "adamw_eps": same("eps", 1e-8),
+        },
+        fixed={"ns_coefficients": "jordan", **MATCH_RMS},
+        note="These are the defaults here. Its AdamW adds eps before the second moment is corrected for "
+        "its start, which matters in the first steps only.",
+    ),
+    "normuon": Foreign(
+        what="zichongli5/NorMuon: NorMuon, SingleDeviceNorMuon, and groups of NorMuonWithAuxAdam "
+        "with use_muon=True",
+        source="zichongli5/NorMuon e5aaaf4, normuon.py",
+        arguments={
+            "params": GROUPS,
+            "lr": same("lr", 0.02),
+            "weight_decay": same("weight_decay", 0.0),
+            "momentum": same("momentum", 0.95),
+            "beta2": same("normuon_beta2", 0.95),
+        },
+        fixed={
+            "nesterov": True,
+            "post_norm": "normuon",
+            "post_norm_eps": 1e-10,
+            **JORDAN_5,
+            **KELLER,
+        },
+        alone=True,
+        note="The AdamW of NorMuonWithAuxAdam is `keller_adam`. Of a square convolution kernel the factor "
+        "is 1 there, `sqrt(max(1, out/(in*k*k)))` here.",
+    ),
+}

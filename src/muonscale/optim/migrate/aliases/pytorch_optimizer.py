@@ -1,0 +1,121 @@
+"""kozistr/pytorch_optimizer."""
+
+from __future__ import annotations
+
+from muonscale.errors import ConfigError
+from muonscale.optim.migrate.aliases.argument import (
+    ASCENT,
+    GROUPS,
+    KELLER,
+    MATCH_RMS,
+    SPEED,
+    Argument,
+    Foreign,
+    NoCounterpart,
+    Options,
+    missing,
+    named_coefficients,
+    own_of_adamw,
+    same,
+    unneeded,
+)
+
+
+def _normuon_scale(given: Options) -> Options:
+    if given["update_scale"] == "match_rms":
+        return {"scale": "rms_exact", "rms": 0.2}
+    if given["update_scale"] != "preserve_norm":
+        raise ConfigError(
+            f"update_scale is {given['update_scale']!r}: preserve_norm or match_rms is accepted"
+        )
+    return MATCH_RMS if given["use_adjusted_lr"] else KELLER
+
+
+_PYTORCH_OPTIMIZER: dict[str, Argument] = {
+    "params": GROUPS,
+    "lr": same("lr", 0.02),
+    "momentum": same("momentum", 0.95),
+    "weight_decay": same("weight_decay", 0.0),
+    "weight_decouple": missing(True, "decay is always decoupled"),
+    "nesterov": same("nesterov", True),
+    "ns_steps": same("ns_steps", 5),
+    "ns_coeffs": Argument(
+        default="original",
+        ours="ns_coefficients",
+        to=named_coefficients("ns_coeffs", {"original": "jordan", "quintic": "you5"}),
+        note='`"original"` is `"jordan"`, `"quintic"` is `"you5"`; triples as they are; its '
+        '`"polar_express"` tables have other numbers: give the triples',
+    ),
+    "use_adjusted_lr": Argument(
+        default=False, ours="scale", choices={False: KELLER, True: MATCH_RMS}
+    ),
+    "adamw_lr": own_of_adamw("lr", 3e-4),
+    "adamw_betas": same("betas", (0.9, 0.95)),
+    "adamw_wd": own_of_adamw("weight_decay", 0.0),
+    "adamw_eps": same("eps", 1e-10),
+    "maximize": missing(False, ASCENT),
+    "foreach": unneeded(None, SPEED),
+}
+
+
+ROWS: dict[str, Foreign] = {
+    "pytorch_optimizer": Foreign(
+        what="kozistr/pytorch_optimizer: Muon",
+        source="pytorch_optimizer 4.1.0, optimizer/muon/muon.py",
+        arguments={
+            **_PYTORCH_OPTIMIZER,
+            "ns_method": Argument(
+                default="newton_schulz",
+                ours="ns_form",
+                choices={
+                    "newton_schulz": {"ns_form": "direct"},
+                    "gram_newton_schulz": {"ns_form": "gram"},
+                },
+            ),
+            "ns_reset_steps": unneeded(
+                (2,), "the Gram form starts anew where rounding asks for it"
+            ),
+        },
+        fixed={},
+        note="DistributedMuon has the same arguments without the last two, and needs no counterpart of "
+        "its own.",
+    ),
+    "pytorch_optimizer_normuon": Foreign(
+        what="kozistr/pytorch_optimizer: NorMuon",
+        source="pytorch_optimizer 4.1.0, optimizer/muon/normuon.py",
+        arguments={
+            **_PYTORCH_OPTIMIZER,
+            "beta2": same("normuon_beta2", 0.95),
+            "use_adjusted_lr": Argument(
+                default=False,
+                ours="scale",
+                to=_normuon_scale,
+                note="as above where `update_scale` is `preserve_norm`",
+            ),
+            "update_scale": Argument(
+                default="preserve_norm",
+                ours="scale",
+                to=_normuon_scale,
+                note='`"match_rms"`: `scale="rms_exact", rms=0.2`',
+            ),
+            "eps": same("post_norm_eps", 1e-10),
+        },
+        fixed={"post_norm": "normuon"},
+    ),
+}
+
+MISSING: dict[str, NoCounterpart] = {
+    "pytorch_optimizer_adamuon": NoCounterpart(
+        what="kozistr/pytorch_optimizer: AdaMuon",
+        why="a second moment of every element of the update",
+    ),
+    "pytorch_optimizer_adago": NoCounterpart(
+        what="kozistr/pytorch_optimizer: AdaGO", why="an AdaGrad step size from the gradient's norm"
+    ),
+    "pytorch_optimizer_muonclip": NoCounterpart(
+        what="kozistr/pytorch_optimizer: MuonClip",
+        why='two things here: `translate_arguments("pytorch_optimizer", nesterov=False, '
+        "use_adjusted_lr=True)`, and QK-clip after the step (`muonscale.optim.diagnostics.qk_clip`; "
+        "`optimizer.qk_clip` in the trainer)",
+    ),
+}

@@ -1,0 +1,74 @@
+"""timm."""
+
+from __future__ import annotations
+
+from muonscale.optim.migrate.aliases.argument import (
+    GROUPS,
+    KELLER,
+    MATCH_RMS,
+    NO_EPS,
+    Argument,
+    Foreign,
+    Options,
+    missing,
+    named_coefficients,
+    same,
+    unneeded,
+)
+
+
+def _fallback_lr(given: Options) -> Options:
+    if given["adamw_lr"] is not None:
+        return {"lr": given["adamw_lr"]}
+    return {"lr": given["lr"] * given["fallback_lr_scale"]}
+
+
+ROWS: dict[str, Foreign] = {
+    "timm": Foreign(
+        what="timm.optim.Muon",
+        source="timm 1.0.31, timm/optim/muon.py",
+        arguments={
+            "params": GROUPS,
+            "lr": same("lr", 0.02),
+            "weight_decay": same("weight_decay", 0.0),
+            "momentum": same("momentum", 0.95),
+            "nesterov": same("nesterov", False),
+            "ns_steps": same("ns_steps", 5),
+            "ns_coefficients": Argument(
+                default="quintic",
+                ours="ns_coefficients",
+                to=named_coefficients("ns_coefficients", {"original": "jordan", "quintic": "you5"}),
+                note='`"original"` is `"jordan"`, `"quintic"` is `"you5"`; triples as they are; its '
+                '`"polar_express"` tables have other numbers: give the triples',
+            ),
+            "eps": same("eps", 1e-7, f"of AdamW; {NO_EPS}"),
+            "safety_factor": missing(
+                1.0, "`ns_coefficients=Coefficients(triples=..., margin=...)`"
+            ),
+            "adjust_lr_fn": Argument(
+                default="match_rms_adamw",
+                ours="scale",
+                choices={
+                    "match_rms_adamw": MATCH_RMS,
+                    "original": KELLER,
+                    "rms_to_rms": {"scale": "spectral"},
+                    None: {"scale": "none"},
+                },
+            ),
+            "conv_mode": missing("flatten", "kernels are always flattened"),
+            "normalize_spatial": unneeded(True, "of `conv_mode`"),
+            "adamw_lr": Argument(default=None, ours="lr", adamw=True, to=_fallback_lr),
+            "fallback_lr_scale": Argument(
+                default=1.0, ours="lr", adamw=True, to=_fallback_lr, note="times `lr`"
+            ),
+            "betas": same("betas", (0.9, 0.95)),
+            "algo": missing("muon", "AdaMuon's second moment of every element is not here"),
+            "scale_eps": unneeded(False, NO_EPS),
+            "capturable": missing(False, "a step is not captured into a CUDA graph"),
+            "verbose": unneeded(False, "`grouping_report` says where everything went"),
+        },
+        fixed={},
+        note="What is on AdamW follows from shapes there, from modules here. With `nesterov=True` its "
+        "AdamW is NAdamW.",
+    ),
+}

@@ -1,0 +1,222 @@
+"""The state of other Muon optimizers, as a state dict that `Muon.load_state_dict` takes.
+
+They number their parameters, and some add up momentum where others average it, so that names and
+source have to be told: a buffer that is taken for the other kind turns the next steps by tens of
+degrees.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from muonscale.errors import CheckpointError, ConfigError, nearest
+from muonscale.optim.migrate.aliases import FOREIGN
+from muonscale.optim.migrate.translate import renamed_options
+from muonscale.optim.rules.muon import MOMENTUM_CONVENTION
+from muonscale.optim.state.state import ROW_STATE
+
+ConventionT = Literal["ema", "sum"]
+StateDict = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """An optimizer whose state can be taken over."""
+
+    convention: ConventionT
+    """Whether momentum is an average or a sum."""
+    scale: str
+    """Its shape factor, where its groups do not say."""
+    what: str
+
+
+SOURCES: dict[str, Source] = {
+    "torch": Source(
+        convention="ema", scale="keller", what="torch.optim.Muon, torch.optim.AdamW (2.13)"
+    ),
+    "keller": Source(
+        convention="ema", scale="keller", what="KellerJordan/Muon of 2025, with or without AuxAdam"
+    ),
+    "keller_2024": Source(
+        convention="sum", scale="keller", what="KellerJordan/Muon before momentum.lerp_"
+    ),
+    "moonlight": Source(
+        convention="sum", scale="rms", what="MoonshotAI/Moonlight, examples/toy_train.py"
+    ),
+    "normuon": Source(
+        convention="ema", scale="keller", what="zichongli5/NorMuon, with or without AuxAdam"
+    ),
+}
+"""Sources by name, from their code as of 2026."""
+
+_KEYS = {
+    "momentum_buffer": "momentum_buffer",
+    "second_momentum_buffer": ROW_STATE,
+    "exp_avg": "exp_avg",
+    "moment1": "exp_avg",
+    "exp_avg_sq": "exp_avg_sq",
+    "moment2": "exp_avg_sq",
+    "step": "step",
+}
+"""From their state keys to ours."""
+_OPTIONS = {
+    "muon": renamed_options("torch", "keller", "keller_2024", "moonlight", "normuon"),
+    "adamw": renamed_options("torch_adamw", "keller_adam", "keller_2024", "moonlight"),
+}
+"""From their group options to ours, by rule."""
+_TORCH_SCALES = FOREIGN["torch"].arguments["adjust_lr_fn"].choices or {}
+
+
+def convert_state_dict(
+    state_dict: Mapping[str, Any],
+    named_parameters: Iterable[tuple[str, Tensor]],
+    source: str,
+) -> StateDict:
+    """Return the state of another optimizer in the form that `Muon.load_state_dict` takes.
+
+    Momentum becomes an average. A parameter that the other optimizer has not stepped yet has no
+    state there and starts at zero. Options come along where they mean the same, so that the
+    learning rate goes with the shape factor it was tuned for; they are loaded for groups that hold
+    exactly the same parameters.
+
+    Args:
+        state_dict: what the other optimizer's `state_dict()` returned.
+        named_parameters: (name, parameter) in the order in which that optimizer has them, groups
+            one after the other. Names are those that the new optimizer uses.
+        source: a row of `SOURCES`.
+
+    Raises:
+        ConfigError: for an unknown source.
+        CheckpointError: where names do not fit, or it does not say which rule a parameter is on.
+
+    Example:
+        >>> from muonscale import Muon
+        >>> weight = torch.nn.Parameter(torch.ones(2, 3))
+        >>> named = [("up", weight)]
+        >>> old = torch.optim.Muon([weight], lr=0.1)
+        >>> new = Muon(named)
+        >>> new.load_state_dict(convert_state_dict(old.state_dict(), named, "torch"))
+        >>> group = new.param_groups[0]
+        >>> group["scale"]
+        'keller'
+    """
+    if source not in SOURCES:
+        raise ConfigError(f"no source of state is called {source!r}: {nearest(source, SOURCES)}")
+    named = list(named_parameters)
+    numbers = [number for group in state_dict["param_groups"] for number in group["params"]]
+    if len(named) != len(numbers):
+        raise CheckpointError(
+            f"the saved state has {len(numbers)} parameters and {len(named)} names were given"
+            "; give a name for each, in the order of its groups"
+        )
+    parameters = dict(zip(numbers, named, strict=True))
+    state: dict[str, dict[str, Any]] = {}
+    groups: list[StateDict] = []
+    for group in state_dict["param_groups"]:
+        on: dict[str, list[str]] = {"muon": [], "adamw": []}
+        for number in group["params"]:
+            name, parameter = parameters[number]
+            foreign = state_dict["state"].get(number, {})
+            rule = _rule(name, foreign, group)
+            on[rule].append(name)
+            state[name] = _converted(foreign, parameter, rule, group, SOURCES[source])
+        groups += [_group(group, rule, on[rule], SOURCES[source]) for rule in on if on[rule]]
+    return _numbered(groups, state)
+
+
+def join_state_dicts(state_dicts: Sequence[StateDict]) -> StateDict:
+    """Return the state of several converted optimizers as that of one, such as Muon and AdamW.
+
+    Raises:
+        CheckpointError: if two of them have a parameter of the same name.
+    """
+    groups: list[StateDict] = []
+    state: dict[str, dict[str, Any]] = {}
+    for state_dict in state_dicts:
+        for group in state_dict["param_groups"]:
+            groups.append(group)
+            for name, number in zip(group["param_names"], group["params"], strict=True):
+                if name in state:
+                    raise CheckpointError(
+                        f"two of the states have a parameter called {name}"
+                        "; give states of different parameters"
+                    )
+                state[name] = state_dict["state"][number]
+    return _numbered(groups, state)
+
+
+def _rule(name: str, foreign: Mapping[str, Any], group: Mapping[str, Any]) -> str:
+    if "use_muon" in foreign or "use_muon" in group:
+        return "muon" if foreign.get("use_muon", group.get("use_muon")) else "adamw"
+    if "momentum_buffer" in foreign or "momentum" in group:
+        return "muon"
+    if "exp_avg" in foreign or "betas" in group:
+        return "adamw"
+    raise CheckpointError(
+        f"{name}: neither its state ({sorted(foreign)}) nor its group ({sorted(group)}) says whether "
+        "it is on Muon or on AdamW"
+        "; take the source that wrote it, or save it again with all its options"
+    )
+
+
+def _converted(
+    foreign: Mapping[str, Any],
+    parameter: Tensor,
+    rule: str,
+    group: Mapping[str, Any],
+    source: Source,
+) -> dict[str, Any]:
+    found = {_KEYS[key]: value for key, value in foreign.items() if key in _KEYS}
+    zeros = torch.zeros_like(parameter, dtype=torch.float32)
+    if rule == "adamw":
+        state = {"step": torch.tensor(0.0), "exp_avg": zeros, "exp_avg_sq": zeros.clone()}
+        found["step"] = torch.as_tensor(float(found.get("step", 0.0)))
+        return {key: found.get(key, value) for key, value in state.items()}
+    state = {"momentum_buffer": found.get("momentum_buffer", zeros).reshape(parameter.shape)}
+    if source.convention == "sum":
+        state["momentum_buffer"] = state["momentum_buffer"] * (1 - float(group["momentum"]))
+    if "beta2" in group:
+        state[ROW_STATE] = found.get(ROW_STATE, zeros[..., :1].clone())
+    return state
+
+
+def _group(group: Mapping[str, Any], rule: str, names: list[str], source: Source) -> StateDict:
+    options = {ours: group[theirs] for theirs, ours in _OPTIONS[rule].items() if theirs in group}
+    options |= {"rule": rule, "param_names": names, "momentum_convention": MOMENTUM_CONVENTION}
+    if rule == "adamw":
+        kept = ("lr", "weight_decay", "betas", "eps", "rule", "param_names", "momentum_convention")
+        if "adamw_lr_ratio" in group:
+            options |= {"lr": group["lr"] * group["adamw_lr_ratio"]}
+            options |= {"weight_decay": group["adamw_wd"]}
+        return {key: options[key] for key in kept if key in options}
+    options["scale"] = source.scale
+    options.setdefault("weight_decay", 0.0)
+    if "adjust_lr_fn" in group:
+        options |= _TORCH_SCALES[group["adjust_lr_fn"]]
+    elif source.scale == "rms":
+        options["rms"] = 0.2
+    if "beta2" in group:
+        options["post_norm"] = "normuon"
+    return options
+
+
+def _numbered(groups: list[StateDict], state: Mapping[str, Any]) -> StateDict:
+    names = [name for group in groups for name in group["param_names"]]
+    numbers = {name: number for number, name in enumerate(names)}
+    if len(numbers) != len(names):
+        twice = sorted({name for name in names if names.count(name) > 1})
+        raise CheckpointError(
+            f"two parameters are called {twice[0]}: give every one a name of its own"
+        )
+    return {
+        "state": {numbers[name]: state[name] for name in names},
+        "param_groups": [
+            {**group, "params": [numbers[name] for name in group["param_names"]]}
+            for group in groups
+        ],
+    }

@@ -1,0 +1,309 @@
+"""From roles to parameter groups: which rule, learning rate and decay every parameter gets.
+
+One group per role, and one more for each set of parameters that an override sets apart. The
+routing report (`muonscale.optim.parameters.report`) says what was decided, and by what.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+from torch import nn
+
+from muonscale.errors import ConfigError, GroupingError, LayoutError, nearest, shown
+from muonscale.optim.matrices.spec import PLAIN, MatrixSpec, amend, matrix_shapes
+from muonscale.optim.parameters.roles import Assignment, Role, assign_roles
+from muonscale.optim.rules.ranges import check_numbers
+
+RuleT = Literal["muon", "adamw"]
+RULES: tuple[RuleT, ...] = ("muon", "adamw")
+Overrides = Mapping[str, Mapping[str, Any]]
+"""From a role's name or a glob over parameter names to options."""
+
+MUON_ROLES = frozenset({Role.HIDDEN, Role.ROUTER})
+"""Roles on Muon by default (Liu et al., Muon is Scalable for LLM Training, arXiv 2502.16982)."""
+GROUP_OPTIONS = frozenset(
+    [
+        "lr",
+        "weight_decay",
+        "decay",
+        "cautious_decay",
+        "momentum",
+        "nesterov",
+        "ns_coefficients",
+        "ns_steps",
+        "ns_form",
+        "ns_dtype",
+        "post_norm",
+        "post_norm_eps",
+        "normuon_beta2",
+        "scale",
+        "rms",
+        "betas",
+        "eps",
+        "master",
+        "rounding_seed",
+        "comm_dtype",
+    ]
+)
+"""Options that `Muon` reads from a group."""
+_ROUTING_OPTIONS = frozenset({"rule", "role", "matrices"})
+
+
+@dataclass
+class _Candidate:
+    assignment: Assignment
+    rule: str
+    rest: bool
+    """Whether `adamw_lr` is its learning rate."""
+    options: dict[str, Any] = field(default_factory=dict)
+    pattern: str = ""
+
+
+def parameter_groups(
+    model: nn.Module,
+    lr: float | None = None,
+    weight_decay: float | None = None,
+    *,
+    adamw_lr: float | None = None,
+    overrides: Overrides | None = None,
+    rule: RuleT = "muon",
+) -> list[dict[str, Any]]:
+    """Return the parameter groups of `model` for `Muon`: one per role.
+
+    Hidden matrices and routers are on Muon, all else on AdamW (Liu et al., arXiv 2502.16982).
+    Parameters that need no gradient are left out. Works on the meta device. Only what is given here
+    is written into the groups; everything else is left to `Muon`, so that
+    `Muon(parameter_groups(model), **preset("keller"))` has every option of the preset.
+
+    Args:
+        model: any module; Hugging Face causal language models are known in detail.
+        lr: learning rate of every group.
+        weight_decay: decoupled decay of every group, per unit of `lr`.
+        adamw_lr: learning rate of what is not hidden matrices or routers (embeddings, head, norms,
+            biases), and of what an override puts on AdamW. With `rule="adamw"` too, so that both
+            rules can be compared with two learning rates each.
+        overrides: from a role ("head") or an anchored glob over parameter names
+            ("model.layers.*.mlp.*", where `*` also matches dots) to options: `rule`, `role`,
+            `matrices` (a `MatrixSpec`, or a mapping of its fields to change what was found, such as
+            `{"heads": 8}`), `lr`, `weight_decay`, and every option of `Muon` that a group can
+            have. Roles come first, then globs in the order given; the last one wins.
+        rule: "adamw" puts everything on AdamW, for comparisons.
+
+    Returns:
+        Dicts with `name` (the role; with the pattern that set it apart, as in "hidden/*.mlp.*"),
+        `role`, `rule`, `params`, `param_names`, `matrices` (parameter name to `MatrixSpec`, for what
+        holds any), `why` (parameter name to what decided), and the options that were given.
+
+    Raises:
+        GroupingError: for something that is no module, a pattern that matches nothing, a Muon rule on
+            something that is no matrix, or no parameter on Muon at all.
+        ConfigError: for an unknown option, rule or field of `MatrixSpec`, or a number out of range.
+        LayoutError: for flattened weights, or matrices that do not fit their parameter.
+
+    Example:
+        >>> from torch import nn
+        >>> model = nn.Sequential(nn.Embedding(50, 8), nn.Linear(8, 8), nn.Linear(8, 50))
+        >>> [(g["name"], g["rule"], g["param_names"]) for g in parameter_groups(model, lr=1e-3)]
+        ... # doctest: +NORMALIZE_WHITESPACE
+        [('hidden', 'muon', ['1.weight']), ('embedding', 'adamw', ['0.weight']),
+         ('head', 'adamw', ['2.weight']), ('norm', 'adamw', ['1.bias', '2.bias'])]
+    """
+    _check_model(model)
+    _check_rule(rule, "rule")
+    given = {"lr": lr, "weight_decay": weight_decay, "adamw_lr": adamw_lr}
+    common = {option: value for option, value in given.items() if value is not None}
+    check_numbers(common)
+    found = assign_roles(model)
+    routed = [_default(a, rule) for a in found if a.parameter.requires_grad]
+    if not routed:
+        raise GroupingError(
+            f"none of the {len(found)} parameters of the model needs a gradient: set requires_grad of those to train"
+        )
+    frozen = [a for a in found if not a.parameter.requires_grad]
+    _apply_overrides(routed, _mapping(overrides), rule, frozen)
+    for item in routed:
+        _check_item(item)
+    if rule == "muon" and all(item.rule != "muon" for item in routed):
+        raise GroupingError(
+            f"none of the {len(routed)} trainable parameters is on Muon: none is a hidden matrix or "
+            'a router. Name some in overrides, or ask for rule="adamw".'
+        )
+    return _grouped(routed, common)
+
+
+def _check_model(model: object) -> None:
+    if not isinstance(model, nn.Module):
+        what = "generator of parameters" if isinstance(model, Iterator) else type(model).__name__
+        raise GroupingError(
+            f"model is a {what}: give the module itself, since its layers say what its parameters "
+            "are for; groups of your own go to Muon, with a rule each"
+        )
+
+
+def _mapping(overrides: object) -> Overrides:
+    """Return the overrides, checked to be a mapping of mappings."""
+    if overrides is None:
+        return {}
+    if not isinstance(overrides, Mapping):
+        raise ConfigError(
+            f"overrides is {shown(overrides)}: give a mapping from a role or a glob to options, such "
+            'as {"head": {"lr": 1e-3}}'
+        )
+    for pattern, options in overrides.items():
+        if not isinstance(options, Mapping):
+            hint = f'; did you mean {{"rule": "{options}"}}?' if options in RULES else ""
+            raise ConfigError(
+                f"override {pattern!r} is {shown(options)}: give a mapping of options{hint}"
+            )
+    return overrides
+
+
+def _default(assignment: Assignment, rule: RuleT) -> _Candidate:
+    role = assignment.role
+    return _Candidate(assignment, _rule_of(role, rule), rest=role not in MUON_ROLES)
+
+
+def _rule_of(role: Role, rule: RuleT) -> RuleT:
+    return rule if role in MUON_ROLES else "adamw"
+
+
+def _apply_overrides(
+    routed: list[_Candidate], overrides: Overrides, rule: RuleT, frozen: list[Assignment]
+) -> None:
+    roles = {key: options for key, options in overrides.items() if key in set(Role)}
+    globs = {key: options for key, options in overrides.items() if key not in roles}
+    for pattern, options in {**roles, **globs}.items():
+        _check_options(pattern, options)
+        if pattern in roles:
+            chosen = [item for item in routed if item.assignment.role == pattern]
+        else:
+            chosen = [item for item in routed if _matches(pattern, item.assignment)]
+        if not chosen:
+            raise GroupingError(_nothing_matched(pattern, routed, frozen))
+        for item in chosen:
+            _override(item, pattern, options, rule)
+            if pattern not in roles:
+                item.pattern = pattern
+
+
+def _override(item: _Candidate, pattern: str, options: Mapping[str, Any], rule: RuleT) -> None:
+    a = item.assignment
+    changes: dict[str, Any] = {"why": f"{a.why}; override {pattern!r}"}
+    if "role" in options:
+        role = Role(options["role"])
+        item.rule, item.rest = _rule_of(role, rule), role not in MUON_ROLES
+        # A matrix called norm holds none any more; a convolution called hidden keeps its layout.
+        changes |= {"role": role, "matrices": None if role == Role.NORM else a.matrices}
+    if "matrices" in options:
+        changes["matrices"] = _amended(a.matrices or PLAIN, options["matrices"], pattern)
+    item.assignment = replace(a, **changes)
+    if "rule" in options:
+        item.rule, item.rest = options["rule"], options["rule"] == "adamw"
+    item.options |= {k: v for k, v in options.items() if k in GROUP_OPTIONS}
+
+
+def _amended(found: MatrixSpec, given: object, pattern: str) -> MatrixSpec:
+    """Return what an override says of the matrices: all of it, or fields that change `found`."""
+    if isinstance(given, MatrixSpec):
+        return given
+    if not isinstance(given, Mapping):
+        raise ConfigError(
+            f"override {pattern!r}: matrices is {given!r}: a Matrices or a mapping of its fields is "
+            'accepted, such as {"heads": 8}'
+        )
+    try:
+        return amend(found, given)
+    except ConfigError as error:
+        raise ConfigError(f"override {pattern!r}: {error}") from None
+
+
+def _matches(pattern: str, assignment: Assignment) -> bool:
+    return any(fnmatch.fnmatchcase(name, pattern) for name in assignment.aliases)
+
+
+def _nothing_matched(pattern: str, routed: list[_Candidate], frozen: list[Assignment]) -> str:
+    if asleep := [a.name for a in frozen if a.role == pattern or _matches(pattern, a)]:
+        return (
+            f"override {pattern!r} matches {asleep[0]} and no trainable parameter: what it matches "
+            "is frozen (requires_grad is False)"
+        )
+    names = [item.assignment.name for item in routed]
+    roles = {str(item.assignment.role) for item in routed}
+    hint = nearest(pattern, {*names, *roles})
+    if hint.startswith("accepted"):
+        hint = f"the roles here are {', '.join(sorted(roles))}; a parameter is called {names[0]}"
+    return f"override {pattern!r} matches no trainable parameter: {hint}"
+
+
+def _check_options(pattern: str, options: Mapping[str, Any]) -> None:
+    for option in options:
+        if option not in GROUP_OPTIONS | _ROUTING_OPTIONS:
+            hint = nearest(option, GROUP_OPTIONS | _ROUTING_OPTIONS)
+            raise ConfigError(f"override {pattern!r} has no option {option!r}: {hint}")
+    if "role" in options and options["role"] not in set(Role):
+        raise ConfigError(f"override {pattern!r}: {nearest(str(options['role']), set(Role))}")
+    if "rule" in options:
+        _check_rule(options["rule"], f"override {pattern!r}")
+    try:
+        check_numbers(options)
+    except ConfigError as error:
+        raise ConfigError(f"override {pattern!r}: {error}") from None
+
+
+def _check_rule(rule: object, where: str) -> None:
+    if rule not in RULES:
+        raise ConfigError(f"{where}: no rule is called {rule!r}: {nearest(rule, RULES)}")
+
+
+def _check_item(item: _Candidate) -> None:
+    a = item.assignment
+    if item.rule != "muon":
+        return
+    if a.matrices is None:
+        raise GroupingError(
+            f"{a.name} has shape {tuple(a.parameter.shape)} and is no matrix ({a.why}): "
+            'Muon orthogonalises matrices, use rule "adamw" for it'
+        )
+    try:
+        matrix_shapes(a.parameter.shape, a.matrices)
+    except LayoutError as error:
+        raise LayoutError(f"{a.name}: {error}") from None
+
+
+def _rates(item: _Candidate, common: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the learning rate and decay that were given for a parameter's group."""
+    lr = common.get("adamw_lr", common.get("lr")) if item.rest else common.get("lr")
+    rates = {"lr": lr, "weight_decay": common.get("weight_decay")}
+    return {option: value for option, value in rates.items() if value is not None}
+
+
+def _grouped(routed: list[_Candidate], common: dict[str, Any]) -> list[dict[str, Any]]:
+    groups: dict[tuple[str, ...], dict[str, Any]] = {}
+    for item in sorted(routed, key=lambda item: list(Role).index(item.assignment.role)):
+        a = item.assignment
+        name = f"{a.role}/{item.pattern}" if item.pattern else str(a.role)
+        options = _rates(item, common) | item.options
+        key = (name, item.rule, repr(sorted(options.items(), key=lambda pair: pair[0])))
+        if key not in groups:
+            taken = sum(group["name"].split("#")[0] == name for group in groups.values())
+            groups[key] = {
+                "name": f"{name}#{taken + 1}" if taken else name,
+                "role": str(a.role),
+                "rule": item.rule,
+                "params": [],
+                "param_names": [],
+                **options,
+                "matrices": {},
+                "why": {},
+            }
+        group = groups[key]
+        group["params"].append(a.parameter)
+        group["param_names"].append(a.name)
+        group["why"][a.name] = a.why
+        if a.matrices is not None:
+            group["matrices"][a.name] = a.matrices
+    return list(groups.values())

@@ -1,0 +1,270 @@
+"""The routing report: which parameter is on which rule, and why."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from torch import nn
+from torch.optim import Optimizer
+
+from muonscale.errors import GroupingError
+from muonscale.optim.matrices.spec import PLAIN, matrix_shapes
+from muonscale.optim.parameters.collapse import collapse
+from muonscale.optim.parameters.groups import parameter_groups
+from muonscale.optim.rules.post_norm import resolve_post_norm
+from muonscale.optim.rules.scale import shape_factor
+from muonscale.optim.rules.step_inputs import named
+
+FROZEN = "frozen"
+"""In place of a rule: the parameter needs no gradient and is in no group."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GroupingRow:
+    """One parameter in the routing report."""
+
+    name: str
+    shape: tuple[int, ...]
+    holds: tuple[tuple[int, int, int], ...]
+    """(number, out, in) of the logical matrices that Muon orthogonalises in it; empty on AdamW."""
+    factors: tuple[float, ...]
+    """What the polar factor of each of these is multiplied by, before `lr`; empty where the group
+    does not say its `scale`, which groups have once they are an optimizer's."""
+    role: str
+    rule: str
+    lr: float | None
+    """None where the group leaves it to the optimizer, or the parameter is frozen; so is the decay."""
+    weight_decay: float | None
+    why: str
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+    @property
+    def matrices(self) -> int:
+        """Number of logical matrices that Muon orthogonalises in it; 0 on AdamW."""
+        return sum(number for number, _, _ in self.holds)
+
+
+@dataclass(frozen=True)
+class GroupingReport:
+    """What every parameter was routed to."""
+
+    rows: tuple[GroupingRow, ...]
+
+    def parameters(self, rule: str | None = None) -> int:
+        """Return the number of elements on `rule`, or in all."""
+        return sum(row.size for row in self.rows if rule in (None, row.rule))
+
+    @property
+    def muon_matrices(self) -> int:
+        """Number of logical matrices on Muon."""
+        return sum(row.matrices for row in self.rows)
+
+    def share(self, rule: str) -> float:
+        """Return the part of all elements that is on `rule`, between 0 and 1."""
+        return self.parameters(rule) / max(1, self.parameters())
+
+    def matrix_shapes(self) -> list[tuple[int, int]]:
+        """Return (out, in) of every logical matrix on Muon, as often as it is there."""
+        return [(out, in_) for row in self.rows for n, out, in_ in row.holds for _ in range(n)]
+
+    def summary(self) -> str:
+        """Return one line per rule for a console."""
+        noun = "matrix" if self.muon_matrices == 1 else "matrices"
+        lines = [
+            f"Muon: {self.muon_matrices:,} {noun}, {self._share('muon')}",
+            f"AdamW: {self._share('adamw')}",
+        ]
+        if frozen := self.parameters(FROZEN):
+            lines.append(f"frozen: {frozen:,} parameters ({self.share(FROZEN):.1%})")
+        return "\n".join(lines)
+
+    def table(self, *, full: bool = True) -> str:
+        """Return the rows in columns; without `full`, those that layers repeat as one line."""
+        lines = collapse([(row.name, _facts(row)) for row in self.rows], full=full)
+        titles = [title for title, _ in _COLUMNS]
+        if any(line.count > 1 for line in lines):
+            titles = [titles[0], "times", *titles[1:]]
+            cells = [[line.name, f"{line.count}x", *line.facts] for line in lines]
+        else:
+            cells = [[line.name, *line.facts] for line in lines]
+        return aligned([titles, *cells])
+
+    def __str__(self) -> str:
+        return f"{self.table(full=False)}\n\n{self.summary()}"
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the report as plain values, for JSON."""
+        totals = {
+            rule: {"parameters": self.parameters(rule), "share": self.share(rule)}
+            for rule in dict.fromkeys(["muon", "adamw", *(row.rule for row in self.rows)])
+        }
+        return {
+            "parameters": self.parameters(),
+            "matrices": self.muon_matrices,
+            "rules": totals,
+            "rows": [{**asdict(row), "size": row.size} for row in self.rows],
+        }
+
+    def _share(self, rule: str) -> str:
+        roles = dict.fromkeys(row.role for row in self.rows if row.rule == rule)
+        named = ", ".join(roles) or "no parameters"
+        return f"{self.parameters(rule):,} parameters ({self.share(rule):.1%}), {named}"
+
+
+_COLUMNS: list[tuple[str, Callable[[GroupingRow], str]]] = [
+    ("parameter", lambda row: row.name),
+    ("shape", lambda row: "x".join(map(str, row.shape)) or "scalar"),
+    ("matrices", lambda row: _matrices(row)),
+    ("role", lambda row: row.role),
+    ("rule", lambda row: row.rule),
+    ("lr", lambda row: "-" if row.lr is None else f"{row.lr:g}"),
+    ("decay", lambda row: "-" if row.weight_decay is None else f"{row.weight_decay:g}"),
+    ("factor", lambda row: ", ".join(dict.fromkeys(f"{f:.4g}" for f in row.factors)) or "-"),
+    ("why", lambda row: row.why),
+]
+
+
+def _matrices(row: GroupingRow) -> str:
+    """Return such as `128 of 1408x2048`, or 1 where the parameter is the matrix."""
+    if not row.holds:
+        return "-"
+    counts: dict[tuple[int, int], int] = {}
+    for number, out, in_ in row.holds:
+        counts[out, in_] = counts.get((out, in_), 0) + number
+    if row.holds == ((1, *row.shape),):
+        return "1"
+    return " + ".join(f"{n} of {out}x{in_}" for (out, in_), n in counts.items())
+
+
+def _facts(row: GroupingRow) -> tuple[str, ...]:
+    return tuple(show(row) for _, show in _COLUMNS[1:])
+
+
+def aligned(cells: list[list[str]]) -> str:
+    """Return lines of cells as text with every column as wide as its widest cell."""
+    widths = [max(len(line[i]) for line in cells) for i in range(len(cells[0]))]
+    return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in cells)
+
+
+def grouping_report(
+    groups: Iterable[Mapping[str, Any]] | Optimizer | nn.Module, model: nn.Module | None = None
+) -> GroupingReport:
+    """Return what `groups` say about every parameter; `print` shows it as a table.
+
+        Args:
+            groups: from `parameter_groups`; or an optimizer, whose groups are reported; or a model, whose
+                groups `parameter_groups` makes.
+            model: checked against the groups; its frozen parameters are listed too.
+
+        Raises:
+            GroupingError: if a trainable parameter of `model` is in no group or in two, or a group has
+                a parameter that `model` has not.
+
+        Example:
+            >>> from torch import nn
+    from torch.optim import Optimizer
+            >>> from muonscale import parameter_groups
+            >>> model = nn.Sequential(nn.Embedding(50, 8), nn.Linear(8, 16), nn.Linear(16, 50))
+            >>> print(grouping_report(parameter_groups(model, lr=1e-3)).summary())
+            Muon: 1 matrix, 128 parameters (9.2%), hidden
+            AdamW: 1,266 parameters (90.8%), embedding, head, norm
+    """
+    if isinstance(groups, nn.Module):
+        model, groups = groups, parameter_groups(groups)
+    groups = list(groups.param_groups if isinstance(groups, Optimizer) else groups)
+    rows = [row for group in groups for row in _rows(group)]
+    if model is not None:
+        rows += _frozen(groups, model)
+    return GroupingReport(tuple(rows))
+
+
+def _frozen(groups: list[Mapping[str, Any]], model: nn.Module) -> list[GroupingRow]:
+    """Check that the groups hold the trainable parameters, each once; return rows for the rest."""
+    left = dict(zip(model.parameters(), (n for n, _ in model.named_parameters()), strict=True))
+    seen: dict[Any, str] = {}
+    for group in groups:
+        for name, parameter in named(group):
+            if parameter in seen:
+                raise GroupingError(
+                    f"{name} is in two groups: {seen[parameter]} and {_name(group)}"
+                    "; leave it out of one of them"
+                )
+            if parameter not in left:
+                raise GroupingError(
+                    f"group {_name(group)} has {name}, which the model has not"
+                    "; give the model that the groups were built from"
+                )
+            seen[parameter] = _name(group)
+    rows = []
+    for parameter, name in left.items():
+        if parameter in seen:
+            continue
+        if parameter.requires_grad:
+            raise GroupingError(
+                f"{name} {tuple(parameter.shape)} is trainable and in no group: it would never be "
+                "updated. Build the groups with parameter_groups(model, lr=...), or freeze it."
+            )
+        rows.append(_frozen_row(name, tuple(parameter.shape)))
+    return rows
+
+
+def _name(group: Mapping[str, Any]) -> str:
+    return str(group.get("name", group.get("role", "without a name")))
+
+
+def _frozen_row(name: str, shape: tuple[int, ...]) -> GroupingRow:
+    return GroupingRow(
+        name=name,
+        shape=shape,
+        holds=(),
+        factors=(),
+        role="-",
+        rule=FROZEN,
+        lr=None,
+        weight_decay=None,
+        why="requires_grad is False",
+    )
+
+
+def _rows(group: Mapping[str, Any]) -> list[GroupingRow]:
+    rows = []
+    for name, parameter in named(group):
+        holds: tuple[tuple[int, int, int], ...] = ()
+        if group["rule"] == "muon":
+            layout = group.get("matrices", {}).get(name, PLAIN)
+            holds = tuple(matrix_shapes(parameter.shape, layout))
+        rows.append(
+            GroupingRow(
+                name=name,
+                shape=tuple(parameter.shape),
+                holds=holds,
+                factors=_factors(group, holds),
+                role=group.get("role", group.get("name", "")),
+                rule=group["rule"],
+                lr=_rate(group, "lr"),
+                weight_decay=_rate(group, "weight_decay"),
+                why=group.get("why", {}).get(name, ""),
+            )
+        )
+    return rows
+
+
+def _rate(group: Mapping[str, Any], option: str) -> float | None:
+    return float(group[option]) if option in group else None
+
+
+def _factors(
+    group: Mapping[str, Any], holds: tuple[tuple[int, int, int], ...]
+) -> tuple[float, ...]:
+    if "scale" not in group or "rms" not in group:
+        return ()
+    post_norm = resolve_post_norm(group.get("post_norm"))
+    last = post_norm.last if post_norm else None
+    return tuple(shape_factor(group["scale"], (o, i), group["rms"], last) for _, o, i in holds)

@@ -1,0 +1,100 @@
+"""AdamW with decoupled weight decay, as a function of tensors.
+
+Loshchilov and Hutter, Decoupled Weight Decay Regularization, arXiv 1711.05101, algorithm 2, with
+eps added after the bias correction of the second moment, as torch.optim.AdamW has it.
+
+Letters: G gradient, M first moment, V second moment, W weight.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from muonscale.optim.rules.decay import decay_
+from muonscale.optim.rules.master_weights import Weights
+from muonscale.optim.rules.nonfinite import commit_, scratch
+
+
+def adamw_step_(
+    W: Weights,
+    G: list[Tensor],
+    M: list[Tensor],
+    V: list[Tensor],
+    steps: Sequence[int],
+    *,
+    lr: float,
+    rate: float,
+    betas: tuple[float, float],
+    eps: float,
+    cautious: bool = False,
+    mask: Tensor | None = None,
+) -> None:
+    """Write one AdamW step into `W`, `M` and `V`.
+
+        M <- b1*M + (1-b1)*G        V <- b2*V + (1-b2)*G*G
+        W <- (1 - rate)*W - lr/(1-b1^t) * M / (sqrt(V)/sqrt(1-b2^t) + eps)
+
+    Args:
+        W: parameters, any floating dtype; the rest has their shapes.
+        G: gradients; not written to.
+        M: first moments, float32 or float64.
+        V: second moments, likewise.
+        steps: t of each parameter, this step included (from 1).
+        lr: scheduled learning rate.
+        rate: part of the weight that decays, see `decay_rate`.
+        betas: (b1, b2), each in [0, 1).
+        eps: added to the root of the corrected second moment.
+        cautious: see `decay_`; the update has the sign of `M`.
+        mask: see `commit_`.
+    """
+    denominators = adamw_moments_(G, M, V, steps, betas=betas, eps=eps, mask=mask)
+    new_W = W.wide(M, mask)
+    decay_(new_W, M, rate, cautious=cautious)
+    torch._foreach_addcdiv_(new_W, M, denominators, [-lr / (1 - betas[0] ** t) for t in steps])
+    W.write_(new_W, mask)
+
+
+def adamw_updates_(
+    G: list[Tensor],
+    M: list[Tensor],
+    V: list[Tensor],
+    steps: Sequence[int],
+    *,
+    betas: tuple[float, float],
+    eps: float,
+    mask: Tensor | None = None,
+) -> list[Tensor]:
+    """Write one step into the moments, and return U of `W <- (1 - rate)*W - lr*U`."""
+    if not M:  # this rank owns none
+        return []
+    denominators = adamw_moments_(G, M, V, steps, betas=betas, eps=eps, mask=mask)
+    torch._foreach_mul_(denominators, [1 - betas[0] ** t for t in steps])
+    return list(torch._foreach_div(M, denominators))
+
+
+def adamw_moments_(
+    G: list[Tensor],
+    M: list[Tensor],
+    V: list[Tensor],
+    steps: Sequence[int],
+    *,
+    betas: tuple[float, float],
+    eps: float,
+    mask: Tensor | None = None,
+) -> list[Tensor]:
+    """Write one step into the moments, and return `sqrt(V)/sqrt(1-b2^t) + eps`."""
+    beta1, beta2 = betas
+    wide_G = [g.to(m.dtype) for g, m in zip(G, M, strict=True)]
+    new_M, new_V = scratch(M, M, mask), scratch(V, V, mask)
+    torch._foreach_lerp_(new_M, wide_G, 1 - beta1)
+    torch._foreach_mul_(new_V, beta2)
+    torch._foreach_addcmul_(new_V, wide_G, wide_G, 1 - beta2)
+    commit_(M, new_M, mask)
+    commit_(V, new_V, mask)
+    denominators = list(torch._foreach_sqrt(V))
+    torch._foreach_div_(denominators, [(1 - beta2**t) ** 0.5 for t in steps])
+    torch._foreach_add_(denominators, eps)
+    return denominators

@@ -1,0 +1,209 @@
+"""The rules once more, slow and obvious: one matrix at a time, in float64.
+
+These functions share no code with the fast ones. Tests hold the fast ones against them.
+Letters: W weight `[out, in]`, G gradient, M momentum, V second moment, O polar factor, U update. M is also the number of rows, K of columns.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+
+def newton_schulz(X: Tensor, triples: list[tuple[float, float, float]]) -> Tensor:
+    """Return `p_k(...p_1(X / ||X||_F))`, with `p(X) = aX + b(XX^T)X + c(XX^T)(XX^T)X`.
+
+    Args:
+        X: `[out, in]`.
+        triples: (a, b, c) of each step.
+
+    Returns:
+        `[out, in]`, float64; zeros for zeros.
+
+    References:
+        Liu et al., Muon is Scalable for LLM Training, arXiv 2502.16982, equation 2.
+    """
+    X = X.to(torch.float64)
+    norm = X.square().sum().sqrt()
+    if norm == 0:
+        return X
+    X = X / norm
+    for a, b, c in triples:
+        gram = X @ X.T
+        X = a * X + b * gram @ X + c * gram @ gram @ X
+    return X
+
+
+def unit_rows(O_MK: Tensor, eps: float) -> Tensor:
+    """Return `O` with every row divided by `sqrt(sum of its squares + eps)`.
+
+    References:
+        Zhang et al., Muon+, arXiv 2602.21545, equation 4.
+    """
+    rows = [row / math.sqrt(sum(x * x for x in row.tolist()) + eps) for row in O_MK]
+    return torch.stack(rows)
+
+
+def unit_columns(O_MK: Tensor, eps: float) -> Tensor:
+    """Return `O` with every column divided by `sqrt(sum of its squares + eps)`."""
+    return unit_rows(O_MK.T, eps).T
+
+
+def frobenius(O_MK: Tensor, eps: float) -> Tensor:
+    """Return `O` at the Frobenius norm of an exact polar factor, `sqrt(min(out, in))`."""
+    return O_MK * math.sqrt(min(O_MK.shape)) / math.sqrt(float(O_MK.square().sum()) + eps)
+
+
+def normuon(O_MK: Tensor, V: Tensor, beta2: float, eps: float) -> tuple[Tensor, Tensor]:
+    """Return `O` with row i divided by `sqrt(V_i) + eps`, at its old length, and the new V `[out]`.
+
+    References:
+        Li et al., NorMuon, arXiv 2510.05491, algorithm 1; length kept as in its code.
+    """
+    V = V.to(torch.float64).clone()
+    U = O_MK.clone()
+    for i in range(O_MK.shape[0]):
+        mean = float(O_MK[i].square().sum()) / O_MK.shape[1]
+        V[i] = beta2 * V[i] + (1 - beta2) * mean
+        U[i] = O_MK[i] / (math.sqrt(float(V[i])) + eps)
+    length = float(U.norm())
+    return (U if length == 0 else U * float(O_MK.norm()) / length), V
+
+
+def post_normalized(
+    O_MK: Tensor, post_norm: str | None, V: Tensor, beta2: float, eps: float
+) -> tuple[Tensor, Tensor]:
+    """Return what follows the polar step, and the row state `[out]`, changed by "normuon" alone."""
+    if post_norm == "row":
+        return unit_rows(O_MK, eps), V
+    if post_norm == "col":
+        return unit_columns(O_MK, eps), V
+    if post_norm == "row_col":
+        return unit_columns(unit_rows(O_MK, eps), eps), V
+    if post_norm == "col_row":
+        return unit_rows(unit_columns(O_MK, eps), eps), V
+    if post_norm == "frobenius":
+        return frobenius(O_MK, eps), V
+    if post_norm == "normuon":
+        return normuon(O_MK, V, beta2, eps)
+    assert post_norm is None
+    return O_MK, V
+
+
+def scaled(
+    O_MK: Tensor,
+    scale: str | float | Callable[[int, int], float],
+    rms: float,
+    post_norm: str | None,
+) -> Tensor:
+    """Return `O` times its shape factor, see `muonscale.optim.rules.scale.shape_factor`."""
+    out, in_ = O_MK.shape
+    if callable(scale):
+        return O_MK * scale(out, in_)
+    if not isinstance(scale, str):
+        return O_MK * scale
+    if scale == "rms_exact":
+        realised = math.sqrt(float(O_MK.square().mean()))
+        return O_MK if realised == 0 else O_MK * rms / realised
+    if scale == "rms":
+        if post_norm in ("row", "col_row"):
+            return O_MK * rms * math.sqrt(in_)
+        if post_norm in ("col", "row_col"):
+            return O_MK * rms * math.sqrt(out)
+        return O_MK * rms * math.sqrt(max(out, in_))
+    if scale == "spectral":
+        return O_MK * math.sqrt(out / in_)
+    if scale == "keller":
+        return O_MK * math.sqrt(max(1, out / in_))
+    assert scale == "none"
+    return O_MK
+
+
+def decayed(W: Tensor, U: Tensor, rate: float, cautious: bool) -> Tensor:
+    """Return `W - rate*W`, if `cautious` only where subtracting `U` brings `W` nearer to zero.
+
+    References:
+        Chen et al., Cautious Weight Decay, arXiv 2510.12402, algorithm 1.
+    """
+    if cautious:
+        return torch.where(W * U >= 0, W - rate * W, W)
+    return W - rate * W
+
+
+def muon_step(
+    W: Tensor,
+    G: Tensor,
+    M: Tensor,
+    V: Tensor | None = None,
+    *,
+    lr: float,
+    rate: float,
+    momentum: float,
+    nesterov: bool,
+    triples: list[tuple[float, float, float]],
+    scale: str | Callable[[int, int], float] = "rms",
+    rms: float = 0.2,
+    post_norm: str | None = None,
+    post_norm_eps: float = 1e-8,
+    normuon_beta2: float = 0.95,
+    cautious: bool = False,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the weight and the momentum `[out, in]` and the row state `[out]` after one Muon step.
+
+    `rate` is the part of the weight that decays: lr*wd, or wd times the schedule's multiplier.
+
+    References:
+        Liu et al., arXiv 2502.16982, equations 1 and 4, with `M <- mu*M + (1-mu)*G`.
+    """
+    W, G, M = W.to(torch.float64), G.to(torch.float64), M.to(torch.float64)
+    V = torch.zeros(W.shape[0], dtype=torch.float64) if V is None else V
+    M = momentum * M + (1 - momentum) * G
+    direction = momentum * M + (1 - momentum) * G if nesterov else M
+    O_MK = newton_schulz(direction, triples)
+    O_MK, V = post_normalized(O_MK, post_norm, V, normuon_beta2, post_norm_eps)
+    U = scaled(O_MK, scale, rms, post_norm)
+    return decayed(W, U, rate, cautious) - lr * U, M, V
+
+
+def adamw_step(
+    W: Tensor,
+    G: Tensor,
+    M: Tensor,
+    V: Tensor,
+    step: int,
+    *,
+    lr: float,
+    rate: float,
+    betas: tuple[float, float],
+    eps: float,
+    cautious: bool = False,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return weight, first and second moment, float64, after AdamW step number `step` (from 1).
+
+    References:
+        Loshchilov and Hutter, Decoupled Weight Decay Regularization, arXiv 1711.05101, algorithm 2.
+    """
+    W, G, M, V = (tensor.to(torch.float64) for tensor in (W, G, M, V))
+    M = betas[0] * M + (1 - betas[0]) * G
+    V = betas[1] * V + (1 - betas[1]) * G**2
+    corrected_M = M / (1 - betas[0] ** step)
+    corrected_V = V / (1 - betas[1] ** step)
+    U = corrected_M / (corrected_V.sqrt() + eps)
+    return decayed(W, U, rate, cautious) - lr * U, M, V
+
+
+def stochastic_bfloat16(x: float, random: int) -> float:
+    """Return the bfloat16 below or above `x` in magnitude, for `random` in [0, 65535].
+
+    The one above is taken where the part of the way to it, in 65536ths, exceeds `65535 - random`.
+    """
+    if x == 0 or not math.isfinite(x):
+        return x
+    _, exponent = math.frexp(abs(x))
+    spacing = 2.0 ** (max(exponent, -125) - 8)
+    below = math.floor(abs(x) / spacing)
+    part = (abs(x) / spacing - below) * 65536
+    return math.copysign((below + (part + random >= 65536)) * spacing, x)

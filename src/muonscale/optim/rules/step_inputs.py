@@ -1,0 +1,106 @@
+"""What one optimizer step works on: the parameters with a gradient, gathered into batches."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+from torch import Tensor
+
+from muonscale.errors import GroupingError
+from muonscale.optim.matrices.batches import known_shapes
+from muonscale.optim.matrices.sharding import Sharding
+from muonscale.optim.matrices.spec import PLAIN, MatrixSpec
+from muonscale.optim.newton_schulz.coefficients import resolve
+from muonscale.optim.newton_schulz.orthogonalize import WORKSPACE_BYTES
+from muonscale.optim.rules.muon import COMM_DTYPES, Polar
+
+Group = dict[str, Any]
+"""One entry of `Optimizer.param_groups`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParamStep:
+    """One parameter in one step: what of it is on this rank."""
+
+    name: str
+    parameter: Tensor
+    gradient: Tensor
+    state: dict[str, Any]
+    group: Group
+    placing: Sharding | None = None
+    """How it lies on several ranks; None where it is whole on this one."""
+
+    @property
+    def layout(self) -> MatrixSpec:
+        """How the parameter's matrices are stored."""
+        return self.group["matrices"].get(self.name, PLAIN)
+
+
+def named(group: Mapping[str, Any]) -> Iterator[tuple[str, Tensor]]:
+    """Return the (name, parameter) pairs of a group."""
+    return zip(group["param_names"], group["params"], strict=True)
+
+
+def check_names(group: Group) -> None:
+    """Raise GroupingError where a group has not one name per parameter."""
+    if len(group["params"]) != len(group["param_names"]):
+        raise GroupingError(
+            f"a group has {len(group['params'])} parameters and {len(group['param_names'])} "
+            "param_names: state is kept by name"
+            ", so give one name for each parameter"
+        )
+
+
+def by_group(items: Iterable[ParamStep]) -> Iterator[tuple[Group, list[ParamStep]]]:
+    """Yield each group with its items, which are next to each other in `items`."""
+    for _, part in groupby(items, key=lambda item: id(item.group)):
+        members = list(part)
+        yield members[0].group, members
+
+
+def batches(items: list[ParamStep]) -> Iterator[tuple[Polar, list[ParamStep]]]:
+    """Gather the parameters whose matrices have the same shapes, across groups, up to the cap."""
+    alike: defaultdict[Any, list[ParamStep]] = defaultdict(list)
+    polars = {id(group): polar_of(group) for group, _ in by_group(items)}
+    for item in items:
+        shapes = known_shapes(tuple(item.parameter.shape), item.layout)
+        kinds = frozenset((out, in_) for _, out, in_ in shapes)
+        dtype = item.state["momentum_buffer"].dtype
+        alike[polars[id(item.group)], kinds, item.parameter.device, dtype].append(item)
+    for (polar, *_), members in alike.items():
+        for batch in _capped(members):
+            yield polar, batch
+
+
+def _capped(items: list[ParamStep]) -> Iterator[list[ParamStep]]:
+    """Cut `items` where their directions would exceed the cap; one parameter is never cut."""
+    batch: list[ParamStep] = []
+    size = 0
+    for item in items:
+        nbytes = item.state["momentum_buffer"].nbytes
+        if batch and size + nbytes > WORKSPACE_BYTES:
+            yield batch
+            batch = []
+            size = 0
+        batch.append(item)
+        size += nbytes
+    yield batch
+
+
+def polar_of(group: Group) -> Polar:
+    """Return what a group on Muon does to its momentum."""
+    return Polar(
+        coefficients=resolve(group["ns_coefficients"], group["ns_steps"]),
+        form=group["ns_form"],
+        dtype=group["ns_dtype"],
+        post_norm=group["post_norm"],
+        post_norm_eps=group["post_norm_eps"],
+        normuon_beta2=group["normuon_beta2"],
+        scale=group["scale"],
+        rms=group["rms"],
+        wire=COMM_DTYPES[group["comm_dtype"]],
+    )
