@@ -14,9 +14,9 @@ from collections.abc import Callable, Sequence
 
 from distributed_models import MODELS, Model, planned
 
-from muonscale.optim.distributed import assignment as plan
+from muonscale.optim.distributed import assignment
 from muonscale.optim.distributed.assignment import assign_owners, shapes_of
-from muonscale.optim.matrices.spec import sharding as layout
+from muonscale.optim.matrices import sharding
 
 WORLDS = (8, 64, 256, 1024, 4096)
 
@@ -85,11 +85,11 @@ POLICIES: dict[str, Callable[[Items, int], int]] = {
 def forget() -> None:
     """Empty the caches of the plan, so that planning is timed as in a new process."""
     for function in (
-        layout.seats_by_content,
-        layout.pieces,
-        layout.pieces_by_matrix,
-        plan.holders,
-        plan._boxes,
+        sharding.seats_by_content,
+        sharding.pieces,
+        sharding.pieces_by_matrix,
+        assignment.holders,
+        assignment._boxes,
     ):
         function.cache_clear()
 

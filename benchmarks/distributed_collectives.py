@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 import torch.distributed as dist
 from distributed_counter import Counter
-from distributed_models import POLAR
+from distributed_models import UPDATE
 from distributed_traffic import BYTES
 from distributed_world import run_on
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from torch.distributed.fsdp import fully_shard
 
 from muonscale import Muon, parameter_groups
 from muonscale.optim.distributed.assignment import assign_owners, traffic
-from muonscale.optim.distributed.rank_group import Member, planned
+from muonscale.optim.distributed.rank_group import Member, cost_of
 from muonscale.optim.matrices.sharding import Cut, Sharding
 from muonscale.optim.matrices.spec import PLAIN, MatrixSpec
 
@@ -79,8 +79,8 @@ def by_the_plan(ranks: int, wire_bytes: int) -> list[int]:
     for name, parameter, matrices in muon_parameters(small_llama()):
         shape = tuple(parameter.shape)
         layout = Sharding(shape, matrices, (ranks,), (Cut(0),), tuple(range(ranks)))
-        member = Member(name=name, layout=layout, polar=replace(POLAR, dtype="auto"))
-        found.append(planned(member, "muon", torch.float32, "cpu"))
+        member = Member(name=name, layout=layout, update=replace(UPDATE, dtype="auto"))
+        found.append(cost_of(member, "", torch.float32, "cpu"))
     moved = traffic(assign_owners(found, wire_bytes=wire_bytes))
     pairs = zip(moved.sent_in, moved.sent_out, strict=True)
     return [wire_bytes * (into + out) for into, out in pairs]

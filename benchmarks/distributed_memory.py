@@ -18,6 +18,7 @@ from muonscale.optim.distributed.assignment import ROUND_BYTES, assign_owners
 from muonscale.optim.distributed.dtensor import local
 from muonscale.optim.distributed.memory import StepOptions, step_memory
 from muonscale.optim.distributed.zero1 import PartitionedTensor
+from muonscale.optim.rules import MUON
 
 WORLDS = (2, 3, 4)
 LAYOUTS = ("FSDP2", "data parallel")
@@ -57,7 +58,7 @@ def facts(where: str, wire: str, round_bytes: int) -> dict[str, Any]:
             optimizer.step()
         stack.restore_gradients()
         peak = peak_extra_bytes(optimizer.step)
-        (domain,) = optimizer._context.domains(optimizer.param_groups, "muon")
+        (domain,) = optimizer._context.rank_groups(optimizer.param_groups, MUON)
     options = StepOptions(products=torch.float32, wire=getattr(torch, wire))
     return {
         "said": step_memory(domain.plan, dist.get_rank(), options).transient,

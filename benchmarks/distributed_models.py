@@ -12,12 +12,11 @@ from dataclasses import dataclass
 import torch
 
 from muonscale.optim.distributed.assignment import ParamCost
-from muonscale.optim.distributed.rank_group import Member
-from muonscale.optim.distributed.rank_group import planned as as_planned
+from muonscale.optim.distributed.rank_group import Member, cost_of
 from muonscale.optim.matrices.sharding import Cut, Sharding
 from muonscale.optim.matrices.spec import PLAIN, MatrixSpec
 from muonscale.optim.newton_schulz.coefficients import resolve
-from muonscale.optim.rules.muon import Polar
+from muonscale.optim.rules.muon import MuonUpdate
 
 
 @dataclass(frozen=True)
@@ -105,7 +104,7 @@ def _experts(layer: int, width: int, number: int = 64, inner: int = 1408) -> lis
 MODELS = (llama(), moonlight())
 
 
-POLAR = Polar(coefficients=resolve("jordan", 5), dtype=torch.bfloat16)
+UPDATE = MuonUpdate(coefficients=resolve("jordan", 5), dtype=torch.bfloat16)
 
 
 def planned(model: Model, ranks: int) -> list[ParamCost]:
@@ -117,6 +116,6 @@ def planned(model: Model, ranks: int) -> list[ParamCost]:
     found = []
     for stored in model.stored:
         layout = Sharding(stored.shape, stored.matrices, (ranks,), (Cut(0),), everyone)
-        member = Member(name=stored.name, layout=layout, polar=POLAR)
-        found.append(as_planned(member, "muon", torch.float32, "cuda"))
+        member = Member(name=stored.name, layout=layout, update=UPDATE)
+        found.append(cost_of(member, "", torch.float32, "cuda"))
     return found

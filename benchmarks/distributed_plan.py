@@ -128,7 +128,7 @@ def line(name: str, words: list[str], layout: str) -> str:
     parts = {
         "parameters": memory.parameters,
         "gradients": memory.gradients,
-        "state": memory.muon_state + memory.adamw_state,
+        "state": memory.matrix_state + memory.elementwise_state,
         "peak": memory.peak,
     }
     cells += [f"{real[k] / 2**20:.2f} ({ratio(mine, real[k])})" for k, mine in parts.items()]

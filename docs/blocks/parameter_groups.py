@@ -18,7 +18,7 @@ from muonscale.lab.inspect import inspect as inspect_model
 from muonscale.optim.matrices.spec import PLAIN, MatrixSpec
 from muonscale.optim.parameters.collapse import collapse
 from muonscale.optim.parameters.fused_weights import ELEMENTWISE, FUSED
-from muonscale.optim.parameters.groups import MUON_ROLES
+from muonscale.optim.parameters.groups import MATRIX_ROLES
 from muonscale.optim.parameters.report import GroupingRow
 from muonscale.optim.parameters.roles import Role, assign_roles
 
@@ -27,7 +27,7 @@ def roles() -> str:
     """Return the roles with their rules, and the order in which they are recognised."""
     described = _docstrings(Role)
     rows = [
-        [code(role), described[role.name], "Muon" if role in MUON_ROLES else "AdamW"]
+        [code(role), described[role.name], "Muon" if role in MATRIX_ROLES else "AdamW"]
         for role in Role
     ]
     steps = inspect.cleandoc(assign_roles.__doc__ or "").partition("decides:\n")[2]

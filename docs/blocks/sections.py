@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import inspect
 import re
+import textwrap
 
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
@@ -12,6 +13,7 @@ from pydantic_core import PydanticUndefined
 from docs.blocks.markdown import code, table
 from muonscale.lab.config import Config
 from muonscale.lab.sections import BatchChange, Ingredient, Section, Stage
+from muonscale.optim import options
 
 PARTS: dict[str, dict[str, type[BaseModel]]] = {
     "data": {"an item of `data.mixture`": Ingredient},
@@ -49,9 +51,9 @@ def _written(section: type[BaseModel]) -> dict[str, tuple[str, str]]:
     """Return annotation and docstring of every field, of the classes it inherits too."""
     found: dict[str, tuple[str, str]] = {}
     for cls in reversed(section.__mro__):
-        if not issubclass(cls, Section) or cls is Section:
+        if cls in (Section, *Section.__mro__) or not inspect.getdoc(cls):
             continue
-        (body,) = ast.parse(inspect.getsource(cls)).body
+        (body,) = ast.parse(textwrap.dedent(inspect.getsource(cls))).body
         assert isinstance(body, ast.ClassDef)
         for field, text in zip(body.body, [*body.body[1:], None], strict=True):
             if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name):
@@ -62,6 +64,12 @@ def _written(section: type[BaseModel]) -> dict[str, tuple[str, str]]:
 
 
 def _type(annotation: str) -> str:
+    """Return the type as a reader writes it; names of literals in `options` are spelled out."""
+    annotation = re.sub(
+        r"\b\w+T\b",
+        lambda m: str(getattr(options, m[0], m[0])).removeprefix("typing."),
+        annotation,
+    )
     values = re.sub(r"Literal\[([^\]]*)\]", lambda m: m[1].replace(", ", " | "), annotation)
     values = re.sub(r"Annotated\[(.*), Field\(.*?\)\]", r"\1", values)
     parts = values.replace("'", "").replace(" | None", "")

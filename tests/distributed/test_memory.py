@@ -17,6 +17,7 @@ from muonscale.optim.distributed.assignment import assign_owners
 from muonscale.optim.distributed.dtensor import local
 from muonscale.optim.distributed.memory import StepOptions, step_memory
 from muonscale.optim.distributed.zero1 import PartitionedTensor
+from muonscale.optim.rules import MUON
 from tests.peak import peak_bytes
 
 
@@ -35,7 +36,7 @@ def said_and_measured(axis: int | None, round_bytes: int) -> dict[str, float]:
         optimizer.step()
         # gloo's threads give buffers back late at times: not in all of four steps
         peak = min(peak_bytes(optimizer.step) for _ in range(4))
-        (made,) = optimizer._context.domains(optimizer.param_groups, "muon")
+        (made,) = optimizer._context.rank_groups(optimizer.param_groups, MUON)
     finally:
         domain.assign_owners = assign_owners
     said = step_memory(made.plan, dist.get_rank(), StepOptions(products=torch.float32))

@@ -14,6 +14,7 @@ from muonscale.optim.distributed.assignment import assign_owners
 from muonscale.optim.newton_schulz.coefficients import resolve
 from muonscale.optim.newton_schulz.orthogonalize import orthogonalize, orthogonalize_part
 from muonscale.optim.newton_schulz.subgroup import Subgroup, divided_axis, part_of
+from muonscale.optim.rules import MUON
 from tests.distributed.layouts import gathered, make, mesh_of, placed, reference, rows, whole
 
 
@@ -30,7 +31,7 @@ def train(row_name: str, team_size: int, options: dict[str, Any]) -> tuple[dict[
             for name, parameter in parameters.items():
                 parameter.grad = place(name, whole(name, seed))
             optimizer.step()
-        (made,) = optimizer._context.domains(optimizer.param_groups, "muon")
+        (made,) = optimizer._context.rank_groups(optimizer.param_groups, MUON)
     finally:
         domain.assign_owners = assign_owners
     shared = {(t.parameter, t.matrix) for t in made.plan.tasks if t.split is not None}

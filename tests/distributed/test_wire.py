@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from muonscale.optim.rules import MUON
 from tests.distributed.layouts import gathered, make, mesh_of, placed, rows, whole
 
 LR = 0.1
@@ -24,7 +25,7 @@ def train(row_name: str, dtype: torch.dtype, options: dict[str, Any]) -> dict[st
         for name, parameter in parameters.items():
             parameter.grad = place(name, whole(name, seed).to(dtype))
         optimizer.step()
-    domains = optimizer._context.domains(optimizer.param_groups, "muon")
+    domains = optimizer._context.rank_groups(optimizer.param_groups, MUON)
     return {
         "parameters": gathered(parameters),
         "bytes": sum(domain.ledger.bytes_sent for domain in domains),

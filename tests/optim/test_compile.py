@@ -5,15 +5,16 @@ import torch
 from torch import nn
 
 from muonscale import Muon
+from muonscale.optim.rules import base
 from muonscale.optim.rules import muon as muon_rule
 from tests.optim.compare import close
 
 
 @pytest.fixture(autouse=True)
 def nothing_compiled():
-    muon_rule._compiled.cache_clear()
+    base._compiled.cache_clear()
     yield
-    muon_rule._compiled.cache_clear()
+    base._compiled.cache_clear()
     torch.compiler.reset()
 
 
@@ -42,7 +43,7 @@ def test_compiled_steps_equal_eager_ones(options) -> None:
         close(mine.detach(), other.detach())
         for key, value in first.state[mine].items():
             close(value, second.state[other][key])
-    assert muon_rule._compiled.cache_info().currsize == 1  # of both parameters
+    assert base._compiled.cache_info().currsize == 1  # of both parameters
 
 
 def test_no_number_of_shapes_reaches_the_recompile_limit(monkeypatch) -> None:

@@ -9,7 +9,8 @@ from torch import nn
 from muonscale.errors import ConfigError, GroupingError, LayoutError
 from muonscale.optim.matrices.spec import MatrixSpec
 from muonscale.optim.muon import Muon
-from muonscale.optim.parameters.groups import GROUP_OPTIONS, parameter_groups
+from muonscale.optim.options import option_names
+from muonscale.optim.parameters.groups import parameter_groups
 from muonscale.optim.parameters.report import grouping_report
 
 Build = Callable[[str], nn.Module]
@@ -203,8 +204,8 @@ def test_adamw_groups_also_say_which_matrices_they_hold(toy: nn.Module) -> None:
 
 def test_every_option_of_a_group_is_an_option_of_the_optimizer(toy: nn.Module) -> None:
     defaults = set(Muon(parameter_groups(toy, lr=1e-3)).defaults)
-    assert defaults - GROUP_OPTIONS == {"rule", "momentum_convention"}
-    assert defaults >= GROUP_OPTIONS
+    assert defaults - option_names() == {"rule", "momentum_convention"}
+    assert defaults >= option_names()
 
 
 def test_a_trainable_parameter_in_no_group_is_refused(toy: nn.Module) -> None:

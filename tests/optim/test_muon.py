@@ -13,14 +13,14 @@ from torch import nn
 from muonscale import Muon, parameter_groups
 from muonscale.errors import ConfigError, GroupingError
 from muonscale.optim.matrices.spec import MatrixSpec
-from muonscale.optim.parameters.groups import GROUP_OPTIONS
+from muonscale.optim.options import option_names
 from tests.optim.compare import Build, SetGradients, close, snapshot, states
 
 
 def test_a_group_can_have_every_option_that_parameter_groups_lets_through() -> None:
     optimizer = Muon([nn.Parameter(torch.zeros(2, 2))])
     settled = {"rule", "momentum_convention"}
-    assert set(optimizer.defaults) - settled == GROUP_OPTIONS
+    assert set(optimizer.defaults) - settled == option_names()
 
 
 def test_zero_is_not_taken_for_unset(toy: nn.Module, set_gradients: SetGradients) -> None:

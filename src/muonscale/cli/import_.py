@@ -11,6 +11,7 @@ import typer
 from muonscale.cli import is_first_process
 from muonscale.cli.arguments import Arguments, split_arguments
 from muonscale.cli.running import DryRun, Resume, start
+from muonscale.optim.options import OPTIONS_OF
 
 
 def import_(
@@ -45,6 +46,10 @@ def import_(
         given["optimizer.state"] = state
     ours = [f"{key}={json.dumps(str(path))}" for key, path in given.items()]
     config = load_config(recipe, [*ours, *overrides])
-    if config.optimizer.rule == "muon" and not trained_with_muon(folder) and is_first_process():
+    if (
+        OPTIONS_OF[config.optimizer.rule].on_matrices
+        and not trained_with_muon(folder)
+        and is_first_process()
+    ):
         typer.echo(f"warning: {MUON_GAINS_NOTHING}", err=True)
     start(config, dry_run=dry_run, resume=resume)

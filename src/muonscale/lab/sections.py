@@ -9,7 +9,25 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+
+from muonscale.errors import ConfigError
+from muonscale.optim.options import (
+    OPTIONS_OF,
+    AdamWOptions,
+    CommonOptions,
+    MuonOptions,
+    check_options_given,
+    check_word,
+    names_of,
+)
 
 Positive = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
@@ -211,48 +229,22 @@ class DataSection(Section):
         return self.model_copy(update=own | place)
 
 
-class OptimizerSection(Section):
+class OptimizerSection(Section, AdamWOptions, MuonOptions, CommonOptions):  # pyrefly: ignore
     """How it is updated: `optimizer.*`."""
 
-    rule: Literal["muon", "adamw"] = "muon"
-    """`muon`: Muon for the hidden matrices, AdamW for the rest; `adamw`: AdamW for everything."""
+    rule: str = "muon"
+    """Rule of the hidden matrices: `muon`, with AdamW for the rest, or `adamw`."""
     lr: Annotated[float, Field(gt=0, le=1e30)] = 0.01
     """Peak learning rate of every group."""
     adamw_lr: Annotated[float, Field(gt=0, le=1e30)] | None = None
     """Peak learning rate of embeddings, head, norms and biases, under either rule; null for `lr`."""
-    weight_decay: Annotated[float, Field(ge=0)] = 0.1
-    """Decoupled weight decay, multiplied by the scheduled learning rate."""
-    decay: Literal["coupled", "independent"] = "coupled"
-    """`independent` multiplies weight_decay by the schedule's multiplier instead of the lr."""
-    cautious_decay: bool = False
-    """Decay only where the update and the weight have the same sign (arXiv 2510.12402)."""
-    momentum: Fraction = 0.95
-    """Momentum of the Muon rule."""
-    nesterov: bool = True
-    """Nesterov momentum of the Muon rule."""
     ns_coefficients: str = "jordan"
     """Newton-Schulz polynomials, a name from muonscale.optim.newton_schulz.coefficients."""
-    ns_steps: Positive = 5
-    """Newton-Schulz iterations of the Muon rule."""
-    ns_form: Literal["auto", "direct", "gram"] = "auto"
-    """How the polynomial is evaluated; `auto` is the form with fewer operations for each shape."""
     ns_dtype: Literal["auto", "float32", "bfloat16", "float64"] = "auto"
     """Dtype of the Newton-Schulz products; `auto` is bfloat16 where that is fast, else float32."""
-    post_norm: Literal["row", "col", "row_col", "col_row", "normuon", "frobenius"] | None = None
-    """What follows the polar step: Muon+ (row, col, row_col, col_row), NorMuon, Frobenius snap."""
-    post_norm_eps: Annotated[float, Field(gt=0)] = 1e-8
-    """Epsilon of post_norm."""
-    normuon_beta2: Fraction = 0.95
-    """Decay rate of NorMuon's row statistics."""
     scale: str | Annotated[float, Field(gt=0)] = "rms"
     """Shape factor: rms, rms_exact, spectral, keller, none, another project's name for one, or a
     number for all shapes."""
-    rms: Annotated[float, Field(gt=0)] = 0.2
-    """Root mean square of an update under `scale=rms` (Moonlight, section 2.2)."""
-    betas: tuple[Fraction, Fraction] = (0.9, 0.95)
-    """Moment decay rates of the AdamW rule."""
-    eps: Annotated[float, Field(gt=0)] = 1e-8
-    """Epsilon of the AdamW rule."""
     nonfinite: Literal["raise", "skip"] = "raise"
     """A NaN or an infinity in a gradient: stop with an error, or leave the step out and count it."""
     max_grad_norm: Annotated[float, Field(gt=0)] | None = 1.0
@@ -270,6 +262,18 @@ class OptimizerSection(Section):
     """A state dict, saved by torch.save, to start from: momentum and moments, none of the options."""
     state_format: Literal["torch", "keller", "keller_2024", "moonlight", "normuon"] | None = None
     """Which optimizer saved it, a name from muonscale.optim.migrate.convert_state; null for muonscale's."""
+
+    @field_validator("rule", *names_of(AdamWOptions, MuonOptions, CommonOptions))
+    @classmethod
+    def _accepted(cls, value: Any, info: ValidationInfo) -> Any:
+        name = str(info.field_name)
+        try:
+            if name == "rule":
+                check_word(name, value, tuple(OPTIONS_OF))
+            check_options_given({name: value})
+        except ConfigError as error:
+            raise ValueError(f"optimizer.{error}") from None
+        return value
 
     @model_validator(mode="after")
     def _format_of_a_state(self) -> OptimizerSection:

@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 
 from muonscale.optim.muon import Muon
-from muonscale.optim.parameters.groups import Overrides, RuleT, parameter_groups
+from muonscale.optim.parameters.groups import Overrides, parameter_groups
 
 
 class MuonFactory:
@@ -32,7 +32,7 @@ class MuonFactory:
         *,
         adamw_lr: float | None = None,
         overrides: Overrides | None = None,
-        rule: RuleT = "muon",
+        rule: str = "muon",
         **options: Any,
     ) -> Muon:
         """Return the optimizer of `model`.

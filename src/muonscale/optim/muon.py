@@ -6,39 +6,35 @@ state, nothing else: gradients stay as they were. Not yet run on GPU.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim.optimizer import ParamsT
 
-from muonscale.errors import ConfigError, DivergedError, GroupingError
+from muonscale.errors import DivergedError, GroupingError
 from muonscale.optim.distributed.context import DistributedContext
 from muonscale.optim.distributed.zero1 import gather
-from muonscale.optim.newton_schulz.coefficients import CoefficientsLike
-from muonscale.optim.newton_schulz.flops import FormT
-from muonscale.optim.newton_schulz.orthogonalize import DTypeLike
+from muonscale.optim.options import all_defaults, check_word, names_of
 from muonscale.optim.parameters.validate import (
-    check_backend,
     check_keys,
     check_options,
     check_parameter,
     own_groups,
+    refuse_unknown,
     split_names,
     warn_of_narrow_parameters,
 )
-from muonscale.optim.rules.decay import DecayT
-from muonscale.optim.rules.master_weights import MasterT
-from muonscale.optim.rules.muon import MOMENTUM_CONVENTION, CommDTypeT
+from muonscale.optim.rules import MUON
+from muonscale.optim.rules.base import RULES, rule_of
+from muonscale.optim.rules.muon import MOMENTUM_CONVENTION
 from muonscale.optim.rules.nonfinite import FiniteCheck
-from muonscale.optim.rules.post_norm import PostNormT
-from muonscale.optim.rules.scale import ScaleLike
 from muonscale.optim.rules.step_inputs import Group, check_names, named
-from muonscale.optim.state.state import COUNTERS, keep_by_name
+from muonscale.optim.state.state import counters_of, keep_by_name
 from muonscale.optim.state.state_io import plain, take_over
-from muonscale.optim.step import adamw_domain_, adamw_items_, muon_domain_, muon_items_
+from muonscale.optim.step import StepTally, step_rule_
 
 NonfiniteT = Literal["raise", "skip"]
 
@@ -56,50 +52,29 @@ class Muon(torch.optim.Optimizer):
     the dtype of the parameters. A parameter whose gradient is None is skipped, decay included; a
     gradient of zeros is a gradient. Parameters may be sharded in any way (DTensor): a step
     gives what it gives one process. A parameter that is replaced in its group, moved or cast keeps
-    its state, by name. Every option down to `comm_dtype` can also be an entry of a group.
+    its state, by name.
 
     Args:
         params: a model, whose groups `parameter_groups` makes; or groups from `parameter_groups`; or
-            groups of your own, of which one at least has a `rule` ("muon", the default, or "adamw") if
-            they are several, optional `param_names`, and `matrices` (name to `MatrixSpec`) for what is
-            not a plain 2-D matrix; or 2-D tensors, named or not.
-        lr: learning rate of groups that have none.
-        weight_decay: decoupled decay, on both rules.
-        decay: "coupled" takes lr*weight_decay of a weight per step, "independent" weight_decay
-            times the schedule's multiplier, which is lr over the lr the group was added with.
-        cautious_decay: decay only where the update makes the weight smaller (Chen et al., Cautious
-            Weight Decay, arXiv 2510.12402).
-        momentum: mu, in [0, 1).
-        nesterov: orthogonalise the look-ahead direction.
-        ns_coefficients: a row of `muonscale.optim.newton_schulz.coefficients`, a triple or a list of triples.
-        ns_steps: Newton-Schulz steps.
-        ns_form: how Newton-Schulz is evaluated, see `orthogonalize`.
-        ns_dtype: dtype of the Newton-Schulz products, see `orthogonalize`.
-        post_norm: what follows the polar factor. "row", "col", "row_col" (rows, then columns) or
-            "col_row" make rows or columns of unit length (Zhang et al., Muon+, arXiv 2602.21545);
-            "normuon" divides rows by their running RMS (Li et al., NorMuon, arXiv 2510.05491);
-            "frobenius" gives the update the length of an exact polar factor.
-        post_norm_eps: within the root of a sum of squares; "normuon" adds it to the root.
-        normuon_beta2: of the running mean square of "normuon".
-        scale: shape factor, see `shape_factor`. "rms" allows for what `post_norm` ends with.
-        rms: RMS of the update at `scale="rms"` and "rms_exact", in units of `lr`.
-        betas: of the AdamW rule.
-        eps: of the AdamW rule.
-        master: what is done for parameters in 16 bits, which lose small steps: "float32" keeps and
-            saves a float32 copy of them, "stochastic" rounds to bfloat16 at random without bias,
-            "none" warns.
-        rounding_seed: of master="stochastic". A resumed run rounds as an uninterrupted one.
-        comm_dtype: what directions and updates are rounded to, among many ranks as on one:
-            "float32", or "bfloat16", which is half the bytes to send.
-        compile: run Newton-Schulz and what follows it through torch.compile, once for each shape;
-            a string names a backend other than "inductor".
-        adamw_lr: learning rate of groups on AdamW that have none; `lr` if None.
-        nonfinite: what a NaN or an infinity in any gradient does. The whole step is left out, with
-            state and parameters as they were, on all ranks; "raise" raises when the next step
+            groups of your own, of which at least one needs a `rule` (Muon is the default) if there
+            are several, optional `param_names`, and `matrices` (name to `MatrixSpec`) for what is
+            not a plain 2-D matrix; or 2-D tensors, with or without names.
+        *args: `lr`, `weight_decay`, `momentum` and `nesterov`, in this order as in torch.optim.Muon.
+        **kwargs: the options of `CommonOptions`, `NarrowOptions`, `MuonOptions` and `AdamWOptions` in
+            `muonscale.optim.options`, which a group can also have for itself, and:
+
+            `adamw_lr`: learning rate of groups on AdamW that have none; `lr` if None.
+
+            `compile`: run what Muon does to whole matrices through torch.compile, once for each
+            shape; a string names a backend other than "inductor".
+
+            `nonfinite`: what a NaN or an infinity in any gradient does. The whole step is left out
+            on all ranks, with state and parameters unchanged; "raise" raises when the next step
             begins or at `check_finite()`, "skip" goes on and counts.
-        process_group: ranks that hold plain tensors alike, as under DistributedDataParallel; each
-            then keeps the state of its own share only (ZeRO-1). Sharded parameters (DTensor) need
-            no such word.
+
+            `process_group`: ranks that hold identical replicas, as under DistributedDataParallel.
+            Optimizer state is then partitioned across them (ZeRO-1). Not needed for sharded
+            parameters (DTensor).
 
     Raises:
         GroupingError: for something on Muon that is no matrix, a parameter given twice, or several
@@ -119,63 +94,20 @@ class Muon(torch.optim.Optimizer):
         1
     """
 
-    def __init__(
-        self,
-        params: ParamsT | nn.Module,
-        lr: float = 1e-3,
-        weight_decay: float = 0.1,
-        momentum: float = 0.95,
-        nesterov: bool = True,
-        *,
-        decay: DecayT = "coupled",
-        cautious_decay: bool = False,
-        ns_coefficients: CoefficientsLike = "jordan",
-        ns_steps: int = 5,
-        ns_form: FormT = "auto",
-        ns_dtype: DTypeLike = "auto",
-        post_norm: PostNormT | None = None,
-        post_norm_eps: float = 1e-8,
-        normuon_beta2: float = 0.95,
-        scale: ScaleLike = "rms",
-        rms: float = 0.2,
-        betas: tuple[float, float] = (0.9, 0.95),
-        eps: float = 1e-8,
-        master: MasterT = "none",
-        rounding_seed: int = 0,
-        comm_dtype: CommDTypeT = "float32",
-        adamw_lr: float | None = None,
-        compile: bool | str = False,
-        nonfinite: NonfiniteT = "raise",
-        process_group: dist.ProcessGroup | None = None,
-    ) -> None:
-        if nonfinite not in ("raise", "skip"):
-            raise ConfigError(f"nonfinite is {nonfinite!r}: raise or skip is accepted")
+    def __init__(self, params: ParamsT | nn.Module, *args: Any, **kwargs: Any) -> None:
+        signature = _signature()
+        for key, value in kwargs.items():
+            refuse_unknown(key, value, signature.parameters, "Muon was given")
+        bound = signature.bind(params, *args, **kwargs)
+        bound.apply_defaults()
+        options = dict(bound.arguments)
+        del options["params"]
+        adamw_lr, compile = options.pop("adamw_lr"), options.pop("compile")
+        nonfinite, process_group = options.pop("nonfinite"), options.pop("process_group")
+        check_word("nonfinite", nonfinite, get_args(NonfiniteT))
         if isinstance(compile, str):
-            check_backend(compile)
-        defaults = {
-            "rule": "muon",
-            "lr": lr,
-            "weight_decay": weight_decay,
-            "momentum": momentum,
-            "nesterov": nesterov,
-            "ns_coefficients": ns_coefficients,
-            "ns_steps": ns_steps,
-            "ns_form": ns_form,
-            "ns_dtype": ns_dtype,
-            "post_norm": post_norm,
-            "post_norm_eps": post_norm_eps,
-            "normuon_beta2": normuon_beta2,
-            "scale": scale,
-            "rms": rms,
-            "betas": betas,
-            "eps": eps,
-            "decay": decay,
-            "cautious_decay": cautious_decay,
-            "master": master,
-            "rounding_seed": rounding_seed,
-            "comm_dtype": comm_dtype,
-            "momentum_convention": MOMENTUM_CONVENTION,
-        }
+            check_word("compile", compile, torch.compiler.list_backends(exclude_tags=()))
+        defaults = {"rule": MUON.name, **options, "momentum_convention": MOMENTUM_CONVENTION}
         self._owners: dict[str, Tensor] = {}
         self._context = DistributedContext(process_group, compile)
         super().__init__(own_groups(params, adamw_lr), defaults)
@@ -268,20 +200,14 @@ class Muon(torch.optim.Optimizer):
             self._pending = check, []
             self._settle()
             return loss
-        counters = [i.state[key] for i in items for key in COUNTERS if key in i.state]
-        for counter in counters:
-            counter += 1
-        on_adamw = [i for i in items if i.group["rule"] == "adamw"]
-        dealt_out = {i.name for i in on_adamw if i.placing is not None and i.placing.owned}
-        adamw_items_([i for i in on_adamw if i.name not in dealt_out], check.mask)
-        for domain in self._context.domains(self.param_groups, "adamw"):
-            if theirs := [i for i in on_adamw if i.name in domain.names]:
-                adamw_domain_(domain, theirs, check.mask)
-        on_muon = [i for i in items if i.group["rule"] == "muon"]
-        tally = muon_items_([i for i in on_muon if i.placing is None], check.mask, self._compile)
-        for domain in self._context.domains(self.param_groups, "muon"):
-            if theirs := [i for i in on_muon if i.name in domain.names]:
-                tally += muon_domain_(domain, theirs, check.mask)
+        counters = [c for i in items for c in counters_of(i.state, i.group)]
+        if counters:
+            torch._foreach_add_(counters, 1)
+        tally = StepTally()
+        for rule in RULES.values():
+            rank_groups = self._context.rank_groups(self.param_groups, rule)
+            on_rule = [item for item in items if item.group["rule"] == rule.name]
+            tally += step_rule_(rule, on_rule, rank_groups, check.mask, self._compile)
         self._matrices = tally.matrices
         if tally.update_rms is not None:
             self._update_rms = tally.update_rms
@@ -308,8 +234,8 @@ class Muon(torch.optim.Optimizer):
         if not names:
             return
         self._nonfinite_rank = check.nonfinite_ranks()[0]
-        for counter in counters:  # raised when the flag was still on its way
-            counter -= 1
+        if counters:  # raised when the flag was still on its way
+            torch._foreach_sub_(counters, 1)
         self._skipped_steps += 1
         self._matrices = 0
         self._nonfinite_names = names
@@ -389,12 +315,32 @@ class Muon(torch.optim.Optimizer):
             after(self)
 
 
+def _signature() -> inspect.Signature:
+    """Return the signature of `Muon`: torch's order first, then every option by its name."""
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    positional = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    defaults = all_defaults()
+    first = ("lr", "weight_decay", "momentum", "nesterov")
+    own = {"adamw_lr": None, "compile": False, "nonfinite": "raise", "process_group": None}
+    rest = {name: value for name, value in defaults.items() if name not in first} | own
+    return inspect.Signature(
+        [
+            inspect.Parameter("params", positional),
+            *(inspect.Parameter(name, positional, default=defaults[name]) for name in first),
+            *(inspect.Parameter(name, keyword, default=value) for name, value in rest.items()),
+        ]
+    )
+
+
+Muon.__signature__ = _signature()  # type: ignore[attr-defined]  # for help() and editors
+
+
 def _follow_cycled_beta(groups: list[Group]) -> None:
-    """Cycle the momentum of the Muon rule with OneCycleLR and CyclicLR.
+    """Cycle the momentum of every rule that has one with OneCycleLR and CyclicLR.
 
     Where an optimizer has betas, these schedulers write the cycled momentum into the first of them
     and nowhere else; `max_momentum` in a group says that they do.
     """
     for group in groups:
-        if group["rule"] == "muon" and "max_momentum" in group:
+        if "max_momentum" in group and "momentum" in names_of(rule_of(group).options):
             group["momentum"] = group["betas"][0]

@@ -1,10 +1,15 @@
-"""One optimizer step on the parameters of each rule: from options and state to the pure functions."""
+"""One step of one rule, on the parameters that are whole on this rank and on those that are shared.
+
+The way of a parameter is described in docs/concepts/life-of-a-step.md.
+"""
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,118 +20,149 @@ from muonscale.optim.distributed.rank_group import RankGroup, StepTensors
 from muonscale.optim.distributed.zero1 import PartitionedTensor
 from muonscale.optim.matrices.batches import MatrixBatches
 from muonscale.optim.matrices.sharding import read_piece
-from muonscale.optim.rules.adamw import adamw_step_, adamw_updates_
+from muonscale.optim.rules.base import (
+    Rule,
+    apply_updates_,
+    batch_update,
+    matrix_updates,
+)
 from muonscale.optim.rules.decay import decay_rate
 from muonscale.optim.rules.master_weights import Rounding, Weights, rounding_key
-from muonscale.optim.rules.muon import apply_updates_, momentum_step_, polar_updates
 from muonscale.optim.rules.step_inputs import Group, ParamStep, batches, by_group
-from muonscale.optim.state.state import ROW_STATE
 
 
 @dataclass(frozen=True)
-class MuonTally:
-    """What the Muon rule did in one step, on all ranks together."""
+class StepTally:
+    """What rules on matrices did in one step, on all ranks together."""
 
-    matrices: int
-    """Logical matrices orthogonalised."""
-    squares: list[Tensor]
+    matrices: int = 0
+    """Logical matrices updated."""
+    squares: tuple[Tensor, ...] = ()
     """0-D, on the device: they add up to the sum of squares of all updates."""
-    elements: int
-    """How many elements these have."""
+    elements: int = 0
+    """Number of elements of these updates."""
 
     @property
     def update_rms(self) -> Tensor | None:
-        """0-D, on the device; None if nothing was on Muon."""
+        """0-D, on the device; None if no rule on matrices had a parameter."""
         if not self.squares:
             return None
-        total = torch.stack([s.to(self.squares[0].device) for s in self.squares]).sum()
-        return (total / max(1, self.elements)).sqrt()
+        sums = torch.stack([s.to(self.squares[0].device) for s in self.squares]).sum()
+        return (sums / max(1, self.elements)).sqrt()
 
-    def __add__(self, other: MuonTally) -> MuonTally:
-        return MuonTally(
+    def __add__(self, other: StepTally) -> StepTally:
+        return StepTally(
             self.matrices + other.matrices,
             self.squares + other.squares,
             self.elements + other.elements,
         )
 
 
-def adamw_items_(items: list[ParamStep], mask: Tensor | None) -> None:
-    """Write one AdamW step into the parameters and the state of `items`."""
+def step_rule_(
+    rule: Rule,
+    items: list[ParamStep],
+    rank_groups: Sequence[RankGroup],
+    mask: Tensor | None,
+    compile: bool | str = False,
+) -> StepTally:
+    """Write one step into the parameters and the state of `items`, all on `rule`.
+
+    Args:
+        rule: of all of them.
+        items: parameters that take part, the same on all ranks that share them.
+        rank_groups: of the parameters whose updates other ranks need; a collective of each.
+        mask: see `commit_`.
+        compile: see `Muon`.
+    """
+    shared = {name for rank_group in rank_groups for name in rank_group.names}
+    own = [item for item in items if item.name not in shared]
+    if rule.on_matrices:
+        tally = _step_matrices_(rule, own, mask, compile)
+    else:
+        tally = StepTally()
+        _step_elements_(rule, own, mask)
+    for rank_group in rank_groups:
+        if theirs := [item for item in items if item.name in rank_group.names]:
+            tally += _step_shared_(rule, rank_group, theirs, mask)
+    return tally
+
+
+def _step_elements_(rule: Rule, items: list[ParamStep], mask: Tensor | None) -> None:
+    """Step an elementwise rule on whatever part of each parameter is here."""
     for group, part in by_group(items):
-        adamw_step_(
+        rule.step_(
             _weights(group, part),
-            [i.gradient for i in part],
-            [i.state["exp_avg"] for i in part],
-            [i.state["exp_avg_sq"] for i in part],
-            [int(i.state["step"]) for i in part],
+            [item.gradient for item in part],
+            _elementwise(rule, group, [item.state for item in part]),
+            group,
             lr=float(group["lr"]),
             rate=decay_rate(group),
-            cautious=group["cautious_decay"],
-            betas=group["betas"],
-            eps=group["eps"],
             mask=mask,
         )
 
 
-def muon_items_(items: list[ParamStep], mask: Tensor | None, compile: bool | str) -> MuonTally:
-    """Write one Muon step into the parameters and the state of `items`, all whole on this rank."""
-    matrices = 0
-    squares: list[Tensor] = []
-    for polar, batch in batches(items):
+def _step_matrices_(
+    rule: Rule, items: list[ParamStep], mask: Tensor | None, compile: bool | str
+) -> StepTally:
+    """Step a rule on matrices, in batches of parameters that are whole here."""
+    tally = StepTally()
+    for update, batch in batches(items):
         directions: list[Tensor] = []
         for group, part in by_group(batch):
-            directions += momentum_step_(
-                [i.state["momentum_buffer"] for i in part],
-                [i.gradient for i in part],
-                momentum=group["momentum"],
-                nesterov=group["nesterov"],
-                mask=mask,
-            )
-        stacks = MatrixBatches([tuple(i.parameter.shape) for i in batch], [i.layout for i in batch])
-        rows = [i.state[ROW_STATE] for i in batch] if ROW_STATE in batch[0].state else None
-        updates = polar_updates(directions, stacks, polar, V=rows, mask=mask, compile=compile)
-        matrices += updates.matrices
-        squares += updates.squares
-        _apply(batch, updates.tensors, mask)
-    return MuonTally(matrices, squares, sum(item.parameter.numel() for item in items))
+            state = _elementwise(rule, group, [item.state for item in part])
+            directions += rule.direction_(state, [i.gradient for i in part], group, mask)
+        updates = matrix_updates(
+            directions,
+            MatrixBatches([tuple(i.parameter.shape) for i in batch], [i.layout for i in batch]),
+            functools.partial(batch_update, update, compile=compile),
+            rows={key: [item.state[key] for item in batch] for key in update.row_states},
+            mask=mask,
+        )
+        _apply_(batch, updates.tensors, mask)
+        elements = sum(item.parameter.numel() for item in batch)
+        tally += StepTally(updates.matrices, tuple(updates.squares), elements)
+    return tally
 
 
-def muon_domain_(domain: RankGroup, items: list[ParamStep], mask: Tensor | None) -> MuonTally:
-    """Write one Muon step into what of `items` is on this rank. A collective of the domain.
-
-    Args:
-        domain: of `items`, and of others without a gradient.
-        items: the same on all ranks of the domain.
-        mask: see `commit_`.
-    """
-    cargo = _cargo(items, mask)
-    square = torch.zeros((), device=items[0].parameter.device)
-    for item, own_square in _updated(domain, items, cargo, mask):
-        assert item.placing is not None
-        square += own_square.float() / item.placing.copies
-    squares = total(square, domain.group)
-    elements = sum(math.prod(i.placing.shape) for i in items if i.placing is not None)
-    return MuonTally(domain.matrices({i.name for i in items}), [squares], elements)
-
-
-def _updated(
-    domain: RankGroup, items: list[ParamStep], cargo: StepTensors, mask: Tensor | None
-) -> Iterator[tuple[ParamStep, Tensor]]:
-    """Apply the updates as they arrive, and yield the sums of their squares."""
+def _step_shared_(
+    rule: Rule, rank_group: RankGroup, items: list[ParamStep], mask: Tensor | None
+) -> StepTally:
+    """Step parameters whose matrices or state are on several ranks, and apply updates as they arrive."""
     by_name = {item.name: item for item in items}
-    for names in domain.updates(cargo, by_name):
+    tensors = _step_tensors(rule, items, mask)
+    square = torch.zeros((), device=items[0].parameter.device)
+    for names in rank_group.updates(tensors, by_name):
         complete = [by_name[name] for name in names]
-        updates = [cargo.updates[i.name].view(i.parameter.shape) for i in complete]
-        _apply(complete, updates, mask)
-        squares = [torch.linalg.vector_norm(update).square() for update in updates]
+        updates = [tensors.updates[i.name].view(i.parameter.shape) for i in complete]
+        _apply_(complete, updates, mask)
+        if rule.on_matrices:
+            for item, update in zip(complete, updates, strict=True):
+                assert item.placing is not None
+                own = torch.linalg.vector_norm(update).square()
+                square += own.float() / item.placing.copies
         updates.clear()  # or they would live on while the next round is worked on
         for name in names:
-            del cargo.updates[name]
-        yield from zip(complete, squares, strict=True)
+            del tensors.updates[name]
+    if not rule.on_matrices:
+        return StepTally()
+    elements = sum(math.prod(i.placing.shape) for i in items if i.placing is not None)
+    return StepTally(rank_group.matrices(by_name), (total(square, rank_group.group),), elements)
 
 
-class _Places(dict[str, Tensor]):
-    """Where updates arrive, made when the first piece is there."""
+def _elementwise(rule: Rule, group: Group, states: Sequence[Any]) -> dict[str, list[Any]]:
+    """Return the elementwise state by name, and counts as numbers."""
+    found: dict[str, list[Any]] = {}
+    for tensor in rule.state(group):
+        if tensor.per == "element":
+            found[tensor.name] = [state[tensor.name] for state in states]
+        elif tensor.per == "parameter":
+            counts = torch.stack([state[tensor.name] for state in states])
+            found[tensor.name] = counts.int().tolist()
+    return found
+
+
+class _Arrivals(dict[str, Tensor]):
+    """Where updates arrive, allocated when the first piece is there."""
 
     def __init__(self, items: list[ParamStep], key: str) -> None:
         super().__init__()
@@ -143,81 +179,66 @@ class _Places(dict[str, Tensor]):
         return self[name]
 
 
-def _cargo(items: list[ParamStep], mask: Tensor | None) -> StepTensors:
-    """Make one momentum step on what of the state is on this rank."""
+def _step_tensors(rule: Rule, items: list[ParamStep], mask: Tensor | None) -> StepTensors:
+    """Make the directions of what of the state is on this rank."""
     directions: dict[str, Tensor] = {}
     whole: dict[tuple[str, int], Tensor] = {}
-    updates = _Places(items, "momentum_buffer")
+    first = rule.state(items[0].group)[0].name
+    updates = _Arrivals(items, first)
     for group, part in by_group(items):
-        held = [_held(item) for item in part]
-        new = momentum_step_(
-            [M for parts in held for _, M, _ in parts],
-            [G for parts in held for _, _, G in parts],
-            momentum=group["momentum"],
-            nesterov=group["nesterov"],
-            mask=mask,
-        )
-        left = iter(new)
-        for item, parts in zip(part, held, strict=True):
-            for number, _, _ in parts:
-                if number is not None:
-                    whole[item.name, number] = next(left)
-                    continue
-                directions[item.name] = next(left)
-                if group["nesterov"]:
-                    # A piece has left before its update arrives: the direction's place will do.
-                    updates[item.name] = directions[item.name]
-    rows = {i.name: i.state[ROW_STATE] for i in items if ROW_STATE in i.state}
+        keys = [tensor.name for tensor in rule.state(group) if tensor.per != "row"]
+        here = [(item, *piece) for item in part for piece in _pieces_here(item, first, keys)]
+        if not here:  # this rank owns none of them
+            continue
+        state = _elementwise(rule, group, [values for _, _, values, _ in here])
+        new = rule.direction_(state, [G for *_, G in here], group, mask)
+        for (item, number, values, _), direction in zip(here, new, strict=True):
+            if number is not None:
+                whole[item.name, number] = direction
+                continue
+            directions[item.name] = direction
+            if all(direction is not value for value in values.values()):
+                # A piece has left before its update arrives, so the update may take its place.
+                updates[item.name] = direction
+    rows = {
+        tensor.name: {i.name: i.state[tensor.name] for i in items if tensor.name in i.state}
+        for group, _ in by_group(items)
+        for tensor in rule.state(group)
+        if tensor.per == "row"
+    }
     whole_rows = {
-        (name, number): part
-        for name, state in rows.items()
-        if isinstance(state, PartitionedTensor)
-        for number, part in state.parts.items()
+        key: {
+            (name, number): part
+            for name, state in states.items()
+            if isinstance(state, PartitionedTensor)
+            for number, part in state.parts.items()
+        }
+        for key, states in rows.items()
     }
     return StepTensors(
         directions=directions, updates=updates, rows=rows, whole=whole, whole_rows=whole_rows
     )
 
 
-def _held(item: ParamStep) -> list[tuple[int | None, Tensor, Tensor]]:
-    """Return (number of the matrix or None, momentum, gradient) of what is on this rank."""
-    momentum = item.state["momentum_buffer"]
-    if not isinstance(momentum, PartitionedTensor):
-        return [(None, momentum, item.gradient)]
-    return list(_owned(item, "momentum_buffer"))
-
-
-def _owned(item: ParamStep, key: str) -> Iterator[tuple[int, Tensor, Tensor]]:
-    """Yield (number, state, gradient) of the matrices of which this rank owns the state."""
-    state = item.state[key]
+def _pieces_here(
+    item: ParamStep, first: str, keys: list[str]
+) -> Iterator[tuple[int | None, dict[str, Tensor], Tensor]]:
+    """Yield (number of the matrix or None, state by name, gradient) of what is on this rank."""
+    state = item.state[first]
+    if not isinstance(state, PartitionedTensor):
+        yield None, {key: item.state[key] for key in keys}, item.gradient
+        return
     gradient = item.gradient.reshape(state.dealt.shape)
-    for piece, part in state.owned():
-        yield piece.matrix, part, read_piece(gradient, state.dealt.matrices, piece)
+    for piece, _ in state.owned():
+        values = {key: _part_of(item.state[key], piece.matrix) for key in keys}
+        yield piece.matrix, values, read_piece(gradient, state.dealt.matrices, piece)
 
 
-def adamw_domain_(domain: RankGroup, items: list[ParamStep], mask: Tensor | None) -> None:
-    """Write one AdamW step into parameters whose state is dealt out. A collective of the domain."""
-    whole: dict[tuple[str, int], Tensor] = {}
-    for group, part in by_group(items):
-        owned = [(item, *parts) for item in part for parts in _owned(item, "exp_avg")]
-        updates = adamw_updates_(
-            [G for _, _, _, G in owned],
-            [M for _, _, M, _ in owned],
-            [item.state["exp_avg_sq"].parts[number] for item, number, _, _ in owned],
-            [int(item.state["step"]) for item, _, _, _ in owned],
-            betas=group["betas"],
-            eps=group["eps"],
-            mask=mask,
-        )
-        whole |= {(i.name, n): U for (i, n, _, _), U in zip(owned, updates, strict=True)}
-    cargo = StepTensors(
-        directions={}, updates=_Places(items, "exp_avg"), rows={}, whole=whole, whole_rows={}
-    )
-    for _ in _updated(domain, items, cargo, mask):
-        pass
+def _part_of(value: Tensor, number: int) -> Tensor:
+    return value.parts[number] if isinstance(value, PartitionedTensor) else value
 
 
-def _apply(batch: list[ParamStep], updates: list[Tensor], mask: Tensor | None) -> None:
+def _apply_(batch: list[ParamStep], updates: list[Tensor], mask: Tensor | None) -> None:
     left = iter(updates)
     for group, part in by_group(batch):
         apply_updates_(

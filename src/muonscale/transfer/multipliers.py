@@ -12,8 +12,10 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from muonscale.errors import ConfigError, nearest
+from muonscale.optim.options import DecayT, check_options_given
 from muonscale.optim.parameters.roles import Role
-from muonscale.optim.rules.decay import DECAYS, DecayT
+from muonscale.optim.rules import MUON
+from muonscale.optim.rules.base import find_rule
 from muonscale.optim.rules.post_norm import resolve_post_norm
 from muonscale.optim.rules.scale import ScaleLike, check_scale, shape_factor
 
@@ -50,17 +52,22 @@ class Multipliers:
 class UpdateRule:
     """What has to be known of the rule that updates a parameter: options of its group."""
 
-    rule: Literal["muon", "adamw"] = "muon"
+    rule: str = MUON.name
     scale: ScaleLike = "rms"
     rms: float = 0.2
     post_norm: str | None = None
     decay: DecayT = "coupled"
 
     def __post_init__(self) -> None:
+        find_rule(self.rule)
         check_scale(self.scale)
         resolve_post_norm(self.post_norm)
-        if self.decay not in DECAYS:
-            raise ConfigError(f"decay is {self.decay!r}: {nearest(self.decay, DECAYS)}")
+        check_options_given({"decay": self.decay})
+
+    @property
+    def on_matrices(self) -> bool:
+        """Whether it updates whole matrices."""
+        return find_rule(self.rule).on_matrices
 
     @classmethod
     def of(cls, group: Mapping[str, Any], defaults: Mapping[str, Any]) -> UpdateRule:
@@ -186,7 +193,7 @@ def _matrix(
     r_out, r_in = shape[0] / base[0], shape[1] / base[1]
     aspect = math.sqrt(r_out / r_in)
     init = min(1.0, aspect) / math.sqrt(r_in)
-    if rule.rule == "adamw":
+    if not rule.on_matrices:
         lr = 1 / r_in
     elif convention == "spectral":
         lr = aspect * (rule.update_norm(base) / rule.update_norm(shape))
@@ -206,7 +213,7 @@ def _vectors(
             "the number of positions have to be the same"
         )
     growth = shape[1] / base[1] if role == Role.EMBEDDING else shape[0] / base[0]
-    lr = rule.update_rms(base) / rule.update_rms(shape) if rule.rule == "muon" else 1.0
+    lr = rule.update_rms(base) / rule.update_rms(shape) if rule.on_matrices else 1.0
     return _settled(1.0, lr, 1.0, growth, rule, convention)
 
 
@@ -219,7 +226,7 @@ def _settled(
     convention: ConventionT,
 ) -> Multipliers:
     """Return the multipliers, from what the part of a weight that a step takes away is to be."""
-    eps = 1 / r_out if rule.rule == "adamw" and convention == "spectral" else 1.0
+    eps = 1 / r_out if not rule.on_matrices and convention == "spectral" else 1.0
     weight_decay = decayed / lr if rule.decay == "coupled" else decayed
     return cleaned(Multipliers(init=init, lr=lr, weight_decay=weight_decay, eps=eps))
 
@@ -242,7 +249,7 @@ def folded(found: Multipliers, factor: float, rule: UpdateRule, *, offset: bool)
     if factor == 1:
         return found
     changed = replace(found, init=found.init * factor, lr=found.lr * factor)
-    if rule.rule == "adamw":
+    if not rule.on_matrices:
         changed = replace(changed, eps=changed.eps / factor)
     if offset:
         shift = (1 + found.shift) * factor - 1

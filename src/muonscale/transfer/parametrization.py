@@ -19,6 +19,7 @@ from torch import nn
 from muonscale.errors import ConfigError, LayoutError, nearest
 from muonscale.optim.matrices.spec import MatrixSpec, matrix_shapes
 from muonscale.optim.parameters.roles import Assignment, Role, assign_roles
+from muonscale.optim.rules.base import find_rule
 from muonscale.optim.rules.step_inputs import named
 from muonscale.transfer.apply import DEPTHS, DepthT, TransferRow
 from muonscale.transfer.apply import Parametrization as Parametrization
@@ -185,7 +186,7 @@ def _deepened(row: TransferRow, pair: Pair, layers: float, convention: Conventio
     if layers == 1 or template(row.name) == row.name or convention == "standard":
         return row
     found = row.multipliers
-    if row.rule == "adamw" and convention == "spectral":
+    if not find_rule(row.rule).on_matrices and convention == "spectral":
         found = replace(found, eps=found.eps / layers)
     drawn_smaller = pair.constants.falling_branch_std and row.role != Role.NORM
     if drawn_smaller and ends_branch(row.name, pair.constants):

@@ -41,11 +41,11 @@ def test_shards_are_those_of_torch_padded_to_the_largest(ranks: int) -> None:
     for rank in range(ranks):
         assert parameter_bytes(seen.placed, rank) == 4 * largest
         assert gradient_bytes(seen.placed, rank) == 4 * largest
-        state = {"muon": 0, "adamw": 0}
+        state = {True: 0, False: 0}
         for name, shape in shapes(seen).items():
             on_muon = any(part in name for part in MUON)
             own = chunk_rows(shape, ranks, rank)
-            state["muon" if on_muon else "adamw"] += own * (4 if on_muon else 8)
+            state[on_muon] += own * (4 if on_muon else 8)
         assert state_bytes(seen.placed, rank) == state
 
 
@@ -73,8 +73,8 @@ def test_state_under_data_parallelism_is_dealt_out_once() -> None:
     sizes = {name: math.prod(shape) for name, shape in shapes(seen).items()}
     on_muon = sum(n for name, n in sizes.items() if any(part in name for part in MUON))
     states = [state_bytes(seen.placed, rank) for rank in range(3)]
-    assert sum(state["muon"] for state in states) == 4 * on_muon
-    assert sum(state["adamw"] for state in states) == 8 * (sum(sizes.values()) - on_muon)
+    assert sum(state[True] for state in states) == 4 * on_muon
+    assert sum(state[False] for state in states) == 8 * (sum(sizes.values()) - on_muon)
     assert parameter_bytes(seen.placed, 2) == 4 * sum(sizes.values())
 
 
@@ -114,7 +114,13 @@ def test_dealt_out_experts_are_neither_held_nor_gathered_elsewhere(tmp_path: Pat
 
 
 def memory_of(**parts: object) -> RankMemory:
-    sizes = {"parameters": 10, "gradients": 10, "muon_state": 5, "adamw_state": 2, "gathered": 9}
+    sizes = {
+        "parameters": 10,
+        "gradients": 10,
+        "matrix_state": 5,
+        "elementwise_state": 2,
+        "gathered": 9,
+    }
     sizes |= {"gathered_layer": 4, "unreduced": 8, "activations": 30, "logits": 1}
     return RankMemory(**{**sizes, "step_workspace": 3, "gradients_stay": False, **parts})  # type: ignore[arg-type]
 

@@ -50,10 +50,10 @@ def test_tensor_parallel_passes_add_up_to_the_model() -> None:
 
 def test_adamw_alone_has_no_parts_of_muon() -> None:
     found = facts("optimizer.rule=adamw", layout="ddp=2")
-    assert found["memory"]["parts"]["muon_state"] == 0
+    assert found["memory"]["parts"]["matrix_state"] == 0
     assert found["flops"]["newton_schulz_per_step"] == 0
     assert found["time"]["slower_than_adamw"] == 0
-    assert not [row for row in found["traffic"]["messages"] if row["purpose"] == "muon"]
+    assert not [row for row in found["traffic"]["messages"] if row["purpose"] == "matrices"]
     text = table(found)
     assert "every parameter is on AdamW" in text and "Muon pays" not in text
 

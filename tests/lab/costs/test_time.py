@@ -22,8 +22,7 @@ WORK = Work(
     ns_flops=10**11,
     products="bfloat16",
     rounds=4,
-    muon_elements=0,
-    adamw_elements=0,
+    touched=0,
 )
 
 
@@ -61,16 +60,16 @@ def test_activations_are_waited_for_and_machines_are_slower() -> None:
 
 
 def test_the_exchange_is_hidden_but_for_a_round() -> None:
-    small = step_time(WORK, [message("muon", 10**8)], DEVICE, 0.4)
+    small = step_time(WORK, [message("matrices", 10**8)], DEVICE, 0.4)
     assert small.newton_schulz + small.exchange == pytest.approx(0.2 + 0.1 / 4)
-    large = step_time(WORK, [message("muon", 10**9)], DEVICE, 0.4)
+    large = step_time(WORK, [message("matrices", 10**9)], DEVICE, 0.4)
     assert large.newton_schulz + large.exchange == pytest.approx(1.0 + 0.2 / 4)
-    team = step_time(WORK, [message("muon", 10**8, kind="team")], DEVICE, 0.4)
+    team = step_time(WORK, [message("matrices", 10**8, kind="team")], DEVICE, 0.4)
     assert team.exchange == pytest.approx(0.1)
 
 
 def test_moments_go_at_the_bandwidth_of_the_memory() -> None:
-    work = replace(WORK, muon_elements=10**6, adamw_elements=10**6)
+    work = replace(WORK, touched=15 * 10**6)
     assert step_time(work, [], DEVICE, 0.4).elementwise == pytest.approx(4 * 15e6 / 1e9)
 
 

@@ -63,7 +63,7 @@ def test_data_parallelism_sums_gradients_once_a_step_and_updates_travel() -> Non
     # whole updates, float32: at least half of all elements, and little more
     assert 1 <= both[0]["all_gather"] / (4 * seen.placed.elements / 2) < 1.1
     plain = moved(planned("ddp=2", "optimizer.rule=adamw").placed)
-    assert not plain.muon and plain.adamw
+    assert not plain.matrices and plain.partitioned
 
 
 def test_tensor_parallelism_sums_activations_and_gathers_logits() -> None:
@@ -114,7 +114,7 @@ def test_two_ranks_exchange_half_of_every_matrix_each_way() -> None:
     on_muon = sum(
         math.prod(layout.shape)
         for name, layout in seen.placed.layouts.items()
-        if seen.placed.rules[name] == "muon"
+        if seen.placed.rules[name].on_matrices
     )
     # half of a matrix goes to its owner and comes back: together all of it, in float32
     assert sum(m.sent for found in own for m in found) == 4 * on_muon

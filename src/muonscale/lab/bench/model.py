@@ -34,6 +34,7 @@ from muonscale.lab.training.groups import plan_transfer
 from muonscale.lab.training.setup import build_optimizer, resolve_device
 from muonscale.optim.muon import Muon
 from muonscale.optim.parameters.report import grouping_report
+from muonscale.optim.rules import MUON
 
 Tell = Callable[[str], None]
 
@@ -74,11 +75,11 @@ class Bench:
         workspace = step_bytes(self.planned.placed, self.planned.device.kind, 0)
         if part is None:
             elements = sum(each.elements for each in self.parts)
-            muon = sum(each.elements for each in self.parts if each.rule == "muon")
-            return step_needs(elements, muon, workspace, torch_muon=False)
-        muon = part.elements if part.rule == "muon" else 0
+            on_matrices = sum(each.elements for each in self.parts if each.on_matrices)
+            return step_needs(elements, on_matrices, workspace, torch_muon=False)
+        on_matrices = part.elements if part.on_matrices else 0
         most = min(workspace, 6 * 4 * part.elements)  # of a part no more than a few copies
-        return step_needs(part.elements, muon, most, torch_muon=part.plain)
+        return step_needs(part.elements, on_matrices, most, torch_muon=part.plain)
 
 
 def bench(asked: Asked, tell: Tell = lambda text: None) -> dict[str, Any]:
@@ -142,7 +143,7 @@ def _measure_part(ready: Bench, part: Part, tell: Tell) -> dict[str, Any]:
     """Return the row of a part: ours, AdamW and, where it can, torch's Muon."""
     tell(f"{part.title}: first steps")
     ours, others = _sides(ready, part.names)
-    products = ready.planned.placed.muon[0].products if part.rule == "muon" else None
+    products = ready.planned.placed.matrices[0].products if part.on_matrices else None
     reason = _no_torch_muon(part, ready.device)
     if reason is None:
         parameters = [p for group in ours.optimizer.param_groups for p in group["params"]]
@@ -193,8 +194,8 @@ def _play(
 
 def _no_torch_muon(part: Part, device: torch.device) -> str | None:
     """Return why torch's Muon does not step a part, None where it does."""
-    if part.rule != "muon":
-        return "not on Muon"
+    if part.rule != MUON.name:
+        return f"not on {MUON.title}"
     if not part.plain:
         return "it takes 2-D parameters alone"
     flops = sum(n * direct_flops(out, in_) for n, out, in_ in part.matrices) / part.scale
@@ -261,7 +262,9 @@ def _facts(
 
 
 def _products(ready: Bench) -> str | None:
-    dtypes = {str(domain.products).removeprefix("torch.") for domain in ready.planned.placed.muon}
+    dtypes = {
+        str(domain.products).removeprefix("torch.") for domain in ready.planned.placed.matrices
+    }
     return ", ".join(sorted(dtypes)) or None
 
 

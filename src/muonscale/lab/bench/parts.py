@@ -13,6 +13,8 @@ import torch
 from torch.nn import Parameter
 
 from muonscale.optim.parameters.report import GroupingRow
+from muonscale.optim.rules import MUON
+from muonscale.optim.rules.base import RULES
 from muonscale.optim.rules.step_inputs import Group, named
 
 Facts = tuple[str, tuple[int, ...], tuple[tuple[int, int, int], ...]]
@@ -39,9 +41,14 @@ class Part:
     """Elements there are for one that is measured."""
 
     @property
+    def on_matrices(self) -> bool:
+        """Whether its rule is one on matrices."""
+        return RULES[self.rule].on_matrices
+
+    @property
     def plain(self) -> bool:
         """Whether torch.optim.Muon can step it: every parameter is one matrix."""
-        return self.rule == "muon" and self.shape is not None and len(self.shape) == 2
+        return self.rule == MUON.name and self.shape is not None and len(self.shape) == 2
 
 
 def parts_of(rows: Sequence[GroupingRow], layers: int | None = None) -> list[Part]:
@@ -53,10 +60,13 @@ def parts_of(rows: Sequence[GroupingRow], layers: int | None = None) -> list[Par
     """
     kinds: defaultdict[Facts, list[GroupingRow]] = defaultdict(list)
     for row in rows:
-        if row.rule in ("muon", "adamw"):
-            facts = (row.rule, row.shape, row.holds) if row.rule == "muon" else (row.rule, (), ())
+        if row.rule in RULES:
+            on_matrices = RULES[row.rule].on_matrices
+            facts = (row.rule, row.shape, row.holds) if on_matrices else (row.rule, (), ())
             kinds[facts].append(row)
-    ordered = sorted(kinds.items(), key=lambda item: (item[0][0] != "muon", -_elements(item[1])))
+    ordered = sorted(
+        kinds.items(), key=lambda kind: (not RULES[kind[0][0]].on_matrices, -_elements(kind[1]))
+    )
     return [_part(facts, found, _first(found, layers)) for facts, found in ordered]
 
 
@@ -67,9 +77,9 @@ def _part(facts: Facts, found: Sequence[GroupingRow], taken: Sequence[GroupingRo
         for number, out, in_ in row.holds:
             held[out, in_] += number
     return Part(
-        title="x".join(map(str, shape)) if rule == "muon" else "AdamW's",
+        title="x".join(map(str, shape)) if RULES[rule].on_matrices else f"{RULES[rule].title}'s",
         rule=rule,
-        shape=shape if rule == "muon" else None,
+        shape=shape if RULES[rule].on_matrices else None,
         matrices=tuple((number, out, in_) for (out, in_), number in held.items()),
         names=tuple(row.name for row in taken),
         count=len(found),

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from muonscale.lab.coordcheck.slopes import Slope
+from muonscale.optim.options import OPTIONS_OF
 
 WRONG = 0.5
 """The smallest exponent that a wrong rule has: multipliers are whole powers of the root of the width."""
@@ -95,8 +96,8 @@ def limit_of(
         return Limit(lowest=-fall, highest=-fall, tolerance=tolerance)
     if quantity == UPDATE:
         # AdamW's multiplier is for entries that agree in sign, which they do not wholly.
-        random = rule == "adamw" and part != VECTORS
+        random = rule is not None and not OPTIONS_OF[rule].on_matrices and part != VECTORS
         return Limit(lowest=-WRONG if random else 0.0, tolerance=tolerance)
-    if quantity == CHANGE and rule == "adamw":
+    if quantity == CHANGE and rule is not None and not OPTIONS_OF[rule].on_matrices:
         return Limit(tolerance=tolerance)
     return Limit(lowest=-fall, tolerance=tolerance)

@@ -37,8 +37,8 @@ def _rates(planned: Planned) -> list[tuple[str, str, str]]:
         ("devices in a machine", str(device.ranks_per_machine), "assumption"),
         ("MFU of the model", f"{asked.mfu:g}", "--mfu; assumption, untested"),
     ]
-    if planned.placed.muon:
-        products = str(planned.placed.muon[0].products).removeprefix("torch.")
+    if planned.placed.matrices:
+        products = str(planned.placed.matrices[0].products).removeprefix("torch.")
         rows.append(("Newton-Schulz", f"{NS_MFU:g} of peak", f"{products}; assumption, untested"))
     return rows
 
@@ -63,6 +63,6 @@ def _counting(planned: Planned, activations: Activations) -> list[tuple[str, str
     ]  # fmt: skip
     if planned.placed.stacks:
         rows.append(("routed experts", "even", "every expert gets as many tokens; assumption"))
-    if any(domain.plan.team_size > 1 for domain in planned.placed.muon):
+    if any(domain.plan.team_size > 1 for domain in planned.placed.matrices):
         rows.append(("split matrices", "a part each", "workspace: Gram matrices added, team's not"))
     return rows

@@ -14,7 +14,7 @@ from muonscale.errors import ConfigError
 COLORS = ("#4477aa", "#66ccee", "#228833", "#ccbb44", "#ee6677", "#aa3377", "#999933", "#bbbbbb")
 """Paul Tol's bright scheme, told apart by colour-blind readers."""
 
-RESIDENT = ("parameters", "gradients", "muon_state", "adamw_state")
+RESIDENT = ("parameters", "gradients", "matrix_state", "elementwise_state")
 PASSES = ("gathered", "unreduced", "activations", "logits")
 TIMES = ("passes", "exposed", "activations", "newton_schulz", "exchange", "elementwise")
 

@@ -61,7 +61,7 @@ def step_flops(
 def newton_schulz_flops(placed: Placed) -> tuple[int, ...]:
     """Return the operations of Newton-Schulz in one step, by rank: sums over a rank's domains."""
     world = placed.topology.world
-    loads = [(domain, domain.plan.loads()) for domain in placed.muon]
+    loads = [(domain, domain.plan.loads()) for domain in placed.matrices]
     return tuple(
         sum(load[domain.position(rank, world)] for domain, load in loads) for rank in range(world)
     )

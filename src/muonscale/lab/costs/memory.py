@@ -34,8 +34,8 @@ class RankMemory:
 
     parameters: int
     gradients: int
-    muon_state: int
-    adamw_state: int
+    matrix_state: int
+    elementwise_state: int
     gathered: int
     """Layers in flight and what is outside the layers, in the dtype of the passes; without FSDP the
     copies that autocast makes."""
@@ -53,13 +53,13 @@ class RankMemory:
     @property
     def resident(self) -> int:
         """There all the time."""
-        return self.parameters + self.muon_state + self.adamw_state
+        return self.parameters + self.matrix_state + self.elementwise_state
 
     @property
     def moments(self) -> dict[str, dict[str, int]]:
         """What is there when the loss is computed, in the backward pass, and in the step, by part."""
         held = {"parameters": self.parameters, "gradients": self.gradients}
-        held |= {"muon_state": self.muon_state, "adamw_state": self.adamw_state}
+        held |= {"matrix_state": self.matrix_state, "elementwise_state": self.elementwise_state}
         early = held | ({} if self.gradients_stay else {"gradients": 0})
         passing = early | {"activations": self.activations}
         if not self.gradients_stay and self.gradients > self.activations:
@@ -102,8 +102,8 @@ def rank_memory(
     return RankMemory(
         parameters=parameter_bytes(placed, rank),
         gradients=gradient_bytes(placed, rank),
-        muon_state=state["muon"],
-        adamw_state=state["adamw"],
+        matrix_state=state[True],
+        elementwise_state=state[False],
         gathered=gathered_bytes(placed, workload, rank),
         gathered_layer=layer,
         unreduced=unreduced_bytes(placed, workload),
@@ -128,19 +128,21 @@ def gradient_bytes(placed: Placed, rank: int) -> int:
     return parameter_bytes(placed, rank)
 
 
-def state_bytes(placed: Placed, rank: int) -> dict[str, int]:
-    """Return the bytes of the optimizer state on a global rank, by rule; step counters excluded."""
-    found = {"muon": 0, "adamw": 0}
+def state_bytes(placed: Placed, rank: int) -> dict[bool, int]:
+    """Return the bytes of the optimizer state on a global rank; step counters excluded.
+
+    By whether the rule is one on matrices.
+    """
+    found = {True: 0, False: 0}
     for name, layout in placed.layouts.items():
         if not layout.owned:
-            values = 1 if placed.rules[name] == "muon" else 2
             held = elements(layout, _seat(placed, layout, rank))
-            found[placed.rules[name]] += PARAMETER_BYTES * values * held
-    for domain in placed.muon:
-        found["muon"] += PARAMETER_BYTES * _owned(domain, placed, rank)
-        found["muon"] += PARAMETER_BYTES * _row_states(domain, placed, rank)
-    for domain in placed.adamw:
-        found["adamw"] += PARAMETER_BYTES * 2 * _owned(domain, placed, rank)
+            found[placed.rules[name].on_matrices] += PARAMETER_BYTES * placed.values[name] * held
+    for domain in placed.matrices:
+        found[True] += PARAMETER_BYTES * _owned(domain, placed, rank)
+        found[True] += PARAMETER_BYTES * _row_states(domain, placed, rank)
+    for domain in placed.partitioned:
+        found[False] += PARAMETER_BYTES * _owned(domain, placed, rank)
     return found
 
 
@@ -198,12 +200,12 @@ def step_bytes(placed: Placed, kind: str, rank: int) -> int:
     Of a split matrix its part is counted and Gram matrices of its short side, not what travels
     within its team.
     """
-    needs = [_muon_step(domain, placed, kind, rank) for domain in placed.muon]
-    needs += [_carried_step(domain, placed, rank) for domain in placed.adamw]
+    needs = [_muon_step(domain, placed, kind, rank) for domain in placed.matrices]
+    needs += [_carried_step(domain, placed, rank) for domain in placed.partitioned]
     on_adamw = sum(
         elements(layout, _seat(placed, layout, rank))
         for name, layout in placed.layouts.items()
-        if placed.rules[name] == "adamw" and not layout.owned
+        if not placed.rules[name].on_matrices and not layout.owned
     )
     # a GPU keeps the old moments until it is known that the gradients are finite
     needs.append(on_adamw * PARAMETER_BYTES * (1 if kind == "cpu" else 3))
@@ -216,11 +218,13 @@ def _seat(placed: Placed, layout: Sharding, rank: int) -> int:
 
 
 def _owned(domain: Domain, placed: Placed, rank: int) -> int:
+    """Return the elementwise state values of the matrices that a rank owns."""
     position = domain.position(rank, placed.topology.world)
+    parameters = domain.plan.parameters
     return sum(
-        math.prod(task.shape)
+        placed.values[parameters[task.parameter].name] * math.prod(task.shape)
         for task in domain.plan.tasks
-        if task.owner == position and domain.plan.parameters[task.parameter].layout.owned
+        if task.owner == position and parameters[task.parameter].layout.owned
     )
 
 
@@ -228,14 +232,14 @@ def _row_states(domain: Domain, placed: Placed, rank: int) -> int:
     found = 0
     position = domain.position(rank, placed.topology.world)
     for number, parameter in enumerate(domain.plan.parameters):
-        if parameter.name not in domain.row_states:
+        if not (count := domain.row_states.get(parameter.name, 0)):
             continue
         if parameter.layout.owned:
             own = (t for t in domain.plan.tasks if t.parameter == number and t.owner == position)
-            found += sum(task.shape[0] for task in own)
+            found += count * sum(task.shape[0] for task in own)
         else:
             layout = row_state_sharding(parameter.layout)
-            found += elements(layout, _seat(placed, layout, rank))
+            found += count * elements(layout, _seat(placed, layout, rank))
     return found
 
 
@@ -289,4 +293,4 @@ def _alone(domain: Domain, kind: str) -> int:
 def _carried_step(domain: Domain, placed: Placed, rank: int) -> int:
     """Return what updates of dealt-out state take: a rank's own, and all as they arrive."""
     whole = sum(torch.Size(p.layout.shape).numel() for p in domain.plan.parameters)
-    return PARAMETER_BYTES * (whole + 2 * _owned(domain, placed, rank))
+    return PARAMETER_BYTES * (whole + _owned(domain, placed, rank))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from transformers import PreTrainedModel
@@ -17,12 +17,11 @@ from transformers import PreTrainedModel
 from muonscale.lab.parallel.placements import decoder_layers, expert_modules, layouts, tensor_styles
 from muonscale.lab.parallel.topology import Topology
 from muonscale.optim.distributed.assignment import OwnerAssignment, assign_owners
-from muonscale.optim.distributed.rank_group import Member, has_rows, planned
+from muonscale.optim.distributed.rank_group import Member, cost_of
 from muonscale.optim.distributed.zero1 import rows_sharding
 from muonscale.optim.matrices.sharding import Sharding
-from muonscale.optim.newton_schulz.orthogonalize import resolve_dtype
-from muonscale.optim.rules.muon import Polar
-from muonscale.optim.rules.step_inputs import Group, named, polar_of
+from muonscale.optim.rules.base import Rule, rule_of
+from muonscale.optim.rules.step_inputs import Group, named
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,8 +34,8 @@ class Domain:
     """Of Newton-Schulz."""
     nesterov: bool
     post_norm: bool
-    row_states: frozenset[str]
-    """Parameters with a state value per row."""
+    row_states: Mapping[str, int]
+    """How many state values per row a parameter has, of those that have any."""
 
     def position(self, rank: int, world: int) -> int:
         """Return the position of a global rank, in the one of several like domains that it is in."""
@@ -50,17 +49,20 @@ class Placed:
     topology: Topology
     layouts: Mapping[str, Sharding]
     """By parameter, of those of the first tensor-parallel rank."""
-    rules: Mapping[str, str]
-    """`muon` or `adamw`, by parameter."""
+    rules: Mapping[str, Rule]
+    """By parameter."""
+    values: Mapping[str, int]
+    """State values per element, by parameter."""
     units: Mapping[str, str]
     """What a parameter is gathered with under FSDP, by parameter: a layer, or "" for the rest."""
     stacks: frozenset[str]
     """Parameters of routed experts."""
     partial: frozenset[str]
     """Parameters whose gradients are summed over the tensor-parallel ranks after the backward pass."""
-    muon: tuple[Domain, ...]
-    adamw: tuple[Domain, ...]
-    """Those whose updates travel: of state that is dealt out under data parallelism."""
+    matrices: tuple[Domain, ...]
+    """Of parameters on a rule for matrices."""
+    partitioned: tuple[Domain, ...]
+    """Of parameters on an elementwise rule whose state is partitioned under data parallelism."""
 
     @property
     def elements(self) -> int:
@@ -90,19 +92,26 @@ def place(
     """
     matrices = {name: held for group in groups for name, held in group["matrices"].items()}
     found = _shared(layouts(model, topology, matrices))
-    rules = {name: rule or group["rule"] for group in groups for name, _ in named(group)}
-    on_muon = [] if rule == "adamw" else [g for g in groups if g["rule"] == "muon"]
-    dealt_out = [name for name, layout in found.items() if layout.owned and rules[name] == "adamw"]
+    groups = [{**group, "rule": rule or group["rule"]} for group in groups]
+    rules = {name: rule_of(group) for group in groups for name, _ in named(group)}
+    values = {name: _values(group) for group in groups for name, _ in named(group)}
+    on_matrices = [group for group in groups if rule_of(group).on_matrices]
+    owned = [name for name, layout in found.items() if layout.owned and not rules[name].on_matrices]
     return Placed(
         topology=topology,
         layouts=found,
         rules=rules,
+        values=values,
         units=_units(model),
         stacks=_stacks(model),
         partial=_partial(model, topology),
-        muon=tuple(_muon_domains(on_muon, found, kind)),
-        adamw=tuple(_carried(dealt_out, found, kind)),
+        matrices=tuple(_matrix_domains(on_matrices, found, kind)),
+        partitioned=tuple(_partitioned(owned, found, kind)),
     )
+
+
+def _values(group: Group) -> int:
+    return sum(tensor.per == "element" for tensor in rule_of(group).state(group))
 
 
 def _shared(found: Mapping[str, Sharding]) -> dict[str, Sharding]:
@@ -138,56 +147,55 @@ def _partial(model: PreTrainedModel, topology: Topology) -> frozenset[str]:
     )
 
 
-def _muon_domains(
+def _matrix_domains(
     groups: Sequence[Group], found: Mapping[str, Sharding], kind: str
 ) -> Iterator[Domain]:
     """Yield a domain for every set of ranks and dtype of what travels, as `DistributedContext.domains`."""
     alike: defaultdict[tuple[tuple[int, ...], torch.dtype], list[Member]] = defaultdict(list)
     nesterov = any(group["nesterov"] for group in groups)
     for group in groups:
-        polar = _resolved(polar_of(group), kind)
+        update = rule_of(group).matrix_update(group)
+        assert update is not None
+        update = update.on_device(kind)
         for name, _ in named(group):
-            member = Member(name=name, layout=found[name], polar=polar)
-            alike[tuple(sorted(found[name].ranks)), polar.wire].append(member)
+            member = Member(name=name, layout=found[name], update=update)
+            alike[tuple(sorted(found[name].ranks)), update.comm_dtype].append(member)
     for (_, wire), members in alike.items():
         yield _domain(members, wire, kind, nesterov)
 
 
 def _domain(members: Sequence[Member], wire: torch.dtype, kind: str, nesterov: bool) -> Domain:
-    polars = {m.polar for m in members if m.polar is not None}
-    numbers = {polar: f"kind {n:04}" for n, polar in enumerate(sorted(polars, key=repr))}
-    seen = [planned(m, numbers[m.polar], torch.float32, kind) for m in members if m.polar]
-    dtypes = [resolve_dtype(polar.dtype, torch.float32, kind) for polar in polars]
+    updates = {m.update for m in members if m.update is not None}
+    numbers = {update: f"kind {n:04}" for n, update in enumerate(sorted(updates, key=repr))}
+    costs = [cost_of(m, numbers[m.update], torch.float32, kind) for m in members if m.update]
+    dtypes = [update.products_dtype(torch.float32, kind) for update in updates]
     return Domain(
-        plan=assign_owners(seen, wire_bytes=wire.itemsize),
+        plan=assign_owners(costs, wire_bytes=wire.itemsize),
         wire=wire,
         products=max(dtypes, key=lambda dtype: dtype.itemsize),
         nesterov=nesterov,
-        post_norm=any(polar.post_norm is not None for polar in polars),
-        row_states=frozenset(m.name for m in members if has_rows(m.polar)),
+        post_norm=any(update.copies_after for update in updates),
+        row_states={
+            m.name: len(m.update.row_states) for m in members if m.update and m.update.row_states
+        },
     )
 
 
-def _resolved(polar: Polar, kind: str) -> Polar:
-    """Say what "auto" is on a GPU, which need not be in this machine."""
-    return (
-        replace(polar, dtype=torch.bfloat16) if kind != "cpu" and polar.dtype == "auto" else polar
-    )
-
-
-def _carried(names: Sequence[str], found: Mapping[str, Sharding], kind: str) -> Iterator[Domain]:
+def _partitioned(
+    names: Sequence[str], found: Mapping[str, Sharding], kind: str
+) -> Iterator[Domain]:
     if not names:
         return
     members = [
-        Member(name=n, layout=rows_sharding(found[n].shape, found[n].ranks), polar=None)
+        Member(name=n, layout=rows_sharding(found[n].shape, found[n].ranks), update=None)
         for n in names
     ]
-    seen = [planned(member, "adamw", torch.float32, kind) for member in members]
+    costs = [cost_of(member, "", torch.float32, kind) for member in members]
     yield Domain(
-        plan=assign_owners(seen),
+        plan=assign_owners(costs),
         wire=torch.float32,
         products=torch.float32,
         nesterov=False,
         post_norm=False,
-        row_states=frozenset(),
+        row_states={},
     )

@@ -130,7 +130,7 @@ def _flops(planned: Planned, flops: StepFlops) -> dict[str, Any]:
 
 
 def _products(placed: Placed) -> str | None:
-    return _dtype(placed.muon[0].products) if placed.muon else None
+    return _dtype(placed.matrices[0].products) if placed.matrices else None
 
 
 def _memory(planned: Planned, activations: Activations, flops: StepFlops) -> dict[str, Any]:
@@ -210,7 +210,7 @@ def _received(found: Sequence[Message]) -> int:
 
 def _balance(planned: Planned, flops: StepFlops) -> dict[str, Any]:
     mean = sum(flops.newton_schulz) / len(flops.newton_schulz)
-    plans = [domain.plan for domain in planned.placed.muon]
+    plans = [domain.plan for domain in planned.placed.matrices]
     split = {(n, t.parameter, t.matrix) for n, p in enumerate(plans) for t in p.tasks if t.split}
     return {
         "busiest_over_mean": max(flops.newton_schulz) / mean if mean else None,
@@ -251,16 +251,16 @@ def _slowest(
 
 
 def _work(planned: Planned, placed: Placed, flops: StepFlops) -> Work:
-    counts = {"muon": 0, "adamw": 0}
-    for name, layout in placed.layouts.items():
-        counts[placed.rules[name]] += elements(layout, 0)
+    touched = sum(
+        placed.rules[name].elements_touched * elements(layout, 0)
+        for name, layout in placed.layouts.items()
+    )
     return Work(
         flops=flops.passes,
         precision=_dtype(planned.workload.precision),
         checkpointing=planned.workload.checkpointing,
-        ns_flops=max(flops.newton_schulz) if placed.muon else 0,
+        ns_flops=max(flops.newton_schulz) if placed.matrices else 0,
         products=_products(placed) or "float32",
-        rounds=max((domain.plan.rounds for domain in placed.muon), default=1),
-        muon_elements=counts["muon"],
-        adamw_elements=counts["adamw"],
+        rounds=max((domain.plan.rounds for domain in placed.matrices), default=1),
+        touched=touched,
     )

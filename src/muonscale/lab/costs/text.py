@@ -10,8 +10,8 @@ Row = tuple[str, str, str]
 PARTS = {
     "parameters": "float32",
     "gradients": "float32",
-    "muon_state": "momentum",
-    "adamw_state": "two moments",
+    "matrix_state": "momentum",
+    "elementwise_state": "two moments",
     "gathered": "layers in flight, in the dtype of the passes",
     "unreduced": "gradients of a layer before they are reduced",
     "activations": "of one micro-batch",

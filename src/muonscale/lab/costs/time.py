@@ -20,11 +20,6 @@ NS_MFU = 0.5
 RECOMPUTED = 4 / 3
 """Passes with activation checkpointing over those without: the forward pass is done twice."""
 
-MUON_TOUCHED = 8
-ADAMW_TOUCHED = 7
-"""Float32 values read or written per element in a step: gradient, moments and parameter; Muon also
-writes and reads directions and updates."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class StepTime:
@@ -69,8 +64,8 @@ class Work:
     """Dtype of Newton-Schulz."""
     rounds: int
     """Of the exchange."""
-    muon_elements: int
-    adamw_elements: int
+    touched: int
+    """Float32 values that the elementwise part of the optimizer reads or writes."""
 
 
 def step_time(work: Work, found: Iterable[Message], device: Device, mfu: float) -> StepTime:
@@ -95,9 +90,7 @@ def step_time(work: Work, found: Iterable[Message], device: Device, mfu: float) 
         activations=_seconds(found, device, ("tensor", "experts")),
         newton_schulz=ns,
         exchange=_exchange(found, device, ns, work.rounds),
-        elementwise=4
-        * (MUON_TOUCHED * work.muon_elements + ADAMW_TOUCHED * work.adamw_elements)
-        / device.memory_bandwidth,
+        elementwise=4 * work.touched / device.memory_bandwidth,
     )
 
 
@@ -107,11 +100,11 @@ def _exchange(found: list[Message], device: Device, ns: float, rounds: int) -> f
     Of two things done alternately in so many rounds, the longer is on the clock, and one round of
     the other.
     """
-    muon = [m for m in found if m.purpose == "muon"]
-    on_wire = _seconds([m for m in muon if m.kind != "team"], device, ("muon",))
+    of_matrices = [m for m in found if m.purpose == "matrices"]
+    on_wire = _seconds([m for m in of_matrices if m.kind != "team"], device, ("matrices",))
     both = max(ns, on_wire) + min(ns, on_wire) / rounds
-    team = _seconds([m for m in muon if m.kind == "team"], device, ("muon",))
-    return both - ns + team + _seconds(found, device, ("adamw",))
+    team = _seconds([m for m in of_matrices if m.kind == "team"], device, ("matrices",))
+    return both - ns + team + _seconds(found, device, ("partitioned",))
 
 
 def _seconds(found: list[Message], device: Device, purposes: tuple[str, ...]) -> float:

@@ -24,7 +24,7 @@ from muonscale.optim.distributed.assignment import OwnerAssignment, Traffic, tra
 KindT = Literal["all_gather", "reduce_scatter", "all_reduce", "all_to_all", "team"]
 """`team`: all-reduces and all-gathers of Gram matrices within a team that shares a matrix."""
 
-PurposeT = Literal["parameters", "gradients", "tensor", "experts", "muon", "adamw"]
+PurposeT = Literal["parameters", "gradients", "tensor", "experts", "matrices", "partitioned"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,8 +114,8 @@ def optimizer_messages(placed: Placed, moved: Moved, rank: int) -> list[Message]
     found: list[Message] = []
     world = placed.topology.world
     for purpose, domains, exchanges in (
-        ("muon", placed.muon, moved.muon),
-        ("adamw", placed.adamw, moved.adamw),
+        ("matrices", placed.matrices, moved.matrices),
+        ("partitioned", placed.partitioned, moved.partitioned),
     ):
         for domain, exchange in zip(domains, exchanges, strict=True):
             position = domain.position(rank, world)
@@ -206,8 +206,8 @@ def _experts(topology: Topology, workload: Workload, flow: Flow) -> Message:
 class Moved:
     """What all ranks exchange for the optimizer, by domain."""
 
-    muon: tuple[Exchanged, ...]
-    adamw: tuple[Exchanged, ...]
+    matrices: tuple[Exchanged, ...]
+    partitioned: tuple[Exchanged, ...]
 
 
 @dataclass(frozen=True)
@@ -223,8 +223,8 @@ class Exchanged:
 def moved(placed: Placed) -> Moved:
     """Return what the domains exchange; seconds for thousands of ranks."""
     return Moved(
-        tuple(_exchange(domain.plan) for domain in placed.muon),
-        tuple(_exchange(domain.plan) for domain in placed.adamw),
+        tuple(_exchange(domain.plan) for domain in placed.matrices),
+        tuple(_exchange(domain.plan) for domain in placed.partitioned),
     )
 
 

@@ -12,6 +12,7 @@ from huggingface_hub import ModelCardData
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from muonscale.lab.models.build import active_parameters, count_parameters
+from muonscale.optim.options import unused_options
 
 SHAPE = {
     "num_hidden_layers": "layers",
@@ -26,9 +27,6 @@ SHAPE = {
     "max_position_embeddings": "positions",
 }
 """Fields of a Hugging Face configuration, and what the card calls them."""
-
-OF_MUON = ("momentum", "nesterov", "ns_", "scale", "rms", "post_norm", "normuon_")
-"""Beginnings of the keys of the optimizer section that AdamW does not use."""
 
 LOADING = """\
 ```python
@@ -165,11 +163,11 @@ def _evaluation(records: list[Mapping[str, Any]]) -> list[str]:
 def _training(config: Mapping[str, Any], env: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings of the optimizer and the run by their keys, and what they ran on."""
     optimizer = dict(config["optimizer"])
-    unused = OF_MUON if optimizer["rule"] == "adamw" else ()
+    unused = unused_options(optimizer["rule"])
     if optimizer.get("post_norm") is None:
-        unused = (*unused, "post_norm", "normuon_")
+        unused |= {"post_norm", "post_norm_eps", "normuon_beta2"}
     sections = {
-        "optimizer": {k: v for k, v in optimizer.items() if not k.startswith(unused)},
+        "optimizer": {k: v for k, v in optimizer.items() if k not in unused},
         "schedule": config.get("schedule", {}),
         "train": config.get("train", {}),
         "routing": config.get("routing", {}) if env.get("routing", {}).get("routers") else {},

@@ -12,6 +12,7 @@ import numpy as np
 from muonscale.lab.report.measures import Curves, Measure, chart_of
 from muonscale.lab.report.page import Chart, Mark, Series
 from muonscale.lab.report.run_data import Record, RunData, UnitT, column, names
+from muonscale.optim.options import OPTIONS_OF, names_of
 
 LAYERS = 8
 """Up to so many layers have a curve each."""
@@ -128,8 +129,8 @@ def _noise_scale(records: list[Record]) -> Curves:
 def _wanted_rms(runs: Sequence[RunData]) -> tuple[Mark, ...]:
     """Return the size that updates are scaled to, if it is the same for all runs."""
     known = [run.resolved.optimizer for run in runs if run.resolved is not None]
-    muon = [optimizer for optimizer in known if optimizer.rule == "muon"]
-    wanted = {o.rms if o.scale in ("rms", "rms_exact") else None for o in muon}
+    scaled = [o for o in known if "rms" in names_of(OPTIONS_OF[o.rule])]
+    wanted = {o.rms if o.scale in ("rms", "rms_exact") else None for o in scaled}
     rms = wanted.pop() if len(wanted) == 1 else None
     return () if rms is None else (Mark(axis="y", at=rms, label=f"optimizer.rms {rms:g}"),)
 

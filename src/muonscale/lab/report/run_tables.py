@@ -15,6 +15,7 @@ from muonscale.lab.evaluation.rows import HEAD, rows_of
 from muonscale.lab.report.page import Table
 from muonscale.lab.report.run_data import RunData
 from muonscale.lab.report.run_measures import finite
+from muonscale.optim.options import unused_options
 
 RESULTS = {
     "held_out_loss": ("held-out loss, nats per token", ".4f"),
@@ -52,9 +53,6 @@ SETTINGS = {
     "run": ("seed",),
 }
 """Keys of the configuration that are shown first."""
-
-OF_ADAMW = ("optimizer.momentum", "optimizer.post_norm", "optimizer.scale")
-"""Keys that AdamW does not use."""
 
 LOCAL = ("run.path", "run.threads", "run.device", "data.cache")
 """Keys that say where a run was, not what it was."""
@@ -110,7 +108,7 @@ def evaluation_table(runs: Sequence[RunData]) -> Table | None:
 def settings_table(run: RunData) -> Table:
     """Return the settings that people ask for first."""
     flat = flattened(run.config)
-    unused = OF_ADAMW if flat.get("optimizer.rule") == "adamw" else ()
+    unused = [f"optimizer.{name}" for name in unused_options(flat.get("optimizer.rule"))]
     single = {"source": flat.get("data.source"), "path": flat.get("data.path")}
     corpora = [_mapping(corpus) for corpus in flat.get("data.mixture") or [single]]
     keys = [f"{section}.{name}" for section, names in SETTINGS.items() for name in names]

@@ -39,11 +39,10 @@ from muonscale.lab.report.run_tables import (
     started_with,
     versions_table,
 )
+from muonscale.optim.options import OPTIONS_OF
 
 LISTED = 20
 """Spikes that are listed at most."""
-
-RULES = {"muon": "Muon", "adamw": "AdamW"}
 
 LENGTHS = {"grad_norm": "gradients", "update_rms": "Muon updates"}
 """What spikes are counted of."""
@@ -94,7 +93,8 @@ def _sentence(run: RunData) -> str:
         filter(None, (run.setting("model", k) for k in ("preset", "config", "weights"))), None
     )
     rule, lr = run.setting("optimizer", "rule"), run.setting("optimizer", "lr")
-    parts = [f"{model or 'A model'} trained with {RULES.get(str(rule), 'an unknown optimizer')}"]
+    title = OPTIONS_OF[rule].title if rule in OPTIONS_OF else "an unknown optimizer"
+    parts = [f"{model or 'A model'} trained with {title}"]
     if finite(lr):
         parts[0] += f" at a learning rate of {lr:g}"
     loss, bigram = run.result.get("held_out_loss"), run.result.get("bigram_loss")

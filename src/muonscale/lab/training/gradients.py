@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 from muonscale.lab.parallel.processes import Processes
 from muonscale.optim.distributed.dtensor import is_sharded, local
+from muonscale.optim.rules.base import rule_of
 
 
 def gradient_norms(optimizer: Optimizer, processes: Processes | None = None) -> dict[str, Tensor]:
@@ -61,8 +62,8 @@ def clip_gradients(
 ) -> None:
     """Scale the gradients of the clipped groups so that their joint norm is at most `max_norm`.
 
-    Under `clip="adamw"` the groups of the Muon rule keep their gradients: the length of a Muon step
-    does not depend on them.
+    Under `clip="adamw"` the groups of a scale-free rule such as Muon keep their gradients: the length
+    of their step does not depend on them.
 
     Args:
         optimizer: its groups have `name` and `rule`.
@@ -70,7 +71,7 @@ def clip_gradients(
         max_norm: largest joint norm.
         clip: groups of the AdamW rule only, or all groups together.
     """
-    groups = [g for g in optimizer.param_groups if clip == "all" or g["rule"] == "adamw"]
+    groups = [g for g in optimizer.param_groups if clip == "all" or not rule_of(g).scale_free]
     grads = [grad for group in groups for grad in _held(group)]
     if not grads:
         return

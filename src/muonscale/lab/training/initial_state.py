@@ -19,13 +19,14 @@ from muonscale.errors import CheckpointError, ConfigError
 from muonscale.optim.distributed.dtensor import is_sharded
 from muonscale.optim.migrate.convert_state import SOURCES, convert_state_dict, join_state_dicts
 from muonscale.optim.muon import Muon
+from muonscale.optim.rules import ADAMW, MUON
 from muonscale.optim.rules.step_inputs import named
 
 StateDict = dict[str, Any]
 Kind = tuple[str, int, int]
 """A rule, and the shape of a tensor: rows, and all other axes as one."""
 
-RULE_OF = {"momentum_buffer": "muon", "exp_avg": "adamw", "moment1": "adamw"}
+RULE_OF = {"momentum_buffer": MUON.name, "exp_avg": ADAMW.name, "moment1": ADAMW.name}
 """By the key of a tensor that has its parameter's shape."""
 
 SHOWN = 8

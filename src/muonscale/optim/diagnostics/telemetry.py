@@ -16,7 +16,8 @@ from torch import Tensor
 
 from muonscale.optim.distributed.dtensor import gathered
 from muonscale.optim.matrices.spec import PLAIN, MatrixSpec, matrix_shapes, view
-from muonscale.optim.parameters.groups import MUON_ROLES
+from muonscale.optim.parameters.groups import MATRIX_ROLES
+from muonscale.optim.rules.base import rule_of
 from muonscale.optim.rules.decay import decay_rate
 from muonscale.optim.rules.step_inputs import named
 
@@ -189,7 +190,7 @@ def _sample(
     group: Group, weights: Mapping[str, Tensor], matrices: int
 ) -> dict[str, list[tuple[int, int]]]:
     """Return, by parameter name, (batch, index in it) of matrices spread evenly over a group's."""
-    if group["rule"] != "muon" and group.get("role") not in MUON_ROLES:
+    if not rule_of(group).on_matrices and group.get("role") not in MATRIX_ROLES:
         return {}
     places = [
         (name, batch, index)

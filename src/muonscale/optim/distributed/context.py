@@ -29,19 +29,20 @@ from muonscale.optim.distributed.dtensor import (
     local_gradient,
     sharding_of,
 )
-from muonscale.optim.distributed.rank_group import Member, RankGroup, planned
+from muonscale.optim.distributed.rank_group import Member, RankGroup, cost_of
 from muonscale.optim.distributed.zero1 import OwnedMatrices, rows_sharding
 from muonscale.optim.matrices.sharding import Sharding
 from muonscale.optim.matrices.spec import PLAIN
+from muonscale.optim.rules.base import RULES, Rule, rule_of
 from muonscale.optim.rules.nonfinite import FiniteCheck, check_gradients
-from muonscale.optim.rules.step_inputs import Group, ParamStep, check_names, named, polar_of
+from muonscale.optim.rules.step_inputs import Group, ParamStep, check_names, named
 
 Ranks = tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class _Key:
-    """What the parameters of a domain have in common."""
+    """What the parameters of a rank_group have in common."""
 
     rule: str
     ranks: Ranks
@@ -61,7 +62,7 @@ class _Placed:
 class DistributedContext:
     """All that an optimizer knows of other ranks; nothing where there are none.
 
-    Groups and domains are made at the first step and remade when parameters or options change, on
+    Groups and rank groups are made at the first step and remade when parameters or options change, on
     all ranks alike.
     """
 
@@ -70,7 +71,7 @@ class DistributedContext:
     compile: bool | str = False
     _placed: dict[str, _Placed] = field(default_factory=dict)
     _groups: dict[Ranks, dist.ProcessGroup] = field(default_factory=dict)
-    _domains: dict[_Key, RankGroup] = field(default_factory=dict)
+    _rank_groups: dict[_Key, RankGroup] = field(default_factory=dict)
     _owners: dict[tuple[str, int], int] = field(default_factory=dict)
     """Positions that own the state of a matrix, by parameter name and number."""
     _owned: dict[str, OwnedMatrices] = field(default_factory=dict)
@@ -143,35 +144,36 @@ class DistributedContext:
             self._groups[ranks] = group
         return self._groups[ranks]
 
-    def domains(self, groups: Sequence[Group], rule: str) -> list[RankGroup]:
-        """Return the domains of a rule's parameters on several ranks, alike on these.
+    def rank_groups(self, groups: Sequence[Group], rule: Rule) -> list[RankGroup]:
+        """Return the rank groups of a rule's parameters, the same on all of their ranks.
 
-        On AdamW only what is dealt out needs one: the state of the rest lies as the parameter does.
+        A parameter on an elementwise rule is in one only if its state is partitioned: any other
+        state is sharded as the parameter is, and no update has to move.
         """
-        alike: defaultdict[_Key, list[Member]] = defaultdict(list)
+        similar: defaultdict[_Key, list[Member]] = defaultdict(list)
         for group in groups:
-            if group["rule"] != rule:
+            if group["rule"] != rule.name:
                 continue
             for member, parameter in self._members(group):
                 state = torch.promote_types(parameter.dtype, torch.float32)
                 wire = state
-                if member.polar is not None and state == torch.float32:
-                    wire = member.polar.wire
+                if member.update is not None and state == torch.float32:
+                    wire = member.update.comm_dtype
                 ranks = tuple(sorted(member.layout.ranks))
-                key = _Key(rule, ranks, state, wire, parameter.device)
-                alike[key].append(member)
-        return [self._domain(key, tuple(alike[key])) for key in sorted(alike, key=str)]
+                key = _Key(rule.name, ranks, state, wire, parameter.device)
+                similar[key].append(member)
+        return [self._rank_group(key, tuple(similar[key])) for key in sorted(similar, key=str)]
 
     def _members(self, group: Group) -> Iterator[tuple[Member, Tensor]]:
-        polar = polar_of(group) if group["rule"] == "muon" else None
+        update = rule_of(group).matrix_update(group)
         for name, parameter in named(group):
             layout = self.layout(name, parameter, group)
-            if layout is not None and polar is None:
+            if layout is not None and update is None:
                 layout = (
                     rows_sharding(tuple(parameter.shape), layout.ranks) if layout.owned else None
                 )
             if layout is not None:
-                yield Member(name=name, layout=layout, polar=polar), parameter
+                yield Member(name=name, layout=layout, update=update), parameter
 
     def assign(self, groups: Sequence[Group]) -> None:
         """Settle who owns the state of parameters that have come since the last call."""
@@ -179,7 +181,7 @@ class DistributedContext:
             return
         for group in groups:
             check_names(group)
-        for rule in ("muon", "adamw"):
+        for rule in RULES:
             members = [
                 (member, parameter)
                 for group in groups
@@ -191,7 +193,7 @@ class DistributedContext:
                 continue
             plan = assign_owners(
                 [
-                    planned(member, rule, torch.float32, parameter.device)
+                    cost_of(member, rule, torch.float32, parameter.device)
                     for member, parameter in members
                 ],
                 owners=self._owners,
@@ -212,10 +214,10 @@ class DistributedContext:
         """Return what of a parameter's state is here, if it is dealt out."""
         return self._owned.get(name)
 
-    def _domain(self, key: _Key, members: tuple[Member, ...]) -> RankGroup:
-        domain = self._domains.get(key)
-        if domain is None or domain.members != members:
-            domain = RankGroup(
+    def _rank_group(self, key: _Key, members: tuple[Member, ...]) -> RankGroup:
+        rank_group = self._rank_groups.get(key)
+        if rank_group is None or rank_group.members != members:
+            rank_group = RankGroup(
                 members,
                 self._owners,
                 self.group(key.ranks) if len(key.ranks) > 1 else None,
@@ -226,9 +228,9 @@ class DistributedContext:
                 compile=self.compile,
             )
             if len(key.ranks) > 1:
-                check_same(domain.plan.digest, self.group(key.ranks))
-            self._domains[key] = domain
-        return domain
+                check_same(rank_group.plan.digest, self.group(key.ranks))
+            self._rank_groups[key] = rank_group
+        return rank_group
 
 
 def _shared(layouts: Mapping[str, Sharding | None]) -> dict[Ranks, list[str]]:

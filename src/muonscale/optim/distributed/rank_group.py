@@ -28,11 +28,9 @@ from muonscale.optim.distributed.exchange import Exchange, Pending, TrafficLog
 from muonscale.optim.distributed.lane import BatchKey, Locals, MatrixBatch, Payload
 from muonscale.optim.matrices.batches import row_state_sharding
 from muonscale.optim.matrices.sharding import Sharding
-from muonscale.optim.newton_schulz.flops import accepted_segments, ns_flops
-from muonscale.optim.newton_schulz.orthogonalize import resolve_dtype
 from muonscale.optim.newton_schulz.subgroup import Subgroup
-from muonscale.optim.rules.muon import Polar, StackUpdate, part_update, stack_update
-from muonscale.optim.rules.post_norm import LOCAL, resolve_post_norm
+from muonscale.optim.rules.base import BatchUpdate, MatrixUpdate, batch_update
+from muonscale.optim.rules.post_norm import LOCAL
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,8 +39,8 @@ class Member:
 
     name: str
     layout: Sharding
-    polar: Polar | None
-    """None where updates are only carried: those of the AdamW rule."""
+    update: MatrixUpdate | None
+    """None for an elementwise rule, whose updates only move."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,12 +51,12 @@ class StepTensors:
     """Not of `owned` parameters, see `whole`."""
     updates: Locals
     """Written to; they may be the directions. Looked up when the first piece has arrived."""
-    rows: Locals
-    """Row states; written to."""
+    rows: Mapping[str, Locals]
+    """Per-row state by its name; written to."""
     whole: Mapping[tuple[str, int], Tensor]
     """Directions of the matrices whose state this rank owns, `[out, in]`, by name and number."""
-    whole_rows: Mapping[tuple[str, int], Tensor]
-    """Their row states; written to."""
+    whole_rows: Mapping[str, Mapping[tuple[str, int], Tensor]]
+    """Their per-row state by its name; written to."""
 
 
 class RankGroup:
@@ -77,21 +75,28 @@ class RankGroup:
         compile: bool | str = False,
     ) -> None:
         self.members = members
-        polars = _numbered(members)
-        planned_members = [planned(m, polars[m.polar], dtype, device) for m in members]
-        self.plan = assign_owners(planned_members, owners=owners, wire_bytes=wire.itemsize)
+        kinds = _numbered(members)
+        costs = [cost_of(m, kinds[m.update], dtype, device) for m in members]
+        self.plan = assign_owners(costs, owners=owners, wire_bytes=wire.itemsize)
         self.ledger = TrafficLog()
         self.group = group
         self._compile = compile
-        self._polars = {kind: polar for polar, kind in polars.items()}
+        self._kinds = {kind: update for update, kind in kinds.items()}
         exchange = Exchange(group, self.plan.ranks.index(rank), self.ledger)
         layouts = [p.layout for p in self.plan.parameters]
-        self._lane = Payload(self.plan, layouts, exchange, wire=wire, dtype=dtype, device=device)
+        self._matrices = Payload(
+            self.plan, layouts, exchange, wire=wire, dtype=dtype, device=device
+        )
         row_layouts = [row_state_sharding(layout) for layout in layouts]
-        self._row_lane = Payload(
+        rows = Payload(
             self.plan, row_layouts, exchange, wire=dtype, dtype=dtype, device=device, state=True
         )
-        self._with_rows = {m.name for m in members if has_rows(m.polar)}
+        self._with_rows: dict[str, set[str]] = {}
+        """Parameters that have a per-row state, by the name of the state."""
+        for member in members:
+            for key in member.update.row_states if member.update is not None else ():
+                self._with_rows.setdefault(key, set()).add(member.name)
+        self._rows = dict.fromkeys(sorted(self._with_rows), rows)
         self._position = exchange.position
         self._team_group: dist.ProcessGroup | None = None
         if self.plan.team_size > 1:
@@ -107,147 +112,147 @@ class RankGroup:
         """Return how many matrices all ranks together work on."""
         return sum(self.plan.parameters[task.parameter].name in active for task in self.plan.tasks)
 
-    def updates(self, cargo: StepTensors, active: Collection[str]) -> Iterator[list[str]]:
+    def updates(self, tensors: StepTensors, active: Collection[str]) -> Iterator[list[str]]:
         """Write the updates of `active` parameters, and yield the names of those that are complete.
 
         All ranks of the domain have to call it with the same names, and to exhaust it. The row
         states of a parameter are complete with its update.
         """
-        missing = self._lane.pieces_to_come(active)
+        missing = self._matrices.pieces_to_come(active)
         if nothing_here := [name for name, count in missing.items() if not count]:
             yield nothing_here
-        coming = self._send_in(0, cargo, active)
-        leaving: deque[list[Pending]] = deque()
+        coming = self._send_in(0, tensors, active)
+        leaving: deque[dict[str, Pending]] = deque()
         for number in range(self.plan.rounds):
-            following = self._send_in(number + 1, cargo, active)
-            updates, rows = self._work(number, coming, cargo, active)
+            following = self._send_in(number + 1, tensors, active)
+            updates, rows = self._work(number, coming, tensors, active)
             leaving.append(self._send_out(number, updates, rows, active))
             coming = following
             if len(leaving) > 1:
-                yield self._deliver(leaving.popleft(), cargo, missing)
+                yield self._deliver(leaving.popleft(), tensors, missing)
         while leaving:
-            yield self._deliver(leaving.popleft(), cargo, missing)
+            yield self._deliver(leaving.popleft(), tensors, missing)
 
-    def _send_in(self, number: int, cargo: StepTensors, active: Collection[str]) -> list[Pending]:
+    def _rows_of(self, active: Collection[str]) -> Iterator[tuple[str, Payload, set[str]]]:
+        """Yield name, payload and active parameters of every per-row state that one of them has."""
+        for key, payload in self._rows.items():
+            if names := self._with_rows[key].intersection(active):
+                yield key, payload, names
+
+    def _send_in(
+        self, number: int, tensors: StepTensors, active: Collection[str]
+    ) -> dict[str, Pending]:
         if number == self.plan.rounds:
-            return []
-        with_rows = self._with_rows.intersection(active)
-        coming = [self._lane.send_in(number, cargo.directions, active)]
-        if with_rows:
-            coming.append(self._row_lane.send_in(number, cargo.rows, with_rows))
+            return {}
+        coming = {"": self._matrices.send_in(number, tensors.directions, active)}
+        for key, payload, names in self._rows_of(active):
+            coming[key] = payload.send_in(number, tensors.rows[key], names)
         return coming
 
     def _work(
-        self, number: int, coming: list[Pending], cargo: StepTensors, active: Collection[str]
-    ) -> tuple[dict[BatchKey, MatrixBatch], dict[BatchKey, MatrixBatch]]:
-        batches = self._lane.assemble(number, coming[0], cargo.whole, active)
-        row_batches: dict[BatchKey, MatrixBatch] = {}
-        if len(coming) > 1:
-            with_rows = self._with_rows.intersection(active)
-            row_batches = self._row_lane.assemble(number, coming[1], cargo.whole_rows, with_rows)
+        self,
+        number: int,
+        coming: dict[str, Pending],
+        tensors: StepTensors,
+        active: Collection[str],
+    ) -> tuple[dict[BatchKey, MatrixBatch], dict[str, dict[BatchKey, MatrixBatch]]]:
+        """Return the updates and the new per-row state of the matrices that this rank works on."""
+        batches = self._matrices.assemble(number, coming[""], tensors.whole, active)
+        rows = {
+            name: payload.assemble(number, coming[name], tensors.whole_rows[name], names)
+            for name, payload, names in self._rows_of(active)
+        }
         updates: dict[BatchKey, MatrixBatch] = {}
         for key, batch in batches.items():
             kind, shape, split = key
-            rows = row_batches.get(key)
-            polar = self._polars[kind]
-            if polar is None:
+            update = self._kinds[kind]
+            if update is None:
                 updates[key] = batch
                 continue
-            update = self._update(shape, polar, split)
-            U_NMK, V_NM1 = update(batch.values, None if rows is None else rows.values[..., :1])
+            own = {name: found[key].values[..., :1] for name, found in rows.items() if key in found}
+            U_NMK, own = self._batch_update(shape, update, split)(batch.values, own)
             updates[key] = MatrixBatch(batch.tasks, U_NMK)
-            if rows is not None and V_NM1 is not None:
-                rows.values.copy_(V_NM1.expand_as(rows.values))
-                for task, values in zip(rows.tasks, rows.values.unbind(), strict=True):
-                    name = self.plan.parameters[task.parameter].name
-                    if (name, task.matrix) in cargo.whole_rows:
-                        cargo.whole_rows[name, task.matrix].copy_(values)
-        return updates, row_batches
+            for name, V_NM1 in own.items():
+                self._keep_rows(rows[name][key], V_NM1, tensors.whole_rows[name])
+        return updates, rows
 
-    def _update(
-        self, shape: tuple[int, int], polar: Polar, split: SubgroupSplit | None
-    ) -> StackUpdate:
+    def _keep_rows(
+        self, batch: MatrixBatch, V_NM1: Tensor, whole_rows: Mapping[tuple[str, int], Tensor]
+    ) -> None:
+        """Write new per-row state into the batch that is sent, and into what this rank owns."""
+        batch.values.copy_(V_NM1.expand_as(batch.values))
+        for task, values in zip(batch.tasks, batch.values.unbind(), strict=True):
+            name = self.plan.parameters[task.parameter].name
+            if (name, task.matrix) in whole_rows:
+                whole_rows[name, task.matrix].copy_(values)
+
+    def _batch_update(
+        self, shape: tuple[int, int], update: MatrixUpdate, split: SubgroupSplit | None
+    ) -> BatchUpdate:
         if split is None:
-            return stack_update(shape, polar, LOCAL, self._compile)
+            return batch_update(update, shape, LOCAL, self._compile)
         assert self._team_group is not None
         place = split.team.index(self._position)
-        team = Subgroup(self._team_group, place, len(split.team), split.divided)
+        subgroup = Subgroup(self._team_group, place, len(split.team), split.divided)
         return functools.partial(
-            part_update, shape=shape, polar=polar, team=team, segments=split.segments
+            update.update_part, shape=shape, subgroup=subgroup, segments=split.segments
         )
 
     def _send_out(
         self,
         number: int,
         updates: dict[BatchKey, MatrixBatch],
-        rows: dict[BatchKey, MatrixBatch],
+        rows: dict[str, dict[BatchKey, MatrixBatch]],
         active: Collection[str],
-    ) -> list[Pending]:
-        leaving = [self._lane.send_out(number, updates, active)]
-        if with_rows := self._with_rows.intersection(active):
-            leaving.append(self._row_lane.send_out(number, rows, with_rows))
+    ) -> dict[str, Pending]:
+        leaving = {"": self._matrices.send_out(number, updates, active)}
+        for key, payload, names in self._rows_of(active):
+            leaving[key] = payload.send_out(number, rows[key], names)
         return leaving
 
     def _deliver(
-        self, leaving: list[Pending], cargo: StepTensors, missing: dict[str, int]
+        self, leaving: dict[str, Pending], tensors: StepTensors, missing: dict[str, int]
     ) -> list[str]:
-        if len(leaving) > 1:
-            self._row_lane.deliver(leaving[1], cargo.rows)
+        for key, pending in leaving.items():
+            if key:
+                self._rows[key].deliver(pending, tensors.rows[key])
         complete = []
-        for name in self._lane.deliver(leaving[0], cargo.updates):
+        for name in self._matrices.deliver(leaving[""], tensors.updates):
             missing[name] -= 1
             if not missing[name]:
                 complete.append(name)
         return complete
 
 
-def has_rows(polar: Polar | None) -> bool:
-    """Return whether one value per row is kept from step to step."""
-    if polar is None:
-        return False
-    norm = resolve_post_norm(polar.post_norm)
-    return norm is not None and norm.row_state
-
-
-def _numbered(members: Iterable[Member]) -> dict[Polar | None, str]:
+def _numbered(members: Iterable[Member]) -> dict[MatrixUpdate | None, str]:
     """Give every combination of options a name that is the same on all ranks."""
-    kinds: dict[Polar | None, str] = {}
+    kinds: dict[MatrixUpdate | None, str] = {}
     for member in sorted(members, key=lambda member: member.name):
-        kinds.setdefault(member.polar, f"kind {len(kinds):04}")
+        kinds.setdefault(member.update, f"kind {len(kinds):04}")
     return kinds
 
 
-def planned(member: Member, kind: str, state: torch.dtype, device: torch.device | str) -> ParamCost:
-    """Return a parameter as the plan sees it; what is only carried costs its elements.
+def cost_of(member: Member, kind: str, state: torch.dtype, device: torch.device | str) -> ParamCost:
+    """Return what a parameter costs its owners; an elementwise update costs its elements.
 
     Args:
         member: the parameter.
         kind: see `ParamCost`.
         state: dtype of its state.
-        device: that will work on it.
+        device: where the update is computed.
     """
-    polar = member.polar
-    if polar is None:
-        sizes = tuple(math.prod(shape) for shape in shapes_of(member.layout))
+    update = member.update
+    shapes = shapes_of(member.layout)
+    if update is None:
+        sizes = tuple(math.prod(shape) for shape in shapes)
         return ParamCost(name=member.name, layout=member.layout, kind=kind, flops=sizes)
-    dtype = resolve_dtype(polar.dtype, state, device)
-    flops = [
-        ns_flops(
-            shape,
-            polar.coefficients.steps,
-            polar.form,
-            coefficients=polar.coefficients,
-            dtype=dtype,
-            device=device,
-        )
-        for shape in shapes_of(member.layout)
-    ]
-    short = min((min(shape) for shape in shapes_of(member.layout)), default=1)
+    short = min((min(shape) for shape in shapes), default=1)
+    triples, forms = update.splits(short, state, device)
     return ParamCost(
         name=member.name,
         layout=member.layout,
         kind=kind,
-        flops=tuple(flops),
-        triples=polar.coefficients.triples,
-        forms=accepted_segments(polar.coefficients, polar.form, dtype, short),
+        flops=tuple(update.flops(shape, state, device) for shape in shapes),
+        triples=tuple(triples),
+        forms=tuple(forms),
     )

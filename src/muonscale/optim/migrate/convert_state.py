@@ -17,8 +17,9 @@ from torch import Tensor
 from muonscale.errors import CheckpointError, ConfigError, nearest
 from muonscale.optim.migrate.aliases import FOREIGN
 from muonscale.optim.migrate.translate import renamed_options
-from muonscale.optim.rules.muon import MOMENTUM_CONVENTION
-from muonscale.optim.state.state import ROW_STATE
+from muonscale.optim.rules import ADAMW, MUON
+from muonscale.optim.rules.base import RULES
+from muonscale.optim.rules.muon import MOMENTUM_CONVENTION, ROW_STATE
 
 ConventionT = Literal["ema", "sum"]
 StateDict = dict[str, Any]
@@ -65,8 +66,8 @@ _KEYS = {
 }
 """From their state keys to ours."""
 _OPTIONS = {
-    "muon": renamed_options("torch", "keller", "keller_2024", "moonlight", "normuon"),
-    "adamw": renamed_options("torch_adamw", "keller_adam", "keller_2024", "moonlight"),
+    MUON.name: renamed_options("torch", "keller", "keller_2024", "moonlight", "normuon"),
+    ADAMW.name: renamed_options("torch_adamw", "keller_adam", "keller_2024", "moonlight"),
 }
 """From their group options to ours, by rule."""
 _TORCH_SCALES = FOREIGN["torch"].arguments["adjust_lr_fn"].choices or {}
@@ -118,7 +119,7 @@ def convert_state_dict(
     state: dict[str, dict[str, Any]] = {}
     groups: list[StateDict] = []
     for group in state_dict["param_groups"]:
-        on: dict[str, list[str]] = {"muon": [], "adamw": []}
+        on: dict[str, list[str]] = {MUON.name: [], ADAMW.name: []}
         for number in group["params"]:
             name, parameter = parameters[number]
             foreign = state_dict["state"].get(number, {})
@@ -152,11 +153,11 @@ def join_state_dicts(state_dicts: Sequence[StateDict]) -> StateDict:
 
 def _rule(name: str, foreign: Mapping[str, Any], group: Mapping[str, Any]) -> str:
     if "use_muon" in foreign or "use_muon" in group:
-        return "muon" if foreign.get("use_muon", group.get("use_muon")) else "adamw"
+        return (MUON if foreign.get("use_muon", group.get("use_muon")) else ADAMW).name
     if "momentum_buffer" in foreign or "momentum" in group:
-        return "muon"
+        return MUON.name
     if "exp_avg" in foreign or "betas" in group:
-        return "adamw"
+        return ADAMW.name
     raise CheckpointError(
         f"{name}: neither its state ({sorted(foreign)}) nor its group ({sorted(group)}) says whether "
         "it is on Muon or on AdamW"
@@ -173,7 +174,7 @@ def _converted(
 ) -> dict[str, Any]:
     found = {_KEYS[key]: value for key, value in foreign.items() if key in _KEYS}
     zeros = torch.zeros_like(parameter, dtype=torch.float32)
-    if rule == "adamw":
+    if not RULES[rule].on_matrices:
         state = {"step": torch.tensor(0.0), "exp_avg": zeros, "exp_avg_sq": zeros.clone()}
         found["step"] = torch.as_tensor(float(found.get("step", 0.0)))
         return {key: found.get(key, value) for key, value in state.items()}
@@ -188,7 +189,7 @@ def _converted(
 def _group(group: Mapping[str, Any], rule: str, names: list[str], source: Source) -> StateDict:
     options = {ours: group[theirs] for theirs, ours in _OPTIONS[rule].items() if theirs in group}
     options |= {"rule": rule, "param_names": names, "momentum_convention": MOMENTUM_CONVENTION}
-    if rule == "adamw":
+    if not RULES[rule].on_matrices:
         kept = ("lr", "weight_decay", "betas", "eps", "rule", "param_names", "momentum_convention")
         if "adamw_lr_ratio" in group:
             options |= {"lr": group["lr"] * group["adamw_lr_ratio"]}

@@ -16,7 +16,9 @@ from torch import nn
 from muonscale.errors import ConfigError, nearest
 from muonscale.optim.migrate.aliases import FOREIGN, NO_COUNTERPART
 from muonscale.optim.migrate.aliases.argument import REQUIRED, Argument, Foreign, Options
-from muonscale.optim.parameters.groups import Overrides, RuleT, parameter_groups
+from muonscale.optim.parameters.groups import Overrides, parameter_groups
+from muonscale.optim.rules import MUON
+from muonscale.optim.rules.base import rule_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +29,7 @@ class Translation:
     """Options of `Muon`, `lr` and `weight_decay` among them."""
     adamw: Mapping[str, Any]
     """`lr` and `weight_decay` of the groups on AdamW, where they have their own."""
-    rule: RuleT = "muon"
+    rule: str = MUON.name
     """What matrices are on."""
     alone: str = ""
     """What the other optimizer is called, if it has no AdamW for the rest."""
@@ -56,7 +58,7 @@ class Translation:
         adamw = {**self.adamw, **{key: value for key, value in own.items() if value is not None}}
         groups = parameter_groups(model, overrides=overrides, rule=self.rule)
         for group in groups:
-            on_adamw = group["rule"] == "adamw"
+            on_adamw = not rule_of(group).on_matrices
             rates = {**self.muon, **(adamw if on_adamw else {})}
             if on_adamw and self.alone and "lr" not in adamw and "lr" not in group:
                 raise ConfigError(

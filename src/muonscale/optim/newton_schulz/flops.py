@@ -12,7 +12,6 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Sequence
-from typing import Literal
 
 import torch
 
@@ -26,8 +25,7 @@ from muonscale.optim.newton_schulz.coefficients import (
 from muonscale.optim.newton_schulz.gram import Segments
 from muonscale.optim.newton_schulz.kernels.products import panel_rows, symmetric_flops
 
-FormT = Literal["auto", "direct", "gram"]
-FORMS: tuple[FormT, ...] = ("auto", "direct", "gram")
+FORMS = ("auto", "direct", "gram")
 """How the polynomial is evaluated; see `choose_segments`."""
 
 STEEPEST_SEGMENT = 50.0

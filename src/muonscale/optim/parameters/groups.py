@@ -9,48 +9,23 @@ from __future__ import annotations
 import fnmatch
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any
 
 from torch import nn
 
 from muonscale.errors import ConfigError, GroupingError, LayoutError, nearest, shown
 from muonscale.optim.matrices.spec import PLAIN, MatrixSpec, amend, matrix_shapes
+from muonscale.optim.options import check_at_least_0, check_options_given, option_names
 from muonscale.optim.parameters.roles import Assignment, Role, assign_roles
-from muonscale.optim.rules.ranges import check_numbers
+from muonscale.optim.rules import ADAMW, MUON
+from muonscale.optim.rules.base import RULES, find_rule
 
-RuleT = Literal["muon", "adamw"]
-RULES: tuple[RuleT, ...] = ("muon", "adamw")
 Overrides = Mapping[str, Mapping[str, Any]]
 """From a role's name or a glob over parameter names to options."""
 
-MUON_ROLES = frozenset({Role.HIDDEN, Role.ROUTER})
-"""Roles on Muon by default (Liu et al., Muon is Scalable for LLM Training, arXiv 2502.16982)."""
-GROUP_OPTIONS = frozenset(
-    [
-        "lr",
-        "weight_decay",
-        "decay",
-        "cautious_decay",
-        "momentum",
-        "nesterov",
-        "ns_coefficients",
-        "ns_steps",
-        "ns_form",
-        "ns_dtype",
-        "post_norm",
-        "post_norm_eps",
-        "normuon_beta2",
-        "scale",
-        "rms",
-        "betas",
-        "eps",
-        "master",
-        "rounding_seed",
-        "comm_dtype",
-    ]
-)
-"""Options that `Muon` reads from a group."""
-_ROUTING_OPTIONS = frozenset({"rule", "role", "matrices"})
+MATRIX_ROLES = frozenset({Role.HIDDEN, Role.ROUTER})
+"""Roles on a rule for matrices by default (Liu et al., Muon is Scalable for LLM Training, arXiv 2502.16982)."""
+_GROUPING_OPTIONS = frozenset({"rule", "role", "matrices"})
 
 
 @dataclass
@@ -70,7 +45,7 @@ def parameter_groups(
     *,
     adamw_lr: float | None = None,
     overrides: Overrides | None = None,
-    rule: RuleT = "muon",
+    rule: str = MUON.name,
 ) -> list[dict[str, Any]]:
     """Return the parameter groups of `model` for `Muon`: one per role.
 
@@ -113,10 +88,12 @@ def parameter_groups(
          ('head', 'adamw', ['2.weight']), ('norm', 'adamw', ['1.bias', '2.bias'])]
     """
     _check_model(model)
-    _check_rule(rule, "rule")
+    find_rule(rule)
     given = {"lr": lr, "weight_decay": weight_decay, "adamw_lr": adamw_lr}
     common = {option: value for option, value in given.items() if value is not None}
-    check_numbers(common)
+    check_options_given(common)
+    if adamw_lr is not None:
+        check_at_least_0("adamw_lr", adamw_lr)
     found = assign_roles(model)
     routed = [_default(a, rule) for a in found if a.parameter.requires_grad]
     if not routed:
@@ -127,10 +104,10 @@ def parameter_groups(
     _apply_overrides(routed, _mapping(overrides), rule, frozen)
     for item in routed:
         _check_item(item)
-    if rule == "muon" and all(item.rule != "muon" for item in routed):
+    if RULES[rule].on_matrices and not any(RULES[item.rule].on_matrices for item in routed):
         raise GroupingError(
-            f"none of the {len(routed)} trainable parameters is on Muon: none is a hidden matrix or "
-            'a router. Name some in overrides, or ask for rule="adamw".'
+            f"none of the {len(routed)} trainable parameters is on {RULES[rule].title}: none is a "
+            f'hidden matrix or a router. Name some in overrides, or ask for rule="{ADAMW.name}".'
         )
     return _grouped(routed, common)
 
@@ -162,17 +139,17 @@ def _mapping(overrides: object) -> Overrides:
     return overrides
 
 
-def _default(assignment: Assignment, rule: RuleT) -> _Candidate:
+def _default(assignment: Assignment, rule: str) -> _Candidate:
     role = assignment.role
-    return _Candidate(assignment, _rule_of(role, rule), rest=role not in MUON_ROLES)
+    return _Candidate(assignment, _rule_of(role, rule), rest=role not in MATRIX_ROLES)
 
 
-def _rule_of(role: Role, rule: RuleT) -> RuleT:
-    return rule if role in MUON_ROLES else "adamw"
+def _rule_of(role: Role, rule: str) -> str:
+    return rule if role in MATRIX_ROLES else ADAMW.name
 
 
 def _apply_overrides(
-    routed: list[_Candidate], overrides: Overrides, rule: RuleT, frozen: list[Assignment]
+    routed: list[_Candidate], overrides: Overrides, rule: str, frozen: list[Assignment]
 ) -> None:
     roles = {key: options for key, options in overrides.items() if key in set(Role)}
     globs = {key: options for key, options in overrides.items() if key not in roles}
@@ -190,20 +167,20 @@ def _apply_overrides(
                 item.pattern = pattern
 
 
-def _override(item: _Candidate, pattern: str, options: Mapping[str, Any], rule: RuleT) -> None:
+def _override(item: _Candidate, pattern: str, options: Mapping[str, Any], rule: str) -> None:
     a = item.assignment
     changes: dict[str, Any] = {"why": f"{a.why}; override {pattern!r}"}
     if "role" in options:
         role = Role(options["role"])
-        item.rule, item.rest = _rule_of(role, rule), role not in MUON_ROLES
+        item.rule, item.rest = _rule_of(role, rule), role not in MATRIX_ROLES
         # A matrix called norm holds none any more; a convolution called hidden keeps its layout.
         changes |= {"role": role, "matrices": None if role == Role.NORM else a.matrices}
     if "matrices" in options:
         changes["matrices"] = _amended(a.matrices or PLAIN, options["matrices"], pattern)
     item.assignment = replace(a, **changes)
     if "rule" in options:
-        item.rule, item.rest = options["rule"], options["rule"] == "adamw"
-    item.options |= {k: v for k, v in options.items() if k in GROUP_OPTIONS}
+        item.rule, item.rest = options["rule"], not RULES[options["rule"]].on_matrices
+    item.options |= {k: v for k, v in options.items() if k in option_names()}
 
 
 def _amended(found: MatrixSpec, given: object, pattern: str) -> MatrixSpec:
@@ -241,32 +218,27 @@ def _nothing_matched(pattern: str, routed: list[_Candidate], frozen: list[Assign
 
 def _check_options(pattern: str, options: Mapping[str, Any]) -> None:
     for option in options:
-        if option not in GROUP_OPTIONS | _ROUTING_OPTIONS:
-            hint = nearest(option, GROUP_OPTIONS | _ROUTING_OPTIONS)
+        if option not in option_names() | _GROUPING_OPTIONS:
+            hint = nearest(option, option_names() | _GROUPING_OPTIONS)
             raise ConfigError(f"override {pattern!r} has no option {option!r}: {hint}")
     if "role" in options and options["role"] not in set(Role):
         raise ConfigError(f"override {pattern!r}: {nearest(str(options['role']), set(Role))}")
     if "rule" in options:
-        _check_rule(options["rule"], f"override {pattern!r}")
+        find_rule(options["rule"], f"override {pattern!r}: rule")
     try:
-        check_numbers(options)
+        check_options_given(options)
     except ConfigError as error:
         raise ConfigError(f"override {pattern!r}: {error}") from None
 
 
-def _check_rule(rule: object, where: str) -> None:
-    if rule not in RULES:
-        raise ConfigError(f"{where}: no rule is called {rule!r}: {nearest(rule, RULES)}")
-
-
 def _check_item(item: _Candidate) -> None:
     a = item.assignment
-    if item.rule != "muon":
+    if not RULES[item.rule].on_matrices:
         return
     if a.matrices is None:
         raise GroupingError(
             f"{a.name} has shape {tuple(a.parameter.shape)} and is no matrix ({a.why}): "
-            'Muon orthogonalises matrices, use rule "adamw" for it'
+            f'{RULES[item.rule].title} is for matrices, use rule "{ADAMW.name}" for it'
         )
     try:
         matrix_shapes(a.parameter.shape, a.matrices)

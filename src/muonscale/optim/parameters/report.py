@@ -14,6 +14,8 @@ from muonscale.errors import GroupingError
 from muonscale.optim.matrices.spec import PLAIN, matrix_shapes
 from muonscale.optim.parameters.collapse import collapse
 from muonscale.optim.parameters.groups import parameter_groups
+from muonscale.optim.rules import ADAMW, MUON
+from muonscale.optim.rules.base import RULES, rule_of
 from muonscale.optim.rules.post_norm import resolve_post_norm
 from muonscale.optim.rules.scale import shape_factor
 from muonscale.optim.rules.step_inputs import named
@@ -76,11 +78,14 @@ class GroupingReport:
 
     def summary(self) -> str:
         """Return one line per rule for a console."""
-        noun = "matrix" if self.muon_matrices == 1 else "matrices"
-        lines = [
-            f"Muon: {self.muon_matrices:,} {noun}, {self._share('muon')}",
-            f"AdamW: {self._share('adamw')}",
-        ]
+        lines = []
+        for rule in RULES.values():
+            if not self.parameters(rule.name) and rule not in (MUON, ADAMW):
+                continue
+            held = sum(row.matrices for row in self.rows if row.rule == rule.name)
+            noun = "matrix" if held == 1 else "matrices"
+            matrices = f"{held:,} {noun}, " if rule.on_matrices else ""
+            lines.append(f"{rule.title}: {matrices}{self._share(rule.name)}")
         if frozen := self.parameters(FROZEN):
             lines.append(f"frozen: {frozen:,} parameters ({self.share(FROZEN):.1%})")
         return "\n".join(lines)
@@ -103,7 +108,7 @@ class GroupingReport:
         """Return the report as plain values, for JSON."""
         totals = {
             rule: {"parameters": self.parameters(rule), "share": self.share(rule)}
-            for rule in dict.fromkeys(["muon", "adamw", *(row.rule for row in self.rows)])
+            for rule in dict.fromkeys([MUON.name, ADAMW.name, *(row.rule for row in self.rows)])
         }
         return {
             "parameters": self.parameters(),
@@ -237,7 +242,7 @@ def _rows(group: Mapping[str, Any]) -> list[GroupingRow]:
     rows = []
     for name, parameter in named(group):
         holds: tuple[tuple[int, int, int], ...] = ()
-        if group["rule"] == "muon":
+        if rule_of(group).on_matrices:
             layout = group.get("matrices", {}).get(name, PLAIN)
             holds = tuple(matrix_shapes(parameter.shape, layout))
         rows.append(

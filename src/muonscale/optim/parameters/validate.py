@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, cast
 
 import torch
@@ -14,14 +14,18 @@ from muonscale.errors import ConfigError, GroupingError, nearest
 from muonscale.optim.matrices.spec import matrix_shapes
 from muonscale.optim.migrate.aliases import FOREIGN
 from muonscale.optim.newton_schulz.coefficients import resolve
-from muonscale.optim.newton_schulz.flops import FORMS
 from muonscale.optim.newton_schulz.orthogonalize import DTYPES
-from muonscale.optim.parameters.groups import GROUP_OPTIONS, RULES, parameter_groups
-from muonscale.optim.rules.decay import DECAYS
-from muonscale.optim.rules.master_weights import MASTERS, is_narrow
-from muonscale.optim.rules.muon import COMM_DTYPES
+from muonscale.optim.options import (
+    check_at_least_0,
+    check_options_given,
+    check_word,
+    option_names,
+)
+from muonscale.optim.parameters.groups import parameter_groups
+from muonscale.optim.rules import ADAMW, MUON
+from muonscale.optim.rules.base import find_rule, rule_of
+from muonscale.optim.rules.master_weights import is_narrow
 from muonscale.optim.rules.post_norm import resolve_post_norm
-from muonscale.optim.rules.ranges import check_numbers
 from muonscale.optim.rules.scale import check_scale
 from muonscale.optim.rules.step_inputs import Group, named
 
@@ -33,9 +37,9 @@ def own_groups(params: ParamsT | nn.Module, adamw_lr: float | None = None) -> li
     """
     groups = _groups(params)
     if adamw_lr is not None:
-        check_numbers({"adamw_lr": adamw_lr})
+        check_at_least_0("adamw_lr", adamw_lr)
         for group in groups:
-            if group.get("rule") == "adamw":
+            if "rule" in group and not rule_of(group).on_matrices:
                 group.setdefault("lr", adamw_lr)
     return groups
 
@@ -79,11 +83,20 @@ def split_names(params: Any) -> tuple[list[Tensor], list[str] | None]:
     return entries, None
 
 
-GROUP_KEYS = GROUP_OPTIONS | {
-    "params", "param_names", "name", "role", "rule", "matrices", "why",
-    "peak_lr", "momentum_convention",
-}  # fmt: skip
-"""What a group may have."""
+GROUP_KEYS = frozenset(
+    [
+        "params",
+        "param_names",
+        "name",
+        "role",
+        "rule",
+        "matrices",
+        "why",
+        "peak_lr",
+        "momentum_convention",
+    ]
+)
+"""What a group may have besides options."""
 OF_SCHEDULERS = frozenset(
     ["initial_lr", "max_lr", "min_lr", "base_momentum", "max_momentum", "swa_lr"]
 )
@@ -92,55 +105,44 @@ OF_SCHEDULERS = frozenset(
 
 def check_keys(group: Group) -> None:
     """Raise ConfigError for a key that no option has: it would change nothing."""
-    unknown = [key for key in group if key not in GROUP_KEYS | OF_SCHEDULERS]
-    if not unknown:
+    for key, value in group.items():
+        if key not in OF_SCHEDULERS:
+            refuse_unknown(key, value, GROUP_KEYS | option_names(), "a group has")
+
+
+def refuse_unknown(key: str, value: object, accepted: Collection[str], where: str) -> None:
+    """Raise ConfigError for a key that is not accepted, with what to write instead."""
+    if key in accepted:
         return
-    key = unknown[0]
     if key == "use_muon":
-        rule = "muon" if group[key] else "adamw"
-        hint = f'give rule="{rule}" instead'
+        rule = MUON if value else ADAMW
+        hint = f'give rule="{rule.name}" in the group instead'
     elif sources := [name for name, other in FOREIGN.items() if key in other.arguments]:
         hint = (
             f"it is an argument of {', '.join(sources)}; "
             f'translate_arguments("{sources[0]}", ...) says what it is here'
         )
     else:
-        hint = nearest(key, GROUP_KEYS)
-    raise ConfigError(f"a group has {key}={group[key]!r}, which is no option of Muon: {hint}")
+        hint = nearest(key, accepted)
+    raise ConfigError(f"{where} {key}={value!r}, which is no option of Muon: {hint}")
 
 
 def check_options(options: Group) -> None:
     """Raise ConfigError for an option of a group that is unknown or outside its range."""
+    find_rule(options["rule"])
+    check_options_given(options)
     resolve(options["ns_coefficients"], options["ns_steps"])
-    for option, accepted in (
-        ("rule", RULES),
-        ("decay", DECAYS),
-        ("master", MASTERS),
-        ("ns_form", FORMS),
-        ("comm_dtype", tuple(COMM_DTYPES)),
-    ):
-        _check_word(option, options[option], accepted)
     resolve_post_norm(options["post_norm"])
     check_scale(options["scale"])
     dtype = options["ns_dtype"]
     if not isinstance(dtype, torch.dtype):
-        _check_word("ns_dtype", dtype, ("auto", *DTYPES))
-    check_numbers(options)
+        check_word("ns_dtype", dtype, ("auto", *DTYPES))
+    check_at_least_0("peak_lr", options["peak_lr"])
     if options["decay"] == "independent" and not options["peak_lr"] > 0:
         raise ConfigError(
             'decay="independent" is weight_decay times lr/peak_lr, and peak_lr, the lr that the '
             f"group was added with, is {options['peak_lr']}: give the group an lr above 0"
         )
-
-
-def check_backend(name: str) -> None:
-    """Raise ConfigError for a backend that torch.compile does not have."""
-    _check_word("compile", name, torch.compiler.list_backends(exclude_tags=()))
-
-
-def _check_word(option: str, word: object, accepted: Sequence[str]) -> None:
-    if word not in accepted:
-        raise ConfigError(f"{option} is {word!r}: {nearest(word, accepted)}")
 
 
 def check_parameter(name: str, parameter: Any, options: Group) -> None:
@@ -156,7 +158,7 @@ def check_parameter(name: str, parameter: Any, options: Group) -> None:
         )
     if options["master"] == "stochastic" and is_narrow(parameter):
         _check_bfloat16(name, parameter)
-    if options["rule"] != "muon":
+    if not rule_of(options).on_matrices:
         return
     shape = tuple(parameter.shape)
     if name in options["matrices"]:

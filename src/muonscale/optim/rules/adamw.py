@@ -8,14 +8,63 @@ Letters: G gradient, M first moment, V second moment, W weight.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from muonscale.optim.options import AdamWOptions
+from muonscale.optim.rules.base import Group, Rule, StateTensor, register
 from muonscale.optim.rules.decay import decay_
 from muonscale.optim.rules.master_weights import Weights
 from muonscale.optim.rules.nonfinite import commit_, scratch
+
+
+class AdamWRule(Rule):
+    """AdamW, elementwise, in one pass where the whole step is on this rank."""
+
+    name = "adamw"
+    options = AdamWOptions
+    elements_touched = 7  # gradient, two moments and the weight read, all but the gradient written
+
+    def state(self, group: Group) -> tuple[StateTensor, ...]:
+        """Return both moments, and the number of steps for their bias correction."""
+        count = StateTensor("step", per="parameter")
+        return StateTensor("exp_avg"), StateTensor("exp_avg_sq"), count
+
+    def direction_(
+        self, state: Mapping[str, list[Any]], G: list[Tensor], group: Group, mask: Tensor | None
+    ) -> list[Tensor]:
+        """Write one step into the moments, and return U."""
+        M, V, steps = state["exp_avg"], state["exp_avg_sq"], state["step"]
+        return adamw_updates_(G, M, V, steps, betas=group["betas"], eps=group["eps"], mask=mask)
+
+    def step_(
+        self,
+        W: Weights,
+        G: list[Tensor],
+        state: Mapping[str, list[Any]],
+        group: Group,
+        *,
+        lr: float,
+        rate: float,
+        mask: Tensor | None,
+    ) -> None:
+        """Write one step into weights and moments."""
+        adamw_step_(
+            W,
+            G,
+            state["exp_avg"],
+            state["exp_avg_sq"],
+            state["step"],
+            lr=lr,
+            rate=rate,
+            cautious=group["cautious_decay"],
+            betas=group["betas"],
+            eps=group["eps"],
+            mask=mask,
+        )
 
 
 def adamw_step_(
@@ -68,8 +117,6 @@ def adamw_updates_(
     mask: Tensor | None = None,
 ) -> list[Tensor]:
     """Write one step into the moments, and return U of `W <- (1 - rate)*W - lr*U`."""
-    if not M:  # this rank owns none
-        return []
     denominators = adamw_moments_(G, M, V, steps, betas=betas, eps=eps, mask=mask)
     torch._foreach_mul_(denominators, [1 - betas[0] ** t for t in steps])
     return list(torch._foreach_div(M, denominators))
@@ -98,3 +145,6 @@ def adamw_moments_(
     torch._foreach_div_(denominators, [(1 - beta2**t) ** 0.5 for t in steps])
     torch._foreach_add_(denominators, eps)
     return denominators
+
+
+ADAMW = register(AdamWRule())

@@ -6,13 +6,10 @@ Letters: W weight, U a tensor with the sign of the update.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
-
-DecayT = Literal["coupled", "independent"]
-DECAYS: tuple[DecayT, ...] = ("coupled", "independent")
 
 
 def decay_rate(group: Mapping[str, Any]) -> float:

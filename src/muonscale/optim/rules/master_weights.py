@@ -10,16 +10,12 @@ from __future__ import annotations
 
 import zlib
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from muonscale.optim.matrices.sharding import Sharding, element_numbers
 from muonscale.optim.rules.nonfinite import commit_, scratch
-
-MasterT = Literal["none", "float32", "stochastic"]
-MASTERS: tuple[MasterT, ...] = ("none", "float32", "stochastic")
 
 
 def is_narrow(parameter: Tensor) -> bool:

@@ -1,51 +1,104 @@
-"""The Muon rule as functions of tensors: momentum, polar factor, post-normalisation, shape factor.
+"""The Muon rule: momentum, polar factor, post-normalization, shape factor.
 
 Liu et al., Muon is Scalable for LLM Training, arXiv 2502.16982, equations 1, 2 and 4, with an
 average in place of the sum: `M <- mu*M + (1-mu)*G` is (1-mu) times the paper's momentum, so that the
 polar factor is the same and the buffer keeps the length of a gradient.
 
-Letters: G gradient, M momentum, N what is orthogonalised, O its polar factor, U scaled update, V row
-state, W weight.
+Letters: G gradient, M momentum, N what is orthogonalized, O its polar factor, U scaled update, V row
+state.
 """
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from muonscale.optim.matrices.batches import MatrixBatches, MatrixShape
-from muonscale.optim.newton_schulz.coefficients import Coefficients
+from muonscale.optim.matrices.batches import MatrixShape
+from muonscale.optim.newton_schulz.coefficients import Coefficients, resolve
+from muonscale.optim.newton_schulz.flops import accepted_segments, ns_flops
 from muonscale.optim.newton_schulz.gram import Segments
 from muonscale.optim.newton_schulz.orthogonalize import (
     DTypeLike,
     orthogonalize,
     orthogonalize_part,
-    products_dtype,
+    resolve_dtype,
 )
 from muonscale.optim.newton_schulz.subgroup import Subgroup, SubgroupReducer, divided_axis
-from muonscale.optim.rules.decay import decay_
-from muonscale.optim.rules.master_weights import Weights
+from muonscale.optim.options import MuonOptions
+from muonscale.optim.rules.base import (
+    Group,
+    MatrixUpdate,
+    Rows,
+    Rule,
+    StateTensor,
+    register,
+)
 from muonscale.optim.rules.nonfinite import commit_, scratch
-from muonscale.optim.rules.post_norm import LOCAL, NormContext, Reducer, resolve_post_norm
+from muonscale.optim.rules.post_norm import NormContext, Reducer, resolve_post_norm
 from muonscale.optim.rules.scale import ScaleLike, exact_factor, shape_factor
 
 MOMENTUM_CONVENTION = "ema"
 """How `M` adds up: "ema" as here and in torch.optim.Muon; "sum" is the paper's `M <- mu*M + G`."""
+ROW_STATE = "row_second_moment"
 
-
-CommDTypeT = Literal["float32", "bfloat16"]
 COMM_DTYPES: dict[str, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-"""What directions and updates can travel in. Not float16: raw momentum is below its range."""
+"""Dtypes of communication. Not float16: raw momentum is below its range."""
+
+
+class MuonRule(Rule):
+    """Momentum on every element, then `U = factor * post_norm(NS(N))` on every matrix."""
+
+    name = "muon"
+    options = MuonOptions
+    scale_free = True
+    elements_touched = (
+        8  # gradient, momentum and weight read, two of them written, direction, update
+    )
+
+    def state(self, group: Group) -> tuple[StateTensor, ...]:
+        """Return the momentum, and one value per row for "normuon"."""
+        norm = resolve_post_norm(group["post_norm"])
+        momentum = StateTensor("momentum_buffer")
+        if norm is not None and norm.row_state:
+            return momentum, StateTensor(ROW_STATE, per="row")
+        return (momentum,)
+
+    def direction_(
+        self, state: Mapping[str, list[Any]], G: list[Tensor], group: Group, mask: Tensor | None
+    ) -> list[Tensor]:
+        """Write one momentum step, and return what is to be orthogonalized."""
+        return momentum_step_(
+            state["momentum_buffer"],
+            G,
+            momentum=group["momentum"],
+            nesterov=group["nesterov"],
+            mask=mask,
+        )
+
+    def matrix_update(self, group: Group) -> MuonUpdate:
+        """Return orthogonalization, post-normalization and shape factor."""
+        norm = resolve_post_norm(group["post_norm"])
+        return MuonUpdate(
+            coefficients=resolve(group["ns_coefficients"], group["ns_steps"]),
+            form=group["ns_form"],
+            dtype=group["ns_dtype"],
+            post_norm=group["post_norm"],
+            post_norm_eps=group["post_norm_eps"],
+            normuon_beta2=group["normuon_beta2"],
+            scale=group["scale"],
+            rms=group["rms"],
+            comm_dtype=COMM_DTYPES[group["comm_dtype"]],
+            row_states=(ROW_STATE,) if norm is not None and norm.row_state else (),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
-class Polar:
-    """From the momentum to the update, for matrices of every shape."""
+class MuonUpdate(MatrixUpdate):
+    """From the direction to the update, for matrices of every shape."""
 
     coefficients: Coefficients
     form: str = "auto"
@@ -55,8 +108,82 @@ class Polar:
     normuon_beta2: float = 0.95
     scale: ScaleLike = "rms"
     rms: float = 0.2
-    wire: torch.dtype = torch.float32
-    """What directions and updates are rounded to, whether or not they travel."""
+
+    def update(
+        self, N_NMK: Tensor, rows: Rows, shape: MatrixShape, reducer: Reducer
+    ) -> tuple[Tensor, Rows]:
+        """Return `factor * post_norm(NS(N))` of whole matrices, and the new row state."""
+        N_NMK = self._rounded(N_NMK)
+        steps = self.coefficients.steps
+        O_NMK = orthogonalize(N_NMK, self.coefficients, steps, self.form, self.dtype)
+        return self._after_polar(O_NMK.to(N_NMK.dtype), rows, shape, reducer)
+
+    def update_part(
+        self, N_NMK: Tensor, rows: Rows, shape: MatrixShape, subgroup: Subgroup, segments: Segments
+    ) -> tuple[Tensor, Rows]:
+        """Return the same for this rank's part of every matrix; a collective of the subgroup."""
+        N_NMK = self._rounded(N_NMK)
+        O_NMK = orthogonalize_part(N_NMK, shape, subgroup, self.coefficients, segments, self.dtype)
+        reducer = SubgroupReducer(subgroup, divided_axis(shape))
+        return self._after_polar(O_NMK.to(N_NMK.dtype), rows, shape, reducer)
+
+    def _after_polar(
+        self, U_NMK: Tensor, rows: Rows, shape: MatrixShape, reducer: Reducer
+    ) -> tuple[Tensor, Rows]:
+        last = None
+        V_NM1 = rows.get(ROW_STATE)
+        if (norm := resolve_post_norm(self.post_norm)) is not None:
+            context = NormContext(
+                shape=shape, eps=self.post_norm_eps, beta2=self.normuon_beta2, reducer=reducer
+            )
+            U_NMK, V_NM1 = norm.apply(U_NMK, V_NM1, context)
+            last = norm.last
+        if self.scale == "rms_exact":
+            sums = reducer.sum_all(U_NMK.square())
+            U_NMK = U_NMK.mul_(exact_factor(sums, shape, self.rms))
+        else:
+            U_NMK = U_NMK.mul_(shape_factor(self.scale, shape, self.rms, last))
+        return self._rounded(U_NMK), {} if V_NM1 is None else {ROW_STATE: V_NM1}
+
+    def _rounded(self, X: Tensor) -> Tensor:
+        dtype = self.comm_dtype
+        return X.to(dtype).to(X.dtype) if dtype.itemsize < X.dtype.itemsize == 4 else X
+
+    def flops(
+        self, shape: MatrixShape, state_dtype: torch.dtype, device: torch.device | str
+    ) -> int:
+        """Return the operations of Newton-Schulz."""
+        return ns_flops(
+            shape,
+            self.coefficients.steps,
+            self.form,
+            coefficients=self.coefficients,
+            dtype=self.products_dtype(state_dtype, device),
+            device=device,
+        )
+
+    def splits(
+        self, short: int, state_dtype: torch.dtype, device: torch.device | str
+    ) -> tuple[Sequence[tuple[float, float, float]], Sequence[Segments]]:
+        """Return the triples and the segments that are accurate enough."""
+        dtype = self.products_dtype(state_dtype, device)
+        forms = accepted_segments(self.coefficients, self.form, dtype, short)
+        return self.coefficients.triples, forms
+
+    def products_dtype(self, state_dtype: torch.dtype, device: torch.device | str) -> torch.dtype:
+        """Return the dtype of Newton-Schulz."""
+        return resolve_dtype(self.dtype, state_dtype, device)
+
+    def on_device(self, device: torch.device | str) -> MuonUpdate:
+        """Return the same with what "auto" is on a device; every GPU is taken to be fast in bf16."""
+        if torch.device(device).type == "cpu" or self.dtype != "auto":
+            return self
+        return replace(self, dtype=torch.bfloat16)
+
+    @property
+    def copies_after(self) -> bool:
+        """Whether there is a post-normalization."""
+        return self.post_norm is not None
 
 
 def momentum_step_(
@@ -67,7 +194,7 @@ def momentum_step_(
     nesterov: bool,
     mask: Tensor | None = None,
 ) -> list[Tensor]:
-    """Write one momentum step into `M` and return what is to be orthogonalised.
+    """Write one momentum step into `M` and return what is to be orthogonalized.
 
         M <- mu*M + (1-mu)*G        N = mu*M + (1-mu)*G with Nesterov, else M
 
@@ -81,8 +208,6 @@ def momentum_step_(
     Returns:
         New tensors with Nesterov; without it the very buffers, which the caller only reads.
     """
-    if not M:  # this rank owns none
-        return []
     wide_G = [g.to(m.dtype) for g, m in zip(G, M, strict=True)]
     new_M = scratch(M, M, mask)
     torch._foreach_lerp_(new_M, wide_G, 1 - momentum)
@@ -92,150 +217,4 @@ def momentum_step_(
     return list(torch._foreach_lerp(wide_G, M, momentum))
 
 
-@dataclass(frozen=True)
-class Updates:
-    """What `polar_updates` returns."""
-
-    tensors: list[Tensor]
-    """Scaled updates with the parameters' stored shapes."""
-    matrices: int
-    squares: list[Tensor]
-    """0-D tensors that add up to the sum of squares of all updates."""
-
-
-def polar_updates(
-    N: list[Tensor],
-    stacks: MatrixBatches,
-    polar: Polar,
-    *,
-    V: list[Tensor] | None = None,
-    reducer: Reducer = LOCAL,
-    mask: Tensor | None = None,
-    compile: bool | str = False,
-) -> Updates:
-    """Return the scaled update of every parameter, per matrix `U = factor * post_norm(NS(N))`.
-
-    Matrices of the same shape are worked on in one batch, whichever parameter they are from.
-
-    Args:
-        N: directions with the parameters' stored shapes; not written to, but taken out of the list,
-            so that they are gone when the updates are made.
-        stacks: where the matrices lie in each of them.
-        polar: coefficients, post-normalisation and shape factor.
-        V: row states of the parameters, written to, if the post-normalisation has one.
-        reducer: how to sum over whole matrices.
-        mask: see `commit_`; for `V`.
-        compile: see `Muon`.
-    """
-    if compile:  # what "auto" asks the machine cannot be traced
-        polar = replace(polar, dtype=products_dtype(N[0], polar.dtype))
-    rows = None if V is None else stacks.gather_rows(V)
-    scaled: dict[MatrixShape, Tensor] = {}
-    gathered = stacks.gather(N)
-    N.clear()
-    for shape in list(gathered):
-        update = stack_update(shape, polar, reducer, compile)
-        V_NM1 = None if rows is None else rows[shape]
-        scaled[shape], V_NM1 = update(gathered.pop(shape), V_NM1)
-        if rows is not None and V_NM1 is not None:
-            rows[shape] = V_NM1
-    if V is not None and rows is not None:
-        commit_(V, stacks.scatter_rows(rows), mask)
-    return Updates(
-        stacks.scatter(scaled),
-        sum(U_NMK.shape[0] for U_NMK in scaled.values()),
-        [torch.linalg.vector_norm(U_NMK).square() for U_NMK in scaled.values()],
-    )
-
-
-StackUpdate = Callable[[Tensor, Tensor | None], tuple[Tensor, Tensor | None]]
-
-
-def stack_update(
-    shape: MatrixShape, polar: Polar, reducer: Reducer, compile: bool | str
-) -> StackUpdate:
-    """Return the function from (N, V) of a batch of matrices of `shape` to (U, new V)."""
-    if compile:
-        backend = compile if isinstance(compile, str) else "inductor"
-        return _compiled(shape, polar, reducer, backend)
-    return functools.partial(_stack_update, shape=shape, polar=polar, reducer=reducer)
-
-
-@functools.cache
-def _compiled(shape: MatrixShape, polar: Polar, reducer: Reducer, backend: str) -> StackUpdate:
-    """Compile for one shape, apart from all others, so that no number of shapes reaches a limit.
-
-    torch counts recompilations per code object, so every shape compiles a copy of its own.
-    """
-
-    def update(N_NMK: Tensor, V_NM1: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        return _stack_update(N_NMK, V_NM1, shape=shape, polar=polar, reducer=reducer)
-
-    update.__code__ = update.__code__.replace()
-    return torch.compile(update, backend=backend, dynamic=False)
-
-
-def part_update(
-    N_NMK: Tensor,
-    V_NM1: Tensor | None,
-    *,
-    shape: MatrixShape,
-    polar: Polar,
-    team: Subgroup,
-    segments: Segments,
-) -> tuple[Tensor, Tensor | None]:
-    """Return (U, new V) of this rank's part of matrices that a team shares; a collective of it."""
-    N_NMK = _rounded(N_NMK, polar.wire)
-    O_NMK = orthogonalize_part(N_NMK, shape, team, polar.coefficients, segments, polar.dtype)
-    reducer = SubgroupReducer(team, divided_axis(shape))
-    return _after_polar(O_NMK.to(N_NMK.dtype), V_NM1, shape, polar, reducer)
-
-
-def _stack_update(
-    N_NMK: Tensor, V_NM1: Tensor | None, *, shape: MatrixShape, polar: Polar, reducer: Reducer
-) -> tuple[Tensor, Tensor | None]:
-    steps = polar.coefficients.steps
-    N_NMK = _rounded(N_NMK, polar.wire)
-    O_NMK = orthogonalize(N_NMK, polar.coefficients, steps, polar.form, polar.dtype)
-    return _after_polar(O_NMK.to(N_NMK.dtype), V_NM1, shape, polar, reducer)
-
-
-def _after_polar(
-    U_NMK: Tensor, V_NM1: Tensor | None, shape: MatrixShape, polar: Polar, reducer: Reducer
-) -> tuple[Tensor, Tensor | None]:
-    last = None
-    if (norm := resolve_post_norm(polar.post_norm)) is not None:
-        context = NormContext(
-            shape=shape, eps=polar.post_norm_eps, beta2=polar.normuon_beta2, reducer=reducer
-        )
-        U_NMK, V_NM1 = norm.apply(U_NMK, V_NM1, context)
-        last = norm.last
-    if polar.scale == "rms_exact":
-        sums = reducer.sum_all(U_NMK.square())
-        U_NMK = U_NMK.mul_(exact_factor(sums, shape, polar.rms))
-    else:
-        U_NMK = U_NMK.mul_(shape_factor(polar.scale, shape, polar.rms, last))
-    return _rounded(U_NMK, polar.wire), V_NM1
-
-
-def _rounded(X: Tensor, dtype: torch.dtype) -> Tensor:
-    return X.to(dtype).to(X.dtype) if dtype.itemsize < X.dtype.itemsize == 4 else X
-
-
-def apply_updates_(
-    W: Weights,
-    U: list[Tensor],
-    *,
-    lr: float,
-    rate: float,
-    cautious: bool = False,
-    mask: Tensor | None = None,
-) -> None:
-    """Write `W <- (1 - rate)*W - lr*U`, rounded once where `W` is narrower than `U`.
-
-    The decay takes nothing of the shape factor within `U`. See `decay_` for `rate` and `cautious`.
-    """
-    new_W = W.wide(U, mask)
-    decay_(new_W, U, rate, cautious=cautious)
-    torch._foreach_add_(new_W, U, alpha=-lr)
-    W.write_(new_W, mask)
+MUON = register(MuonRule())

@@ -19,7 +19,6 @@ from torch import Tensor
 
 from muonscale.errors import ConfigError, nearest
 
-PostNormT = Literal["row", "col", "row_col", "col_row", "normuon", "frobenius"]
 LastT = Literal["row", "col"]
 """What an update ends with: all rows of unit length, or all columns."""
 

@@ -8,15 +8,15 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from muonscale.errors import GroupingError
 from muonscale.optim.matrices.batches import known_shapes
 from muonscale.optim.matrices.sharding import Sharding
 from muonscale.optim.matrices.spec import PLAIN, MatrixSpec
-from muonscale.optim.newton_schulz.coefficients import resolve
 from muonscale.optim.newton_schulz.orthogonalize import WORKSPACE_BYTES
-from muonscale.optim.rules.muon import COMM_DTYPES, Polar
+from muonscale.optim.rules.base import MatrixUpdate, rule_of
 
 Group = dict[str, Any]
 """One entry of `Optimizer.param_groups`."""
@@ -62,18 +62,18 @@ def by_group(items: Iterable[ParamStep]) -> Iterator[tuple[Group, list[ParamStep
         yield members[0].group, members
 
 
-def batches(items: list[ParamStep]) -> Iterator[tuple[Polar, list[ParamStep]]]:
+def batches(items: list[ParamStep]) -> Iterator[tuple[MatrixUpdate, list[ParamStep]]]:
     """Gather the parameters whose matrices have the same shapes, across groups, up to the cap."""
-    alike: defaultdict[Any, list[ParamStep]] = defaultdict(list)
-    polars = {id(group): polar_of(group) for group, _ in by_group(items)}
+    similar: defaultdict[Any, list[ParamStep]] = defaultdict(list)
+    updates = {id(group): rule_of(group).matrix_update(group) for group, _ in by_group(items)}
     for item in items:
         shapes = known_shapes(tuple(item.parameter.shape), item.layout)
         kinds = frozenset((out, in_) for _, out, in_ in shapes)
-        dtype = item.state["momentum_buffer"].dtype
-        alike[polars[id(item.group)], kinds, item.parameter.device, dtype].append(item)
-    for (polar, *_), members in alike.items():
+        dtype = torch.promote_types(item.parameter.dtype, torch.float32)
+        similar[updates[id(item.group)], kinds, item.parameter.device, dtype].append(item)
+    for (update, *_), members in similar.items():
         for batch in _capped(members):
-            yield polar, batch
+            yield update, batch
 
 
 def _capped(items: list[ParamStep]) -> Iterator[list[ParamStep]]:
@@ -81,7 +81,7 @@ def _capped(items: list[ParamStep]) -> Iterator[list[ParamStep]]:
     batch: list[ParamStep] = []
     size = 0
     for item in items:
-        nbytes = item.state["momentum_buffer"].nbytes
+        nbytes = item.parameter.numel() * max(4, item.parameter.itemsize)
         if batch and size + nbytes > WORKSPACE_BYTES:
             yield batch
             batch = []
@@ -89,18 +89,3 @@ def _capped(items: list[ParamStep]) -> Iterator[list[ParamStep]]:
         batch.append(item)
         size += nbytes
     yield batch
-
-
-def polar_of(group: Group) -> Polar:
-    """Return what a group on Muon does to its momentum."""
-    return Polar(
-        coefficients=resolve(group["ns_coefficients"], group["ns_steps"]),
-        form=group["ns_form"],
-        dtype=group["ns_dtype"],
-        post_norm=group["post_norm"],
-        post_norm_eps=group["post_norm_eps"],
-        normuon_beta2=group["normuon_beta2"],
-        scale=group["scale"],
-        rms=group["rms"],
-        wire=COMM_DTYPES[group["comm_dtype"]],
-    )

@@ -12,7 +12,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Mapping, MutableMapping
 from typing import Any
 
@@ -25,13 +24,15 @@ from muonscale.optim.distributed.zero1 import OwnedMatrices, copy_, partitioned_
 from muonscale.optim.matrices.batches import row_state_shape, row_state_sharding
 from muonscale.optim.matrices.spec import PLAIN, MatrixSpec
 from muonscale.optim.parameters.validate import check_parameter
+from muonscale.optim.rules.base import rule_of
 from muonscale.optim.rules.master_weights import is_narrow
-from muonscale.optim.rules.post_norm import resolve_post_norm
 from muonscale.optim.rules.step_inputs import Group, check_names, named
 
-ROW_STATE = "row_second_moment"
-COUNTERS = ("step", "rounding_step")
-"""State that counts the steps that were not left out."""
+
+def counters_of(state: Mapping[str, Tensor], group: Group) -> list[Tensor]:
+    """Return the state of a parameter that counts the steps that were not left out."""
+    names = [t.name for t in rule_of(group).state(group) if t.per == "parameter"]
+    return [state[name] for name in (*names, "rounding_step") if name in state]
 
 
 def new_state(
@@ -52,14 +53,15 @@ def new_state(
             return partitioned_zeros(tuple(parameter.shape), owned, dtype, parameter.device)
         return torch.zeros_like(parameter, dtype=dtype, memory_format=torch.preserve_format)
 
-    if options["rule"] == "muon":
-        state = {"momentum_buffer": zeros()}
-        norm = resolve_post_norm(options["post_norm"])
-        if norm is not None and norm.row_state:
+    state: dict[str, Tensor] = {}
+    for tensor in rule_of(options).state(options):
+        if tensor.per == "element":
+            state[tensor.name] = zeros()
+        elif tensor.per == "row":
             matrices = options["matrices"].get(name, PLAIN)
-            state[ROW_STATE] = _row_state(name, parameter, matrices, owned, dtype)
-    else:
-        state = {"step": torch.tensor(0.0), "exp_avg": zeros(), "exp_avg_sq": zeros()}
+            state[tensor.name] = _row_state(name, parameter, matrices, owned, dtype)
+        else:
+            state[tensor.name] = torch.tensor(0.0)
     if is_narrow(parameter) and options["master"] == "float32":
         state["master"] = parameter.detach().to(torch.float32)
     if is_narrow(parameter) and options["master"] == "stochastic":
@@ -155,18 +157,12 @@ def _renewed(
 def _fits(
     state: Mapping[str, Tensor] | None, parameter: Tensor, options: Mapping[str, Any]
 ) -> bool:
-    rule, post_norm, master = options["rule"], options["post_norm"], options["master"]
-    if state is None or state.keys() != _keys(rule, post_norm, master, is_narrow(parameter)):
+    tensors = rule_of(options).state(options)
+    keys = {tensor.name for tensor in tensors}
+    if is_narrow(parameter) and options["master"] != "none":
+        keys.add("master" if options["master"] == "float32" else "rounding_step")
+    if state is None or state.keys() != keys:
         return False
-    moment = state["momentum_buffer" if rule == "muon" else "exp_avg"]
+    moment = state[tensors[0].name]
     dtype = parameter.dtype if parameter.dtype.itemsize > 4 else torch.float32
     return moment.dtype == dtype and moment.device == parameter.device
-
-
-@functools.cache
-def _keys(rule: str, post_norm: str | None, master: str, narrow: bool) -> frozenset[str]:
-    """Return the keys of the state that `new_state` makes."""
-    dtype = torch.bfloat16 if narrow else torch.float32
-    matrices: dict[str, MatrixSpec] = {}
-    options = {"rule": rule, "post_norm": post_norm, "master": master, "matrices": matrices}
-    return frozenset(new_state("", torch.zeros(1, 1, dtype=dtype), options))

@@ -18,8 +18,8 @@ from torch import Tensor
 from muonscale.errors import CheckpointError
 from muonscale.optim.distributed.zero1 import copy_, scale_
 from muonscale.optim.newton_schulz.coefficients import as_plain, from_plain
+from muonscale.optim.rules.muon import ROW_STATE
 from muonscale.optim.rules.step_inputs import named
-from muonscale.optim.state.state import ROW_STATE
 
 NOT_SAVED = frozenset({"params", "matrices", "why"})
 """Group entries that describe the model rather than the training state."""

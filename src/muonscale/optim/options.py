@@ -1,0 +1,251 @@
+"""The options of every rule, each written once: name, type, default, range and meaning.
+
+These classes feed the constructor of `Muon`, parameter groups, their checks, the configuration of
+runs, the model card, and the reference pages. They import no torch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from numbers import Real
+from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
+
+from muonscale.errors import ConfigError, nearest
+
+DecayT = Literal["coupled", "independent"]
+MasterT = Literal["none", "float32", "stochastic"]
+CommDTypeT = Literal["float32", "bfloat16"]
+FormT = Literal["auto", "direct", "gram"]
+PostNormT = Literal["row", "col", "row_col", "col_row", "normuon", "frobenius"]
+
+
+def _option(default: Any, range: str) -> Any:
+    return field(default=default, metadata={"range": range})
+
+
+class RuleOptions:
+    """What is known of a rule without torch; the options of a rule are a subclass of it."""
+
+    title: ClassVar[str]
+    """What people call the rule."""
+    on_matrices: ClassVar[bool] = False
+    """Whether it works on whole matrices, so that a parameter must hold some."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CommonOptions:
+    """Options of every rule."""
+
+    lr: float = _option(1e-3, "at least 0")
+    """Learning rate."""
+    weight_decay: float = _option(0.1, "at least 0")
+    """Decoupled weight decay."""
+    decay: DecayT = "coupled"
+    """`coupled` subtracts lr * weight_decay of a weight per step; `independent` subtracts weight_decay
+    times the multiplier of the schedule, which is lr over the lr that the group was added with."""
+    cautious_decay: bool = False
+    """Decay only where the update makes the weight smaller (Chen et al., Cautious Weight Decay,
+    arXiv 2510.12402)."""
+    comm_dtype: CommDTypeT = "float32"
+    """Dtype to which directions and updates are rounded, on many ranks and on one; `bfloat16` halves
+    the bytes in communication."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NarrowOptions:
+    """Options of every rule for parameters in 16 bits, which lose small steps to rounding."""
+
+    master: MasterT = "none"
+    """`float32` keeps and saves a float32 copy of such parameters, `stochastic` rounds to bfloat16 at
+    random without bias, `none` warns."""
+    rounding_seed: int = 0
+    """Seed of master="stochastic". A resumed run rounds as an uninterrupted one does."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MuonOptions(RuleOptions):
+    """Options of the Muon rule."""
+
+    title: ClassVar[str] = "Muon"
+    on_matrices: ClassVar[bool] = True
+
+    momentum: float = _option(0.95, "fraction")
+    """Decay rate of the momentum, mu, in [0, 1)."""
+    nesterov: bool = True
+    """Orthogonalize the look-ahead direction mu*M + (1-mu)*G in place of M."""
+    ns_coefficients: Any = "jordan"
+    """Newton-Schulz polynomials: a name from muonscale.optim.newton_schulz.coefficients, a triple, or
+    a list of triples."""
+    ns_steps: int = _option(5, "at least 1")
+    """Newton-Schulz iterations."""
+    ns_form: FormT = "auto"
+    """How the polynomial is evaluated; `auto` is the form with fewer operations for each shape."""
+    ns_dtype: Any = "auto"
+    """Dtype of the Newton-Schulz products; `auto` is bfloat16 where that is fast, else float32."""
+    post_norm: PostNormT | None = None
+    """What follows the polar factor. `row`, `col`, `row_col` (rows, then columns) and `col_row` scale
+    rows or columns to unit length (Zhang et al., Muon+, arXiv 2602.21545); `normuon` divides rows by
+    their running RMS (Li et al., NorMuon, arXiv 2510.05491); `frobenius` gives the update the length
+    of an exact polar factor."""
+    post_norm_eps: float = _option(1e-8, "above 0")
+    """Epsilon inside the root of a sum of squares; `normuon` adds it to the root."""
+    normuon_beta2: float = _option(0.95, "fraction")
+    """Decay rate of the running mean square of `normuon`."""
+    scale: Any = "rms"
+    """Shape factor: rms, rms_exact, spectral, keller, none, another project's name for one, a number
+    for all shapes, or in Python a function of (out, in). `rms` allows for what post_norm ends with."""
+    rms: float = _option(0.2, "at least 0")
+    """RMS of the update under scale="rms" and "rms_exact", in units of lr (Moonlight, section 2.2)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdamWOptions(RuleOptions):
+    """Options of the AdamW rule."""
+
+    title: ClassVar[str] = "AdamW"
+
+    betas: tuple[float, float] = _option((0.9, 0.95), "two fractions")
+    """Decay rates of both moments, each in [0, 1)."""
+    eps: float = _option(1e-8, "at least 0")
+    """Epsilon added to the root of the second moment."""
+
+
+OPTIONS_OF: dict[str, type[RuleOptions]] = {"muon": MuonOptions, "adamw": AdamWOptions}
+"""The options of each rule by its name; `muonscale.optim.rules.base.register` adds to it."""
+COMMON = (CommonOptions, NarrowOptions)
+
+
+def option_names() -> set[str]:
+    """Return the names of the options of all rules."""
+    return set(names_of(*COMMON, *OPTIONS_OF.values()))
+
+
+def all_defaults() -> dict[str, Any]:
+    """Return the options of all rules with their defaults."""
+    return defaults_of(*COMMON, *OPTIONS_OF.values())
+
+
+def check_options_given(given: Mapping[str, Any]) -> None:
+    """Check the options of any rule among `given`, see `check_given`."""
+    check_given(given, *COMMON, *OPTIONS_OF.values())
+
+
+def unused_options(rule: str | None) -> set[str]:
+    """Return the options of rules on matrices that a run does not use where no parameter is on one.
+
+    A run with a rule on matrices uses those of an elementwise rule too, for the rest.
+    """
+    if rule not in OPTIONS_OF or OPTIONS_OF[rule].on_matrices:
+        return set()
+    others = [cls for name, cls in OPTIONS_OF.items() if name != rule and cls.on_matrices]
+    return set(names_of(*others)) - set(names_of(OPTIONS_OF[rule]))
+
+
+def names_of(*options: type) -> tuple[str, ...]:
+    """Return the names of the options of some classes, in order."""
+    return tuple(f.name for cls in options for f in fields(cls))
+
+
+def defaults_of(*options: type) -> dict[str, Any]:
+    """Return the options of some classes with their defaults."""
+    return {f.name: f.default for cls in options for f in fields(cls)}
+
+
+def check_given(given: Mapping[str, Any], *options: type) -> None:
+    """Check the options among `given` that belong to some classes.
+
+    Raises:
+        ConfigError: for a value that is no number where one is needed, is outside its range, or is
+            not among the accepted words.
+    """
+    for cls in options:
+        hints = get_type_hints(cls)
+        for f in fields(cls):
+            if f.name not in given:
+                continue
+            value = given[f.name]
+            if "range" in f.metadata:
+                RANGES[f.metadata["range"]](f.name, value)
+            elif get_origin(hints[f.name]) is Literal:
+                check_word(f.name, value, get_args(hints[f.name]))
+
+
+def check_word(option: str, word: object, accepted: Sequence[str]) -> None:
+    """Raise ConfigError for a word that is not accepted."""
+    if word not in accepted:
+        raise ConfigError(f"{option} is {word!r}: {nearest(str(word), accepted)}")
+
+
+def check_at_least_0(option: str, value: object) -> None:
+    """Raise ConfigError for what is not a number from 0 on."""
+    if not _number(option, value) >= 0:
+        raise ConfigError(f"{option} is {value}: it cannot be below 0; give 0 or a number above it")
+
+
+def _check_above_0(option: str, value: object) -> None:
+    if not _number(option, value) > 0:
+        raise ConfigError(
+            f"{option} is {value}: it must be above 0, or a row of zeros would be divided by zero"
+        )
+
+
+def _check_at_least_1(option: str, value: object) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ConfigError(f"{option} is {value!r}: give a whole number from 1 on")
+
+
+def _check_fraction(option: str, value: object) -> None:
+    if not 0 <= _number(option, value) < 1:
+        raise ConfigError(f"{option} is {value}: 0 <= x < 1 is accepted")
+
+
+def _check_two_fractions(option: str, value: object) -> None:
+    if not isinstance(value, Sequence) or isinstance(value, str) or len(value) != 2:
+        raise ConfigError(f"{option} is {value!r}: give two numbers, such as (0.9, 0.95)")
+    for one in value:
+        _check_fraction(option, one)
+
+
+RANGES: dict[str, Callable[[str, object], None]] = {
+    "at least 0": check_at_least_0,
+    "above 0": _check_above_0,
+    "at least 1": _check_at_least_1,
+    "fraction": _check_fraction,
+    "two fractions": _check_two_fractions,
+}
+"""The ranges of options that are numbers."""
+
+
+def _number(option: str, value: object) -> float:
+    """Return a finite number as float; one that torch keeps in a tensor of one element too."""
+    is_number = isinstance(value, Real) and not isinstance(value, bool)
+    numel = getattr(value, "numel", None)
+    if not (is_number or (callable(numel) and numel() == 1)):
+        raise ConfigError(f"{option} is {value!r}: give a number")
+    number = float(value)  # type: ignore[arg-type]
+    if not math.isfinite(number):
+        raise ConfigError(f"{option} is {number}: give a finite number")
+    return number
+
+
+def described(*options: type) -> Iterator[tuple[str, str, Any, str]]:
+    """Yield (name, type, default, meaning) of every option; the meaning from the source."""
+    import ast
+    import inspect
+    import textwrap
+
+    for cls in options:
+        body = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0]
+        assert isinstance(body, ast.ClassDef)
+        docs = {
+            before.target.id: " ".join(str(after.value.value).split())
+            for before, after in zip(body.body, body.body[1:], strict=False)
+            if isinstance(before, ast.AnnAssign)
+            and isinstance(before.target, ast.Name)
+            and isinstance(after, ast.Expr)
+            and isinstance(after.value, ast.Constant)
+        }
+        for f in fields(cls):
+            yield f.name, str(f.type), f.default, docs[f.name]

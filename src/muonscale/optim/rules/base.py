@@ -1,0 +1,310 @@
+"""What an optimizer rule is, and the registry of all rules.
+
+A rule makes an update `U` of a gradient `G`, in at most two stages, and every rule changes the
+weight in the same way:
+
+    N = direction_(state, G)                 elementwise, on whatever part of a parameter is here
+    U = matrix_update(N)                     on whole matrices, for a rule on matrices; else U = N
+    W <- (1 - rate)*W - lr*U                 decoupled weight decay, see `muonscale.optim.rules.decay`
+
+Because the first stage is elementwise, state is sharded as its parameter is. Only directions and
+updates move between ranks, and only for a rule on matrices or for partitioned state (ZeRO-1).
+
+Adding a rule takes one file: a subclass of `Rule`, and `register(...)`. Sharding, checkpoints, cost
+estimates, benchmarks and reports ask the rule for its state, its options and its cost.
+
+Letters: G gradient, N direction, U update, W weight.
+Shapes: N matrices, M rows (out), K columns (in).
+"""
+
+from __future__ import annotations
+
+import functools
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, Protocol, Self
+
+import torch
+from torch import Tensor
+
+from muonscale.errors import ConfigError, nearest
+from muonscale.optim.matrices.batches import MatrixBatches, MatrixShape
+from muonscale.optim.newton_schulz.gram import Segments
+from muonscale.optim.newton_schulz.subgroup import Subgroup
+from muonscale.optim.options import OPTIONS_OF, RuleOptions
+from muonscale.optim.rules.decay import decay_
+from muonscale.optim.rules.master_weights import Weights
+from muonscale.optim.rules.nonfinite import commit_
+from muonscale.optim.rules.post_norm import LOCAL, Reducer
+
+Group = Mapping[str, Any]
+"""Options of a parameter group, complete."""
+
+Rows = dict[str, Tensor]
+"""Per-row state by name: `[N, M, 1]` for a batch of matrices."""
+
+
+@dataclass(frozen=True)
+class StateTensor:
+    """A tensor that a rule keeps for every parameter."""
+
+    name: str
+    per: Literal["element", "row", "parameter"] = "element"
+    """One value per element; one per row of each logical matrix; or one number per parameter, a count
+    of the steps that the parameter has taken."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MatrixUpdate(ABC):
+    """The second stage of a rule on matrices, for one set of options; a frozen dataclass."""
+
+    row_states: tuple[str, ...] = ()
+    """Names of the per-row state that it reads and replaces."""
+    comm_dtype: torch.dtype = torch.float32
+    """Dtype of directions and updates in communication; they are rounded to it on one rank too."""
+
+    @abstractmethod
+    def update(
+        self, N_NMK: Tensor, rows: Rows, shape: MatrixShape, reducer: Reducer
+    ) -> tuple[Tensor, Rows]:
+        """Return the update of a batch of whole matrices and the new per-row state.
+
+        Args:
+            N_NMK: directions, float32 or float64; not written to.
+            rows: the state named in `row_states`; not written to.
+            shape: (out, in) of the matrices.
+            reducer: how to sum over rows, columns or whole matrices.
+        """
+
+    @abstractmethod
+    def flops(
+        self, shape: MatrixShape, state_dtype: torch.dtype, device: torch.device | str
+    ) -> int:
+        """Return the floating-point operations of the update of one matrix."""
+
+    def products_dtype(self, state_dtype: torch.dtype, device: torch.device | str) -> torch.dtype:
+        """Return the dtype of its matrix products."""
+        return state_dtype
+
+    def on_device(self, device: torch.device | str) -> Self:
+        """Return the same with what "auto" is on a device, which need not be in this machine."""
+        return self
+
+    @property
+    def copies_after(self) -> bool:
+        """Whether it makes copies of a batch after its products, which take memory."""
+        return False
+
+    def update_part(
+        self, N_NMK: Tensor, rows: Rows, shape: MatrixShape, subgroup: Subgroup, segments: Segments
+    ) -> tuple[Tensor, Rows]:
+        """Return the same for the part of each matrix that this rank of a subgroup holds.
+
+        Called only if `splits` returns a way to do it.
+        """
+        raise NotImplementedError
+
+    def splits(
+        self, short: int, state_dtype: torch.dtype, device: torch.device | str
+    ) -> tuple[Sequence[tuple[float, float, float]], Sequence[Segments]]:
+        """Return (triples, accepted segments) of the polynomial by which ranks can share a matrix.
+
+        Args:
+            short: the shorter side of the smallest matrix.
+            state_dtype: dtype of the state.
+            device: where the products are computed.
+        """
+        return (), ()
+
+
+class Rule(ABC):
+    """One optimizer rule. Instances have no state of their own."""
+
+    name: ClassVar[str]
+    """What groups call it."""
+    options: ClassVar[type[RuleOptions]]
+    """A frozen dataclass: the rule's options, their defaults, and what they mean."""
+    scale_free: ClassVar[bool] = False
+    """Whether the update stays as it is when the gradient is multiplied by a number."""
+    elements_touched: ClassVar[int]
+    """Values read or written per element in one step, besides matrix products."""
+
+    @property
+    def title(self) -> str:
+        """What people call it."""
+        return self.options.title
+
+    @property
+    def on_matrices(self) -> bool:
+        """Whether it works on whole matrices, so that a parameter must hold some."""
+        return self.options.on_matrices
+
+    @abstractmethod
+    def state(self, group: Group) -> tuple[StateTensor, ...]:
+        """Return what is kept for a parameter of `group`; the first has one value per element."""
+
+    @abstractmethod
+    def direction_(
+        self, state: Mapping[str, list[Any]], G: list[Tensor], group: Group, mask: Tensor | None
+    ) -> list[Tensor]:
+        """Write one step into the elementwise state, and return the directions.
+
+        Args:
+            state: elementwise state by name, a list of tensors with the shapes of `G`; counts as
+                a list of int, this step included.
+            G: gradients or parts of them, any floating dtype; not written to.
+            group: options.
+            mask: see `commit_`.
+
+        Returns:
+            New tensors, or tensors of the state, which the caller only reads.
+        """
+
+    def matrix_update(self, group: Group) -> MatrixUpdate | None:
+        """Return the second stage, or None for an elementwise rule."""
+        return None
+
+    def step_(
+        self,
+        W: Weights,
+        G: list[Tensor],
+        state: Mapping[str, list[Any]],
+        group: Group,
+        *,
+        lr: float,
+        rate: float,
+        mask: Tensor | None,
+    ) -> None:
+        """Write one whole step of an elementwise rule; a rule with a fused kernel overrides it."""
+        U = self.direction_(state, G, group, mask)
+        apply_updates_(W, U, lr=lr, rate=rate, cautious=group["cautious_decay"], mask=mask)
+
+
+RULES: dict[str, Rule] = {}
+"""Every rule by name; a rule registers itself when its module is imported."""
+
+
+def register(rule: Rule) -> Rule:
+    """Add a rule to `RULES`, and return it."""
+    RULES[rule.name] = rule
+    OPTIONS_OF[rule.name] = rule.options
+    return rule
+
+
+def rule_of(group: Group) -> Rule:
+    """Return the rule of a parameter group.
+
+    Raises:
+        ConfigError: for an unknown name.
+    """
+    return find_rule(group["rule"])
+
+
+def find_rule(name: object, where: str = "rule") -> Rule:
+    """Return the rule called `name`; `where` begins the sentence of the error."""
+    if not isinstance(name, str) or name not in RULES:
+        raise ConfigError(f"{where} is {name!r}: {nearest(str(name), RULES)}")
+    return RULES[name]
+
+
+class BatchUpdate(Protocol):
+    """From the directions and per-row state of a batch to updates and new per-row state."""
+
+    def __call__(self, N_NMK: Tensor, rows: Rows) -> tuple[Tensor, Rows]:
+        """Return (U, new rows)."""
+        ...
+
+
+def batch_update(
+    update: MatrixUpdate, shape: MatrixShape, reducer: Reducer = LOCAL, compile: bool | str = False
+) -> BatchUpdate:
+    """Return `update.update` for matrices of `shape`, compiled if asked."""
+    if compile:
+        return _compiled(
+            update, shape, reducer, compile if isinstance(compile, str) else "inductor"
+        )
+    return functools.partial(update.update, shape=shape, reducer=reducer)
+
+
+@functools.cache
+def _compiled(
+    update: MatrixUpdate, shape: MatrixShape, reducer: Reducer, backend: str
+) -> BatchUpdate:
+    """Compile for one shape, apart from all others, so that no number of shapes reaches a limit.
+
+    torch counts recompilations per code object, so every shape compiles a copy of its own.
+    """
+
+    def run(N_NMK: Tensor, rows: Rows) -> tuple[Tensor, Rows]:
+        return update.update(N_NMK, rows, shape, reducer)
+
+    run.__code__ = run.__code__.replace()
+    return torch.compile(run, backend=backend, dynamic=False)
+
+
+@dataclass(frozen=True)
+class Updates:
+    """What `matrix_updates` returns."""
+
+    tensors: list[Tensor]
+    """Scaled updates with the parameters' stored shapes."""
+    matrices: int
+    squares: list[Tensor]
+    """0-D tensors that add up to the sum of squares of all updates."""
+
+
+def matrix_updates(
+    N: list[Tensor],
+    batches: MatrixBatches,
+    update_of: Callable[[MatrixShape], BatchUpdate],
+    *,
+    rows: Mapping[str, list[Tensor]] | None = None,
+    mask: Tensor | None = None,
+) -> Updates:
+    """Return the update of every parameter; all matrices of one shape are one batch.
+
+    Args:
+        N: directions with the parameters' stored shapes; not written to, but taken out of the list,
+            so that they are freed as soon as the updates are made.
+        batches: which matrices the parameters hold.
+        update_of: from a matrix shape to the update of a batch.
+        rows: per-row states of the parameters by name; written to.
+        mask: see `commit_`; for `rows`.
+    """
+    rows = rows or {}
+    gathered_rows = {name: batches.gather_rows(states) for name, states in rows.items()}
+    gathered = batches.gather(N)
+    N.clear()
+    updates: dict[MatrixShape, Tensor] = {}
+    for shape in list(gathered):
+        own = {name: by_shape[shape] for name, by_shape in gathered_rows.items()}
+        updates[shape], own = update_of(shape)(gathered.pop(shape), own)
+        for name, values in own.items():
+            gathered_rows[name][shape] = values
+    for name, states in rows.items():
+        commit_(states, batches.scatter_rows(gathered_rows[name]), mask)
+    return Updates(
+        batches.scatter(updates),
+        sum(U_NMK.shape[0] for U_NMK in updates.values()),
+        [torch.linalg.vector_norm(U_NMK).square() for U_NMK in updates.values()],
+    )
+
+
+def apply_updates_(
+    W: Weights,
+    U: list[Tensor],
+    *,
+    lr: float,
+    rate: float,
+    cautious: bool = False,
+    mask: Tensor | None = None,
+) -> None:
+    """Write `W <- (1 - rate)*W - lr*U`, rounded once where `W` is narrower than `U`.
+
+    The shape factor within `U` does not multiply the decay. See `decay_` for `rate`, `cautious`.
+    """
+    new_W = W.wide(U, mask)
+    decay_(new_W, U, rate, cautious=cautious)
+    torch._foreach_add_(new_W, U, alpha=-lr)
+    W.write_(new_W, mask)
