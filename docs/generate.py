@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from docs.blocks import cli, layouts, migration, parameter_groups, sections
+from docs.blocks import cli, layouts, migration, options, parameter_groups, sections
 
 DOCS = Path(__file__).parent
 MARKED = re.compile(
@@ -34,6 +34,7 @@ BLOCKS: dict[str, Callable[..., str]] = {
     "no counterpart": migration.no_counterpart,
     "command line": cli.commands,
     "sections": sections.sections,
+    "options of rules": options.of_rules,
 }
 
 

@@ -79,7 +79,7 @@ class GroupingReport:
     def summary(self) -> str:
         """Return one line per rule for a console."""
         lines = []
-        for rule in RULES.values():
+        for rule in sorted(RULES.values(), key=lambda rule: not rule.on_matrices):
             if not self.parameters(rule.name) and rule not in (MUON, ADAMW):
                 continue
             held = sum(row.matrices for row in self.rows if row.rule == rule.name)

@@ -1,0 +1,23 @@
+"""The options of every rule, from `muonscale.optim.options`."""
+
+from __future__ import annotations
+
+from docs.blocks.markdown import code, table
+from muonscale.optim import options
+from muonscale.optim.rules.base import RULES
+
+
+def of_rules() -> str:
+    """Return a table of the common options, and one for each rule."""
+    lines = ["## Every rule", _table(options.CommonOptions), _table(options.NarrowOptions)]
+    for rule in sorted(RULES.values(), key=lambda rule: not rule.on_matrices):
+        lines += [f"## {rule.title}", f'`rule="{rule.name}"`', _table(rule.options)]
+    return "\n\n".join(lines)
+
+
+def _table(cls: type) -> str:
+    rows = [
+        [code(name), code(repr(default)), meaning]
+        for name, _, default, meaning in options.described(cls)
+    ]
+    return f"{cls.__doc__}\n\n" + table(["option", "default", "what it does"], rows)
