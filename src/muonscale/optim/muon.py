@@ -15,23 +15,20 @@ from torch import Tensor, nn
 from torch.optim.optimizer import ParamsT
 
 from muonscale.errors import DivergedError, GroupingError
+from muonscale.optim.arguments import check_keys, own_groups, refuse_unknown, split_names
 from muonscale.optim.distributed.context import DistributedContext
 from muonscale.optim.distributed.zero1 import gather
 from muonscale.optim.options import all_defaults, check_word, names_of
 from muonscale.optim.parameters.validate import (
-    check_keys,
     check_options,
     check_parameter,
-    own_groups,
-    refuse_unknown,
-    split_names,
     warn_of_narrow_parameters,
 )
 from muonscale.optim.rules import MUON
 from muonscale.optim.rules.base import RULES, rule_of
 from muonscale.optim.rules.muon import MOMENTUM_CONVENTION
 from muonscale.optim.rules.nonfinite import FiniteCheck
-from muonscale.optim.rules.step_inputs import Group, check_names, named
+from muonscale.optim.rules.step_inputs import Group, by_group, check_names, named
 from muonscale.optim.state.state import counters_of, keep_by_name
 from muonscale.optim.state.state_io import plain, take_over
 from muonscale.optim.step import StepTally, step_rule_
@@ -40,7 +37,7 @@ NonfiniteT = Literal["raise", "skip"]
 
 
 class Muon(torch.optim.Optimizer):
-    """Update matrices by orthogonalised momentum, and everything else by AdamW.
+    """Update matrices by orthogonalized momentum, and everything else by AdamW.
 
     Muon rule, per logical matrix (Liu et al., Muon is Scalable for LLM Training, arXiv 2502.16982,
     equations 1, 2, 4; `M` is an average as in torch.optim.Muon, (1-mu) times the paper's sum):
@@ -156,7 +153,7 @@ class Muon(torch.optim.Optimizer):
         self._keep_state()
 
     def _keep_state(self) -> None:
-        """See that every parameter has its state, whoever has replaced, moved or cast it."""
+        """Ensure that every parameter has state; carry it over if the parameter was replaced, moved or cast."""
         self._context.assign(self.param_groups)
         keep_by_name(self.param_groups, self.state, self._owners, self._context.owned)
 
@@ -200,7 +197,13 @@ class Muon(torch.optim.Optimizer):
             self._pending = check, []
             self._settle()
             return loss
-        counters = [c for i in items for c in counters_of(i.state, i.group)]
+        counters = [
+            counter
+            for group, part in by_group(items)
+            for key in counters_of(group)
+            for item in part
+            if (counter := item.state.get(key)) is not None
+        ]
         if counters:
             torch._foreach_add_(counters, 1)
         tally = StepTally()
@@ -225,7 +228,7 @@ class Muon(torch.optim.Optimizer):
                     )
 
     def _settle(self) -> None:
-        """Read the flag of the last step, once it is there, and count what has been left out."""
+        """Read the flag of the last step once it has arrived, and count the step if it was left out."""
         if self._pending is None:
             return
         check, counters = self._pending
@@ -264,7 +267,7 @@ class Muon(torch.optim.Optimizer):
         """Return what the last step did.
 
         Returns:
-            `matrices`: logical matrices orthogonalised (0 for a step left out). `update_rms`: RMS
+            `matrices`: logical matrices orthogonalized (0 for a step left out). `update_rms`: RMS
             of the scaled update over all elements on Muon, in units of lr, decay excluded; a 0-D
             tensor on the device, so that only reading it waits. `skipped_steps`: steps left out for
             non-finite gradients since construction, on a GPU those known so far.
@@ -282,9 +285,9 @@ class Muon(torch.optim.Optimizer):
         return plain(super().state_dict())
 
     def full_state_dict(self) -> dict[str, Any]:
-        """Return the state dict of one process that has all of it: a collective of all ranks.
+        """Return the whole state, as one process would have it: a collective of all ranks.
 
-        What is sharded, or lies with the ranks that own it, is gathered on every rank; save it on
+        Sharded and partitioned state is gathered on every rank; save it on
         one. `load_state_dict` takes it in any layout.
         """
         state_dict = self.state_dict()

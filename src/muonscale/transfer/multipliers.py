@@ -98,7 +98,7 @@ class UpdateRule:
     def update_norm(self, shape: MatrixShape) -> float:
         """Return the spectral norm of such an update, in units of lr.
 
-        All of its singular values are about alike, so that it is RMS * sqrt(max(out, in)).
+        Its singular values are about equal, so that it is RMS * sqrt(max(out, in)).
         """
         return self.update_rms(shape) * math.sqrt(max(shape))
 

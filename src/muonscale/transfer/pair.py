@@ -28,14 +28,14 @@ class Pair:
 
 def counterparts(base: dict[str, Assignment]) -> Callable[[str], Assignment]:
     """Return what finds a parameter's counterpart: by name, else in any layer that has one."""
-    alike: dict[str, list[Assignment]] = {}
+    similar: dict[str, list[Assignment]] = {}
     for name, assignment in base.items():
-        alike.setdefault(template(name), []).append(assignment)
+        similar.setdefault(template(name), []).append(assignment)
 
     def counterpart(name: str) -> Assignment:
         if name in base:
             return base[name]
-        others = alike.get(template(name), [])
+        others = similar.get(template(name), [])
         shapes = {tuple(other.parameter.shape) for other in others}
         if len(shapes) != 1:
             what = f"{len(shapes)} kinds of them" if shapes else "nothing like it"

@@ -134,7 +134,7 @@ def _row_of(
     if len(answers) != 1:
         raise ConfigError(
             f"{name} holds (number, out, in) {shapes}, and {bases} at the base width. These would need "
-            "different multipliers, and a parameter can have one set of them: let them grow alike"
+            "different multipliers, and a parameter can have one set of them: let them grow by the same factor"
         )
     return TransferRow(
         name=name,

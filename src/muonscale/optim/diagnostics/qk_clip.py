@@ -154,13 +154,13 @@ def clip_latent_(
     """
     plain, rotary, value = sizes
     query_H, rotary_H, key_H = latent_factors(gamma_H, alpha)
-    scale_outputs_(query, _woven((query_H, plain), (rotary_H, rotary)), masters)
+    scale_outputs_(query, _interleave((query_H, plain), (rotary_H, rotary)), masters)
     untouched_H = torch.ones_like(gamma_H)
-    scale_outputs_(key_value, _woven((key_H, plain), (untouched_H, value)), masters)
+    scale_outputs_(key_value, _interleave((key_H, plain), (untouched_H, value)), masters)
 
 
-def _woven(*parts: tuple[Tensor, int]) -> Tensor:
-    """Return the factors of outputs of which every head has so many of each part."""
+def _interleave(*parts: tuple[Tensor, int]) -> Tensor:
+    """Return the factors of the outputs of every head, part after part."""
     return torch.cat([f_H[:, None].expand(-1, size) for f_H, size in parts], dim=1).flatten()
 
 
@@ -193,7 +193,7 @@ def scale_outputs_(outputs: Outputs, factors_N: Tensor, masters: Masters | None 
 
 
 def _here(tensor: Tensor, axis: int, factors: Tensor) -> Tensor:
-    """Return the factors of what of a tensor is on this rank, in the order in which it lies there."""
+    """Return the factors of the rows that are on this rank, in their order there."""
     part = part_here(sharding_of("queries or keys", tensor, PLAIN))
     if part is None:
         return factors

@@ -202,7 +202,7 @@ def _sample(
 
 
 def _spread(places: list[tuple[str, int, int]], number: int) -> dict[str, list[tuple[int, int]]]:
-    """Return so many of (name, batch, index in it), spread evenly, by name."""
+    """Return `number` of the places (name, batch, index in the batch), spread evenly, by name."""
     count = min(number, len(places))
     chosen: dict[str, list[tuple[int, int]]] = {}
     for i in range(count):

@@ -31,7 +31,7 @@ def convert_lr(
         to: shape factor that it is wanted for.
         shape: (out, in) of the logical matrix.
         rms: of "rms" and "rms_exact", on either side.
-        last: "row" or "col" where a post-normalisation ends with it, on both sides.
+        last: "row" or "col" where a post-normalization ends with it, on both sides.
 
     Raises:
         ConfigError: for an unknown name, or a factor of zero under `to`.

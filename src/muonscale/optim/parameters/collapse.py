@@ -34,15 +34,15 @@ def collapse(rows: Iterable[tuple[str, Facts]], *, full: bool = False) -> list[L
     """
     if full:
         return [Line(name, 1, facts) for name, facts in rows]
-    alike: dict[tuple[tuple[str, ...], Facts], list[Index]] = {}
+    similar: dict[tuple[tuple[str, ...], Facts], list[Index]] = {}
     for name, facts in rows:
         parts = name.split(".")
         template = tuple("" if part.isdecimal() else part for part in parts)
         index = tuple(int(part) for part in parts if part.isdecimal())
-        alike.setdefault((template, facts), []).append(index)
+        similar.setdefault((template, facts), []).append(index)
     return [
         Line(_fill(template, numbers), count, facts)
-        for (template, facts), indices in alike.items()
+        for (template, facts), indices in similar.items()
         for numbers, count in _products(sorted(set(indices)))
     ]
 

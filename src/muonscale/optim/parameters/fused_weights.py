@@ -64,7 +64,7 @@ def _conv1d(parameter: Tensor, owner: ParamSite) -> tuple[MatrixSpec, str]:
 
 
 def _experts(parameter: Tensor, owner: ParamSite) -> MatrixSpec:
-    """Read the flags of transformers' experts interface: transposed, gate and up, woven."""
+    """Read the flags of transformers' experts interface: transposed, gate and up, interleaved."""
     transposed = bool(getattr(owner.module, "is_transposed", False))
     if owner.attribute != "gate_up_proj" or not getattr(owner.module, "has_gate", True):
         return MatrixSpec(transposed=transposed)

@@ -31,7 +31,7 @@ class GroupingRow:
     name: str
     shape: tuple[int, ...]
     holds: tuple[tuple[int, int, int], ...]
-    """(number, out, in) of the logical matrices that Muon orthogonalises in it; empty on AdamW."""
+    """(number, out, in) of the logical matrices that it holds; empty on an elementwise rule."""
     factors: tuple[float, ...]
     """What the polar factor of each of these is multiplied by, before `lr`; empty where the group
     does not say its `scale`, which groups have once they are an optimizer's."""
@@ -49,7 +49,7 @@ class GroupingRow:
 
     @property
     def matrices(self) -> int:
-        """Number of logical matrices that Muon orthogonalises in it; 0 on AdamW."""
+        """Number of logical matrices that it holds; 0 on an elementwise rule."""
         return sum(number for number, _, _ in self.holds)
 
 

@@ -95,7 +95,7 @@ def assign_roles(model: nn.Module) -> list[Assignment]:
        parameter was taken for a matrix, `why` says so.
 
     A Linear of one row or one column stays hidden: the polar factor of a vector is the vector
-    divided by its length, so such a step is normalised momentum with the RMS of any other.
+    divided by its length, so such a step is normalized momentum with the RMS of any other.
 
     Known to hold several matrices or a transposed one: see `muonscale.optim.parameters.fused_weights`. What is not
     known (a fused QKV of a class of your own) counts as one matrix: say otherwise by an override.
@@ -200,6 +200,6 @@ def _refuse_flat(parameter: Tensor, owners: list[ParamSite]) -> None:
     if flat:
         raise LayoutError(
             f"{owners[0].name} has shape {tuple(parameter.shape)}: its matrix has been flattened, "
-            "as FSDP1 and DeepSpeed ZeRO do, and a matrix cannot be orthogonalised from a piece of "
+            "as FSDP1 and DeepSpeed ZeRO do, and a matrix cannot be orthogonalized from a piece of "
             "it. Shard with FSDP2 (torch.distributed.fsdp.fully_shard), or build the groups first."
         )

@@ -99,11 +99,59 @@ def adamw_step_(
         cautious: see `decay_`; the update has the sign of `M`.
         mask: see `commit_`.
     """
+    if not cautious and _fits_kernel(W, G, M, V):
+        found_inf = None if mask is None else (~mask).float()
+        torch._fused_adamw_(
+            W.stored,
+            G,
+            M,
+            V,
+            [],
+            _as_tensors(steps, M),
+            lr=lr,
+            beta1=betas[0],
+            beta2=betas[1],
+            weight_decay=rate / lr if lr else 0.0,
+            eps=eps,
+            amsgrad=False,
+            maximize=False,
+            found_inf=found_inf,
+        )
+        return
     denominators = adamw_moments_(G, M, V, steps, betas=betas, eps=eps, mask=mask)
     new_W = W.wide(M, mask)
     decay_(new_W, M, rate, cautious=cautious)
     torch._foreach_addcdiv_(new_W, M, denominators, [-lr / (1 - betas[0] ** t) for t in steps])
     W.write_(new_W, mask)
+
+
+FUSED_DEVICES = ("cpu", "cuda")
+"""Where torch has a kernel that does a whole AdamW step in one pass over memory."""
+
+
+def _fits_kernel(W: Weights, G: list[Tensor], M: list[Tensor], V: list[Tensor]) -> bool:
+    """Return whether torch's fused kernel can take all of these: dense, alone, of one dtype and device.
+
+    A kernel that only some of the tensors fit would split the list, so that a group with a narrow or
+    transposed parameter would depend on the others for its rounding.
+    """
+    first = M[0]
+    return (
+        first.device.type in FUSED_DEVICES
+        and W.masters is None
+        and W.roundings is None
+        and all(
+            len({(t.dtype, t.device) for t in tensors} | {(first.dtype, first.device)}) == 1
+            and all(map(Tensor.is_contiguous, tensors))
+            for tensors in (W.stored, G, M, V)
+        )
+    )
+
+
+def _as_tensors(steps: Sequence[int], M: list[Tensor]) -> list[Tensor]:
+    """Return each count as a 0-D float32 tensor where the moments are; equal counts share one."""
+    counts = {t: torch.full((), float(t), device=M[0].device) for t in set(steps)}
+    return [counts[t] for t in steps]
 
 
 def adamw_updates_(

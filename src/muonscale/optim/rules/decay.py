@@ -5,30 +5,44 @@ Letters: W weight, U a tensor with the sign of the update.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 
-def decay_rate(group: Mapping[str, Any]) -> float:
-    """Return the part of a weight that one step takes away, from the options of its group.
+@dataclass(frozen=True, kw_only=True)
+class Decay:
+    """One row of `DECAYS`."""
 
-    | decay       | rate                  |                                                          |
-    |-------------|-----------------------|----------------------------------------------------------|
-    | coupled     | lr * wd               | as in torch.optim.AdamW                                  |
-    | independent | wd * lr / peak_lr     | Loshchilov and Hutter, Decoupled Weight Decay            |
-    |             |                       | Regularization, arXiv 1711.05101, algorithm 2: `wd` times|
-    |             |                       | the schedule's multiplier                                |
+    rate: Callable[[float, float, float], float]
+    """From lr, weight_decay and peak_lr to the part of a weight that one step subtracts."""
+    source: str
+
+
+DECAYS: dict[str, Decay] = {
+    "coupled": Decay(
+        rate=lambda lr, weight_decay, peak_lr: lr * weight_decay, source="torch.optim.AdamW"
+    ),
+    "independent": Decay(
+        rate=lambda lr, weight_decay, peak_lr: weight_decay * lr / peak_lr,
+        source="Loshchilov and Hutter, Decoupled Weight Decay Regularization, arXiv 1711.05101, "
+        "algorithm 2: weight_decay times the multiplier of the schedule",
+    ),
+}
+"""Every way to couple weight decay with the learning rate."""
+
+
+def decay_rate(group: Mapping[str, Any]) -> float:
+    """Return the part of a weight that one step subtracts, from the options of its group.
 
     `peak_lr` is the learning rate that the group was added with. (torch's `initial_lr` is not: under
-    OneCycleLR it is the learning rate that the warm-up starts from.)
+    OneCycleLR it is the learning rate at which the warm-up starts.)
     """
-    lr, weight_decay = float(group["lr"]), float(group["weight_decay"])
-    if group["decay"] == "coupled":
-        return lr * weight_decay
-    return weight_decay * lr / float(group["peak_lr"])
+    decay = DECAYS[group["decay"]]
+    return decay.rate(float(group["lr"]), float(group["weight_decay"]), float(group["peak_lr"]))
 
 
 def decay_(W: list[Tensor], U: list[Tensor], rate: float, *, cautious: bool) -> None:

@@ -25,7 +25,7 @@ def is_narrow(parameter: Tensor) -> bool:
 
 @dataclass(frozen=True)
 class Rounding:
-    """How a parameter is rounded at random at one step, alike however it is divided among ranks."""
+    """How a parameter is rounded at random in one step; the same in every sharding."""
 
     key: int
     """See `rounding_key`."""
@@ -40,21 +40,21 @@ class Rounding:
 
 @dataclass(frozen=True, kw_only=True)
 class Weights:
-    """The stored weights of one call, with what it takes to update them."""
+    """The stored weights of one call, and how to update them."""
 
     stored: list[Tensor]
     """Parameters, any floating dtype."""
     masters: list[Tensor | None] | None = None
-    """Float32 copies of those that have one; None if none has."""
+    """Float32 copies of the parameters that have one; None if none has."""
     roundings: list[Rounding | None] | None = None
-    """Of those that are rounded at random; None if none is."""
+    """How each parameter is rounded at random; None if none is."""
 
     def wide(self, like: list[Tensor], mask: Tensor | None) -> list[Tensor]:
-        """Return what to compute on in place: the weights in the dtypes of `like`.
+        """Return the weights in the dtypes of `like`, to compute on in place.
 
-        The parameters themselves where nothing stands against it. Where a parameter is not what its
-        float32 copy rounds to, somebody else has written to it (a checkpoint of the model, a clip)
-        and its value counts.
+        They are the parameters themselves if those can be updated in place. If a parameter differs
+        from its rounded float32 copy, other code has written to it (a checkpoint of the model, a
+        clip), and its value replaces the copy.
         """
         if self.masters is None:
             return scratch(self.stored, like, mask)

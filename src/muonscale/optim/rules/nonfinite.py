@@ -12,7 +12,7 @@ from torch import Tensor
 
 @dataclass
 class FiniteCheck:
-    """The answer for one step: at once on a CPU, on its way from any other device."""
+    """Whether the gradients of one step are finite: known at once on a CPU, later on any other device."""
 
     names: list[str]
     at_fault: Tensor
@@ -21,7 +21,7 @@ class FiniteCheck:
     mask: Tensor | None
     """0-D bool on the device, or None where the host knows the answer without waiting."""
     on_device: Tensor
-    """`at_fault`, where it was made."""
+    """`at_fault` on the device that computed it."""
     arrived: torch.Event | None = None
 
     def nonfinite_names(self) -> list[str]:
@@ -53,11 +53,24 @@ def check_gradients(
     kept = [name for name, _ in checked]
     if not checked:
         return answer(kept, torch.zeros(0, dtype=torch.int32))
-    extremes = _extremes([gradient for _, gradient in checked])
-    device = extremes[0].device
-    together = torch.stack([extreme.to(device, torch.float32) for extreme in extremes])
-    finite = together.isfinite().view(-1, len(checked)).all(0)
+    gradients = [gradient for _, gradient in checked]
+    if all(gradient.device.type == "cpu" for gradient in gradients):
+        # A finite sum has only finite terms, and takes half the time of the largest magnitude. One
+        # that overflows says nothing.
+        if _are_finite([gradient.sum() for gradient in gradients]).all():
+            return answer(kept, torch.zeros(len(kept), dtype=torch.int32))
+        pairs = [torch.aminmax(gradient) for gradient in gradients]
+        finite = _are_finite([low for low, _ in pairs]) & _are_finite([high for _, high in pairs])
+    else:
+        finite = _are_finite(list(torch._foreach_norm(gradients, math.inf)))
     return answer(kept, (~finite).to(torch.int32) * (process + 1))
+
+
+def _are_finite(values: list[Tensor]) -> Tensor:
+    """Return `[values]`, bool, for 0-D tensors of any dtype and device, on the device of the first."""
+    if len({(value.dtype, value.device) for value in values}) == 1:
+        return torch.stack(values).isfinite()
+    return torch.stack([value.isfinite().to(values[0].device) for value in values])
 
 
 def answer(names: list[str], at_fault: Tensor) -> FiniteCheck:
@@ -71,20 +84,11 @@ def answer(names: list[str], at_fault: Tensor) -> FiniteCheck:
     return FiniteCheck(names, host, (at_fault == 0).all(), at_fault, arrived)
 
 
-def _extremes(gradients: list[Tensor]) -> list[Tensor]:
-    """Return 0-D tensors of which one is non-finite where a gradient is: one or two rounds of them."""
-    if gradients[0].device.type != "cpu":
-        return list(torch._foreach_norm(gradients, math.inf))
-    # On a CPU the infinity norm takes ten times as long (measured, 352 x 128: 190 against 7 us).
-    pairs = [torch.aminmax(gradient) for gradient in gradients]
-    return [low for low, _ in pairs] + [high for _, high in pairs]
-
-
 def scratch(targets: list[Tensor], like: list[Tensor], mask: Tensor | None) -> list[Tensor]:
-    """Return what to compute on in place, for `commit_` to write back.
+    """Return tensors to compute on in place, which `commit_` writes back.
 
-    The targets themselves where nothing stands against it; copies where `mask` may forbid the
-    writing, or in the dtypes of `like` where a target is narrower.
+    They are the targets themselves if those can be updated in place. They are copies if `mask` may
+    cancel the write, or if a target is narrower than `like`, whose dtypes they have.
     """
     wide = [target.to(other.dtype) for target, other in zip(targets, like, strict=True)]
     return wide if mask is None else [tensor.clone() for tensor in wide]

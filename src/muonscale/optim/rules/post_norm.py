@@ -1,6 +1,6 @@
 """What may follow the polar step: Muon+ rows and columns, NorMuon, the Frobenius snap.
 
-A *post-normalisation* sees a batch of logical matrices and takes sums over whole matrices only
+A *post-normalization* sees a batch of logical matrices and takes sums over whole matrices only
 through a `Reducer`, so that it does not know whether the matrices are whole on this process. Two
 different things are called Muon+ elsewhere: rows or columns of unit length, here "row" to
 "col_row", and the rescaling of the whole update to one length, here "frobenius".
@@ -60,13 +60,13 @@ LOCAL = LocalReducer()
 
 @dataclass(frozen=True, kw_only=True)
 class NormContext:
-    """What a post-normalisation may know besides the update."""
+    """What a post-normalization is told besides the update."""
 
     shape: tuple[int, int]
     """(out, in) of the logical matrices."""
     eps: float
     beta2: float
-    """Of NorMuon."""
+    """Decay rate of NorMuon's row state."""
     reducer: Reducer = LOCAL
 
 
@@ -75,9 +75,9 @@ class PostNorm:
     """One row of `POST_NORMS`."""
 
     apply: Callable[[Tensor, Tensor | None, NormContext], tuple[Tensor, Tensor | None]]
-    """From O `[N, M, K]` and the row state `[N, M, 1]` (or None) to their successors."""
+    """From O `[N, M, K]` and the row state `[N, M, 1]` (or None) to the new O and row state."""
     last: LastT | None
-    """What decides the length of the update; None where that of the polar factor stays."""
+    """"row" or "col" if rows or columns end with unit length; None if the length of the polar factor stays."""
     row_state: bool = False
     """Whether one value per row is kept from step to step."""
     source: str
@@ -94,7 +94,7 @@ def _cols(O_NMK: Tensor, context: NormContext) -> Tensor:
 def _stateless(
     *parts: Callable[[Tensor, NormContext], Tensor],
 ) -> Callable[[Tensor, Tensor | None, NormContext], tuple[Tensor, Tensor | None]]:
-    """Return the `apply` of normalisations that follow each other in this order."""
+    """Return the `apply` of normalizations that run in this order."""
 
     def apply(
         O_NMK: Tensor, V_NM1: Tensor | None, context: NormContext
@@ -147,7 +147,7 @@ POST_NORMS: dict[str, PostNorm] = {
         apply=_stateless(_frobenius), last=None, source="karpathy/nanochat, there called Muon+"
     ),
 }
-"""Every post-normalisation; a new one is a row here and one in `muonscale.optim.rules.reference`.
+"""Every post-normalization; a new one is a row here and one in `muonscale.optim.rules.reference`.
 
 `row` makes every row of unit length, `X / sqrt(sum_j X_ij^2 + eps)`, and `col` every column.
 `row_col` does rows, then columns; `col_row` columns, then rows.

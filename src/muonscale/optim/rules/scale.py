@@ -147,7 +147,7 @@ def shape_factor(
         scale: one of the names above, or a function of (out, in).
         shape: (out, in) of the logical matrix, not of the stored parameter.
         rms: RMS that the scaled update is to have; used by "rms" and "rms_exact" alone.
-        last: "row" or "col" where a post-normalisation has made rows or columns of unit length;
+        last: "row" or "col" where a post-normalization has made rows or columns of unit length;
             used by "rms" alone, all other factors are literal.
 
     Raises:

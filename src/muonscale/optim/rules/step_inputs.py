@@ -24,7 +24,7 @@ Group = dict[str, Any]
 
 @dataclass(frozen=True, kw_only=True)
 class ParamStep:
-    """One parameter in one step: what of it is on this rank."""
+    """One parameter in one step: the part of it on this rank."""
 
     name: str
     parameter: Tensor
@@ -32,7 +32,7 @@ class ParamStep:
     state: dict[str, Any]
     group: Group
     placing: Sharding | None = None
-    """How it lies on several ranks; None where it is whole on this one."""
+    """How it is sharded; None if it is whole on this rank alone."""
 
     @property
     def layout(self) -> MatrixSpec:
@@ -46,7 +46,7 @@ def named(group: Mapping[str, Any]) -> Iterator[tuple[str, Tensor]]:
 
 
 def check_names(group: Group) -> None:
-    """Raise GroupingError where a group has not one name per parameter."""
+    """Raise GroupingError if a group does not have one name per parameter."""
     if len(group["params"]) != len(group["param_names"]):
         raise GroupingError(
             f"a group has {len(group['params'])} parameters and {len(group['param_names'])} "

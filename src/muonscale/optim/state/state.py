@@ -29,10 +29,9 @@ from muonscale.optim.rules.master_weights import is_narrow
 from muonscale.optim.rules.step_inputs import Group, check_names, named
 
 
-def counters_of(state: Mapping[str, Tensor], group: Group) -> list[Tensor]:
-    """Return the state of a parameter that counts the steps that were not left out."""
-    names = [t.name for t in rule_of(group).state(group) if t.per == "parameter"]
-    return [state[name] for name in (*names, "rounding_step") if name in state]
+def counters_of(group: Group) -> list[str]:
+    """Return the names of the state that counts the steps of a parameter that were not left out."""
+    return [t.name for t in rule_of(group).state(group) if t.per == "parameter"] + ["rounding_step"]
 
 
 def new_state(

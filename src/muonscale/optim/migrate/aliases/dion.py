@@ -102,6 +102,6 @@ MISSING: dict[str, NoCounterpart] = {
     ),
     "dion_dion2": NoCounterpart(
         what="microsoft/dion: Dion2, NorDion2, Dion3",
-        why="orthogonalises a part of the rows or columns each step",
+        why="orthogonalizes a part of the rows or columns each step",
     ),
 }
