@@ -1,6 +1,6 @@
 """The constants of muonscale.optim that decide how Newton-Schulz is run, each beside its alternatives.
 
-Panel rows and the side from which panels pay (symmetric.py), bytes of a batch (orthogonalize.py), and
+Panel rows and the side from which panels pay (kernels/cpu.py), bytes of a batch (orthogonalize.py), and
 how long a segment of the Gram form may be (flops.py).
 """
 
@@ -17,7 +17,7 @@ from orthogonalize_cost import in_turns, median_ratio, spectra
 from muonscale.optim.newton_schulz import orthogonalize as orthogonalize_module
 from muonscale.optim.newton_schulz.coefficients import resolve
 from muonscale.optim.newton_schulz.flops import gram_segments
-from muonscale.optim.newton_schulz.kernels.products import empty_squares, symmetric_product_
+from muonscale.optim.newton_schulz.kernels.cpu import empty_squares, panel_product_
 from muonscale.optim.newton_schulz.orthogonalize import orthogonalize
 
 PANELS = (64, 96, 128, 192, 256)
@@ -35,7 +35,7 @@ def panel_line(side: int, dtype: torch.dtype, rounds: int, seconds: float) -> st
     tasks: dict[str, Callable[[], object]] = {}
     for panel in (side, *PANELS):
         C = empty_squares(A, 1, side, panel)
-        tasks[str(panel)] = lambda C=C, panel=panel: symmetric_product_(C, A, A, panel)
+        tasks[str(panel)] = lambda C=C, panel=panel: panel_product_(C, A, A, panel=panel)
     times = in_turns(tasks, rounds, seconds)
     whole = times[str(side)]
     cells = [

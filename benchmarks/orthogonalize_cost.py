@@ -15,7 +15,7 @@ from torch import Tensor
 
 from muonscale.optim.newton_schulz.coefficients import resolve, resolve_triples
 from muonscale.optim.newton_schulz.flops import choose_segments, segment_flops
-from muonscale.optim.newton_schulz.kernels.products import panel_rows
+from muonscale.optim.newton_schulz.kernels.cpu import panel_rows
 from muonscale.optim.newton_schulz.orthogonalize import ns_dtype, orthogonalize
 
 STEPS = 5

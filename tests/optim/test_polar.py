@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import torch
 
-from muonscale.optim.newton_schulz.exact_polar import exact_polar
+from muonscale.optim.newton_schulz.orthogonalize import exact_polar
 
 
 def matrix(*shape: int, seed: int = 0) -> torch.Tensor:

@@ -4,12 +4,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from muonscale.optim.newton_schulz.kernels import products as symmetric
-from muonscale.optim.newton_schulz.kernels.products import (
+from muonscale.optim.newton_schulz.kernels.cpu import (
     empty_squares,
+    panel_product_,
     panel_rows,
     symmetric_flops,
-    symmetric_product_,
 )
 
 
@@ -24,7 +23,7 @@ def integers(*shape: int, seed: int = 0) -> Tensor:
 def test_panels_give_the_whole_product(panel: int, count: int) -> None:
     X = integers(count, 10, 7)
     C = torch.full((count, 10, 10), torch.nan, dtype=torch.float64)
-    symmetric_product_(C, X, X.mT, panel)
+    panel_product_(C, X, X.mT, panel=panel)
     assert torch.equal(C, X @ X.mT)
 
 
@@ -34,7 +33,7 @@ def test_bias_and_factors_are_taken_up(panel: int, count: int) -> None:
     X = integers(count, 10, 7)
     A = X @ X.mT
     C = torch.full_like(A, torch.nan)
-    symmetric_product_(C, A, A, panel, bias=A, beta=2.0, alpha=-3.0)
+    panel_product_(C, A, A, panel=panel, bias=A, beta=2.0, alpha=-3.0)
     assert torch.equal(C, 2 * A - 3 * A @ A)
 
 
@@ -46,9 +45,9 @@ def test_nothing_above_the_panels_is_computed(monkeypatch: pytest.MonkeyPatch) -
         spent.append(2 * left.numel() * right.shape[-1])
         return run(left, right, out=out)
 
-    monkeypatch.setattr(symmetric.torch, "mm", counted)
+    monkeypatch.setattr(torch, "mm", counted)
     X = integers(1, 10, 7)
-    symmetric_product_(X.new_empty(1, 10, 10), X, X.mT, 4)
+    panel_product_(X.new_empty(1, 10, 10), X, X.mT, panel=4)
     # Rows 0-3 need 4 columns, rows 4-7 need 8, rows 8-9 all 10.
     assert sum(spent) == symmetric_flops(10, 7, 4) == 2 * 7 * (4 * 4 + 4 * 8 + 2 * 10)
 

@@ -1,4 +1,4 @@
-"""Work dealt out to one thread per core."""
+"""Work that is divided among threads, one per core."""
 
 import threading
 from collections.abc import Iterator
@@ -7,9 +7,8 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from muonscale.optim.newton_schulz.exact_polar import exact_polar
-from muonscale.optim.newton_schulz.kernels.cpu_threads import run_side_by_side
-from muonscale.optim.newton_schulz.orthogonalize import orthogonalize
+from muonscale.optim.newton_schulz.kernels.cpu import run_side_by_side
+from muonscale.optim.newton_schulz.orthogonalize import exact_polar, orthogonalize
 
 
 @pytest.fixture(autouse=True)

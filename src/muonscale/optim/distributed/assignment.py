@@ -65,7 +65,7 @@ class ParamCost:
     triples: tuple[Triple, ...] = ()
     """Of the polynomial; empty where matrices cannot be split."""
     forms: tuple[tuple[int, ...], ...] = ()
-    """Segments (`muonscale.optim.newton_schulz.gram`) that a team may evaluate it by."""
+    """Segments (`muonscale.optim.newton_schulz.flops`) that a team may evaluate it by."""
 
 
 @dataclass(frozen=True)

@@ -22,8 +22,10 @@ from muonscale.optim.newton_schulz.coefficients import (
     Triple,
     resolve,
 )
-from muonscale.optim.newton_schulz.gram import Segments
-from muonscale.optim.newton_schulz.kernels.products import panel_rows, symmetric_flops
+from muonscale.optim.newton_schulz.kernels.cpu import panel_rows, symmetric_flops
+
+Segments = tuple[int, ...]
+"""Number of steps between two restarts, in order; see `muonscale.optim.newton_schulz.orthogonalize.newton_schulz_`."""
 
 FORMS = ("auto", "direct", "gram")
 """How the polynomial is evaluated; see `choose_segments`."""
@@ -56,7 +58,7 @@ def choose_segments(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
 ) -> Segments:
-    """Return the segments (see `muonscale.optim.newton_schulz.gram`) for matrices of `shape` = [..., out, in].
+    """Return the segments (see `muonscale.optim.newton_schulz.orthogonalize`) for matrices of `shape` = [..., out, in].
 
     "direct" is one step per segment. "gram" restarts after the steps in `coefficients.restarts`,
     or, where that is None, as seldom as the rounding of `dtype` allows. "auto" is the one of the
@@ -150,7 +152,7 @@ def ns_flops(
     """Return the floating-point operations that `orthogonalize` spends on `[..., out, in]`.
 
     Per matrix with short side S and long side L, a product costs 2*S*S*S or 2*S*S*L, or little more
-    than half of that where it is symmetric and computed by panels (`muonscale.optim.newton_schulz.kernels.products`).
+    than half of that where it is symmetric and computed by panels (`muonscale.optim.newton_schulz.kernels.cpu`).
     A segment of k steps forms X @ X.T once (symmetric), 4*k - 3 symmetric S x S products, and one
     product with X; the direct form is `steps` segments of one. Elementwise work is not counted.
 

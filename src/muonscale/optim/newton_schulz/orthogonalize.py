@@ -2,7 +2,7 @@
 
 For `X = U S V^T` the polar factor is `U V^T`. Newton-Schulz replaces every singular value `s` by
 `p(...p(s))` with the polynomials of `muonscale.optim.newton_schulz.coefficients`, which brings it near 1 with
-matrix products alone.
+matrix products alone. The iteration is `newton_schulz_`.
 
 Shapes: N matrices, M rows, K columns, S = min(M, K).
 Not yet run on GPU.
@@ -11,6 +11,7 @@ Not yet run on GPU.
 from __future__ import annotations
 
 import functools
+import itertools
 import platform
 from collections.abc import Sequence
 
@@ -19,12 +20,15 @@ from torch import Tensor
 
 from muonscale.errors import ConfigError
 from muonscale.optim.newton_schulz.coefficients import Coefficients, CoefficientsLike, resolve
-from muonscale.optim.newton_schulz.exact_polar import exact_polar as exact_polar
-from muonscale.optim.newton_schulz.flops import choose_segments
+from muonscale.optim.newton_schulz.flops import Segments, choose_segments
 from muonscale.optim.newton_schulz.flops import ns_flops as ns_flops
-from muonscale.optim.newton_schulz.gram import Segments, make_workspace, newton_schulz_
-from muonscale.optim.newton_schulz.kernels.cpu_threads import run_side_by_side
-from muonscale.optim.newton_schulz.kernels.products import panel_rows
+from muonscale.optim.newton_schulz.kernels.cpu import (
+    empty_squares,
+    panel_product_,
+    panel_rows,
+    run_side_by_side,
+)
+from muonscale.optim.newton_schulz.kernels.torch import product_
 from muonscale.optim.newton_schulz.subgroup import Subgroup
 
 WORKSPACE_BYTES = 256 * 2**20
@@ -106,25 +110,139 @@ def orthogonalize(
         return polar
     X_NMK, O_NMK = X.reshape(-1, *X.shape[-2:]), polar.view(-1, *X.shape[-2:])
     count = _batch_length(X_NMK.shape, dtype, X_NMK.device, workspace_bytes)
-    parts = list(zip(O_NMK.split(count), X_NMK.split(count), strict=True))
-    run = functools.partial(_newton_schulz_each_, coefficients=resolved, segments=segments)
+    batches = list(zip(O_NMK.split(count), X_NMK.split(count), strict=True))
+    run = functools.partial(newton_schulz_, coefficients=resolved, segments=segments)
     if X.device.type == "cpu":
-        run_side_by_side(run, parts)
+        run_side_by_side(run, batches)
     else:
-        run(parts)
+        run(batches)
     return polar
 
 
-def _newton_schulz_each_(
-    parts: list[tuple[Tensor, Tensor]], *, coefficients: Coefficients, segments: Segments
+def newton_schulz_(
+    batches: Sequence[tuple[Tensor, Tensor]],
+    coefficients: Coefficients,
+    segments: Segments,
+    *,
+    shape: tuple[int, int] | None = None,
+    team: Subgroup | None = None,
 ) -> None:
-    """Write the Newton-Schulz polynomial of the second of every pair into the first, in one workspace."""
-    largest = parts[0][0]
-    panel = panel_rows(min(largest.shape[1:]), largest.dtype, largest.device)
-    room = make_workspace(largest, segments, panel)
-    for O_NMK, X_NMK in parts:
-        ready, divided = _ready(X_NMK, coefficients, O_NMK.dtype)
-        newton_schulz_(O_NMK, ready, coefficients, segments, room, normalized=divided)
+    """Write the Newton-Schulz polynomial of every matrix in `X` into `O`, for batches of pairs (O, X).
+
+    A segment of one step is the direct form, `X <- a*X + (b*A + c*A@A) @ X` with `A = X @ X.T`. A
+    longer segment is the Gram form: each of its steps multiplies `X` by a polynomial of the first
+    `A`, so it takes the product `Q` of these polynomials from S x S matrices alone and ends with
+    `X <- Q @ X`; the next segment restarts from that `X`. In exact arithmetic all segments give the
+    same polynomial. A tall matrix is multiplied from the right, with `A = X.T @ X`.
+
+    Args:
+        batches: pairs of `[n, M, K]`, the first pair with the largest n. `O` is contiguous, in the
+            dtype of the products, and overwritten; `X` is not written to.
+        coefficients: triples and normalization.
+        segments: lengths that add up to the number of triples.
+        shape: (out, in) of the whole matrices, where `X` holds parts of them.
+        team: the ranks that share the matrices.
+
+    References:
+        Dao-AILab, Gram Newton-Schulz (2026), for the Gram form and its restarts.
+    """
+    like = batches[0][0]
+    rows, columns = shape or like.shape[1:]
+    side, tall = min(rows, columns), rows > columns
+    panel = panel_rows(side, like.dtype, like.device)
+    symmetric_ = functools.partial(panel_product_, panel=panel) if panel < side else product_
+    square_ = symmetric_ if team is None else team.product_
+    squares = [empty_squares(like, len(like), side, panel) for _ in range(4)]
+    spare = torch.empty_like(like) if len(segments) > 1 else like
+    for O_NMK, X in batches:
+        X, normalized = _prepare(X, coefficients, O_NMK.dtype, team)
+        A, Z, Q, T = (square[: len(X)] for square in squares)
+        triples = iter(coefficients.triples)
+        for left, length in zip(range(len(segments), 0, -1), segments, strict=True):
+            target = O_NMK if left % 2 else spare[: len(X)]  # the last segment writes to O
+            symmetric_(A, *((X.mT, X) if tall else (X, X.mT)))  # A = X X^T
+            if team is not None:
+                team.sum_(A)
+            first = left == len(segments) and not normalized
+            scale = _take_scale_(A, coefficients) if first else None  # A of the normalized X
+            for step, (a, b, c) in enumerate(itertools.islice(triples, length), 1):
+                if c == 0:
+                    torch.mul(A, b, out=Z)
+                else:
+                    square_(Z, A, A, bias=A, beta=b, alpha=c)  # Z = b A + c A A
+                if length == 1 and scale is None:
+                    product_(target, *((X, Z) if tall else (Z, X)), bias=X, beta=a)  # a X + Z X
+                    break
+                if step < length:  # A <- (a I + Z) A (a I + Z)
+                    square_(T, A, Z, bias=A, beta=a)
+                    square_(A, T, Z, bias=T, beta=a)
+                if step == 1:  # Q = a I + Z
+                    Z.diagonal(dim1=-2, dim2=-1).add_(a)
+                    Q, Z = Z, Q
+                else:  # Q <- (a I + Z) Q
+                    square_(T, Q, Z, bias=Q, beta=a)
+                    Q, T = T, Q
+            else:  # X <- Q X
+                if scale is not None:  # Q takes the scale, since X itself was not divided
+                    Q.mul_(scale.mT)
+                product_(target, *((X, Q.mT) if tall else (Q, X)))
+            X = target
+
+
+def _prepare(
+    X_NMK: Tensor, coefficients: Coefficients, dtype: torch.dtype, team: Subgroup | None
+) -> tuple[Tensor, bool]:
+    """Return `X` in `dtype`, contiguous, with squares in range, and whether it is normalized.
+
+    In 16 bits `X` is divided by its Frobenius norm in float32, before rounding. Otherwise the
+    normalization waits for the Gram matrix, and `X` is copied only for another dtype or layout, or
+    if squares of its elements would be out of range.
+    """
+    X_NMK = X_NMK.to(torch.promote_types(X_NMK.dtype, torch.float32)).contiguous()
+    # The host asks only on a CPU, because it would wait for another device.
+    asks = team is None and X_NMK.device.type == "cpu" and not torch.compiler.is_compiling()
+    if dtype.itemsize >= 4 and asks:
+        # No magnitude is above the norm, and the largest is at least norm / sqrt(M K).
+        norms = torch.linalg.vector_norm(X_NMK, dim=(-2, -1)).tolist()
+        least = 2 * X_NMK[0].numel() ** 0.5 / _FAR
+        if all(least < norm < _FAR / 2 for norm in norms):  # false for a NaN
+            return X_NMK.to(dtype), False
+    if X_NMK.numel():  # not vector_norm(inf), which takes ten times as long on a CPU
+        largest = torch.maximum(X_NMK.amax((-2, -1), True), X_NMK.amin((-2, -1), True).neg_())
+    else:
+        largest = X_NMK.new_zeros(X_NMK.shape[0], 1, 1)
+    if team is not None:
+        team.max_(largest)
+    if dtype.itemsize >= 4:
+        usable = (largest > 1 / _FAR) & (largest < _FAR) | (largest == 0)
+        return (X_NMK / largest.masked_fill_(usable, 1.0)).to(dtype), False
+    X_NMK = X_NMK / largest.masked_fill_(largest == 0, 1.0)
+    # Now the norm is at least 1, or 0 for a zero matrix: no eps is needed, and none is used.
+    norm = torch.linalg.vector_norm(X_NMK, dim=(-2, -1), keepdim=True)
+    if team is not None:
+        norm = team.sum_(norm.square_()).sqrt_()
+    rounded = X_NMK.div_(norm.clamp_(min=1.0).mul_(coefficients.margin)).to(dtype)
+    return rounded, coefficients.normalization == "frobenius"
+
+
+def _take_scale_(A_NSS: Tensor, coefficients: Coefficients) -> Tensor:
+    """Return the normalization `D` as a column `[N, S or 1, 1]`, and write `D A D` into `A`.
+
+    A zero matrix, or a zero row under "aol", has the scale 0 and stays zero.
+    """
+    wide = A_NSS.to(torch.promote_types(A_NSS.dtype, torch.float32))
+    if coefficients.normalization == "aol":
+        squared = wide.abs().sum(-1, keepdim=True)
+    else:
+        squared = wide.diagonal(dim1=-2, dim2=-1).sum(-1).view(-1, 1, 1)
+    if coefficients.normalization == "schatten4":
+        # Relative to the trace, so that the squares of squares stay in range.
+        unit = wide / squared.masked_fill(squared == 0, 1.0)
+        squared = squared * torch.linalg.vector_norm(unit, dim=(-2, -1), keepdim=True)
+    scale = squared.rsqrt().masked_fill_(squared == 0, 0.0).div_(coefficients.margin)
+    scale = scale.to(A_NSS.dtype)
+    A_NSS.mul_(scale).mul_(scale.mT)
+    return scale
 
 
 @torch.no_grad()
@@ -143,59 +261,43 @@ def orthogonalize_part(
     Args:
         X_NMK: this rank's part, whole along the shorter side; may be empty.
         shape: (out, in) of the whole matrices.
-        team: that shares them.
-        coefficients: triples and normalisation.
-        segments: how the polynomial is evaluated, see `muonscale.optim.newton_schulz.gram`.
+        team: the ranks that share them.
+        coefficients: triples and normalization.
+        segments: how the polynomial is evaluated, see `newton_schulz_`.
         dtype: as for `orthogonalize`.
     """
     dtype = products_dtype(X_NMK, dtype)
     polar = torch.empty_like(X_NMK, dtype=dtype, memory_format=torch.contiguous_format)
-    # of the longest part, so that all members cut alike
+    # The size of the longest part, so that all members cut the batch at the same places.
     longest = (min(shape), -(-max(shape) // team.size))
     per_matrix = (2 * longest[0] * longest[1] + 4 * longest[0] ** 2) * dtype.itemsize
     count = min(max(1, WORKSPACE_BYTES // per_matrix), X_NMK.shape[0])
-    panel = panel_rows(min(shape), dtype, X_NMK.device)
-    room = make_workspace(polar[:count], segments, panel, shape=shape, team=team)
-    for target, part in zip(polar.split(count), X_NMK.split(count), strict=True):
-        ready, divided = _ready(part, coefficients, dtype, team)
-        newton_schulz_(target, ready, coefficients, segments, room, normalized=divided)
+    batches = list(zip(polar.split(count), X_NMK.split(count), strict=True))
+    newton_schulz_(batches, coefficients, segments, shape=shape, team=team)
     return polar
 
 
-def _ready(
-    X_NMK: Tensor, coefficients: Coefficients, dtype: torch.dtype, team: Subgroup | None = None
-) -> tuple[Tensor, bool]:
-    """Return `X` in `dtype`, contiguous, of a usable size, and whether that is its normalised form.
+@torch.no_grad()
+def exact_polar(X: Tensor) -> Tensor:
+    """Return the polar factor `U V^T` of every matrix in `X` from an SVD in float64.
 
-    In 16 bits `X` is divided by its Frobenius norm in float32, before rounding. Otherwise the
-    normalisation waits for the Gram matrix, and `X` is copied only where it must be: to another
-    dtype or layout, or because squares of its elements would be out of range.
+    Newton-Schulz approximates it, and the tests compare with it. Singular values below
+    `max(out, in) * 2.2e-16` of the largest count as zero and contribute nothing, so that a zero
+    matrix has the polar factor zero.
+
+    Args:
+        X: `[..., out, in]`, any floating dtype.
+
+    Returns:
+        `[..., out, in]`, float64.
+
+    References:
+        Higham, Functions of Matrices (2008), theorem 8.1.
     """
-    X_NMK = X_NMK.to(torch.promote_types(X_NMK.dtype, torch.float32)).contiguous()
-    # Not vector_norm(inf): on a CPU that takes ten times as long.
-    largest = _largest(X_NMK, team)
-    if dtype.itemsize < 4:
-        X_NMK = X_NMK / largest.masked_fill_(largest == 0, 1.0)
-        # Now the norm is at least 1, or 0 for a zero matrix: no eps is needed, and none is used.
-        norm = torch.linalg.vector_norm(X_NMK, dim=(-2, -1), keepdim=True)
-        if team is not None:
-            norm = team.sum_(norm.square_()).sqrt_()
-        norm = norm.clamp_(min=1.0)
-        rounded = X_NMK.div_(norm.mul_(coefficients.margin)).to(dtype)
-        return rounded, coefficients.normalization == "frobenius"
-    usable = (largest > 1 / _FAR) & (largest < _FAR) | (largest == 0)
-    # The host may ask only on a CPU; elsewhere it would wait for the device.
-    if X_NMK.device.type != "cpu" or not usable.all():
-        X_NMK = X_NMK / largest.masked_fill_(usable, 1.0)
-    return X_NMK.to(dtype), False
-
-
-def _largest(X_NMK: Tensor, team: Subgroup | None) -> Tensor:
-    if not X_NMK.numel():
-        largest = X_NMK.new_zeros(X_NMK.shape[0], 1, 1)
-    else:
-        largest = torch.maximum(X_NMK.amax((-2, -1), True), X_NMK.amin((-2, -1), True).neg_())
-    return largest if team is None else team.max_(largest)
+    U, S, Vh = torch.linalg.svd(X.to(torch.float64), full_matrices=False)
+    tolerance = max(X.shape[-2:]) * torch.finfo(torch.float64).eps
+    kept = (tolerance * S.amax(-1, keepdim=True) < S).to(torch.float64)
+    return (U * kept.unsqueeze(-2)) @ Vh
 
 
 def workspace_size(

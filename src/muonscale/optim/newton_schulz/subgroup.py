@@ -17,7 +17,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from muonscale.optim.newton_schulz.coefficients import Triple
-from muonscale.optim.newton_schulz.kernels.products import product_
+from muonscale.optim.newton_schulz.kernels.torch import product_
 
 AxisT = Literal["rows", "columns"]
 

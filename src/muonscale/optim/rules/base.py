@@ -30,7 +30,7 @@ from torch import Tensor
 
 from muonscale.errors import ConfigError, nearest
 from muonscale.optim.matrices.batches import MatrixBatches, MatrixShape
-from muonscale.optim.newton_schulz.gram import Segments
+from muonscale.optim.newton_schulz.flops import Segments
 from muonscale.optim.newton_schulz.subgroup import Subgroup
 from muonscale.optim.options import OPTIONS_OF, RuleOptions
 from muonscale.optim.rules.decay import decay_

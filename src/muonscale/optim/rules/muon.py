@@ -19,8 +19,7 @@ from torch import Tensor
 
 from muonscale.optim.matrices.batches import MatrixShape
 from muonscale.optim.newton_schulz.coefficients import Coefficients, resolve
-from muonscale.optim.newton_schulz.flops import accepted_segments, ns_flops
-from muonscale.optim.newton_schulz.gram import Segments
+from muonscale.optim.newton_schulz.flops import Segments, accepted_segments, ns_flops
 from muonscale.optim.newton_schulz.orthogonalize import (
     DTypeLike,
     orthogonalize,

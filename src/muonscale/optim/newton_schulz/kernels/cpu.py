@@ -1,0 +1,143 @@
+"""What makes Newton-Schulz faster on a CPU: symmetric products by panels, and a thread per matrix.
+
+`X @ X.T` is symmetric, and so is the product of two symmetric matrices that commute, as polynomials
+of one matrix do. Row panel i of such a product needs only columns 0 to the end of panel i:
+(p + 1) / (2p) of the multiplications with p panels. The rest is mirrored.
+
+A matrix that one core works on stays in that core's cache. If all cores share every product, each
+core reads what the others have just written. Measured: EXPERIMENTS.md, "A core per matrix".
+
+Shapes: N matrices, S side of the product, K contracted.
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from muonscale.optim.newton_schulz.kernels.torch import product_
+
+T = TypeVar("T")
+
+PANEL_ROWS = 128
+"""Rows of a panel; measured: EXPERIMENTS.md, "Symmetric products by panels"."""
+
+ROW_GAP_BYTES = 64
+"""Unused bytes between rows; from the same measurement."""
+
+SMALLEST_SIDE: dict[torch.dtype, int] = {torch.float32: 256, torch.float64: 256}
+"""Side from which panels are faster on a CPU; from the same measurement."""
+SMALLEST_SIDE_IN_16_BITS = 512
+"""The same in 16 bits, where the products are faster and the mirroring is not."""
+
+
+def panel_rows(side: int, dtype: torch.dtype, device: torch.device | str) -> int:
+    """Return the rows per panel for a product of `side`: all rows where panels are not faster.
+
+    Other devices than a CPU compute whole products: panels have not been tried there.
+    """
+    faster = side >= SMALLEST_SIDE.get(dtype, SMALLEST_SIDE_IN_16_BITS)
+    return PANEL_ROWS if faster and torch.device(device).type == "cpu" else max(side, 1)
+
+
+def empty_squares(like: Tensor, count: int, side: int, panel: int) -> Tensor:
+    """Return `[count, side, side]`, unfilled, in the dtype and on the device of `like`.
+
+    For panels a cache line separates the rows. Without it, rows whose length is a power of two would
+    compete for the same few places in the cache while a block is mirrored.
+    """
+    gap = ROW_GAP_BYTES // like.dtype.itemsize if panel < side else 0
+    return like.new_empty(count, side, side + gap)[..., :side]
+
+
+def symmetric_flops(side: int, contracted: int, panel: int) -> int:
+    """Return the floating-point operations of one symmetric product with panels of `panel` rows.
+
+    Example:
+        >>> symmetric_flops(256, 10, 256), symmetric_flops(256, 10, 128)
+        (1310720, 983040)
+    """
+    return sum(2 * (stop - start) * contracted * stop for start, stop in _spans(side, panel))
+
+
+def panel_product_(
+    C_NSS: Tensor,
+    A_NSK: Tensor,
+    B_NKS: Tensor,
+    *,
+    panel: int,
+    bias: Tensor | None = None,
+    beta: float = 0.0,
+    alpha: float = 1.0,
+) -> None:
+    """Write `beta * bias + alpha * A @ B`, which the caller knows to be symmetric, into `C`.
+
+    Args:
+        C_NSS: `[N, S, S]`, contiguous along its last axis; overwritten.
+        A_NSK: `[N, S, K]`.
+        B_NKS: `[N, K, S]`.
+        panel: rows of a panel.
+        bias: `[N, S, S]`, symmetric, not `C`; None adds nothing.
+        beta: factor of `bias`.
+        alpha: factor of the product.
+    """
+    for start, stop in _spans(C_NSS.shape[-1], panel):
+        rows, columns = slice(start, stop), slice(0, stop)
+        added = None if bias is None else bias[:, rows, columns]
+        left, right = A_NSK[:, rows], B_NKS[:, :, columns]
+        product_(C_NSS[:, rows, columns], left, right, bias=added, beta=beta, alpha=alpha)
+        if start:
+            C_NSS[:, :start, rows].copy_(C_NSS[:, rows, :start].mT)
+
+
+def _spans(side: int, panel: int) -> list[tuple[int, int]]:
+    return [(start, min(start + panel, side)) for start in range(0, side, panel)]
+
+
+def run_side_by_side(work: Callable[[list[T]], None], parts: list[T]) -> None:
+    """Call `work` on all of `parts`, in lists that several threads work on at the same time.
+
+    Each worker has one thread and gets the same number of parts; the remainder runs on all threads.
+    On one thread, under `torch.compile` or under a dispatch mode (which sees only its own thread)
+    this is `work(parts)`.
+
+    Args:
+        work: uses tensors on a CPU; several threads call it, without autograd.
+        parts: independent of each other. Which parts share a list does not depend on timing.
+    """
+    threads = torch.get_num_threads()
+    whole = len(parts) - len(parts) % threads
+    observed = torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0
+    if threads == 1 or not whole or observed:
+        work(parts)
+        return
+    pool = _pool(threads)
+    running = [pool.submit(work, parts[n:whole:threads]) for n in range(threads)]
+    for one in running:
+        one.result()
+    if whole < len(parts):
+        work(parts[whole:])
+
+
+@functools.cache
+def _pool(threads: int) -> ThreadPoolExecutor:
+    """Return `threads` workers of one thread each."""
+    workers = ThreadPoolExecutor(threads, "muonscale", _begin)
+    together = threading.Barrier(threads)
+    for begun in [workers.submit(together.wait) for _ in range(threads)]:
+        begun.result()
+    # A worker's own setting would also be the default of threads that begin later.
+    torch.set_num_threads(threads)
+    return workers
+
+
+def _begin() -> None:
+    torch.get_num_threads()  # the first call in a thread sets the default of all threads
+    torch.set_num_threads(1)
+    torch.set_grad_enabled(False)
