@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from muonscale import Muon
 from muonscale.optim.rules.adamw import adamw_step_
 from muonscale.optim.rules.master_weights import Weights
 from muonscale.optim.rules.reference import adamw_step
@@ -58,3 +59,69 @@ def test_a_mask_lets_all_through_or_nothing(good: bool) -> None:
     adamw_step_(Weights(stored=W), G, M, V, [3], **OPTIONS, mask=torch.tensor(good))
     wanted = [t[0] for t in expected] if good else before
     assert all(torch.equal(t[0], want) for t, want in zip((W, M, V), wanted, strict=True))
+
+
+def stepped(W: list[torch.Tensor], **options: object) -> tuple[Muon, list[torch.nn.Parameter]]:
+    parameters = [torch.nn.Parameter(w.clone()) for w in W]
+    optimizer = Muon([{"params": parameters, "rule": "adamw"}], lr=1e-2, **options)
+    for seed in range(4):
+        torch.manual_seed(seed)
+        for parameter in parameters:
+            parameter.grad = torch.randn(parameter.shape, dtype=parameter.dtype)
+        optimizer.step()
+    return optimizer, parameters
+
+
+@pytest.mark.parametrize("decay", ["coupled", "independent"])
+def test_it_is_the_fused_kernel_of_torch_bit_for_bit(decay: str) -> None:
+    torch.manual_seed(9)
+    W = [torch.randn(7, 5), torch.randn(3), torch.randn(2, 3, 4)]
+    weight_decay = {"coupled": 0.1, "independent": 1e-3}[decay]
+    _, ours = stepped(W, weight_decay=weight_decay, decay=decay)
+    theirs = [torch.nn.Parameter(w.clone()) for w in W]
+    options = {"lr": 1e-2, "betas": (0.9, 0.95), "eps": 1e-8, "weight_decay": 0.1}
+    optimizer = torch.optim.AdamW(theirs, **options, fused=True)
+    for seed in range(4):
+        torch.manual_seed(seed)
+        for parameter in theirs:
+            parameter.grad = torch.randn(parameter.shape)
+        optimizer.step()
+    for left, right in zip(ours, theirs, strict=True):
+        assert torch.equal(left, right)
+
+
+def kernels(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Return a list that gets the number of tensors of every call of the kernel."""
+    calls: list[int] = []
+    kernel = torch._fused_adamw_
+    monkeypatch.setattr(
+        torch,
+        "_fused_adamw_",
+        lambda W, *rest, **kw: (calls.append(len(W)), kernel(W, *rest, **kw)),
+    )
+    return calls
+
+
+@pytest.mark.parametrize(
+    ("W", "options"),
+    [
+        ([torch.randn(4, 6).T, torch.randn(3)], {}),
+        ([torch.randn(4), torch.randn(3).double()], {}),
+        ([torch.randn(4).bfloat16()], {"master": "float32"}),
+        ([torch.randn(4)], {"cautious_decay": True}),
+    ],
+    ids=["transposed", "two dtypes", "float32 copies", "cautious decay"],
+)
+def test_what_the_kernel_cannot_take_gets_the_same_step(
+    W: list[torch.Tensor], options: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = kernels(monkeypatch)
+    _, found = stepped(W, **options)
+    assert not calls
+    if options:
+        return
+    for ours, w in zip(found, W, strict=True):
+        (_, (alone,)) = stepped([w.contiguous()])
+        if len(W) == 2 and ours is found[0]:  # the gradients of the others come later from the seed
+            torch.testing.assert_close(ours.detach(), alone.detach(), rtol=1e-6, atol=1e-6)
+    assert len(calls) == 4 * len(W)

@@ -9,12 +9,12 @@ from torch import nn
 
 from muonscale.errors import LayoutError
 from muonscale.optim.matrices.spec import MatrixSpec, matrix_shapes
-from muonscale.optim.parameters.roles import GUESSED, Assignment, Role, assign_roles
+from muonscale.optim.parameters.roles import GUESSED, Role, RoleAssignment, assign_roles
 
 Build = Callable[[str], nn.Module]
 
 
-def roles_of(model: nn.Module) -> dict[str, Assignment]:
+def roles_of(model: nn.Module) -> dict[str, RoleAssignment]:
     return {a.name: a for a in assign_roles(model)}
 
 

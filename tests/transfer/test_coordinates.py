@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, GPT2Config
 from muonscale import orthogonalize, parameter_groups, parametrize
 from muonscale.errors import ConfigError
 from muonscale.optim.matrices.spec import MatrixSpec
-from muonscale.optim.parameters.roles import Assignment, Role
+from muonscale.optim.parameters.roles import Role, RoleAssignment
 from muonscale.transfer.constants import ForwardConstants
 from muonscale.transfer.coordinates import (
     RESIDUAL,
@@ -47,8 +47,8 @@ def test_zeros_have_norm_0_and_what_is_not_finite_has_none() -> None:
     assert largest_singular_values(torch.full((1, 3, 4), math.inf)).isnan().all()
 
 
-def assignment(parameter: Tensor, role: Role, matrices: MatrixSpec | None) -> Assignment:
-    return Assignment(
+def assignment(parameter: Tensor, role: Role, matrices: MatrixSpec | None) -> RoleAssignment:
+    return RoleAssignment(
         name="w", parameter=parameter, aliases=("w",), role=role, matrices=matrices, why=""
     )
 

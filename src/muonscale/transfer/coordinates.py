@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from muonscale.errors import ConfigError
 from muonscale.optim.distributed.dtensor import gathered
 from muonscale.optim.matrices.spec import view
-from muonscale.optim.parameters.roles import Assignment, Role, assign_roles
+from muonscale.optim.parameters.roles import Role, RoleAssignment, assign_roles
 from muonscale.transfer.apply import Parametrization
 from muonscale.transfer.pair import template
 
@@ -65,11 +65,11 @@ Forward = Callable[[], Mapping[tuple[str, str], Tensor]]
 """Runs the model on the probe, and returns logits and whatever else no module puts out."""
 
 
-Part = Callable[[Assignment], str]
+Part = Callable[[RoleAssignment], str]
 """Names the part of a model that a parameter belongs to."""
 
 
-def by_role(a: Assignment) -> str:
+def by_role(a: RoleAssignment) -> str:
     """Return the role of a parameter: the parts of any model."""
     return str(a.role)
 
@@ -171,7 +171,7 @@ def largest_singular_values(X_NMK: Tensor, *, vectors: int = 8, iterations: int 
     return torch.linalg.matrix_norm(X_NMK @ V_NKR, ord=2)
 
 
-def parameter_norms(X: Tensor, found: Assignment) -> list[Tensor]:
+def parameter_norms(X: Tensor, found: RoleAssignment) -> list[Tensor]:
     """Return how large a parameter, or its update, is; width-free where it follows the spectral condition.
 
     For every batch of its logical matrices `[n]` spectral norms over sqrt(out/in); the root mean

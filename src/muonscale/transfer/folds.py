@@ -14,7 +14,7 @@ from torch import nn
 
 from muonscale.errors import ConfigError
 from muonscale.optim.parameters.module_survey import WRAPPED
-from muonscale.optim.parameters.roles import Assignment, Role
+from muonscale.optim.parameters.roles import Role, RoleAssignment
 from muonscale.transfer.constants import ForwardConstants
 from muonscale.transfer.pair import Pair
 
@@ -103,7 +103,7 @@ def _add(folds: Folds, name: str, factor: float, why: str, *, offset: bool = Fal
     folds.setdefault(name, []).append(Fold(factor=factor, why=why, offset=offset))
 
 
-def _token_embedding(pair: Pair) -> Assignment | None:
+def _token_embedding(pair: Pair) -> RoleAssignment | None:
     """Return the table of the tokens: the largest one, unless the model says which it is."""
     tables = [a for a in pair.found.values() if a.role == Role.EMBEDDING]
     get = getattr(pair.model, "get_input_embeddings", None)
@@ -113,7 +113,7 @@ def _token_embedding(pair: Pair) -> Assignment | None:
     return max(tables, key=lambda a: a.parameter.shape[0], default=None)
 
 
-def _is_tied(model: nn.Module, embedding: Assignment) -> bool:
+def _is_tied(model: nn.Module, embedding: RoleAssignment) -> bool:
     get = getattr(model, "get_output_embeddings", None)
     if callable(get) and (head := get()) is not None:
         return getattr(head, "weight", None) is embedding.parameter

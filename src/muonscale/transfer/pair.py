@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from muonscale.errors import ConfigError
-from muonscale.optim.parameters.roles import Assignment
+from muonscale.optim.parameters.roles import RoleAssignment
 from muonscale.transfer.constants import ForwardConstants
 
 
@@ -19,20 +19,20 @@ class Pair:
 
     model: nn.Module
     base: nn.Module
-    found: dict[str, Assignment]
+    found: dict[str, RoleAssignment]
     """Parameters of the model, by name."""
-    base_of: Callable[[str], Assignment]
+    base_of: Callable[[str], RoleAssignment]
     """From the name of a parameter of the model to its counterpart."""
     constants: ForwardConstants
 
 
-def counterparts(base: dict[str, Assignment]) -> Callable[[str], Assignment]:
+def counterparts(base: dict[str, RoleAssignment]) -> Callable[[str], RoleAssignment]:
     """Return what finds a parameter's counterpart: by name, else in any layer that has one."""
-    similar: dict[str, list[Assignment]] = {}
+    similar: dict[str, list[RoleAssignment]] = {}
     for name, assignment in base.items():
         similar.setdefault(template(name), []).append(assignment)
 
-    def counterpart(name: str) -> Assignment:
+    def counterpart(name: str) -> RoleAssignment:
         if name in base:
             return base[name]
         others = similar.get(template(name), [])

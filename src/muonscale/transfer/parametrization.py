@@ -18,7 +18,7 @@ from torch import nn
 
 from muonscale.errors import ConfigError, LayoutError, nearest
 from muonscale.optim.matrices.spec import MatrixSpec, matrix_shapes
-from muonscale.optim.parameters.roles import Assignment, Role, assign_roles
+from muonscale.optim.parameters.roles import Role, RoleAssignment, assign_roles
 from muonscale.optim.rules.base import find_rule
 from muonscale.optim.rules.step_inputs import named
 from muonscale.transfer.apply import DEPTHS, DepthT, TransferRow
@@ -147,7 +147,7 @@ def _row_of(
     )
 
 
-def _shapes(found: Assignment, role: Role, layout: MatrixSpec | None) -> list[Batch]:
+def _shapes(found: RoleAssignment, role: Role, layout: MatrixSpec | None) -> list[Batch]:
     """Return (number, out, in) of what a parameter holds, as `multipliers` takes them."""
     shape = tuple(found.parameter.shape)
     if role == Role.EMBEDDING and len(shape) >= 2:

@@ -13,13 +13,13 @@ from muonscale.lab.models.attention import is_attention
 from muonscale.lab.models.matrix_kinds import SHARED
 from muonscale.optim.matrices.spec import PLAIN, matrix_shapes
 from muonscale.optim.parameters.fused_weights import holds_experts
-from muonscale.optim.parameters.roles import Assignment, Role, assign_roles
+from muonscale.optim.parameters.roles import Role, RoleAssignment, assign_roles
 from muonscale.transfer.pair import template
 
 T = TypeVar("T")
 
 
-def part_namer(model: nn.Module) -> Callable[[Assignment], str]:
+def part_namer(model: nn.Module) -> Callable[[RoleAssignment], str]:
     """Return what names the part of a model that a parameter belongs to.
 
     Hidden matrices are those of `attention`, `experts`, `shared experts` or `feed-forward`; all else is
@@ -27,7 +27,7 @@ def part_namer(model: nn.Module) -> Callable[[Assignment], str]:
     """
     modules = dict(model.named_modules())
 
-    def name(a: Assignment) -> str:
+    def name(a: RoleAssignment) -> str:
         if a.role == Role.NORM:
             return VECTORS
         if a.role != Role.HIDDEN:
@@ -86,7 +86,7 @@ def falling_outputs(narrow: nn.Module, wide: nn.Module, ratio: float) -> dict[st
     return by_place(wide, falls) | logits
 
 
-def _aspect(a: Assignment) -> float:
+def _aspect(a: RoleAssignment) -> float:
     """Return the smallest out/in of a parameter's matrices."""
     shapes = matrix_shapes(a.parameter.shape, a.matrices or PLAIN)
     return min(out / in_ for _, out, in_ in shapes)

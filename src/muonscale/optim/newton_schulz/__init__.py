@@ -1,1 +1,14 @@
-""""""
+"""The polynomial that approximates the polar factor U V^T of a matrix U S V^T.
+
+The nouns:
+
+- `Coefficients`: a triple (a, b, c) for each step, and the norm that a matrix is divided by first.
+- *Gram matrix*: X X^T or X^T X, whichever is smaller. Every step multiplies X by a polynomial of it.
+- `Segments`: the steps between two restarts. One step each is the direct form. One segment of all
+  steps is the Gram form.
+- `Workspace`: the temporaries of one batch of matrices.
+- `Subgroup`: the ranks that share one matrix, of which each holds a part of the long side.
+
+The path of a matrix: `orthogonalize` -> `newton_schulz_` -> `symmetric_product_` and `product_`
+-> `torch.baddbmm`. `exact_polar` computes the same from an SVD in float64, for tests.
+"""

@@ -16,7 +16,7 @@ from torch import nn
 from muonscale.errors import ConfigError, GroupingError, LayoutError, nearest, shown
 from muonscale.optim.matrices.spec import PLAIN, MatrixSpec, amend, matrix_shapes
 from muonscale.optim.options import check_at_least_0, check_options_given, option_names
-from muonscale.optim.parameters.roles import Assignment, Role, assign_roles
+from muonscale.optim.parameters.roles import Role, RoleAssignment, assign_roles
 from muonscale.optim.rules import ADAMW, MUON
 from muonscale.optim.rules.base import RULES, find_rule
 
@@ -30,7 +30,7 @@ _GROUPING_OPTIONS = frozenset({"rule", "role", "matrices"})
 
 @dataclass
 class _Candidate:
-    assignment: Assignment
+    assignment: RoleAssignment
     rule: str
     rest: bool
     """Whether `adamw_lr` is its learning rate."""
@@ -139,7 +139,7 @@ def _mapping(overrides: object) -> Overrides:
     return overrides
 
 
-def _default(assignment: Assignment, rule: str) -> _Candidate:
+def _default(assignment: RoleAssignment, rule: str) -> _Candidate:
     role = assignment.role
     return _Candidate(assignment, _rule_of(role, rule), rest=role not in MATRIX_ROLES)
 
@@ -149,7 +149,7 @@ def _rule_of(role: Role, rule: str) -> str:
 
 
 def _apply_overrides(
-    routed: list[_Candidate], overrides: Overrides, rule: str, frozen: list[Assignment]
+    routed: list[_Candidate], overrides: Overrides, rule: str, frozen: list[RoleAssignment]
 ) -> None:
     roles = {key: options for key, options in overrides.items() if key in set(Role)}
     globs = {key: options for key, options in overrides.items() if key not in roles}
@@ -198,11 +198,11 @@ def _amended(found: MatrixSpec, given: object, pattern: str) -> MatrixSpec:
         raise ConfigError(f"override {pattern!r}: {error}") from None
 
 
-def _matches(pattern: str, assignment: Assignment) -> bool:
+def _matches(pattern: str, assignment: RoleAssignment) -> bool:
     return any(fnmatch.fnmatchcase(name, pattern) for name in assignment.aliases)
 
 
-def _nothing_matched(pattern: str, routed: list[_Candidate], frozen: list[Assignment]) -> str:
+def _nothing_matched(pattern: str, routed: list[_Candidate], frozen: list[RoleAssignment]) -> str:
     if asleep := [a.name for a in frozen if a.role == pattern or _matches(pattern, a)]:
         return (
             f"override {pattern!r} matches {asleep[0]} and no trainable parameter: what it matches "

@@ -42,7 +42,7 @@ class Role(StrEnum):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Assignment:
+class RoleAssignment:
     """One parameter of a model, and what it was found to be."""
 
     name: str
@@ -68,10 +68,10 @@ _CONVOLUTIONS = (nn.modules.conv._ConvNd,)
 _HOLD_MATRICES = (nn.Linear, nn.Bilinear, nn.MultiheadAttention, nn.RNNBase, nn.RNNCellBase)
 
 GUESSED = "taken for a matrix"
-"""In `Assignment.why` where a bare parameter could be something else."""
+"""In `RoleAssignment.why` where a bare parameter could be something else."""
 
 
-def assign_roles(model: nn.Module) -> list[Assignment]:
+def assign_roles(model: nn.Module) -> list[RoleAssignment]:
     """Return what every parameter of `model` is, in the order of `model.named_parameters()`.
 
     The first rule that applies decides:
@@ -109,7 +109,7 @@ def assign_roles(model: nn.Module) -> list[Assignment]:
         role, matrices, why = _judge(parameter, owners, facts)
         names = tuple(dict.fromkeys(owner.name for owner in owners))
         found.append(
-            Assignment(
+            RoleAssignment(
                 name=names[0],
                 parameter=parameter,
                 aliases=names,
