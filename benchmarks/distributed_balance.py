@@ -85,10 +85,10 @@ POLICIES: dict[str, Callable[[Items, int], int]] = {
 def forget() -> None:
     """Empty the caches of the plan, so that planning is timed as in a new process."""
     for function in (
-        sharding.seats_by_content,
+        sharding.replicas_by_coord,
         sharding.pieces,
         sharding.pieces_by_matrix,
-        assignment.holders,
+        assignment.replica_sets,
         assignment._boxes,
     ):
         function.cache_clear()
@@ -101,9 +101,9 @@ def line(model: Model, ranks: int) -> str:
     began = time.perf_counter()
     ours = assign_owners(parameters)
     seconds = time.perf_counter() - began
-    alone = assign_owners(parameters, team_size=1)
+    alone = assign_owners(parameters, subgroup_size=1)
     forget()
-    items = [item for p in parameters for item in zip(shapes_of(p.layout), p.flops, strict=True)]
+    items = [item for p in parameters for item in zip(shapes_of(p.sharding), p.flops, strict=True)]
     total = sum(flops for _, flops in items)
     busiest = [
         max(ours.loads()),
@@ -112,7 +112,14 @@ def line(model: Model, ranks: int) -> str:
     ]
     busiest.append(max(flops for _, flops in items))
     head, *rest = (f"{flops * ranks / total:.2f}" for flops in busiest)
-    cells = [model.name, str(ranks), f"**{head}**", str(ours.team_size), *rest, f"{seconds:.2f}"]
+    cells = [
+        model.name,
+        str(ranks),
+        f"**{head}**",
+        str(ours.subgroup_size),
+        *rest,
+        f"{seconds:.2f}",
+    ]
     return f"| {' | '.join(cells)} |"
 
 
@@ -149,4 +156,4 @@ def section() -> list[str]:
 
 
 def _matrices(model: Model) -> list[tuple[int, int]]:
-    return [shape for p in planned(model, 1) for shape in shapes_of(p.layout)]
+    return [shape for p in planned(model, 1) for shape in shapes_of(p.sharding)]

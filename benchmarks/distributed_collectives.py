@@ -73,17 +73,17 @@ def train(side: str) -> list[dict[str, float]]:
     return steps
 
 
-def by_the_plan(ranks: int, wire_bytes: int) -> list[int]:
+def by_the_plan(ranks: int, comm_bytes: int) -> list[int]:
     """Return what the plan says that every rank sends for Muon."""
     found = []
     for name, parameter, matrices in muon_parameters(small_llama()):
         shape = tuple(parameter.shape)
-        layout = Sharding(shape, matrices, (ranks,), (Cut(0),), tuple(range(ranks)))
-        member = Member(name=name, layout=layout, update=replace(UPDATE, dtype="auto"))
+        sharding = Sharding(shape, matrices, (ranks,), (Cut(0),), tuple(range(ranks)))
+        member = Member(name=name, sharding=sharding, update=replace(UPDATE, dtype="auto"))
         found.append(cost_of(member, "", torch.float32, "cpu"))
-    moved = traffic(assign_owners(found, wire_bytes=wire_bytes))
+    moved = traffic(assign_owners(found, comm_bytes=comm_bytes))
     pairs = zip(moved.sent_in, moved.sent_out, strict=True)
-    return [wire_bytes * (into + out) for into, out in pairs]
+    return [comm_bytes * (into + out) for into, out in pairs]
 
 
 def muon_parameters(model: nn.Module) -> Iterator[tuple[str, Tensor, MatrixSpec]]:

@@ -58,10 +58,10 @@ def facts(where: str, wire: str, round_bytes: int) -> dict[str, Any]:
             optimizer.step()
         stack.restore_gradients()
         peak = peak_extra_bytes(optimizer.step)
-        (domain,) = optimizer._context.rank_groups(optimizer.param_groups, MUON)
-    options = StepOptions(products=torch.float32, wire=getattr(torch, wire))
+        (rank_group,) = optimizer._context.rank_groups(optimizer.param_groups, MUON)
+    options = StepOptions(products=torch.float32, comm_dtype=getattr(torch, wire))
     return {
-        "said": step_memory(domain.plan, dist.get_rank(), options).transient,
+        "said": step_memory(rank_group.assignment, dist.get_rank(), options).transient,
         "held": held_bytes(optimizer),
         "peak": peak,
         "share": stack.elements * 4 / dist.get_world_size(),

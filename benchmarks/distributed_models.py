@@ -115,7 +115,7 @@ def planned(model: Model, ranks: int) -> list[ParamCost]:
     everyone = tuple(range(ranks))
     found = []
     for stored in model.stored:
-        layout = Sharding(stored.shape, stored.matrices, (ranks,), (Cut(0),), everyone)
-        member = Member(name=stored.name, layout=layout, update=UPDATE)
+        sharding = Sharding(stored.shape, stored.matrices, (ranks,), (Cut(0),), everyone)
+        member = Member(name=stored.name, sharding=sharding, update=UPDATE)
         found.append(cost_of(member, "", torch.float32, "cuda"))
     return found

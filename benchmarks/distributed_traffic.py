@@ -21,11 +21,11 @@ def adamw_bytes(elements: int, ranks: int, element_bytes: int) -> float:
     return 3 * (ranks - 1) / ranks * elements * element_bytes
 
 
-def sent(model: Model, ranks: int, wire_bytes: int) -> tuple[list[int], int]:
+def sent(model: Model, ranks: int, comm_bytes: int) -> tuple[list[int], int]:
     """Return the bytes that every rank sends for Muon in one step, both ways, and most to a team."""
-    moved = traffic(assign_owners(planned(model, ranks), wire_bytes=wire_bytes))
+    moved = traffic(assign_owners(planned(model, ranks), comm_bytes=comm_bytes))
     both = zip(moved.sent_in, moved.sent_out, strict=True)
-    return [wire_bytes * (into + out) for into, out in both], 4 * max(moved.shared)
+    return [comm_bytes * (into + out) for into, out in both], 4 * max(moved.shared)
 
 
 def line(model: Model, ranks: int, wire: str) -> str:

@@ -26,7 +26,7 @@ from muonscale.lab.training.setup import build_optimizer
 from muonscale.lab.training.state import TrainState
 from muonscale.lab.training.step import train_step
 from muonscale.optim.diagnostics.qk_clip import Outputs, clip_grouped_, clip_latent_
-from muonscale.optim.distributed.dtensor import gathered
+from muonscale.optim.distributed.dtensor import gather_full
 from muonscale.optim.muon import Muon
 from tests.lab.models.logits import build
 
@@ -102,7 +102,7 @@ def followed(forward: Parallelized, kind: str, processes: Processes, micro: int)
     weights: dict[str, Any] = dict(model.named_parameters())
     return {
         "records": records,
-        "weights": {n: gathered(p.detach()).clone() for n, p in weights.items()},
+        "weights": {n: gather_full(p.detach()).clone() for n, p in weights.items()},
     }
 
 
@@ -177,7 +177,7 @@ def clipped(place: Any) -> list[Tensor]:
     clip_grouped_(Outputs((query,)), Outputs((key,)), gamma, key_heads=3, head_size=3, **kept)
     clip_latent_(Outputs((latent,)), Outputs((expansion,)), gamma, sizes=(2, 3, 2), **kept)
     every = [*masters, *masters.values()]
-    return [gathered(tensor).clone() for tensor in every]
+    return [gather_full(tensor).clone() for tensor in every]
 
 
 def clipped_on_ranks(placements: Any) -> list[Tensor]:
@@ -217,7 +217,7 @@ def step_after_a_clip(size: int) -> list[Tensor]:
     clip_grouped_(Outputs((weight,)), outputs, gamma, key_heads=1, head_size=4, masters=masters)
     optimizer.param_groups[0]["lr"] = 0.0
     optimizer.step()
-    return [gathered(t.detach()).clone() for t in (weight, optimizer.state[weight]["master"])]
+    return [gather_full(t.detach()).clone() for t in (weight, optimizer.state[weight]["master"])]
 
 
 def test_a_sharded_master_is_not_undone_by_the_next_step(world: Any) -> None:

@@ -20,7 +20,7 @@ from muonscale.lab.training.schedule import spans
 from muonscale.lab.training.setup import build_optimizer
 from muonscale.lab.training.state import TrainState
 from muonscale.lab.training.step import accumulate, targets_in_all, train_step
-from muonscale.optim.distributed.dtensor import gathered
+from muonscale.optim.distributed.dtensor import gather_full
 from tests.distributed.test_parallelize import put
 from tests.optim.conftest import causal_lm
 
@@ -92,7 +92,7 @@ def followed(forward: Parallelized, processes: Processes, micro: int) -> dict[st
     accumulate(forward, routing, torch.from_numpy(shares[0]), micro, targets=targets / ranks)
     gradients: dict[str, Any] = {name: p.grad for name, p in model.named_parameters()}
     found: dict[str, Any] = {
-        "gradients": {n: gathered(g).clone() for n, g in gradients.items() if g is not None}
+        "gradients": {n: gather_full(g).clone() for n, g in gradients.items() if g is not None}
     }
     records = [train_step(state, share, config, processes) for share in shares]
     return found | {key: [r[key] for r in records] for key in ("loss", "targets")}

@@ -39,7 +39,7 @@ def said_and_measured(axis: int | None, round_bytes: int) -> dict[str, float]:
         (made,) = optimizer._context.rank_groups(optimizer.param_groups, MUON)
     finally:
         domain.assign_owners = assign_owners
-    said = step_memory(made.plan, dist.get_rank(), StepOptions(products=torch.float32))
+    said = step_memory(made.assignment, dist.get_rank(), StepOptions(products=torch.float32))
     state = 0
     for parameter in parameters:
         momentum = optimizer.state[parameter]["momentum_buffer"]
@@ -50,7 +50,7 @@ def said_and_measured(axis: int | None, round_bytes: int) -> dict[str, float]:
         "transient": said.transient / peak,
         "state": said.state / state,
         "share": state * dist.get_world_size() / (4 * sum(p.numel() for p in parameters)),
-        "rounds": made.plan.rounds,
+        "rounds": made.assignment.rounds,
     }
 
 

@@ -19,7 +19,7 @@ from muonscale.lab.training.schedule import spans
 from muonscale.lab.training.setup import build_optimizer
 from muonscale.lab.training.state import TrainState
 from muonscale.lab.training.step import train_step
-from muonscale.optim.distributed.dtensor import gathered
+from muonscale.optim.distributed.dtensor import gather_full
 from tests.distributed.test_parallelize import put
 from tests.optim.conftest import causal_lm
 
@@ -78,7 +78,7 @@ def followed(
     for share in shares:
         records.append(train_step(state, share.numpy(), config, processes))
         found: dict[str, Any] = {n: p.grad for n, p in model.named_parameters()}
-        gradients.append({n: gathered(g).clone() for n, g in found.items()})
+        gradients.append({n: gather_full(g).clone() for n, g in found.items()})
     return {
         "noise": [record.get("noise_scale") for record in records],
         "norms": [record["grad_norm"] for record in records],

@@ -18,21 +18,21 @@ from torch.distributed.tensor.parallel import (
 
 from muonscale.errors import LayoutError
 from muonscale.optim.distributed.dtensor import local, sharding_of
-from muonscale.optim.matrices.sharding import cut_coordinates, pieces, read_piece, write_piece_
+from muonscale.optim.matrices.sharding import pieces, read_piece, shard_coordinates, write_piece_
 from muonscale.optim.matrices.spec import MatrixSpec, unview, view
 from tests.distributed.layouts import SHAPES, mesh_of, placed, rows, whole
 
 
 def check(name: str, full: torch.Tensor, there: Any, matrices: MatrixSpec) -> int:
     """Compare every piece of this rank, read and written; return how many elements there are."""
-    layout = sharding_of(name, there, matrices)
-    assert layout is not None
-    seat = layout.ranks.index(torch.distributed.get_rank())
+    sharding = sharding_of(name, there, matrices)
+    assert sharding is not None
+    mesh_rank = sharding.ranks.index(torch.distributed.get_rank())
     batches = view(full, matrices)
     alone = [matrix for batch in batches for matrix in batch]
     copy = torch.zeros_like(local(there))
     elements = 0
-    for piece in pieces(layout, cut_coordinates(layout, seat)):
+    for piece in pieces(sharding, shard_coordinates(sharding, mesh_rank)):
         expected = alone[piece.matrix][slice(*piece.rows), slice(*piece.columns)]
         assert torch.equal(read_piece(local(there), matrices, piece), expected), (name, piece)
         write_piece_(copy, matrices, piece, expected)

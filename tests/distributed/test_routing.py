@@ -23,7 +23,7 @@ from muonscale.lab.training.schedule import spans
 from muonscale.lab.training.setup import build_optimizer
 from muonscale.lab.training.state import TrainState
 from muonscale.lab.training.step import accumulate, train_step
-from muonscale.optim.distributed.dtensor import gathered
+from muonscale.optim.distributed.dtensor import gather_full
 from tests.distributed.test_parallelize import put
 from tests.optim.conftest import causal_lm
 
@@ -99,7 +99,7 @@ def followed(state: TrainState, config: Any, processes: Processes, micro: int) -
     gradients: dict[str, Any] = {n: p.grad for n, p in state.model.named_parameters()}
     found: dict[str, Any] = {
         "loads": state.routing._over_ranks(processes)[0].tolist(),
-        "gradients": {n: gathered(g).clone() for n, g in gradients.items()},
+        "gradients": {n: gather_full(g).clone() for n, g in gradients.items()},
     }
     records = [train_step(state, ids.numpy(), config, processes) for ids in share]
     found["routing"] = [record["routing"] for record in records]

@@ -18,13 +18,15 @@ from muonscale.optim.rules import MUON
 from tests.distributed.layouts import gathered, make, mesh_of, placed, reference, rows, whole
 
 
-def train(row_name: str, team_size: int, options: dict[str, Any]) -> tuple[dict[str, Tensor], int]:
+def train(
+    row_name: str, subgroup_size: int, options: dict[str, Any]
+) -> tuple[dict[str, Tensor], int]:
     """Train with teams of a size, forced by sending that costs nothing; count what they share."""
     row = next(row for row in rows(torch.distributed.get_world_size()) if row.name == row_name)
     place = placed(row, mesh_of(row))
     parameters, optimizer = make(place, **options)
     domain.assign_owners = functools.partial(
-        assign_owners, team_size=team_size, team_flops_per_byte=0
+        assign_owners, subgroup_size=subgroup_size, subgroup_flops_per_byte=0
     )
     try:
         for seed in (1, 2):
@@ -34,7 +36,7 @@ def train(row_name: str, team_size: int, options: dict[str, Any]) -> tuple[dict[
         (made,) = optimizer._context.rank_groups(optimizer.param_groups, MUON)
     finally:
         domain.assign_owners = assign_owners
-    shared = {(t.parameter, t.matrix) for t in made.plan.tasks if t.split is not None}
+    shared = {(t.parameter, t.matrix) for t in made.assignment.tasks if t.split is not None}
     return gathered(parameters), len(shared)
 
 

@@ -165,7 +165,6 @@ def refused(where: Callable[[DeviceMesh, str], Where | None]) -> str:
 
 def test_sets_of_ranks_of_which_none_contains_the_others_are_refused(world) -> None:
     for rank, text in enumerate(world(4).run(refused, on_both_axes)):
-        assert "optimizers of their own" in text
         first = 2 * (rank // 2)
         assert f"({first}, {first + 1})" in text
         assert f"({rank % 2}, {rank % 2 + 2})" in text

@@ -28,7 +28,7 @@ def train(row_name: str, dtype: torch.dtype, options: dict[str, Any]) -> dict[st
     domains = optimizer._context.rank_groups(optimizer.param_groups, MUON)
     return {
         "parameters": gathered(parameters),
-        "bytes": sum(domain.ledger.bytes_sent for domain in domains),
+        "bytes": sum(domain.log.bytes_sent for domain in domains),
     }
 
 

@@ -15,9 +15,9 @@ from muonscale.optim.newton_schulz.flops import ns_flops
 
 def planned(name: str, shape: tuple[int, ...], world: int, cut: int | None = 0) -> ParamCost:
     cuts = (None if cut is None else Cut(cut),)
-    layout = Sharding(shape, mesh=(world,), cuts=cuts, ranks=tuple(range(world)))
-    flops = tuple(ns_flops(matrix) for matrix in shapes_of(layout))
-    return ParamCost(name=name, layout=layout, kind="all", flops=flops)
+    sharding = Sharding(shape, mesh=(world,), cuts=cuts, ranks=tuple(range(world)))
+    flops = tuple(ns_flops(matrix) for matrix in shapes_of(sharding))
+    return ParamCost(name=name, sharding=sharding, kind="all", flops=flops)
 
 
 def layers(number: int, world: int) -> list[ParamCost]:
@@ -62,7 +62,7 @@ def test_an_expert_stack_on_few_ranks_is_spread_where_that_pays() -> None:
     assert {task.owner for task in assign_owners([stack]).tasks} == {0}
     crowded = ParamCost(
         name="crowded",
-        layout=Sharding((3, 4096, 4096), mesh=(2,), cuts=(Cut(0, 1),), ranks=(0, 1)),
+        sharding=Sharding((3, 4096, 4096), mesh=(2,), cuts=(Cut(0, 1),), ranks=(0, 1)),
         kind="all",
         flops=(10**12,) * 3,
     )
@@ -104,8 +104,8 @@ def test_what_a_shard_sends_is_all_but_what_it_owns() -> None:
 
 
 def test_copies_take_turns_in_sending() -> None:
-    layout = Sharding((64, 64), mesh=(2, 2), cuts=(None, Cut(0)), ranks=(0, 1, 2, 3))
-    many = [ParamCost(name=f"{n:02}", layout=layout, kind="all", flops=(1,)) for n in range(8)]
+    sharding = Sharding((64, 64), mesh=(2, 2), cuts=(None, Cut(0)), ranks=(0, 1, 2, 3))
+    many = [ParamCost(name=f"{n:02}", sharding=sharding, kind="all", flops=(1,)) for n in range(8)]
     moved = traffic(assign_owners(many))
     assert len(set(moved.sent_in)) == 1
     assert sum(moved.sent_in) == 8 * 64 * 64 // 2  # the owner holds half, some copy the other

@@ -137,7 +137,7 @@ def test_another_shape_or_number_of_parameters_is_refused(toy, set_gradients) ->
     group = optimizer.param_groups[0]
     held = group["params"][0]
     group["params"][0] = nn.Parameter(torch.zeros(3, 5))
-    with pytest.raises(LayoutError, match=r"first.weight .*\(8, 8\), \(3, 5\)"):
+    with pytest.raises(LayoutError, match=r"first.weight .*\(8, 8\).*\(3, 5\)"):
         optimizer.step()
     group["params"][0] = held
     assert equal(states(optimizer), before)

@@ -8,6 +8,7 @@ from torch import nn
 
 from muonscale.optim.muon import Muon
 from muonscale.optim.parameters.groups import Overrides, parameter_groups
+from muonscale.optim.rules import MUON
 
 
 class MuonFactory:
@@ -32,7 +33,7 @@ class MuonFactory:
         *,
         adamw_lr: float | None = None,
         overrides: Overrides | None = None,
-        rule: str = "muon",
+        rule: str = MUON.name,
         **options: Any,
     ) -> Muon:
         """Return the optimizer of `model`.

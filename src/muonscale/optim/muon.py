@@ -31,7 +31,7 @@ from muonscale.optim.rules.nonfinite import FiniteCheck
 from muonscale.optim.rules.step_inputs import Group, by_group, check_names, named
 from muonscale.optim.state.state import counters_of, keep_by_name
 from muonscale.optim.state.state_io import plain, take_over
-from muonscale.optim.step import StepTally, step_rule_
+from muonscale.optim.step import StepTally, step_elements_, step_matrices_, step_shared_
 
 NonfiniteT = Literal["raise", "skip"]
 
@@ -208,9 +208,15 @@ class Muon(torch.optim.Optimizer):
             torch._foreach_add_(counters, 1)
         tally = StepTally()
         for rule in RULES.values():
-            rank_groups = self._context.rank_groups(self.param_groups, rule)
-            on_rule = [item for item in items if item.group["rule"] == rule.name]
-            tally += step_rule_(rule, on_rule, rank_groups, check.mask, self._compile)
+            own = [item for item in items if item.group["rule"] == rule.name]
+            for rank_group in self._context.rank_groups(self.param_groups, rule):
+                if shared := [item for item in own if item.name in rank_group.names]:
+                    tally += step_shared_(rule, rank_group, shared, check.mask)
+                    own = [item for item in own if item.name not in rank_group.names]
+            if rule.on_matrices:
+                tally += step_matrices_(rule, own, check.mask, self._compile)
+            else:
+                tally += step_elements_(rule, own, check.mask)
         self._matrices = tally.matrices
         if tally.update_rms is not None:
             self._update_rms = tally.update_rms

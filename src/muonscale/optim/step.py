@@ -58,37 +58,8 @@ class StepTally:
         )
 
 
-def step_rule_(
-    rule: Rule,
-    items: list[ParamStep],
-    rank_groups: Sequence[RankGroup],
-    mask: Tensor | None,
-    compile: bool | str = False,
-) -> StepTally:
-    """Write one step into the parameters and the state of `items`, all on `rule`.
-
-    Args:
-        rule: of all of them.
-        items: parameters that take part, the same on all ranks that share them.
-        rank_groups: of the parameters whose updates other ranks need; a collective of each.
-        mask: see `commit_`.
-        compile: see `Muon`.
-    """
-    shared = {name for rank_group in rank_groups for name in rank_group.names}
-    own = [item for item in items if item.name not in shared]
-    if rule.on_matrices:
-        tally = _step_matrices_(rule, own, mask, compile)
-    else:
-        tally = StepTally()
-        _step_elements_(rule, own, mask)
-    for rank_group in rank_groups:
-        if theirs := [item for item in items if item.name in rank_group.names]:
-            tally += _step_shared_(rule, rank_group, theirs, mask)
-    return tally
-
-
-def _step_elements_(rule: Rule, items: list[ParamStep], mask: Tensor | None) -> None:
-    """Step an elementwise rule on whatever part of each parameter is here."""
+def step_elements_(rule: Rule, items: list[ParamStep], mask: Tensor | None) -> StepTally:
+    """Step an elementwise rule on the part of each parameter that is on this rank."""
     for group, part in by_group(items):
         rule.step_(
             _weights(group, part),
@@ -99,12 +70,13 @@ def _step_elements_(rule: Rule, items: list[ParamStep], mask: Tensor | None) -> 
             rate=decay_rate(group),
             mask=mask,
         )
+    return StepTally()
 
 
-def _step_matrices_(
+def step_matrices_(
     rule: Rule, items: list[ParamStep], mask: Tensor | None, compile: bool | str
 ) -> StepTally:
-    """Step a rule on matrices, in batches of parameters that are whole here."""
+    """Step a rule on matrices, in batches of parameters that are whole on this rank."""
     tally = StepTally()
     for update, batch in batches(items):
         directions: list[Tensor] = []
@@ -113,7 +85,7 @@ def _step_matrices_(
             directions += rule.direction_(state, [i.gradient for i in part], group, mask)
         updates = matrix_updates(
             directions,
-            MatrixBatches([tuple(i.parameter.shape) for i in batch], [i.layout for i in batch]),
+            MatrixBatches([tuple(i.parameter.shape) for i in batch], [i.matrices for i in batch]),
             functools.partial(batch_update, update, compile=compile),
             rows={key: [item.state[key] for item in batch] for key in update.row_states},
             mask=mask,
@@ -124,10 +96,19 @@ def _step_matrices_(
     return tally
 
 
-def _step_shared_(
+def step_shared_(
     rule: Rule, rank_group: RankGroup, items: list[ParamStep], mask: Tensor | None
 ) -> StepTally:
-    """Step parameters whose matrices or state are on several ranks, and apply updates as they arrive."""
+    """Step parameters whose matrices or state are on several ranks; a collective of the rank group.
+
+    Every update is applied as soon as it has arrived.
+
+    Args:
+        rule: of the parameters.
+        rank_group: of the parameters, and of others without a gradient.
+        items: the same on all ranks of the group.
+        mask: see `commit_`.
+    """
     by_name = {item.name: item for item in items}
     tensors = _step_tensors(rule, items, mask)
     square = torch.zeros((), device=items[0].parameter.device)
@@ -137,15 +118,15 @@ def _step_shared_(
         _apply_(complete, updates, mask)
         if rule.on_matrices:
             for item, update in zip(complete, updates, strict=True):
-                assert item.placing is not None
+                assert item.sharding is not None
                 own = torch.linalg.vector_norm(update).square()
-                square += own.float() / item.placing.copies
+                square += own.float() / item.sharding.copies
         updates.clear()  # or they would live on while the next round is worked on
         for name in names:
             del tensors.updates[name]
     if not rule.on_matrices:
         return StepTally()
-    elements = sum(math.prod(i.placing.shape) for i in items if i.placing is not None)
+    elements = sum(math.prod(i.sharding.shape) for i in items if i.sharding is not None)
     return StepTally(rank_group.matrices(by_name), (total(square, rank_group.group),), elements)
 
 
@@ -174,7 +155,7 @@ class _Arrivals(dict[str, Tensor]):
         state = item.state[self._key]
         shape = item.parameter.shape
         if isinstance(state, PartitionedTensor):
-            shape = state.dealt.shape
+            shape = state.sharding.shape
         self[name] = torch.empty(shape, dtype=state.dtype, device=state.device)
         return self[name]
 
@@ -228,10 +209,10 @@ def _pieces_here(
     if not isinstance(state, PartitionedTensor):
         yield None, {key: item.state[key] for key in keys}, item.gradient
         return
-    gradient = item.gradient.reshape(state.dealt.shape)
+    gradient = item.gradient.reshape(state.sharding.shape)
     for piece, _ in state.owned():
         values = {key: _part_of(item.state[key], piece.matrix) for key in keys}
-        yield piece.matrix, values, read_piece(gradient, state.dealt.matrices, piece)
+        yield piece.matrix, values, read_piece(gradient, state.sharding.matrices, piece)
 
 
 def _part_of(value: Tensor, number: int) -> Tensor:
@@ -265,4 +246,4 @@ def _rounding(item: ParamStep) -> Rounding | None:
         return None
     step = int(item.state["rounding_step"])
     key = rounding_key(item.group["rounding_seed"], item.name, step)
-    return Rounding(key, part_here(item.placing))
+    return Rounding(key, part_here(item.sharding))

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from muonscale.errors import ConfigError
-from muonscale.optim.distributed.dtensor import gathered
+from muonscale.optim.distributed.dtensor import gather_full
 from muonscale.optim.matrices.spec import view
 from muonscale.optim.parameters.roles import Role, RoleAssignment, assign_roles
 from muonscale.transfer.apply import Parametrization
@@ -238,7 +238,7 @@ class CoordinateProbe:
         return found | _over_layers("change", {key: t - first[key] for key, t in outputs.items()})
 
     def _of_weights(self) -> dict[Coordinate, float]:
-        now = {a.name: gathered(a.parameter).detach().float() for a in self._parameters}
+        now = {a.name: gather_full(a.parameter).detach().float() for a in self._parameters}
         found = self._norms("weight", now)
         if self._before is not None:
             steps = {name: tensor - self._before[name] for name, tensor in now.items()}

@@ -19,6 +19,7 @@ from torch import nn
 from muonscale.errors import ConfigError, LayoutError, nearest
 from muonscale.optim.matrices.spec import MatrixSpec, matrix_shapes
 from muonscale.optim.parameters.roles import Role, RoleAssignment, assign_roles
+from muonscale.optim.rules import ADAMW
 from muonscale.optim.rules.base import find_rule
 from muonscale.optim.rules.step_inputs import named
 from muonscale.transfer.apply import DEPTHS, DepthT, TransferRow
@@ -95,7 +96,7 @@ def parametrize(
     homes = {name: group for group in groups for name, _ in named(group)}
     rows = {}
     for name in found:
-        group = homes.get(name, {"rule": "adamw"})
+        group = homes.get(name, {"rule": ADAMW.name})
         row = _row_of(pair, name, group, UpdateRule.of(group, known), convention)
         rows[name] = _deepened(
             _with_folds(row, folds.get(name, []), group, known), pair, layers, convention

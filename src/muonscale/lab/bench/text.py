@@ -88,7 +88,7 @@ def _milliseconds(spread: dict[str, float]) -> str:
 def _work(row: dict[str, Any]) -> list[str]:
     ours, other = row["sides"][OURS], row["sides"][ADAMW]
     rate = ["-", "-", "-"]
-    if row["rule"] == "muon":
+    if "flops_per_second" in row:
         part = row["flops_per_second"] / row["addmm_flops_per_second"]
         flops = row["newton_schulz_flops"]
         rate = [f"{flops / 1e9:.3g}", f"{row['flops_per_second'] / 1e9:.1f}", f"{part:.2f}"]
@@ -100,7 +100,7 @@ def _reasons(rows: Sequence[dict[str, Any]]) -> list[str]:
     return [
         f"torch.optim.Muon does not step {row['title']}: {row['no_torch_muon']}"
         for row in rows
-        if row["rule"] == "muon" and row["no_torch_muon"]
+        if "flops_per_second" in row and row["no_torch_muon"]
     ]
 
 

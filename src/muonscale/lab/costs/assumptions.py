@@ -63,6 +63,6 @@ def _counting(planned: Planned, activations: Activations) -> list[tuple[str, str
     ]  # fmt: skip
     if planned.placed.stacks:
         rows.append(("routed experts", "even", "every expert gets as many tokens; assumption"))
-    if any(domain.plan.team_size > 1 for domain in planned.placed.matrices):
+    if any(domain.plan.subgroup_size > 1 for domain in planned.placed.matrices):
         rows.append(("split matrices", "a part each", "workspace: Gram matrices added, team's not"))
     return rows

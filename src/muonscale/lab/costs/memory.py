@@ -118,7 +118,7 @@ def parameter_bytes(placed: Placed, rank: int) -> int:
     """Return the bytes of the parameters on a global rank. FSDP pads all shards to the largest."""
     padded = sharded(placed)
     return PARAMETER_BYTES * sum(
-        elements(layout, 0 if padded else _seat(placed, layout, rank))
+        elements(layout, 0 if padded else _mesh_rank(placed, layout, rank))
         for layout in placed.layouts.values()
     )
 
@@ -136,7 +136,7 @@ def state_bytes(placed: Placed, rank: int) -> dict[bool, int]:
     found = {True: 0, False: 0}
     for name, layout in placed.layouts.items():
         if not layout.owned:
-            held = elements(layout, _seat(placed, layout, rank))
+            held = elements(layout, _mesh_rank(placed, layout, rank))
             found[placed.rules[name].on_matrices] += PARAMETER_BYTES * placed.values[name] * held
     for domain in placed.matrices:
         found[True] += PARAMETER_BYTES * _owned(domain, placed, rank)
@@ -146,9 +146,9 @@ def state_bytes(placed: Placed, rank: int) -> dict[bool, int]:
     return found
 
 
-def elements(layout: Sharding, seat: int) -> int:
-    """Return how many elements of a parameter a seat holds."""
-    return math.prod(local_shape(layout, seat))
+def elements(layout: Sharding, mesh_rank: int) -> int:
+    """Return how many elements of a parameter a mesh rank holds."""
+    return math.prod(local_shape(layout, mesh_rank))
 
 
 def sharded(placed: Placed) -> bool:
@@ -203,7 +203,7 @@ def step_bytes(placed: Placed, kind: str, rank: int) -> int:
     needs = [_muon_step(domain, placed, kind, rank) for domain in placed.matrices]
     needs += [_carried_step(domain, placed, rank) for domain in placed.partitioned]
     on_adamw = sum(
-        elements(layout, _seat(placed, layout, rank))
+        elements(layout, _mesh_rank(placed, layout, rank))
         for name, layout in placed.layouts.items()
         if not placed.rules[name].on_matrices and not layout.owned
     )
@@ -212,8 +212,8 @@ def step_bytes(placed: Placed, kind: str, rank: int) -> int:
     return max(needs)
 
 
-def _seat(placed: Placed, layout: Sharding, rank: int) -> int:
-    """Return a rank's seat; layouts of other tensor-parallel ranks are like those of the first."""
+def _mesh_rank(placed: Placed, layout: Sharding, rank: int) -> int:
+    """Return the mesh rank of a rank; all tensor-parallel ranks have shardings of equal shape."""
     return rank // (placed.topology.world // len(layout.ranks))
 
 
@@ -224,7 +224,7 @@ def _owned(domain: Domain, placed: Placed, rank: int) -> int:
     return sum(
         placed.values[parameters[task.parameter].name] * math.prod(task.shape)
         for task in domain.plan.tasks
-        if task.owner == position and parameters[task.parameter].layout.owned
+        if task.owner == position and parameters[task.parameter].sharding.owned
     )
 
 
@@ -234,12 +234,12 @@ def _row_states(domain: Domain, placed: Placed, rank: int) -> int:
     for number, parameter in enumerate(domain.plan.parameters):
         if not (count := domain.row_states.get(parameter.name, 0)):
             continue
-        if parameter.layout.owned:
+        if parameter.sharding.owned:
             own = (t for t in domain.plan.tasks if t.parameter == number and t.owner == position)
             found += count * sum(task.shape[0] for task in own)
         else:
-            layout = row_state_sharding(parameter.layout)
-            found += count * elements(layout, _seat(placed, layout, rank))
+            layout = row_state_sharding(parameter.sharding)
+            found += count * elements(layout, _mesh_rank(placed, layout, rank))
     return found
 
 
@@ -248,7 +248,7 @@ def _muon_step(domain: Domain, placed: Placed, kind: str, rank: int) -> int:
         return _alone(domain, kind)
     options = StepOptions(
         products=domain.products,
-        wire=domain.wire,
+        comm_dtype=domain.wire,
         nesterov=domain.nesterov,
         post_norm=domain.post_norm,
         device=kind,
@@ -279,8 +279,8 @@ def _gram_bytes(domain: Domain, position: int) -> int:
 
 def _alone(domain: Domain, kind: str) -> int:
     """Return what a step needs on one rank: a batch of one shape, its directions and its updates."""
-    counts = Counter(shape for p in domain.plan.parameters for shape in shapes_of(p.layout))
-    largest = max(torch.Size(p.layout.shape).numel() for p in domain.plan.parameters)
+    counts = Counter(shape for p in domain.plan.parameters for shape in shapes_of(p.sharding))
+    largest = max(torch.Size(p.sharding.shape).numel() for p in domain.plan.parameters)
     needs = []
     for shape, count in counts.items():
         most = max(WORKSPACE_BYTES // 4, largest) // math.prod(shape)
@@ -292,5 +292,5 @@ def _alone(domain: Domain, kind: str) -> int:
 
 def _carried_step(domain: Domain, placed: Placed, rank: int) -> int:
     """Return what updates of dealt-out state take: a rank's own, and all as they arrive."""
-    whole = sum(torch.Size(p.layout.shape).numel() for p in domain.plan.parameters)
+    whole = sum(torch.Size(p.sharding.shape).numel() for p in domain.plan.parameters)
     return PARAMETER_BYTES * (whole + _owned(domain, placed, rank))

@@ -158,7 +158,7 @@ def _matrix_domains(
         assert update is not None
         update = update.on_device(kind)
         for name, _ in named(group):
-            member = Member(name=name, layout=found[name], update=update)
+            member = Member(name=name, sharding=found[name], update=update)
             alike[tuple(sorted(found[name].ranks)), update.comm_dtype].append(member)
     for (_, wire), members in alike.items():
         yield _domain(members, wire, kind, nesterov)
@@ -170,7 +170,7 @@ def _domain(members: Sequence[Member], wire: torch.dtype, kind: str, nesterov: b
     costs = [cost_of(m, numbers[m.update], torch.float32, kind) for m in members if m.update]
     dtypes = [update.products_dtype(torch.float32, kind) for update in updates]
     return Domain(
-        plan=assign_owners(costs, wire_bytes=wire.itemsize),
+        plan=assign_owners(costs, comm_bytes=wire.itemsize),
         wire=wire,
         products=max(dtypes, key=lambda dtype: dtype.itemsize),
         nesterov=nesterov,
@@ -187,7 +187,7 @@ def _partitioned(
     if not names:
         return
     members = [
-        Member(name=n, layout=rows_sharding(found[n].shape, found[n].ranks), update=None)
+        Member(name=n, sharding=rows_sharding(found[n].shape, found[n].ranks), update=None)
         for n in names
     ]
     costs = [cost_of(member, "", torch.float32, kind) for member in members]

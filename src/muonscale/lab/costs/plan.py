@@ -216,7 +216,7 @@ def _balance(planned: Planned, flops: StepFlops) -> dict[str, Any]:
         "busiest_over_mean": max(flops.newton_schulz) / mean if mean else None,
         "matrices": len({(n, t.parameter, t.matrix) for n, p in enumerate(plans) for t in p.tasks}),
         "split_matrices": len(split),
-        "team_size": max((plan.team_size for plan in plans), default=1),
+        "team_size": max((plan.subgroup_size for plan in plans), default=1),
         "rounds": max((plan.rounds for plan in plans), default=0),
     }
 

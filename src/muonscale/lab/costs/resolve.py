@@ -16,6 +16,7 @@ from muonscale.lab.inspect import is_model, resolve_target
 from muonscale.lab.models.build import meta_model
 from muonscale.lab.parallel.topology import Topology, arrange, parse_layout
 from muonscale.lab.training.setup import build_optimizer
+from muonscale.optim.rules import ADAMW
 
 LONGEST_DEFAULT = 8192
 """Tokens of a sequence where a model can have longer ones and nothing else is said."""
@@ -82,7 +83,7 @@ def resolve(asked: Asked) -> Planned:
         shape,
         model,
         placed,
-        place(model, groups, topology, device.kind, rule="adamw"),
+        place(model, groups, topology, device.kind, rule=ADAMW.name),
         make_workload(config, topology, device),
         device,
         defaults,

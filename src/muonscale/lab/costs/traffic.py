@@ -233,7 +233,7 @@ def _exchange(plan: OwnerAssignment) -> Exchanged:
     shared = {
         task.round
         for task in plan.tasks
-        if task.split is not None or not plan.parameters[task.parameter].layout.replicated
+        if task.split is not None or not plan.parameters[task.parameter].sharding.replicated
     }
     sizes: dict[int, list[int]] = {
         number: [0] * len(plan.ranks) for number in range(plan.rounds) if number not in shared
@@ -260,7 +260,7 @@ def _exchanged(
     )
     yield _message(purpose, "all_gather", itemsize * exchange.to_all, ranks, stride)
     team = PARAMETER_BYTES * pieces.shared[position]
-    yield _message(purpose, "team", team, domain.plan.team_size, stride)
+    yield _message(purpose, "team", team, domain.plan.subgroup_size, stride)
 
 
 def _ring(nbytes: int, ranks: int) -> int:

@@ -16,7 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 from transformers import PreTrainedModel
 
 from muonscale.lab.evaluation.evaluate import causal_logits, evaluating
-from muonscale.optim.distributed.dtensor import differs, local
+from muonscale.optim.distributed.dtensor import local, placements_differ
 
 
 @dataclass
@@ -73,7 +73,7 @@ class Parallelized:
             gradient: Any = parameter.grad
             if gradient is None:
                 continue
-            if differs(parameter, gradient):
+            if placements_differ(parameter, gradient):
                 placements = parameter.placements  # type: ignore[attr-defined]
                 parameter.grad = gradient.redistribute(placements=placements)
             if name in self.partial:

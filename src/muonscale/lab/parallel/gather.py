@@ -7,7 +7,7 @@ from transformers import PreTrainedModel
 
 from muonscale.lab.models.build import build_model
 from muonscale.lab.parallel.processes import Processes
-from muonscale.optim.distributed.dtensor import gathered
+from muonscale.optim.distributed.dtensor import gather_full
 
 
 @torch.no_grad()
@@ -23,11 +23,11 @@ def whole_model(model: PreTrainedModel, processes: Processes) -> PreTrainedModel
     if whole is not None:
         whole.generation_config = model.generation_config
     for name, parameter in model.named_parameters():
-        values = gathered(parameter.detach())
+        values = gather_full(parameter.detach())
         if whole is not None:
             whole.get_parameter(name).copy_(values)
     for name, buffer in model.named_buffers():
-        values = gathered(buffer)
+        values = gather_full(buffer)
         if whole is not None:
             whole.get_buffer(name).copy_(values)
     return whole

@@ -15,7 +15,7 @@ from torch import Tensor
 from muonscale.lab.parallel.processes import Processes
 from muonscale.lab.training.setup import Run
 from muonscale.lab.training.step import accumulate, targets_in_all, train_step
-from muonscale.optim.distributed.dtensor import gathered, local
+from muonscale.optim.distributed.dtensor import gather_full, local
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ def whole(tensors: dict[str, Tensor], processes: Processes) -> Whole:
     """Gather tensors on the first rank, and see how far apart the ranks' are: a collective."""
     values, apart = {}, []
     for name, tensor in tensors.items():
-        here = gathered(tensor).detach().clone()
+        here = gather_full(tensor).detach().clone()
         if processes.many:
             mine = here.clone()
             dist.broadcast(here, 0)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from muonscale.optim.distributed.dtensor import gathered
+from muonscale.optim.distributed.dtensor import gather_full
 from muonscale.optim.matrices.spec import PLAIN, MatrixSpec, matrix_shapes, view
 from muonscale.optim.parameters.groups import MATRIX_ROLES
 from muonscale.optim.rules.base import rule_of
@@ -166,7 +166,7 @@ def _measure_group(group: Group, before: Mapping[str, Tensor], matrices: int) ->
     chosen = _sample(group, weights, matrices)
 
     def weight(name: str) -> Tensor:
-        return gathered(weights[name])
+        return gather_full(weights[name])
 
     figures: dict[str, Tensor | float] = {"weight_rms": rms(map(weight, weights))}
     figures |= _spectra("weight", chosen, weight, group)
@@ -175,7 +175,7 @@ def _measure_group(group: Group, before: Mapping[str, Tensor], matrices: int) ->
         rate, cautious = decay_rate(group), bool(group["cautious_decay"])
 
         def update(name: str) -> Tensor:
-            old, new = gathered(before[name]), weight(name)
+            old, new = gather_full(before[name]), weight(name)
             return applied_update(old, new, lr=lr, rate=rate, cautious=cautious)
 
         figures["update_rms"] = rms(update(name) for name in weights)
@@ -261,11 +261,11 @@ def measure_kinds(
 def _weight_and_update(
     name: str, group: Group, weight: Tensor, before: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
-    whole, lr = gathered(weight), float(group["lr"])
+    whole, lr = gather_full(weight), float(group["lr"])
     if lr <= 0:
         return {"weight": whole}
     update = applied_update(
-        gathered(before[name]),
+        gather_full(before[name]),
         whole,
         lr=lr,
         rate=decay_rate(group),

@@ -1,13 +1,16 @@
-"""Which rank works on which matrix, and when: pure, the same on every rank, without a process group.
+"""Assignment of matrices to the ranks that update them.
 
-Longest first, every matrix goes to the rank with the least to do, where to do means operations of
-Newton-Schulz, and a matrix that lies whole on a rank counts as work to move too. Where there are too
-few matrices for the ranks, large ones go to a *team* of ranks each (`muonscale.optim.newton_schulz.subgroup`). The
-result does not depend on the order of the parameters. What a rank owns is worked on in *rounds*, so
-that what the next round needs can travel meanwhile.
+The assignment is a pure function of shapes and costs. It needs no process group, and every rank
+computes the same one, whatever the order of the parameters.
 
-A *position* is a rank's place among the ranks of the plan, in rising order. Teams are blocks of
-neighbouring positions.
+Matrices are assigned greedily by Newton-Schulz FLOPs, longest first, each to the least loaded rank.
+Moving a matrix that is already whole on one rank is charged as extra work. If there are too few
+matrices to balance the ranks, a *subgroup* of ranks shares each large matrix
+(`muonscale.optim.newton_schulz.subgroup`). The tasks of a rank are divided into *rounds*, so that
+the exchange for the next round can run during the current one.
+
+A *group rank* is the index of a rank in the assignment's ranks, which are sorted. A subgroup is a
+block of consecutive group ranks.
 """
 
 from __future__ import annotations
@@ -27,77 +30,77 @@ from muonscale.errors import LayoutError
 from muonscale.optim.matrices.sharding import (
     Range,
     Sharding,
-    cut_coordinates,
     pieces_by_matrix,
-    seats_by_content,
+    replicas_by_coord,
+    shard_coordinates,
 )
 from muonscale.optim.matrices.spec import matrix_shapes
 from muonscale.optim.newton_schulz.coefficients import Triple
 from muonscale.optim.newton_schulz.subgroup import best_split, divided_axis, part_of, split_cost
 
 ROUND_BYTES = 64 * 2**20
-"""Cap on what a rank sends in one round, in float32, a copy for each that holds it; assumption,
-untested."""
+"""Most bytes that a rank sends in one round, counted in float32 and once for each replica. An
+assumption; untested."""
 
 FLOPS_PER_BYTE = 2000.0
-"""What a rank computes in the time in which it sends a byte: 100 TFLOP/s over 50 GB/s; assumption."""
+"""FLOPs that a rank computes while it sends one byte: 100 TFLOP/s over 50 GB/s. An assumption."""
 
-TEAM_FLOPS_PER_BYTE = 300.0
-"""The same within a team, whose ranks are neighbours in one machine: over 300 GB/s; assumption."""
+SUBGROUP_FLOPS_PER_BYTE = 300.0
+"""The same within a subgroup, whose ranks are in one machine: over 300 GB/s. An assumption."""
 
-LARGEST_TEAM = 8
-"""Ranks to a matrix at most: those of one machine; assumption."""
+LARGEST_SUBGROUP = 8
+"""Most ranks that share one matrix: those of one machine. An assumption."""
 
 EVEN = 1.1
-"""Busiest rank over the average up to which no matrix is split."""
+"""No matrix is split if the load of the busiest rank over the average is at most this."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ParamCost:
-    """A parameter, as the plan sees it."""
+    """Cost of updating one parameter."""
 
     name: str
-    layout: Sharding
+    sharding: Sharding
     kind: str
-    """Matrices of one kind and shape are worked on in one batch."""
+    """Matrices of the same kind and shape are updated in one batch."""
     flops: tuple[int, ...]
-    """Of every matrix, in the order of its numbers."""
+    """FLOPs of each matrix, in order."""
     triples: tuple[Triple, ...] = ()
-    """Of the polynomial; empty where matrices cannot be split."""
+    """Coefficients of the polynomial; empty if the matrices cannot be split."""
     forms: tuple[tuple[int, ...], ...] = ()
-    """Segments (`muonscale.optim.newton_schulz.flops`) that a team may evaluate it by."""
+    """Segments (`muonscale.optim.newton_schulz.flops`) that a subgroup may evaluate it by."""
 
 
 @dataclass(frozen=True)
 class MatrixTask:
-    """One matrix, or a team member's part of one, for one rank."""
+    """One matrix, or one subgroup member's part of it, assigned to one rank."""
 
     parameter: int
-    """Place of the parameter in the plan."""
+    """Index of the parameter in the assignment."""
     matrix: int
     shape: tuple[int, int]
     """(out, in) of the whole matrix."""
     owner: int
-    """Position of the rank that works on it."""
+    """Group rank that computes the update."""
     round: int
     flops: int
     rows: Range
+    """Rows of the matrix that the task covers."""
     columns: Range
-    """What of the matrix it is."""
     split: SubgroupSplit | None = None
 
 
 @dataclass(frozen=True)
 class SubgroupSplit:
-    """How a matrix is shared."""
+    """How a subgroup shares one matrix."""
 
-    team: tuple[int, ...]
-    """Positions."""
+    group_ranks: tuple[int, ...]
+    """Members of the subgroup."""
     segments: tuple[int, ...]
     divided: bool
     """See `Subgroup`."""
     elements: int
-    """That each member sends to the others."""
+    """Elements that each member sends to the others."""
 
 
 @dataclass(frozen=True)
@@ -105,13 +108,13 @@ class OwnerAssignment:
     """The tasks of all ranks."""
 
     ranks: tuple[int, ...]
-    """Global ranks of the positions, rising."""
+    """Global rank of each group rank, sorted."""
     parameters: tuple[ParamCost, ...]
-    """By name."""
+    """Sorted by name."""
     tasks: tuple[MatrixTask, ...]
-    """By parameter and matrix."""
-    team_size: int
-    """Of the teams that share matrices; 1 where none is shared."""
+    """Sorted by parameter and matrix."""
+    subgroup_size: int
+    """Number of ranks that share a split matrix; 1 if none is split."""
 
     @property
     def rounds(self) -> int:
@@ -120,11 +123,11 @@ class OwnerAssignment:
 
     @cached_property
     def digest(self) -> str:
-        """Equal where the plan is."""
+        """Hash of the assignment: equal assignments have equal digests."""
         return hashlib.sha256(repr((self.ranks, self.parameters, self.tasks)).encode()).hexdigest()
 
     def loads(self) -> list[int]:
-        """Return the operations of every position."""
+        """Return the FLOPs of each group rank."""
         loads = [0] * len(self.ranks)
         for task in self.tasks:
             loads[task.owner] += task.flops
@@ -135,54 +138,59 @@ def assign_owners(
     parameters: Sequence[ParamCost],
     *,
     owners: Mapping[tuple[str, int], int] | None = None,
-    wire_bytes: int = 4,
+    comm_bytes: int = 4,
     round_bytes: int = ROUND_BYTES,
     flops_per_byte: float = FLOPS_PER_BYTE,
-    team_flops_per_byte: float = TEAM_FLOPS_PER_BYTE,
-    team_size: int | None = None,
+    subgroup_flops_per_byte: float = SUBGROUP_FLOPS_PER_BYTE,
+    subgroup_size: int | None = None,
 ) -> OwnerAssignment:
-    """Return who works on what.
+    """Assign every matrix to a rank, or to a subgroup of ranks.
 
     Args:
-        parameters: all on the same ranks; at least one. Their order has no influence.
-        owners: positions that are settled, by parameter name and matrix.
-        wire_bytes: bytes of an element under way.
-        round_bytes: what a rank sends in one round, in float32 bytes, as often as it is held; one
-            matrix is never cut.
-        flops_per_byte: how much there must be to save before a matrix that is whole on a rank moves.
-        team_flops_per_byte: how much before one is split.
-        team_size: ranks to a matrix that is split, a divisor of all; 1 splits none. None takes what
-            makes the busiest rank least busy, 1 where that is within 10 % of the average.
+        parameters: at least one, all on the same ranks. Their order has no effect.
+        owners: group ranks that are already fixed, by parameter name and matrix.
+        comm_bytes: bytes of one element in a message.
+        round_bytes: most bytes that a rank sends in one round, counted in float32 and once for each
+            replica. A single matrix may exceed it.
+        flops_per_byte: a matrix that is whole on a rank moves only if this many FLOPs are saved for
+            each byte.
+        subgroup_flops_per_byte: the same for splitting a matrix.
+        subgroup_size: number of ranks that share a split matrix, a divisor of the number of ranks;
+            1 splits no matrix. With None, the size that minimizes the load of the busiest rank, or
+            1 if that load is already within 10 % of the average.
 
     Raises:
-        LayoutError: where the parameters are on different ranks, or teams do not divide them.
+        LayoutError: if the parameters are on different ranks, or `subgroup_size` does not divide
+            the number of ranks.
     """
     ordered = tuple(sorted(parameters, key=lambda parameter: parameter.name))
-    ranks = tuple(sorted(ordered[0].layout.ranks))
+    ranks = tuple(sorted(ordered[0].sharding.ranks))
     for parameter in ordered:
-        if tuple(sorted(parameter.layout.ranks)) != ranks:
+        if tuple(sorted(parameter.sharding.ranks)) != ranks:
             raise LayoutError(
-                f"{parameter.name} is on ranks {parameter.layout.ranks}, {ordered[0].name} on {ranks}: "
-                "parameters of one plan must be on the same ranks"
+                f"{parameter.name} is on ranks {parameter.sharding.ranks}, but {ordered[0].name} is "
+                f"on {ranks}: the parameters of one assignment must be on the same ranks"
             )
-    if team_size is not None and (team_size < 1 or len(ranks) % team_size):
-        raise LayoutError(f"teams of {team_size} do not divide {len(ranks)} ranks; give a divisor")
-    dealer = _Dealer(ordered, ranks, owners or {}, wire_bytes * flops_per_byte, team_flops_per_byte)
-    dealt = dealer.best() if team_size is None else dealer.deal(team_size)
-    rounds = _rounds(ordered, dealer.keys, dealt.teams, round_bytes)
+    if subgroup_size is not None and (subgroup_size < 1 or len(ranks) % subgroup_size):
+        raise LayoutError(f"subgroup_size={subgroup_size} does not divide {len(ranks)} ranks")
+    assigner = _Assigner(
+        ordered, ranks, owners or {}, comm_bytes * flops_per_byte, subgroup_flops_per_byte
+    )
+    chosen = assigner.best() if subgroup_size is None else assigner.assign(subgroup_size)
+    rounds = _rounds(ordered, assigner.keys, chosen.subgroups, round_bytes)
     tasks = [
         task
-        for key, team, r in zip(dealer.keys, dealt.teams, rounds, strict=True)
-        for task in dealer.tasks(key, team, r)
+        for key, subgroup, r in zip(assigner.keys, chosen.subgroups, rounds, strict=True)
+        for task in assigner.tasks(key, subgroup, r)
     ]
-    return OwnerAssignment(ranks, ordered, tuple(tasks), dealt.size)
+    return OwnerAssignment(ranks, ordered, tuple(tasks), chosen.size)
 
 
-def shapes_of(layout: Sharding) -> list[tuple[int, int]]:
-    """Return the (out, in) of every matrix of a parameter, in the order of their numbers."""
+def shapes_of(sharding: Sharding) -> list[tuple[int, int]]:
+    """Return the (out, in) of each matrix of a parameter, in order."""
     return [
         (out, in_)
-        for number, out, in_ in matrix_shapes(layout.shape, layout.matrices)
+        for number, out, in_ in matrix_shapes(sharding.shape, sharding.matrices)
         for _ in range(number)
     ]
 
@@ -190,273 +198,284 @@ def shapes_of(layout: Sharding) -> list[tuple[int, int]]:
 _Key = tuple[int, int, tuple[int, int]]
 """Parameter, matrix, shape."""
 
-_Team = tuple[int, ...]
-"""Positions; one for a matrix that is not split."""
+_GroupRanks = tuple[int, ...]
+"""Group ranks that share a matrix; a single one if it is not split."""
 
 
 @dataclass(frozen=True)
-class _Dealt:
+class _Candidate:
+    """An assignment that is not yet divided into rounds."""
+
     size: int
-    teams: list[_Team]
+    """Number of ranks in a subgroup."""
+    subgroups: list[_GroupRanks]
+    """Group ranks of each matrix."""
     busiest: float
+    """Load of the busiest rank."""
 
 
-class _Dealer:
-    """Deals matrices out, greedily, longest first."""
+class _Assigner:
+    """Assigns matrices greedily, longest first."""
 
     def __init__(
         self,
         parameters: Sequence[ParamCost],
         ranks: tuple[int, ...],
         owners: Mapping[tuple[str, int], int],
-        per_element: float,
-        team_flops_per_byte: float,
+        flops_per_element: float,
+        subgroup_flops_per_byte: float,
     ) -> None:
         self._parameters = parameters
         self._count = len(ranks)
-        self._per_element = per_element
-        # within a team float32 travels, whatever does between owners
-        self._per_shared = 4 * team_flops_per_byte
-        self._homes = [_homes(parameter.layout, ranks) for parameter in parameters]
+        self._flops_per_element = flops_per_element
+        # A subgroup exchanges float32, whatever the dtype of the other messages is.
+        self._flops_per_shared_element = 4 * subgroup_flops_per_byte
+        self._homes = [_homes(parameter.sharding, ranks) for parameter in parameters]
         self.keys: list[_Key] = [
             (n, matrix, shape)
             for n, parameter in enumerate(parameters)
-            for matrix, shape in enumerate(shapes_of(parameter.layout))
+            for matrix, shape in enumerate(shapes_of(parameter.sharding))
         ]
         self._flops = [parameters[n].flops[matrix] for n, matrix, _ in self.keys]
         self._order = sorted(range(len(self.keys)), key=lambda i: (-self._flops[i], i))
-        self._settled = {
+        self._fixed = {
             i: owners[parameters[n].name, matrix]
             for i, (n, matrix, _) in enumerate(self.keys)
             if (parameters[n].name, matrix) in owners
         }
 
-    def best(self) -> _Dealt:
-        """Return what leaves the least to the busiest, without teams where that is even already."""
-        alone = self.deal(1)
-        if alone.busiest * self._count <= EVEN * sum(self._flops):
-            return alone
-        sizes = [2**n for n in range(1, LARGEST_TEAM.bit_length())]
-        large = sum(self._flops) / self._count / 2
-        teams = [self.deal(size, large) for size in sizes if self._count % size == 0]
-        best = min(teams, key=lambda dealt: dealt.busiest, default=alone)
-        return best if best.busiest < alone.busiest / EVEN else alone
+    def best(self) -> _Candidate:
+        """Return the candidate whose busiest rank has the least work.
 
-    def deal(self, size: int, large: float = 0.0) -> _Dealt:
-        """Return who works on what with teams of `size` for matrices of at least `large` operations."""
-        teams: list[_Team] = [()] * len(self.keys)
+        No matrix is split if the load is already even, or if splitting hardly helps.
+        """
+        unsplit = self.assign(1)
+        if unsplit.busiest * self._count <= EVEN * sum(self._flops):
+            return unsplit
+        sizes = [2**n for n in range(1, LARGEST_SUBGROUP.bit_length())]
+        large = sum(self._flops) / self._count / 2
+        candidates = [self.assign(size, large) for size in sizes if self._count % size == 0]
+        best = min(candidates, key=lambda candidate: candidate.busiest, default=unsplit)
+        return best if best.busiest < unsplit.busiest / EVEN else unsplit
+
+    def assign(self, size: int, large: float = 0.0) -> _Candidate:
+        """Assign every matrix; subgroups of `size` share those of at least `large` FLOPs."""
+        subgroups: list[_GroupRanks] = [()] * len(self.keys)
         loads = [0.0] * self._count
-        for i, owner in self._settled.items():
-            teams[i] = (owner,)
+        for i, owner in self._fixed.items():
+            subgroups[i] = (owner,)
             loads[owner] += self._flops[i]
         if size > 1:
-            self._deal_to_teams(size, large, teams, loads)
-        heap = [(load, position) for position, load in enumerate(loads)]
+            self._assign_to_subgroups(size, large, subgroups, loads)
+        heap = [(load, group_rank) for group_rank, load in enumerate(loads)]
         heapq.heapify(heap)
         for i in self._order:
-            if teams[i]:
+            if subgroups[i]:
                 continue
             n, matrix, shape = self.keys[i]
-            while heap[0][0] != loads[heap[0][1]]:  # an entry from before
+            while heap[0][0] != loads[heap[0][1]]:  # an outdated entry
                 heapq.heappop(heap)
             owner = heap[0][1]
-            at_home = min(self._homes[n].get(matrix, ()), key=lambda p: (loads[p], p), default=None)
-            moving = 2 * math.prod(shape) * self._per_element
-            if at_home is not None and loads[at_home] <= loads[owner] + moving:
-                owner = at_home
-            teams[i] = (owner,)
+            # Stay on a rank that holds the whole matrix, unless moving it saves more than it costs.
+            home = min(self._homes[n].get(matrix, ()), key=lambda p: (loads[p], p), default=None)
+            moving = 2 * math.prod(shape) * self._flops_per_element
+            if home is not None and loads[home] <= loads[owner] + moving:
+                owner = home
+            subgroups[i] = (owner,)
             loads[owner] += self._flops[i]
             heapq.heappush(heap, (loads[owner], owner))
-        return _Dealt(size, teams, max(loads))
+        return _Candidate(size, subgroups, max(loads))
 
-    def _deal_to_teams(
-        self, size: int, large: float, teams: list[_Team], loads: list[float]
+    def _assign_to_subgroups(
+        self, size: int, large: float, subgroups: list[_GroupRanks], loads: list[float]
     ) -> None:
-        """Deal out the large matrices, where splitting them saves."""
+        """Assign the large matrices to subgroups where splitting them reduces the work."""
         heap = [(0.0, first) for first in range(0, self._count, size)]
         for i in self._order:
-            if teams[i] or self._flops[i] < large:
+            if subgroups[i] or self._flops[i] < large:
                 continue
             split = self._split(self.keys[i], size)
             if split is None or split[0] >= self._flops[i]:
                 continue
             load, first = heapq.heappop(heap)
-            teams[i] = tuple(range(first, first + size))
+            subgroups[i] = tuple(range(first, first + size))
             heapq.heappush(heap, (load + split[0], first))
         for load, first in heap:
-            for position in range(first, first + size):
-                loads[position] += load
+            for group_rank in range(first, first + size):
+                loads[group_rank] += load
 
     def _split(self, key: _Key, size: int) -> tuple[float, tuple[int, ...], bool] | None:
-        """Return (cost to a member, segments, divided), or None where it cannot be."""
+        """Return (cost of a member, segments, divided), or None if the matrix cannot be split."""
         n, _, shape = key
         parameter = self._parameters[n]
-        if not parameter.forms or parameter.layout.owned or min(shape) < size:
+        if not parameter.forms or parameter.sharding.owned or min(shape) < size:
             return None
-        return best_split(shape, parameter.triples, parameter.forms, size, self._per_shared)
+        return best_split(
+            shape, parameter.triples, parameter.forms, size, self._flops_per_shared_element
+        )
 
-    def tasks(self, key: _Key, team: _Team, round: int) -> list[MatrixTask]:
-        """Return the tasks of a matrix for those that work on it."""
+    def tasks(self, key: _Key, subgroup: _GroupRanks, round: int) -> list[MatrixTask]:
+        """Return the tasks of a matrix, one for each rank of its subgroup."""
         n, matrix, shape = key
         whole = (0, shape[0]), (0, shape[1])
-        if len(team) == 1:
+        if len(subgroup) == 1:
             flops = self._parameters[n].flops[matrix]
-            return [MatrixTask(n, matrix, shape, team[0], round, flops, *whole)]
-        found = self._split(key, len(team))
-        assert found is not None
-        _, segments, divided = found
+            return [MatrixTask(n, matrix, shape, subgroup[0], round, flops, *whole)]
+        best = self._split(key, len(subgroup))
+        assert best is not None
+        _, segments, divided = best
         triples = self._parameters[n].triples
-        cost = split_cost(shape, triples, segments, len(team), divided=divided)
-        split = SubgroupSplit(team, segments, divided, cost.elements)
+        cost = split_cost(shape, triples, segments, len(subgroup), divided=divided)
+        split = SubgroupSplit(subgroup, segments, divided, cost.elements)
         axis = divided_axis(shape)
         tasks = []
-        for place, owner in enumerate(team):
-            rows = part_of(shape[0], place, len(team)) if axis == "rows" else whole[0]
-            columns = part_of(shape[1], place, len(team)) if axis == "columns" else whole[1]
+        for place, owner in enumerate(subgroup):
+            rows = part_of(shape[0], place, len(subgroup)) if axis == "rows" else whole[0]
+            columns = part_of(shape[1], place, len(subgroup)) if axis == "columns" else whole[1]
             tasks.append(
                 MatrixTask(n, matrix, shape, owner, round, cost.flops, rows, columns, split)
             )
         return tasks
 
 
-def _homes(layout: Sharding, ranks: tuple[int, ...]) -> dict[int, tuple[int, ...]]:
-    """Return the positions that hold the whole of a matrix, by matrix, where there are such."""
-    if layout.owned:
+def _homes(sharding: Sharding, ranks: tuple[int, ...]) -> dict[int, tuple[int, ...]]:
+    """Return the group ranks that hold a whole matrix, for each matrix that some rank holds."""
+    if sharding.owned:
         return {}
-    position = {rank: p for p, rank in enumerate(ranks)}
+    group_rank = {rank: n for n, rank in enumerate(ranks)}
     return {
-        matrix: tuple(position[layout.ranks[seat]] for seat in held[0].seats)
-        for matrix, held in enumerate(holders(layout))
-        if len(held) == 1
+        matrix: tuple(group_rank[sharding.ranks[r]] for r in replicas[0].mesh_ranks)
+        for matrix, replicas in enumerate(replica_sets(sharding))
+        if len(replicas) == 1
     }
 
 
 def _rounds(
     parameters: Sequence[ParamCost],
     keys: Sequence[_Key],
-    teams: Sequence[_Team],
+    subgroups: Sequence[_GroupRanks],
     round_bytes: int,
 ) -> list[int]:
-    """Fill the rounds of every rank: shared matrices first, those of one kind and shape together."""
+    """Return the round of each matrix: split ones first, those of one kind and shape together."""
     rounds = [0] * len(keys)
     filled: dict[int, tuple[int, int]] = {}
 
     def order(i: int) -> tuple[bool, str, tuple[int, int], int]:
-        return len(teams[i]) == 1, parameters[keys[i][0]].kind, keys[i][2], i
+        return len(subgroups[i]) == 1, parameters[keys[i][0]].kind, keys[i][2], i
 
     for i in sorted(range(len(keys)), key=order):
-        number, so_far = filled.get(teams[i][0], (0, 0))
-        copies = parameters[keys[i][0]].layout.copies
-        nbytes = 4 * math.prod(keys[i][2]) * copies // len(teams[i])
+        number, so_far = filled.get(subgroups[i][0], (0, 0))
+        copies = parameters[keys[i][0]].sharding.copies
+        nbytes = 4 * math.prod(keys[i][2]) * copies // len(subgroups[i])
         if so_far and so_far + nbytes > round_bytes:
             number, so_far = number + 1, 0
         rounds[i] = number
-        for position in teams[i]:
-            filled[position] = number, so_far + nbytes
+        for group_rank in subgroups[i]:
+            filled[group_rank] = number, so_far + nbytes
     return rounds
 
 
 @dataclass(frozen=True)
-class Holder:
-    """Seats that hold the same part of a matrix."""
+class ReplicaSet:
+    """The mesh ranks that hold the same part of a matrix."""
 
-    content: tuple[int, ...]
-    """Their `cut_coordinates`."""
-    seats: tuple[int, ...]
+    shard_coord: tuple[int, ...]
+    """Their `shard_coordinates`."""
+    mesh_ranks: tuple[int, ...]
     elements: int
+    """Elements of the part."""
 
 
 @functools.cache
-def holders(layout: Sharding) -> tuple[tuple[Holder, ...], ...]:
-    """Return who holds what of every matrix, by its number."""
-    found: list[list[Holder]] = [[] for _ in shapes_of(layout)]
-    for content, seats in seats_by_content(layout).items():
-        for matrix, own in pieces_by_matrix(layout, content).items():
-            found[matrix].append(Holder(content, seats, sum(piece.elements for piece in own)))
+def replica_sets(sharding: Sharding) -> tuple[tuple[ReplicaSet, ...], ...]:
+    """Return the replica sets of each matrix; together they hold the whole of it."""
+    found: list[list[ReplicaSet]] = [[] for _ in shapes_of(sharding)]
+    for shard_coord, mesh_ranks in replicas_by_coord(sharding).items():
+        for matrix, own in pieces_by_matrix(sharding, shard_coord).items():
+            elements = sum(piece.elements for piece in own)
+            found[matrix].append(ReplicaSet(shard_coord, mesh_ranks, elements))
     return tuple(map(tuple, found))
 
 
-def source_seat(seats: tuple[int, ...], owner: int, copy: int) -> int:
-    """Return which of the `seats` that hold the same sends it to the seat `owner`: that if it can.
+def source_mesh_rank(replicas: tuple[int, ...], owner: int, replica: int) -> int:
+    """Return which of the mesh ranks `replicas` sends its part to the mesh rank `owner`.
 
-    Else the one that is in the same copy of the mesh, see `copy_of`.
+    That is the owner itself if it is one of them, and otherwise the one with the owner's
+    `replica_index`.
     """
-    return owner if owner in seats else seats[copy]
+    return owner if owner in replicas else replicas[replica]
 
 
-def copy_of(layout: Sharding, seat: int) -> int:
-    """Return which one a seat is among those that hold the same: how often others come before."""
-    return seats_by_content(layout)[cut_coordinates(layout, seat)].index(seat)
+def replica_index(sharding: Sharding, mesh_rank: int) -> int:
+    """Return the index of a mesh rank among those that hold the same shard."""
+    return replicas_by_coord(sharding)[shard_coordinates(sharding, mesh_rank)].index(mesh_rank)
 
 
 @functools.cache
-def _boxes(layout: Sharding) -> tuple[Tensor, ...]:
-    """Return, for every matrix, `[holders, 4]`: the first and last row and column of each holder.
+def _boxes(sharding: Sharding) -> tuple[Tensor, ...]:
+    """Return `[pieces, 5]` for each matrix: replica set, first and last row, first and last column.
 
-    Where a holder has several pieces of a matrix, several rows; those are in `holders`' order.
+    Rows are in the order of `replica_sets`, with one row for each piece.
     """
     return tuple(
         torch.tensor(
             [
                 (number, *piece.rows, *piece.columns)
-                for number, holder in enumerate(held)
-                for piece in pieces_by_matrix(layout, holder.content)[matrix]
+                for number, replicas in enumerate(sets)
+                for piece in pieces_by_matrix(sharding, replicas.shard_coord)[matrix]
             ]
         )
-        for matrix, held in enumerate(holders(layout))
+        for matrix, sets in enumerate(replica_sets(sharding))
     )
 
 
 @dataclass(frozen=True)
 class Traffic:
-    """Elements that travel in one step, by position."""
+    """Elements that each group rank exchanges in one step."""
 
     sent_in: list[int]
-    """Directions, to the owners."""
+    """Elements of directions sent to the owners."""
     sent_out: list[int]
-    """Updates, from the owners."""
+    """Elements of updates sent from the owners."""
     shared: list[int]
-    """Float32 within teams."""
+    """Float32 elements sent within subgroups."""
     received_in: list[int]
     received_out: list[int]
 
 
-def traffic(plan: OwnerAssignment) -> Traffic:
-    """Return what every position sends and receives, as `muonscale.optim.distributed.exchange` does it."""
-    sums = Traffic(*([0] * len(plan.ranks) for _ in range(5)))
-    positions = _positions_of_seats(plan)
-    for task in plan.tasks:
-        layout, places = plan.parameters[task.parameter].layout, positions[task.parameter]
+def traffic(assignment: OwnerAssignment) -> Traffic:
+    """Return what each group rank sends and receives in `muonscale.optim.distributed.exchange`."""
+    sums = Traffic(*([0] * len(assignment.ranks) for _ in range(5)))
+    by_rank = {rank: group_rank for group_rank, rank in enumerate(assignment.ranks)}
+    # Group ranks of each parameter's mesh ranks.
+    group_ranks = [[by_rank[r] for r in p.sharding.ranks] for p in assignment.parameters]
+    for task in assignment.tasks:
+        sharding = assignment.parameters[task.parameter].sharding
+        places = group_ranks[task.parameter]
         owner = places.index(task.owner) if places[task.owner] != task.owner else task.owner
-        copy = copy_of(layout, owner)
+        replica = replica_index(sharding, owner)
         if task.split is not None:
             sums.shared[task.owner] += task.split.elements
-        held = holders(layout)[task.matrix]
-        for holder, elements in zip(held, _within(layout, task), strict=True):
-            source = source_seat(holder.seats, owner, copy)
-            if source != owner and not layout.owned:
+        sets = replica_sets(sharding)[task.matrix]
+        for replicas, elements in zip(sets, _elements(sharding, task), strict=True):
+            source = source_mesh_rank(replicas.mesh_ranks, owner, replica)
+            if source != owner and not sharding.owned:
                 sums.sent_in[places[source]] += elements
                 sums.received_in[task.owner] += elements
-            for seat in holder.seats:
-                if seat != owner:
+            for mesh_rank in replicas.mesh_ranks:
+                if mesh_rank != owner:
                     sums.sent_out[task.owner] += elements
-                    sums.received_out[places[seat]] += elements
+                    sums.received_out[places[mesh_rank]] += elements
     return sums
 
 
-def _positions_of_seats(plan: OwnerAssignment) -> list[list[int]]:
-    """Return the positions of the seats of every parameter."""
-    places = {rank: position for position, rank in enumerate(plan.ranks)}
-    return [[places[rank] for rank in parameter.layout.ranks] for parameter in plan.parameters]
-
-
-def _within(layout: Sharding, task: MatrixTask) -> list[int]:
-    """Return how many elements of a task every holder of its matrix has."""
-    held = holders(layout)[task.matrix]
+def _elements(sharding: Sharding, task: MatrixTask) -> list[int]:
+    """Return how many elements of a task each replica set of its matrix holds."""
+    sets = replica_sets(sharding)[task.matrix]
     if task.split is None:
-        return [holder.elements for holder in held]
-    boxes = _boxes(layout)[task.matrix]
+        return [replicas.elements for replicas in sets]
+    boxes = _boxes(sharding)[task.matrix]
     rows = boxes[:, 2].clamp(max=task.rows[1]) - boxes[:, 1].clamp(min=task.rows[0])
     columns = boxes[:, 4].clamp(max=task.columns[1]) - boxes[:, 3].clamp(min=task.columns[0])
     elements = rows.clamp(min=0) * columns.clamp(min=0)
-    return torch.zeros(len(held), dtype=torch.int64).index_add_(0, boxes[:, 0], elements).tolist()
+    return torch.zeros(len(sets), dtype=torch.int64).index_add_(0, boxes[:, 0], elements).tolist()

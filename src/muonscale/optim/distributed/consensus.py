@@ -1,8 +1,8 @@
-"""What all ranks have to know before a step: who has a gradient, and whether all are finite.
+"""What ranks agree on before a step: which parameters have gradients, and whether all are finite.
 
-One small message per set of ranks. A parameter whose gradient is missing on every rank is left out;
-missing on some, it counts as zeros where the parameter is sharded and is an error where it is
-replicated, since the ranks would drift apart.
+The ranks of each set exchange one small message. A parameter is left out if it has no gradient on
+any rank. If it has one on only some ranks, the others use zeros if the parameter is sharded; for a
+replicated parameter it is an error, because the replicas would diverge.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from muonscale.optim.rules.nonfinite import FiniteCheck, answer
 
 @dataclass(frozen=True)
 class Presence:
-    """The gradients of one parameter, on this rank or on all."""
+    """The gradient of one parameter on this rank."""
 
     here: bool
-    """There is one."""
+    """Whether this rank has one."""
     moved: bool = False
-    """It lies otherwise than its parameter, so that all ranks have to bring it there together."""
+    """Whether its placements differ from the parameter's. All ranks must then redistribute it."""
 
 
 def agree_on_presence(
@@ -39,48 +39,46 @@ def agree_on_presence(
 
     Args:
         names: of the parameters, the same on all ranks.
-        present: their gradients on this rank.
-        replicated: whether all ranks hold the same of them.
-        group: the ranks.
-        device: of the gradients. The answer is needed on the host: where the group cannot reduce
-            there, this waits for the device.
+        present: gradients of the parameters on this rank.
+        replicated: whether each parameter is replicated on all ranks.
+        group: process group of the ranks.
+        device: of the gradients. The host needs the result, so this waits for the device unless
+            the group has a CPU backend.
 
     Raises:
-        LayoutError: for a gradient that is missing on some ranks and cannot be taken as zeros.
+        LayoutError: if a gradient is missing on some ranks and zeros cannot replace it.
     """
     rows = [[p.here for p in present], [not p.here for p in present], [p.moved for p in present]]
-    message = torch.tensor(rows, dtype=torch.int32, device=_host_or(device, group))
+    on_host = "cpu:" in dist.get_backend_config(group)
+    message = torch.tensor(rows, dtype=torch.int32, device="cpu" if on_host else device)
     dist.all_reduce(message, dist.ReduceOp.MAX, group=group)
     anywhere, missing, moved = message.tolist()
-    for name, some, not_all, shift, alike in zip(
+    for name, some, not_all, differs, replicas in zip(
         names, anywhere, missing, moved, replicated, strict=True
     ):
-        if some and not_all and alike:
+        if some and not_all and replicas:
             raise LayoutError(
-                f"{name} has a gradient on some ranks and none on others, though all hold the whole of "
-                "it: the ranks would drift apart. Reduce the gradients first, with "
-                "find_unused_parameters=True for DistributedDataParallel"
+                f"{name} is replicated, but has a gradient on some ranks and none on others, so the "
+                "replicas would diverge. Reduce the gradients before the step; with "
+                "DistributedDataParallel, set find_unused_parameters=True"
             )
-        if some and not_all and shift:
+        if some and not_all and differs:
             raise LayoutError(
-                f"{name} has a gradient on some ranks and none on others, and where there is one it "
-                "lies otherwise than the parameter: give it zeros where it is missing"
+                f"{name} has a gradient on some ranks and none on others, and the placements of the "
+                "gradient differ from the parameter's. Set a gradient of zeros on the ranks that "
+                "have none"
             )
     return [bool(some) for some in anywhere]
-
-
-def _host_or(device: torch.device, group: dist.ProcessGroup) -> torch.device:
-    return torch.device("cpu") if "cpu:" in dist.get_backend_config(group) else device
 
 
 def agree_on_finite(
     check: FiniteCheck, names: Sequence[str], groups: Sequence[dist.ProcessGroup]
 ) -> FiniteCheck:
-    """Return a check whose answer is that of all ranks of all groups.
+    """Return the combined check of all ranks of all groups.
 
     Args:
-        check: of this rank; may lack some of `names`.
-        names: of all parameters that several ranks share, alike on all of them.
+        check: of this rank; it may lack some of `names`.
+        names: of all parameters that are on several ranks, the same on all of them.
         groups: from small to large; the last contains the others.
     """
     places = {name: i for i, name in enumerate(names)}
@@ -94,19 +92,19 @@ def agree_on_finite(
 
 
 def check_same(digest: str, group: dist.ProcessGroup) -> None:
-    """Raise LayoutError where not all ranks of a group have the same digest."""
+    """Raise LayoutError if two ranks of a group have different digests."""
     digests: list[str | None] = [None] * dist.get_world_size(group)
     dist.all_gather_object(digests, digest, group=group)
     if len(set(digests)) != 1:
         other = next(rank for rank, d in enumerate(digests) if d != digests[0])
         raise LayoutError(
-            f"ranks 0 and {other} of the group disagree about the parameters, their layouts or the "
-            "optimizer's options: they have to be built alike on all ranks"
+            f"ranks 0 and {other} of the group have different parameters, shardings or optimizer "
+            "options. Build the model and the optimizer identically on all ranks"
         )
 
 
 def total(value: Tensor, group: dist.ProcessGroup | None) -> Tensor:
-    """Return the sum of a tensor over a group; None is this process alone."""
+    """Return the sum of a tensor over a group, or the tensor itself if the group is None."""
     if group is None:
         return value
     value = value.clone()

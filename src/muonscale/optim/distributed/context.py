@@ -1,6 +1,7 @@
-"""What an optimizer shares with other ranks: who holds its parameters, and what they agree on.
+"""The distributed state of an optimizer: shardings, process groups, rank groups and owners.
 
-Parameters on the same ranks share a process group, one small message per step, and a `RankGroup`.
+Parameters on the same ranks share a process group, one small message per step, and a `RankGroup`
+for each rule, dtype and device.
 """
 
 from __future__ import annotations
@@ -23,10 +24,10 @@ from muonscale.optim.distributed.consensus import (
     check_same,
 )
 from muonscale.optim.distributed.dtensor import (
-    differs,
     group_of,
     local,
     local_gradient,
+    placements_differ,
     sharding_of,
 )
 from muonscale.optim.distributed.rank_group import Member, RankGroup, cost_of
@@ -42,84 +43,106 @@ Ranks = tuple[int, ...]
 
 @dataclass(frozen=True)
 class _Key:
-    """What the parameters of a rank_group have in common."""
+    """What the parameters of a rank group have in common."""
 
     rule: str
     ranks: Ranks
     dtype: torch.dtype
-    """Of their state."""
-    wire: torch.dtype
+    """Dtype of the state."""
+    comm_dtype: torch.dtype
     device: torch.device
 
 
 @dataclass
-class _Placed:
+class _Known:
+    """The sharding of a parameter, valid until another tensor replaces it."""
+
     parameter: Tensor
-    layout: Sharding | None
+    sharding: Sharding | None
 
 
 @dataclass
 class DistributedContext:
-    """All that an optimizer knows of other ranks; nothing where there are none.
+    """What an optimizer knows about other ranks. It is empty on a single process.
 
-    Groups and rank groups are made at the first step and remade when parameters or options change, on
-    all ranks alike.
+    Process groups and rank groups are created at the first step. They are created again, on all
+    ranks, when parameters or options change.
     """
 
     process_group: dist.ProcessGroup | None = None
-    """Ranks that hold plain tensors alike, as under DistributedDataParallel."""
+    """Group whose ranks hold identical replicas of plain tensors, as in DDP."""
     compile: bool | str = False
-    _placed: dict[str, _Placed] = field(default_factory=dict)
+    _known: dict[str, _Known] = field(default_factory=dict)
     _groups: dict[Ranks, dist.ProcessGroup] = field(default_factory=dict)
     _rank_groups: dict[_Key, RankGroup] = field(default_factory=dict)
     _owners: dict[tuple[str, int], int] = field(default_factory=dict)
-    """Positions that own the state of a matrix, by parameter name and number."""
+    """Group rank that owns the state of each matrix, by parameter name and matrix."""
     _owned: dict[str, OwnedMatrices] = field(default_factory=dict)
+    """Partitioned state of this rank, by parameter name."""
 
     @property
     def any(self) -> bool:
-        """Whether a parameter is on other ranks too."""
-        return any(placed.layout is not None for placed in self._placed.values())
+        """Whether any parameter is on more than one rank."""
+        return any(known.sharding is not None for known in self._known.values())
 
-    def layout(self, name: str, parameter: Tensor, group: Group) -> Sharding | None:
-        """Return how a parameter lies on several ranks; None where it is on this one alone."""
-        placed = self._placed.get(name)
-        if placed is None or placed.parameter is not parameter:
+    def sharding(self, name: str, parameter: Tensor, group: Group) -> Sharding | None:
+        """Return the sharding of a parameter, or None if it is on this rank only."""
+        known = self._known.get(name)
+        if known is None or known.parameter is not parameter:
             ranks = None
             if self.process_group is not None:
                 ranks = dist.get_process_group_ranks(self.process_group)
             matrices = group["matrices"].get(name, PLAIN)
-            placed = _Placed(parameter, sharding_of(name, parameter, matrices, ranks))
-            self._placed[name] = placed
-        return placed.layout
+            known = _Known(parameter, sharding_of(name, parameter, matrices, ranks))
+            self._known[name] = known
+        return known.sharding
 
     def items(
         self, groups: Sequence[Group], state: Mapping[Tensor, dict[str, Any]]
     ) -> list[ParamStep]:
-        """Return the parameters that take part in a step, with what of them is on this rank.
+        """Return the local part of each parameter that takes part in a step.
 
-        A collective of all ranks that share one.
+        A collective of all ranks that share a parameter.
         """
-        layouts = {
-            name: self.layout(name, parameter, group)
+        shardings = {
+            name: self.sharding(name, parameter, group)
             for group in groups
             for name, parameter in named(group)
         }
-        absent = self._agreed_absent(groups, layouts)
-        return list(_items(groups, state, layouts, absent))
+        absent = self._agree_on_absent(groups, shardings)
+        items = []
+        for group in groups:
+            for name, parameter in named(group):
+                if name in absent:
+                    continue
+                gradient, values, sharding = parameter.grad, state[parameter], shardings[name]
+                if gradient is None:  # another rank has one
+                    gradient = torch.zeros_like(local(parameter))
+                elif sharding is not None:
+                    gradient = local_gradient(name, parameter, gradient)
+                if sharding is not None:
+                    values = {key: local(value) for key, value in values.items()}
+                    parameter = local(parameter)
+                items.append(ParamStep(name, parameter, gradient, values, group, sharding))
+        return items
 
-    def _agreed_absent(
-        self, groups: Sequence[Group], layouts: Mapping[str, Sharding | None]
+    def _agree_on_absent(
+        self, groups: Sequence[Group], shardings: Mapping[str, Sharding | None]
     ) -> set[str]:
-        """Return the parameters without a gradient on any of their ranks."""
+        """Return the names of the parameters that have no gradient on any of their ranks."""
         parameters = {name: p for group in groups for name, p in named(group)}
         absent = {
-            n for n, layout in layouts.items() if layout is None and parameters[n].grad is None
+            n
+            for n, sharding in shardings.items()
+            if sharding is None and parameters[n].grad is None
         }
-        for ranks, names in _shared(layouts).items():
-            present = [_presence(parameters[name]) for name in names]
-            held = [layouts[name] for name in names]
-            replicated = [layout is not None and layout.replicated for layout in held]
+        for ranks, names in _names_by_ranks(shardings).items():
+            present = [
+                Presence(p.grad is not None, p.grad is not None and placements_differ(p, p.grad))
+                for p in (parameters[name] for name in names)
+            ]
+            theirs = [shardings[name] for name in names]
+            replicated = [sharding is not None and sharding.replicated for sharding in theirs]
             device = local(parameters[names[0]]).device
             taking_part = agree_on_presence(names, present, replicated, self.group(ranks), device)
             absent |= {name for name, part in zip(names, taking_part, strict=True) if not part}
@@ -127,8 +150,8 @@ class DistributedContext:
 
     def check_finite(self, items: Sequence[ParamStep]) -> FiniteCheck:
         """Return whether all gradients of all ranks are finite. A collective like `items`."""
-        layouts = {name: placed.layout for name, placed in self._placed.items()}
-        shared = _shared(layouts)
+        shardings = {name: known.sharding for name, known in self._known.items()}
+        shared = _names_by_ranks(shardings)
         process = dist.get_rank() if shared else 0
         check = check_gradients([i.name for i in items], [i.gradient for i in items], process)
         if not shared:
@@ -137,7 +160,7 @@ class DistributedContext:
         return agree_on_finite(check, names, [self.group(ranks) for ranks in shared])
 
     def group(self, ranks: Ranks) -> dist.ProcessGroup:
-        """Return the process group of these ranks; all of them have to ask for it."""
+        """Return the process group of these ranks. A collective of them, the first time."""
         if ranks not in self._groups:
             group = group_of(ranks)
             assert group is not None
@@ -145,10 +168,10 @@ class DistributedContext:
         return self._groups[ranks]
 
     def rank_groups(self, groups: Sequence[Group], rule: Rule) -> list[RankGroup]:
-        """Return the rank groups of a rule's parameters, the same on all of their ranks.
+        """Return the rank groups of the parameters on a rule, the same on all of their ranks.
 
-        A parameter on an elementwise rule is in one only if its state is partitioned: any other
-        state is sharded as the parameter is, and no update has to move.
+        A parameter on an elementwise rule is in a rank group only if its state is partitioned.
+        Otherwise its state is sharded as the parameter is, and no update has to be sent.
         """
         similar: defaultdict[_Key, list[Member]] = defaultdict(list)
         for group in groups:
@@ -156,27 +179,29 @@ class DistributedContext:
                 continue
             for member, parameter in self._members(group):
                 state = torch.promote_types(parameter.dtype, torch.float32)
-                wire = state
+                comm_dtype = state
                 if member.update is not None and state == torch.float32:
-                    wire = member.update.comm_dtype
-                ranks = tuple(sorted(member.layout.ranks))
-                key = _Key(rule.name, ranks, state, wire, parameter.device)
+                    comm_dtype = member.update.comm_dtype
+                ranks = tuple(sorted(member.sharding.ranks))
+                key = _Key(rule.name, ranks, state, comm_dtype, parameter.device)
                 similar[key].append(member)
         return [self._rank_group(key, tuple(similar[key])) for key in sorted(similar, key=str)]
 
     def _members(self, group: Group) -> Iterator[tuple[Member, Tensor]]:
         update = rule_of(group).matrix_update(group)
         for name, parameter in named(group):
-            layout = self.layout(name, parameter, group)
-            if layout is not None and update is None:
-                layout = (
-                    rows_sharding(tuple(parameter.shape), layout.ranks) if layout.owned else None
+            sharding = self.sharding(name, parameter, group)
+            if sharding is not None and update is None:
+                sharding = (
+                    rows_sharding(tuple(parameter.shape), sharding.ranks)
+                    if sharding.owned
+                    else None
                 )
-            if layout is not None:
-                yield Member(name=name, layout=layout, update=update), parameter
+            if sharding is not None:
+                yield Member(name=name, sharding=sharding, update=update), parameter
 
     def assign(self, groups: Sequence[Group]) -> None:
-        """Settle who owns the state of parameters that have come since the last call."""
+        """Assign an owner to the state of each parameter that is new since the last call."""
         if self.process_group is None:
             return
         for group in groups:
@@ -187,31 +212,31 @@ class DistributedContext:
                 for group in groups
                 if group["rule"] == rule
                 for member, parameter in self._members(group)
-                if member.layout.owned
+                if member.sharding.owned
             ]
             if all(member.name in self._owned for member, _ in members):
                 continue
-            plan = assign_owners(
+            assignment = assign_owners(
                 [
                     cost_of(member, rule, torch.float32, parameter.device)
                     for member, parameter in members
                 ],
                 owners=self._owners,
             )
-            position = plan.ranks.index(dist.get_rank())
+            group_rank = assignment.ranks.index(dist.get_rank())
             for member, _ in members:
-                self._owned.setdefault(member.name, (member.layout, ()))
-            for task in plan.tasks:
-                name = plan.parameters[task.parameter].name
+                self._owned.setdefault(member.name, (member.sharding, ()))
+            for task in assignment.tasks:
+                name = assignment.parameters[task.parameter].name
                 if (name, task.matrix) in self._owners:
                     continue
                 self._owners[name, task.matrix] = task.owner
-                if task.owner == position:
-                    layout, here = self._owned[name]
-                    self._owned[name] = layout, (*here, task.matrix)
+                if task.owner == group_rank:
+                    sharding, matrices = self._owned[name]
+                    self._owned[name] = sharding, (*matrices, task.matrix)
 
     def owned(self, name: str) -> OwnedMatrices | None:
-        """Return what of a parameter's state is here, if it is dealt out."""
+        """Return the matrices whose state is on this rank; None if the state is not partitioned."""
         return self._owned.get(name)
 
     def _rank_group(self, key: _Key, members: tuple[Member, ...]) -> RankGroup:
@@ -222,62 +247,32 @@ class DistributedContext:
                 self._owners,
                 self.group(key.ranks) if len(key.ranks) > 1 else None,
                 dist.get_rank(),
-                wire=key.wire,
+                comm_dtype=key.comm_dtype,
                 dtype=key.dtype,
                 device=key.device,
                 compile=self.compile,
             )
             if len(key.ranks) > 1:
-                check_same(rank_group.plan.digest, self.group(key.ranks))
+                check_same(rank_group.assignment.digest, self.group(key.ranks))
             self._rank_groups[key] = rank_group
         return rank_group
 
 
-def _shared(layouts: Mapping[str, Sharding | None]) -> dict[Ranks, list[str]]:
-    """Return the names on each set of several ranks, from small sets to the one of all.
+def _names_by_ranks(shardings: Mapping[str, Sharding | None]) -> dict[Ranks, list[str]]:
+    """Return parameter names by the ranks that share them, from the smallest set to the largest.
 
     Raises:
-        LayoutError: where no set contains the others, so that no message reaches all.
+        LayoutError: if no set contains all others, so that one message cannot reach all ranks.
     """
     sets: defaultdict[Ranks, list[str]] = defaultdict(list)
-    for name in sorted(layouts):
-        layout = layouts[name]
-        if layout is not None and len(layout.ranks) > 1:
-            sets[tuple(sorted(layout.ranks))].append(name)
+    for name in sorted(shardings):
+        sharding = shardings[name]
+        if sharding is not None and len(sharding.ranks) > 1:
+            sets[tuple(sorted(sharding.ranks))].append(name)
     ordered = sorted(sets, key=lambda ranks: (len(ranks), ranks))
     if any(not set(ranks) <= set(ordered[-1]) for ranks in ordered):
         raise LayoutError(
-            f"parameters lie on the ranks {' and '.join(map(str, ordered))}, none of which contains the "
-            "others: put them in optimizers of their own"
+            f"parameters are on the ranks {' and '.join(map(str, ordered))}, and none of these sets "
+            "contains the others. Use a separate optimizer for each set of ranks"
         )
     return {ranks: sets[ranks] for ranks in ordered}
-
-
-def _presence(parameter: Any) -> Presence:
-    gradient = parameter.grad
-    return Presence(gradient is not None, gradient is not None and differs(parameter, gradient))
-
-
-def _items(
-    groups: Sequence[Group],
-    state: Mapping[Tensor, dict[str, Any]],
-    layouts: Mapping[str, Sharding | None],
-    absent: set[str],
-) -> Iterator[ParamStep]:
-    for group in groups:
-        for name, parameter in named(group):
-            if name in absent:
-                continue
-            here = local(parameter)
-            if parameter.grad is None:
-                gradient = torch.zeros_like(here)
-            else:
-                gradient = local_gradient(name, parameter, parameter.grad)
-            yield ParamStep(
-                name=name,
-                parameter=here,
-                gradient=gradient,
-                state={key: local(value) for key, value in state[parameter].items()},
-                group=group,
-                placing=layouts[name],
-            )

@@ -1,4 +1,4 @@
-"""What torch says of where a parameter lies, as a `Sharding`; local tensors; process groups."""
+"""DTensor as the optimizer sees it: `Sharding`s, local tensors, redistribution, process groups."""
 
 from __future__ import annotations
 
@@ -10,49 +10,49 @@ import torch.distributed as dist
 from torch import Tensor
 
 from muonscale.errors import LayoutError
-from muonscale.optim.matrices.sharding import Cut, Sharding, cut_coordinates, local_shape
+from muonscale.optim.matrices.sharding import Cut, Sharding, local_shape, shard_coordinates
 from muonscale.optim.matrices.spec import MatrixSpec
 
 
 def is_sharded(tensor: Any) -> bool:
-    """Return whether `tensor` is a DTensor, without importing what makes one."""
+    """Return whether `tensor` is a DTensor, without importing DTensor."""
     return hasattr(tensor, "device_mesh")
 
 
 def local(tensor: Tensor) -> Tensor:
-    """Return what of `tensor` is on this rank, without a copy."""
+    """Return the local part of `tensor`, without a copy."""
     return tensor.to_local() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
 
 
-def gathered(tensor: Any) -> Tensor:
-    """Return the whole of a tensor; a collective of its mesh if it is sharded."""
+def gather_full(tensor: Any) -> Tensor:
+    """Return the full tensor. A collective of its mesh if it is sharded."""
     return tensor.full_tensor() if is_sharded(tensor) else tensor
 
 
-def placed_like(tensor: Any, target: Any) -> Tensor:
-    """Return a whole or sharded tensor with the placements of a sharded one, on its mesh."""
+def redistribute_like(tensor: Any, target: Any) -> Tensor:
+    """Return a full or sharded tensor with the mesh and placements of the DTensor `target`."""
     from torch.distributed.tensor import distribute_tensor
 
     if is_sharded(tensor):
         return tensor.redistribute(placements=target.placements)
-    there = tensor.to(target.device)
-    return distribute_tensor(there, target.device_mesh, target.placements, src_data_rank=None)
+    tensor = tensor.to(target.device)
+    return distribute_tensor(tensor, target.device_mesh, target.placements, src_data_rank=None)
 
 
 def sharding_of(
     name: str, parameter: Any, matrices: MatrixSpec, ranks: Sequence[int] | None = None
 ) -> Sharding | None:
-    """Return how a parameter lies on more than one rank, or None.
+    """Return the sharding of a parameter over several ranks, or None if it is on one rank only.
 
     Args:
         name: for messages.
         parameter: DTensor on any mesh, or a plain tensor.
-        matrices: stored in it.
-        ranks: of the group that holds plain tensors alike.
+        matrices: how its logical matrices are stored.
+        ranks: of the group whose ranks hold identical replicas of plain tensors.
 
     Raises:
-        LayoutError: for placements that are not understood, or a local tensor that is not what
-            they say.
+        LayoutError: if a placement is not supported, or the shape of the local tensor does not
+            follow from the placements.
     """
     shape = tuple(parameter.shape)
     if not is_sharded(parameter):
@@ -62,22 +62,25 @@ def sharding_of(
         return Sharding(shape, matrices, mesh, (None,), tuple(ranks), owned=True)
     mesh = parameter.device_mesh
     cuts = tuple(_cut(name, parameter, placement) for placement in parameter.placements)
-    layout = Sharding(shape, matrices, tuple(mesh.shape), cuts, tuple(mesh.mesh.flatten().tolist()))
-    if dist.get_rank() in layout.ranks:
-        seat = layout.ranks.index(dist.get_rank())
-        if tuple(local(parameter).shape) != local_shape(layout, seat):
+    sharding = Sharding(
+        shape, matrices, tuple(mesh.shape), cuts, tuple(mesh.mesh.flatten().tolist())
+    )
+    if dist.get_rank() in sharding.ranks:
+        mesh_rank = sharding.ranks.index(dist.get_rank())
+        if tuple(local(parameter).shape) != local_shape(sharding, mesh_rank):
             raise LayoutError(
-                f"{_described(name, parameter)} has {tuple(local(parameter).shape)} on rank "
-                f"{dist.get_rank()}, where its placements give {local_shape(layout, seat)}"
+                f"{_describe(name, parameter)} has the local shape {tuple(local(parameter).shape)} "
+                f"on rank {dist.get_rank()}, but its placements give "
+                f"{local_shape(sharding, mesh_rank)}"
             )
-    return layout
+    return sharding
 
 
-def part_here(layout: Sharding | None) -> tuple[Sharding, tuple[int, ...]] | None:
-    """Return a layout with this process's `cut_coordinates`; None where all of the tensor is here."""
-    if layout is None or layout.replicated:
+def part_here(sharding: Sharding | None) -> tuple[Sharding, tuple[int, ...]] | None:
+    """Return the sharding and this rank's `shard_coordinates`; None if the tensor is whole here."""
+    if sharding is None or sharding.replicated:
         return None
-    return layout, cut_coordinates(layout, layout.ranks.index(dist.get_rank()))
+    return sharding, shard_coordinates(sharding, sharding.ranks.index(dist.get_rank()))
 
 
 def _cut(name: str, parameter: Any, placement: Any) -> Cut | None:
@@ -86,14 +89,14 @@ def _cut(name: str, parameter: Any, placement: Any) -> Cut | None:
     dim = getattr(placement, "dim", None)
     if dim is None or placement.is_partial():
         raise LayoutError(
-            f"{_described(name, parameter)}: {placement} of a parameter is not understood; Shard, "
-            "the strided Shard of FSDP over tensor parallelism, and Replicate are"
-            " accepted"
+            f"{_describe(name, parameter)}: the placement {placement} is not supported for a "
+            "parameter; accepted: Shard, Replicate, and the strided Shard of FSDP over tensor "
+            "parallelism"
         )
     return Cut(dim % parameter.ndim, getattr(placement, "split_factor", 1))
 
 
-def _described(name: str, parameter: Any) -> str:
+def _describe(name: str, parameter: Any) -> str:
     return (
         f"{name} {tuple(parameter.shape)} with placements {tuple(parameter.placements)} on "
         f"{parameter.device_mesh}"
@@ -101,45 +104,48 @@ def _described(name: str, parameter: Any) -> str:
 
 
 def local_gradient(name: str, parameter: Any, gradient: Any) -> Tensor:
-    """Return the part of a gradient that belongs to the local part of its parameter.
+    """Return the gradient of the local part of a parameter.
 
-    A collective on the parameter's mesh where the gradient lies otherwise than the parameter, such
-    as one that is still to be summed.
+    A collective of the parameter's mesh if the placements of the gradient differ from the
+    parameter's, for example if the gradient is still a partial sum.
     """
     if not is_sharded(parameter):
         return gradient
     if not is_sharded(gradient):
         raise LayoutError(
-            f"{_described(name, parameter)} has a gradient that is a plain tensor: it cannot be told "
-            "which part it is of"
-            "; give it the placements of the parameter, as DTensor.from_local does"
+            f"{_describe(name, parameter)} has a plain tensor as gradient, so its placements are "
+            "unknown. Make it a DTensor with the placements of the parameter, for example with "
+            "DTensor.from_local"
         )
-    if differs(parameter, gradient):
+    if placements_differ(parameter, gradient):
         gradient = gradient.redistribute(placements=parameter.placements)
     return gradient.to_local()
 
 
-def differs(parameter: Any, gradient: Any) -> bool:
-    """Return whether a gradient lies otherwise than its parameter."""
+def placements_differ(parameter: Any, gradient: Any) -> bool:
+    """Return whether the placements of a gradient differ from those of its parameter."""
     return is_sharded(gradient) and tuple(gradient.placements) != tuple(parameter.placements)
 
 
-def zeros_like_cut(parameter: Any, layout: Sharding, dtype: torch.dtype) -> Tensor:
-    """Return zeros on the mesh of a DTensor that lie as `layout`, which cuts fewer axes, says."""
+def zeros_with_sharding(parameter: Any, sharding: Sharding, dtype: torch.dtype) -> Tensor:
+    """Return zeros with `sharding` on the mesh of a DTensor.
+
+    `sharding` is the parameter's own, except that some mesh axes may replicate.
+    """
     from torch.distributed.tensor import DTensor, Replicate
 
     placements = [
         Replicate() if cut is None else placement
-        for cut, placement in zip(layout.cuts, parameter.placements, strict=True)
+        for cut, placement in zip(sharding.cuts, parameter.placements, strict=True)
     ]
-    here = torch.zeros(
-        local_shape(layout, layout.ranks.index(dist.get_rank())),
+    zeros = torch.zeros(
+        local_shape(sharding, sharding.ranks.index(dist.get_rank())),
         dtype=dtype,
         device=local(parameter).device,
     )
-    whole = torch.empty(layout.shape, device="meta")
+    whole = torch.empty(sharding.shape, device="meta")
     return DTensor.from_local(
-        here,
+        zeros,
         parameter.device_mesh,
         placements,
         run_check=False,
@@ -149,9 +155,9 @@ def zeros_like_cut(parameter: Any, layout: Sharding, dtype: torch.dtype) -> Tens
 
 
 def group_of(ranks: tuple[int, ...]) -> dist.ProcessGroup | None:
-    """Return a process group of exactly these global ranks, rising; None for a single one.
+    """Return a process group of these global ranks, which are sorted; None for a single rank.
 
-    All of them have to call it.
+    A collective of these ranks.
     """
     if len(ranks) == 1:
         return None

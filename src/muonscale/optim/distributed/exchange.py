@@ -1,160 +1,163 @@
-"""Brings pieces to the ranks that own their matrices, and the results back: a plan, carried out.
+"""The exchange of tensors between the ranks that hold them and the ranks that own their matrices.
 
-Per round and direction one `all_to_all_single` of packed pieces, of exactly the sizes that there
-are; where nobody has anything to send, none. Both are asynchronous, so that they run while another
-round is worked on.
+A *payload* is one value per element or one per row of each matrix: directions that become updates,
+or per-row state. `Payload` packs local tensors for the owners (`collect`), builds batches of whole
+matrices from what arrives (`assemble`), sends the results to all ranks that hold a piece
+(`distribute`), and writes what arrives into local tensors (`deliver`).
 
-A *cargo* is what travels for every matrix: its direction and then its update, or one value per row.
-It lies as a `Sharding` says, whose matrices have the numbers of the plan's.
+`make_routes` computes from the assignment which pieces a rank sends and receives. `Exchange` sends
+them: one `all_to_all_single` per round and direction, with exact sizes, and none if no rank has
+anything to send. If every rank needs all results, it is one all-gather. Both are asynchronous, so
+that they run during the update of another round.
 """
 
 from __future__ import annotations
 
 import itertools
+import math
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from muonscale.optim.distributed.assignment import (
     MatrixTask,
     OwnerAssignment,
-    copy_of,
-    holders,
-    source_seat,
+    SubgroupSplit,
+    replica_index,
+    replica_sets,
+    shapes_of,
+    source_mesh_rank,
 )
 from muonscale.optim.matrices.sharding import (
     Piece,
     Sharding,
-    cut_coordinates,
+    intersect,
     pieces_by_matrix,
-    seats_by_content,
-    within,
+    read_piece,
+    shard_coordinates,
+    write_piece_,
 )
 from muonscale.optim.newton_schulz.subgroup import all_gather_single
 
 
 @dataclass(frozen=True)
 class Slot:
-    """A piece, of a parameter's local tensor on this rank or of a task's matrix."""
+    """A piece of a parameter's local tensor, or of a task's matrix, on this rank."""
 
     task: MatrixTask
     piece: Piece
 
 
 Slots = list[list[Slot]]
-"""By position of the other rank; both sides have the same slots in the same order."""
+"""Slots for each group rank. Sender and receiver have the same slots in the same order."""
 
 
 @dataclass
 class Route:
-    """What this rank exchanges in one round for one cargo."""
+    """What this rank exchanges for one payload in one round."""
 
     collect: Slots
-    """Pieces of local tensors that leave for the owners."""
+    """Pieces of local tensors to send to the owners."""
     assemble: Slots
-    """Pieces of this rank's matrices that arrive."""
+    """Pieces of this rank's matrices to receive."""
     distribute: Slots
-    """Pieces of this rank's matrices that leave for those who hold them."""
+    """Pieces of this rank's matrices to send to the ranks that hold them."""
     deliver: Slots
-    """Pieces of local tensors that arrive."""
+    """Pieces of local tensors to receive."""
     moves_in: bool = False
-    """Whether any rank sends a piece to another owner."""
+    """Whether any rank sends a piece to another rank in `collect`."""
     moves_out: bool = False
+    """Whether any rank sends a piece to another rank in `distribute`."""
     to_all: bool = True
-    """Whether every rank holds the whole of all that is worked on."""
+    """Whether every rank holds the whole of every matrix of the round."""
 
 
 def make_routes(
-    plan: OwnerAssignment, layouts: Sequence[Sharding], position: int, *, state: bool = False
+    assignment: OwnerAssignment,
+    shardings: Sequence[Sharding],
+    group_rank: int,
+    *,
+    state: bool = False,
 ) -> list[Route]:
-    """Return this rank's route for every round.
+    """Return this rank's route for each round.
 
     Args:
-        plan: of all ranks.
-        layouts: how a cargo lies, for the plan's parameters. Of an `owned` one nothing is collected.
-        position: of this rank.
-        state: the cargo is one value per row. An `owned` parameter's stays with the owners; members
-            of a team that divides columns have all of it alike, and the first gives it back.
+        assignment: of all ranks.
+        shardings: of the payload, one for each parameter of the assignment. Nothing is collected
+            for an `owned` one.
+        group_rank: of this rank.
+        state: whether the payload is per-row state. The state of an `owned` parameter stays on its
+            owner. If a subgroup divides columns, every member computes the same values and the
+            first one sends them.
     """
-    routes = [_empty_route(len(plan.ranks)) for _ in range(plan.rounds)]
-    router = _Router(plan, layouts, position, state)
-    for task in plan.tasks:
-        layout = layouts[task.parameter]
-        if not (layout.owned and state):
-            router.add(task, layout, routes[task.round])
+    ranks = assignment.ranks
+    group_ranks = {rank: n for n, rank in enumerate(ranks)}
+    routes = [
+        Route(_no_slots(ranks), _no_slots(ranks), _no_slots(ranks), _no_slots(ranks))
+        for _ in range(assignment.rounds)
+    ]
+    coords = [
+        shard_coordinates(s, s.ranks.index(ranks[group_rank]))
+        if ranks[group_rank] in s.ranks
+        else None
+        for s in shardings
+    ]
+    for task in assignment.tasks:
+        sharding, route = shardings[task.parameter], routes[task.round]
+        if sharding.owned and state:
+            continue
+        owner = sharding.ranks.index(ranks[task.owner])
+        replica = replica_index(sharding, owner)
+        sets = replica_sets(sharding)[task.matrix]
+        sends_results = not state or task.columns[0] == 0
+        route.moves_in |= not sharding.owned and any(owner not in s.mesh_ranks for s in sets)
+        route.moves_out |= sends_results and any(s.mesh_ranks != (owner,) for s in sets)
+        route.to_all &= sharding.replicated and task.split is None
+        for replicas in sets:
+            holds = replicas.shard_coord == coords[task.parameter]
+            owns = task.owner == group_rank
+            if not (holds or owns):
+                continue
+            slots = _slots(task, sharding, replicas.shard_coord, state)
+            source = source_mesh_rank(replicas.mesh_ranks, owner, replica)
+            source = group_ranks[sharding.ranks[source]]
+            if holds and sends_results:
+                route.deliver[task.owner] += slots
+            if holds and source == group_rank and not sharding.owned:
+                route.collect[task.owner] += slots
+            if owns and not sharding.owned:
+                route.assemble[source] += slots
+            if owns and sends_results:
+                for mesh_rank in replicas.mesh_ranks:
+                    route.distribute[group_ranks[sharding.ranks[mesh_rank]]] += slots
     return routes
 
 
-class _Router:
-    def __init__(
-        self, plan: OwnerAssignment, layouts: Sequence[Sharding], position: int, state: bool
-    ) -> None:
-        self._ranks = plan.ranks
-        self._places = {rank: p for p, rank in enumerate(plan.ranks)}
-        self._position = position
-        self._state = state
-        self._content = [_content(layout, plan.ranks[position]) for layout in layouts]
-
-    def add(self, task: MatrixTask, layout: Sharding, route: Route) -> None:
-        """Write into `route` what this rank has to do with a task."""
-        owner = layout.ranks.index(self._ranks[task.owner])
-        held_by = holders(layout)[task.matrix]
-        gives_back = not self._state or task.columns[0] == 0
-        route.moves_in |= not layout.owned and any(owner not in h.seats for h in held_by)
-        route.moves_out |= gives_back and any(h.seats != (owner,) for h in held_by)
-        route.to_all &= layout.replicated and task.split is None
-        content = self._content[task.parameter]
-        if content is not None and (held := self._slots(task, layout, content)):
-            if gives_back:
-                route.deliver[task.owner] += held
-            if not layout.owned and self._source(layout, content, owner) == self._position:
-                route.collect[task.owner] += held
-        if task.owner != self._position:
-            return
-        for holder in held_by:
-            theirs = self._slots(task, layout, holder.content)
-            if not layout.owned:
-                route.assemble[self._source(layout, holder.content, owner)] += theirs
-            for seat in holder.seats if gives_back else ():
-                route.distribute[self._places[layout.ranks[seat]]] += theirs
-
-    def _source(self, layout: Sharding, content: tuple[int, ...], owner: int) -> int:
-        """Return the position that sends what the seats of a content hold."""
-        seats = seats_by_content(layout)[content]
-        return self._places[layout.ranks[source_seat(seats, owner, copy_of(layout, owner))]]
-
-    def _slots(self, task: MatrixTask, layout: Sharding, content: tuple[int, ...]) -> list[Slot]:
-        """Return what of a task lies in a content."""
-        columns = (0, sys.maxsize) if self._state else task.columns
-        parts = (
-            within(piece, task.rows, columns)
-            for piece in pieces_by_matrix(layout, content).get(task.matrix, ())
-        )
-        return [Slot(task, part) for part in parts if part is not None]
+def _no_slots(ranks: Sequence[int]) -> Slots:
+    return [[] for _ in ranks]
 
 
-def _content(layout: Sharding, rank: int) -> tuple[int, ...] | None:
-    if rank not in layout.ranks:
-        return None
-    return cut_coordinates(layout, layout.ranks.index(rank))
-
-
-def _empty_route(count: int) -> Route:
-    collect, assemble, distribute, deliver = (_no_slots(count) for _ in range(4))
-    return Route(collect, assemble, distribute, deliver)
-
-
-def _no_slots(count: int) -> Slots:
-    return [[] for _ in range(count)]
+def _slots(
+    task: MatrixTask, sharding: Sharding, shard_coord: tuple[int, ...], state: bool
+) -> list[Slot]:
+    """Return the pieces of a task that a shard holds."""
+    columns = (0, sys.maxsize) if state else task.columns
+    pieces = (
+        intersect(piece, task.rows, columns)
+        for piece in pieces_by_matrix(sharding, shard_coord).get(task.matrix, ())
+    )
+    return [Slot(task, piece) for piece in pieces if piece is not None]
 
 
 @dataclass
 class TrafficLog:
-    """What has been sent, counted where it is sent."""
+    """Counts of what this rank has sent."""
 
     bytes_sent: int = 0
     collectives: int = 0
@@ -162,39 +165,40 @@ class TrafficLog:
 
 @dataclass(frozen=True)
 class Exchange:
-    """The ranks of a plan, as this one can reach them."""
+    """Sends pieces between the ranks of an assignment."""
 
     group: dist.ProcessGroup | None
-    """None where there is but one rank."""
-    position: int
-    ledger: TrafficLog = field(default_factory=TrafficLog)
+    """None if there is only one rank."""
+    group_rank: int
+    """Group rank of this process."""
+    log: TrafficLog = field(default_factory=TrafficLog)
 
     def start(
         self,
-        leaving: Slots,
-        arriving: Slots,
+        outgoing: Slots,
+        incoming: Slots,
         read: Callable[[Slot], Tensor],
         like: Tensor,
         *,
         moves: bool,
     ) -> Pending:
-        """Begin to send the pieces that `read` gives for the slots in `leaving`.
+        """Start an all-to-all of the pieces in `outgoing`.
 
         Args:
-            leaving: by position.
-            arriving: likewise.
-            read: `[rows, columns]` of a slot, in any dtype.
-            like: has the dtype under way and the device.
-            moves: whether any rank has something to send to another.
+            outgoing: slots to send, for each group rank.
+            incoming: slots to receive, for each group rank.
+            read: returns `[rows, columns]` of a slot, in any dtype.
+            like: a tensor with the dtype and device of the message.
+            moves: whether any rank sends a piece to another rank.
         """
         own = [
             (to, read(slot))
-            for to, slot in zip(arriving[self.position], leaving[self.position], strict=True)
+            for to, slot in zip(incoming[self.group_rank], outgoing[self.group_rank], strict=True)
         ]
-        away, coming = self._others(leaving), self._others(arriving)
-        counts, sizes = _elements(away), _elements(coming)
-        sent = _packed(
-            (read(slot) for slots in away for slot in slots), like.new_empty(sum(counts))
+        sending, receiving = self._others(outgoing), self._others(incoming)
+        counts, sizes = _elements(sending), _elements(receiving)
+        sent = _pack_(
+            (read(slot) for slots in sending for slot in slots), like.new_empty(sum(counts))
         )
         received = like.new_empty(sum(sizes))
         work = None
@@ -202,9 +206,9 @@ class Exchange:
             work = dist.all_to_all_single(
                 received, sent, sizes, counts, group=self.group, async_op=True
             )
-            self.ledger.bytes_sent += sent.nbytes
-            self.ledger.collectives += 1
-        expected = [slot for slots in coming for slot in slots]
+            self.log.bytes_sent += sent.nbytes
+            self.log.collectives += 1
+        expected = [slot for slots in receiving for slot in slots]
         parts = [
             (slot, received, end - slot.piece.elements)
             for slot, end in zip(expected, _ends(expected), strict=True)
@@ -213,49 +217,50 @@ class Exchange:
 
     def start_to_all(
         self,
-        leaving: Sequence[Slot],
-        arriving: Slots,
+        outgoing: Sequence[Slot],
+        incoming: Slots,
         read: Callable[[Slot], Tensor],
         like: Tensor,
         sizes: Sequence[int],
     ) -> Pending:
-        """Begin to send the same pieces to all ranks: nothing is packed more than once.
+        """Start an all-gather: every rank receives the same pieces, and each is packed once.
 
         Args:
-            leaving: of this rank.
-            arriving: by position; those of this rank itself are `leaving`, in its parameters.
+            outgoing: slots of this rank.
+            incoming: slots to receive, for each group rank. For this rank they are the local
+                counterparts of `outgoing`.
             read: as for `start`.
             like: as for `start`.
-            sizes: elements that every position sends; all send the largest of them.
+            sizes: elements that each group rank sends. Messages are padded to the largest.
         """
-        values = [read(slot) for slot in leaving]
-        own = list(zip(arriving[self.position], values, strict=True))
-        sent = _packed(values, like.new_zeros(max(sizes)))
+        values = [read(slot) for slot in outgoing]
+        own = list(zip(incoming[self.group_rank], values, strict=True))
+        sent = _pack_(values, like.new_zeros(max(sizes)))
         received = like.new_empty(len(sizes) * max(sizes))
         work = all_gather_single(received, sent, self.group, async_op=True)
-        self.ledger.bytes_sent += (len(sizes) - 1) * sent.nbytes
-        self.ledger.collectives += 1
+        self.log.bytes_sent += (len(sizes) - 1) * sent.nbytes
+        self.log.collectives += 1
         parts = [
             (slot, row, end - slot.piece.elements)
-            for row, slots in zip(received.chunk(len(sizes)), self._others(arriving), strict=True)
+            for row, slots in zip(received.chunk(len(sizes)), self._others(incoming), strict=True)
             for slot, end in zip(slots, _ends(slots), strict=True)
         ]
         return Pending(work, sent, parts, own)
 
     def _others(self, slots: Slots) -> Slots:
-        """Return `slots` without those of this rank itself."""
+        """Return `slots` with none for this rank itself."""
         others = list(slots)
-        others[self.position] = []
+        others[self.group_rank] = []
         return others
 
 
-def _packed(values: Iterable[Tensor], room: Tensor) -> Tensor:
-    """Write `values` into `room`, one behind the other, and return it."""
+def _pack_(values: Iterable[Tensor], buffer: Tensor) -> Tensor:
+    """Write `values` into the flat `buffer`, one after the other, and return it."""
     start = 0
     for value in values:
-        room[start : start + value.numel()].view(value.shape).copy_(value)
+        buffer[start : start + value.numel()].view(value.shape).copy_(value)
         start += value.numel()
-    return room
+    return buffer
 
 
 def _ends(slots: Sequence[Slot]) -> list[int]:
@@ -268,18 +273,19 @@ def _elements(slots: Slots) -> list[int]:
 
 @dataclass
 class Pending:
-    """Pieces under way."""
+    """An exchange that has been started."""
 
     work: Any
+    """Handle of the collective; None if there is none."""
     sent: Tensor | None
-    """Kept until it has been read."""
+    """Send buffer, kept alive until the collective has finished."""
     parts: list[tuple[Slot, Tensor, int]]
-    """What arrives, in which flat tensor, from which element on."""
+    """Each slot to receive, with its flat buffer and its offset there."""
     own: list[tuple[Slot, Tensor]]
-    """What this rank had for itself."""
+    """Slots that this rank sends to itself, with their values."""
 
     def finish(self) -> list[tuple[Slot, Tensor]]:
-        """Wait, and return what arrived: slots with their `[rows, columns]`. Nothing is kept."""
+        """Wait, return each received slot with its `[rows, columns]`, and release the buffers."""
         if self.work is not None:
             self.work.wait()
         arrived = [
@@ -287,7 +293,160 @@ class Pending:
             for slot, flat, start in self.parts
         ]
         arrived += self.own
-        self.work = self.sent = None  # it keeps what it has sent and received
+        self.work = self.sent = None  # the work holds references to both buffers
         self.parts.clear()
         self.own.clear()
         return arrived
+
+
+BatchKey = tuple[str, tuple[int, int], SubgroupSplit | None]
+"""Kind, shape (out, in) of the whole matrices, and how a subgroup splits them."""
+
+Locals = MutableMapping[str, Tensor]
+"""Local tensors by parameter name."""
+
+OwnedValues = Mapping[tuple[str, int], Tensor]
+"""Whole matrices on their owner, by parameter name and matrix."""
+
+
+@dataclass(frozen=True)
+class MatrixBatch:
+    """Matrices of one kind and shape."""
+
+    tasks: list[MatrixTask]
+    values: Tensor
+    """`[tasks, out, in]`, or this rank's part of each matrix if it is split."""
+
+
+class Payload:
+    """One payload of an assignment. Every method works on one round."""
+
+    def __init__(
+        self,
+        assignment: OwnerAssignment,
+        shardings: Sequence[Sharding],
+        exchange: Exchange,
+        *,
+        comm_dtype: torch.dtype,
+        dtype: torch.dtype,
+        device: torch.device,
+        state: bool = False,
+    ) -> None:
+        """Make the routes.
+
+        Args:
+            assignment: as for `make_routes`.
+            shardings: as for `make_routes`.
+            exchange: sends the pieces.
+            comm_dtype: dtype of the messages.
+            dtype: dtype of the batches.
+            device: device of messages and batches.
+            state: as for `make_routes`.
+        """
+        self._assignment = assignment
+        self._shardings = shardings
+        self._shapes = [shapes_of(sharding) for sharding in shardings]
+        self._routes = make_routes(assignment, shardings, exchange.group_rank, state=state)
+        self._rounds: list[list[MatrixTask]] = [[] for _ in range(assignment.rounds)]
+        for task in assignment.tasks:
+            self._rounds[task.round].append(task)
+        self._exchange = exchange
+        self._state = state
+        self._dtype = dtype
+        self._like = torch.empty(0, dtype=comm_dtype, device=device)
+
+    def collect(self, number: int, tensors: Locals, active: Collection[str]) -> Pending:
+        """Start to send the pieces of local `tensors` to the owners of their matrices."""
+
+        def read(slot: Slot) -> Tensor:
+            matrices = self._shardings[slot.task.parameter].matrices
+            return read_piece(tensors[self._name(slot.task)], matrices, slot.piece)
+
+        route = self._routes[number]
+        outgoing, incoming = (self._active(s, active) for s in (route.collect, route.assemble))
+        return self._exchange.start(outgoing, incoming, read, self._like, moves=route.moves_in)
+
+    def assemble(
+        self, number: int, pending: Pending, owned: OwnedValues, active: Collection[str]
+    ) -> dict[BatchKey, MatrixBatch]:
+        """Return batches of the matrices of this rank, from `owned` and from what has arrived."""
+        by_key: defaultdict[BatchKey, list[MatrixTask]] = defaultdict(list)
+        for task in self._rounds[number]:
+            if task.owner == self._exchange.group_rank and self._name(task) in active:
+                kind = self._assignment.parameters[task.parameter].kind
+                by_key[kind, task.shape, task.split].append(task)
+        batches: dict[BatchKey, MatrixBatch] = {}
+        places: dict[MatrixTask, Tensor] = {}
+        for key, tasks in by_key.items():
+            shape = self._shape(tasks[0])
+            values = self._like.new_empty(len(tasks), *shape, dtype=self._dtype)
+            batches[key] = MatrixBatch(tasks, values)
+            places |= dict(zip(tasks, values.unbind(), strict=True))
+        for task, place in places.items():
+            if (self._name(task), task.matrix) in owned:
+                place.copy_(owned[self._name(task), task.matrix])
+        for slot, values in pending.finish():
+            self._box(places[slot.task], slot).copy_(values)
+        return batches
+
+    def distribute(
+        self, number: int, batches: Mapping[BatchKey, MatrixBatch], active: Collection[str]
+    ) -> Pending:
+        """Start to send the pieces of this rank's matrices to all ranks that hold them."""
+        values = {
+            task: value
+            for batch in batches.values()
+            for task, value in zip(batch.tasks, batch.values.unbind(), strict=True)
+        }
+
+        def read(slot: Slot) -> Tensor:
+            return self._box(values[slot.task], slot)
+
+        route = self._routes[number]
+        outgoing, incoming = (self._active(s, active) for s in (route.distribute, route.deliver))
+        if not (route.to_all and route.moves_out):
+            return self._exchange.start(outgoing, incoming, read, self._like, moves=route.moves_out)
+        sizes = [0] * len(self._assignment.ranks)
+        for task in self._rounds[number]:
+            if self._name(task) in active:
+                sizes[task.owner] += math.prod(self._shape(task))
+        own = outgoing[self._exchange.group_rank]
+        return self._exchange.start_to_all(own, incoming, read, self._like, sizes)
+
+    def deliver(self, pending: Pending, tensors: Locals) -> list[str]:
+        """Write what has arrived into local `tensors`; return the parameter name of each piece."""
+        names = []
+        for slot, values in pending.finish():
+            name = self._name(slot.task)
+            matrices = self._shardings[slot.task.parameter].matrices
+            write_piece_(tensors[name], matrices, slot.piece, values)
+            names.append(name)
+        return names
+
+    def count_deliveries(self, active: Collection[str]) -> dict[str, int]:
+        """Return how many pieces `deliver` writes in all rounds, by parameter name."""
+        counts = dict.fromkeys(sorted(active), 0)
+        for route in self._routes:
+            for slots in self._active(route.deliver, active):
+                for slot in slots:
+                    counts[self._name(slot.task)] += 1
+        return counts
+
+    def _name(self, task: MatrixTask) -> str:
+        return self._assignment.parameters[task.parameter].name
+
+    def _active(self, slots: Slots, active: Collection[str]) -> Slots:
+        return [[s for s in theirs if self._name(s.task) in active] for theirs in slots]
+
+    def _shape(self, task: MatrixTask) -> tuple[int, int]:
+        """Return the shape of a task's values: its part of the matrix, or that part's row state."""
+        in_ = self._shapes[task.parameter][task.matrix][1]
+        if self._state:
+            return task.rows[1] - task.rows[0], in_
+        return task.rows[1] - task.rows[0], task.columns[1] - task.columns[0]
+
+    def _box(self, part: Tensor, slot: Slot) -> Tensor:
+        """Return the view of a slot's piece in this rank's part of its matrix."""
+        (top, bottom), (left, right) = slot.piece.rows, slot.piece.columns
+        row, column = slot.task.rows[0], 0 if self._state else slot.task.columns[0]
+        return part[top - row : bottom - row, left - column : right - column]

@@ -1,4 +1,4 @@
-"""What a step needs besides parameters, gradients and state, on one rank: stated before it is run."""
+"""Prediction of the memory that a step needs on one rank, besides parameters and gradients."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ import torch
 
 from muonscale.optim.distributed.assignment import MatrixTask, OwnerAssignment
 from muonscale.optim.distributed.exchange import Route, Slots, make_routes
-from muonscale.optim.matrices.sharding import cut_coordinates, pieces
+from muonscale.optim.matrices.sharding import pieces, shard_coordinates
 from muonscale.optim.newton_schulz.orthogonalize import workspace_size
 
 
 @dataclass(frozen=True, kw_only=True)
 class StepOptions:
-    """What of an optimizer's options bears on memory."""
+    """The options of an optimizer that affect memory."""
 
     products: torch.dtype
-    """Of Newton-Schulz."""
-    wire: torch.dtype = torch.float32
+    """Dtype of the matrix products of Newton-Schulz."""
+    comm_dtype: torch.dtype = torch.float32
     nesterov: bool = True
     post_norm: bool = False
     device: torch.device | str = "cpu"
@@ -31,38 +31,43 @@ class StepMemory:
     """Bytes on one rank."""
 
     state: int
-    """One float32 value per element of the matrices, kept between steps; row states excluded."""
+    """State kept between steps: one float32 value per matrix element, without row state."""
     transient: int
-    """Most at one time within a step."""
+    """Peak within a step, on top of `state`."""
 
 
-def step_memory(plan: OwnerAssignment, position: int, options: StepOptions) -> StepMemory:
-    """Return what the matrices of a plan take on one rank, for float32 state and no split ones.
+def step_memory(assignment: OwnerAssignment, group_rank: int, options: StepOptions) -> StepMemory:
+    """Return the memory that an assignment takes on one rank, with float32 state and no split.
 
-    Counted are directions, what travels, batches, their updates and the workspace of
-    Newton-Schulz, at the three moments of a round at which most of them are alive. What collectives
-    and matrix products take within the libraries is not.
+    The count includes directions, messages, batches, updates and the workspace of Newton-Schulz, at
+    the points of a round where most of them are alive. It excludes what libraries allocate within
+    collectives and matrix products.
     """
-    layouts = [p.layout for p in plan.parameters]
-    routes = make_routes(plan, layouts, position)
-    held = _held(plan, position)
+    shardings = [p.sharding for p in assignment.parameters]
+    routes = make_routes(assignment, shardings, group_rank)
+    held = _held(assignment, group_rank)
     state = 4 * sum(held)
-    directions = state if options.nesterov or any(x.owned for x in layouts) else 0
-    rounds = [_Round(plan, position, n, routes[n], held, options) for n in range(plan.rounds)]
+    directions = state if options.nesterov or any(x.owned for x in shardings) else 0
+    rounds = [
+        _Round(assignment, group_rank, n, routes[n], held, options)
+        for n in range(assignment.rounds)
+    ]
     return StepMemory(state, directions + max(_peaks(rounds), default=0))
 
 
-def _held(plan: OwnerAssignment, position: int) -> list[int]:
-    """Return the elements of every parameter's state on a rank."""
+def _held(assignment: OwnerAssignment, group_rank: int) -> list[int]:
+    """Return how many elements of each parameter's state are on a rank."""
     held = []
-    for number, parameter in enumerate(plan.parameters):
-        layout = parameter.layout
-        if layout.owned:
-            own = (t for t in plan.tasks if t.parameter == number and t.owner == position)
+    for number, parameter in enumerate(assignment.parameters):
+        sharding = parameter.sharding
+        if sharding.owned:
+            own = (t for t in assignment.tasks if t.parameter == number and t.owner == group_rank)
             held.append(sum(t.shape[0] * t.shape[1] for t in own))
         else:
-            seat = layout.ranks.index(plan.ranks[position])
-            held.append(sum(p.elements for p in pieces(layout, cut_coordinates(layout, seat))))
+            mesh_rank = sharding.ranks.index(assignment.ranks[group_rank])
+            held.append(
+                sum(p.elements for p in pieces(sharding, shard_coordinates(sharding, mesh_rank)))
+            )
     return held
 
 
@@ -71,66 +76,71 @@ class _Round:
 
     def __init__(
         self,
-        plan: OwnerAssignment,
-        position: int,
+        assignment: OwnerAssignment,
+        group_rank: int,
         number: int,
         route: Route,
         held: Sequence[int],
         options: StepOptions,
     ) -> None:
-        wire = options.wire.itemsize
-        tasks = [t for t in plan.tasks if t.round == number]
-        sizes = [0] * len(plan.ranks)
+        comm_bytes = options.comm_dtype.itemsize
+        tasks = [t for t in assignment.tasks if t.round == number]
+        sizes = [0] * len(assignment.ranks)
         for task in tasks:
             sizes[task.owner] += task.shape[0] * task.shape[1]
-        self.incoming = wire * (_away(route.collect, position) + _away(route.assemble, position))
+        self.incoming = comm_bytes * (
+            _remote_elements(route.collect, group_rank)
+            + _remote_elements(route.assemble, group_rank)
+        )
         if route.to_all:
-            self.outgoing = wire * max(sizes) * (1 + len(sizes)) * route.moves_out
+            self.outgoing = comm_bytes * max(sizes) * (1 + len(sizes)) * route.moves_out
         else:
-            outgoing = _away(route.distribute, position) + _away(route.deliver, position)
-            self.outgoing = wire * outgoing
-        own = [task for task in tasks if task.owner == position]
-        self.batches = 4 * sizes[position]
+            outgoing = _remote_elements(route.distribute, group_rank) + _remote_elements(
+                route.deliver, group_rank
+            )
+            self.outgoing = comm_bytes * outgoing
+        own = [task for task in tasks if task.owner == group_rank]
+        self.batches = 4 * sizes[group_rank]
         self.working = _working(own, options)
-        self.places = self._places(plan, route, held, options)
+        self.places = self._places(assignment, route, held, options)
 
     @staticmethod
     def _places(
-        plan: OwnerAssignment, route: Route, held: Sequence[int], options: StepOptions
+        assignment: OwnerAssignment, route: Route, held: Sequence[int], options: StepOptions
     ) -> int:
-        """Return the room for the updates that arrive, where directions are not theirs."""
+        """Return the bytes of delivered updates that cannot reuse the memory of the directions."""
         arriving = {slot.task.parameter for slots in route.deliver for slot in slots}
         total = 0
         for number in arriving:
-            layout = plan.parameters[number].layout
-            if layout.owned:
-                total += 4 * torch.Size(layout.shape).numel()
+            sharding = assignment.parameters[number].sharding
+            if sharding.owned:
+                total += 4 * torch.Size(sharding.shape).numel()
             elif not options.nesterov:
                 total += 4 * held[number]
         return total
 
 
-def _away(slots: Slots, position: int) -> int:
+def _remote_elements(slots: Slots, group_rank: int) -> int:
     return sum(
-        slot.piece.elements for p, theirs in enumerate(slots) if p != position for slot in theirs
+        slot.piece.elements for p, theirs in enumerate(slots) if p != group_rank for slot in theirs
     )
 
 
 def _working(tasks: Sequence[MatrixTask], options: StepOptions) -> int:
-    """Return what comes on top of the batches while a round is worked on."""
+    """Return the peak during the update of a round, on top of the batches."""
     counts: defaultdict[tuple[int, int], int] = defaultdict(int)
     for task in tasks:
         counts[task.shape] += 1
     peak = done = 0
-    rounded = options.wire.itemsize < 4
+    rounded = options.comm_dtype.itemsize < 4
     for shape, count in counts.items():
         n = count * shape[0] * shape[1]
-        room = workspace_size((count, *shape), options.products, options.device)
+        workspace = workspace_size((count, *shape), options.products, options.device)
         direction = 4 * n * rounded
         converted = 4 * n * (options.products != torch.float32)
         product = options.products.itemsize * n
         after = max(8 * n * options.post_norm, 6 * n * rounded)
-        moments = product + room, product + converted, 4 * n + after
+        moments = product + workspace, product + converted, 4 * n + after
         peak = max(peak, done + direction + max(moments))
         done += 4 * n
     return peak

@@ -1,8 +1,9 @@
-"""The parameters on one set of ranks, and one Muon step on them together.
+"""One step of all parameters on the same ranks.
 
-Momentum moves where its state lies; directions travel to the ranks that own their matrices, are
-worked on there in batches of one shape, and the updates travel back to all that hold a piece.
-While a round is worked on, the directions of the next and the updates of the last are under way.
+`RankGroup.updates` runs the rounds of a step. In each round the directions are collected on the
+owners of their matrices, assembled into batches of one shape and updated; the updates are
+distributed and delivered to all ranks that hold a piece. While a round is updated, the directions
+of the next round and the updates of the last one are being sent.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import functools
 import math
 from collections import deque
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -24,8 +25,15 @@ from muonscale.optim.distributed.assignment import (
     shapes_of,
 )
 from muonscale.optim.distributed.dtensor import group_of
-from muonscale.optim.distributed.exchange import Exchange, Pending, TrafficLog
-from muonscale.optim.distributed.lane import BatchKey, Locals, MatrixBatch, Payload
+from muonscale.optim.distributed.exchange import (
+    BatchKey,
+    Exchange,
+    Locals,
+    MatrixBatch,
+    Payload,
+    Pending,
+    TrafficLog,
+)
 from muonscale.optim.matrices.batches import row_state_sharding
 from muonscale.optim.matrices.sharding import Sharding
 from muonscale.optim.newton_schulz.subgroup import Subgroup
@@ -35,32 +43,32 @@ from muonscale.optim.rules.post_norm import LOCAL
 
 @dataclass(frozen=True, kw_only=True)
 class Member:
-    """A parameter of a domain, as long as the options of its group stay."""
+    """A parameter of a rank group. It changes only if the options of its param group do."""
 
     name: str
-    layout: Sharding
+    sharding: Sharding
     update: MatrixUpdate | None
-    """None for an elementwise rule, whose updates only move."""
+    """None for an elementwise rule: the direction is the update, and is only exchanged."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class StepTensors:
-    """What one step exchanges, on this rank."""
+    """The tensors that one step exchanges, on this rank."""
 
     directions: Locals
-    """Not of `owned` parameters, see `whole`."""
+    """Directions of the parameters that are not `owned`; for the others see `whole`."""
     updates: Locals
-    """Written to; they may be the directions. Looked up when the first piece has arrived."""
+    """Output; may share memory with the directions. Read when the first piece has arrived."""
     rows: Mapping[str, Locals]
-    """Per-row state by its name; written to."""
+    """Per-row state by its name; updated in place."""
     whole: Mapping[tuple[str, int], Tensor]
-    """Directions of the matrices whose state this rank owns, `[out, in]`, by name and number."""
+    """Directions `[out, in]` of the matrices that this rank owns, by parameter name and matrix."""
     whole_rows: Mapping[str, Mapping[tuple[str, int], Tensor]]
-    """Their per-row state by its name; written to."""
+    """Per-row state of the same matrices by its name; updated in place."""
 
 
 class RankGroup:
-    """Plan, process group and lanes of parameters on the same ranks."""
+    """Parameters on the same ranks: their assignment, process group and payloads."""
 
     def __init__(
         self,
@@ -69,39 +77,64 @@ class RankGroup:
         group: dist.ProcessGroup | None,
         rank: int,
         *,
-        wire: torch.dtype,
+        comm_dtype: torch.dtype,
         dtype: torch.dtype,
         device: torch.device,
         compile: bool | str = False,
     ) -> None:
+        """Assign the matrices of `members` and make the routes.
+
+        Args:
+            members: parameters on the same ranks.
+            owners: as for `assign_owners`.
+            group: of these ranks; None if there is only one.
+            rank: global rank of this process.
+            comm_dtype: dtype in which directions and updates are sent.
+            dtype: dtype of the state.
+            device: device of the parameters.
+            compile: see `Muon`.
+        """
         self.members = members
-        kinds = _numbered(members)
+        # Each set of options gets a kind, a name that is the same on all ranks.
+        kinds: dict[MatrixUpdate | None, str] = {}
+        for member in sorted(members, key=lambda member: member.name):
+            kinds.setdefault(member.update, f"kind {len(kinds):04}")
+        self._update_of_kind = {kind: update for update, kind in kinds.items()}
         costs = [cost_of(m, kinds[m.update], dtype, device) for m in members]
-        self.plan = assign_owners(costs, owners=owners, wire_bytes=wire.itemsize)
-        self.ledger = TrafficLog()
+        self.assignment = assign_owners(costs, owners=owners, comm_bytes=comm_dtype.itemsize)
+        self.log = TrafficLog()
         self.group = group
         self._compile = compile
-        self._kinds = {kind: update for update, kind in kinds.items()}
-        exchange = Exchange(group, self.plan.ranks.index(rank), self.ledger)
-        layouts = [p.layout for p in self.plan.parameters]
+        self._group_rank = self.assignment.ranks.index(rank)
+        exchange = Exchange(group, self._group_rank, self.log)
+        shardings = [p.sharding for p in self.assignment.parameters]
         self._matrices = Payload(
-            self.plan, layouts, exchange, wire=wire, dtype=dtype, device=device
+            self.assignment,
+            shardings,
+            exchange,
+            comm_dtype=comm_dtype,
+            dtype=dtype,
+            device=device,
         )
-        row_layouts = [row_state_sharding(layout) for layout in layouts]
-        rows = Payload(
-            self.plan, row_layouts, exchange, wire=dtype, dtype=dtype, device=device, state=True
+        self._rows = Payload(
+            self.assignment,
+            [row_state_sharding(sharding) for sharding in shardings],
+            exchange,
+            comm_dtype=dtype,
+            dtype=dtype,
+            device=device,
+            state=True,
         )
         self._with_rows: dict[str, set[str]] = {}
-        """Parameters that have a per-row state, by the name of the state."""
+        """Names of the parameters that have a per-row state, by the name of the state."""
         for member in members:
             for key in member.update.row_states if member.update is not None else ():
                 self._with_rows.setdefault(key, set()).add(member.name)
-        self._rows = dict.fromkeys(sorted(self._with_rows), rows)
-        self._position = exchange.position
-        self._team_group: dist.ProcessGroup | None = None
-        if self.plan.team_size > 1:
-            first = exchange.position - exchange.position % self.plan.team_size
-            self._team_group = group_of(self.plan.ranks[first : first + self.plan.team_size])
+        self._subgroup: dist.ProcessGroup | None = None
+        size = self.assignment.subgroup_size
+        if size > 1:
+            first = self._group_rank - self._group_rank % size
+            self._subgroup = group_of(self.assignment.ranks[first : first + size])
 
     @property
     def names(self) -> frozenset[str]:
@@ -109,63 +142,64 @@ class RankGroup:
         return frozenset(member.name for member in self.members)
 
     def matrices(self, active: Collection[str]) -> int:
-        """Return how many matrices all ranks together work on."""
-        return sum(self.plan.parameters[task.parameter].name in active for task in self.plan.tasks)
+        """Return how many matrices of the `active` parameters all ranks together update."""
+        parameters = self.assignment.parameters
+        return sum(parameters[task.parameter].name in active for task in self.assignment.tasks)
 
     def updates(self, tensors: StepTensors, active: Collection[str]) -> Iterator[list[str]]:
         """Write the updates of `active` parameters, and yield the names of those that are complete.
 
-        All ranks of the domain have to call it with the same names, and to exhaust it. The row
-        states of a parameter are complete with its update.
+        All ranks of the group have to call it with the same names, and to exhaust it. The row state
+        of a parameter is complete with its update.
         """
-        missing = self._matrices.pieces_to_come(active)
-        if nothing_here := [name for name, count in missing.items() if not count]:
-            yield nothing_here
-        coming = self._send_in(0, tensors, active)
-        leaving: deque[dict[str, Pending]] = deque()
-        for number in range(self.plan.rounds):
-            following = self._send_in(number + 1, tensors, active)
-            updates, rows = self._work(number, coming, tensors, active)
-            leaving.append(self._send_out(number, updates, rows, active))
-            coming = following
-            if len(leaving) > 1:
-                yield self._deliver(leaving.popleft(), tensors, missing)
-        while leaving:
-            yield self._deliver(leaving.popleft(), tensors, missing)
+        missing = self._matrices.count_deliveries(active)
+        if without_pieces := [name for name, count in missing.items() if not count]:
+            yield without_pieces
+        collected = self._collect(0, tensors, active)
+        distributed: deque[dict[str, Pending]] = deque()
+        for number in range(self.assignment.rounds):
+            following = self._collect(number + 1, tensors, active)
+            updates, rows = self._update(number, collected, tensors, active)
+            distributed.append(self._distribute(number, updates, rows, active))
+            collected = following
+            if len(distributed) > 1:
+                yield self._deliver(distributed.popleft(), tensors, missing)
+        while distributed:
+            yield self._deliver(distributed.popleft(), tensors, missing)
 
-    def _rows_of(self, active: Collection[str]) -> Iterator[tuple[str, Payload, set[str]]]:
-        """Yield name, payload and active parameters of every per-row state that one of them has."""
-        for key, payload in self._rows.items():
+    def _active_rows(self, active: Collection[str]) -> Iterator[tuple[str, set[str]]]:
+        """Yield each per-row state of `active` parameters, with the names of those that have it."""
+        for key in sorted(self._with_rows):
             if names := self._with_rows[key].intersection(active):
-                yield key, payload, names
+                yield key, names
 
-    def _send_in(
+    def _collect(
         self, number: int, tensors: StepTensors, active: Collection[str]
     ) -> dict[str, Pending]:
-        if number == self.plan.rounds:
+        if number == self.assignment.rounds:
             return {}
-        coming = {"": self._matrices.send_in(number, tensors.directions, active)}
-        for key, payload, names in self._rows_of(active):
-            coming[key] = payload.send_in(number, tensors.rows[key], names)
-        return coming
+        pending = {"": self._matrices.collect(number, tensors.directions, active)}
+        for key, names in self._active_rows(active):
+            pending[key] = self._rows.collect(number, tensors.rows[key], names)
+        return pending
 
-    def _work(
+    def _update(
         self,
         number: int,
-        coming: dict[str, Pending],
+        collected: dict[str, Pending],
         tensors: StepTensors,
         active: Collection[str],
     ) -> tuple[dict[BatchKey, MatrixBatch], dict[str, dict[BatchKey, MatrixBatch]]]:
-        """Return the updates and the new per-row state of the matrices that this rank works on."""
-        batches = self._matrices.assemble(number, coming[""], tensors.whole, active)
+        """Return the updates and the new per-row state of the matrices of this rank."""
+        batches = self._matrices.assemble(number, collected[""], tensors.whole, active)
         rows = {
-            name: payload.assemble(number, coming[name], tensors.whole_rows[name], names)
-            for name, payload, names in self._rows_of(active)
+            name: self._rows.assemble(number, collected[name], tensors.whole_rows[name], names)
+            for name, names in self._active_rows(active)
         }
         updates: dict[BatchKey, MatrixBatch] = {}
         for key, batch in batches.items():
             kind, shape, split = key
-            update = self._kinds[kind]
+            update = self._update_of_kind[kind]
             if update is None:
                 updates[key] = batch
                 continue
@@ -173,16 +207,16 @@ class RankGroup:
             U_NMK, own = self._batch_update(shape, update, split)(batch.values, own)
             updates[key] = MatrixBatch(batch.tasks, U_NMK)
             for name, V_NM1 in own.items():
-                self._keep_rows(rows[name][key], V_NM1, tensors.whole_rows[name])
+                self._write_rows(rows[name][key], V_NM1, tensors.whole_rows[name])
         return updates, rows
 
-    def _keep_rows(
+    def _write_rows(
         self, batch: MatrixBatch, V_NM1: Tensor, whole_rows: Mapping[tuple[str, int], Tensor]
     ) -> None:
-        """Write new per-row state into the batch that is sent, and into what this rank owns."""
+        """Write new per-row state into the batch that is sent, and into the state of this rank."""
         batch.values.copy_(V_NM1.expand_as(batch.values))
         for task, values in zip(batch.tasks, batch.values.unbind(), strict=True):
-            name = self.plan.parameters[task.parameter].name
+            name = self.assignment.parameters[task.parameter].name
             if (name, task.matrix) in whole_rows:
                 whole_rows[name, task.matrix].copy_(values)
 
@@ -191,66 +225,58 @@ class RankGroup:
     ) -> BatchUpdate:
         if split is None:
             return batch_update(update, shape, LOCAL, self._compile)
-        assert self._team_group is not None
-        place = split.team.index(self._position)
-        subgroup = Subgroup(self._team_group, place, len(split.team), split.divided)
+        assert self._subgroup is not None
+        place = split.group_ranks.index(self._group_rank)
+        subgroup = Subgroup(self._subgroup, place, len(split.group_ranks), split.divided)
         return functools.partial(
             update.update_part, shape=shape, subgroup=subgroup, segments=split.segments
         )
 
-    def _send_out(
+    def _distribute(
         self,
         number: int,
         updates: dict[BatchKey, MatrixBatch],
         rows: dict[str, dict[BatchKey, MatrixBatch]],
         active: Collection[str],
     ) -> dict[str, Pending]:
-        leaving = {"": self._matrices.send_out(number, updates, active)}
-        for key, payload, names in self._rows_of(active):
-            leaving[key] = payload.send_out(number, rows[key], names)
-        return leaving
+        pending = {"": self._matrices.distribute(number, updates, active)}
+        for key, names in self._active_rows(active):
+            pending[key] = self._rows.distribute(number, rows[key], names)
+        return pending
 
     def _deliver(
-        self, leaving: dict[str, Pending], tensors: StepTensors, missing: dict[str, int]
+        self, distributed: dict[str, Pending], tensors: StepTensors, missing: dict[str, int]
     ) -> list[str]:
-        for key, pending in leaving.items():
+        for key, pending in distributed.items():
             if key:
-                self._rows[key].deliver(pending, tensors.rows[key])
+                self._rows.deliver(pending, tensors.rows[key])
         complete = []
-        for name in self._matrices.deliver(leaving[""], tensors.updates):
+        for name in self._matrices.deliver(distributed[""], tensors.updates):
             missing[name] -= 1
             if not missing[name]:
                 complete.append(name)
         return complete
 
 
-def _numbered(members: Iterable[Member]) -> dict[MatrixUpdate | None, str]:
-    """Give every combination of options a name that is the same on all ranks."""
-    kinds: dict[MatrixUpdate | None, str] = {}
-    for member in sorted(members, key=lambda member: member.name):
-        kinds.setdefault(member.update, f"kind {len(kinds):04}")
-    return kinds
-
-
 def cost_of(member: Member, kind: str, state: torch.dtype, device: torch.device | str) -> ParamCost:
-    """Return what a parameter costs its owners; an elementwise update costs its elements.
+    """Return the cost of a parameter. An elementwise update costs one FLOP per element.
 
     Args:
         member: the parameter.
         kind: see `ParamCost`.
         state: dtype of its state.
-        device: where the update is computed.
+        device: device that computes the update.
     """
     update = member.update
-    shapes = shapes_of(member.layout)
+    shapes = shapes_of(member.sharding)
     if update is None:
         sizes = tuple(math.prod(shape) for shape in shapes)
-        return ParamCost(name=member.name, layout=member.layout, kind=kind, flops=sizes)
+        return ParamCost(name=member.name, sharding=member.sharding, kind=kind, flops=sizes)
     short = min((min(shape) for shape in shapes), default=1)
     triples, forms = update.splits(short, state, device)
     return ParamCost(
         name=member.name,
-        layout=member.layout,
+        sharding=member.sharding,
         kind=kind,
         flops=tuple(update.flops(shape, state, device) for shape in shapes),
         triples=tuple(triples),

@@ -1,9 +1,9 @@
-"""State of a parameter that all ranks hold whole, dealt out to the ranks that own its matrices.
+"""ZeRO-1: the state of a replicated parameter, partitioned over the ranks that own its matrices.
 
-This is ZeRO-1 under plain data parallelism: each rank keeps, moves and saves the state of its own
-matrices. An `PartitionedTensor` stands in the state for the whole tensor, has its shape, and holds only
-the part that is here. `torch.distributed.checkpoint` saves it in boxes of the stored tensor, so
-that it can be loaded in any other layout.
+Under plain data parallelism each rank keeps, updates and saves the state of the matrices that it
+owns. A `PartitionedTensor` takes the place of the full tensor in the state. It has the shape of the
+full tensor and the values of this rank's part. `torch.distributed.checkpoint` saves it as boxes of
+the full tensor, so that it can be loaded with any other sharding.
 """
 
 from __future__ import annotations
@@ -18,38 +18,38 @@ from torch import Tensor
 
 from muonscale.errors import CheckpointError
 from muonscale.optim.distributed.assignment import shapes_of
-from muonscale.optim.distributed.dtensor import gathered, is_sharded, local, placed_like
+from muonscale.optim.distributed.dtensor import gather_full, is_sharded, local, redistribute_like
 from muonscale.optim.matrices.sharding import Piece, Sharding, pieces, read_piece, write_piece_
 from muonscale.optim.matrices.spec import MatrixSpec
 
-if TYPE_CHECKING:  # they take seconds to import, and one process needs none of them
+if TYPE_CHECKING:  # importing them takes seconds, and a single process needs none of them
     from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex
     from torch.distributed.checkpoint.planner import WriteItem
 
 WHOLE_BELOW = 2**16
-"""Elements below which a parameter on AdamW is not divided: a message per rank would cost more."""
+"""Elements below which one rank owns all of a parameter on AdamW: splitting would cost more."""
 
 
 class PartitionedTensor(Tensor):
-    """The part of a replicated tensor that this rank owns; not an operand of anything."""
+    """The part of a full tensor that this rank owns. No operation takes it as an operand."""
 
     parts: dict[int, Tensor]
-    """`[out, in]` by number of the matrix."""
-    dealt: Sharding
-    """How the whole is dealt out."""
+    """`[out, in]` of each matrix that this rank owns."""
+    sharding: Sharding
+    """Sharding of the full tensor; it is `owned`."""
 
     @staticmethod
     def __new__(
-        cls, shape: tuple[int, ...], layout: Sharding, parts: Mapping[int, Tensor], like: Tensor
+        cls, shape: tuple[int, ...], sharding: Sharding, parts: Mapping[int, Tensor], like: Tensor
     ) -> PartitionedTensor:
-        """Return the stand-in for a tensor of `shape`, in the dtype and on the device of `like`."""
+        """Return a tensor of `shape`, with the dtype and device of `like`."""
         self = Tensor._make_wrapper_subclass(cls, shape, dtype=like.dtype, device=like.device)
         self.parts = dict(parts)
-        self.dealt = layout
+        self.sharding = sharding
         return self
 
     def __repr__(self, *, tensor_contents: object = None) -> str:
-        """Return the shape of the whole and how much of it is here."""
+        """Return the full shape, and the number of elements on this rank."""
         here = sum(part.numel() for part in self.parts.values())
         return (
             f"PartitionedTensor(shape={tuple(self.shape)}, {here} of {self.numel()} elements here)"
@@ -59,14 +59,18 @@ class PartitionedTensor(Tensor):
     def __torch_dispatch__(  # pyrefly: ignore [bad-override]
         cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        """Give itself where it is only passed on; refuse everything else."""
+        """Return the tensor itself for detach and alias, and refuse all other operations."""
         if func in (torch.ops.aten.detach.default, torch.ops.aten.alias.default):
             return args[0]
-        raise CheckpointError(f"{func} on a part of the optimizer state. {_ADVICE}")
+        raise CheckpointError(
+            f"{func} was called on a partitioned tensor of the optimizer state. {_ADVICE}"
+        )
 
     def __reduce_ex__(self, proto: Any) -> Any:
-        """Refuse to be pickled: the file would lack what other ranks own."""
-        raise CheckpointError(f"this rank has only a part of the optimizer state. {_ADVICE}")
+        """Refuse to be pickled: the file would lack the parts of other ranks."""
+        raise CheckpointError(
+            f"{self!r} cannot be pickled: this rank has only a part of the optimizer state. {_ADVICE}"
+        )
 
     def __create_write_items__(self, fqn: str, object: Any) -> list[WriteItem]:
         """Return what torch.distributed.checkpoint writes from this rank."""
@@ -99,79 +103,84 @@ class PartitionedTensor(Tensor):
         for chunk, values in self._chunks():
             if chunk.offsets == index.offset:
                 return values
-        raise CheckpointError(f"{index} is not on this rank; {_ADVICE}")
+        raise CheckpointError(f"{index} is not on this rank. {_ADVICE}")
 
     def _chunks(self) -> Iterator[tuple[ChunkStorageMetadata, Tensor]]:
-        """Yield the boxes of the stored tensor that are here, with views of their values."""
+        """Yield the boxes of the full tensor that are on this rank, with views of their values."""
         from torch.distributed.checkpoint.metadata import ChunkStorageMetadata
 
         for piece, part in self.owned():
-            for offsets, sizes, rows in stored_boxes(self.dealt, piece):
+            for offsets, sizes, rows in stored_boxes(self.sharding, piece):
                 values = part[rows]
-                values = values.mT if self.dealt.matrices.transposed else values
+                values = values.mT if self.sharding.matrices.transposed else values
                 chunk = ChunkStorageMetadata(
                     torch.Size(offsets[: self.ndim]), torch.Size(sizes[: self.ndim])
                 )
                 yield chunk, values.view(chunk.sizes)
 
-    def take_(self, whole: Tensor) -> None:
-        """Copy what of a whole tensor is owned here."""
+    def copy_from_(self, whole: Tensor) -> None:
+        """Copy this rank's part from a full tensor."""
         for piece, part in self.owned():
-            matrices = self.dealt.matrices
-            part.copy_(read_piece(whole.reshape(self.dealt.shape), matrices, piece))
+            matrices = self.sharding.matrices
+            part.copy_(read_piece(whole.reshape(self.sharding.shape), matrices, piece))
 
-    def give_(self, whole: Tensor) -> None:
-        """Write what is owned here into a whole tensor, contiguous."""
+    def copy_into_(self, whole: Tensor) -> None:
+        """Copy this rank's part into a full tensor, which is contiguous."""
         for piece, part in self.owned():
-            write_piece_(whole.view(self.dealt.shape), self.dealt.matrices, piece, part)
+            write_piece_(whole.view(self.sharding.shape), self.sharding.matrices, piece, part)
 
     def owned(self) -> Iterator[tuple[Piece, Tensor]]:
-        """Yield what is here, with where it is in the whole."""
-        for piece in pieces(self.dealt, (0,)):
+        """Yield each matrix on this rank, with its piece of the full tensor."""
+        for piece in pieces(self.sharding, (0,)):
             if piece.matrix in self.parts:
                 yield piece, self.parts[piece.matrix]
 
 
 OwnedMatrices = tuple[Sharding, tuple[int, ...]]
-"""How a replicated parameter's state is dealt out, and the numbers of the matrices that are here."""
+"""Sharding of a parameter's partitioned state, and the matrices that this rank owns."""
 
 
 def partitioned_zeros(
     shape: tuple[int, ...], owned: OwnedMatrices, dtype: torch.dtype, device: torch.device
 ) -> PartitionedTensor:
-    """Return zeros for a state tensor of `shape`."""
-    layout, here = owned
-    shapes = shapes_of(layout)
+    """Return a partitioned state tensor of zeros, with the full `shape`."""
+    sharding, matrices = owned
+    shapes = shapes_of(sharding)
     like = torch.empty(0, dtype=dtype, device=device)
-    return PartitionedTensor(shape, layout, {m: like.new_zeros(shapes[m]) for m in here}, like)
+    return PartitionedTensor(
+        shape, sharding, {m: like.new_zeros(shapes[m]) for m in matrices}, like
+    )
 
 
 def copy_(target: Tensor, source: Tensor) -> None:
-    """Copy state from one layout into another: whole, sharded or owned.
+    """Copy state between full, sharded and partitioned tensors.
 
-    A collective where a sharded source has other placements than the target.
+    A collective if a sharded source has other placements than the target.
 
     Raises:
-        CheckpointError: where the source is a part that is owned otherwise.
+        CheckpointError: if the source is partitioned, and the target is not or in another way.
     """
     if isinstance(source, PartitionedTensor):
         if not isinstance(target, PartitionedTensor) or source.parts.keys() != target.parts.keys():
-            raise CheckpointError(f"state is dealt out otherwise than it was. {_ADVICE}")
+            raise CheckpointError(
+                f"{source!r} cannot be copied to other optimizer state of shape "
+                f"{tuple(target.shape)}: it is partitioned over the ranks differently. {_ADVICE}"
+            )
         for number, part in target.parts.items():
             part.copy_(source.parts[number])
         return
     if is_sharded(target):
-        local(target).copy_(local(placed_like(source, target)))
+        local(target).copy_(local(redistribute_like(source, target)))
         return
-    whole = gathered(source)
+    whole = gather_full(source)
     if isinstance(target, PartitionedTensor):
-        target.take_(whole)
+        target.copy_from_(whole)
     else:
         target.copy_(whole)
 
 
 def scale_(target: Tensor, factor: float) -> None:
-    """Multiply state by `factor`, however it lies."""
+    """Multiply a full, sharded or partitioned state tensor by `factor`."""
     if isinstance(target, PartitionedTensor):
         for part in target.parts.values():
             part.mul_(factor)
@@ -180,37 +189,37 @@ def scale_(target: Tensor, factor: float) -> None:
 
 
 def gather(value: Tensor, group: dist.ProcessGroup | None) -> Tensor:
-    """Return the whole of a state tensor on every rank; a collective of those that share it."""
+    """Return the full state tensor on every rank. A collective of the ranks that share it."""
     if not isinstance(value, PartitionedTensor):
-        return gathered(value)
+        return gather_full(value)
     whole = torch.zeros(value.shape, dtype=value.dtype, device=value.device)
-    value.give_(whole)
+    value.copy_into_(whole)
     dist.all_reduce(whole, group=group)
     return whole
 
 
 def stored_boxes(
-    layout: Sharding, piece: Piece
+    sharding: Sharding, piece: Piece
 ) -> Iterator[tuple[tuple[int, ...], tuple[int, ...], slice]]:
-    """Yield (offsets, sizes) of the boxes of a whole matrix in the stored tensor, and their rows.
+    """Yield the boxes of a matrix in the stored tensor: offsets, sizes, and rows of the matrix.
 
     Args:
-        layout: of a tensor that is whole.
-        piece: a whole matrix of it.
+        sharding: of a replicated tensor.
+        piece: covers a whole matrix of it.
     """
     (leading, _, column), (_, columns) = piece.place, piece.shape
     for row, rows in _runs(piece):
-        if layout.matrices.flattened and not layout.matrices.transposed:
-            offsets = row, *[0] * (len(layout.shape) - 1)
-            yield offsets, (rows.stop - rows.start, *layout.shape[1:]), rows
+        if sharding.matrices.flattened and not sharding.matrices.transposed:
+            offsets = row, *[0] * (len(sharding.shape) - 1)
+            yield offsets, (rows.stop - rows.start, *sharding.shape[1:]), rows
             continue
-        if layout.matrices.flattened:
-            yield (0,) * len(layout.shape), layout.shape, rows
+        if sharding.matrices.flattened:
+            yield (0,) * len(sharding.shape), sharding.shape, rows
             continue
         axes = [(row, rows.stop - rows.start), (column, columns)]
-        if layout.matrices.transposed:
+        if sharding.matrices.transposed:
             axes.reverse()
-        stack = _unravel(leading, layout.shape[:-2])
+        stack = _unravel(leading, sharding.shape[:-2])
         yield (
             (*stack, *(start for start, _ in axes)),
             (*[1] * len(stack), *(length for _, length in axes)),
@@ -219,11 +228,11 @@ def stored_boxes(
 
 
 def _runs(piece: Piece) -> Iterator[tuple[int, slice]]:
-    """Yield where each run of rows is stored, and which rows of the matrix they are."""
-    if piece.comb is None:
+    """Yield (first stored row, rows of the matrix) for each run of consecutive stored rows."""
+    if piece.stride_pattern is None:
         yield piece.place[1], slice(*piece.rows)
         return
-    first, share, stride = piece.comb
+    first, share, stride = piece.stride_pattern
     skipped = piece.place[1]
     row = piece.rows[0]
     while row < piece.rows[1]:
@@ -242,7 +251,7 @@ def _unravel(index: int, sizes: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def rows_sharding(shape: tuple[int, ...], ranks: tuple[int, ...]) -> Sharding:
-    """Return how the AdamW state of a parameter is dealt out: as rows, or whole where it is small."""
+    """Return the sharding of partitioned AdamW state: by rows, or whole if it is small."""
     as_matrix = shape if len(shape) > 1 else (math.prod(shape), 1)
     rows = as_matrix[0]
     each = rows if math.prod(shape) < WHOLE_BELOW else -(-rows // len(ranks))

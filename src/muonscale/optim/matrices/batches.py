@@ -1,4 +1,4 @@
-"""Logical matrices of many parameters, gathered by shape into batches and put back.
+"""Batches of the logical matrices of many parameters, one for each shape.
 
 Shapes: N matrices, M rows (out), K columns (in).
 """
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from muonscale.optim.matrices.sharding import Sharding
-from muonscale.optim.matrices.spec import MatrixSpec, matrix_shapes, unview, view
+from muonscale.optim.matrices.spec import PLAIN, MatrixSpec, matrix_shapes, unview, view
 
 MatrixShape = tuple[int, int]
 """(out, in) of a logical matrix."""
@@ -23,51 +23,64 @@ MatrixShape = tuple[int, int]
 
 @dataclass(frozen=True)
 class MatrixBatches:
-    """Where the matrices of some parameters go: those of one shape into one batch."""
+    """Gathers the matrices of some parameters into one batch per shape, and scatters them back."""
 
     shapes: list[tuple[int, ...]]
     """Stored shapes of the parameters."""
-    layouts: list[MatrixSpec]
+    specs: list[MatrixSpec]
+    """How the matrices of each parameter are stored."""
 
     def gather(self, tensors: Sequence[Tensor]) -> dict[MatrixShape, Tensor]:
-        """Return `[N, M, K]` by matrix shape, from tensors with the parameters' stored shapes."""
-        return self._cat([view(t, layout) for t, layout in zip(tensors, self.layouts, strict=True)])
+        """Return `[N, M, K]` by matrix shape. The tensors have the parameters' stored shapes."""
+        if self._are_equal_and_plain:
+            stack = torch.stack(list(tensors)) if len(tensors) > 1 else tensors[0].unsqueeze(0)
+            return {tuple(stack.shape[1:]): stack}  # type: ignore[dict-item]
+        return self._cat([view(t, spec) for t, spec in zip(tensors, self.specs, strict=True)])
 
     def scatter(self, stacks: dict[MatrixShape, Tensor]) -> list[Tensor]:
-        """Return tensors with the parameters' stored shapes: the inverse of `gather`."""
+        """Return tensors with the parameters' stored shapes. The inverse of `gather`."""
+        if self._are_equal_and_plain:
+            return list(next(iter(stacks.values())).unbind())
         return [
-            unview(pieces, layout, shape)
-            for pieces, layout, shape in zip(
-                self._cut(stacks), self.layouts, self.shapes, strict=True
-            )
+            unview(pieces, spec, shape)
+            for pieces, spec, shape in zip(self._cut(stacks), self.specs, self.shapes, strict=True)
         ]
 
     def gather_rows(self, states: Sequence[Tensor]) -> dict[MatrixShape, Tensor]:
-        """Return `[N, M, 1]` by matrix shape, from tensors of the shapes of `row_state_shape`."""
-        viewed = [view(state, layout) for state, layout in zip(states, self.layouts, strict=True)]
+        """Return `[N, M, 1]` by matrix shape. The tensors have the shapes of `row_state_shape`."""
+        viewed = [view(state, spec) for state, spec in zip(states, self.specs, strict=True)]
         return self._cat([[piece[..., :1] for piece in pieces] for pieces in viewed])
 
     def scatter_rows(self, rows: dict[MatrixShape, Tensor]) -> list[Tensor]:
-        """Return tensors of the shapes of `row_state_shape`: the inverse of `gather_rows`."""
+        """Return tensors with the shapes of `row_state_shape`. The inverse of `gather_rows`."""
         states = []
-        for pieces, layout, shape in zip(self._cut(rows), self.layouts, self.shapes, strict=True):
-            stored = row_state_shape(shape, layout)
-            widths = [width for _, _, width in known_shapes(stored, layout)]
+        for pieces, spec, shape in zip(self._cut(rows), self.specs, self.shapes, strict=True):
+            stored = row_state_shape(shape, spec)
+            widths = [width for _, _, width in known_shapes(stored, spec)]
             wide = [p.expand(-1, -1, w) for p, w in zip(pieces, widths, strict=True)]
-            states.append(unview(wide, layout, stored))
+            states.append(unview(wide, spec, stored))
         return states
 
     @functools.cached_property
+    def _are_equal_and_plain(self) -> bool:
+        """Whether every parameter is one plain matrix, and all have the same shape."""
+        return (
+            len(self.shapes[0]) == 2
+            and all(shape == self.shapes[0] for shape in self.shapes)
+            and all(spec == PLAIN for spec in self.specs)
+        )
+
+    @functools.cached_property
     def _pieces(self) -> list[tuple[tuple[int, int, int], ...]]:
-        """(number, out, in) of every batch that `view` gives for each parameter."""
-        return [known_shapes(s, m) for s, m in zip(self.shapes, self.layouts, strict=True)]
+        """(number, out, in) of each batch that `view` returns, for each parameter."""
+        return [known_shapes(s, m) for s, m in zip(self.shapes, self.specs, strict=True)]
 
     def _cat(self, viewed: list[list[Tensor]]) -> dict[MatrixShape, Tensor]:
-        alike: dict[MatrixShape, list[Tensor]] = defaultdict(list)
+        by_shape: dict[MatrixShape, list[Tensor]] = defaultdict(list)
         for tensors, shapes in zip(viewed, self._pieces, strict=True):
             for tensor, (_, out, in_) in zip(tensors, shapes, strict=True):
-                alike[out, in_].append(tensor)
-        return {s: own[0] if len(own) == 1 else torch.cat(own) for s, own in alike.items()}
+                by_shape[out, in_].append(tensor)
+        return {s: own[0] if len(own) == 1 else torch.cat(own) for s, own in by_shape.items()}
 
     def _cut(self, stacks: dict[MatrixShape, Tensor]) -> list[list[Tensor]]:
         numbers: dict[MatrixShape, list[int]] = defaultdict(list)
@@ -79,27 +92,31 @@ class MatrixBatches:
 
 
 @functools.cache
-def known_shapes(shape: tuple[int, ...], layout: MatrixSpec) -> tuple[tuple[int, int, int], ...]:
-    """Return `matrix_shapes(shape, layout)`, remembered from step to step."""
-    return tuple(matrix_shapes(shape, layout))
+def known_shapes(shape: tuple[int, ...], spec: MatrixSpec) -> tuple[tuple[int, int, int], ...]:
+    """Return `matrix_shapes(shape, spec)`, cached."""
+    return tuple(matrix_shapes(shape, spec))
 
 
-def row_state_sharding(layout: Sharding) -> Sharding:
-    """Return how the row state of a parameter lies: as its rows do, alike wherever columns are cut."""
-    stored, axes = layout.matrices, len(layout.shape)
-    if stored.flattened:
-        columns = {0} if stored.transposed else set(range(1, axes))
+def row_state_sharding(sharding: Sharding) -> Sharding:
+    """Return the sharding of per-row state.
+
+    It is sharded as the rows are, and replicated over mesh axes that divide columns.
+    """
+    spec, axes = sharding.matrices, len(sharding.shape)
+    if spec.flattened:
+        columns = {0} if spec.transposed else set(range(1, axes))
     else:
-        columns = {axes - 2} if stored.transposed else {axes - 1}
-    cuts = tuple(None if c is not None and c.axis in columns else c for c in layout.cuts)
-    return replace(layout, shape=row_state_shape(layout.shape, stored), cuts=cuts)
+        columns = {axes - 2} if spec.transposed else {axes - 1}
+    cuts = tuple(None if c is not None and c.axis in columns else c for c in sharding.cuts)
+    return replace(sharding, shape=row_state_shape(sharding.shape, spec), cuts=cuts)
 
 
-def row_state_shape(shape: Sequence[int], layout: MatrixSpec) -> tuple[int, ...]:
+def row_state_shape(shape: Sequence[int], spec: MatrixSpec) -> tuple[int, ...]:
     """Return the shape of a tensor that holds one value per row of every logical matrix.
 
-    It is stored as the parameter is, with `in` cut down to 1: `[out, 1]` for `[out, in]`, and rides
-    wherever the parameter's rows go. Where heads are blocks of columns there is a column per head.
+    It is stored as the parameter is, but with an `in` of 1: `[out, 1]` for `[out, in]`. The rows of
+    the parameter and of the state can therefore be sharded in the same way. If heads are blocks of
+    columns, there is one column for each head.
 
     Example:
         >>> row_state_shape((8, 64, 32), MatrixSpec())
@@ -108,13 +125,13 @@ def row_state_shape(shape: Sequence[int], layout: MatrixSpec) -> tuple[int, ...]
         (1, 96)
     """
     columns = 1
-    if layout.by_columns:
-        heads = (layout.heads,) if isinstance(layout.heads, int) else layout.heads
+    if spec.by_columns:
+        heads = (spec.heads,) if isinstance(spec.heads, int) else spec.heads
         columns = math.lcm(*heads)
-    if layout.flattened:
-        if layout.transposed:
+    if spec.flattened:
+        if spec.transposed:
             return (columns, *shape[1:])
         return (shape[0], columns, *[1] * (len(shape) - 2))
-    if layout.transposed:
+    if spec.transposed:
         return (*shape[:-2], columns, shape[-1])
     return (*shape[:-1], columns)

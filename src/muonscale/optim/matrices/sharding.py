@@ -1,12 +1,13 @@
-"""Which part of every logical matrix lies on which rank: a layout is data.
+"""Which part of each logical matrix is on which rank.
 
-A parameter lies on a mesh of ranks. Every axis of the mesh either cuts an axis of the stored tensor
-or holds it as often as it is long. From that follow, for each rank, the *pieces* it holds: (matrix,
-rows, columns) boxes of the logical matrices, however these are stored (`MatrixSpec`), transposed,
-interleaved or stacked.
+A parameter is sharded over a mesh of ranks. Each axis of the mesh either divides an axis of the
+stored tensor or replicates it. This determines the *pieces* that a rank holds: (matrix, rows,
+columns) boxes of the logical matrices, however a `MatrixSpec` stores them: transposed, interleaved
+or stacked.
 
-A *seat* is a rank's number within the mesh, counted along its last axis first. Ranges are
-`(start, stop)`.
+A *mesh rank* is the index of a rank in the flattened mesh. A *shard coordinate* is its coordinate
+along the axes that divide the tensor; mesh ranks with the same shard coordinate are *replicas*.
+Ranges are `(start, stop)`.
 """
 
 from __future__ import annotations
@@ -36,32 +37,33 @@ Range = tuple[int, int]
 
 @dataclass(frozen=True)
 class Cut:
-    """How one axis of a mesh divides an axis of the stored tensor, as torch.chunk would."""
+    """How one axis of a mesh divides an axis of the stored tensor, in chunks as of torch.chunk."""
 
     axis: int
     factor: int = 1
-    """Each of so many equal parts is divided on its own, and a rank holds its share of every one:
-    the `_StridedShard` of FSDP over tensor parallelism."""
+    """The axis is first divided into this many equal blocks, and then each block into chunks. This
+    is the `_StridedShard` of FSDP over tensor parallelism."""
 
 
 @dataclass(frozen=True)
 class Sharding:
-    """Where a parameter lies; the default is whole on one rank."""
+    """How a parameter is sharded over a device mesh. By default it is whole on one rank."""
 
     shape: tuple[int, ...]
-    """Of the whole stored tensor."""
+    """Shape of the full stored tensor."""
     matrices: MatrixSpec = PLAIN
     mesh: tuple[int, ...] = (1,)
+    """Shape of the mesh."""
     cuts: tuple[Cut | None, ...] = (None,)
-    """One for each axis of the mesh; None where the tensor is held by every rank along it."""
+    """How each axis of the mesh divides the tensor; None if it replicates it."""
     ranks: tuple[int, ...] = (0,)
-    """The global ranks of the seats."""
+    """Global rank of each mesh rank."""
     owned: bool = False
-    """The state of each matrix lies whole with the rank that works on it (ZeRO-1 under data
-    parallelism), not as the parameter lies."""
+    """Whether the state is partitioned (ZeRO-1): the state of each matrix is whole on the rank that
+    updates it. Otherwise state is sharded as the parameter is."""
 
     def __hash__(self) -> int:
-        """Return a hash computed once: `ranks` may be thousands, and layouts are keys of caches."""
+        """Return a cached hash: shardings are keys of caches, and `ranks` may be long."""
         return self._hash
 
     @functools.cached_property
@@ -69,33 +71,33 @@ class Sharding:
         return hash((self.shape, self.matrices, self.mesh, self.cuts, self.ranks, self.owned))
 
     def __reduce__(self) -> tuple[type[Sharding], tuple[object, ...]]:
-        """Leave the hash out: another process has another."""
+        """Pickle without the cached hash, which another process computes differently."""
         return Sharding, (self.shape, self.matrices, self.mesh, self.cuts, self.ranks, self.owned)
 
     @property
     def replicated(self) -> bool:
-        """Whether every rank holds the whole."""
+        """Whether every rank holds the full tensor."""
         return all(cut is None for cut in self.cuts)
 
     @property
     def copies(self) -> int:
-        """How many ranks hold each element."""
+        """Number of ranks that hold each element."""
         return math.prod(n for n, cut in zip(self.mesh, self.cuts, strict=True) if cut is None)
 
 
 @dataclass(frozen=True)
 class Piece:
-    """A box of one logical matrix, and where it is in the local tensor."""
+    """A box of one logical matrix, and its place in the local tensor."""
 
     matrix: int
-    """Number of the matrix in the parameter, as `matrices.view` counts: split, leading, head."""
+    """Index of the matrix in the parameter, in the order of `spec.view`: split, leading, head."""
     rows: Range
     columns: Range
     place: tuple[int, int, int]
-    """Leading index, first row and first column in the local tensor seen as `[leading, out, in]`."""
-    comb: tuple[int, int, int] | None = None
-    """(first, share, stride) of rows that lie apart: row r of the split is stored at
-    `r // share * stride + first + r % share`. None where they lie together."""
+    """Leading index, first row and first column in the local tensor as `[leading, out, in]`."""
+    stride_pattern: tuple[int, int, int] | None = None
+    """(first, share, stride) of interleaved rows: row r of the split is stored at
+    `r // share * stride + first + r % share`. None if the rows are consecutive."""
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -104,79 +106,81 @@ class Piece:
 
     @property
     def elements(self) -> int:
-        """Elements of the piece."""
+        """Number of elements of the piece."""
         return math.prod(self.shape)
 
 
-def within(piece: Piece, rows: Range, columns: Range) -> Piece | None:
-    """Return what of a piece lies in a window of its matrix; None if nothing does."""
+def intersect(piece: Piece, rows: Range, columns: Range) -> Piece | None:
+    """Return the part of a piece in a window of its matrix, or None if it is empty."""
     r = max(piece.rows[0], rows[0]), min(piece.rows[1], rows[1])
     c = max(piece.columns[0], columns[0]), min(piece.columns[1], columns[1])
     if r[0] >= r[1] or c[0] >= c[1]:
         return None
     stack, row, column = piece.place
-    if piece.comb is None:  # else rows are found from their numbers
+    if piece.stride_pattern is None:  # otherwise rows are found by their index
         row += r[0] - piece.rows[0]
     return replace(piece, rows=r, columns=c, place=(stack, row, column + c[0] - piece.columns[0]))
 
 
 @dataclass(frozen=True)
 class Part:
-    """A contiguous range of a global axis, and where it begins in the local one."""
+    """A contiguous range of a global axis, and its start on the local axis."""
 
     range: Range
     local: int
 
 
-def seat_coordinates(layout: Sharding, seat: int) -> tuple[int, ...]:
-    """Return the place of a seat along every axis of the mesh."""
+def mesh_coordinates(sharding: Sharding, mesh_rank: int) -> tuple[int, ...]:
+    """Return the coordinate of a mesh rank on the mesh."""
     coordinates = []
-    for extent in reversed(layout.mesh):
-        seat, place = divmod(seat, extent)
+    for extent in reversed(sharding.mesh):
+        mesh_rank, place = divmod(mesh_rank, extent)
         coordinates.append(place)
     return tuple(reversed(coordinates))
 
 
-def cut_coordinates(layout: Sharding, seat: int) -> tuple[int, ...]:
-    """Return the same with 0 for axes that cut nothing: seats that hold the same have the same."""
+def shard_coordinates(sharding: Sharding, mesh_rank: int) -> tuple[int, ...]:
+    """Return the mesh coordinate with 0 for axes that replicate: replicas have the same one."""
     return tuple(
         place if cut is not None else 0
-        for place, cut in zip(seat_coordinates(layout, seat), layout.cuts, strict=True)
+        for place, cut in zip(mesh_coordinates(sharding, mesh_rank), sharding.cuts, strict=True)
     )
 
 
 @functools.cache
-def seats_by_content(layout: Sharding) -> dict[tuple[int, ...], tuple[int, ...]]:
-    """Return the seats that hold the same, by their `cut_coordinates`."""
-    alike: dict[tuple[int, ...], list[int]] = {}
-    for seat in range(len(layout.ranks)):
-        alike.setdefault(cut_coordinates(layout, seat), []).append(seat)
-    return {content: tuple(seats) for content, seats in alike.items()}
+def replicas_by_coord(sharding: Sharding) -> dict[tuple[int, ...], tuple[int, ...]]:
+    """Return the mesh ranks that are replicas of each other, by their `shard_coordinates`."""
+    replicas: dict[tuple[int, ...], list[int]] = {}
+    for mesh_rank in range(len(sharding.ranks)):
+        replicas.setdefault(shard_coordinates(sharding, mesh_rank), []).append(mesh_rank)
+    return {coord: tuple(mesh_ranks) for coord, mesh_ranks in replicas.items()}
 
 
-def local_parts(layout: Sharding, coordinates: tuple[int, ...]) -> tuple[tuple[Part, ...], ...]:
-    """Return, for every axis of the stored tensor, which ranges a seat holds, in local order."""
-    ranges: list[list[Range]] = [[(0, size)] for size in layout.shape]
-    for place, extent, cut in zip(coordinates, layout.mesh, layout.cuts, strict=True):
+def local_parts(sharding: Sharding, shard_coord: tuple[int, ...]) -> tuple[tuple[Part, ...], ...]:
+    """Return the ranges of each axis of the stored tensor that a shard holds, in local order."""
+    ranges: list[list[Range]] = [[(0, size)] for size in sharding.shape]
+    for place, extent, cut in zip(shard_coord, sharding.mesh, sharding.cuts, strict=True):
         if cut is not None:
-            ranges[cut.axis] = _share(ranges[cut.axis], extent, place, cut.factor)
-    return tuple(tuple(_located(axis)) for axis in ranges)
+            ranges[cut.axis] = _chunk_ranges(ranges[cut.axis], extent, place, cut.factor)
+    return tuple(tuple(_add_local_starts(axis)) for axis in ranges)
 
 
-def local_shape(layout: Sharding, seat: int) -> tuple[int, ...]:
-    """Return the shape of a seat's local tensor."""
-    parts = local_parts(layout, cut_coordinates(layout, seat))
+def local_shape(sharding: Sharding, mesh_rank: int) -> tuple[int, ...]:
+    """Return the shape of the local tensor of a mesh rank."""
+    parts = local_parts(sharding, shard_coordinates(sharding, mesh_rank))
     return tuple(sum(_length(part.range) for part in axis) for axis in parts)
 
 
-def element_numbers(layout: Sharding, coordinates: tuple[int, ...], device: torch.device) -> Tensor:
-    """Return where every element of a seat's local tensor is in the whole stored one.
+def element_numbers(
+    sharding: Sharding, shard_coord: tuple[int, ...], device: torch.device
+) -> Tensor:
+    """Return the flat index of each element of a local tensor in the full stored tensor.
 
     Returns:
-        int32, shape of the local tensor; counted along the last axis first, wrapping.
+        int32 with the shape of the local tensor; large indices wrap.
     """
     numbers = torch.zeros((), dtype=torch.int32, device=device)
-    for size, parts in zip(layout.shape, local_parts(layout, coordinates), strict=True):
+    for size, parts in zip(sharding.shape, local_parts(sharding, shard_coord), strict=True):
         indices = [numbers.new_empty(0)]
         indices += [torch.arange(*part.range, dtype=torch.int32, device=device) for part in parts]
         numbers = numbers.unsqueeze(-1) * size + torch.cat(indices)
@@ -187,8 +191,8 @@ def _length(r: Range) -> int:
     return r[1] - r[0]
 
 
-def _share(ranges: list[Range], ways: int, place: int, factor: int) -> list[Range]:
-    """Return what is left of concatenated `ranges` for one of `ways`, as torch.chunk divides."""
+def _chunk_ranges(ranges: list[Range], ways: int, place: int, factor: int) -> list[Range]:
+    """Return the chunk at `place` of `ways` of the concatenated `ranges`, as of torch.chunk."""
     kept: list[Range] = []
     length = sum(map(_length, ranges))
     for number in range(factor):
@@ -213,8 +217,8 @@ def _slice(ranges: list[Range], start: int, stop: int) -> list[Range]:
     return kept
 
 
-def _located(ranges: list[Range]) -> Iterator[Part]:
-    """Join what is contiguous, and say where each range begins in the local tensor."""
+def _add_local_starts(ranges: list[Range]) -> Iterator[Part]:
+    """Merge contiguous ranges, and yield each with its start in the local tensor."""
     passed = 0
     joined: list[Range] = []
     for r in ranges:
@@ -228,22 +232,22 @@ def _located(ranges: list[Range]) -> Iterator[Part]:
 
 
 @functools.cache
-def pieces(layout: Sharding, coordinates: tuple[int, ...]) -> tuple[Piece, ...]:
-    """Return the pieces of a seat with these `cut_coordinates`, in the order of their matrices.
+def pieces(sharding: Sharding, shard_coord: tuple[int, ...]) -> tuple[Piece, ...]:
+    """Return the pieces of the shard with these `shard_coordinates`, sorted by matrix.
 
     Raises:
-        LayoutError: where the kernel of a convolution is cut.
+        LayoutError: if the kernel of a convolution is sharded.
     """
-    leading, outs, ins = _three_axes(layout, local_parts(layout, coordinates))
-    _, out, in_ = stack_shape(layout.shape, layout.matrices)
+    leading, outs, ins = _three_axes(sharding, local_parts(sharding, shard_coord))
+    _, out, in_ = stack_shape(sharding.shape, sharding.matrices)
     found = [
-        Piece(matrix, rows, columns, place, comb)
-        for matrix, stack, rows_of, columns_of in _stored_matrices(layout, out, in_)
+        Piece(matrix, rows, columns, place, stride_pattern)
+        for matrix, stack, rows_of, columns_of in _stored_matrices(sharding, out, in_)
         if stack in leading
         for part, column_part in itertools.product(outs, ins)
         if (rows := rows_of.within(part.range))[0] < rows[1]
         and (columns := columns_of.within(column_part.range))[0] < columns[1]
-        for place, comb in [
+        for place, stride_pattern in [
             _place(leading[stack], part, rows_of, rows, column_part, columns_of, columns)
         ]
     ]
@@ -251,27 +255,27 @@ def pieces(layout: Sharding, coordinates: tuple[int, ...]) -> tuple[Piece, ...]:
 
 
 @functools.cache
-def pieces_by_matrix(layout: Sharding, coordinates: tuple[int, ...]) -> dict[int, list[Piece]]:
-    """Return `pieces` by the number of their matrix."""
+def pieces_by_matrix(sharding: Sharding, shard_coord: tuple[int, ...]) -> dict[int, list[Piece]]:
+    """Return `pieces` by matrix."""
     found: defaultdict[int, list[Piece]] = defaultdict(list)
-    for piece in pieces(layout, coordinates):
+    for piece in pieces(sharding, shard_coord):
         found[piece.matrix].append(piece)
     return dict(found)
 
 
 @dataclass(frozen=True)
-class _Comb:
-    """Which indices of an axis belong to a matrix: `share` of every `stride`, from `first` on."""
+class _StridePattern:
+    """Indices of an axis that belong to a matrix: `share` of every `stride`, from `first` on."""
 
     first: int
     share: int
     stride: int
     skipped: int
-    """Indices of the split before those of this matrix (a head's)."""
+    """Number of indices of the split before this matrix, which is then a head."""
     length: int
 
     def within(self, r: Range) -> Range:
-        """Return which of the matrix's own indices lie in `r`."""
+        """Return the indices of the matrix that the range `r` of the axis contains."""
         low, high = (self._before(end) - self.skipped for end in r)
         return max(low, 0), min(high, self.length)
 
@@ -280,35 +284,35 @@ class _Comb:
         return full * self.share + min(max(rest - self.first, 0), self.share)
 
     def index(self, own: int) -> int:
-        """Return where an index of the matrix is on the axis."""
+        """Return the index on the axis of an index of the matrix."""
         full, rest = divmod(own + self.skipped, self.share)
         return full * self.stride + self.first + rest
 
     @property
-    def together(self) -> bool:
+    def consecutive(self) -> bool:
         return self.share == self.stride or self.skipped + self.length <= self.share
 
 
 def _stored_matrices(
-    layout: Sharding, out: int, in_: int
-) -> Iterator[tuple[int, int, _Comb, _Comb]]:
+    sharding: Sharding, out: int, in_: int
+) -> Iterator[tuple[int, int, _StridePattern, _StridePattern]]:
     """Yield (matrix, leading index, rows, columns), in the order of `view`."""
-    stored = layout.matrices
-    shapes = matrix_shapes(layout.shape, stored)
-    splits = stored.splits or (out,)
-    heads = heads_of(stored, len(splits), layout.shape)
+    spec = sharding.matrices
+    shapes = matrix_shapes(sharding.shape, spec)
+    splits = spec.splits or (out,)
+    heads = heads_of(spec, len(splits), sharding.shape)
     first, matrix = 0, 0
     for (number, rows, columns), split, count in zip(shapes, splits, heads, strict=True):
-        share = split // stored.groups
+        share = split // spec.groups
         for each in range(number):
             stack, head = divmod(each, count)
-            by_rows, by_columns = (0, head) if stored.by_columns else (head, 0)
+            by_rows, by_columns = (0, head) if spec.by_columns else (head, 0)
             if share:
                 yield (
                     matrix,
                     stack,
-                    _Comb(first, share, out // stored.groups, by_rows * rows, rows),
-                    _Comb(0, in_, in_, by_columns * columns, columns),
+                    _StridePattern(first, share, out // spec.groups, by_rows * rows, rows),
+                    _StridePattern(0, in_, in_, by_columns * columns, columns),
                 )
             matrix += 1
         first += share
@@ -317,27 +321,27 @@ def _stored_matrices(
 def _place(
     leading: int,
     part: Part,
-    rows_of: _Comb,
+    rows_of: _StridePattern,
     rows: Range,
     column_part: Part,
-    columns_of: _Comb,
+    columns_of: _StridePattern,
     columns: Range,
 ) -> tuple[tuple[int, int, int], tuple[int, int, int] | None]:
     row = rows_of.index(rows[0]) - part.range[0] + part.local
     column = columns_of.index(columns[0]) - column_part.range[0] + column_part.local
-    if rows_of.together:
+    if rows_of.consecutive:
         return (leading, row, column), None
-    # Rows count from the split's first, and its rows from where the local tensor begins.
-    comb = rows_of.first - part.range[0] + part.local, rows_of.share, rows_of.stride
-    return (leading, rows_of.skipped, column), comb
+    # Rows are relative to the first row of the split, and `first` to the start of the local tensor.
+    stride_pattern = rows_of.first - part.range[0] + part.local, rows_of.share, rows_of.stride
+    return (leading, rows_of.skipped, column), stride_pattern
 
 
 def _three_axes(
-    layout: Sharding, parts: tuple[tuple[Part, ...], ...]
+    sharding: Sharding, parts: tuple[tuple[Part, ...], ...]
 ) -> tuple[dict[int, int], tuple[Part, ...], tuple[Part, ...]]:
-    """Return local by global leading index, and the parts of the axes `out` and `in`."""
-    stored, shape = layout.matrices, layout.shape
-    if stored.flattened:
+    """Return the local index of each global leading index, and the parts of `out` and `in`."""
+    spec, shape = sharding.matrices, sharding.shape
+    if spec.flattened:
         leading = {0: 0}
         kernel = math.prod(shape[2:])
         if any(
@@ -345,8 +349,8 @@ def _three_axes(
             for axis, n in zip(parts[2:], shape[2:], strict=True)
         ):
             raise LayoutError(
-                f"the kernel of a convolution of shape {shape} is cut: {layout.cuts}"
-                "; shard it by its first axis, or leave it whole on every rank, which must hold all of a kernel"
+                f"the kernel of a convolution of shape {shape} is sharded: {sharding.cuts}. Shard the "
+                "first or second axis instead, or replicate the parameter"
             )
         a = parts[0]
         b = tuple(
@@ -354,13 +358,12 @@ def _three_axes(
         )
     else:
         sizes, axes = shape[:-2], parts[:-2]
-        held = [[range(*p.range) for p in axis] for axis in axes]
-        flat = [list(itertools.chain.from_iterable(axis)) for axis in held]
+        flat = [[i for p in axis for i in range(*p.range)] for axis in axes]
         leading = {
             _ravel(index, sizes): number for number, index in enumerate(itertools.product(*flat))
         }
         a, b = parts[-2], parts[-1]
-    return (leading, b, a) if stored.transposed else (leading, a, b)
+    return (leading, b, a) if spec.transposed else (leading, a, b)
 
 
 def _ravel(index: tuple[int, ...], sizes: tuple[int, ...]) -> int:
@@ -371,13 +374,13 @@ def _ravel(index: tuple[int, ...], sizes: tuple[int, ...]) -> int:
 
 
 def read_piece(local: Tensor, matrices: MatrixSpec, piece: Piece) -> Tensor:
-    """Return a piece `[rows, columns]` of a local tensor, a view where the rows lie together."""
+    """Return a piece `[rows, columns]` of a local tensor, as a view if its rows are consecutive."""
     X_NMK, rows, columns = _window(local, matrices, piece)
     return X_NMK[piece.place[0], rows, columns]
 
 
 def write_piece_(local: Tensor, matrices: MatrixSpec, piece: Piece, values: Tensor) -> None:
-    """Write a piece `[rows, columns]` into a local tensor, contiguous where it is flattened."""
+    """Write a piece `[rows, columns]` into a local tensor, which is contiguous if flattened."""
     X_NMK, rows, columns = _window(local, matrices, piece)
     X_NMK[piece.place[0], rows, columns] = values.to(local.dtype)
 
@@ -387,8 +390,8 @@ def _window(
 ) -> tuple[Tensor, slice | Tensor, slice]:
     (row_count, column_count), (_, row, column) = piece.shape, piece.place
     columns = slice(column, column + column_count)
-    if piece.comb is None:
+    if piece.stride_pattern is None:
         return stacked(local, matrices), slice(row, row + row_count), columns
-    first, share, stride = piece.comb
+    first, share, stride = piece.stride_pattern
     r = torch.arange(piece.rows[0], piece.rows[1], device=local.device) + row
     return stacked(local, matrices), r // share * stride + first + r % share, columns

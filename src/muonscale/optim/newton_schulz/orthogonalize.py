@@ -23,6 +23,7 @@ from muonscale.optim.newton_schulz.coefficients import Coefficients, Coefficient
 from muonscale.optim.newton_schulz.flops import Segments, choose_segments
 from muonscale.optim.newton_schulz.flops import ns_flops as ns_flops
 from muonscale.optim.newton_schulz.kernels.cpu import (
+    can_run_side_by_side,
     empty_squares,
     panel_product_,
     panel_rows,
@@ -111,11 +112,11 @@ def orthogonalize(
     X_NMK, O_NMK = X.reshape(-1, *X.shape[-2:]), polar.view(-1, *X.shape[-2:])
     count = _batch_length(X_NMK.shape, dtype, X_NMK.device, workspace_bytes)
     batches = list(zip(O_NMK.split(count), X_NMK.split(count), strict=True))
-    run = functools.partial(newton_schulz_, coefficients=resolved, segments=segments)
-    if X.device.type == "cpu":
+    if X.device.type == "cpu" and can_run_side_by_side(len(batches)):
+        run = functools.partial(newton_schulz_, coefficients=resolved, segments=segments)
         run_side_by_side(run, batches)
     else:
-        run(batches)
+        newton_schulz_(batches, resolved, segments)
     return polar
 
 

@@ -30,7 +30,7 @@ class Rounding:
     key: int
     """See `rounding_key`."""
     part: tuple[Sharding, tuple[int, ...]] | None = None
-    """Layout and `cut_coordinates` of what is here; None where all of the parameter is."""
+    """Sharding and `shard_coordinates` of the local part; None if the parameter is whole here."""
 
     def apply(self, X: Tensor) -> Tensor:
         """Return float32 `X`, the values that are here, in bfloat16."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ Group = dict[str, Any]
 """One entry of `Optimizer.param_groups`."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(slots=True)
 class ParamStep:
     """One parameter in one step: the part of it on this rank."""
 
@@ -31,11 +32,11 @@ class ParamStep:
     gradient: Tensor
     state: dict[str, Any]
     group: Group
-    placing: Sharding | None = None
-    """How it is sharded; None if it is whole on this rank alone."""
+    sharding: Sharding | None = None
+    """Sharding over several ranks; None if the parameter is whole on this rank."""
 
     @property
-    def layout(self) -> MatrixSpec:
+    def matrices(self) -> MatrixSpec:
         """How the parameter's matrices are stored."""
         return self.group["matrices"].get(self.name, PLAIN)
 
@@ -64,16 +65,26 @@ def by_group(items: Iterable[ParamStep]) -> Iterator[tuple[Group, list[ParamStep
 
 def batches(items: list[ParamStep]) -> Iterator[tuple[MatrixUpdate, list[ParamStep]]]:
     """Gather the parameters whose matrices have the same shapes, across groups, up to the cap."""
-    similar: defaultdict[Any, list[ParamStep]] = defaultdict(list)
-    updates = {id(group): rule_of(group).matrix_update(group) for group, _ in by_group(items)}
-    for item in items:
-        shapes = known_shapes(tuple(item.parameter.shape), item.layout)
-        kinds = frozenset((out, in_) for _, out, in_ in shapes)
-        dtype = torch.promote_types(item.parameter.dtype, torch.float32)
-        similar[updates[id(item.group)], kinds, item.parameter.device, dtype].append(item)
-    for (update, *_), members in similar.items():
-        for batch in _capped(members):
-            yield update, batch
+    similar: dict[MatrixUpdate, defaultdict[Any, list[ParamStep]]] = {}
+    for group, part in by_group(items):
+        update = rule_of(group).matrix_update(group)
+        assert update is not None
+        of_update = similar.setdefault(update, defaultdict(list))
+        for item in part:
+            parameter = item.parameter
+            kinds = _kinds(parameter.shape, item.matrices)
+            wide = parameter.dtype if parameter.dtype.itemsize > 4 else torch.float32
+            of_update[kinds, parameter.device, wide].append(item)
+    for update, of_update in similar.items():
+        for members in of_update.values():
+            for batch in _capped(members):
+                yield update, batch
+
+
+@functools.cache
+def _kinds(shape: torch.Size, matrices: MatrixSpec) -> frozenset[tuple[int, int]]:
+    """Return the shapes of the matrices that a parameter holds."""
+    return frozenset((out, in_) for _, out, in_ in known_shapes(tuple(shape), matrices))
 
 
 def _capped(items: list[ParamStep]) -> Iterator[list[ParamStep]]:

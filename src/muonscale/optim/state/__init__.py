@@ -1,1 +1,12 @@
-""""""
+"""The optimizer's state: what is kept for each parameter, and how it is saved and loaded.
+
+- `state`: creates the state of a parameter (`new_state`), and keeps it by parameter name when a
+  parameter is replaced, moved or cast (`keep_by_name`).
+- `state_io`: the form that is saved (`plain`), and loading by name (`take_over`).
+
+A state tensor has one of three forms. It is a plain tensor on one process, a DTensor with the
+placements of a sharded parameter, or a `PartitionedTensor` (ZeRO-1) for a replicated one.
+
+State goes parameter -> `new_state` -> step -> `state_dict` -> `plain` -> file, and back from a file
+through `take_over`, which copies it by name into the state that the optimizer already has.
+"""

@@ -1,4 +1,4 @@
-"""What the optimizer keeps of every parameter, from construction on, under the parameter's name.
+"""The state that the optimizer keeps for each parameter, from construction on.
 
 | key                 | rule          | shape           | dtype                                      |
 |---------------------|---------------|-----------------|--------------------------------------------|
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from muonscale.errors import LayoutError
-from muonscale.optim.distributed.dtensor import sharding_of, zeros_like_cut
+from muonscale.optim.distributed.dtensor import sharding_of, zeros_with_sharding
 from muonscale.optim.distributed.zero1 import OwnedMatrices, copy_, partitioned_zeros
 from muonscale.optim.matrices.batches import row_state_shape, row_state_sharding
 from muonscale.optim.matrices.spec import PLAIN, MatrixSpec
@@ -37,13 +37,13 @@ def counters_of(group: Group) -> list[str]:
 def new_state(
     name: str, parameter: Tensor, options: Mapping[str, Any], owned: OwnedMatrices | None = None
 ) -> dict[str, Tensor]:
-    """Return the state of a parameter that has not made a step.
+    """Return the state of a parameter before its first step.
 
     Args:
-        name: the parameter's.
-        parameter: any floating dtype and device.
-        options: of its group, complete.
-        owned: what of it is here, if it is dealt out to the ranks that hold the parameter.
+        name: of the parameter.
+        parameter: of any floating dtype and on any device.
+        options: complete options of its group.
+        owned: sharding and owned matrices, if the state is partitioned; else None.
     """
     dtype = torch.promote_types(parameter.dtype, torch.float32)
 
@@ -77,12 +77,14 @@ def _row_state(
 ) -> Tensor:
     shape = row_state_shape(parameter.shape, matrices)
     if owned is not None:
-        layout, here = owned
-        return partitioned_zeros(shape, (row_state_sharding(layout), here), dtype, parameter.device)
-    layout = sharding_of(name, parameter, matrices)
-    if layout is None:
+        sharding, numbers = owned
+        return partitioned_zeros(
+            shape, (row_state_sharding(sharding), numbers), dtype, parameter.device
+        )
+    sharding = sharding_of(name, parameter, matrices)
+    if sharding is None:
         return torch.zeros(shape, dtype=dtype, device=parameter.device)
-    return zeros_like_cut(parameter, row_state_sharding(layout), dtype)
+    return zeros_with_sharding(parameter, row_state_sharding(sharding), dtype)
 
 
 def keep_by_name(
@@ -91,32 +93,34 @@ def keep_by_name(
     owners: dict[str, Tensor],
     owned: Callable[[str], OwnedMatrices | None] = lambda name: None,
 ) -> None:
-    """Give every parameter in `groups` its state, by name, where something has changed.
+    """Ensure that every parameter in `groups` has state that fits it.
 
-    A parameter may have been replaced by another tensor, moved to another device, or cast, since
-    its state was made; that state is then carried over. One that has no state gets a new one.
+    If a parameter was replaced by another tensor, moved to another device or cast, its state is
+    carried over by name. A parameter without state gets new state.
 
     Args:
         groups: of the optimizer.
-        state: by parameter; written to.
-        owners: the parameter that each name stood for; written to.
-        owned: see `new_state`, by name.
+        state: by parameter; updated in place.
+        owners: the parameter that had each name; updated in place.
+        owned: returns `owned` of `new_state` for a name.
 
     Raises:
-        GroupingError: where names and parameters do not match, or the rule cannot work on what is
-            there now.
-        LayoutError: where the shape is another one.
+        GroupingError: if names and parameters do not match, or the rule does not accept the
+            parameter.
+        LayoutError: if the shape of a parameter has changed.
     """
     for group in groups:
         check_names(group)
-    changed = [
-        (name, parameter, group)
-        for group in groups
-        for name, parameter in named(group)
-        if owners.get(name) is not parameter or not _fits(state.get(parameter), parameter, group)
-    ]
+    changed = []
+    for group in groups:
+        first, keys, narrow_keys = _keys_of(group)
+        for name, parameter in named(group):
+            held = state.get(parameter) if owners.get(name) is parameter else None
+            wanted = narrow_keys if is_narrow(parameter) else keys
+            if held is None or held.keys() != wanted or not _fits(held[first], parameter):
+                changed.append((name, parameter, group))
     fresh = {
-        name: _renewed(
+        name: _renew(
             name,
             parameter,
             group,
@@ -132,7 +136,7 @@ def keep_by_name(
         owners[name] = parameter
 
 
-def _renewed(
+def _renew(
     name: str,
     parameter: Tensor,
     group: Group,
@@ -146,22 +150,21 @@ def _renewed(
             continue
         if old[key].shape != fresh[key].shape:
             raise LayoutError(
-                f"{name} was replaced by a tensor of another shape: its {key} is "
-                f"{tuple(old[key].shape)}, {tuple(fresh[key].shape)} is needed"
+                f"{name} was replaced by a tensor of another shape: its {key} has shape "
+                f"{tuple(old[key].shape)}, but the new parameter needs {tuple(fresh[key].shape)}"
             )
         copy_(fresh[key], old[key])
     return fresh
 
 
-def _fits(
-    state: Mapping[str, Tensor] | None, parameter: Tensor, options: Mapping[str, Any]
-) -> bool:
-    tensors = rule_of(options).state(options)
+def _keys_of(group: Group) -> tuple[str, set[str], set[str]]:
+    """Return the first elementwise state, and the keys of a wide and of a narrow parameter's state."""
+    tensors = rule_of(group).state(group)
     keys = {tensor.name for tensor in tensors}
-    if is_narrow(parameter) and options["master"] != "none":
-        keys.add("master" if options["master"] == "float32" else "rounding_step")
-    if state is None or state.keys() != keys:
-        return False
-    moment = state[tensors[0].name]
+    more = {"none": set[str](), "float32": {"master"}, "stochastic": {"rounding_step"}}
+    return tensors[0].name, keys, keys | more[group["master"]]
+
+
+def _fits(moment: Tensor, parameter: Tensor) -> bool:
     dtype = parameter.dtype if parameter.dtype.itemsize > 4 else torch.float32
     return moment.dtype == dtype and moment.device == parameter.device

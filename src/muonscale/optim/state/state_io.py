@@ -1,9 +1,9 @@
-"""Optimizer state by parameter name: what a state dict holds, and how one is taken over.
+"""The optimizer's state dict: how it is saved and loaded.
 
-A state dict has torch's form: `state` by running number, `param_groups` with those numbers under
-`params` and the names under `param_names`. Loading goes by name, so that the order and the grouping
-of parameters may have changed. Of groups of ours whose names a trainer has dropped (torchtitan does)
-the places are taken, if groups and numbers of parameters are the same.
+A state dict has torch's form: `state` is indexed by number, and `param_groups` lists these numbers
+as `params` and the parameter names as `param_names`. State is loaded by name, so the order and the
+grouping of parameters may have changed. If a trainer has dropped the names (torchtitan does), state
+is loaded by order, provided that groups and numbers of parameters are the same.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from muonscale.optim.rules.muon import ROW_STATE
 from muonscale.optim.rules.step_inputs import named
 
 NOT_SAVED = frozenset({"params", "matrices", "why"})
-"""Group entries that describe the model rather than the training state."""
+"""Group entries that describe the model and not the training state."""
 
 Group = dict[str, Any]
 State = Mapping[Tensor, dict[str, Any]]
@@ -30,39 +30,38 @@ StateDict = Mapping[str, Any]
 
 
 def plain(state_dict: dict[str, Any]) -> dict[str, Any]:
-    """Return torch's state dict with only such group entries as `torch.load` takes by default.
+    """Return torch's state dict with only group entries that `torch.load` accepts by default.
 
-    Those that describe the model, and functions, are None in it and not missing: torch's flattened
-    form is loaded by asking for every entry of the groups.
+    Functions and entries that describe the model are None rather than missing, because torch's
+    flattened form asks for every entry of the groups when it is loaded.
     """
 
-    def saved(key: str, value: Any) -> Any:
+    def to_save(key: str, value: Any) -> Any:
         left_out = key != "params" and key in NOT_SAVED
         if left_out or callable(value):
             return None
         return as_plain(value) if key == "ns_coefficients" else value
 
-    groups = [{k: saved(k, v) for k, v in group.items()} for group in state_dict["param_groups"]]
+    groups = [{k: to_save(k, v) for k, v in group.items()} for group in state_dict["param_groups"]]
     return {**state_dict, "param_groups": groups}
 
 
 def take_over(state_dict: StateDict, groups: list[Group], state: State) -> None:
     """Copy the state and the group options of `state_dict` into `groups` and `state`.
 
-    Values keep the dtype and device that they have in `state`. A group takes the saved options if
-    the saved dict has a group of exactly its parameters; where the grouping has changed it keeps
-    its own and warns.
+    Values keep the dtype and device that they have in `state`. A group gets the saved options if
+    the saved dict has a group with exactly its parameters. Otherwise it keeps its own and warns.
 
     Raises:
-        CheckpointError: without names in groups that are not these, or where names, shapes or rules
-            differ. Nothing has been written then.
+        CheckpointError: if names are missing and the groups differ, or if names, shapes or rules
+            differ. Nothing is written in that case.
     """
     saved_groups = _with_names(state_dict["param_groups"], groups)
     saved = _saved_by_name(saved_groups, state_dict["state"])
     current = {name: state[parameter] for group in groups for name, parameter in named(group)}
     if differences := _differences(saved, current):
         raise CheckpointError(
-            "the optimizer state does not fit; take that of the same model and rules:\n  "
+            "the optimizer state does not fit; take one of the same model and rules:\n  "
             + "\n  ".join(differences)
         )
     scales = _momentum_scales(saved_groups)
@@ -76,20 +75,20 @@ def take_over(state_dict: StateDict, groups: list[Group], state: State) -> None:
 
 
 def _with_names(saved_groups: list[Group], groups: list[Group]) -> list[Group]:
-    """Return the saved groups, with names of the same places in `groups` where they have none."""
+    """Return the saved groups; those without names get the names of the same group in `groups`."""
     if all("param_names" in group for group in saved_groups):
         return saved_groups
     if [_identity(group) for group in saved_groups] != [_identity(group) for group in groups]:
         raise CheckpointError(
-            f"the {len(saved_groups)} groups of the optimizer state have no param_names and are not those "
-            "of this optimizer, so its tensors have no parameter: save it from an optimizer that was "
-            "given named parameters; the state of torch.optim.Muon and of other Muons is made one of "
-            "ours by convert_state_dict"
+            f"the {len(saved_groups)} groups of the optimizer state have no param_names and differ from "
+            "those of this optimizer, so its tensors cannot be matched with parameters. Save it from an "
+            "optimizer that was given named parameters. convert_state_dict converts the state of "
+            "torch.optim.Muon and of other implementations"
         )
     unnamed = [str(group.get("name")) for group in saved_groups if "param_names" not in group]
     warnings.warn(
-        f"the optimizer state has no param_names in {', '.join(unnamed)}; its groups are those of this "
-        "optimizer, so tensors are taken in the order in which they stand there",
+        f"the optimizer state has no param_names in {', '.join(unnamed)}; its groups are like those of "
+        "this optimizer, so its tensors are matched with parameters by their order",
         stacklevel=4,
     )
     return [
@@ -120,8 +119,8 @@ def _differences(saved: Mapping[str, Any], current: Mapping[str, Any]) -> list[s
         if have.keys() != want.keys():
             hint = ""
             if have.keys() ^ want.keys() == {ROW_STATE}:
-                asked = '"normuon"' if ROW_STATE in have else "None, or another than it is"
-                hint = f" (saved with post_norm={asked})"
+                post_norm = '"normuon"' if ROW_STATE in have else "None, or another one"
+                hint = f" (saved with post_norm={post_norm})"
             lines.append(
                 f"other state: {name} has {sorted(have)}, now it needs {sorted(want)}{hint}"
             )
@@ -138,13 +137,13 @@ def _tensor(value: Any) -> Tensor:
 
 
 def _momentum_scales(saved_groups: list[Group]) -> dict[str, float]:
-    """Return 1 - mu for the names whose saved momentum is a sum; an average needs no factor."""
+    """Return 1 - mu for each name whose saved momentum is a sum; an average needs no factor."""
     scales: dict[str, float] = {}
     for group in saved_groups:
         convention = group.get("momentum_convention", "ema")
         if convention not in ("ema", "sum"):
             raise CheckpointError(
-                f"momentum convention {convention!r} is unknown; accepted: ema, sum"
+                f"momentum_convention={convention!r} is unknown; accepted: ema, sum"
             )
         if convention == "sum":
             scales |= dict.fromkeys(group["param_names"], 1 - group["momentum"])
@@ -158,8 +157,8 @@ def _take_options(saved_groups: list[Group], groups: list[Group]) -> None:
         saved = by_names.get(frozenset(group["param_names"]))
         if saved is None:
             warnings.warn(
-                f"parameter group {group.get('name', '?')!r} is not a group of the saved state: its "
-                "lr and other options stay as they are",
+                f"parameter group {group.get('name', '?')!r} is not in the saved state, so it keeps its "
+                "own lr and other options",
                 stacklevel=4,
             )
             continue

@@ -100,23 +100,30 @@ def _spans(side: int, panel: int) -> list[tuple[int, int]]:
     return [(start, min(start + panel, side)) for start in range(0, side, panel)]
 
 
+def can_run_side_by_side(parts: int) -> bool:
+    """Return whether several threads can work on that many parts at the same time.
+
+    Not under `torch.compile` or a dispatch mode, which sees only its own thread.
+    """
+    observed = torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0
+    return 1 < torch.get_num_threads() <= parts and not observed
+
+
 def run_side_by_side(work: Callable[[list[T]], None], parts: list[T]) -> None:
     """Call `work` on all of `parts`, in lists that several threads work on at the same time.
 
     Each worker has one thread and gets the same number of parts; the remainder runs on all threads.
-    On one thread, under `torch.compile` or under a dispatch mode (which sees only its own thread)
-    this is `work(parts)`.
+    Where that cannot be (see `can_run_side_by_side`) it is `work(parts)`.
 
     Args:
         work: uses tensors on a CPU; several threads call it, without autograd.
         parts: independent of each other. Which parts share a list does not depend on timing.
     """
-    threads = torch.get_num_threads()
-    whole = len(parts) - len(parts) % threads
-    observed = torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0
-    if threads == 1 or not whole or observed:
+    if not can_run_side_by_side(len(parts)):
         work(parts)
         return
+    threads = torch.get_num_threads()
+    whole = len(parts) - len(parts) % threads
     pool = _pool(threads)
     running = [pool.submit(work, parts[n:whole:threads]) for n in range(threads)]
     for one in running:
