@@ -55,7 +55,7 @@ def parts_of(rows: Sequence[GroupingRow], layers: int | None = None) -> list[Par
     """Return the parts of a model: a Muon part for each shape, and one of all AdamW parameters.
 
     Args:
-        rows: of the routing report.
+        rows: of the grouping report.
         layers: how many of the layers that repeat are measured; None for all.
     """
     kinds: defaultdict[Facts, list[GroupingRow]] = defaultdict(list)

@@ -1,7 +1,7 @@
 """From roles to parameter groups: which rule, learning rate and decay every parameter gets.
 
 One group per role, and one more for each set of parameters that an override sets apart. The
-routing report (`muonscale.optim.parameters.report`) says what was decided, and by what.
+grouping report (`muonscale.optim.parameters.report`) says what was decided, and by what.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The routing report: which parameter is on which rule, and why."""
+"""The grouping report: which parameter is on which rule, and why."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ FROZEN = "frozen"
 
 @dataclass(frozen=True, kw_only=True)
 class GroupingRow:
-    """One parameter in the routing report."""
+    """One parameter in the grouping report."""
 
     name: str
     shape: tuple[int, ...]
