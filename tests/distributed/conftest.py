@@ -29,6 +29,7 @@ def world() -> Callable[[int], World]:
 
     def of(size: int) -> World:
         if not WORLDS[size].alive:
+            WORLDS[size].close()
             WORLDS[size] = World(size)
         return WORLDS[size]
 

@@ -27,7 +27,7 @@ from muonscale.lab.verify.check import alone, comparable, layout_config
 from muonscale.lab.verify.compare import LIMIT, Comparison, compare
 from muonscale.lab.verify.trajectory import Trajectory, Whole, take_steps, whole
 from muonscale.lab.verify.twin import TWINS, take_twin_steps, twin_config
-from muonscale.optim.distributed import context as ranks
+from muonscale.optim.distributed.context import DistributedContext
 from muonscale.optim.distributed.dtensor import local
 from muonscale.optim.muon import Muon
 from tests.optim.conftest import causal_lm
@@ -129,7 +129,7 @@ def gradients_are_summed(patch: pytest.MonkeyPatch) -> None:
 
 
 def shards_are_orthogonalised(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(ranks, "sharding_of", lambda *_: None)
+    patch.setattr(DistributedContext, "rank_groups", lambda *_: [])
 
 
 def heads_keep_their_gradients(patch: pytest.MonkeyPatch) -> None:

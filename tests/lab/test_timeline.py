@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from muonscale.lab.timeline import Timeline
@@ -37,6 +37,7 @@ def test_moonlights_published_steps() -> None:
     assert timeline.step_at(1.2e12) == pytest.approx(42_000, rel=0.01)
 
 
+@example(tokens=32, changes=[(1, 1)])  # the change comes after the last step
 @given(
     st.integers(1, 5000), st.lists(st.tuples(st.integers(1, 400), st.integers(1, 9)), max_size=4)
 )

@@ -235,7 +235,7 @@ def test_what_is_not_understood_is_named() -> None:
     refused("does not know .* opt", "opt", {"word_embed_proj_dim": 32}, {"word_embed_proj_dim": 32})
     # queries grow and keys do not, in one parameter
     fields = {"hidden_size": 64, "num_attention_heads": 8}
-    refused("qkv_proj.weight holds .* alike", "phi3", fields, {})
+    refused("qkv_proj.weight holds .* same factor", "phi3", fields, {})
     # longer heads with queries, keys and values in one parameter
     refused("h.0.attn has heads of 16, and of 8", "gpt2", {"n_embd": 64, "n_head": 4}, {})
 

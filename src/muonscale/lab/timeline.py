@@ -66,7 +66,8 @@ class Timeline:
                 )
             phases.append(_after(phases[-1], ahead, size))
         last = phases[-1]
-        ahead = -(-tokens // length) - last.first_sequence
+        # None are left where the change would come after the last step, which is rounded up.
+        ahead = max(0, -(-tokens // length) - last.first_sequence)
         return cls(tuple(phases), last.first_step + -(-ahead // last.batch), length, tokens)
 
     def _phase(self, step: int) -> Phase:

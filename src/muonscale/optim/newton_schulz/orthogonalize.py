@@ -204,9 +204,9 @@ def _prepare(
     asks = team is None and X_NMK.device.type == "cpu" and not torch.compiler.is_compiling()
     if dtype.itemsize >= 4 and asks:
         # No magnitude is above the norm, and the largest is at least norm / sqrt(M K).
-        norms = torch.linalg.vector_norm(X_NMK, dim=(-2, -1)).tolist()
+        norms = torch.linalg.vector_norm(X_NMK, dim=(-2, -1))
         least = 2 * X_NMK[0].numel() ** 0.5 / _FAR
-        if all(least < norm < _FAR / 2 for norm in norms):  # false for a NaN
+        if ((norms > least) & (norms < _FAR / 2)).all():  # false for a NaN
             return X_NMK.to(dtype), False
     if X_NMK.numel():  # not vector_norm(inf), which takes ten times as long on a CPU
         largest = torch.maximum(X_NMK.amax((-2, -1), True), X_NMK.amin((-2, -1), True).neg_())
