@@ -10,12 +10,13 @@ SIZES = (1, 2, 3, 4)
 WORLDS: dict[int, World] = {}
 
 
-def pytest_collection_finish() -> None:
-    """Fork the processes before any test runs autograd.
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Fork the processes before any test runs autograd, if a test uses them.
 
     Where torch is built for CUDA, a process cannot use autograd if the one it was forked from has.
     """
-    WORLDS.update({size: World(size) for size in SIZES})
+    if any("world" in getattr(item, "fixturenames", ()) for item in session.items):
+        WORLDS.update({size: World(size) for size in SIZES})
 
 
 def pytest_sessionfinish() -> None:

@@ -10,7 +10,6 @@ import torch
 import torch.distributed as dist
 
 from muonscale import Muon
-from muonscale.optim.distributed import zero1
 from tests.distributed.layouts import SHAPES, gathered, make, mesh_of, placed, rows, whole
 from tests.distributed.made_up_rule import reference, tilt_rule
 
@@ -42,7 +41,7 @@ def train(row_name: str, saved: str | None = None, resume: str | None = None) ->
     """Train with a layout, "replicated" or "alone"; save the whole state, or go on from one."""
     place, group = stay, None
     if row_name == "replicated":
-        zero1.WHOLE_BELOW, group = 20, dist.group.WORLD
+        group = dist.group.WORLD
     elif row_name != "alone":
         row = next(row for row in rows(dist.get_world_size()) if row.name == row_name)
         place = placed(row, mesh_of(row))

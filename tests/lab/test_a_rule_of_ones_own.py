@@ -22,7 +22,7 @@ def rule() -> Iterator[None]:
 
 @pytest.fixture
 def words(tiny: list[str]) -> list[str]:
-    return [*tiny, "optimizer.rule=tilt"]
+    return [*tiny, "optimizer.rule=tilt", "optimizer.tilt=0.85"]
 
 
 def test_a_run_trains_resumes_and_has_a_report_and_a_card(
@@ -46,7 +46,7 @@ def test_a_run_trains_resumes_and_has_a_report_and_a_card(
     assert "trained with Tilt" in page
     assert muonscale("export", tmp_path / "run", tmp_path / "model").code == 0
     card = (tmp_path / "model/README.md").read_text(encoding="utf-8")
-    assert "`optimizer.rule` | tilt" in card
+    assert "`optimizer.rule` | tilt" in card and "`optimizer.tilt` | 0.85" in card
 
 
 def test_inspect_lists_it(muonscale: Muonscale) -> None:

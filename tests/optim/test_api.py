@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+import inspect
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ from torch import nn
 from muonscale import Muon, grouping_report, parameter_groups, preset
 from muonscale.errors import CheckpointError, ConfigError, GroupingError, MuonscaleError
 from muonscale.optim.newton_schulz.coefficients import Coefficients
+from muonscale.optim.options import OPTIONS_OF, RuleOptions, add_options, option_names
 
 
 def model() -> nn.Sequential:
@@ -100,7 +103,9 @@ def test_groups_that_a_scheduler_has_written_to_can_be_given_again() -> None:
     assert rates(again) == rates(optimizer)
 
 
-@pytest.mark.parametrize("overrides", [{"head": "muon"}, ["head"], {"head": {"lr": "1e-3"}}])
+@pytest.mark.parametrize(
+    "overrides", [{"head": "muon"}, {"head": ["muon"]}, ["head"], {"head": {"lr": "1e-3"}}]
+)
 def test_overrides_of_another_form_are_refused(overrides: Any) -> None:
     with pytest.raises(ConfigError, match="head"):
         parameter_groups(model(), 1e-3, overrides=overrides)
@@ -199,3 +204,50 @@ def test_schedulers_that_cycle_momentum_cycle_it_on_both_rules(make: Any) -> Non
         assert seen[-1] == groups["head"]["betas"][0]
         schedule.step()
     assert len(set(seen)) > 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Clashing(RuleOptions):
+    """Options that a rule cannot have."""
+
+    title: ClassVar[str] = "Clashing"
+    betas: tuple[float, float] = (0.5, 0.5)
+    """The name of an option of AdamW."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unbounded(RuleOptions):
+    """Options that a rule cannot have."""
+
+    title: ClassVar[str] = "Unbounded"
+    reach: float = field(default=1.0, metadata={"range": "between"})
+    """In no known range."""
+
+
+@pytest.mark.parametrize(("options", "word"), [(Clashing, "betas"), (Unbounded, "between")])
+def test_a_rule_whose_options_cannot_be_is_refused(options: type[RuleOptions], word: str) -> None:
+    with pytest.raises(ConfigError, match=word):
+        add_options("refused", options)
+    assert "refused" not in OPTIONS_OF
+    assert Muon([nn.Parameter(torch.ones(2, 2))]).defaults["betas"] == (0.9, 0.95)
+
+
+def test_the_signature_has_every_option_and_a_subclass_its_own() -> None:
+    class Sub(Muon):
+        def __init__(self, params: Any, names: tuple[str, ...] = (), **options: Any) -> None:
+            super().__init__(params, **options)
+
+    found = inspect.signature(Muon).parameters
+    assert list(found)[:5] == ["params", "lr", "weight_decay", "momentum", "nesterov"]
+    assert found.keys() >= option_names()
+    assert list(inspect.signature(Sub).parameters) == ["params", "names", "options"]
+    assert Sub([nn.Parameter(torch.ones(2, 2))], momentum=0.5).param_groups[0]["momentum"] == 0.5
+
+
+def test_a_saved_option_that_is_none_now_is_left_out_with_a_warning() -> None:
+    optimizer = Muon([nn.Parameter(torch.ones(2, 2))])
+    state = optimizer.state_dict()
+    state["param_groups"][0]["wire_dtype"] = "bfloat16"
+    with pytest.warns(UserWarning, match="wire_dtype"):
+        optimizer.load_state_dict(state)
+    assert "wire_dtype" not in optimizer.param_groups[0]

@@ -18,15 +18,17 @@ from pydantic import (
     model_validator,
 )
 
-from muonscale.errors import ConfigError
+from muonscale.errors import ConfigError, nearest
 from muonscale.optim.options import (
     OPTIONS_OF,
     AdamWOptions,
     CommonOptions,
     MuonOptions,
+    NarrowOptions,
     check_options_given,
     check_word,
     names_of,
+    option_names,
 )
 
 Positive = Annotated[int, Field(gt=0)]
@@ -232,6 +234,8 @@ class DataSection(Section):
 class OptimizerSection(Section, AdamWOptions, MuonOptions, CommonOptions):  # pyrefly: ignore
     """How it is updated: `optimizer.*`."""
 
+    model_config = ConfigDict(extra="allow")  # options of rules that somebody has registered
+
     rule: str = "muon"
     """Rule of the hidden matrices: `muon`, with AdamW for the rest, or `adamw`."""
     lr: Annotated[float, Field(gt=0, le=1e30)] = 0.01
@@ -274,6 +278,15 @@ class OptimizerSection(Section, AdamWOptions, MuonOptions, CommonOptions):  # py
         except ConfigError as error:
             raise ValueError(f"optimizer.{error}") from None
         return value
+
+    @model_validator(mode="after")
+    def _options_of_registered_rules(self) -> OptimizerSection:
+        for key, value in (self.__pydantic_extra__ or {}).items():
+            if key not in option_names() or key in names_of(NarrowOptions):
+                accepted = {*type(self).model_fields, *option_names()} - {*names_of(NarrowOptions)}
+                raise ValueError(f"unknown key optimizer.{key}; {nearest(key, accepted)}")
+            check_options_given({key: value})
+        return self
 
     @model_validator(mode="after")
     def _format_of_a_state(self) -> OptimizerSection:

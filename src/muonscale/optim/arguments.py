@@ -12,6 +12,7 @@ from muonscale.errors import ConfigError, GroupingError, nearest
 from muonscale.optim.migrate.aliases import FOREIGN
 from muonscale.optim.options import check_at_least_0, option_names
 from muonscale.optim.parameters.groups import parameter_groups
+from muonscale.optim.parameters.validate import GROUP_KEYS, OF_SCHEDULERS
 from muonscale.optim.rules import ADAMW, MUON
 from muonscale.optim.rules.base import rule_of
 from muonscale.optim.rules.step_inputs import Group
@@ -68,26 +69,6 @@ def split_names(params: Any) -> tuple[list[Tensor], list[str] | None]:
     if entries and all(isinstance(entry, tuple) for entry in entries):
         return [tensor for _, tensor in entries], [name for name, _ in entries]
     return entries, None
-
-
-GROUP_KEYS = frozenset(
-    [
-        "params",
-        "param_names",
-        "name",
-        "role",
-        "rule",
-        "matrices",
-        "why",
-        "peak_lr",
-        "momentum_convention",
-    ]
-)
-"""What a group may have besides options."""
-OF_SCHEDULERS = frozenset(
-    ["initial_lr", "max_lr", "min_lr", "base_momentum", "max_momentum", "swa_lr"]
-)
-"""What torch's schedulers write into groups, and groups made from another optimizer's may have."""
 
 
 def check_keys(group: Group) -> None:

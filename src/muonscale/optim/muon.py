@@ -95,10 +95,10 @@ class Muon(torch.optim.Optimizer):
         signature = _signature()
         for key, value in kwargs.items():
             refuse_unknown(key, value, signature.parameters, "Muon was given")
-        bound = signature.bind(params, *args, **kwargs)
+        bound = signature.bind(self, params, *args, **kwargs)
         bound.apply_defaults()
         options = dict(bound.arguments)
-        del options["params"]
+        del options["self"], options["params"]
         adamw_lr, compile = options.pop("adamw_lr"), options.pop("compile")
         nonfinite, process_group = options.pop("nonfinite"), options.pop("process_group")
         check_word("nonfinite", nonfinite, get_args(NonfiniteT))
@@ -334,6 +334,7 @@ def _signature() -> inspect.Signature:
     rest = {name: value for name, value in defaults.items() if name not in first} | own
     return inspect.Signature(
         [
+            inspect.Parameter("self", positional),
             inspect.Parameter("params", positional),
             *(inspect.Parameter(name, positional, default=defaults[name]) for name in first),
             *(inspect.Parameter(name, keyword, default=value) for name, value in rest.items()),
@@ -341,7 +342,7 @@ def _signature() -> inspect.Signature:
     )
 
 
-Muon.__signature__ = _signature()  # type: ignore[attr-defined]  # for help() and editors
+Muon.__init__.__signature__ = _signature()  # type: ignore[attr-defined]  # for help()
 
 
 def _follow_cycled_beta(groups: list[Group]) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields
 from numbers import Real
 from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
 
@@ -25,6 +25,7 @@ def _option(default: Any, range: str) -> Any:
     return field(default=default, metadata={"range": range})
 
 
+@dataclass(frozen=True, kw_only=True)
 class RuleOptions:
     """What is known of a rule without torch; the options of a rule are a subclass of it."""
 
@@ -48,9 +49,6 @@ class CommonOptions:
     cautious_decay: bool = False
     """Decay only where the update makes the weight smaller (Chen et al., Cautious Weight Decay,
     arXiv 2510.12402)."""
-    comm_dtype: CommDTypeT = "float32"
-    """Dtype to which directions and updates are rounded, on many ranks and on one; `bfloat16` halves
-    the bytes in communication."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,8 +94,11 @@ class MuonOptions(RuleOptions):
     scale: Any = "rms"
     """Shape factor: rms, rms_exact, spectral, keller, none, another project's name for one, a number
     for all shapes, or in Python a function of (out, in). `rms` allows for what post_norm ends with."""
-    rms: float = _option(0.2, "at least 0")
+    rms: float = _option(0.2, "above 0")
     """RMS of the update under scale="rms" and "rms_exact", in units of lr (Moonlight, section 2.2)."""
+    comm_dtype: CommDTypeT = "float32"
+    """Dtype to which directions and updates are rounded, on many ranks and on one; `bfloat16` halves
+    the bytes in communication."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,13 +109,40 @@ class AdamWOptions(RuleOptions):
 
     betas: tuple[float, float] = _option((0.9, 0.95), "two fractions")
     """Decay rates of both moments, each in [0, 1)."""
-    eps: float = _option(1e-8, "at least 0")
+    eps: float = _option(1e-8, "above 0")
     """Epsilon added to the root of the second moment."""
 
 
 OPTIONS_OF: dict[str, type[RuleOptions]] = {"muon": MuonOptions, "adamw": AdamWOptions}
 """The options of each rule by its name; `muonscale.optim.rules.base.register` adds to it."""
 COMMON = (CommonOptions, NarrowOptions)
+
+
+def add_options(name: str, options: type[RuleOptions]) -> None:
+    """Add the options of a rule to `OPTIONS_OF`.
+
+    Raises:
+        ConfigError: for an option without a default, a docstring or a known range, or with the name
+            of an option of another rule: groups keep the options of all rules in one dict.
+    """
+    others = [cls for rule, cls in OPTIONS_OF.items() if rule != name]
+    taken = set(names_of(*COMMON, *others))
+    documented = {option for option, *_ in described(options)}
+    for f in fields(options):
+        problem = ""
+        if f.name in taken:
+            problem = "has the name of an option of another rule: give it a name of its own"
+        elif f.default is MISSING:
+            problem = "has no default"
+        elif f.name not in documented:
+            problem = "has no docstring under it"
+        elif f.metadata.get("range", "above 0") not in RANGES:
+            problem = (
+                f"has the range {f.metadata['range']!r}: {nearest(f.metadata['range'], RANGES)}"
+            )
+        if problem:
+            raise ConfigError(f"option {f.name} of the rule {name!r} {problem}")
+    OPTIONS_OF[name] = options
 
 
 def option_names() -> set[str]:
@@ -186,9 +214,7 @@ def check_at_least_0(option: str, value: object) -> None:
 
 def _check_above_0(option: str, value: object) -> None:
     if not _number(option, value) > 0:
-        raise ConfigError(
-            f"{option} is {value}: it must be above 0, or a row of zeros would be divided by zero"
-        )
+        raise ConfigError(f"{option} is {value}: it must be above 0")
 
 
 def _check_at_least_1(option: str, value: object) -> None:
@@ -248,4 +274,5 @@ def described(*options: type) -> Iterator[tuple[str, str, Any, str]]:
             and isinstance(after.value, ast.Constant)
         }
         for f in fields(cls):
-            yield f.name, str(f.type), f.default, docs[f.name]
+            if f.name in docs:
+                yield f.name, str(f.type), f.default, docs[f.name]

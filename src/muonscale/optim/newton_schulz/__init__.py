@@ -6,9 +6,8 @@ The nouns:
 - *Gram matrix*: X X^T or X^T X, whichever is smaller. Every step multiplies X by a polynomial of it.
 - `Segments`: the steps between two restarts. One step each is the direct form. One segment of all
   steps is the Gram form.
-- `Workspace`: the temporaries of one batch of matrices.
 - `Subgroup`: the ranks that share one matrix, of which each holds a part of the long side.
 
-The path of a matrix: `orthogonalize` -> `newton_schulz_` -> `symmetric_product_` and `product_`
+The path of a matrix: `orthogonalize` -> `newton_schulz_` -> `product_` (panels: `panel_product_`)
 -> `torch.baddbmm`. `exact_polar` computes the same from an SVD in float64, for tests.
 """

@@ -132,7 +132,11 @@ def _mapping(overrides: object) -> Overrides:
         )
     for pattern, options in overrides.items():
         if not isinstance(options, Mapping):
-            hint = f'; did you mean {{"rule": "{options}"}}?' if options in RULES else ""
+            hint = (
+                f'; did you mean {{"rule": "{options}"}}?'
+                if isinstance(options, str) and options in RULES
+                else ""
+            )
             raise ConfigError(
                 f"override {pattern!r} is {shown(options)}: give a mapping of options{hint}"
             )
@@ -189,7 +193,7 @@ def _amended(found: MatrixSpec, given: object, pattern: str) -> MatrixSpec:
         return given
     if not isinstance(given, Mapping):
         raise ConfigError(
-            f"override {pattern!r}: matrices is {given!r}: a Matrices or a mapping of its fields is "
+            f"override {pattern!r}: matrices is {given!r}: a MatrixSpec or a mapping of its fields is "
             'accepted, such as {"heads": 8}'
         )
     try:

@@ -23,6 +23,25 @@ from muonscale.optim.rules.post_norm import resolve_post_norm
 from muonscale.optim.rules.scale import check_scale
 from muonscale.optim.rules.step_inputs import Group, named
 
+GROUP_KEYS = frozenset(
+    [
+        "params",
+        "param_names",
+        "name",
+        "role",
+        "rule",
+        "matrices",
+        "why",
+        "peak_lr",
+        "momentum_convention",
+    ]
+)
+"""What a group may have besides options."""
+OF_SCHEDULERS = frozenset(
+    ["initial_lr", "max_lr", "min_lr", "base_momentum", "max_momentum", "swa_lr"]
+)
+"""What torch's schedulers write into groups, and groups made from another optimizer's may have."""
+
 
 def check_options(options: Group) -> None:
     """Raise ConfigError for an option of a group that is unknown or outside its range."""

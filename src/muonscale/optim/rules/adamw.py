@@ -100,7 +100,7 @@ def adamw_step_(
         mask: see `commit_`.
     """
     if not cautious and _fits_kernel(W, G, M, V):
-        found_inf = None if mask is None else (~mask).float()
+        found_inf = None if mask is None else (~mask).to(M[0].device, torch.float32)
         torch._fused_adamw_(
             W.stored,
             G,

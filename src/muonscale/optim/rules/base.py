@@ -32,7 +32,7 @@ from muonscale.errors import ConfigError, nearest
 from muonscale.optim.matrices.batches import MatrixBatches, MatrixShape
 from muonscale.optim.newton_schulz.flops import Segments
 from muonscale.optim.newton_schulz.subgroup import Subgroup
-from muonscale.optim.options import OPTIONS_OF, RuleOptions
+from muonscale.optim.options import RuleOptions, add_options
 from muonscale.optim.rules.decay import decay_
 from muonscale.optim.rules.master_weights import Weights
 from muonscale.optim.rules.nonfinite import commit_
@@ -158,7 +158,7 @@ class Rule(ABC):
             mask: see `commit_`.
 
         Returns:
-            New tensors, or tensors of the state, which the caller only reads.
+            New tensors, or the very tensors of the state, which the caller only reads; no views.
         """
 
     def matrix_update(self, group: Group) -> MatrixUpdate | None:
@@ -186,9 +186,13 @@ RULES: dict[str, Rule] = {}
 
 
 def register(rule: Rule) -> Rule:
-    """Add a rule to `RULES`, and return it."""
+    """Add a rule to `RULES`, and return it.
+
+    Raises:
+        ConfigError: see `muonscale.optim.options.add_options`.
+    """
+    add_options(rule.name, rule.options)
     RULES[rule.name] = rule
-    OPTIONS_OF[rule.name] = rule.options
     return rule
 
 

@@ -18,6 +18,8 @@ from torch import Tensor
 from muonscale.errors import CheckpointError
 from muonscale.optim.distributed.zero1 import copy_, scale_
 from muonscale.optim.newton_schulz.coefficients import as_plain, from_plain
+from muonscale.optim.options import option_names
+from muonscale.optim.parameters.validate import GROUP_KEYS, OF_SCHEDULERS
 from muonscale.optim.rules.muon import ROW_STATE
 from muonscale.optim.rules.step_inputs import named
 
@@ -162,6 +164,13 @@ def _take_options(saved_groups: list[Group], groups: list[Group]) -> None:
                 stacklevel=4,
             )
             continue
+        if unknown := saved.keys() - GROUP_KEYS - OF_SCHEDULERS - option_names():
+            warnings.warn(
+                f"parameter group {group.get('name', '?')!r} was saved with {sorted(unknown)}, and no "
+                "option is called that: left out (convert_state_dict translates those of other Muons)",
+                stacklevel=4,
+            )
+            saved = {key: value for key, value in saved.items() if key not in unknown}
         functions = {k for k, v in group.items() if callable(v) and saved.get(k) is None}
         group.update({k: v for k, v in saved.items() if k not in kept | functions})
         if "ns_coefficients" in group:
