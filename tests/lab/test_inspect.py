@@ -20,7 +20,7 @@ def test_moonlight_has_the_published_number_of_parameters() -> None:
     assert round(seen.size.without_embeddings / 1e9, 2) == 15.29
     assert seen.size.total - seen.size.without_embeddings == 2 * 163840 * 2048
     # every layer q, kv_a, kv_b, o; a dense MLP; then a router, 3 shared and 3 per expert
-    assert seen.routing.muon_matrices == 27 * 4 + 3 + 26 * (1 + 3 + 64 * 3)
+    assert seen.routing.num_matrices == 27 * 4 + 3 + 26 * (1 + 3 + 64 * 3)
     experts = 26 * 64
     shapes = seen.routing.matrix_shapes()
     assert shapes.count((1408, 2048)) == 2 * experts and shapes.count((2048, 1408)) == experts
@@ -64,7 +64,7 @@ def test_a_preset_a_recipe_and_its_file_are_the_same_model(tmp_path: Path) -> No
     }
     first, *others = [inspect(target, words).routing for target, words in targets.items()]
     assert all(other == first for other in others)
-    assert first.muon_matrices == 14
+    assert first.num_matrices == 14
 
 
 def test_the_vocabulary_of_a_hugging_face_configuration_is_kept(tmp_path: Path) -> None:
@@ -75,7 +75,7 @@ def test_the_vocabulary_of_a_hugging_face_configuration_is_kept(tmp_path: Path) 
         assert rows["transformer.wte.weight"].shape == (77, 16)
         assert rows["transformer.h.0.attn.c_attn.weight"].holds == ((1, 16, 16),) * 3
     changed = inspect(str(tmp_path), ["model.fields.n_layer=3", "optimizer.rule=adamw"])
-    assert changed.routing.muon_matrices == 0
+    assert changed.routing.num_matrices == 0
     assert any("h.2." in row.name for row in changed.routing.rows)
 
 

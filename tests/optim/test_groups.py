@@ -133,7 +133,7 @@ def test_the_report_adds_up(build_lm: Build) -> None:
     model = build_lm("gpt2")
     report = grouping_report(parameter_groups(model, lr=1e-3))
     total = sum(p.numel() for p in model.parameters())
-    assert report.muon_matrices == 12
+    assert report.num_matrices == 12
     assert report.parameters() == total
     assert report.parameters("muon") == 2 * 12 * 16 * 16
     assert report.share("muon") + report.share("adamw") == pytest.approx(1)

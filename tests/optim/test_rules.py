@@ -242,7 +242,7 @@ def test_every_matrix_is_orthogonalised_once(build_lm: Build, monkeypatch, set_g
     set_gradients(model, 0)
     optimizer.step()
     assert sum(counted) == optimizer.stats()["matrices"] == 2 * 4 + 3 + 4 * 3 + 3 + 1
-    assert optimizer.stats()["matrices"] == grouping_report(groups).muon_matrices
+    assert optimizer.stats()["matrices"] == grouping_report(groups).num_matrices
 
 
 def test_matrices_of_one_shape_share_a_batch_across_groups(toy, monkeypatch, set_gradients) -> None:

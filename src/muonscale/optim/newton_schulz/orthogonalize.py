@@ -126,7 +126,7 @@ def newton_schulz_(
     segments: Segments,
     *,
     shape: tuple[int, int] | None = None,
-    team: Subgroup | None = None,
+    subgroup: Subgroup | None = None,
 ) -> None:
     """Write the Newton-Schulz polynomial of every matrix in `X` into `O`, for batches of pairs (O, X).
 
@@ -142,7 +142,7 @@ def newton_schulz_(
         coefficients: triples and normalization.
         segments: lengths that add up to the number of triples.
         shape: (out, in) of the whole matrices, where `X` holds parts of them.
-        team: the ranks that share the matrices.
+        subgroup: the ranks that share the matrices.
 
     References:
         Dao-AILab, Gram Newton-Schulz (2026), for the Gram form and its restarts.
@@ -152,18 +152,18 @@ def newton_schulz_(
     side, tall = min(rows, columns), rows > columns
     panel = panel_rows(side, like.dtype, like.device)
     symmetric_ = functools.partial(panel_product_, panel=panel) if panel < side else product_
-    square_ = symmetric_ if team is None else team.product_
+    square_ = symmetric_ if subgroup is None else subgroup.product_
     squares = [empty_squares(like, len(like), side, panel) for _ in range(4)]
     spare = torch.empty_like(like) if len(segments) > 1 else like
     for O_NMK, X in batches:
-        X, normalized = _prepare(X, coefficients, O_NMK.dtype, team)
+        X, normalized = _prepare(X, coefficients, O_NMK.dtype, subgroup)
         A, Z, Q, T = (square[: len(X)] for square in squares)
         triples = iter(coefficients.triples)
         for left, length in zip(range(len(segments), 0, -1), segments, strict=True):
             target = O_NMK if left % 2 else spare[: len(X)]  # the last segment writes to O
             symmetric_(A, *((X.mT, X) if tall else (X, X.mT)))  # A = X X^T
-            if team is not None:
-                team.sum_(A)
+            if subgroup is not None:
+                subgroup.sum_(A)
             first = left == len(segments) and not normalized
             scale = _take_scale_(A, coefficients) if first else None  # A of the normalized X
             for step, (a, b, c) in enumerate(itertools.islice(triples, length), 1):
@@ -191,7 +191,7 @@ def newton_schulz_(
 
 
 def _prepare(
-    X_NMK: Tensor, coefficients: Coefficients, dtype: torch.dtype, team: Subgroup | None
+    X_NMK: Tensor, coefficients: Coefficients, dtype: torch.dtype, subgroup: Subgroup | None
 ) -> tuple[Tensor, bool]:
     """Return `X` in `dtype`, contiguous, with squares in range, and whether it is normalized.
 
@@ -201,7 +201,7 @@ def _prepare(
     """
     X_NMK = X_NMK.to(torch.promote_types(X_NMK.dtype, torch.float32)).contiguous()
     # The host asks only on a CPU, because it would wait for another device.
-    asks = team is None and X_NMK.device.type == "cpu" and not torch.compiler.is_compiling()
+    asks = subgroup is None and X_NMK.device.type == "cpu" and not torch.compiler.is_compiling()
     if dtype.itemsize >= 4 and asks:
         # No magnitude is above the norm, and the largest is at least norm / sqrt(M K).
         norms = torch.linalg.vector_norm(X_NMK, dim=(-2, -1))
@@ -212,16 +212,16 @@ def _prepare(
         largest = torch.maximum(X_NMK.amax((-2, -1), True), X_NMK.amin((-2, -1), True).neg_())
     else:
         largest = X_NMK.new_zeros(X_NMK.shape[0], 1, 1)
-    if team is not None:
-        team.max_(largest)
+    if subgroup is not None:
+        subgroup.max_(largest)
     if dtype.itemsize >= 4:
         usable = (largest > 1 / _FAR) & (largest < _FAR) | (largest == 0)
         return (X_NMK / largest.masked_fill_(usable, 1.0)).to(dtype), False
     X_NMK = X_NMK / largest.masked_fill_(largest == 0, 1.0)
     # Now the norm is at least 1, or 0 for a zero matrix: no eps is needed, and none is used.
     norm = torch.linalg.vector_norm(X_NMK, dim=(-2, -1), keepdim=True)
-    if team is not None:
-        norm = team.sum_(norm.square_()).sqrt_()
+    if subgroup is not None:
+        norm = subgroup.sum_(norm.square_()).sqrt_()
     rounded = X_NMK.div_(norm.clamp_(min=1.0).mul_(coefficients.margin)).to(dtype)
     return rounded, coefficients.normalization == "frobenius"
 
@@ -250,19 +250,19 @@ def _take_scale_(A_NSS: Tensor, coefficients: Coefficients) -> Tensor:
 def orthogonalize_part(
     X_NMK: Tensor,
     shape: tuple[int, int],
-    team: Subgroup,
+    subgroup: Subgroup,
     coefficients: Coefficients,
     segments: Segments,
     dtype: DTypeLike = "auto",
 ) -> Tensor:
-    """Return this rank's part of the polar factors of matrices that a team shares.
+    """Return this rank's part of the polar factors of matrices that a subgroup shares.
 
-    A collective of the team. The polynomial is that of `orthogonalize`.
+    A collective of the subgroup. The polynomial is that of `orthogonalize`.
 
     Args:
         X_NMK: this rank's part, whole along the shorter side; may be empty.
         shape: (out, in) of the whole matrices.
-        team: the ranks that share them.
+        subgroup: the ranks that share them.
         coefficients: triples and normalization.
         segments: how the polynomial is evaluated, see `newton_schulz_`.
         dtype: as for `orthogonalize`.
@@ -270,11 +270,11 @@ def orthogonalize_part(
     dtype = products_dtype(X_NMK, dtype)
     polar = torch.empty_like(X_NMK, dtype=dtype, memory_format=torch.contiguous_format)
     # The size of the longest part, so that all members cut the batch at the same places.
-    longest = (min(shape), -(-max(shape) // team.size))
+    longest = (min(shape), -(-max(shape) // subgroup.size))
     per_matrix = (2 * longest[0] * longest[1] + 4 * longest[0] ** 2) * dtype.itemsize
     count = min(max(1, WORKSPACE_BYTES // per_matrix), X_NMK.shape[0])
     batches = list(zip(polar.split(count), X_NMK.split(count), strict=True))
-    newton_schulz_(batches, coefficients, segments, shape=shape, team=team)
+    newton_schulz_(batches, coefficients, segments, shape=shape, subgroup=subgroup)
     return polar
 
 

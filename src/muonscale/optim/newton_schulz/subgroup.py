@@ -92,7 +92,7 @@ class Subgroup:
 class SubgroupReducer:
     """Sums over whole matrices of which each member has a part: see `Reducer`."""
 
-    team: Subgroup
+    subgroup: Subgroup
     axis: AxisT
     """What is divided."""
 
@@ -106,10 +106,10 @@ class SubgroupReducer:
 
     def sum_all(self, X_NMK: Tensor) -> Tensor:
         """Return `[N, 1, 1]`."""
-        return self.team.sum_(X_NMK.sum((-2, -1), keepdim=True))
+        return self.subgroup.sum_(X_NMK.sum((-2, -1), keepdim=True))
 
     def _over(self, axis: AxisT, sums: Tensor) -> Tensor:
-        return self.team.sum_(sums) if axis == self.axis else sums
+        return self.subgroup.sum_(sums) if axis == self.axis else sums
 
 
 def divided_axis(shape: tuple[int, int]) -> AxisT:
@@ -119,7 +119,7 @@ def divided_axis(shape: tuple[int, int]) -> AxisT:
 
 @dataclass(frozen=True)
 class SplitCost:
-    """What a member of a team does for one matrix."""
+    """What a member of a subgroup does for one matrix."""
 
     flops: int
     elements: int

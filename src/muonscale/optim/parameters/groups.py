@@ -95,21 +95,21 @@ def parameter_groups(
     if adamw_lr is not None:
         check_at_least_0("adamw_lr", adamw_lr)
     found = assign_roles(model)
-    routed = [_default(a, rule) for a in found if a.parameter.requires_grad]
-    if not routed:
+    candidates = [_default(a, rule) for a in found if a.parameter.requires_grad]
+    if not candidates:
         raise GroupingError(
             f"none of the {len(found)} parameters of the model needs a gradient: set requires_grad of those to train"
         )
     frozen = [a for a in found if not a.parameter.requires_grad]
-    _apply_overrides(routed, _mapping(overrides), rule, frozen)
-    for item in routed:
+    _apply_overrides(candidates, _mapping(overrides), rule, frozen)
+    for item in candidates:
         _check_item(item)
-    if RULES[rule].on_matrices and not any(RULES[item.rule].on_matrices for item in routed):
+    if RULES[rule].on_matrices and not any(RULES[item.rule].on_matrices for item in candidates):
         raise GroupingError(
-            f"none of the {len(routed)} trainable parameters is on {RULES[rule].title}: none is a "
+            f"none of the {len(candidates)} trainable parameters is on {RULES[rule].title}: none is a "
             f'hidden matrix or a router. Name some in overrides, or ask for rule="{ADAMW.name}".'
         )
-    return _grouped(routed, common)
+    return _grouped(candidates, common)
 
 
 def _check_model(model: object) -> None:
@@ -153,18 +153,18 @@ def _rule_of(role: Role, rule: str) -> str:
 
 
 def _apply_overrides(
-    routed: list[_Candidate], overrides: Overrides, rule: str, frozen: list[RoleAssignment]
+    candidates: list[_Candidate], overrides: Overrides, rule: str, frozen: list[RoleAssignment]
 ) -> None:
     roles = {key: options for key, options in overrides.items() if key in set(Role)}
     globs = {key: options for key, options in overrides.items() if key not in roles}
     for pattern, options in {**roles, **globs}.items():
         _check_options(pattern, options)
         if pattern in roles:
-            chosen = [item for item in routed if item.assignment.role == pattern]
+            chosen = [item for item in candidates if item.assignment.role == pattern]
         else:
-            chosen = [item for item in routed if _matches(pattern, item.assignment)]
+            chosen = [item for item in candidates if _matches(pattern, item.assignment)]
         if not chosen:
-            raise GroupingError(_nothing_matched(pattern, routed, frozen))
+            raise GroupingError(_nothing_matched(pattern, candidates, frozen))
         for item in chosen:
             _override(item, pattern, options, rule)
             if pattern not in roles:
@@ -206,14 +206,16 @@ def _matches(pattern: str, assignment: RoleAssignment) -> bool:
     return any(fnmatch.fnmatchcase(name, pattern) for name in assignment.aliases)
 
 
-def _nothing_matched(pattern: str, routed: list[_Candidate], frozen: list[RoleAssignment]) -> str:
+def _nothing_matched(
+    pattern: str, candidates: list[_Candidate], frozen: list[RoleAssignment]
+) -> str:
     if asleep := [a.name for a in frozen if a.role == pattern or _matches(pattern, a)]:
         return (
             f"override {pattern!r} matches {asleep[0]} and no trainable parameter: what it matches "
             "is frozen (requires_grad is False)"
         )
-    names = [item.assignment.name for item in routed]
-    roles = {str(item.assignment.role) for item in routed}
+    names = [item.assignment.name for item in candidates]
+    roles = {str(item.assignment.role) for item in candidates}
     hint = nearest(pattern, {*names, *roles})
     if hint.startswith("accepted"):
         hint = f"the roles here are {', '.join(sorted(roles))}; a parameter is called {names[0]}"
@@ -257,9 +259,9 @@ def _rates(item: _Candidate, common: Mapping[str, Any]) -> dict[str, Any]:
     return {option: value for option, value in rates.items() if value is not None}
 
 
-def _grouped(routed: list[_Candidate], common: dict[str, Any]) -> list[dict[str, Any]]:
+def _grouped(candidates: list[_Candidate], common: dict[str, Any]) -> list[dict[str, Any]]:
     groups: dict[tuple[str, ...], dict[str, Any]] = {}
-    for item in sorted(routed, key=lambda item: list(Role).index(item.assignment.role)):
+    for item in sorted(candidates, key=lambda item: list(Role).index(item.assignment.role)):
         a = item.assignment
         name = f"{a.role}/{item.pattern}" if item.pattern else str(a.role)
         options = _rates(item, common) | item.options

@@ -1,4 +1,4 @@
-"""The grouping report: which parameter is on which rule, and why."""
+"""Which parameter is on which rule, and why."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class GroupingRow:
 
 @dataclass(frozen=True)
 class GroupingReport:
-    """What every parameter was routed to."""
+    """The rule of every parameter, and what decided it."""
 
     rows: tuple[GroupingRow, ...]
 
@@ -64,7 +64,7 @@ class GroupingReport:
         return sum(row.size for row in self.rows if rule in (None, row.rule))
 
     @property
-    def muon_matrices(self) -> int:
+    def num_matrices(self) -> int:
         """Number of logical matrices on Muon."""
         return sum(row.matrices for row in self.rows)
 
@@ -112,7 +112,7 @@ class GroupingReport:
         }
         return {
             "parameters": self.parameters(),
-            "matrices": self.muon_matrices,
+            "matrices": self.num_matrices,
             "rules": totals,
             "rows": [{**asdict(row), "size": row.size} for row in self.rows],
         }
