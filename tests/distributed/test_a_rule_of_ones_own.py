@@ -94,7 +94,7 @@ def test_every_layout_does_what_one_process_does(world, alone, size: int, row: s
             torch.testing.assert_close(found[name], tensor, rtol=1e-4, atol=2e-5)
 
 
-@pytest.mark.parametrize("row", ["fsdp", "replicated"])
+@pytest.mark.parametrize("row", [pytest.param("fsdp", marks=pytest.mark.slow), "replicated"])
 def test_a_checkpoint_goes_on_in_another_layout(world, alone, tmp_path: Path, row: str) -> None:
     expected = train("alone", resume=str(alone[1]))
     assert not torch.equal(expected["0 mean"], alone[0]["0 mean"])

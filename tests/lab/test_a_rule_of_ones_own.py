@@ -62,6 +62,7 @@ def test_plan_counts_its_state(muonscale: Muonscale) -> None:
     assert states("tilt") > 2 * states("muon") > 0  # two values per element, and some per row
 
 
+@pytest.mark.slow
 def test_bench_measures_it(muonscale: Muonscale) -> None:
     words = ("demo", "optimizer.rule=tilt", "model.preset=llama-pico", "--rounds", 1, "--json")
     found = json.loads(muonscale("bench", *words).out)
