@@ -150,7 +150,7 @@ def _partial(model: PreTrainedModel, topology: Topology) -> frozenset[str]:
 def _matrix_domains(
     groups: Sequence[Group], found: Mapping[str, Sharding], kind: str
 ) -> Iterator[Domain]:
-    """Yield a domain for every set of ranks and dtype of what travels, as `DistributedContext.domains`."""
+    """Yield a domain for each set of ranks and dtype of communication, as `DistributedContext.rank_groups`."""
     alike: defaultdict[tuple[tuple[int, ...], torch.dtype], list[Member]] = defaultdict(list)
     nesterov = any(group["nesterov"] for group in groups)
     for group in groups:

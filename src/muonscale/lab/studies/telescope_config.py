@@ -10,7 +10,7 @@ from muonscale.lab.sections import Positive, Section
 from muonscale.lab.studies.base import OF_THE_STUDY
 from muonscale.lab.studies.grid import Place, value_at
 from muonscale.lab.studies.sections import StudyConfig
-from muonscale.lab.studies.telescope_levels import Rule
+from muonscale.lab.studies.telescope_levels import LevelRule
 
 RESERVED = {"width", "seed"}
 NOT_TUNED = ("model.", "transfer.")
@@ -103,10 +103,10 @@ class TelescopeConfig(StudyConfig):
         return self
 
     @property
-    def rule(self) -> Rule:
+    def rule(self) -> LevelRule:
         """What the levels follow from."""
         number = (self.calibration_width // self.base_width).bit_length()
-        return Rule(
+        return LevelRule(
             widths=tuple(self.base_width * 2**level for level in range(number)),
             count=len(self.hyperparameters),
             points=self.points,

@@ -27,7 +27,7 @@ SIGNIFICANT = 0.05
 
 
 @dataclass(frozen=True)
-class Rule:
+class LevelRule:
     """What the levels follow from, besides losses."""
 
     widths: tuple[int, ...]
@@ -92,7 +92,7 @@ def best_place(losses: Mapping[Place, Losses], centre: Place) -> Place | None:
     return min(finite, key=lambda p: (means[p], distance[p], p), default=None)
 
 
-def levels_of(rule: Rule, known: Known) -> list[Level]:
+def levels_of(rule: LevelRule, known: Known) -> list[Level]:
     """Return the levels up to the first that is not done.
 
     Args:
@@ -110,7 +110,7 @@ def levels_of(rule: Rule, known: Known) -> list[Level]:
     return levels
 
 
-def _level(rule: Rule, number: int, width: int, centre: Place | None, known: Known) -> Level:
+def _level(rule: LevelRule, number: int, width: int, centre: Place | None, known: Known) -> Level:
     middle = centre or (Fraction(0),) * rule.count
     grid, lines = Grid.around(middle, rule.points_at(number), number), 0
     while True:
