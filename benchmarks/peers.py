@@ -284,7 +284,7 @@ class Peer:
         )
 
 
-_PYTORCH_OPTIMIZER = partial(importlib.import_module, "pytorch_optimizer.optimizer.muon.base")
+PYTORCH_OPTIMIZER = partial(importlib.import_module, "pytorch_optimizer.optimizer.muon.base")
 
 PEERS = (
     Peer(
@@ -315,7 +315,7 @@ PEERS = (
         name="pytorch_optimizer",
         package="pytorch_optimizer",
         build=partial(pytorch_optimizer_muon, "newton_schulz"),
-        patch=partial(float32_by_default, _PYTORCH_OPTIMIZER, "zero_power_via_newton_schulz_5"),
+        patch=partial(float32_by_default, PYTORCH_OPTIMIZER, "zero_power_via_newton_schulz_5"),
         settings="RMS scale, `newton_schulz`",
         how="default `dtype` of its `zero_power_via_newton_schulz_5` replaced",
     ),
@@ -324,7 +324,7 @@ PEERS = (
         package="pytorch_optimizer",
         build=partial(pytorch_optimizer_muon, "gram_newton_schulz"),
         shipped=torch.float16,
-        patch=partial(float32_by_default, _PYTORCH_OPTIMIZER, "zero_power_via_gram_newton_schulz"),
+        patch=partial(float32_by_default, PYTORCH_OPTIMIZER, "zero_power_via_gram_newton_schulz"),
         settings="RMS scale, `gram_newton_schulz`",
         how="default `dtype` of its `zero_power_via_gram_newton_schulz` replaced",
     ),

@@ -11,17 +11,15 @@ median over pairs, with the 10th and 90th percentile.
 from __future__ import annotations
 
 import argparse
-import importlib
 import platform
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import torch
+from peers import PYTORCH_OPTIMIZER, float32_by_default
 from torch.nn import Parameter
 from torch.optim import Optimizer
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -63,18 +61,6 @@ def adamw(shapes: Sequence[tuple[int, ...]], name: str) -> str:
     options: dict[str, Any] = {"lr": 1e-3, "weight_decay": 0.1, "betas": (0.9, 0.95)}
     ours = Muon([{"params": drawn(shapes), "rule": "adamw"}], **options)
     return paired(name, ours, torch.optim.AdamW(drawn(shapes), **options, fused=True))
-
-
-@contextmanager
-def float32_products() -> Iterator[None]:
-    """Let pytorch_optimizer's Newton-Schulz multiply in float32."""
-    home = importlib.import_module("pytorch_optimizer.optimizer.muon.base")
-    name = "zero_power_via_newton_schulz_5"
-    original = getattr(home, name)
-    with mock.patch.object(
-        home, name, lambda *args, **more: original(*args, **{**more, "dtype": torch.float32})
-    ):
-        yield
 
 
 def nano(dtype: str) -> str:
@@ -124,7 +110,8 @@ def main() -> None:
         adamw(NANO_REST, "AdamW, embedding, head and norms of llama-nano; torch fused"),
         nano("bfloat16"),
     ]
-    with float32_products():
+    newton_schulz = "zero_power_via_newton_schulz_5"
+    with float32_by_default(PYTORCH_OPTIMIZER, newton_schulz):
         rows.append(nano("float32"))
     head = "| | ours, ms | other, ms | ratio |\n|---|---|---|---|"
     text = [

@@ -51,7 +51,7 @@ def _written(section: type[BaseModel]) -> dict[str, tuple[str, str]]:
     """Return annotation and docstring of every field, of the classes it inherits too."""
     found: dict[str, tuple[str, str]] = {}
     for cls in reversed(section.__mro__):
-        if cls in (Section, *Section.__mro__) or not inspect.getdoc(cls):
+        if cls in Section.__mro__ or not inspect.getdoc(cls):
             continue
         (body,) = ast.parse(textwrap.dedent(inspect.getsource(cls))).body
         assert isinstance(body, ast.ClassDef)

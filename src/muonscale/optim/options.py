@@ -122,20 +122,17 @@ def add_options(name: str, options: type[RuleOptions]) -> None:
     """Add the options of a rule to `OPTIONS_OF`.
 
     Raises:
-        ConfigError: for an option without a default, a docstring or a known range, or with the name
-            of an option of another rule: groups keep the options of all rules in one dict.
+        ConfigError: for an option without a default or a known range, or with the name of an option
+            of another rule: groups keep the options of all rules in one dict.
     """
     others = [cls for rule, cls in OPTIONS_OF.items() if rule != name]
     taken = set(names_of(*COMMON, *others))
-    documented = {option for option, *_ in described(options)}
     for f in fields(options):
         problem = ""
         if f.name in taken:
             problem = "has the name of an option of another rule: give it a name of its own"
         elif f.default is MISSING:
             problem = "has no default"
-        elif f.name not in documented:
-            problem = "has no docstring under it"
         elif f.metadata.get("range", "above 0") not in RANGES:
             problem = (
                 f"has the range {f.metadata['range']!r}: {nearest(f.metadata['range'], RANGES)}"
@@ -257,7 +254,11 @@ def _number(option: str, value: object) -> float:
 
 
 def described(*options: type) -> Iterator[tuple[str, str, Any, str]]:
-    """Yield (name, type, default, meaning) of every option; the meaning from the source."""
+    """Yield (name, type, default, meaning) of every option; the meaning from the source.
+
+    Raises:
+        ConfigError: for an option without a docstring under it.
+    """
     import ast
     import inspect
     import textwrap
@@ -274,5 +275,6 @@ def described(*options: type) -> Iterator[tuple[str, str, Any, str]]:
             and isinstance(after.value, ast.Constant)
         }
         for f in fields(cls):
-            if f.name in docs:
-                yield f.name, str(f.type), f.default, docs[f.name]
+            if f.name not in docs:
+                raise ConfigError(f"option {f.name} of {cls.__name__} has no docstring under it")
+            yield f.name, str(f.type), f.default, docs[f.name]

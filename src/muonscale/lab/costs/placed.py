@@ -2,7 +2,7 @@
 
 A *domain* is the parameters on one set of ranks, as in `muonscale.optim.distributed.context`, with the plan of who
 works on what. Under tensor parallelism parameters that only data-parallel ranks share form as many
-domains as there are tensor-parallel ranks, all alike: one stands for them here.
+domains as there are tensor-parallel ranks. They are equal, and one stands for all of them here.
 """
 
 from __future__ import annotations
@@ -151,7 +151,7 @@ def _matrix_domains(
     groups: Sequence[Group], found: Mapping[str, Sharding], kind: str
 ) -> Iterator[Domain]:
     """Yield a domain for each set of ranks and dtype of communication, as `DistributedContext.rank_groups`."""
-    alike: defaultdict[tuple[tuple[int, ...], torch.dtype], list[Member]] = defaultdict(list)
+    similar: defaultdict[tuple[tuple[int, ...], torch.dtype], list[Member]] = defaultdict(list)
     nesterov = any(group["nesterov"] for group in groups)
     for group in groups:
         update = rule_of(group).matrix_update(group)
@@ -159,8 +159,8 @@ def _matrix_domains(
         update = update.on_device(kind)
         for name, _ in named(group):
             member = Member(name=name, sharding=found[name], update=update)
-            alike[tuple(sorted(found[name].ranks)), update.comm_dtype].append(member)
-    for (_, wire), members in alike.items():
+            similar[tuple(sorted(found[name].ranks)), update.comm_dtype].append(member)
+    for (_, wire), members in similar.items():
         yield _domain(members, wire, kind, nesterov)
 
 

@@ -28,11 +28,10 @@ from typing import Any, ClassVar, Literal, Protocol, Self
 import torch
 from torch import Tensor
 
-from muonscale.errors import ConfigError, nearest
 from muonscale.optim.matrices.batches import MatrixBatches, MatrixShape
 from muonscale.optim.newton_schulz.flops import Segments
 from muonscale.optim.newton_schulz.subgroup import Subgroup
-from muonscale.optim.options import RuleOptions, add_options
+from muonscale.optim.options import RuleOptions, add_options, check_word
 from muonscale.optim.rules.decay import decay_
 from muonscale.optim.rules.master_weights import Weights
 from muonscale.optim.rules.nonfinite import commit_
@@ -207,9 +206,8 @@ def rule_of(group: Group) -> Rule:
 
 def find_rule(name: object, where: str = "rule") -> Rule:
     """Return the rule called `name`; `where` begins the sentence of the error."""
-    if not isinstance(name, str) or name not in RULES:
-        raise ConfigError(f"{where} is {name!r}: {nearest(str(name), RULES)}")
-    return RULES[name]
+    check_word(where, name, tuple(RULES))
+    return RULES[str(name)]
 
 
 class BatchUpdate(Protocol):
