@@ -117,6 +117,20 @@ def test_a_nonfinite_gradient_leaves_everything_as_it_was(
     assert not torch.equal(toy.get_parameter("up.weight").detach(), before["up.weight"])
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("size", [finite._LONG, finite._LONG + 1])
+@pytest.mark.parametrize("rest", [0.0, 1.0, 1e30])
+def test_one_nonfinite_element_of_a_long_gradient_is_found_wherever_it_is(
+    value: float, size: int, rest: float
+) -> None:
+    gradient = torch.full((size,), rest)
+    assert not finite.check_gradients(["w"], [gradient]).nonfinite_names()
+    for place in (0, 1, size // 2 - 1, size // 2, size // 2 + 1, size - 1):
+        gradient[place] = value
+        assert finite.check_gradients(["w"], [gradient]).nonfinite_names() == ["w"], place
+        gradient[place] = rest
+
+
 def test_skip_counts_and_goes_on(toy: nn.Module, set_gradients: SetGradients) -> None:
     optimizer = Muon(parameter_groups(toy, lr=0.1), nonfinite="skip")
     for seed in range(4):

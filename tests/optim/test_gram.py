@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from muonscale.optim.newton_schulz import kernels
 from muonscale.optim.newton_schulz import orthogonalize as module
 from muonscale.optim.newton_schulz.coefficients import Coefficients, resolve
 from muonscale.optim.newton_schulz.orthogonalize import newton_schulz_
@@ -35,7 +36,7 @@ def test_a_normalized_matrix_is_taken_as_it_is(
     coefficients = Coefficients(triples=coefficients.triples[:4], margin=1.5)
     found = torch.full_like(X, torch.nan)
     monkeypatch.setattr(module, "_prepare", lambda X, *rest: (X, True))
-    monkeypatch.setattr(module, "panel_rows", lambda *of: 4)
+    monkeypatch.setattr(kernels, "panel_rows", lambda *of: 4)
     newton_schulz_([(found, X)], coefficients, segments)
     torch.testing.assert_close(found, expected(X, coefficients), rtol=1e-12, atol=1e-14)
     assert torch.equal(X, before)

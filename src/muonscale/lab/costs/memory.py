@@ -202,13 +202,16 @@ def step_bytes(placed: Placed, kind: str, rank: int) -> int:
     """
     needs = [_muon_step(domain, placed, kind, rank) for domain in placed.matrices]
     needs += [_carried_step(domain, placed, rank) for domain in placed.partitioned]
-    on_adamw = sum(
-        elements(layout, _mesh_rank(placed, layout, rank))
-        for name, layout in placed.layouts.items()
-        if not placed.rules[name].on_matrices and not layout.owned
+    # One direction per element; a GPU keeps the old state until the gradients are known to be finite.
+    needs.append(
+        PARAMETER_BYTES
+        * sum(
+            elements(layout, _mesh_rank(placed, layout, rank))
+            * (1 if kind == "cpu" else 1 + placed.values[name])
+            for name, layout in placed.layouts.items()
+            if not placed.rules[name].on_matrices and not layout.owned
+        )
     )
-    # a GPU keeps the old moments until it is known that the gradients are finite
-    needs.append(on_adamw * PARAMETER_BYTES * (1 if kind == "cpu" else 3))
     return max(needs)
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
 import platform
 from collections.abc import Sequence
 
@@ -22,11 +23,10 @@ from muonscale.errors import ConfigError
 from muonscale.optim.newton_schulz.coefficients import Coefficients, CoefficientsLike, resolve
 from muonscale.optim.newton_schulz.flops import Segments, choose_segments
 from muonscale.optim.newton_schulz.flops import ns_flops as ns_flops
+from muonscale.optim.newton_schulz.kernels import symmetric_product
 from muonscale.optim.newton_schulz.kernels.cpu import (
     can_run_side_by_side,
     empty_squares,
-    panel_product_,
-    panel_rows,
     run_side_by_side,
 )
 from muonscale.optim.newton_schulz.kernels.torch import product_
@@ -150,8 +150,7 @@ def newton_schulz_(
     like = batches[0][0]
     rows, columns = shape or like.shape[1:]
     side, tall = min(rows, columns), rows > columns
-    panel = panel_rows(side, like.dtype, like.device)
-    symmetric_ = functools.partial(panel_product_, panel=panel) if panel < side else product_
+    symmetric_, panel = symmetric_product(side, like.dtype, like.device)
     square_ = symmetric_ if subgroup is None else subgroup.product_
     squares = [empty_squares(like, len(like), side, panel) for _ in range(4)]
     spare = torch.empty_like(like) if len(segments) > 1 else like
@@ -200,30 +199,37 @@ def _prepare(
     if squares of its elements would be out of range.
     """
     X_NMK = X_NMK.to(torch.promote_types(X_NMK.dtype, torch.float32)).contiguous()
+    norm = None
     # The host asks only on a CPU, because it would wait for another device.
-    asks = subgroup is None and X_NMK.device.type == "cpu" and not torch.compiler.is_compiling()
-    if dtype.itemsize >= 4 and asks:
+    if subgroup is None and X_NMK.device.type == "cpu" and not torch.compiler.is_compiling():
+        norm = torch.linalg.vector_norm(X_NMK, dim=(-2, -1), keepdim=True)
         # No magnitude is above the norm, and the largest is at least norm / sqrt(M K).
-        norms = torch.linalg.vector_norm(X_NMK, dim=(-2, -1))
-        least = 2 * X_NMK[0].numel() ** 0.5 / _FAR
-        if ((norms > least) & (norms < _FAR / 2)).all():  # false for a NaN
-            return X_NMK.to(dtype), False
+        least = 2 * math.prod(X_NMK.shape[1:]) ** 0.5 / _FAR
+        if not ((norm > least) & (norm < _FAR / 2)).all():  # so for a NaN
+            norm = None
+    if norm is None:
+        X_NMK = _in_range(X_NMK, subgroup)
+    if dtype.itemsize >= 4:
+        return X_NMK.to(dtype), False
+    if norm is None:
+        norm = torch.linalg.vector_norm(X_NMK, dim=(-2, -1), keepdim=True)
+    if subgroup is not None:
+        norm = subgroup.sum_(norm.square_()).sqrt_()
+    # No eps is added: a zero matrix is divided by 1.
+    norm = norm.masked_fill_(norm == 0, 1.0).mul_(coefficients.margin)
+    return (X_NMK / norm).to(dtype), coefficients.normalization == "frobenius"
+
+
+def _in_range(X_NMK: Tensor, subgroup: Subgroup | None) -> Tensor:
+    """Return each matrix divided by its largest magnitude if squares would be out of range."""
     if X_NMK.numel():  # not vector_norm(inf), which takes ten times as long on a CPU
         largest = torch.maximum(X_NMK.amax((-2, -1), True), X_NMK.amin((-2, -1), True).neg_())
     else:
         largest = X_NMK.new_zeros(X_NMK.shape[0], 1, 1)
     if subgroup is not None:
         subgroup.max_(largest)
-    if dtype.itemsize >= 4:
-        usable = (largest > 1 / _FAR) & (largest < _FAR) | (largest == 0)
-        return (X_NMK / largest.masked_fill_(usable, 1.0)).to(dtype), False
-    X_NMK = X_NMK / largest.masked_fill_(largest == 0, 1.0)
-    # Now the norm is at least 1, or 0 for a zero matrix: no eps is needed, and none is used.
-    norm = torch.linalg.vector_norm(X_NMK, dim=(-2, -1), keepdim=True)
-    if subgroup is not None:
-        norm = subgroup.sum_(norm.square_()).sqrt_()
-    rounded = X_NMK.div_(norm.clamp_(min=1.0).mul_(coefficients.margin)).to(dtype)
-    return rounded, coefficients.normalization == "frobenius"
+    usable = (largest > 1 / _FAR) & (largest < _FAR) | (largest == 0)
+    return X_NMK / largest.masked_fill_(usable, 1.0)
 
 
 def _take_scale_(A_NSS: Tensor, coefficients: Coefficients) -> Tensor:

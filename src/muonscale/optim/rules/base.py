@@ -11,7 +11,9 @@ Because the first stage is elementwise, state is sharded as its parameter is. On
 updates move between ranks, and only for a rule on matrices or for partitioned state (ZeRO-1).
 
 Adding a rule takes one file: a subclass of `Rule`, and `register(...)`. Sharding, checkpoints, cost
-estimates, benchmarks and reports ask the rule for its state, its options and its cost.
+estimates, benchmarks and reports ask the rule for its state, its options and its cost. A rule of
+this package has its options in `muonscale.optim.options`, where configs are checked without torch,
+and is imported in `muonscale.optim.rules`.
 
 Letters: G gradient, N direction, U update, W weight.
 Shapes: N matrices, M rows (out), K columns (in).

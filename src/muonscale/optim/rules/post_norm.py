@@ -147,7 +147,10 @@ POST_NORMS: dict[str, PostNorm] = {
         apply=_stateless(_frobenius), last=None, source="karpathy/nanochat, there called Muon+"
     ),
 }
-"""Every post-normalization; a new one is a row here and one in `muonscale.optim.rules.reference`.
+"""Every post-normalization.
+
+A new one is a row here, its name in `muonscale.optim.options.PostNormT`, and a branch in
+`muonscale.optim.rules.reference`.
 
 `row` makes every row of unit length, `X / sqrt(sum_j X_ij^2 + eps)`, and `col` every column.
 `row_col` does rows, then columns; `col_row` columns, then rows.
