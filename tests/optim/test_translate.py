@@ -14,13 +14,14 @@ import torch
 from torch import nn
 
 import muonscale
+from benchmarks.peers import torch_muon_in_float32
 from muonscale import Muon, translate_arguments
 from muonscale.errors import ConfigError
 from muonscale.optim.migrate.aliases import FOREIGN, NO_COUNTERPART
 from muonscale.optim.migrate.aliases.argument import REQUIRED
-from muonscale.optim.migrate.translate import renamed_options
+from muonscale.optim.migrate.translate import find_renames
 from muonscale.optim.newton_schulz.coefficients import SCHEDULES, resolve
-from tests.optim.compare import close, torch_muon_in_float32
+from tests.optim.compare import close
 from tests.optim.signatures import SIGNATURES
 
 HOMES = {
@@ -240,8 +241,8 @@ def test_what_steps_matrices_alone_says_no_rate_for_the_rest(toy: nn.Module, sou
 
 
 def test_saved_groups_are_read_by_the_same_table() -> None:
-    muon = renamed_options("torch", "keller", "keller_2024", "moonlight", "normuon")
+    muon = find_renames("torch", "keller", "keller_2024", "moonlight", "normuon")
     assert muon["wd"] == "weight_decay" and muon["beta2"] == "normuon_beta2"
     assert "eps" not in muon and "adjust_lr_fn" not in muon  # eps is Newton-Schulz's there
-    assert renamed_options("torch_adamw", "keller_adam")["eps"] == "eps"
+    assert find_renames("torch_adamw", "keller_adam")["eps"] == "eps"
     assert muonscale.translate_arguments is translate_arguments

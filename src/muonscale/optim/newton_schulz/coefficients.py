@@ -42,7 +42,7 @@ class Coefficients:
     """Steps after which the Gram form starts anew from `X`; None chooses by the dtype's rounding."""
 
     def __post_init__(self) -> None:
-        _normalization(self.normalization)
+        _check_normalization(self.normalization)
         if not self.margin >= 1:
             raise ConfigError(f"margin is {self.margin}: a number of at least 1 goes there")
         if any(not step >= 1 for step in self.restarts or ()):
@@ -78,7 +78,7 @@ CoefficientsLike = str | Triple | Sequence[Sequence[float]] | Coefficients
 `resolve`."""
 
 
-def as_plain(coefficients: CoefficientsLike) -> Any:
+def to_plain(coefficients: CoefficientsLike) -> Any:
     """Return coefficients as names, numbers and tuples, which `torch.load` takes without imports."""
     if isinstance(coefficients, Coefficients):
         return tuple(getattr(coefficients, field.name) for field in fields(Coefficients))
@@ -86,7 +86,7 @@ def as_plain(coefficients: CoefficientsLike) -> Any:
 
 
 def from_plain(value: Any) -> CoefficientsLike:
-    """Return the coefficients that `as_plain` was given."""
+    """Return the coefficients that `to_plain` was given."""
     whole = isinstance(value, Sequence) and not isinstance(value, str) and len(value) == 4
     if whole and isinstance(value[1], str):
         triples, normalization, margin, restarts = value
@@ -257,25 +257,12 @@ def resolve(coefficients: CoefficientsLike, steps: int) -> Coefficients:
         raise ConfigError(
             f"ns_steps is {steps}: at least one Newton-Schulz step is needed, at most {MOST_STEPS:,}"
         )
-    whole = _whole(coefficients, steps)
-    return replace(whole, triples=_fitted(whole.triples, steps))
+    whole = _parse(coefficients, steps)
+    triples = whole.triples[:steps] + whole.triples[-1:] * (steps - len(whole.triples))
+    return replace(whole, triples=triples)
 
 
-def resolve_triples(coefficients: CoefficientsLike, steps: int) -> tuple[Triple, ...]:
-    """Return the triples of `resolve(coefficients, steps)`.
-
-    Example:
-        >>> resolve_triples("jordan", 2)
-        ((3.4445, -4.775, 2.0315), (3.4445, -4.775, 2.0315))
-    """
-    return resolve(coefficients, steps).triples
-
-
-def _fitted(triples: tuple[Triple, ...], steps: int) -> tuple[Triple, ...]:
-    return triples[:steps] + triples[-1:] * (steps - len(triples))
-
-
-def _whole(coefficients: CoefficientsLike, steps: int) -> Coefficients:
+def _parse(coefficients: CoefficientsLike, steps: int) -> Coefficients:
     if isinstance(coefficients, Coefficients):
         if not coefficients.triples:
             raise ConfigError(
@@ -283,17 +270,17 @@ def _whole(coefficients: CoefficientsLike, steps: int) -> Coefficients:
             )
         return coefficients
     if isinstance(coefficients, str):
-        return _row(coefficients, steps)
+        return _look_up(coefficients, steps)
     if len(coefficients) == 3 and all(isinstance(c, (int, float)) for c in coefficients):
-        return Coefficients(triples=(_triple(coefficients),))
+        return Coefficients(triples=(_parse_triple(coefficients),))
     if len(coefficients) == 0:
         raise ConfigError(
             f"ns_coefficients is {coefficients!r}: give a name, a triple or a list of triples"
         )
-    return Coefficients(triples=tuple(_triple(triple) for triple in coefficients))
+    return Coefficients(triples=tuple(_parse_triple(triple) for triple in coefficients))
 
 
-def _row(words: str, steps: int) -> Coefficients:
+def _look_up(words: str, steps: int) -> Coefficients:
     name, plus, normalization = words.partition("+")
     if name not in SCHEDULES:
         hint = nearest(name, SCHEDULES)
@@ -304,18 +291,18 @@ def _row(words: str, steps: int) -> Coefficients:
             f"ns_steps is {steps} with {name!r}, whose {row.least_steps} steps were tuned together: "
             f"ns_steps={row.least_steps} or more is accepted"
         )
-    kind = _normalization(normalization) if plus else row.normalization
+    kind = _check_normalization(normalization) if plus else row.normalization
     return Coefficients(triples=row.triples, normalization=kind, margin=row.margin)
 
 
-def _normalization(name: str) -> NormalizationT:
+def _check_normalization(name: str) -> NormalizationT:
     for known in NORMALIZATIONS:
         if name == known:
             return known
     raise ConfigError(f"no normalisation is called {name!r}: {nearest(name, NORMALIZATIONS)}")
 
 
-def _triple(numbers: object) -> Triple:
+def _parse_triple(numbers: object) -> Triple:
     if not isinstance(numbers, Sequence) or isinstance(numbers, str) or len(numbers) != 3:
         raise ConfigError(
             f"ns_coefficients has {numbers!r}: a triple of numbers (a, b, c) goes there"
