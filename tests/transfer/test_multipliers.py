@@ -155,8 +155,8 @@ def test_a_fold_scales_init_and_step_and_keeps_the_decay() -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ((Role.HIDDEN, (8, 8), (4, 4), muon(), "spectrum"), "did you mean spectral"),
-        ((Role.EMBEDDING, (9, 8), (8, 4), ADAMW, "spectral"), "9 rows and 8"),
+        ((Role.HIDDEN, (8, 8), (4, 4), muon(), "spectrum"), "'spectrum'.*spectral"),
+        ((Role.EMBEDDING, (9, 8), (8, 4), ADAMW, "spectral"), "9 .*8 "),
         ((Role.HIDDEN, (0, 8), (4, 4), muon(), "spectral"), r"\(0, 8\)"),
         ((Role.HIDDEN, (8, 8), (4, 4), muon(scale=lambda o, i: 0.0), "spectral"), "above 0"),
     ],

@@ -1,1 +1,1 @@
-"""Matrix products: `torch` for any device, `cpu` for panels of symmetric ones and a thread per matrix."""
+"""Matrix products: `torch` for any device, `cpu` for symmetric products and one thread per matrix."""
