@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from muonscale.optim.newton_schulz.coefficients import resolve, resolve_triples
+from muonscale.optim.newton_schulz.coefficients import resolve
 from muonscale.optim.newton_schulz.flops import choose_segments, segment_flops
 from muonscale.optim.newton_schulz.kernels.cpu import panel_rows
 from muonscale.optim.newton_schulz.orthogonalize import ns_dtype, orthogonalize
@@ -149,7 +149,7 @@ def workload_times(
     shapes: Sequence[tuple[int, int, int]], rounds: int, dtypes: Sequence[torch.dtype]
 ) -> Times:
     """Return seconds of the whole workload per round, shape by shape in turns."""
-    triples = resolve_triples("jordan", STEPS)
+    triples = resolve("jordan", STEPS).triples
     totals: dict[str, list[float]] = {}
     for shape in shapes:
         X = torch.randn(shape)

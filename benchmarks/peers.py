@@ -193,9 +193,16 @@ def bfloat16_is_float() -> AbstractContextManager[Any]:
 
 @contextmanager
 def torch_muon_in_float32() -> Iterator[None]:
-    """For torch.optim.Muon, which writes `X.bfloat16()`, from 2.15 `X.to(torch.bfloat16, copy=True)`."""
+    """Let torch.optim.Muon multiply in float32.
+
+    It writes `X.bfloat16()`, from 2.15 on `X.to(torch.bfloat16, copy=True)`. It then writes into the
+    result, so the float32 one must be a copy too.
+    """
     float32_torch = types.SimpleNamespace(**{**vars(torch), "bfloat16": torch.float32})
-    with bfloat16_is_float(), mock.patch.object(torch.optim._muon, "torch", float32_torch):
+    with (
+        mock.patch.object(Tensor, "bfloat16", lambda X: X.float().clone()),
+        mock.patch.object(torch.optim._muon, "torch", float32_torch),
+    ):
         yield
 
 

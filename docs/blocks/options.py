@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
+
+from docs.blocks.docstrings import read_docstrings
 from docs.blocks.markdown import code, table
 from muonscale.optim import options
 from muonscale.optim.rules.base import RULES
@@ -16,8 +19,8 @@ def of_rules() -> str:
 
 
 def _table(cls: type) -> str:
-    rows = [
-        [code(name), code(repr(default)), meaning]
-        for name, _, default, meaning in options.described(cls)
-    ]
+    meanings = {name: meaning for name, (_, meaning) in read_docstrings(cls).items()}
+    if missing := [f.name for f in fields(cls) if not meanings[f.name]]:
+        raise LookupError(f"{missing[0]} of {cls.__name__} has no docstring under it")
+    rows = [[code(f.name), code(repr(f.default)), meanings[f.name]] for f in fields(cls)]
     return f"{cls.__doc__}\n\n" + table(["option", "default", "what it does"], rows)

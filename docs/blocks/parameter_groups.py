@@ -1,8 +1,7 @@
-"""Where parameters go: roles, architectures, and what fused parameters hold."""
+"""Parameter groups: roles, known architectures, and the matrices in fused parameters."""
 
 from __future__ import annotations
 
-import ast
 import inspect
 from collections.abc import Iterator
 from functools import cache
@@ -12,6 +11,7 @@ import torch
 from torch import nn
 
 from docs.blocks.architectures import FUSED_IN
+from docs.blocks.docstrings import read_docstrings
 from docs.blocks.markdown import code, size, table
 from muonscale import grouping_report, parameter_groups
 from muonscale.lab.inspect import inspect as inspect_model
@@ -24,10 +24,10 @@ from muonscale.optim.parameters.roles import Role, assign_roles
 
 
 def roles() -> str:
-    """Return the roles with their rules, and the order in which they are recognised."""
-    described = _docstrings(Role)
+    """Return the roles with their rules, and the order in which they are recognized."""
+    docs = read_docstrings(Role)
     rows = [
-        [code(role), described[role.name], "Muon" if role in MATRIX_ROLES else "AdamW"]
+        [code(role), docs[role.name][1].rstrip("."), "Muon" if role in MATRIX_ROLES else "AdamW"]
         for role in Role
     ]
     steps = inspect.cleandoc(assign_roles.__doc__ or "").partition("decides:\n")[2]
@@ -37,18 +37,6 @@ def roles() -> str:
         + "\n\nThe first rule that applies decides:\n\n"
         + inspect.cleandoc(listed)
     )
-
-
-def _docstrings(enum: type) -> dict[str, str]:
-    """Return what stands under each member."""
-    (body,) = ast.parse(inspect.getsource(enum)).body
-    assert isinstance(body, ast.ClassDef)
-    pairs = zip(body.body, body.body[1:], strict=False)
-    return {
-        name.targets[0].id: " ".join(ast.literal_eval(text.value).split()).rstrip(".")  # type: ignore[attr-defined]
-        for name, text in pairs
-        if isinstance(name, ast.Assign) and isinstance(text, ast.Expr)
-    }
 
 
 def architecture(preset: str) -> str:
@@ -145,8 +133,8 @@ def _order(layout: MatrixSpec) -> str:
     words = ["transposed"] if layout.transposed else []
     if layout.splits:
         in_turn = layout.groups == min(layout.splits)
-        woven = f"woven in {layout.groups} groups"
-        words.append("stacked" if layout.groups == 1 else "row by row" if in_turn else woven)
+        blocks = f"interleaved in {layout.groups} blocks"
+        words.append("stacked" if layout.groups == 1 else "row by row" if in_turn else blocks)
     return ", ".join(words) or "stack"
 
 

@@ -1,15 +1,14 @@
-"""Sections of the configuration: keys, types and defaults, with what stands under them in the code."""
+"""Sections of the configuration: the key, type, default and docstring of each field."""
 
 from __future__ import annotations
 
-import ast
 import inspect
 import re
-import textwrap
 
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
+from docs.blocks.docstrings import read_docstrings
 from docs.blocks.markdown import code, table
 from muonscale.lab.config import Config
 from muonscale.lab.sections import BatchChange, Ingredient, Section, Stage
@@ -20,7 +19,7 @@ PARTS: dict[str, dict[str, type[BaseModel]]] = {
     "schedule": {"an item of `schedule.stages`": Stage},
     "train": {"an item of `train.batch_schedule`": BatchChange},
 }
-"""Sections within a section, by what they are."""
+"""Models inside a section, by title."""
 
 
 def sections() -> str:
@@ -39,32 +38,25 @@ def _text(section: type[BaseModel]) -> str:
 
 
 def _keys(section: type[BaseModel], prefix: str) -> str:
-    written = _written(section)
+    read = _read_fields(section)
     rows = [
-        [f"`{prefix}{name}`", _type(written[name][0]), _default(field.default), written[name][1]]
+        [f"`{prefix}{name}`", _type(read[name][0]), _default(field.default), read[name][1]]
         for name, field in section.model_fields.items()
     ]
     return table(["key", "type", "default", "what it is"], rows)
 
 
-def _written(section: type[BaseModel]) -> dict[str, tuple[str, str]]:
-    """Return annotation and docstring of every field, of the classes it inherits too."""
+def _read_fields(section: type[BaseModel]) -> dict[str, tuple[str, str]]:
+    """Return (annotation, docstring) of every field, inherited ones included."""
     found: dict[str, tuple[str, str]] = {}
     for cls in reversed(section.__mro__):
-        if cls in Section.__mro__ or not inspect.getdoc(cls):
-            continue
-        (body,) = ast.parse(textwrap.dedent(inspect.getsource(cls))).body
-        assert isinstance(body, ast.ClassDef)
-        for field, text in zip(body.body, [*body.body[1:], None], strict=True):
-            if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name):
-                told = isinstance(text, ast.Expr) and ast.literal_eval(text.value)
-                said = " ".join(str(told).split()) if told else ""
-                found[field.target.id] = ast.unparse(field.annotation), said
+        if cls not in Section.__mro__ and inspect.getdoc(cls):
+            found |= read_docstrings(cls)
     return found
 
 
 def _type(annotation: str) -> str:
-    """Return the type as a reader writes it; names of literals in `options` are spelled out."""
+    """Return the type as a user writes it. Names of literals in `options` are spelled out."""
     annotation = re.sub(
         r"\b\w+T\b",
         lambda m: str(getattr(options, m[0], m[0])).removeprefix("typing."),

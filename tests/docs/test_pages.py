@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 
+from benchmarks.peers import torch_muon_in_float32
 from muonscale import Muon
 from muonscale.lab.config import Config, recipe_names
 from muonscale.lab.models.presets import PRESETS
@@ -18,7 +19,6 @@ from muonscale.optim.migrate.aliases import FOREIGN
 from muonscale.optim.newton_schulz import orthogonalize
 from tests.conftest import Muonscale
 from tests.docs.pages import PAGES, ROOT, anchors, commands, fences, links, words_of
-from tests.optim.compare import torch_muon_in_float32
 
 ANSWER_AT_ONCE = {"inspect", "lr", "plan", "recipes"}
 """Verbs that are run as they stand; `train` gets --dry-run, of others the options are looked up."""

@@ -1,38 +1,21 @@
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from types import SimpleNamespace
-from unittest import mock
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
 from muonscale import Muon
-from muonscale.optim.newton_schulz.coefficients import resolve_triples
+from muonscale.optim.newton_schulz.coefficients import resolve
 from muonscale.optim.rules.step_inputs import named
 
 Build = Callable[[str], nn.Module]
 SetGradients = Callable[[nn.Module, int], None]
-JORDAN = list(resolve_triples("jordan", 5))
+JORDAN = list(resolve("jordan", 5).triples)
 
 
 def close(X: Tensor, Y: Tensor, tolerance: float = 2e-5) -> None:
     torch.testing.assert_close(X.double(), Y.double(), rtol=tolerance, atol=tolerance)
-
-
-@contextmanager
-def torch_muon_in_float32() -> Iterator[None]:
-    """Let torch.optim.Muon multiply in float32.
-
-    Up to torch 2.14 it writes `X.bfloat16()`, from 2.15 `X.to(torch.bfloat16, copy=True)`.
-    """
-    float32_torch = SimpleNamespace(**{**vars(torch), "bfloat16": torch.float32})
-    with (
-        mock.patch.object(Tensor, "bfloat16", lambda X: X.float().clone()),
-        mock.patch.object(torch.optim._muon, "torch", float32_torch),
-    ):
-        yield
 
 
 def snapshot(model: nn.Module) -> dict[str, Tensor]:

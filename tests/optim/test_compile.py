@@ -5,8 +5,7 @@ import torch
 from torch import nn
 
 from muonscale import Muon
-from muonscale.optim.rules import base
-from muonscale.optim.rules import muon as muon_rule
+from muonscale.optim.rules import base, muon
 from tests.optim.compare import close
 
 
@@ -49,7 +48,7 @@ def test_compiled_steps_equal_eager_ones(options) -> None:
 def test_no_number_of_shapes_reaches_the_recompile_limit(monkeypatch) -> None:
     """Ten shapes, more than torch's limit of eight, of which each is compiled once."""
     # Newton-Schulz takes dynamo seconds per shape, and is not what this is about
-    monkeypatch.setattr(muon_rule, "orthogonalize", lambda X_NMK, *rest: X_NMK / X_NMK.norm())
+    monkeypatch.setattr(muon, "orthogonalize", lambda X_NMK, *rest: X_NMK / X_NMK.norm())
     graphs: list[int] = []
 
     def counting(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]):

@@ -55,11 +55,11 @@ def test_the_table_counts_shapes_and_finds_the_best_single_number() -> None:
 
 
 def test_what_cannot_be_converted_is_said() -> None:
-    with pytest.raises(ConfigError, match="at least one matrix"):
+    with pytest.raises(ConfigError, match="0 shapes"):
         conversion_table([], "keller", "rms")
-    with pytest.raises(ConfigError, match="no lr converts"):
+    with pytest.raises(ConfigError, match=r"'rms'.*0\.0.*\(4, 4\)"):
         convert_lr(1.0, "keller", "rms", (4, 4), rms=0.0)
-    with pytest.raises(ConfigError, match="no lr converts"):
+    with pytest.raises(ConfigError, match="lambda"):
         conversion_table([(4, 4)], lambda out, in_: 0.0, "rms")
     with pytest.raises(ConfigError, match="kellar"):
         convert_lr(1.0, "kellar", "rms", (4, 4))

@@ -23,7 +23,7 @@ CASES: dict[str, tuple[tuple[int, ...], MatrixSpec]] = {
     "latent attention": ((40, 12), MatrixSpec(splits=(24, 16), groups=4)),
     "latent attention by heads": ((40, 12), MatrixSpec(splits=(24, 16), groups=4, heads=4)),
     "gate and up": ((40, 16), MatrixSpec(splits=(20, 20))),
-    "gate and up, woven": ((40, 16), MatrixSpec(splits=(20, 20), groups=20)),
+    "gate and up, interleaved": ((40, 16), MatrixSpec(splits=(20, 20), groups=20)),
     "experts": ((4, 12, 16), PLAIN),
     "experts, gate and up": ((4, 24, 16), MatrixSpec(splits=(12, 12))),
     "experts as in gpt-oss": (

@@ -84,9 +84,9 @@ def test_a_view_of_contiguous_matrices_copies_nothing() -> None:
 def test_rows_are_blocks_unless_grouped() -> None:
     X = torch.arange(6.0).view(6, 1)
     blocks = view(X, MatrixSpec(splits=(3, 3)))
-    woven = view(X, MatrixSpec(splits=(3, 3), groups=3))
+    interleaved = view(X, MatrixSpec(splits=(3, 3), groups=3))
     assert [b.flatten().tolist() for b in blocks] == [[0, 1, 2], [3, 4, 5]]
-    assert [b.flatten().tolist() for b in woven] == [[0, 2, 4], [1, 3, 5]]
+    assert [b.flatten().tolist() for b in interleaved] == [[0, 2, 4], [1, 3, 5]]
 
 
 def test_a_transposed_parameter_is_seen_as_out_by_in() -> None:

@@ -5,7 +5,7 @@ import torch
 
 from muonscale.errors import ConfigError
 from muonscale.optim.newton_schulz.coefficients import SCHEDULES
-from muonscale.optim.newton_schulz.polar_express import minimax_quintic, polar_express, with_safety
+from muonscale.optim.newton_schulz.polar_express import apply_safety, minimax_quintic, polar_express
 
 PUBLISHED = [
     (8.28721201814563, -23.595886519098837, 17.300387312530933),
@@ -32,7 +32,7 @@ def test_the_generator_gives_nanochats_table() -> None:
 
 
 def test_the_generator_gives_the_table_of_gram_newton_schulz() -> None:
-    found = [with_safety(triple, 1.05) for triple in polar_express(5)]
+    found = [apply_safety(triple, 1.05) for triple in polar_express(5)]
     for row, expected in zip(found, SCHEDULES["gram_ns"].triples, strict=True):
         assert row == pytest.approx(expected, rel=1e-13)
 

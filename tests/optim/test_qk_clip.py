@@ -46,10 +46,10 @@ def test_a_key_whose_other_queries_need_nothing_stays() -> None:
 
 def test_options_out_of_range_are_refused() -> None:
     gamma = torch.ones(2)
-    with pytest.raises(ConfigError, match=r"tau is 0: a logit above 0"):
+    with pytest.raises(ConfigError, match="tau is 0"):
         clip_factors(gamma, 0)
     for call in (lambda: grouped_factors(gamma, 2, 1.5), lambda: latent_factors(gamma, 1.5)):
-        with pytest.raises(ConfigError, match=r"alpha is 1.5: a number from 0 to 1"):
+        with pytest.raises(ConfigError, match=r"alpha is 1\.5"):
             call()
 
 

@@ -97,8 +97,8 @@ def test_experts_follow_the_flags_of_their_module(build_lm: Build) -> None:
     )
     assert mixtral["model.layers.0.mlp.experts.down_proj"].matrices == MatrixSpec()
     oss = roles_of(build_lm("gpt_oss"))
-    woven = MatrixSpec(transposed=True, splits=(24, 24), groups=24)
-    assert oss["model.layers.0.mlp.experts.gate_up_proj"].matrices == woven
+    interleaved = MatrixSpec(transposed=True, splits=(24, 24), groups=24)
+    assert oss["model.layers.0.mlp.experts.gate_up_proj"].matrices == interleaved
     assert oss["model.layers.0.mlp.experts.down_proj"].matrices == MatrixSpec(transposed=True)
     assert oss["model.layers.0.mlp.experts.gate_up_proj_bias"].role == Role.NORM
 

@@ -15,8 +15,7 @@ from torch import Tensor, nn
 from muonscale import Muon, grouping_report, parameter_groups
 from muonscale.optim.matrices.spec import MatrixSpec
 from muonscale.optim.newton_schulz.orthogonalize import orthogonalize
-from muonscale.optim.rules import muon as muon_rule
-from muonscale.optim.rules import step_inputs as work
+from muonscale.optim.rules import muon, step_inputs
 from muonscale.optim.rules.muon import momentum_step_
 from muonscale.optim.rules.post_norm import POST_NORMS
 from muonscale.optim.rules.reference import adamw_step, muon_step
@@ -235,7 +234,7 @@ def test_every_matrix_is_orthogonalised_once(build_lm: Build, monkeypatch, set_g
         counted.append(X.shape[0])
         return orthogonalize(X, *rest, **options)
 
-    monkeypatch.setattr(muon_rule, "orthogonalize", counting)
+    monkeypatch.setattr(muon, "orthogonalize", counting)
     model = build_lm("deepseek_v3")
     groups = parameter_groups(model, lr=1e-3)
     optimizer = Muon(groups)
@@ -252,7 +251,7 @@ def test_matrices_of_one_shape_share_a_batch_across_groups(toy, monkeypatch, set
         sizes.append(len(X))
         return orthogonalize(X, *rest, **options)
 
-    monkeypatch.setattr(muon_rule, "orthogonalize", counting)
+    monkeypatch.setattr(muon, "orthogonalize", counting)
     overrides = {"second.weight": {"lr": 1.0, "weight_decay": 0.0}}
     optimizer = Muon(parameter_groups(toy, lr=1e-3, overrides=overrides))
     set_gradients(toy, 0)
@@ -291,7 +290,7 @@ def test_the_cap_on_a_batch_changes_no_number(toy, monkeypatch, set_gradients) -
     set_gradients(toy, 0)
     set_gradients(twin, 0)
     Muon(parameter_groups(toy, lr=0.1)).step()
-    monkeypatch.setattr(work, "WORKSPACE_BYTES", 1)
+    monkeypatch.setattr(step_inputs, "WORKSPACE_BYTES", 1)
     Muon(parameter_groups(twin, lr=0.1)).step()
     for mine, other in zip(toy.parameters(), twin.parameters(), strict=True):
         close(mine.detach(), other.detach(), 1e-6)

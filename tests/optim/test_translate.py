@@ -14,13 +14,14 @@ import torch
 from torch import nn
 
 import muonscale
+from benchmarks.peers import torch_muon_in_float32
 from muonscale import Muon, translate_arguments
 from muonscale.errors import ConfigError
 from muonscale.optim.migrate.aliases import FOREIGN, NO_COUNTERPART
 from muonscale.optim.migrate.aliases.argument import REQUIRED
-from muonscale.optim.migrate.translate import renamed_options
+from muonscale.optim.migrate.translate import find_renames
 from muonscale.optim.newton_schulz.coefficients import SCHEDULES, resolve
-from tests.optim.compare import close, torch_muon_in_float32
+from tests.optim.compare import close
 from tests.optim.signatures import SIGNATURES
 
 HOMES = {
@@ -202,23 +203,31 @@ def test_groups_have_the_rates_of_both_rules(toy: nn.Module) -> None:
 @pytest.mark.parametrize(
     ("source", "arguments", "message"),
     [
-        ("torhc", {}, "no other optimizer is called 'torhc': did you mean torch"),
-        ("torch", {"adjust_lr": None}, "no argument 'adjust_lr': did you mean adjust_lr_fn"),
+        ("torhc", {}, "'torhc'.*torch"),
+        ("torch", {"adjust_lr": None}, "'adjust_lr'.*adjust_lr_fn"),
         ("torch", {"adjust_lr_fn": "rms"}, "adjust_lr_fn is 'rms'; accepted: None, 'original'"),
-        ("torch", {"params": [torch.ones(2)]}, "decides what is on Muon.; leave it out"),
-        ("torch_adamw", {"amsgrad": True}, "amsgrad=True has no counterpart"),
-        ("optax", {}, "needs learning_rate: it has no default"),
-        ("optax", {"learning_rate": 0.1, "preconditioning": "aol"}, "accepted: 'frobenius'"),
-        ("timm", {"ns_coefficients": "polar_express"}, "give the triples"),
-        ("nvidia", {"scale_mode": "unit_rms_norm", "extra_scale_factor": 0.2}, "multiply lr"),
-        ("optax", {"learning_rate": 0.1, "ns_steps": 2, "ns_coeffs": "dion"}, "at least as many"),
-        ("nvidia", {"coefficient_type": "cubic5", "num_ns_steps": 7}, "accepted: 5"),
-        ("nvidia", {"scale_mode": "rms"}, "shape_scaling or unit_rms_norm"),
-        ("nvidia", {"coefficient_type": "polar_express"}, "accepted: 'simple'"),
-        ("nvidia", {"weight_decay_method": "independent"}, "accepted: 'decoupled'"),
-        ("pytorch_optimizer_normuon", {"update_scale": "rms"}, "preserve_norm or match_rms"),
-        ("pytorch_optimizer", {"weight_decouple": False}, "decay is always decoupled"),
-        ("pytorch_optimizer_muonclip", {}, "MuonClip has no counterpart: two things here"),
+        ("torch", {"params": [torch.ones(2)]}, "params="),
+        ("torch_adamw", {"amsgrad": True}, "amsgrad=True"),
+        ("optax", {}, "learning_rate"),
+        ("optax", {"learning_rate": 0.1, "preconditioning": "aol"}, "'aol'.*'frobenius'"),
+        ("timm", {"ns_coefficients": "polar_express"}, "'polar_express'"),
+        (
+            "nvidia",
+            {"scale_mode": "unit_rms_norm", "extra_scale_factor": 0.2},
+            "0.2.*unit_rms_norm",
+        ),
+        (
+            "optax",
+            {"learning_rate": 0.1, "ns_steps": 2, "ns_coeffs": "dion"},
+            "ns_steps is 2 .*5 triples",
+        ),
+        ("nvidia", {"coefficient_type": "cubic5", "num_ns_steps": 7}, "7.*cubic5"),
+        ("nvidia", {"scale_mode": "rms"}, "'rms'.*unit_rms_norm"),
+        ("nvidia", {"coefficient_type": "polar_express"}, "'polar_express'.*'simple'"),
+        ("nvidia", {"weight_decay_method": "independent"}, "'independent'.*'decoupled'"),
+        ("pytorch_optimizer_normuon", {"update_scale": "rms"}, "'rms'.*match_rms"),
+        ("pytorch_optimizer", {"weight_decouple": False}, "weight_decouple=False"),
+        ("pytorch_optimizer_muonclip", {}, "MuonClip"),
     ],
 )
 def test_what_cannot_be_translated_is_refused(
@@ -231,7 +240,7 @@ def test_what_cannot_be_translated_is_refused(
 @pytest.mark.parametrize("source", ["torch", "keller", "normuon", "nvidia"])
 def test_what_steps_matrices_alone_says_no_rate_for_the_rest(toy: nn.Module, source: str) -> None:
     found = translate_arguments(source, lr=0.02)
-    with pytest.raises(ConfigError, match="has no AdamW, and the group 'embedding' is on it"):
+    with pytest.raises(ConfigError, match=r"'embedding'.*adamw_lr"):
         found.groups(toy)
     rates = {group["rule"]: group["lr"] for group in found.groups(toy, adamw_lr=3e-4)}
     assert rates == {"muon": 0.02, "adamw": 3e-4}
@@ -240,8 +249,8 @@ def test_what_steps_matrices_alone_says_no_rate_for_the_rest(toy: nn.Module, sou
 
 
 def test_saved_groups_are_read_by_the_same_table() -> None:
-    muon = renamed_options("torch", "keller", "keller_2024", "moonlight", "normuon")
+    muon = find_renames("torch", "keller", "keller_2024", "moonlight", "normuon")
     assert muon["wd"] == "weight_decay" and muon["beta2"] == "normuon_beta2"
     assert "eps" not in muon and "adjust_lr_fn" not in muon  # eps is Newton-Schulz's there
-    assert renamed_options("torch_adamw", "keller_adam")["eps"] == "eps"
+    assert find_renames("torch_adamw", "keller_adam")["eps"] == "eps"
     assert muonscale.translate_arguments is translate_arguments

@@ -180,7 +180,7 @@ def test_measuring_leaves_weights_gradients_and_random_numbers_alone() -> None:
 
 
 def test_a_final_norm_that_is_not_there_is_named() -> None:
-    with pytest.raises(ConfigError, match=r"no module 'model\.norm'"):
+    with pytest.raises(ConfigError, match=r"'model\.norm'"):
         CoordinateProbe(Net(8, 1.0), dict, final_norm="model.norm")
 
 

@@ -11,7 +11,7 @@ from torch import nn
 from muonscale import Muon
 from muonscale.errors import ConfigError
 from muonscale.optim.parameters.roles import Role
-from muonscale.transfer.multipliers import Multipliers, UpdateRule, folded, multipliers
+from muonscale.transfer.multipliers import Multipliers, UpdateRule, fold_in, multipliers
 
 SQUARE = (1024, 1024), (256, 256)
 WIDER = (4096, 1024), (1024, 256)
@@ -142,21 +142,21 @@ def test_real_steps_of_two_widths_follow_the_rule(scale: str, post_norm: str | N
 
 def test_a_fold_scales_init_and_step_and_keeps_the_decay() -> None:
     found = Multipliers(init=0.5, lr=0.25, weight_decay=2.0, eps=0.5)
-    assert folded(found, 0.5, ADAMW, offset=False) == Multipliers(
+    assert fold_in(found, 0.5, ADAMW, offset=False) == Multipliers(
         init=0.25, lr=0.125, weight_decay=4.0, eps=1.0
     )
-    assert folded(found, 0.5, muon(), offset=False).eps == 0.5
+    assert fold_in(found, 0.5, muon(), offset=False).eps == 0.5
     independent = UpdateRule(rule="adamw", decay="independent")
-    assert folded(found, 0.5, independent, offset=False).weight_decay == 2.0
-    gain = folded(Multipliers(), 0.25, ADAMW, offset=True)
+    assert fold_in(found, 0.5, independent, offset=False).weight_decay == 2.0
+    gain = fold_in(Multipliers(), 0.25, ADAMW, offset=True)
     assert gain == Multipliers(init=0.25, shift=-0.75, lr=0.25, weight_decay=None, eps=4.0)
 
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ((Role.HIDDEN, (8, 8), (4, 4), muon(), "spectrum"), "did you mean spectral"),
-        ((Role.EMBEDDING, (9, 8), (8, 4), ADAMW, "spectral"), "9 rows and 8"),
+        ((Role.HIDDEN, (8, 8), (4, 4), muon(), "spectrum"), "'spectrum'.*spectral"),
+        ((Role.EMBEDDING, (9, 8), (8, 4), ADAMW, "spectral"), "9 .*8 "),
         ((Role.HIDDEN, (0, 8), (4, 4), muon(), "spectral"), r"\(0, 8\)"),
         ((Role.HIDDEN, (8, 8), (4, 4), muon(scale=lambda o, i: 0.0), "spectral"), "above 0"),
     ],

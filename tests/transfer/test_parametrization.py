@@ -229,41 +229,39 @@ def test_what_is_not_understood_is_named() -> None:
     llama = ("llama", {})
     refused("spectral", *llama, {}, convention="spectrl")
     refused("complete_p", *llama, {}, depth="completep")
-    refused("vocab_size is 320, and 321", *llama, {"vocab_size": 321})
+    refused("vocab_size.* 320.* 321", *llama, {"vocab_size": 321})
     refused("initializer_range", *llama, {"initializer_range": 0.1})
     refused("num_local_experts", "mixtral", {}, {"num_local_experts": 2})
-    refused("does not know .* opt", "opt", {"word_embed_proj_dim": 32}, {"word_embed_proj_dim": 32})
+    refused(" opt", "opt", {"word_embed_proj_dim": 32}, {"word_embed_proj_dim": 32})
     # queries grow and keys do not, in one parameter
     fields = {"hidden_size": 64, "num_attention_heads": 8}
-    refused("qkv_proj.weight holds .* same factor", "phi3", fields, {})
+    refused("qkv_proj.weight", "phi3", fields, {})
     # longer heads with queries, keys and values in one parameter
-    refused("h.0.attn has heads of 16, and of 8", "gpt2", {"n_embd": 64, "n_head": 4}, {})
+    refused("h.0.attn .*16.* 8", "gpt2", {"n_embd": 64, "n_head": 4}, {})
 
 
 def test_what_is_not_understood_of_ones_own_is_named() -> None:
-    with pytest.raises(ConfigError, match=r"does not know .* Own"):
+    with pytest.raises(ConfigError, match="Own"):
         parametrize(Own(8), Own(4), parameter_groups(Own(8), lr=1.0))
-    with pytest.raises(
-        ConfigError, match=r"layers\.0\.weight: an override has changed its matrices"
-    ):
+    with pytest.raises(ConfigError, match=r"layers\.0\.weight.*override"):
         own(overrides={"layers.0.weight": {"matrices": {"heads": 4}}})
     with pytest.raises(ConfigError, match="num_hidden_layers"):
         own(depth="complete_p")
     model, constants = Own(8), ForwardConstants(final_norm="norm")
     groups = parameter_groups(model, lr=1.0)
-    with pytest.raises(ConfigError, match=r"stack holds .*3, 8, 8.*2, 4, 4"):
+    with pytest.raises(ConfigError, match=r"stack .*3, 8, 8.*2, 4, 4"):
         parametrize(model, Own(4, experts=2), groups, constants=constants)
     smaller = Own(4)
     del smaller.down
-    with pytest.raises(ConfigError, match=r"down\.weight has no counterpart"):
+    with pytest.raises(ConfigError, match=r"down\.weight"):
         parametrize(model, smaller, groups, constants=constants)
     transfer = parametrize(model, Own(4), groups, constants=constants)
-    with pytest.raises(ConfigError, match="another model"):
+    with pytest.raises(ConfigError, match=r"down\.(bias|weight)"):
         transfer.scale_weights_(smaller)
-    with pytest.raises(ConfigError, match="another model"):
+    with pytest.raises(ConfigError, match=r"0\.(bias|weight)"):
         transfer.groups(parameter_groups(nn.Sequential(nn.Linear(8, 8)), lr=1.0))
     model.head.weight = model.embedding.weight
-    with pytest.raises(ConfigError, match="'final' has no parameter"):
+    with pytest.raises(ConfigError, match="'final'"):
         groups = parameter_groups(model, lr=1.0)
         base = Own(4)
         base.head.weight = base.embedding.weight

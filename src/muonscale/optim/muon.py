@@ -30,7 +30,7 @@ from muonscale.optim.rules.muon import MOMENTUM_CONVENTION
 from muonscale.optim.rules.nonfinite import FiniteCheck
 from muonscale.optim.rules.step_inputs import Group, by_group, check_names, named
 from muonscale.optim.state.state import counters_of, keep_by_name
-from muonscale.optim.state.state_io import plain, take_over
+from muonscale.optim.state.state_io import load_by_name, to_loadable
 from muonscale.optim.step import StepTally, step_elements_, step_matrices_, step_shared_
 
 NonfiniteT = Literal["raise", "skip"]
@@ -155,7 +155,7 @@ class Muon(torch.optim.Optimizer):
     def _keep_state(self) -> None:
         """Ensure that every parameter has state; carry it over if the parameter was replaced, moved or cast."""
         self._context.assign(self.param_groups)
-        keep_by_name(self.param_groups, self.state, self._owners, self._context.owned)
+        keep_by_name(self.param_groups, self.state, self._owners, self._context.owned_matrices.get)
 
     def _check_unique(self, group: Group) -> None:
         check_names(group)
@@ -263,7 +263,7 @@ class Muon(torch.optim.Optimizer):
         self._nonfinite_names = []
         if names and self._nonfinite == "raise":
             more = f" and {len(names) - 1} other parameters" if len(names) > 1 else ""
-            where = f" on rank {self._nonfinite_rank}" if self._context.any else ""
+            where = f" on rank {self._nonfinite_rank}" if self._context.is_distributed else ""
             raise DivergedError(
                 f"the gradient of {names[0]}{more} is not finite{where}. The step was left out: parameters "
                 'and state are as before it. Lower the lr, or use nonfinite="skip", which goes on and counts such steps.'
@@ -288,7 +288,7 @@ class Muon(torch.optim.Optimizer):
         """Return the state in torch's form: integer keys, and `param_names` in every group."""
         self._settle()
         self._keep_state()
-        return plain(super().state_dict())
+        return to_loadable(super().state_dict())
 
     def full_state_dict(self) -> dict[str, Any]:
         """Return the whole state, as one process would have it: a collective of all ranks.
@@ -319,7 +319,7 @@ class Muon(torch.optim.Optimizer):
             state_dict = before(self, state_dict) or state_dict
         self._pending = None
         self._keep_state()
-        take_over(state_dict, self.param_groups, self.state)
+        load_by_name(state_dict, self.param_groups, self.state)
         for after in self._optimizer_load_state_dict_post_hooks.values():
             after(self)
 

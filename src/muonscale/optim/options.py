@@ -7,7 +7,7 @@ runs, the model card, and the reference pages. They import no torch.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from numbers import Real
 from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
@@ -251,30 +251,3 @@ def _number(option: str, value: object) -> float:
     if not math.isfinite(number):
         raise ConfigError(f"{option} is {number}: give a finite number")
     return number
-
-
-def described(*options: type) -> Iterator[tuple[str, str, Any, str]]:
-    """Yield (name, type, default, meaning) of every option; the meaning from the source.
-
-    Raises:
-        ConfigError: for an option without a docstring under it.
-    """
-    import ast
-    import inspect
-    import textwrap
-
-    for cls in options:
-        body = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0]
-        assert isinstance(body, ast.ClassDef)
-        docs = {
-            before.target.id: " ".join(str(after.value.value).split())
-            for before, after in zip(body.body, body.body[1:], strict=False)
-            if isinstance(before, ast.AnnAssign)
-            and isinstance(before.target, ast.Name)
-            and isinstance(after, ast.Expr)
-            and isinstance(after.value, ast.Constant)
-        }
-        for f in fields(cls):
-            if f.name not in docs:
-                raise ConfigError(f"option {f.name} of {cls.__name__} has no docstring under it")
-            yield f.name, str(f.type), f.default, docs[f.name]

@@ -210,7 +210,7 @@ def _pieces_here(
         yield None, {key: item.state[key] for key in keys}, item.gradient
         return
     gradient = item.gradient.reshape(state.sharding.shape)
-    for piece, _ in state.owned():
+    for piece, _ in state.iter_pieces():
         values = {key: _part_of(item.state[key], piece.matrix) for key in keys}
         yield piece.matrix, values, read_piece(gradient, state.sharding.matrices, piece)
 

@@ -69,13 +69,13 @@ Part = Callable[[RoleAssignment], str]
 """Names the part of a model that a parameter belongs to."""
 
 
-def by_role(a: RoleAssignment) -> str:
+def name_role(a: RoleAssignment) -> str:
     """Return the role of a parameter: the parts of any model."""
     return str(a.role)
 
 
 def sites(
-    model: nn.Module, transfer: Parametrization | None, final_norm: str, part: Part = by_role
+    model: nn.Module, transfer: Parametrization | None, final_norm: str, part: Part = name_role
 ) -> list[Site]:
     """Return the modules of a model whose outputs are measured.
 
@@ -114,7 +114,7 @@ def fold_of(transfer: Parametrization | None, name: str) -> float:
 
 
 @contextmanager
-def captured(places: Iterable[Site]) -> Generator[Outputs]:
+def capture_outputs(places: Iterable[Site]) -> Generator[Outputs]:
     """Collect the outputs of modules that run in this block; of one that runs often, the last."""
     outputs: Outputs = {}
 
@@ -210,7 +210,7 @@ class CoordinateProbe:
         *,
         transfer: Parametrization | None = None,
         final_norm: str,
-        part: Part = by_role,
+        part: Part = name_role,
     ) -> None:
         self._forward, self._transfer, self._part = forward, transfer, part
         self._sites = sites(model, transfer, final_norm, part)
@@ -225,7 +225,7 @@ class CoordinateProbe:
         return {key: found[key] for key in sorted(found)}
 
     def _of_outputs(self) -> dict[Coordinate, float]:
-        with captured(self._sites) as outputs:
+        with capture_outputs(self._sites) as outputs:
             extra = self._forward()
         outputs |= {key: tensor.detach().float() for key, tensor in extra.items()}
         if missing := [s.name for s in self._sites if (s.role, s.name) not in outputs]:

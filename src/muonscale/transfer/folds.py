@@ -1,7 +1,7 @@
 """Factors of the width that are missing in a forward pass, or should not be there, by parameter.
 
 Each is a *fold*: a factor that the product of a parameter takes, so that the forward pass can stay as
-it is (see `muonscale.transfer.multipliers.folded`).
+it is (see `muonscale.transfer.multipliers.fold_in`).
 """
 
 from __future__ import annotations

@@ -228,10 +228,10 @@ def _settled(
     """Return the multipliers, from what the part of a weight that a step takes away is to be."""
     eps = 1 / r_out if not rule.on_matrices and convention == "spectral" else 1.0
     weight_decay = decayed / lr if rule.decay == "coupled" else decayed
-    return cleaned(Multipliers(init=init, lr=lr, weight_decay=weight_decay, eps=eps))
+    return round_multipliers(Multipliers(init=init, lr=lr, weight_decay=weight_decay, eps=eps))
 
 
-def folded(found: Multipliers, factor: float, rule: UpdateRule, *, offset: bool) -> Multipliers:
+def fold_in(found: Multipliers, factor: float, rule: UpdateRule, *, offset: bool) -> Multipliers:
     """Return the multipliers of W' = factor*W, which stands for `factor` times W in the forward pass.
 
     Training W' with them is training W with `found` and the factor in the forward pass: init and lr
@@ -253,13 +253,13 @@ def folded(found: Multipliers, factor: float, rule: UpdateRule, *, offset: bool)
         changed = replace(changed, eps=changed.eps / factor)
     if offset:
         shift = (1 + found.shift) * factor - 1
-        return cleaned(replace(changed, shift=shift, weight_decay=None))
+        return round_multipliers(replace(changed, shift=shift, weight_decay=None))
     if found.weight_decay is not None and rule.decay == "coupled":
         changed = replace(changed, weight_decay=found.weight_decay / factor)
-    return cleaned(changed)
+    return round_multipliers(changed)
 
 
-def cleaned(found: Multipliers) -> Multipliers:
+def round_multipliers(found: Multipliers) -> Multipliers:
     """Return the multipliers without the rounding error of the roots and quotients they came from."""
     decay = found.weight_decay
     return Multipliers(

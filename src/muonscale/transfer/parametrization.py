@@ -31,9 +31,9 @@ from muonscale.transfer.multipliers import (
     ConventionT,
     UpdateRule,
     check_convention,
-    cleaned,
-    folded,
+    fold_in,
     multipliers,
+    round_multipliers,
 )
 from muonscale.transfer.pair import Pair, counterparts, template
 
@@ -172,7 +172,7 @@ def _with_folds(
 ) -> TransferRow:
     found, rule = row.multipliers, UpdateRule.of(group, known)
     for fold in folds:
-        found = folded(found, fold.factor, rule, offset=fold.offset)
+        found = fold_in(found, fold.factor, rule, offset=fold.offset)
     why = ", ".join(f"{fold.factor:.4g}: {fold.why}" for fold in folds if fold.factor != 1)
     factor = math.prod(fold.factor for fold in folds)
     return replace(row, multipliers=found, why=why, fold=factor)
@@ -192,4 +192,4 @@ def _deepened(row: TransferRow, pair: Pair, layers: float, convention: Conventio
     drawn_smaller = pair.constants.falling_branch_std and row.role != Role.NORM
     if drawn_smaller and ends_branch(row.name, pair.constants):
         found = replace(found, init=found.init * layers**0.5)
-    return replace(row, multipliers=cleaned(found))
+    return replace(row, multipliers=round_multipliers(found))

@@ -135,7 +135,7 @@ def state_bytes(placed: Placed, rank: int) -> dict[bool, int]:
     """
     found = {True: 0, False: 0}
     for name, layout in placed.layouts.items():
-        if not layout.owned:
+        if not layout.partitioned:
             held = elements(layout, _mesh_rank(placed, layout, rank))
             found[placed.rules[name].on_matrices] += PARAMETER_BYTES * placed.values[name] * held
     for domain in placed.matrices:
@@ -209,7 +209,7 @@ def step_bytes(placed: Placed, kind: str, rank: int) -> int:
             elements(layout, _mesh_rank(placed, layout, rank))
             * (1 if kind == "cpu" else 1 + placed.values[name])
             for name, layout in placed.layouts.items()
-            if not placed.rules[name].on_matrices and not layout.owned
+            if not placed.rules[name].on_matrices and not layout.partitioned
         )
     )
     return max(needs)
@@ -227,7 +227,7 @@ def _owned(domain: Domain, placed: Placed, rank: int) -> int:
     return sum(
         placed.values[parameters[task.parameter].name] * math.prod(task.shape)
         for task in domain.plan.tasks
-        if task.owner == position and parameters[task.parameter].sharding.owned
+        if task.owner == position and parameters[task.parameter].sharding.partitioned
     )
 
 
@@ -237,7 +237,7 @@ def _row_states(domain: Domain, placed: Placed, rank: int) -> int:
     for number, parameter in enumerate(domain.plan.parameters):
         if not (count := domain.row_states.get(parameter.name, 0)):
             continue
-        if parameter.sharding.owned:
+        if parameter.sharding.partitioned:
             own = (t for t in domain.plan.tasks if t.parameter == number and t.owner == position)
             found += count * sum(task.shape[0] for task in own)
         else:

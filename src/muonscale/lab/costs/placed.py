@@ -96,7 +96,9 @@ def place(
     rules = {name: rule_of(group) for group in groups for name, _ in named(group)}
     values = {name: _values(group) for group in groups for name, _ in named(group)}
     on_matrices = [group for group in groups if rule_of(group).on_matrices]
-    owned = [name for name, layout in found.items() if layout.owned and not rules[name].on_matrices]
+    owned = [
+        name for name, layout in found.items() if layout.partitioned and not rules[name].on_matrices
+    ]
     return Placed(
         topology=topology,
         layouts=found,

@@ -216,7 +216,7 @@ def _data_layout(
     if len(ranks) == 1:
         return Sharding(shape, held, ranks=ranks)
     if topology.data == "ddp":
-        return Sharding(shape, held, (len(ranks),), (None,), ranks, owned=True)
+        return Sharding(shape, held, (len(ranks),), (None,), ranks, partitioned=True)
     mesh, cuts = _data_axes(topology, Cut(0))
     return Sharding(shape, held, mesh, cuts, ranks)
 

@@ -308,7 +308,7 @@ class _Assigner:
         """Return (cost of a member, segments, divided), or None if the matrix cannot be split."""
         n, _, shape = key
         parameter = self._parameters[n]
-        if not parameter.forms or parameter.sharding.owned or min(shape) < size:
+        if not parameter.forms or parameter.sharding.partitioned or min(shape) < size:
             return None
         return best_split(
             shape, parameter.triples, parameter.forms, size, self._flops_per_shared_element
@@ -340,7 +340,7 @@ class _Assigner:
 
 def _homes(sharding: Sharding, ranks: tuple[int, ...]) -> dict[int, tuple[int, ...]]:
     """Return the group ranks that hold a whole matrix, for each matrix that some rank holds."""
-    if sharding.owned:
+    if sharding.partitioned:
         return {}
     group_rank = {rank: n for n, rank in enumerate(ranks)}
     return {
@@ -459,7 +459,7 @@ def traffic(assignment: OwnerAssignment) -> Traffic:
         sets = replica_sets(sharding)[task.matrix]
         for replicas, elements in zip(sets, _elements(sharding, task), strict=True):
             source = source_mesh_rank(replicas.mesh_ranks, owner, replica)
-            if source != owner and not sharding.owned:
+            if source != owner and not sharding.partitioned:
                 sums.sent_in[places[source]] += elements
                 sums.received_in[task.owner] += elements
             for mesh_rank in replicas.mesh_ranks:

@@ -54,7 +54,7 @@ class _Key:
 
 
 @dataclass
-class _Known:
+class _CachedSharding:
     """The sharding of a parameter, valid until another tensor replaces it."""
 
     parameter: Tensor
@@ -72,30 +72,30 @@ class DistributedContext:
     process_group: dist.ProcessGroup | None = None
     """Group whose ranks hold identical replicas of plain tensors, as in DDP."""
     compile: bool | str = False
-    _known: dict[str, _Known] = field(default_factory=dict)
+    _cache: dict[str, _CachedSharding] = field(default_factory=dict)
     _groups: dict[Ranks, dist.ProcessGroup] = field(default_factory=dict)
     _rank_groups: dict[_Key, RankGroup] = field(default_factory=dict)
     _owners: dict[tuple[str, int], int] = field(default_factory=dict)
     """Group rank that owns the state of each matrix, by parameter name and matrix."""
-    _owned: dict[str, OwnedMatrices] = field(default_factory=dict)
-    """Partitioned state of this rank, by parameter name."""
+    owned_matrices: dict[str, OwnedMatrices] = field(default_factory=dict)
+    """Matrices whose partitioned state is on this rank, by parameter name."""
 
     @property
-    def any(self) -> bool:
+    def is_distributed(self) -> bool:
         """Whether any parameter is on more than one rank."""
-        return any(known.sharding is not None for known in self._known.values())
+        return any(cached.sharding is not None for cached in self._cache.values())
 
     def sharding(self, name: str, parameter: Tensor, group: Group) -> Sharding | None:
         """Return the sharding of a parameter, or None if it is on this rank only."""
-        known = self._known.get(name)
-        if known is None or known.parameter is not parameter:
+        cached = self._cache.get(name)
+        if cached is None or cached.parameter is not parameter:
             ranks = None
             if self.process_group is not None:
                 ranks = dist.get_process_group_ranks(self.process_group)
             matrices = group["matrices"].get(name, PLAIN)
-            known = _Known(parameter, sharding_of(name, parameter, matrices, ranks))
-            self._known[name] = known
-        return known.sharding
+            cached = _CachedSharding(parameter, sharding_of(name, parameter, matrices, ranks))
+            self._cache[name] = cached
+        return cached.sharding
 
     def items(
         self, groups: Sequence[Group], state: Mapping[Tensor, dict[str, Any]]
@@ -150,7 +150,7 @@ class DistributedContext:
 
     def check_finite(self, items: Sequence[ParamStep]) -> FiniteCheck:
         """Return whether all gradients of all ranks are finite. A collective like `items`."""
-        shardings = {name: known.sharding for name, known in self._known.items()}
+        shardings = {name: cached.sharding for name, cached in self._cache.items()}
         shared = _names_by_ranks(shardings)
         process = dist.get_rank() if shared else 0
         check = check_gradients([i.name for i in items], [i.gradient for i in items], process)
@@ -194,7 +194,7 @@ class DistributedContext:
             if sharding is not None and update is None:
                 sharding = (
                     rows_sharding(tuple(parameter.shape), sharding.ranks)
-                    if sharding.owned
+                    if sharding.partitioned
                     else None
                 )
             if sharding is not None:
@@ -212,9 +212,9 @@ class DistributedContext:
                 for group in groups
                 if group["rule"] == rule
                 for member, parameter in self._members(group)
-                if member.sharding.owned
+                if member.sharding.partitioned
             ]
-            if all(member.name in self._owned for member, _ in members):
+            if all(member.name in self.owned_matrices for member, _ in members):
                 continue
             assignment = assign_owners(
                 [
@@ -225,19 +225,15 @@ class DistributedContext:
             )
             group_rank = assignment.ranks.index(dist.get_rank())
             for member, _ in members:
-                self._owned.setdefault(member.name, (member.sharding, ()))
+                self.owned_matrices.setdefault(member.name, (member.sharding, ()))
             for task in assignment.tasks:
                 name = assignment.parameters[task.parameter].name
                 if (name, task.matrix) in self._owners:
                     continue
                 self._owners[name, task.matrix] = task.owner
                 if task.owner == group_rank:
-                    sharding, matrices = self._owned[name]
-                    self._owned[name] = sharding, (*matrices, task.matrix)
-
-    def owned(self, name: str) -> OwnedMatrices | None:
-        """Return the matrices whose state is on this rank; None if the state is not partitioned."""
-        return self._owned.get(name)
+                    sharding, matrices = self.owned_matrices[name]
+                    self.owned_matrices[name] = sharding, (*matrices, task.matrix)
 
     def _rank_group(self, key: _Key, members: tuple[Member, ...]) -> RankGroup:
         rank_group = self._rank_groups.get(key)

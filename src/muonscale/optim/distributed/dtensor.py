@@ -59,7 +59,7 @@ def sharding_of(
         if ranks is None or len(ranks) == 1:
             return None
         mesh = (len(ranks),)
-        return Sharding(shape, matrices, mesh, (None,), tuple(ranks), owned=True)
+        return Sharding(shape, matrices, mesh, (None,), tuple(ranks), partitioned=True)
     mesh = parameter.device_mesh
     cuts = tuple(_cut(name, parameter, placement) for placement in parameter.placements)
     sharding = Sharding(

@@ -110,13 +110,13 @@ def make_routes(
     ]
     for task in assignment.tasks:
         sharding, route = shardings[task.parameter], routes[task.round]
-        if sharding.owned and state:
+        if sharding.partitioned and state:
             continue
         owner = sharding.ranks.index(ranks[task.owner])
         replica = replica_index(sharding, owner)
         sets = replica_sets(sharding)[task.matrix]
         sends_results = not state or task.columns[0] == 0
-        route.moves_in |= not sharding.owned and any(owner not in s.mesh_ranks for s in sets)
+        route.moves_in |= not sharding.partitioned and any(owner not in s.mesh_ranks for s in sets)
         route.moves_out |= sends_results and any(s.mesh_ranks != (owner,) for s in sets)
         route.to_all &= sharding.replicated and task.split is None
         for replicas in sets:
@@ -129,9 +129,9 @@ def make_routes(
             source = group_ranks[sharding.ranks[source]]
             if holds and sends_results:
                 route.deliver[task.owner] += slots
-            if holds and source == group_rank and not sharding.owned:
+            if holds and source == group_rank and not sharding.partitioned:
                 route.collect[task.owner] += slots
-            if owns and not sharding.owned:
+            if owns and not sharding.partitioned:
                 route.assemble[source] += slots
             if owns and sends_results:
                 for mesh_rank in replicas.mesh_ranks:

@@ -47,7 +47,7 @@ def step_memory(assignment: OwnerAssignment, group_rank: int, options: StepOptio
     routes = make_routes(assignment, shardings, group_rank)
     held = _held(assignment, group_rank)
     state = 4 * sum(held)
-    directions = state if options.nesterov or any(x.owned for x in shardings) else 0
+    directions = state if options.nesterov or any(x.partitioned for x in shardings) else 0
     rounds = [
         _Round(assignment, group_rank, n, routes[n], held, options)
         for n in range(assignment.rounds)
@@ -60,7 +60,7 @@ def _held(assignment: OwnerAssignment, group_rank: int) -> list[int]:
     held = []
     for number, parameter in enumerate(assignment.parameters):
         sharding = parameter.sharding
-        if sharding.owned:
+        if sharding.partitioned:
             own = (t for t in assignment.tasks if t.parameter == number and t.owner == group_rank)
             held.append(sum(t.shape[0] * t.shape[1] for t in own))
         else:
@@ -113,7 +113,7 @@ class _Round:
         total = 0
         for number in arriving:
             sharding = assignment.parameters[number].sharding
-            if sharding.owned:
+            if sharding.partitioned:
                 total += 4 * torch.Size(sharding.shape).numel()
             elif not options.nesterov:
                 total += 4 * held[number]

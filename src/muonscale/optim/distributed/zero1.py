@@ -109,7 +109,7 @@ class PartitionedTensor(Tensor):
         """Yield the boxes of the full tensor that are on this rank, with views of their values."""
         from torch.distributed.checkpoint.metadata import ChunkStorageMetadata
 
-        for piece, part in self.owned():
+        for piece, part in self.iter_pieces():
             for offsets, sizes, rows in stored_boxes(self.sharding, piece):
                 values = part[rows]
                 values = values.mT if self.sharding.matrices.transposed else values
@@ -120,16 +120,16 @@ class PartitionedTensor(Tensor):
 
     def copy_from_(self, whole: Tensor) -> None:
         """Copy this rank's part from a full tensor."""
-        for piece, part in self.owned():
+        for piece, part in self.iter_pieces():
             matrices = self.sharding.matrices
             part.copy_(read_piece(whole.reshape(self.sharding.shape), matrices, piece))
 
     def copy_into_(self, whole: Tensor) -> None:
         """Copy this rank's part into a full tensor, which is contiguous."""
-        for piece, part in self.owned():
+        for piece, part in self.iter_pieces():
             write_piece_(whole.view(self.sharding.shape), self.sharding.matrices, piece, part)
 
-    def owned(self) -> Iterator[tuple[Piece, Tensor]]:
+    def iter_pieces(self) -> Iterator[tuple[Piece, Tensor]]:
         """Yield each matrix on this rank, with its piece of the full tensor."""
         for piece in pieces(self.sharding, (0,)):
             if piece.matrix in self.parts:
@@ -257,7 +257,7 @@ def rows_sharding(shape: tuple[int, ...], ranks: tuple[int, ...]) -> Sharding:
     each = rows if math.prod(shape) < WHOLE_BELOW else -(-rows // len(ranks))
     splits = tuple(min(each, rows - start) for start in range(0, rows, max(1, each)))
     matrices = MatrixSpec(flattened=True, splits=splits)
-    return Sharding(as_matrix, matrices, (len(ranks),), (None,), ranks, owned=True)
+    return Sharding(as_matrix, matrices, (len(ranks),), (None,), ranks, partitioned=True)
 
 
 _ADVICE = (

@@ -56,7 +56,7 @@ class MatrixBatches:
         states = []
         for pieces, spec, shape in zip(self._cut(rows), self.specs, self.shapes, strict=True):
             stored = row_state_shape(shape, spec)
-            widths = [width for _, _, width in known_shapes(stored, spec)]
+            widths = [width for _, _, width in cached_matrix_shapes(stored, spec)]
             wide = [p.expand(-1, -1, w) for p, w in zip(pieces, widths, strict=True)]
             states.append(unview(wide, spec, stored))
         return states
@@ -73,7 +73,7 @@ class MatrixBatches:
     @functools.cached_property
     def _pieces(self) -> list[tuple[tuple[int, int, int], ...]]:
         """(number, out, in) of each batch that `view` returns, for each parameter."""
-        return [known_shapes(s, m) for s, m in zip(self.shapes, self.specs, strict=True)]
+        return [cached_matrix_shapes(s, m) for s, m in zip(self.shapes, self.specs, strict=True)]
 
     def _cat(self, viewed: list[list[Tensor]]) -> dict[MatrixShape, Tensor]:
         by_shape: dict[MatrixShape, list[Tensor]] = defaultdict(list)
@@ -92,7 +92,9 @@ class MatrixBatches:
 
 
 @functools.cache
-def known_shapes(shape: tuple[int, ...], spec: MatrixSpec) -> tuple[tuple[int, int, int], ...]:
+def cached_matrix_shapes(
+    shape: tuple[int, ...], spec: MatrixSpec
+) -> tuple[tuple[int, int, int], ...]:
     """Return `matrix_shapes(shape, spec)`, cached."""
     return tuple(matrix_shapes(shape, spec))
 

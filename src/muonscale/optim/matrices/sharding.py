@@ -26,10 +26,10 @@ from muonscale.errors import LayoutError
 from muonscale.optim.matrices.spec import (
     PLAIN,
     MatrixSpec,
+    batch_shape,
     heads_of,
     matrix_shapes,
-    stack_shape,
-    stacked,
+    to_batch,
 )
 
 Range = tuple[int, int]
@@ -58,7 +58,7 @@ class Sharding:
     """How each axis of the mesh divides the tensor; None if it replicates it."""
     ranks: tuple[int, ...] = (0,)
     """Global rank of each mesh rank."""
-    owned: bool = False
+    partitioned: bool = False
     """Whether the state is partitioned (ZeRO-1): the state of each matrix is whole on the rank that
     updates it. Otherwise state is sharded as the parameter is."""
 
@@ -68,11 +68,18 @@ class Sharding:
 
     @functools.cached_property
     def _hash(self) -> int:
-        return hash((self.shape, self.matrices, self.mesh, self.cuts, self.ranks, self.owned))
+        return hash((self.shape, self.matrices, self.mesh, self.cuts, self.ranks, self.partitioned))
 
     def __reduce__(self) -> tuple[type[Sharding], tuple[object, ...]]:
         """Pickle without the cached hash, which another process computes differently."""
-        return Sharding, (self.shape, self.matrices, self.mesh, self.cuts, self.ranks, self.owned)
+        return Sharding, (
+            self.shape,
+            self.matrices,
+            self.mesh,
+            self.cuts,
+            self.ranks,
+            self.partitioned,
+        )
 
     @property
     def replicated(self) -> bool:
@@ -239,7 +246,7 @@ def pieces(sharding: Sharding, shard_coord: tuple[int, ...]) -> tuple[Piece, ...
         LayoutError: if the kernel of a convolution is sharded.
     """
     leading, outs, ins = _three_axes(sharding, local_parts(sharding, shard_coord))
-    _, out, in_ = stack_shape(sharding.shape, sharding.matrices)
+    _, out, in_ = batch_shape(sharding.shape, sharding.matrices)
     found = [
         Piece(matrix, rows, columns, place, stride_pattern)
         for matrix, stack, rows_of, columns_of in _stored_matrices(sharding, out, in_)
@@ -391,7 +398,7 @@ def _window(
     (row_count, column_count), (_, row, column) = piece.shape, piece.place
     columns = slice(column, column + column_count)
     if piece.stride_pattern is None:
-        return stacked(local, matrices), slice(row, row + row_count), columns
+        return to_batch(local, matrices), slice(row, row + row_count), columns
     first, share, stride = piece.stride_pattern
     r = torch.arange(piece.rows[0], piece.rows[1], device=local.device) + row
-    return stacked(local, matrices), r // share * stride + first + r % share, columns
+    return to_batch(local, matrices), r // share * stride + first + r % share, columns

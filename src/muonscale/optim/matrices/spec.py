@@ -103,7 +103,7 @@ def matrix_shapes(shape: Sequence[int], spec: MatrixSpec) -> list[tuple[int, int
     Raises:
         LayoutError: if a tensor of `shape` cannot be stored in this way.
     """
-    leading, out, in_ = stack_shape(shape, spec)
+    leading, out, in_ = batch_shape(shape, spec)
     splits = spec.splits or (out,)
     if sum(splits) != out or min(splits) < 0:
         raise LayoutError(f"splits {splits} must add up to the {out} rows of shape {tuple(shape)}")
@@ -129,7 +129,7 @@ def matrix_shapes(shape: Sequence[int], spec: MatrixSpec) -> list[tuple[int, int
     return shapes
 
 
-def stack_shape(shape: Sequence[int], spec: MatrixSpec) -> tuple[int, int, int]:
+def batch_shape(shape: Sequence[int], spec: MatrixSpec) -> tuple[int, int, int]:
     """Return (number, out, in) of the matrices before rows are divided into splits."""
     if len(shape) < 2:
         raise LayoutError(f"shape {tuple(shape)} holds no matrix: at least two axes are needed")
@@ -164,7 +164,7 @@ def view(X: Tensor, spec: MatrixSpec) -> list[Tensor]:
         LayoutError: if a tensor of this shape cannot be stored in this way.
     """
     shapes = matrix_shapes(X.shape, spec)
-    X_NMK = stacked(X, spec)
+    X_NMK = to_batch(X, spec)
     heads = heads_of(spec, len(shapes), X.shape)
     return [
         _split_heads(part, number, spec)
@@ -182,7 +182,7 @@ def unview(batches: Sequence[Tensor], spec: MatrixSpec, shape: Sequence[int]) ->
     return X_NMK.reshape(tuple(shape))
 
 
-def stacked(X: Tensor, spec: MatrixSpec) -> Tensor:
+def to_batch(X: Tensor, spec: MatrixSpec) -> Tensor:
     """Return `X` as `[leading, out, in]`, before rows are divided into splits."""
     if spec.flattened:
         X_NMK = X.reshape(1, X.shape[0], -1)

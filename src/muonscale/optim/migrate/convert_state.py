@@ -16,7 +16,7 @@ from torch import Tensor
 
 from muonscale.errors import CheckpointError, ConfigError, nearest
 from muonscale.optim.migrate.aliases import FOREIGN
-from muonscale.optim.migrate.translate import renamed_options
+from muonscale.optim.migrate.translate import find_renames
 from muonscale.optim.rules import ADAMW, MUON
 from muonscale.optim.rules.base import RULES
 from muonscale.optim.rules.muon import MOMENTUM_CONVENTION, ROW_STATE
@@ -66,8 +66,8 @@ _KEYS = {
 }
 """From their state keys to ours."""
 _OPTIONS = {
-    MUON.name: renamed_options("torch", "keller", "keller_2024", "moonlight", "normuon"),
-    ADAMW.name: renamed_options("torch_adamw", "keller_adam", "keller_2024", "moonlight"),
+    MUON.name: find_renames("torch", "keller", "keller_2024", "moonlight", "normuon"),
+    ADAMW.name: find_renames("torch_adamw", "keller_adam", "keller_2024", "moonlight"),
 }
 """From their group options to ours, by rule."""
 _TORCH_SCALES = FOREIGN["torch"].arguments["adjust_lr_fn"].choices or {}

@@ -159,7 +159,7 @@ def _among(value: object, values: tuple[object, ...]) -> bool:
     return False
 
 
-def renamed_options(*sources: str) -> dict[str, str]:
+def find_renames(*sources: str) -> dict[str, str]:
     """Return which arguments of rows of `FOREIGN` are options of ours, under whatever name."""
     found: dict[str, str] = {}
     for source in sources:

@@ -1,10 +1,10 @@
-"""Newton-Schulz polynomials: which odd quintic is applied at which step, and where it comes from.
+"""The polynomials of Newton-Schulz: one odd quintic per step, with its source.
 
-A *triple* `(a, b, c)` is the polynomial `p(s) = a*s + b*s^3 + c*s^5`, applied to every singular
-value at once by `X <- a*X + (b*A + c*A@A) @ X` with `A = X @ X.T`. A *schedule* is a row of the
-table: triples, the normalisation they are meant for, and their source. *Coefficients* are what a
-schedule comes to for a number of steps. Where more steps are asked for than a schedule has, its
-last triple is repeated; where fewer, its first are used, if it was made so that this is sensible.
+A *triple* `(a, b, c)` is the polynomial `p(s) = a*s + b*s^3 + c*s^5`. The step
+`X <- a*X + (b*A + c*A@A) @ X` with `A = X @ X.T` applies it to every singular value of `X`. A
+*schedule* is a row of the table: triples, the normalization they were made for, and their source.
+*Coefficients* are the triples of a given number of steps. If a schedule has fewer triples, its last
+one is repeated; if it has more, its first ones are used.
 """
 
 from __future__ import annotations
@@ -14,40 +14,41 @@ from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
 from muonscale.errors import ConfigError, nearest
-from muonscale.optim.newton_schulz.polar_express import with_safety
+from muonscale.optim.newton_schulz.polar_express import apply_safety
 
 Triple = tuple[float, float, float]
 """Coefficients `(a, b, c)` of one odd quintic."""
 
 NormalizationT = Literal["frobenius", "schatten4", "aol"]
 NORMALIZATIONS: tuple[NormalizationT, ...] = ("frobenius", "schatten4", "aol")
-"""What brings the singular values to at most 1 before the first step: see `Coefficients`."""
+"""Normalizations that bring the singular values to at most 1, see `Coefficients`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Coefficients:
-    """Everything about a Newton-Schulz iteration but its matrix; hashable."""
+    """The parameters of a Newton-Schulz iteration. Hashable."""
 
     triples: tuple[Triple, ...]
-    """Applied in this order."""
+    """One triple per step, in order."""
     normalization: NormalizationT = "frobenius"
-    """`frobenius` divides by the Frobenius norm, which is at least the spectral norm. `schatten4`
-    divides by `sqrt(||X X^T||_F)`, which is nearer to it (Grishina et al., Accelerating
-    Newton-Schulz Iteration for Orthogonalization via Chebyshev-type Polynomials, arXiv 2506.10935).
-    `aol` divides row i by `sqrt(sum_j |X X^T|_ij)`: nearer still, but the polar factor is that of
-    another matrix then (Turbo-Muon, arXiv 2512.04632). Rows are those of the shorter side."""
+    """`frobenius` divides by the Frobenius norm, an upper bound of the spectral norm. `schatten4`
+    divides by `sqrt(||X X^T||_F)`, a closer bound (Grishina et al., Accelerating Newton-Schulz
+    Iteration for Orthogonalization via Chebyshev-type Polynomials, arXiv 2506.10935). `aol` divides
+    row i by `sqrt(sum_j |X X^T|_ij)`. It is closer still, but changes the matrix and so its polar
+    factor (Turbo-Muon, arXiv 2512.04632). Rows are along the shorter side."""
     margin: float = 1.0
-    """The norm is multiplied by this first: room for rounding beyond 1."""
+    """Factor of the norm, at least 1, so that rounding does not carry singular values beyond 1."""
     restarts: tuple[int, ...] | None = None
-    """Steps after which the Gram form starts anew from `X`; None chooses by the dtype's rounding."""
+    """Steps after which the Gram form restarts from `X`. None chooses them by the rounding of the
+    dtype."""
 
     def __post_init__(self) -> None:
-        _normalization(self.normalization)
+        _check_normalization(self.normalization)
         if not self.margin >= 1:
-            raise ConfigError(f"margin is {self.margin}: a number of at least 1 goes there")
+            raise ConfigError(f"margin is {self.margin}: it must be at least 1")
         if any(not step >= 1 for step in self.restarts or ()):
             raise ConfigError(
-                f"restarts are {self.restarts}: numbers of steps, counted from 1, are accepted"
+                f"restarts are {self.restarts}: each must be a number of steps, at least 1"
             )
 
     @property
@@ -61,32 +62,31 @@ class Schedule:
     """A row of the table."""
 
     triples: tuple[Triple, ...]
-    """Applied in this order; the last is repeated as often as needed."""
+    """One triple per step, in order. The last one may be repeated."""
     source: str
-    """Author, title and place of the numbers."""
+    """Author and title, and where the numbers were read."""
     normalization: NormalizationT = "frobenius"
     """See `Coefficients`."""
     margin: float = 1.0
     """See `Coefficients`."""
     least_steps: int = 1
-    """Steps without which the row is not what its source describes, since the triples were tuned
-    together; a row of steps each optimal on what the last one left may be cut anywhere."""
+    """Smallest number of steps. Triples that were tuned together need all of them; if each is optimal
+    for the result of the one before, fewer steps are allowed."""
 
 
 CoefficientsLike = str | Triple | Sequence[Sequence[float]] | Coefficients
-"""A row of the table by name, one triple for every step, one triple per step, or the whole: see
-`resolve`."""
+"""The name of a row, one triple for all steps, one triple per step, or `Coefficients`: see `resolve`."""
 
 
-def as_plain(coefficients: CoefficientsLike) -> Any:
-    """Return coefficients as names, numbers and tuples, which `torch.load` takes without imports."""
+def to_plain(coefficients: CoefficientsLike) -> Any:
+    """Return coefficients as strings, numbers and tuples, which `torch.load` accepts by default."""
     if isinstance(coefficients, Coefficients):
         return tuple(getattr(coefficients, field.name) for field in fields(Coefficients))
     return coefficients
 
 
 def from_plain(value: Any) -> CoefficientsLike:
-    """Return the coefficients that `as_plain` was given."""
+    """Return coefficients from the result of `to_plain`."""
     whole = isinstance(value, Sequence) and not isinstance(value, str) and len(value) == 4
     if whole and isinstance(value[1], str):
         triples, normalization, margin, restarts = value
@@ -153,7 +153,7 @@ SCHEDULES: dict[str, Schedule] = {
         least_steps=6,
     ),
     "polar_express": Schedule(
-        triples=(*(with_safety(t, 1.01) for t in _POLAR_EXPRESS[:-1]), _POLAR_EXPRESS[-1]),
+        triples=(*(apply_safety(t, 1.01) for t in _POLAR_EXPRESS[:-1]), _POLAR_EXPRESS[-1]),
         source="Amsel et al., The Polar Express, arXiv 2505.16932, the published table with the "
         "safety factor 1.01 on all rows but the last; X is divided by 1.01 ||X||_F",
         margin=1.01,
@@ -165,7 +165,7 @@ SCHEDULES: dict[str, Schedule] = {
         margin=1.01,
     ),
     "gram_ns": Schedule(
-        triples=tuple(with_safety(t, 1.05) for t in _POLAR_EXPRESS[:5]),
+        triples=tuple(apply_safety(t, 1.05) for t in _POLAR_EXPRESS[:5]),
         source="Dao-AILab, Gram Newton-Schulz (2026): the first five steps of the published Polar "
         "Express table with safety 1.05 on all of them",
     ),
@@ -187,8 +187,8 @@ SCHEDULES: dict[str, Schedule] = {
             (2.7573, -3.2939, 1.4254),
             (2.7215, -3.0494, 1.3169),
         ),
-        # The first polynomial has a zero at 0.884: singular values above it, which this
-        # normalisation leaves where rows are nearly orthogonal, come out near -1.
+        # The first polynomial has a zero at 0.884. This normalization leaves singular values above it
+        # if rows are nearly orthogonal, and these come out near -1.
         source="Turbo-Muon, arXiv 2512.04632, as 'aol' in NVIDIA Emerging-Optimizers; an earlier "
         "set of flash-newton-schulz. It reverses singular values above 0.88: see 'aol_flash'",
         normalization="aol",
@@ -228,22 +228,22 @@ SCHEDULES: dict[str, Schedule] = {
 
 
 MOST_STEPS = 1000
-"""More would be a slip: five to ten are usual, and each triple is kept."""
+"""Largest number of steps. Five to ten are usual, so more is taken to be a mistake."""
 
 
 def resolve(coefficients: CoefficientsLike, steps: int) -> Coefficients:
-    """Return what `coefficients` stands for at `steps` steps, with its normalisation.
+    """Return the coefficients for a number of steps.
 
     Args:
-        coefficients: name of a row of `SCHEDULES`, with another normalisation after a plus sign
-            if wanted ("you5+schatten4"); one triple; a sequence of triples; or `Coefficients`,
-            whose triples are cut or the last repeated likewise. Bare triples are normalised by the
-            Frobenius norm.
+        coefficients: the name of a row of `SCHEDULES`, optionally with another normalization after a
+            plus sign ("you5+schatten4"); one triple; a sequence of triples; or `Coefficients`. Bare
+            triples use the Frobenius norm. If the number of triples is not `steps`, they are cut, or
+            the last one is repeated.
         steps: number of Newton-Schulz steps, 1 to 1000.
 
     Raises:
-        ConfigError: for an unknown name, a triple that is not three numbers, other steps, or fewer
-            steps than the row can do with.
+        ConfigError: if a name is unknown, a triple is not three numbers, or `steps` is out of range
+            or below the `least_steps` of the row.
 
     Example:
         >>> resolve("polar_express", 3).margin
@@ -254,46 +254,31 @@ def resolve(coefficients: CoefficientsLike, steps: int) -> Coefficients:
         ((2.0, -1.5, 0.5), (2.0, -1.5, 0.5))
     """
     if not 1 <= steps <= MOST_STEPS:
-        raise ConfigError(
-            f"ns_steps is {steps}: at least one Newton-Schulz step is needed, at most {MOST_STEPS:,}"
-        )
-    whole = _whole(coefficients, steps)
-    return replace(whole, triples=_fitted(whole.triples, steps))
+        raise ConfigError(f"ns_steps is {steps}: it must be at least 1 and at most {MOST_STEPS:,}")
+    whole = _parse(coefficients, steps)
+    triples = whole.triples[:steps] + whole.triples[-1:] * (steps - len(whole.triples))
+    return replace(whole, triples=triples)
 
 
-def resolve_triples(coefficients: CoefficientsLike, steps: int) -> tuple[Triple, ...]:
-    """Return the triples of `resolve(coefficients, steps)`.
-
-    Example:
-        >>> resolve_triples("jordan", 2)
-        ((3.4445, -4.775, 2.0315), (3.4445, -4.775, 2.0315))
-    """
-    return resolve(coefficients, steps).triples
-
-
-def _fitted(triples: tuple[Triple, ...], steps: int) -> tuple[Triple, ...]:
-    return triples[:steps] + triples[-1:] * (steps - len(triples))
-
-
-def _whole(coefficients: CoefficientsLike, steps: int) -> Coefficients:
+def _parse(coefficients: CoefficientsLike, steps: int) -> Coefficients:
     if isinstance(coefficients, Coefficients):
         if not coefficients.triples:
             raise ConfigError(
-                f"ns_coefficients has {len(coefficients.triples)} triples: one per step goes there"
+                f"ns_coefficients has {len(coefficients.triples)} triples: at least one is needed"
             )
         return coefficients
     if isinstance(coefficients, str):
-        return _row(coefficients, steps)
+        return _look_up(coefficients, steps)
     if len(coefficients) == 3 and all(isinstance(c, (int, float)) for c in coefficients):
-        return Coefficients(triples=(_triple(coefficients),))
+        return Coefficients(triples=(_parse_triple(coefficients),))
     if len(coefficients) == 0:
         raise ConfigError(
             f"ns_coefficients is {coefficients!r}: give a name, a triple or a list of triples"
         )
-    return Coefficients(triples=tuple(_triple(triple) for triple in coefficients))
+    return Coefficients(triples=tuple(_parse_triple(triple) for triple in coefficients))
 
 
-def _row(words: str, steps: int) -> Coefficients:
+def _look_up(words: str, steps: int) -> Coefficients:
     name, plus, normalization = words.partition("+")
     if name not in SCHEDULES:
         hint = nearest(name, SCHEDULES)
@@ -301,24 +286,24 @@ def _row(words: str, steps: int) -> Coefficients:
     row = SCHEDULES[name]
     if steps < row.least_steps:
         raise ConfigError(
-            f"ns_steps is {steps} with {name!r}, whose {row.least_steps} steps were tuned together: "
-            f"ns_steps={row.least_steps} or more is accepted"
+            f"ns_steps is {steps}, but the {row.least_steps} steps of {name!r} were tuned together: "
+            f"set ns_steps to {row.least_steps} or more"
         )
-    kind = _normalization(normalization) if plus else row.normalization
+    kind = _check_normalization(normalization) if plus else row.normalization
     return Coefficients(triples=row.triples, normalization=kind, margin=row.margin)
 
 
-def _normalization(name: str) -> NormalizationT:
+def _check_normalization(name: str) -> NormalizationT:
     for known in NORMALIZATIONS:
         if name == known:
             return known
-    raise ConfigError(f"no normalisation is called {name!r}: {nearest(name, NORMALIZATIONS)}")
+    raise ConfigError(f"no normalization is called {name!r}: {nearest(name, NORMALIZATIONS)}")
 
 
-def _triple(numbers: object) -> Triple:
+def _parse_triple(numbers: object) -> Triple:
     if not isinstance(numbers, Sequence) or isinstance(numbers, str) or len(numbers) != 3:
         raise ConfigError(
-            f"ns_coefficients has {numbers!r}: a triple of numbers (a, b, c) goes there"
+            f"ns_coefficients has {numbers!r}: a triple (a, b, c) of numbers is needed"
         )
     a, b, c = (float(number) for number in numbers)
     return a, b, c

@@ -1,10 +1,9 @@
-"""What Newton-Schulz costs, in floating-point operations, and which form is taken because of it.
+"""The cost of Newton-Schulz in floating-point operations, and the form that follows from it.
 
-The Gram form works on S x S matrices, where S is the shorter side, and touches the longer side L
-twice per segment instead of twice per step; each step costs it more S x S products, of which
-some are saved at the ends of a segment. Hence long matrices want few segments, square ones the
-direct form. A segment must not be so long that rounding in its Gram matrix, which every step
-multiplies by up to `a^2`, reaches the result.
+Let S be the shorter side and L the longer one. The direct form multiplies with X twice per step. The
+Gram form does so twice per segment, but needs more S x S products per step. Few segments are
+therefore cheapest for long matrices, and the direct form for square ones. Every step multiplies the
+rounding errors of a segment's Gram matrix by up to `a^2`, which limits the length of a segment.
 """
 
 from __future__ import annotations
@@ -25,29 +24,28 @@ from muonscale.optim.newton_schulz.coefficients import (
 from muonscale.optim.newton_schulz.kernels.cpu import panel_rows, symmetric_flops
 
 Segments = tuple[int, ...]
-"""Number of steps between two restarts, in order; see `muonscale.optim.newton_schulz.orthogonalize.newton_schulz_`."""
+"""Number of steps between two restarts, in order; see `newton_schulz_`."""
 
 FORMS = ("auto", "direct", "gram")
 """How the polynomial is evaluated; see `choose_segments`."""
 
 STEEPEST_SEGMENT = 50.0
-"""Largest slope at 0 of a segment's polynomial in 32 bits and fewer. Rounding in its Gram matrix
-reaches the result multiplied by the square of it; up to here the error is about that of the direct
-form, in every one of these dtypes. Measured: EXPERIMENTS.md, "How long a Gram segment may be"."""
+"""Largest slope at 0 of a segment's polynomial in 32 bits and fewer. The square of the slope
+multiplies the rounding errors of the Gram matrix. Up to this slope the error is about that of the
+direct form in all of these dtypes. Measured: EXPERIMENTS.md, "How long a Gram segment may be"."""
 
 STEEPEST_IN_FLOAT64 = 2000.0
-"""The same in float64, where there is rounding to spare: 2000^2 * 1.1e-16 is 4e-10."""
+"""The same in float64: 2000^2 * 1.1e-16 is 4e-10."""
 
 LARGEST_BELOW_ZERO = 0.84
-"""How far rounding may push the eigenvalues of a segment's Gram matrix below zero, where the next
-polynomial diverges: slope^2 * rounding / sqrt(short side), the rounding of n x n entries being spread
-over n directions. At 1.6 updates of 8 and 16 rows came out hundreds of times too long in bfloat16.
-Measured: EXPERIMENTS.md, "Small matrices in bfloat16"."""
+"""How far below zero rounding may push the eigenvalues of a segment's Gram matrix, because the next
+polynomial diverges there: slope^2 * rounding / sqrt(short side). The root is there because the
+rounding of n x n entries is spread over n directions. At 1.6, updates of 8 and 16 rows were hundreds
+of times too long in bfloat16. Measured: EXPERIMENTS.md, "Small matrices in bfloat16"."""
 
 HIGHEST_IN_16_BITS = 1.5
-"""Values of a step beyond which "auto" keeps to the direct form in 16 bits: such steps end close to
-where the next polynomial diverges, and the Gram matrix is rounded too coarsely for that. Measured
-likewise."""
+"""In 16 bits, "auto" uses the direct form if a step may return more than this. The next polynomial
+diverges close to such values, and the Gram matrix is rounded too coarsely. Same measurement."""
 
 
 def choose_segments(
@@ -58,27 +56,27 @@ def choose_segments(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
 ) -> Segments:
-    """Return the segments (see `muonscale.optim.newton_schulz.orthogonalize`) for matrices of `shape` = [..., out, in].
+    """Return the segments (see `newton_schulz_`) for matrices of `shape` = [..., out, in].
 
-    "direct" is one step per segment. "gram" restarts after the steps in `coefficients.restarts`,
-    or, where that is None, as seldom as the rounding of `dtype` allows. "auto" is the one of the
-    two with fewer operations, or "direct" in 16 bits for polynomials that need more precision.
+    "direct" is one step per segment. "gram" restarts after the steps in `coefficients.restarts`. If
+    that is None, it restarts as rarely as the rounding of `dtype` allows. "auto" is the one of the
+    two with fewer operations, but "direct" in 16 bits for polynomials that need more precision.
 
     Raises:
-        ConfigError: for an unknown form, or a restart at or after the last step.
+        ConfigError: if the form is unknown, or a restart is not before the last step.
     """
-    ways = accepted_segments(coefficients, form, dtype, min(shape[-2:]))
+    candidates = accepted_segments(coefficients, form, dtype, min(shape[-2:]))
     panel = panel_rows(min(shape[-2:]), dtype, device)
-    return min(ways, key=lambda s: segment_flops(shape, coefficients.triples, s, panel))
+    return min(candidates, key=lambda s: segment_flops(shape, coefficients.triples, s, panel))
 
 
 def accepted_segments(
     coefficients: Coefficients, form: str, dtype: torch.dtype, short: int
 ) -> tuple[Segments, ...]:
-    """Return the segments that `choose_segments` takes the cheapest of, for a short side.
+    """Return the candidates that `choose_segments` chooses from, for a short side.
 
     Raises:
-        ConfigError: as there.
+        ConfigError: as for `choose_segments`.
     """
     direct = (1,) * coefficients.steps
     if form == "direct":
@@ -94,12 +92,12 @@ def accepted_segments(
 
 
 def gram_segments(coefficients: Coefficients, dtype: torch.dtype, short: int) -> Segments:
-    """Return the segments of the Gram form with the restarts of `coefficients`, or the fewest.
+    """Return the segments of the Gram form: those of `coefficients.restarts`, or as few as possible.
 
     Args:
-        coefficients: of all steps.
-        dtype: of the products.
-        short: the short side of the matrices.
+        coefficients: coefficients of all steps.
+        dtype: dtype of the products.
+        short: short side of the matrices.
     """
     steps = coefficients.steps
     if coefficients.restarts is None:
@@ -110,8 +108,8 @@ def gram_segments(coefficients: Coefficients, dtype: torch.dtype, short: int) ->
     stops = sorted({*coefficients.restarts, steps})
     if stops[-1] > steps or steps in coefficients.restarts:
         raise ConfigError(
-            f"restarts are {coefficients.restarts}: with {steps} steps, 1 to {steps - 1} are "
-            "accepted"
+            f"restarts are {coefficients.restarts}: with {steps} steps, they must be between 1 and "
+            f"{steps - 1}"
         )
     return tuple(stop - start for start, stop in zip([0, *stops], stops, strict=False))
 
@@ -131,7 +129,7 @@ def _longest_segments(triples: Sequence[Triple], steepest: float) -> Segments:
 
 @functools.cache
 def highest_value(triples: tuple[Triple, ...]) -> float:
-    """Return the largest magnitude that any step but the last leaves of a singular value in [0, 1]."""
+    """Return the largest magnitude of a singular value in [0, 1] after any step but the last."""
     values = torch.linspace(0, 1, 2001, dtype=torch.float64)
     highest = 1.0
     for a, b, c in triples[:-1]:
@@ -151,22 +149,21 @@ def ns_flops(
 ) -> int:
     """Return the floating-point operations that `orthogonalize` spends on `[..., out, in]`.
 
-    Per matrix with short side S and long side L, a product costs 2*S*S*S or 2*S*S*L, or little more
-    than half of that where it is symmetric and computed by panels (`muonscale.optim.newton_schulz.kernels.cpu`).
-    A segment of k steps forms X @ X.T once (symmetric), 4*k - 3 symmetric S x S products, and one
-    product with X; the direct form is `steps` segments of one. Elementwise work is not counted.
+    Let S be the short side and L the long one. A product costs 2*S*S*S or 2*S*S*L per matrix, or
+    little more than half of that if it is symmetric and computed by panels (`kernels.cpu`). A segment
+    of k steps has one symmetric product X @ X.T, 4*k - 3 symmetric S x S products, and one product
+    with X. The direct form has one step per segment. Elementwise work is not counted.
 
     Args:
         shape: [..., out, in].
         steps: number of steps.
-        form: "direct", "gram", or "auto": the cheaper.
-        coefficients: those with c = 0 save a product per step; their slopes and the dtype decide
-            about restarts.
-        dtype: of the products.
-        device: panels are used on a CPU only.
+        form: see `choose_segments`.
+        coefficients: as for `resolve`. A step with c = 0 saves a product.
+        dtype: dtype of the products.
+        device: device of the products; only a CPU uses panels.
 
     Raises:
-        ConfigError: as `resolve` and `choose_segments`.
+        ConfigError: as for `resolve` and `choose_segments`.
 
     Example:
         >>> ns_flops((2, 3), 1, "direct")
@@ -185,12 +182,14 @@ def segment_flops(
     *leading, rows, columns = shape
     short, long = min(rows, columns), max(rows, columns)
     ends = symmetric_flops(short, long, panel) + 2 * short * short * long
-    squares = 0
-    first = 0
-    for length in segments:
-        # Per step: R @ R, unless c = 0; but for the first, Q @ Z; but for the last, R @ Z and @ Z.
-        squares += sum(1 for _, _, c in triples[first : first + length] if c != 0)
-        squares += 3 * (length - 1)
-        first += length
-    square = symmetric_flops(short, short, panel)
-    return math.prod(leading) * (len(segments) * ends + squares * square)
+    squares = count_squares(triples, segments) * symmetric_flops(short, short, panel)
+    return math.prod(leading) * (len(segments) * ends + squares)
+
+
+def count_squares(triples: Sequence[Triple], segments: Segments) -> int:
+    """Return the number of S x S products of `newton_schulz_`.
+
+    Each step computes A @ A, unless c = 0. Each step but the first of a segment computes Q @ Z, and
+    each step but the last computes two products for the next A.
+    """
+    return sum(c != 0 for _, _, c in triples) + sum(3 * (length - 1) for length in segments)

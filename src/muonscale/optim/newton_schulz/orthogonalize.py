@@ -1,11 +1,11 @@
 """The polar factor of a batch of matrices, by Newton-Schulz.
 
 For `X = U S V^T` the polar factor is `U V^T`. Newton-Schulz replaces every singular value `s` by
-`p(...p(s))` with the polynomials of `muonscale.optim.newton_schulz.coefficients`, which brings it near 1 with
-matrix products alone. The iteration is `newton_schulz_`.
+`p(...p(s))`, which is near 1, with the polynomials of `coefficients`. It needs only matrix products.
+The iteration is `newton_schulz_`.
 
 Shapes: N matrices, M rows, K columns, S = min(M, K).
-Not yet run on GPU.
+Not yet run on a GPU.
 """
 
 from __future__ import annotations
@@ -33,13 +33,14 @@ from muonscale.optim.newton_schulz.kernels.torch import product_
 from muonscale.optim.newton_schulz.subgroup import Subgroup
 
 WORKSPACE_BYTES = 256 * 2**20
-"""Cap on the temporaries of one batch of matrices; assumption, untested."""
+"""Limit of the temporaries of one batch of matrices. An assumption; untested."""
 
 CACHE_BYTES = 4 * 2**20
-"""The same for one thread of a CPU, so that they stay in its caches; measured: EXPERIMENTS.md, "Batches"."""
+"""The same for one thread of a CPU, so that they stay in its caches. Measured: EXPERIMENTS.md,
+"Batches"."""
 
 _FAR = 1e12
-"""Largest magnitude, and the inverse of the least, whose squares are summed without scaling."""
+"""Squares of magnitudes between 1/_FAR and _FAR are summed without scaling."""
 
 DTypeLike = torch.dtype | str
 """A dtype, its name, or "auto"."""
@@ -50,7 +51,7 @@ DTYPES: dict[str, torch.dtype] = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
-"""The dtypes that can be asked for by name."""
+"""Dtypes of products by name."""
 
 
 @torch.no_grad()
@@ -65,28 +66,27 @@ def orthogonalize(
 ) -> Tensor:
     """Return the approximate polar factor of every matrix in `X`.
 
-    Per step `X <- a*X + (b*A + c*A@A) @ X` with `A = X @ X.T`, on the orientation in which `A` is
-    the smaller Gram matrix. Before the first step each matrix is divided by what the coefficients
-    are meant for, such as its Frobenius norm; no epsilon is added, so that the result does not
-    depend on the length of `X`, and a zero matrix stays zero.
+    Each step is `X <- a*X + (b*A + c*A@A) @ X` with `A = X @ X.T`, or from the right with
+    `A = X.T @ X` if that is smaller. Before the first step each matrix is divided by the norm of the
+    coefficients, such as its Frobenius norm. No epsilon is added: the result does not depend on the
+    length of `X`, and a zero matrix stays zero.
 
     Args:
         X: `[..., out, in]`, any floating dtype; not written to.
-        coefficients: name, triple, list of triples or `Coefficients` (see
-            `muonscale.optim.newton_schulz.coefficients`).
+        coefficients: name, triple, list of triples or `Coefficients`; see `resolve`.
         steps: number of steps, at least 1.
-        form: "direct" as above; "gram", the same polynomial evaluated on `A`, which costs less the
-            longer the matrix; "auto" is the one with fewer operations (`muonscale.optim.newton_schulz.flops`).
-        dtype: dtype of the products, or its name. "auto" is `ns_dtype(X.device)`, and float64 for float64 `X`.
-        workspace_bytes: the batch is cut so that the temporaries stay below this, in bytes; one
-            matrix is always worked on whole.
+        form: "direct", as above; "gram", the same polynomial evaluated on `A`, cheaper for long
+            matrices; or "auto", see `choose_segments`.
+        dtype: dtype of the products, or its name. "auto" is float64 for float64 `X`, and otherwise
+            `ns_dtype(X.device)`.
+        workspace_bytes: limit of the temporaries in bytes. A single matrix may exceed it.
 
     Returns:
         `[..., out, in]` in the dtype of the products, contiguous. Not differentiable. A matrix
         with a non-finite element becomes non-finite.
 
     Raises:
-        ConfigError: for unknown coefficients, form or dtype, or an `X` that holds no matrix.
+        ConfigError: if coefficients, form or dtype are unknown, or `X` has fewer than two axes.
 
     References:
         Jordan et al., Muon: An optimizer for hidden layers in neural networks (2024).
@@ -101,10 +101,10 @@ def orthogonalize(
     """
     if X.ndim < 2:
         raise ConfigError(
-            f"a tensor of shape {tuple(X.shape)} holds no matrix: [..., out, in] is accepted"
+            f"a tensor of shape {tuple(X.shape)} holds no matrix: it must be [..., out, in]"
         )
     resolved = resolve(coefficients, steps)
-    dtype = products_dtype(X, dtype)
+    dtype = resolve_dtype(dtype, X.dtype, X.device)
     segments = choose_segments(X.shape, resolved, form, dtype=dtype, device=X.device)
     polar = torch.empty(X.shape, dtype=dtype, device=X.device)
     if X.numel() == 0:
@@ -141,7 +141,7 @@ def newton_schulz_(
             dtype of the products, and overwritten; `X` is not written to.
         coefficients: triples and normalization.
         segments: lengths that add up to the number of triples.
-        shape: (out, in) of the whole matrices, where `X` holds parts of them.
+        shape: (out, in) of the whole matrices, if `X` holds parts of them.
         subgroup: the ranks that share the matrices.
 
     References:
@@ -195,12 +195,12 @@ def _prepare(
     """Return `X` in `dtype`, contiguous, with squares in range, and whether it is normalized.
 
     In 16 bits `X` is divided by its Frobenius norm in float32, before rounding. Otherwise the
-    normalization waits for the Gram matrix, and `X` is copied only for another dtype or layout, or
-    if squares of its elements would be out of range.
+    normalization happens after the first Gram matrix, and `X` is copied only if its dtype or layout
+    changes, or if squares of its elements would be out of range.
     """
     X_NMK = X_NMK.to(torch.promote_types(X_NMK.dtype, torch.float32)).contiguous()
     norm = None
-    # The host asks only on a CPU, because it would wait for another device.
+    # The host checks norms only on a CPU, because it would have to wait for another device.
     if subgroup is None and X_NMK.device.type == "cpu" and not torch.compiler.is_compiling():
         norm = torch.linalg.vector_norm(X_NMK, dim=(-2, -1), keepdim=True)
         # No magnitude is above the norm, and the largest is at least norm / sqrt(M K).
@@ -270,12 +270,12 @@ def orthogonalize_part(
         shape: (out, in) of the whole matrices.
         subgroup: the ranks that share them.
         coefficients: triples and normalization.
-        segments: how the polynomial is evaluated, see `newton_schulz_`.
+        segments: as for `newton_schulz_`.
         dtype: as for `orthogonalize`.
     """
-    dtype = products_dtype(X_NMK, dtype)
+    dtype = resolve_dtype(dtype, X_NMK.dtype, X_NMK.device)
     polar = torch.empty_like(X_NMK, dtype=dtype, memory_format=torch.contiguous_format)
-    # The size of the longest part, so that all members cut the batch at the same places.
+    # All members cut the batch at the same places, given by the longest part.
     longest = (min(shape), -(-max(shape) // subgroup.size))
     per_matrix = (2 * longest[0] * longest[1] + 4 * longest[0] ** 2) * dtype.itemsize
     count = min(max(1, WORKSPACE_BYTES // per_matrix), X_NMK.shape[0])
@@ -288,9 +288,8 @@ def orthogonalize_part(
 def exact_polar(X: Tensor) -> Tensor:
     """Return the polar factor `U V^T` of every matrix in `X` from an SVD in float64.
 
-    Newton-Schulz approximates it, and the tests compare with it. Singular values below
-    `max(out, in) * 2.2e-16` of the largest count as zero and contribute nothing, so that a zero
-    matrix has the polar factor zero.
+    Newton-Schulz approximates it. Singular values below `max(out, in) * 2.2e-16` of the largest count
+    as zero and contribute nothing, so the polar factor of a zero matrix is zero.
 
     Args:
         X: `[..., out, in]`, any floating dtype.
@@ -310,11 +309,11 @@ def exact_polar(X: Tensor) -> Tensor:
 def workspace_size(
     shape: tuple[int, int, int], dtype: torch.dtype, device: torch.device | str
 ) -> int:
-    """Return about how many bytes `orthogonalize` uses besides `[N, out, in]` and its result."""
+    """Return the approximate bytes of `orthogonalize` besides its `[N, out, in]` and its result."""
     device = torch.device(device)
     count = _batch_length(shape, dtype, device, WORKSPACE_BYTES)
     short, long = sorted(shape[1:])
-    # X in the products' dtype, four Gram matrices; in 16 bits X in float32 as well
+    # X in the dtype of the products and four Gram matrices; in 16 bits also X in float32.
     each = (short * long + 4 * short * short) * dtype.itemsize
     each += 4 * short * long * (dtype.itemsize < 4)
     workers = torch.get_num_threads() if device.type == "cpu" else 1
@@ -324,7 +323,7 @@ def workspace_size(
 def _batch_length(
     shape: Sequence[int], dtype: torch.dtype, device: torch.device, workspace_bytes: int
 ) -> int:
-    """Return how many matrices to work on at a time: X twice and four Gram matrices within the cap."""
+    """Return the number of matrices per batch: X twice and four Gram matrices must fit."""
     count, *sides = shape
     short, long = sorted(sides)
     per_matrix = (2 * short * long + 4 * short * short) * dtype.itemsize
@@ -332,22 +331,22 @@ def _batch_length(
         return min(max(1, workspace_bytes // per_matrix), count)
     threads = torch.get_num_threads()
     batches = -(-count // max(1, min(workspace_bytes // threads, CACHE_BYTES) // per_matrix))
-    if batches > 1:  # as many for every thread
+    if batches > 1:  # the same number for every thread
         batches += -batches % threads
     return -(-count // batches)
 
 
-def products_dtype(X: Tensor, dtype: DTypeLike) -> torch.dtype:
-    """Return the dtype of the products for `X` that `dtype`, a name or "auto" stands for.
+def resolve_dtype(dtype: DTypeLike, of: torch.dtype, device: torch.device | str) -> torch.dtype:
+    """Return the dtype of the products for a tensor of dtype `of` on `device`.
+
+    Args:
+        dtype: a dtype, its name, or "auto", see `orthogonalize`.
+        of: dtype of the tensor.
+        device: device of the tensor. It is asked for its capability only if `dtype` is "auto".
 
     Raises:
-        ConfigError: for an unknown name.
+        ConfigError: if the name is unknown.
     """
-    return resolve_dtype(dtype, X.dtype, X.device)
-
-
-def resolve_dtype(dtype: DTypeLike, of: torch.dtype, device: torch.device | str) -> torch.dtype:
-    """Return the same for tensors in the dtype `of` on a device, which need not be there by name."""
     if isinstance(dtype, torch.dtype):
         return dtype
     if dtype in DTYPES:
@@ -360,11 +359,11 @@ def resolve_dtype(dtype: DTypeLike, of: torch.dtype, device: torch.device | str)
 
 
 def ns_dtype(device: torch.device | str) -> torch.dtype:
-    """Return the dtype that "auto" stands for on `device`: bfloat16 where it is fast, else float32.
+    """Return bfloat16 if `device` multiplies it fast, and float32 otherwise.
 
     A CPU without bf16 instructions multiplies bf16 matrices up to a hundred times more slowly than
-    fp32 ones (measured without: 1 against 115-135 GFLOP/s on two cores; with AVX512_BF16: 170-200
-    against 60-95 on one core of an AMD EPYC).
+    fp32 ones. Measured without them: 1 against 115-135 GFLOP/s on two cores; with AVX512_BF16:
+    170-200 against 60-95 on one core of an AMD EPYC.
     """
     device = torch.device(device)
     index = device.index if device.index is not None else 0
@@ -381,7 +380,7 @@ def _fast_bf16(device_type: str, index: int) -> bool:
 
 
 def _cpu_has_bf16_products() -> bool:
-    """Ask oneDNN, and on x86 the instruction set too: oneDNN says yes to any AVX-512."""
+    """Ask oneDNN, and on x86 also the instruction set, because oneDNN accepts any AVX-512."""
     if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         return False
     if platform.machine().lower() not in ("x86_64", "amd64"):

@@ -1,9 +1,12 @@
-"""The generator of the Polar Express schedules: per step the best odd quintic on what is left to do.
+"""Polar Express schedules: each step is the best odd quintic for the result of the one before.
 
-Amsel et al., The Polar Express: Optimal Matrix Sign Methods and Their Application to the Muon
-Algorithm, arXiv 2505.16932. Singular values are known to lie in [l, u]; the quintic whose largest
-distance from 1 on that interval is smallest is found by Remez exchange; it maps the interval to a
-narrower one around 1, and so on.
+If the singular values are in [l, u], Remez exchange finds the quintic whose largest distance from 1
+on that interval is smallest. It maps the interval to a narrower one around 1, for which the next
+quintic is found.
+
+References:
+    Amsel et al., The Polar Express: Optimal Matrix Sign Methods and Their Application to the Muon
+    Algorithm, arXiv 2505.16932.
 """
 
 from __future__ import annotations
@@ -17,9 +20,9 @@ from muonscale.errors import ConfigError
 Triple = tuple[float, float, float]
 
 PUBLISHED_CUSHION = 0.02407327424182761
-"""Cushion of the table printed in the paper and its repository."""
+"""Cushion of the table in the paper and in its repository."""
 _NARROW = 5e-6
-"""Relative width of the interval below which the minimax quintic is that of Newton-Schulz."""
+"""Relative width of an interval below which the minimax quintic is that of Newton-Schulz."""
 
 
 def polar_express(
@@ -34,15 +37,15 @@ def polar_express(
 
     Args:
         steps: number of steps, at least 1.
-        lower: smallest singular value that is to reach 1, in (0, 1); the largest is 1.
-        cushion: the interval a step is optimal on begins at no less than this part of its upper
-            end, in [0, 1). It keeps the slope of the first steps from growing without bound.
-        safety: s >= 1. A step is `p(x / s)`, so that rounding beyond the upper end does no harm;
-            the interval of the next step is that of the step as it is.
+        lower: smallest singular value that has to reach 1, in (0, 1). The largest is 1.
+        cushion: lower bound of the ratio of the ends of the interval that a step is optimal on, in
+            [0, 1). It limits the slope of the first steps.
+        safety: s >= 1. Each step is `p(x / s)`, so that rounding beyond the upper end does no harm.
+            The interval of the next step includes this division.
         safe_last: apply `safety` to the last step too.
 
     Raises:
-        ConfigError: for a number outside its range.
+        ConfigError: if a number is outside its range.
 
     References:
         Amsel et al., arXiv 2505.16932, algorithms 1 and 2.
@@ -60,48 +63,51 @@ def polar_express(
         if not usable:
             raise ConfigError(
                 f"{name} is {value}: steps >= 1, 0 < lower < 1, 0 <= cushion < 1 and safety >= 1 "
-                "are accepted"
+                "are required"
             )
     triples: list[Triple] = []
     low, high = lower, 1.0
     for step in range(steps):
-        triple = _recentred(minimax_quintic(max(low, cushion * high), high), low, high)
+        a, b, c = triple = minimax_quintic(max(low, cushion * high), high)
+        # Center the values at both ends around 1.
+        factor = 2 / (_evaluate(triple, low) + _evaluate(triple, high))
+        triple = a * factor, b * factor, c * factor
         if safe_last or step < steps - 1:
-            triple = with_safety(triple, safety)
+            triple = apply_safety(triple, safety)
         triples.append(triple)
-        low = _value(triple, low)
+        low = _evaluate(triple, low)
         high = 2 - low
     return tuple(triples)
 
 
-def with_safety(triple: Triple, safety: float) -> Triple:
+def apply_safety(triple: Triple, safety: float) -> Triple:
     """Return the coefficients of `p(x / safety)`."""
     a, b, c = triple
     return a / safety, b / safety**3, c / safety**5
 
 
 def minimax_quintic(low: float, high: float) -> Triple:
-    """Return (a, b, c) of the odd quintic nearest to 1 on [low, high] in the largest distance.
+    """Return (a, b, c) of the odd quintic with the smallest largest distance from 1 on [low, high].
 
-    At the optimum the error has the same size and alternating signs at four points: both ends and
-    the two extrema between them, which Remez exchange moves until the size settles.
+    At the optimum the errors at four points, both ends and the two extrema between them, have one
+    size and alternating signs. Remez exchange moves the extrema until the size converges.
     """
     if low / high >= 1 - _NARROW:
         return 15 / 8 / high, -10 / 8 / high**3, 3 / 8 / high**5
     inner, outer = (3 * low + high) / 4, (low + 3 * high) / 4
     error = math.inf
     for _ in range(100):
-        a, b, c, settled = _equal_errors(low, inner, outer, high)
-        if abs(settled - error) <= 1e-15:
+        a, b, c, new_error = _equalize_errors(low, inner, outer, high)
+        if abs(new_error - error) <= 1e-15:
             break
-        error = settled
+        error = new_error
         root = math.sqrt(9 * b * b - 20 * a * c)
         inner = math.sqrt((-3 * b - root) / (10 * c))
         outer = math.sqrt((-3 * b + root) / (10 * c))
     return a, b, c
 
 
-def _equal_errors(*points: float) -> tuple[float, float, float, float]:
+def _equalize_errors(*points: float) -> tuple[float, float, float, float]:
     """Return (a, b, c, E) with p = 1 - E, 1 + E, 1 - E, 1 + E at the four points."""
     rows = [[x, x**3, x**5, (-1.0) ** n] for n, x in enumerate(points)]
     matrix = torch.tensor(rows, dtype=torch.float64)
@@ -109,13 +115,6 @@ def _equal_errors(*points: float) -> tuple[float, float, float, float]:
     return solved[0], solved[1], solved[2], solved[3]
 
 
-def _recentred(triple: Triple, low: float, high: float) -> Triple:
-    """Return the triple scaled so that the values at both ends lie evenly about 1."""
-    factor = 2 / (_value(triple, low) + _value(triple, high))
-    a, b, c = triple
-    return a * factor, b * factor, c * factor
-
-
-def _value(triple: Triple, x: float) -> float:
+def _evaluate(triple: Triple, x: float) -> float:
     a, b, c = triple
     return a * x + b * x**3 + c * x**5

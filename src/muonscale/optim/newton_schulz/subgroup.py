@@ -1,10 +1,11 @@
-"""One matrix worked on by several ranks, none of which holds all of it.
+"""Newton-Schulz of one matrix on several ranks, none of which holds the whole matrix.
 
-The long side is divided. Each member forms its part of the Gram matrix, and one all-reduce sums
-them; products of Gram matrices are divided by rows and gathered, or done by every member where
-gathering would take longer. What each member ends with is its own part of the polar factor.
+The long side is divided. Each member computes the Gram matrix of its part, and an all-reduce sums
+them. Each member then computes some rows of a product of Gram matrices, and an all-gather joins
+them; if that takes longer, every member computes the whole product. The result of a member is its
+part of the polar factor.
 
-Shapes: N matrices, S their short side; the rest is a member's part.
+Shapes: N matrices, S their short side; other sides are those of a member's part.
 """
 
 from __future__ import annotations
@@ -17,40 +18,40 @@ import torch.distributed as dist
 from torch import Tensor
 
 from muonscale.optim.newton_schulz.coefficients import Triple
+from muonscale.optim.newton_schulz.flops import Segments, count_squares
 from muonscale.optim.newton_schulz.kernels.torch import product_
 
 AxisT = Literal["rows", "columns"]
 
-
 ALL_GATHER = "all_gather_single" if hasattr(dist, "all_gather_single") else "all_gather_into_tensor"
-"""What this release of torch calls the gathering of equal tensors into one."""
+"""The name of the function in this release of torch."""
 
 
 def all_gather_single(
     received: Tensor, sent: Tensor, group: dist.ProcessGroup | None, async_op: bool = False
 ) -> dist.Work | None:
-    """Call torch's function of that name, under the name that this release has for it."""
+    """Gather equal tensors into one, with the function that this release of torch has."""
     return getattr(dist, ALL_GATHER)(received, sent, group=group, async_op=async_op)
 
 
 @dataclass(frozen=True)
 class Subgroup:
-    """This rank among those that share a matrix."""
+    """This rank's place among the ranks that share a matrix."""
 
     group: dist.ProcessGroup
     place: int
     size: int
     divided: bool = True
-    """Whether products of Gram matrices are divided, too."""
+    """Whether products of Gram matrices are divided too."""
 
     def sum_(self, X: Tensor) -> Tensor:
-        """Write the sum over all members into `X`."""
+        """Write the sum over all members into `X`, and return it."""
         whole = X.contiguous()
         dist.all_reduce(whole, group=self.group)
         return X if whole is X else X.copy_(whole)
 
     def max_(self, X: Tensor) -> Tensor:
-        """Write the largest over all members into `X`, contiguous."""
+        """Write the elementwise maximum over all members into a contiguous `X`, and return it."""
         dist.all_reduce(X, dist.ReduceOp.MAX, group=self.group)
         return X
 
@@ -64,13 +65,13 @@ class Subgroup:
         beta: float = 0.0,
         alpha: float = 1.0,
     ) -> None:
-        """Write `beta * bias + alpha * A @ B` into `C`, the rows of it divided among the members."""
+        """Write `beta * bias + alpha * A @ B` into `C`. Its rows are divided among the members."""
         if not self.divided:
             product_(C_NSS, A_NSS, B_NSS, bias=bias, beta=beta, alpha=alpha)
             return
         count, side, _ = C_NSS.shape
         each = -(-side // self.size)
-        rows = slice(min(self.place * each, side), min((self.place + 1) * each, side))
+        rows = slice(*part_of(side, self.place, self.size))
         mine = C_NSS.new_zeros(count, each, side)
         if rows.start < rows.stop:
             product_(
@@ -81,7 +82,7 @@ class Subgroup:
                 beta=beta,
                 alpha=alpha,
             )
-        # every member's block is padded to the same number of rows
+        # The block of every member is padded to the same number of rows.
         blocks = C_NSS.new_empty(self.size * count, each, side)
         all_gather_single(blocks, mine, self.group)
         together = blocks.view(self.size, count, each, side).transpose(0, 1)
@@ -90,63 +91,59 @@ class Subgroup:
 
 @dataclass(frozen=True)
 class SubgroupReducer:
-    """Sums over whole matrices of which each member has a part: see `Reducer`."""
+    """Sums over whole matrices that are divided among the members: see `Reducer`."""
 
     subgroup: Subgroup
     axis: AxisT
-    """What is divided."""
+    """The axis that is divided."""
 
     def sum_rows(self, X_NMK: Tensor) -> Tensor:
         """Return `[N, 1, K]`."""
-        return self._over("rows", X_NMK.sum(-2, keepdim=True))
+        return self._sum("rows", X_NMK.sum(-2, keepdim=True))
 
     def sum_cols(self, X_NMK: Tensor) -> Tensor:
         """Return `[N, M, 1]`."""
-        return self._over("columns", X_NMK.sum(-1, keepdim=True))
+        return self._sum("columns", X_NMK.sum(-1, keepdim=True))
 
     def sum_all(self, X_NMK: Tensor) -> Tensor:
         """Return `[N, 1, 1]`."""
         return self.subgroup.sum_(X_NMK.sum((-2, -1), keepdim=True))
 
-    def _over(self, axis: AxisT, sums: Tensor) -> Tensor:
+    def _sum(self, axis: AxisT, sums: Tensor) -> Tensor:
         return self.subgroup.sum_(sums) if axis == self.axis else sums
 
 
 def divided_axis(shape: tuple[int, int]) -> AxisT:
-    """Return which axis of a matrix (out, in) is divided: the longer."""
+    """Return the axis of a matrix (out, in) that is divided: the longer one."""
     return "rows" if shape[0] > shape[1] else "columns"
 
 
 @dataclass(frozen=True)
 class SplitCost:
-    """What a member of a subgroup does for one matrix."""
+    """The cost of one matrix for a member of a subgroup."""
 
     flops: int
     elements: int
-    """That it sends to the others."""
+    """Elements that it sends to the others."""
 
 
 def split_cost(
     shape: tuple[int, int],
     triples: Sequence[Triple],
-    segments: tuple[int, ...],
+    segments: Segments,
     size: int,
     *,
     divided: bool,
 ) -> SplitCost:
     """Return the cost of a matrix (out, in) for each of `size` members.
 
-    Per segment: its part of the Gram matrix, an all-reduce of that (2*(size-1)/size of it are sent),
-    its part of the product with X; per product of Gram matrices, of which there are as many as in
-    `muonscale.optim.newton_schulz.flops.segment_flops`, a share of it and a share to gather, or all of it.
+    In each segment a member computes its part of the Gram matrix and of the product with X. The
+    all-reduce of the Gram matrix sends 2*(size-1)/size of it. Of each product of Gram matrices a
+    member computes and sends its share, or computes all of it.
     """
     short, long = min(shape), max(shape)
     own = -(-long // size)
-    squares, first = 0, 0
-    for length in segments:
-        squares += sum(1 for _, _, c in triples[first : first + length] if c != 0)
-        squares += 3 * (length - 1)
-        first += length
+    squares = count_squares(triples, segments)
     rows = -(-short // size) if divided else short
     flops = len(segments) * 4 * short * short * own + squares * 2 * rows * short * short
     elements = len(segments) * 2 * short * short * (size - 1) // size
@@ -158,25 +155,25 @@ def split_cost(
 def best_split(
     shape: tuple[int, int],
     triples: Sequence[Triple],
-    forms: Sequence[tuple[int, ...]],
+    forms: Sequence[Segments],
     size: int,
-    per_element: float,
-) -> tuple[float, tuple[int, ...], bool]:
+    flops_per_element: float,
+) -> tuple[float, Segments, bool]:
     """Return (cost, segments, divided) of the cheapest way to split a matrix over `size` members.
 
     Args:
         shape: (out, in).
-        triples: of the polynomial.
+        triples: coefficients of the polynomial.
         forms: segments to choose from.
-        size: members.
-        per_element: operations that sending an element is worth.
+        size: number of members.
+        flops_per_element: FLOPs that take as long as sending one element.
     """
-    ways = []
+    candidates = []
     for segments in forms:
         for divided in (False, True):
             cost = split_cost(shape, triples, segments, size, divided=divided)
-            ways.append((cost.flops + per_element * cost.elements, segments, divided))
-    return min(ways)
+            candidates.append((cost.flops + flops_per_element * cost.elements, segments, divided))
+    return min(candidates)
 
 
 def part_of(length: int, place: int, size: int) -> tuple[int, int]:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from muonscale.errors import GroupingError
-from muonscale.optim.matrices.batches import known_shapes
+from muonscale.optim.matrices.batches import cached_matrix_shapes
 from muonscale.optim.matrices.sharding import Sharding
 from muonscale.optim.matrices.spec import PLAIN, MatrixSpec
 from muonscale.optim.newton_schulz.orthogonalize import WORKSPACE_BYTES
@@ -84,7 +84,7 @@ def batches(items: list[ParamStep]) -> Iterator[tuple[MatrixUpdate, list[ParamSt
 @functools.cache
 def _kinds(shape: torch.Size, matrices: MatrixSpec) -> frozenset[tuple[int, int]]:
     """Return the shapes of the matrices that a parameter holds."""
-    return frozenset((out, in_) for _, out, in_ in known_shapes(tuple(shape), matrices))
+    return frozenset((out, in_) for _, out, in_ in cached_matrix_shapes(tuple(shape), matrices))
 
 
 def _capped(items: list[ParamStep]) -> Iterator[list[ParamStep]]:

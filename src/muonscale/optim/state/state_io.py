@@ -17,7 +17,7 @@ from torch import Tensor
 
 from muonscale.errors import CheckpointError
 from muonscale.optim.distributed.zero1 import copy_, scale_
-from muonscale.optim.newton_schulz.coefficients import as_plain, from_plain
+from muonscale.optim.newton_schulz.coefficients import from_plain, to_plain
 from muonscale.optim.options import option_names
 from muonscale.optim.parameters.validate import GROUP_KEYS, OF_SCHEDULERS
 from muonscale.optim.rules.muon import ROW_STATE
@@ -31,7 +31,7 @@ State = Mapping[Tensor, dict[str, Any]]
 StateDict = Mapping[str, Any]
 
 
-def plain(state_dict: dict[str, Any]) -> dict[str, Any]:
+def to_loadable(state_dict: dict[str, Any]) -> dict[str, Any]:
     """Return torch's state dict with only group entries that `torch.load` accepts by default.
 
     Functions and entries that describe the model are None rather than missing, because torch's
@@ -42,13 +42,13 @@ def plain(state_dict: dict[str, Any]) -> dict[str, Any]:
         left_out = key != "params" and key in NOT_SAVED
         if left_out or callable(value):
             return None
-        return as_plain(value) if key == "ns_coefficients" else value
+        return to_plain(value) if key == "ns_coefficients" else value
 
     groups = [{k: to_save(k, v) for k, v in group.items()} for group in state_dict["param_groups"]]
     return {**state_dict, "param_groups": groups}
 
 
-def take_over(state_dict: StateDict, groups: list[Group], state: State) -> None:
+def load_by_name(state_dict: StateDict, groups: list[Group], state: State) -> None:
     """Copy the state and the group options of `state_dict` into `groups` and `state`.
 
     Values keep the dtype and device that they have in `state`. A group gets the saved options if

@@ -73,12 +73,12 @@ class NoCounterpart:
     why: str
 
 
-def same(ours: str, default: Any, note: str = "") -> Argument:
+def map_to(ours: str, default: Any, note: str = "") -> Argument:
     """Return a row for what is an option here too, under whatever name."""
     return Argument(default=default, ours=ours, note=note)
 
 
-def own_of_adamw(ours: str, default: Any, note: str = "") -> Argument:
+def map_to_adamw(ours: str, default: Any, note: str = "") -> Argument:
     """An option of the groups on AdamW; None stands for that of all groups."""
     return Argument(
         default=default,
@@ -89,12 +89,12 @@ def own_of_adamw(ours: str, default: Any, note: str = "") -> Argument:
     )
 
 
-def unneeded(default: Any, why: str) -> Argument:
+def ignore(default: Any, why: str) -> Argument:
     """Return a row for what changes no number, or is decided elsewhere here."""
     return Argument(default=default, note=why)
 
 
-def missing(default: Any, why: str) -> Argument:
+def refuse(default: Any, why: str) -> Argument:
     """Return a row for what is not here: only its default is accepted."""
     return Argument(default=default, only=(default,), note=why)
 
@@ -109,7 +109,7 @@ KELLER: Options = {"scale": "keller"}
 JORDAN_5: Options = {"ns_coefficients": "jordan", "ns_steps": 5}
 
 
-def named_coefficients(argument: str, rows: Mapping[str, str]) -> Callable[[Options], Options]:
+def read_coefficients(argument: str, rows: Mapping[str, str]) -> Callable[[Options], Options]:
     """Return what reads coefficients: triples as they are, names by `rows`.
 
     Names of several triples become these, since others cut them where there are fewer steps.

@@ -13,9 +13,9 @@ from muonscale.optim.migrate.aliases.argument import (
     Foreign,
     NoCounterpart,
     Options,
-    missing,
-    same,
-    unneeded,
+    ignore,
+    map_to,
+    refuse,
 )
 from muonscale.optim.newton_schulz.coefficients import SCHEDULES, Coefficients
 
@@ -42,13 +42,13 @@ _DION: dict[str, Argument] = {
         to=_dion_mesh,
         note="a ProcessGroup is `process_group`; a DeviceMesh is not needed: sharded parameters know theirs",
     ),
-    "lr": same("lr", 0.01),
-    "mu": same("momentum", 0.95),
-    "betas": same("betas", (0.9, 0.95)),
-    "weight_decay": same("weight_decay", 0.01),
-    "cautious_wd": same("cautious_decay", False),
-    "epsilon": same("eps", 1e-8, f"of AdamW; {NO_EPS}"),
-    "nesterov": same("nesterov", False),
+    "lr": map_to("lr", 0.01),
+    "mu": map_to("momentum", 0.95),
+    "betas": map_to("betas", (0.9, 0.95)),
+    "weight_decay": map_to("weight_decay", 0.01),
+    "cautious_wd": map_to("cautious_decay", False),
+    "epsilon": map_to("eps", 1e-8, f"of AdamW; {NO_EPS}"),
+    "nesterov": map_to("nesterov", False),
     "adjust_lr": Argument(
         default="spectral_norm",
         ours="scale",
@@ -58,7 +58,7 @@ _DION: dict[str, Argument] = {
             None: {"scale": "none"},
         },
     ),
-    "flatten": unneeded(
+    "flatten": ignore(
         False, "kernels of convolutions are always flattened, stacks of experts are always stacks"
     ),
     "use_gram_newton_schulz": Argument(
@@ -67,14 +67,14 @@ _DION: dict[str, Argument] = {
         to=_dion_coefficients,
         note='True: `ns_form="gram"`, `ns_coefficients="gram_ns"`',
     ),
-    "use_triton": unneeded(False, SPEED),
+    "use_triton": ignore(False, SPEED),
     "use_polar_express": Argument(
         default=True,
         ours="ns_coefficients",
         to=_dion_coefficients,
         note='True: the triples of `"polar_express_nanochat"` with a margin of 1.02; False: `"you5"`',
     ),
-    "newton_schulz_func": missing(None, "give `ns_coefficients`"),
+    "newton_schulz_func": refuse(None, "give `ns_coefficients`"),
 }
 
 ROWS: dict[str, Foreign] = {
@@ -89,7 +89,7 @@ ROWS: dict[str, Foreign] = {
     "dion_normuon": Foreign(
         what="microsoft/dion: NorMuon",
         source="microsoft/dion 0a059a4 (2026-08-07), dion/normuon.py",
-        arguments={**_DION, "muon_beta2": same("normuon_beta2", 0.95)},
+        arguments={**_DION, "muon_beta2": map_to("normuon_beta2", 0.95)},
         fixed={"ns_steps": 5, "post_norm": "normuon", "post_norm_eps": 1e-8},
         note="Of a matrix whose rows are sharded, the length is kept shard by shard there, and of the whole "
         "matrix here; sharded columns are refused there.",

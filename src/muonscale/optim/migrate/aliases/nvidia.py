@@ -12,9 +12,9 @@ from muonscale.optim.migrate.aliases.argument import (
     Foreign,
     NoCounterpart,
     Options,
-    missing,
-    same,
-    unneeded,
+    ignore,
+    map_to,
+    refuse,
 )
 from muonscale.optim.newton_schulz.coefficients import SCHEDULES
 
@@ -63,10 +63,10 @@ ROWS: dict[str, Foreign] = {
         "orthogonalized_optimizers/muon.py",
         arguments={
             "params": GROUPS,
-            "lr": same("lr", 3e-4),
-            "momentum": same("momentum", 0.95),
-            "weight_decay": same("weight_decay", 0.01),
-            "nesterov": same("nesterov", False),
+            "lr": map_to("lr", 3e-4),
+            "momentum": map_to("momentum", 0.95),
+            "weight_decay": map_to("weight_decay", 0.01),
+            "nesterov": map_to("nesterov", False),
             "weight_decay_method": Argument(
                 default="decoupled",
                 ours="decay",
@@ -87,7 +87,7 @@ ROWS: dict[str, Foreign] = {
                 '`"deepseek_v4"`; `"cans"`, `"cubic5"` and `"aol"` are called that here too; as '
                 "triples, which `simple`, `quintic` and `aol` begin anew after their last",
             ),
-            "num_ns_steps": same("ns_steps", 5),
+            "num_ns_steps": map_to("ns_steps", 5),
             "scale_mode": Argument(
                 default="spectral",
                 ours="scale",
@@ -102,8 +102,8 @@ ROWS: dict[str, Foreign] = {
                 to=_nvidia_scale,
                 note='with `scale_mode="spectral"`, else 1',
             ),
-            "use_syrk": unneeded(False, SPEED),
-            "weight_update_hook": missing(None, "no hook runs around the update"),
+            "use_syrk": ignore(False, SPEED),
+            "weight_update_hook": refuse(None, "no hook runs around the update"),
         },
         fixed={},
         alone=True,

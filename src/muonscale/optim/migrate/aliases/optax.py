@@ -12,10 +12,10 @@ from muonscale.optim.migrate.aliases.argument import (
     Argument,
     Foreign,
     Options,
-    missing,
-    named_coefficients,
-    own_of_adamw,
-    same,
+    map_to,
+    map_to_adamw,
+    read_coefficients,
+    refuse,
 )
 
 OPTAX_NAMES = {"standard": "jordan", "dion": "you5"}
@@ -28,7 +28,7 @@ def _optax_scale(given: Options) -> Options:
 
 def _optax_steps(given: Options) -> Options:
     """A list of triples decides how many steps there are."""
-    triples = named_coefficients("ns_coeffs", OPTAX_NAMES)(given)["ns_coefficients"]
+    triples = read_coefficients("ns_coeffs", OPTAX_NAMES)(given)["ns_coefficients"]
     if isinstance(triples, str) or not isinstance(triples[0], Sequence):
         return {"ns_steps": given["ns_steps"]}
     if len(triples) > given["ns_steps"]:
@@ -48,11 +48,11 @@ ROWS: dict[str, Foreign] = {
         what="optax.contrib.muon",
         source="optax 0.2.8, optax/contrib/_muon.py",
         arguments={
-            "learning_rate": same("lr", REQUIRED, "a number; a schedule is a scheduler's"),
+            "learning_rate": map_to("lr", REQUIRED, "a number; a schedule is a scheduler's"),
             "ns_coeffs": Argument(
                 default=(3.4445, -4.7750, 2.0315),
                 ours="ns_coefficients",
-                to=named_coefficients("ns_coeffs", OPTAX_NAMES),
+                to=read_coefficients("ns_coeffs", OPTAX_NAMES),
                 note='`"standard"` is `"jordan"`, `"dion"` is `"you5"`; triples as they are',
             ),
             "ns_steps": Argument(
@@ -61,22 +61,22 @@ ROWS: dict[str, Foreign] = {
                 to=_optax_steps,
                 note="of one triple; a list of triples, and `dion`, decides it itself",
             ),
-            "beta": same("momentum", 0.95),
-            "eps": same("eps", 1e-8, f"of AdamW; {NO_EPS}"),
-            "weight_decay": same("weight_decay", 0.0),
-            "weight_decay_mask": missing(None, "`overrides` of `parameter_groups`"),
-            "mu_dtype": missing(None, "momentum is float32"),
-            "nesterov": same("nesterov", True),
-            "adaptive": missing(False, "the dual norm of the gradient is not in the update"),
-            "preconditioning": missing(
+            "beta": map_to("momentum", 0.95),
+            "eps": map_to("eps", 1e-8, f"of AdamW; {NO_EPS}"),
+            "weight_decay": map_to("weight_decay", 0.0),
+            "weight_decay_mask": refuse(None, "`overrides` of `parameter_groups`"),
+            "mu_dtype": refuse(None, "momentum is float32"),
+            "nesterov": map_to("nesterov", True),
+            "adaptive": refuse(False, "the dual norm of the gradient is not in the update"),
+            "preconditioning": refuse(
                 "frobenius", '`ns_coefficients` has others: `"jordan+aol"`, `"jordan+schatten4"`'
             ),
             "adam_b1": Argument(default=0.9, ours="betas", to=_optax_betas, note="the first"),
             "adam_b2": Argument(default=0.999, ours="betas", to=_optax_betas, note="the second"),
-            "adam_eps_root": missing(0.0, "AdamW has no epsilon within the root"),
-            "adam_weight_decay": own_of_adamw("weight_decay", 0.0),
-            "adam_learning_rate": own_of_adamw("lr", None, "None: `learning_rate`"),
-            "muon_weight_dimension_numbers": missing(None, "`matrices` of an override"),
+            "adam_eps_root": refuse(0.0, "AdamW has no epsilon within the root"),
+            "adam_weight_decay": map_to_adamw("weight_decay", 0.0),
+            "adam_learning_rate": map_to_adamw("lr", None, "None: `learning_rate`"),
+            "muon_weight_dimension_numbers": refuse(None, "`matrices` of an override"),
             "consistent_rms": Argument(
                 default=None,
                 ours="scale",

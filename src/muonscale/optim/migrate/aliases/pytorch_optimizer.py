@@ -13,11 +13,11 @@ from muonscale.optim.migrate.aliases.argument import (
     Foreign,
     NoCounterpart,
     Options,
-    missing,
-    named_coefficients,
-    own_of_adamw,
-    same,
-    unneeded,
+    ignore,
+    map_to,
+    map_to_adamw,
+    read_coefficients,
+    refuse,
 )
 
 
@@ -33,28 +33,28 @@ def _normuon_scale(given: Options) -> Options:
 
 _PYTORCH_OPTIMIZER: dict[str, Argument] = {
     "params": GROUPS,
-    "lr": same("lr", 0.02),
-    "momentum": same("momentum", 0.95),
-    "weight_decay": same("weight_decay", 0.0),
-    "weight_decouple": missing(True, "decay is always decoupled"),
-    "nesterov": same("nesterov", True),
-    "ns_steps": same("ns_steps", 5),
+    "lr": map_to("lr", 0.02),
+    "momentum": map_to("momentum", 0.95),
+    "weight_decay": map_to("weight_decay", 0.0),
+    "weight_decouple": refuse(True, "decay is always decoupled"),
+    "nesterov": map_to("nesterov", True),
+    "ns_steps": map_to("ns_steps", 5),
     "ns_coeffs": Argument(
         default="original",
         ours="ns_coefficients",
-        to=named_coefficients("ns_coeffs", {"original": "jordan", "quintic": "you5"}),
+        to=read_coefficients("ns_coeffs", {"original": "jordan", "quintic": "you5"}),
         note='`"original"` is `"jordan"`, `"quintic"` is `"you5"`; triples as they are; its '
         '`"polar_express"` tables have other numbers: give the triples',
     ),
     "use_adjusted_lr": Argument(
         default=False, ours="scale", choices={False: KELLER, True: MATCH_RMS}
     ),
-    "adamw_lr": own_of_adamw("lr", 3e-4),
-    "adamw_betas": same("betas", (0.9, 0.95)),
-    "adamw_wd": own_of_adamw("weight_decay", 0.0),
-    "adamw_eps": same("eps", 1e-10),
-    "maximize": missing(False, ASCENT),
-    "foreach": unneeded(None, SPEED),
+    "adamw_lr": map_to_adamw("lr", 3e-4),
+    "adamw_betas": map_to("betas", (0.9, 0.95)),
+    "adamw_wd": map_to_adamw("weight_decay", 0.0),
+    "adamw_eps": map_to("eps", 1e-10),
+    "maximize": refuse(False, ASCENT),
+    "foreach": ignore(None, SPEED),
 }
 
 
@@ -72,9 +72,7 @@ ROWS: dict[str, Foreign] = {
                     "gram_newton_schulz": {"ns_form": "gram"},
                 },
             ),
-            "ns_reset_steps": unneeded(
-                (2,), "the Gram form starts anew where rounding asks for it"
-            ),
+            "ns_reset_steps": ignore((2,), "the Gram form starts anew where rounding asks for it"),
         },
         fixed={},
         note="DistributedMuon has the same arguments without the last two, and needs no counterpart of "
@@ -85,7 +83,7 @@ ROWS: dict[str, Foreign] = {
         source="pytorch_optimizer 4.1.0, optimizer/muon/normuon.py",
         arguments={
             **_PYTORCH_OPTIMIZER,
-            "beta2": same("normuon_beta2", 0.95),
+            "beta2": map_to("normuon_beta2", 0.95),
             "use_adjusted_lr": Argument(
                 default=False,
                 ours="scale",
@@ -98,7 +96,7 @@ ROWS: dict[str, Foreign] = {
                 to=_normuon_scale,
                 note='`"match_rms"`: `scale="rms_exact", rms=0.2`',
             ),
-            "eps": same("post_norm_eps", 1e-10),
+            "eps": map_to("post_norm_eps", 1e-10),
         },
         fixed={"post_norm": "normuon"},
     ),

@@ -10,10 +10,10 @@ from muonscale.optim.migrate.aliases.argument import (
     Argument,
     Foreign,
     Options,
-    missing,
-    named_coefficients,
-    same,
-    unneeded,
+    ignore,
+    map_to,
+    read_coefficients,
+    refuse,
 )
 
 
@@ -29,22 +29,20 @@ ROWS: dict[str, Foreign] = {
         source="timm 1.0.31, timm/optim/muon.py",
         arguments={
             "params": GROUPS,
-            "lr": same("lr", 0.02),
-            "weight_decay": same("weight_decay", 0.0),
-            "momentum": same("momentum", 0.95),
-            "nesterov": same("nesterov", False),
-            "ns_steps": same("ns_steps", 5),
+            "lr": map_to("lr", 0.02),
+            "weight_decay": map_to("weight_decay", 0.0),
+            "momentum": map_to("momentum", 0.95),
+            "nesterov": map_to("nesterov", False),
+            "ns_steps": map_to("ns_steps", 5),
             "ns_coefficients": Argument(
                 default="quintic",
                 ours="ns_coefficients",
-                to=named_coefficients("ns_coefficients", {"original": "jordan", "quintic": "you5"}),
+                to=read_coefficients("ns_coefficients", {"original": "jordan", "quintic": "you5"}),
                 note='`"original"` is `"jordan"`, `"quintic"` is `"you5"`; triples as they are; its '
                 '`"polar_express"` tables have other numbers: give the triples',
             ),
-            "eps": same("eps", 1e-7, f"of AdamW; {NO_EPS}"),
-            "safety_factor": missing(
-                1.0, "`ns_coefficients=Coefficients(triples=..., margin=...)`"
-            ),
+            "eps": map_to("eps", 1e-7, f"of AdamW; {NO_EPS}"),
+            "safety_factor": refuse(1.0, "`ns_coefficients=Coefficients(triples=..., margin=...)`"),
             "adjust_lr_fn": Argument(
                 default="match_rms_adamw",
                 ours="scale",
@@ -55,17 +53,17 @@ ROWS: dict[str, Foreign] = {
                     None: {"scale": "none"},
                 },
             ),
-            "conv_mode": missing("flatten", "kernels are always flattened"),
-            "normalize_spatial": unneeded(True, "of `conv_mode`"),
+            "conv_mode": refuse("flatten", "kernels are always flattened"),
+            "normalize_spatial": ignore(True, "of `conv_mode`"),
             "adamw_lr": Argument(default=None, ours="lr", adamw=True, to=_fallback_lr),
             "fallback_lr_scale": Argument(
                 default=1.0, ours="lr", adamw=True, to=_fallback_lr, note="times `lr`"
             ),
-            "betas": same("betas", (0.9, 0.95)),
-            "algo": missing("muon", "AdaMuon's second moment of every element is not here"),
-            "scale_eps": unneeded(False, NO_EPS),
-            "capturable": missing(False, "a step is not captured into a CUDA graph"),
-            "verbose": unneeded(False, "`grouping_report` says where everything went"),
+            "betas": map_to("betas", (0.9, 0.95)),
+            "algo": refuse("muon", "AdaMuon's second moment of every element is not here"),
+            "scale_eps": ignore(False, NO_EPS),
+            "capturable": refuse(False, "a step is not captured into a CUDA graph"),
+            "verbose": ignore(False, "`grouping_report` says where everything went"),
         },
         fixed={},
         note="What is on AdamW follows from shapes there, from modules here. With `nesterov=True` its "

@@ -1,13 +1,13 @@
-"""What makes Newton-Schulz faster on a CPU: symmetric products by panels, and a thread per matrix.
+"""Faster Newton-Schulz on a CPU: symmetric products by panels, and one thread per matrix.
 
-`X @ X.T` is symmetric, and so is the product of two symmetric matrices that commute, as polynomials
-of one matrix do. Row panel i of such a product needs only columns 0 to the end of panel i:
-(p + 1) / (2p) of the multiplications with p panels. The rest is mirrored.
+`X @ X.T` is symmetric, and so is the product of two polynomials of one symmetric matrix. Row panel i
+of such a product is computed only up to the end of panel i, and the rest is mirrored. With p panels
+that is (p + 1) / (2p) of the multiplications.
 
-A matrix that one core works on stays in that core's cache. If all cores share every product, each
-core reads what the others have just written. Measured: EXPERIMENTS.md, "A core per matrix".
+If one core updates a matrix, the matrix stays in its cache. If all cores share every product, each
+core reads what others have just written. Measured: EXPERIMENTS.md, "A core per matrix".
 
-Shapes: N matrices, S side of the product, K contracted.
+Shapes: N matrices, S side of the product, K contracted side.
 """
 
 from __future__ import annotations
@@ -26,31 +26,31 @@ from muonscale.optim.newton_schulz.kernels.torch import product_
 T = TypeVar("T")
 
 PANEL_ROWS = 128
-"""Rows of a panel; measured: EXPERIMENTS.md, "Symmetric products by panels"."""
+"""Rows of a panel. Measured: EXPERIMENTS.md, "Symmetric products by panels"."""
 
 ROW_GAP_BYTES = 64
-"""Unused bytes between rows; from the same measurement."""
+"""Unused bytes between rows. Same measurement."""
 
 SMALLEST_SIDE: dict[torch.dtype, int] = {torch.float32: 256, torch.float64: 256}
-"""Side from which panels are faster on a CPU; from the same measurement."""
+"""Smallest side for which panels are faster on a CPU. Same measurement."""
 SMALLEST_SIDE_IN_16_BITS = 512
-"""The same in 16 bits, where the products are faster and the mirroring is not."""
+"""The same in 16 bits, where products are faster but mirroring is not."""
 
 
 def panel_rows(side: int, dtype: torch.dtype, device: torch.device | str) -> int:
-    """Return the rows per panel for a product of `side`: all rows where panels are not faster.
+    """Return the rows per panel for a product of `side`, which are all rows if panels are not faster.
 
-    Other devices than a CPU compute whole products: panels have not been tried there.
+    Panels have been tried on a CPU only.
     """
     faster = side >= SMALLEST_SIDE.get(dtype, SMALLEST_SIDE_IN_16_BITS)
     return PANEL_ROWS if faster and torch.device(device).type == "cpu" else max(side, 1)
 
 
 def empty_squares(like: Tensor, count: int, side: int, panel: int) -> Tensor:
-    """Return `[count, side, side]`, unfilled, in the dtype and on the device of `like`.
+    """Return an uninitialized `[count, side, side]` with the dtype and device of `like`.
 
-    For panels a cache line separates the rows. Without it, rows whose length is a power of two would
-    compete for the same few places in the cache while a block is mirrored.
+    For panels a cache line separates the rows. Otherwise rows whose length is a power of two would
+    compete for the same few cache lines while a block is mirrored.
     """
     gap = ROW_GAP_BYTES // like.dtype.itemsize if panel < side else 0
     return like.new_empty(count, side, side + gap)[..., :side]
@@ -76,14 +76,14 @@ def panel_product_(
     beta: float = 0.0,
     alpha: float = 1.0,
 ) -> None:
-    """Write `beta * bias + alpha * A @ B`, which the caller knows to be symmetric, into `C`.
+    """Write `beta * bias + alpha * A @ B` into `C`. It must be symmetric, which is not checked.
 
     Args:
         C_NSS: `[N, S, S]`, contiguous along its last axis; overwritten.
         A_NSK: `[N, S, K]`.
         B_NKS: `[N, K, S]`.
         panel: rows of a panel.
-        bias: `[N, S, S]`, symmetric, not `C`; None adds nothing.
+        bias: `[N, S, S]`, symmetric and not `C`; or None.
         beta: factor of `bias`.
         alpha: factor of the product.
     """
@@ -101,23 +101,23 @@ def _spans(side: int, panel: int) -> list[tuple[int, int]]:
 
 
 def can_run_side_by_side(parts: int) -> bool:
-    """Return whether several threads can work on that many parts at the same time.
+    """Return whether several threads can each work on some of `parts` parts.
 
-    Not under `torch.compile` or a dispatch mode, which sees only its own thread.
+    They cannot under `torch.compile` or a dispatch mode, which sees only its own thread.
     """
     observed = torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0
     return 1 < torch.get_num_threads() <= parts and not observed
 
 
 def run_side_by_side(work: Callable[[list[T]], None], parts: list[T]) -> None:
-    """Call `work` on all of `parts`, in lists that several threads work on at the same time.
+    """Call `work` on all of `parts`, in lists that run in parallel.
 
-    Each worker has one thread and gets the same number of parts; the remainder runs on all threads.
-    Where that cannot be (see `can_run_side_by_side`) it is `work(parts)`.
+    Each worker has one thread and gets the same number of parts. The remainder runs on all threads.
+    If `can_run_side_by_side` is false, this is `work(parts)`.
 
     Args:
-        work: uses tensors on a CPU; several threads call it, without autograd.
-        parts: independent of each other. Which parts share a list does not depend on timing.
+        work: a function of tensors on a CPU. Several threads call it, without autograd.
+        parts: must be independent of each other. Their division into lists is deterministic.
     """
     if not can_run_side_by_side(len(parts)):
         work(parts)
@@ -126,8 +126,8 @@ def run_side_by_side(work: Callable[[list[T]], None], parts: list[T]) -> None:
     whole = len(parts) - len(parts) % threads
     pool = _pool(threads)
     running = [pool.submit(work, parts[n:whole:threads]) for n in range(threads)]
-    for one in running:
-        one.result()
+    for future in running:
+        future.result()
     if whole < len(parts):
         work(parts[whole:])
 
@@ -135,16 +135,16 @@ def run_side_by_side(work: Callable[[list[T]], None], parts: list[T]) -> None:
 @functools.cache
 def _pool(threads: int) -> ThreadPoolExecutor:
     """Return `threads` workers of one thread each."""
-    workers = ThreadPoolExecutor(threads, "muonscale", _begin)
-    together = threading.Barrier(threads)
-    for begun in [workers.submit(together.wait) for _ in range(threads)]:
-        begun.result()
-    # A worker's own setting would also be the default of threads that begin later.
+    workers = ThreadPoolExecutor(threads, "muonscale", _set_up_worker)
+    barrier = threading.Barrier(threads)
+    for future in [workers.submit(barrier.wait) for _ in range(threads)]:
+        future.result()
+    # The setting of a worker would also be the default of threads that start later.
     torch.set_num_threads(threads)
     return workers
 
 
-def _begin() -> None:
+def _set_up_worker() -> None:
     torch.get_num_threads()  # the first call in a thread sets the default of all threads
     torch.set_num_threads(1)
     torch.set_grad_enabled(False)

@@ -17,8 +17,8 @@ def product_(
 ) -> None:
     """Write `beta * bias + alpha * left @ right`, all `[N, ., .]`, into `out`.
 
-    Without `bias` it writes `left @ right`. A single matrix is multiplied without its batch axis: in
-    16 bits the CPU's batched products copy what is not contiguous.
+    Without `bias` it writes `left @ right`. A single matrix is multiplied without its batch axis,
+    because batched products in 16 bits on a CPU copy operands that are not contiguous.
     """
     if left.shape[0] == 1:
         if bias is None:
