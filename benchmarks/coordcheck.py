@@ -17,7 +17,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from muonscale.lab.coordcheck.limits import QUANTITIES
+from muonscale.lab.coordcheck.tolerances import QUANTITIES
 from muonscale.lab.coordcheck.words import verdict_line, worst_rows
 
 RESULT = Path(__file__).parents[1] / "docs" / "results" / "coordcheck.md"

@@ -13,7 +13,7 @@ from distributed_stack import FFN, LAYERS, WIDTH, Stack
 from distributed_world import run_on
 
 from muonscale import Muon
-from muonscale.lab.bench.meter import peak_extra_bytes
+from muonscale.lab.bench.measure import peak_extra_bytes
 from muonscale.optim.distributed.assignment import ROUND_BYTES, assign_owners
 from muonscale.optim.distributed.dtensor import local
 from muonscale.optim.distributed.memory import StepOptions, step_memory

@@ -12,15 +12,15 @@ from distributed_counter import Counter
 from distributed_memory import held_bytes
 from distributed_world import run_on
 
-from muonscale.lab.bench.meter import peak_extra_bytes
-from muonscale.lab.config import load_config
-from muonscale.lab.costs.activations import activation_bytes
-from muonscale.lab.costs.memory import RankMemory, rank_memory
-from muonscale.lab.costs.resolve import Asked, Planned, resolve
-from muonscale.lab.costs.traffic import bytes_by_kind, flow_of, messages, moved
+from muonscale.lab.bench.measure import peak_extra_bytes
+from muonscale.lab.config.load import load_config
+from muonscale.lab.estimate.activations import activation_bytes
+from muonscale.lab.estimate.memory import RankMemory, rank_memory
+from muonscale.lab.estimate.resolve import Asked, Planned, resolve
+from muonscale.lab.estimate.traffic import bytes_by_kind, flow_of, messages, moved
 from muonscale.lab.parallel.processes import Processes
 from muonscale.lab.parallel.topology import Topology, parse_layout
-from muonscale.lab.run import RunFolder
+from muonscale.lab.run_folder import RunFolder
 from muonscale.lab.training.console import RunConsole
 from muonscale.lab.training.setup import Run, set_up
 from muonscale.lab.training.step import train_step

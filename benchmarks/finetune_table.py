@@ -21,7 +21,7 @@ from typing import Any
 
 import run_many
 
-from muonscale.lab.run import RunFolder
+from muonscale.lab.run_folder import RunFolder
 
 RESULT = Path(__file__).parents[1] / "docs" / "results" / "finetune.md"
 NAMES = {"muon": "Muon", "adamw": "AdamW"}

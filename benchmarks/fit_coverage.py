@@ -16,12 +16,12 @@ from pathlib import Path
 import numpy as np
 
 from muonscale.lab.fits.allocation import log_best_loss, log_parameters
-from muonscale.lab.fits.batch import draw_batch, fit_batch, log_batch_law
 from muonscale.lab.fits.bootstrap import Draws, Quantity
-from muonscale.lab.fits.chinchilla import draw_chinchilla, fit_chinchilla, log_law
 from muonscale.lab.fits.flops_ratio import Frontier, flops_ratio
-from muonscale.lab.fits.power import draw_power, log_loss, log_reach
-from muonscale.lab.fits.power_offset import draw_power_offset, fit_power_offset, log_offset_law
+from muonscale.lab.fits.laws.batch import draw_batch, fit_batch, log_batch_law
+from muonscale.lab.fits.laws.chinchilla import draw_chinchilla, fit_chinchilla, log_law
+from muonscale.lab.fits.laws.power import draw_power, log_loss, log_reach
+from muonscale.lab.fits.laws.power_offset import draw_power_offset, fit_power_offset, log_offset_law
 from muonscale.lab.fits.result import Span
 
 RESULT = Path(__file__).parent / "results" / "fit_coverage.md"

@@ -23,7 +23,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from muonscale.lab.models.matrix_kinds import KINDS
-from muonscale.lab.run import RunFolder
+from muonscale.lab.run_folder import RunFolder
 
 RESULT = Path(__file__).parents[1] / "docs" / "results" / "muon-adamw.md"
 RATES = {"muon": (0.01, 0.02, 0.04), "adamw": (0.002, 0.004, 0.008)}

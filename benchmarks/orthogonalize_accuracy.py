@@ -17,7 +17,7 @@ from torch.distributed.checkpoint import FileSystemReader
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from muonscale.errors import CheckpointError
-from muonscale.lab.run import RunFolder
+from muonscale.lab.run_folder import RunFolder
 from muonscale.lab.training.checkpoint import load_tensors, newest_checkpoint
 from muonscale.optim.newton_schulz.coefficients import SCHEDULES, Coefficients, resolve
 from muonscale.optim.newton_schulz.flops import HIGHEST_IN_16_BITS, highest_value, ns_flops

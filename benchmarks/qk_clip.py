@@ -20,7 +20,7 @@ import run_many
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from muonscale.lab.run import RunFolder
+from muonscale.lab.run_folder import RunFolder
 
 RESULT = Path(__file__).parents[1] / "docs" / "results" / "qk-clip.md"
 RECIPES = {"demo": "Llama, multi-head attention", "moonlight-nano": "DeepSeek-V3, latent attention"}

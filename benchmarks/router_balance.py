@@ -19,7 +19,7 @@ import run_many
 from router_balance_figure import draw
 from router_balance_runs import LABELS, SEEDS, VARIANTS, Balanced, read, shape, words
 
-from muonscale.lab.run import RunFolder
+from muonscale.lab.run_folder import RunFolder
 
 RESULT = Path(__file__).parents[1] / "docs" / "results" / "router-balance.md"
 STEPS = (20, 50, 100, 200)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from muonscale.lab.run import RunFolder
+from muonscale.lab.run_folder import RunFolder
 
 SEEDS = (0, 1, 2)
 VARIANTS = {"bias": [], "off": ["routing.bias_rate=null"]}

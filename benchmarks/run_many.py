@@ -13,7 +13,7 @@ from pathlib import Path
 
 from scipy.stats import t as student
 
-from muonscale.lab.run import RunFolder
+from muonscale.lab.run_folder import RunFolder
 
 
 def train(commands: Iterable[Sequence[str]], *, at_once: int = 2) -> None:

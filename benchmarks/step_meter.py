@@ -22,7 +22,7 @@ from peers import Side, Triple
 from torch import Tensor
 from torch.nn import Parameter
 
-from muonscale.lab.bench.meter import executed_flops, peak_extra_bytes, state_bytes
+from muonscale.lab.bench.measure import executed_flops, peak_extra_bytes, state_bytes
 from muonscale.lab.bench.rates import best_rate, direct_flops, weighted_rate
 
 QUICK_PART, QUICK_ROUNDS = 16, 2

@@ -22,9 +22,9 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from muonscale.lab.config import load_config
+from muonscale.lab.config.load import load_config
 from muonscale.lab.parallel.processes import Processes
-from muonscale.lab.run import RunFolder
+from muonscale.lab.run_folder import RunFolder
 from muonscale.lab.training.console import RunConsole
 from muonscale.lab.training.loop import run_steps
 from muonscale.lab.training.setup import Run, build_optimizer, environment, set_up

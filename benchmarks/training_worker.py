@@ -22,9 +22,9 @@ from unittest import mock
 import torch.distributed as dist
 from distributed_memory import rounds_of
 
-from muonscale.lab.config import load_config
+from muonscale.lab.config.load import load_config
 from muonscale.lab.parallel.processes import joined
-from muonscale.lab.run import RunFolder
+from muonscale.lab.run_folder import RunFolder
 from muonscale.lab.training.console import RunConsole
 from muonscale.lab.training.loop import run_steps
 from muonscale.lab.training.setup import Run, resolve_device, set_up

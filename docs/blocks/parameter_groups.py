@@ -14,7 +14,7 @@ from docs.blocks.architectures import FUSED_IN
 from docs.blocks.docstrings import read_docstrings
 from docs.blocks.markdown import code, size, table
 from muonscale import grouping_report, parameter_groups
-from muonscale.lab.inspect import inspect as inspect_model
+from muonscale.lab.targets import inspect as inspect_model
 from muonscale.optim.matrices.spec import PLAIN, MatrixSpec
 from muonscale.optim.parameters.collapse import collapse
 from muonscale.optim.parameters.fused_weights import ELEMENTWISE, FUSED

@@ -10,8 +10,8 @@ from pydantic_core import PydanticUndefined
 
 from docs.blocks.docstrings import read_docstrings
 from docs.blocks.markdown import code, table
-from muonscale.lab.config import Config
-from muonscale.lab.sections import BatchChange, Ingredient, Section, Stage
+from muonscale.lab.config.load import Config
+from muonscale.lab.config.sections import BatchChange, Ingredient, Section, Stage
 from muonscale.optim import options
 
 PARTS: dict[str, dict[str, type[BaseModel]]] = {

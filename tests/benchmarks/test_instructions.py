@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.instructions import conversations, main
-from muonscale.lab.data.conversations import conversation_text
+from muonscale.lab.data.chat.conversations import conversation_text
 
 SOURCE = '''
 def push(heap, item, *, key=None):

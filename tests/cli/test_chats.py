@@ -9,12 +9,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from muonscale.lab.config import load_config
-from muonscale.lab.data.flags import count_targets
+from muonscale.lab.config.load import load_config
+from muonscale.lab.data.loss_mask import count_targets
 from muonscale.lab.data.prepare import prepare
 from tests.cli.jobs import losses, records
 from tests.conftest import Muonscale
-from tests.lab.data.chats import CHATML, characters_tokenizer, conversations, write_chats
+from tests.lab.data.chat.chats import CHATML, characters_tokenizer, conversations, write_chats
 
 
 @pytest.fixture

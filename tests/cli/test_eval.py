@@ -12,10 +12,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from muonscale.lab.config import load_config
+from muonscale.lab.config.load import load_config
 from muonscale.lab.data.prepare import prepare
 from tests.conftest import Muonscale
-from tests.lab.data.chats import CHATML, characters_tokenizer, conversations, write_chats
+from tests.lab.data.chat.chats import CHATML, characters_tokenizer, conversations, write_chats
 
 KEYS = {"loss": "held_out_loss", "perplexity": "perplexity", "tokens": "held_out_tokens"}
 

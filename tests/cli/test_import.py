@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from muonscale import Muon, parameter_groups
 from muonscale.errors import MuonscaleError
-from muonscale.lab.config import Config, load_config
+from muonscale.lab.config.load import Config, load_config
 from muonscale.lab.data.prepare import prepare
 from muonscale.lab.parallel.processes import Processes
 from muonscale.lab.training import loop

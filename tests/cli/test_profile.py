@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from muonscale.lab.run import RunFolder
+from muonscale.lab.run_folder import RunFolder
 from tests.cli.jobs import Job
 from tests.conftest import Muonscale
 

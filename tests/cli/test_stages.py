@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 from transformers import AutoModelForCausalLM
 
-from muonscale.lab.config import load_config
+from muonscale.lab.config.load import load_config
 from muonscale.lab.data.prepare import prepare
 from muonscale.lab.data.tokens import Sequences
-from muonscale.lab.evaluation.evaluate import held_out_loss
+from muonscale.lab.models.loss import held_out_loss
 from tests.cli.test_train import metrics, refused, weights
 from tests.conftest import Muonscale
 

@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from muonscale.lab.run import RunFolder
-from muonscale.lab.training.trackers import guarded
+from muonscale.lab.run_folder import RunFolder
+from muonscale.lab.training.trackers import registry as guarded
 from muonscale.lab.training.trackers.tensorboard import TensorBoard
 from tests.conftest import Muonscale
 

@@ -12,15 +12,15 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 
-from muonscale.lab.config import load_config
+from muonscale.lab.config.load import load_config
+from muonscale.lab.config.sections import TrainSection
 from muonscale.lab.models.build import meta_model
 from muonscale.lab.parallel.apply import parallelize
 from muonscale.lab.parallel.forward import Parallelized
 from muonscale.lab.parallel.processes import Processes
 from muonscale.lab.parallel.topology import parse_layout
-from muonscale.lab.sections import TrainSection
 from muonscale.lab.training.attention import watch_attention
-from muonscale.lab.training.routing import Routing, plan_routing
+from muonscale.lab.training.router_balance import Routing, plan_routing
 from muonscale.lab.training.schedule import spans
 from muonscale.lab.training.setup import build_optimizer
 from muonscale.lab.training.state import TrainState

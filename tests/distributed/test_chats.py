@@ -10,12 +10,12 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from muonscale.lab.config import Config, load_config
-from muonscale.lab.data.flags import BEGIN, NO_TARGET
+from muonscale.lab.config.load import Config, load_config
+from muonscale.lab.data.loss_mask import BEGIN, NO_TARGET
 from muonscale.lab.parallel.forward import Parallelized
 from muonscale.lab.parallel.processes import Processes
 from muonscale.lab.parallel.topology import parse_layout
-from muonscale.lab.training.routing import Routing, plan_routing
+from muonscale.lab.training.router_balance import Routing, plan_routing
 from muonscale.lab.training.schedule import spans
 from muonscale.lab.training.setup import build_optimizer
 from muonscale.lab.training.state import TrainState

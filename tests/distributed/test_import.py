@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from muonscale import Muon, parameter_groups
 from muonscale.errors import CheckpointError
-from muonscale.lab.config import load_config
+from muonscale.lab.config.load import load_config
 from muonscale.lab.data.tokenizer import train_tokenizer
 from muonscale.lab.parallel.topology import parse_layout
 from muonscale.lab.training.console import RunConsole

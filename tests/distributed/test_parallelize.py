@@ -11,13 +11,13 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn import functional
 
+from muonscale.lab.config.sections import TrainSection
 from muonscale.lab.models.build import meta_model
 from muonscale.lab.parallel.apply import parallelize
 from muonscale.lab.parallel.forward import Parallelized
 from muonscale.lab.parallel.placements import layouts
 from muonscale.lab.parallel.processes import Processes
 from muonscale.lab.parallel.topology import parse_layout
-from muonscale.lab.sections import TrainSection
 from muonscale.optim.distributed.dtensor import is_sharded, sharding_of
 from muonscale.optim.matrices.sharding import Sharding
 from muonscale.optim.matrices.spec import PLAIN

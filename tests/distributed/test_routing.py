@@ -11,14 +11,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from muonscale.lab.config import load_config
-from muonscale.lab.models.routers import find_routers
+from muonscale.lab.config.load import load_config
+from muonscale.lab.models.moe.routers import find_routers
 from muonscale.lab.parallel.forward import Parallelized
 from muonscale.lab.parallel.gather import whole_model
 from muonscale.lab.parallel.processes import Processes
 from muonscale.lab.parallel.topology import parse_layout
 from muonscale.lab.training.checkpoint import folder_name, saved_steps
-from muonscale.lab.training.routing import Routing, plan_routing
+from muonscale.lab.training.router_balance import Routing, plan_routing
 from muonscale.lab.training.schedule import spans
 from muonscale.lab.training.setup import build_optimizer
 from muonscale.lab.training.state import TrainState

@@ -10,10 +10,10 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from muonscale.lab.config import Config, load_config
+from muonscale.lab.config.load import Config, load_config
 from muonscale.lab.parallel.processes import Processes
 from muonscale.lab.parallel.topology import Topology, parse_layout
-from muonscale.lab.run import RunFolder
+from muonscale.lab.run_folder import RunFolder
 from muonscale.lab.training.console import RunConsole
 from muonscale.lab.training.export import export
 from muonscale.lab.training.loop import train, train_together

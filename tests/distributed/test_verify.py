@@ -16,17 +16,17 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from muonscale.lab.config import Config, load_config
+from muonscale.lab.config.load import Config, load_config
 from muonscale.lab.parallel.forward import Parallelized
 from muonscale.lab.parallel.processes import Processes
 from muonscale.lab.parallel.topology import parse_layout
-from muonscale.lab.run import RunFolder
+from muonscale.lab.run_folder import RunFolder
 from muonscale.lab.training.console import RunConsole
 from muonscale.lab.training.setup import Batches, set_up
 from muonscale.lab.verify.check import alone, comparable, layout_config
 from muonscale.lab.verify.compare import LIMIT, Comparison, compare
+from muonscale.lab.verify.reordered_run import TWINS, take_twin_steps, twin_config
 from muonscale.lab.verify.trajectory import Trajectory, Whole, take_steps, whole
-from muonscale.lab.verify.twin import TWINS, take_twin_steps, twin_config
 from muonscale.optim.distributed.context import DistributedContext
 from muonscale.optim.distributed.dtensor import local
 from muonscale.optim.muon import Muon

@@ -13,7 +13,7 @@ from torch import nn
 
 from benchmarks.peers import torch_muon_in_float32
 from muonscale import Muon
-from muonscale.lab.config import Config, recipe_names
+from muonscale.lab.config.load import Config, recipe_names
 from muonscale.lab.models.presets import PRESETS
 from muonscale.optim.migrate.aliases import FOREIGN
 from muonscale.optim.newton_schulz import orthogonalize

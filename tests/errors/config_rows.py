@@ -6,12 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 from muonscale.errors import ConfigError, GroupingError
-from muonscale.lab.config import Config, load_config
-from muonscale.lab.inspect import inspect
+from muonscale.lab.config.load import Config, load_config
+from muonscale.lab.config.sections import ParallelSection
 from muonscale.lab.parallel.topology import arrange, check_shares, parse_layout
-from muonscale.lab.sections import ParallelSection
-from muonscale.lab.training.marks import kept_steps
-from muonscale.lab.training.parts import check_parts
+from muonscale.lab.targets import inspect
+from muonscale.lab.training.kept_checkpoints import kept_steps
+from muonscale.lab.training.microbatch_grads import check_parts
 from muonscale.lab.training.schedule import check_schedule
 from tests.errors.row import Row
 

@@ -14,21 +14,21 @@ import pyarrow.parquet as pq
 from muonscale.cli.arguments import split_arguments
 from muonscale.cli.export import split_source
 from muonscale.errors import CheckpointError, ConfigError, DataError
-from muonscale.lab.config import load_config
-from muonscale.lab.data.conversations import conversation_text
+from muonscale.lab.config.load import load_config
+from muonscale.lab.config.sections import DataSection
+from muonscale.lab.data.chat.conversations import conversation_text
+from muonscale.lab.data.ngram import fit_ngrams
 from muonscale.lab.data.prepare import prepare
 from muonscale.lab.data.sources import identify, read_documents
 from muonscale.lab.data.tokenizer import load_tokenizer
-from muonscale.lab.evaluation.evaluate import mean_loss
-from muonscale.lab.evaluation.ngram import fit_ngrams
 from muonscale.lab.figures import loss_figure
 from muonscale.lab.models.convert import check_place, load_hf
 from muonscale.lab.models.hub import checkpoint_folder
-from muonscale.lab.models.moe import gate_scale
+from muonscale.lab.models.loss import mean_loss
+from muonscale.lab.models.moe.gate_scale import gate_scale
 from muonscale.lab.models.pretrained import weight_files
 from muonscale.lab.parallel.processes import Processes
-from muonscale.lab.run import RunFolder
-from muonscale.lab.sections import DataSection
+from muonscale.lab.run_folder import RunFolder
 from muonscale.lab.training.checkpoint import save_checkpoint, whole_checkpoint
 from muonscale.lab.training.export import export, find_checkpoint, run_tokenizer, shape_of
 from muonscale.lab.training.setup import resolve_device
@@ -193,7 +193,7 @@ ROWS: dict[str, Row] = {
 
 
 def prepared_chat(folder: Path) -> object:
-    from muonscale.lab.data.chat_template import given_template
+    from muonscale.lab.data.chat.template import given_template
 
     data = DataSection(
         path=folder, format="chat", tokenizer="t", chat_template=folder / "nowhere.jinja"

@@ -9,16 +9,16 @@ from typing import Any
 import numpy as np
 
 from muonscale.errors import ConfigError, StudyError
-from muonscale.lab.costs.devices import find_device
-from muonscale.lab.costs.formats import check_format
-from muonscale.lab.costs.plan import estimate
-from muonscale.lab.costs.resolve import Asked as AskedPlan
-from muonscale.lab.fits.batches import AskedBatch, fit_batches
+from muonscale.lab.estimate.devices import find_device
+from muonscale.lab.estimate.estimate import estimate
+from muonscale.lab.estimate.formats import check_format
+from muonscale.lab.estimate.resolve import Asked as AskedPlan
+from muonscale.lab.fits.batch_table import AskedBatch, fit_batches
 from muonscale.lab.fits.bootstrap import check_degrees, check_resamples
 from muonscale.lab.fits.checks import enough, not_collinear, positive
 from muonscale.lab.fits.crossing import amount_to
 from muonscale.lab.fits.frontier import iso_loss
-from muonscale.lab.fits.quadratic import fit_minimum
+from muonscale.lab.fits.laws.quadratic import fit_minimum
 from muonscale.lab.fits.scaling import Asked, fit_scaling
 from muonscale.lab.fits.steps_to_loss import StepsToLoss
 from muonscale.lab.fits.tables import read_table
@@ -27,12 +27,12 @@ from muonscale.lab.report.check import check_page
 from muonscale.lab.report.folders import page_of
 from muonscale.lab.report.page import Chart, Page, Section, Series, Surface, Table
 from muonscale.lab.report.write import write_page
-from muonscale.lab.studies.batch_found import steps_of
-from muonscale.lab.studies.executors import make_executor
+from muonscale.lab.studies.analysis.seed_blocks import fit_blocks
+from muonscale.lab.studies.batch.analysis import steps_of
+from muonscale.lab.studies.execute.local import make_executor
+from muonscale.lab.studies.execute.slurm.options import check_options
+from muonscale.lab.studies.frontier.step_time import fit_step
 from muonscale.lab.studies.kinds import load_study
-from muonscale.lab.studies.slurm_options import check_options
-from muonscale.lab.studies.statistics import fit_blocks
-from muonscale.lab.studies.throughput import fit_step
 from tests.errors.row import Row
 
 C, S = ConfigError, StudyError

@@ -12,9 +12,9 @@ import pyarrow.parquet as pq
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from muonscale.lab.config.sections import DataSection
 from muonscale.lab.data.prepare import prepare
 from muonscale.lab.data.tokenizer import load_tokenizer
-from muonscale.lab.sections import DataSection
 from tests.fuzz.outcome import command, refused_or
 from tests.fuzz.strategies import VALUES, damaged, damaged_bytes
 from tests.fuzz.tiers import tiers

@@ -11,9 +11,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from muonscale.lab.studies.base import Study
 from muonscale.lab.studies.engine import look
 from muonscale.lab.studies.kinds import load_study
+from muonscale.lab.studies.study import Study
 
 PATIENCE = 600
 """Seconds that anything may take: the machine may be busy."""

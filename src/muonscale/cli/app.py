@@ -44,7 +44,7 @@ def train(arguments: Arguments = None, dry_run: DryRun = False, resume: Resume =
     `muonscale train runs/mine --resume`. On many processes:
     `torchrun --nproc-per-node 4 -m muonscale train parallel.data=fsdp`.
     """
-    from muonscale.lab.config import load_config
+    from muonscale.lab.config.load import load_config
 
     recipe, overrides = split_arguments(arguments or [])
     start(load_config(recipe, overrides), dry_run=dry_run, resume=resume)
@@ -64,10 +64,10 @@ def generate(
     seed: Annotated[int, typer.Option(min=0, max=2**62, help="Seed of the draw.")] = 0,
 ) -> None:
     """Write text with a trained model."""
-    from muonscale.lab.evaluation.generate import generate_text
-    from muonscale.lab.inspect import is_hugging_face
     from muonscale.lab.models.convert import load_hf
-    from muonscale.lab.run import RunFolder
+    from muonscale.lab.models.generate import generate_text
+    from muonscale.lab.run_folder import RunFolder
+    from muonscale.lab.targets import is_hugging_face
 
     run = RunFolder(folder)
     is_run = run.exists and not is_hugging_face(folder)
@@ -102,7 +102,7 @@ app.command()(coordcheck)
 @app.command()
 def recipes() -> None:
     """List the recipes that come with muonscale: those of `train`, then those of `study`."""
-    from muonscale.lab.config import recipe_names, recipe_summary
+    from muonscale.lab.config.load import recipe_names, recipe_summary
     from muonscale.lab.studies.kinds import study_names, study_summary
 
     runs = {name: recipe_summary(name) for name in recipe_names()}

@@ -50,8 +50,8 @@ def coordcheck(
     """
     from rich.console import Console
 
-    from muonscale.lab.coordcheck.facts import check_facts
     from muonscale.lab.coordcheck.plan import Asked, plan_check
+    from muonscale.lab.coordcheck.result import check_facts
     from muonscale.lab.coordcheck.run import measure
     from muonscale.lab.coordcheck.text import check_text
     from muonscale.lab.coordcheck.words import check_json

@@ -12,7 +12,7 @@ from muonscale.cli.arguments import Json, Overrides, split_source
 from muonscale.errors import ConfigError
 
 if TYPE_CHECKING:
-    from muonscale.lab.evaluation.evaluate_model import Found
+    from muonscale.lab.evaluation.command import Found
 
 KINDS = ("texts", "tasks", "samples")
 """What is counted; a suite is its tasks."""
@@ -75,7 +75,7 @@ def evaluate(
     """
     from rich.console import Console
 
-    from muonscale.lab.evaluation.evaluate_model import Samples, Tasks, evaluate_model
+    from muonscale.lab.evaluation.command import Samples, Tasks, evaluate_model
     from muonscale.lab.evaluation.options import Options
     from muonscale.lab.training.console import RunConsole
 
@@ -109,7 +109,7 @@ def evaluate(
 
 def _text(found: Found) -> str:
     """Return the table of what is new, the samples, and what was known before."""
-    from muonscale.lab.evaluation.rows import notes_of, rows_of, table_text
+    from muonscale.lab.report.eval_table import notes_of, rows_of, table_text
 
     step = found.measured["step"]
     of = "" if step is None else f"step {step:,}, "
@@ -124,7 +124,7 @@ def _text(found: Found) -> str:
 
 def _kept(found: Found) -> str:
     """Return the sentence on what is new in the file and what stays of earlier evaluations."""
-    from muonscale.lab.run import finite
+    from muonscale.lab.run_folder import finite
 
     new = {kind: len(found.new.get(kind, ())) for kind in KINDS}
     fresh = {kind: finite(found.new.get(kind, [])) for kind in KINDS}

@@ -28,7 +28,7 @@ def export(
     The run need not be finished. Examples: `muonscale export runs/demo models/demo`;
     `muonscale export runs/demo@300 models/demo-300 --dtype bfloat16`.
     """
-    from muonscale.lab.run import RunFolder
+    from muonscale.lab.run_folder import RunFolder
     from muonscale.lab.training.export import export as write
 
     path, step = split_source(source)

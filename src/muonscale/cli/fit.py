@@ -91,7 +91,7 @@ def batch(
     Columns: batch, and steps or tokens; optimizer for groups, target for several losses. Example:
     `muonscale fit batch steps.csv`.
     """
-    from muonscale.lab.fits.batches import AskedBatch, fit_batches
+    from muonscale.lab.fits.batch_table import AskedBatch, fit_batches
     from muonscale.lab.fits.tables import read_table
 
     asked = AskedBatch(by=by, reference=reference, base=base, resamples=resamples, seed=seed)

@@ -36,7 +36,7 @@ def import_(
     `muonscale import org/model my.yaml optimizer.rule=adamw`. Continue a run that was
     begun so with `muonscale train RUN --resume`.
     """
-    from muonscale.lab.config import load_config
+    from muonscale.lab.config.load import load_config
     from muonscale.lab.models.hub import MUON_GAINS_NOTHING, checkpoint_folder, trained_with_muon
 
     recipe, overrides = split_arguments(arguments or [])

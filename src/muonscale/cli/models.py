@@ -22,7 +22,7 @@ def inspect(
     The model is never allocated. Examples: `muonscale inspect demo`;
     `muonscale inspect path/to/config.json optimizer.lr=4.2e-4 --full`.
     """
-    from muonscale.lab.inspect import inspect as look
+    from muonscale.lab.targets import inspect as look
 
     seen = look(model, overrides or [])
     typer.echo(seen.json() if as_json else seen.text(full=full))
@@ -46,8 +46,8 @@ def lr(
     original, match_rms_adamw or nvidia:spectral. Example:
     `muonscale lr --from original --to match_rms_adamw --model demo --lr 0.02`.
     """
-    from muonscale.lab.convert_lr import conversion_json, conversion_text, convert
-    from muonscale.lab.inspect import inspect as look
+    from muonscale.cli.convert_lr import conversion_json, conversion_text, convert
+    from muonscale.lab.targets import inspect as look
 
     table = convert(look(model).routing, from_, to, rms)
     show = conversion_json if as_json else conversion_text

@@ -39,10 +39,10 @@ def plan(
     Nothing is allocated and no device is needed. Examples: `muonscale plan demo --device cpu`;
     `muonscale plan path/to/config.json train.batch_tokens=4194304 --layout fsdp=64`.
     """
-    from muonscale.lab.costs.formats import check_format
-    from muonscale.lab.costs.plan import estimate
-    from muonscale.lab.costs.resolve import Asked
-    from muonscale.lab.costs.text import table
+    from muonscale.lab.estimate.estimate import estimate
+    from muonscale.lab.estimate.formats import check_format
+    from muonscale.lab.estimate.resolve import Asked
+    from muonscale.lab.estimate.text import table
 
     asked = Asked(
         target=model,
@@ -58,7 +58,7 @@ def plan(
         check_format(figure)
     found = estimate(asked)
     if figure is not None:
-        from muonscale.lab.costs.figure import draw
+        from muonscale.lab.estimate.figure import draw
 
         draw(found.facts, figure)
     typer.echo(found.json() if as_json else table(found.facts))

@@ -9,7 +9,7 @@ import typer
 from muonscale.cli import is_first_process
 
 if TYPE_CHECKING:
-    from muonscale.lab.config import Config
+    from muonscale.lab.config.load import Config
 
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what the run would be and stop.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue the run in run.path exactly.")]

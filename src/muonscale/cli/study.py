@@ -11,7 +11,7 @@ from muonscale.cli.arguments import Json
 from muonscale.errors import ConfigError
 
 if TYPE_CHECKING:
-    from muonscale.lab.studies.base import Study
+    from muonscale.lab.studies.study import Study
 
 study = typer.Typer(
     name="study",

@@ -33,7 +33,7 @@ def verify(
     """
     from rich.console import Console
 
-    from muonscale.lab.config import load_config
+    from muonscale.lab.config.load import load_config
     from muonscale.lab.parallel.topology import parse_layout
     from muonscale.lab.training.console import RunConsole
     from muonscale.lab.verify.check import verify as check

@@ -10,12 +10,13 @@ import pytest
 import torch
 
 from muonscale.errors import ConfigError
-from muonscale.lab.bench import model, rates, room
+from muonscale.lab.bench import memory as room
+from muonscale.lab.bench import model, rates
+from muonscale.lab.bench.buckets import drawn, groups_of, parts_of
+from muonscale.lab.bench.contenders import OURS, TORCH_MUON, spread
 from muonscale.lab.bench.model import Asked
-from muonscale.lab.bench.parts import drawn, groups_of, parts_of
-from muonscale.lab.bench.sides import OURS, TORCH_MUON, spread
-from muonscale.lab.inspect import inspect, resolve_target
 from muonscale.lab.models.build import meta_model
+from muonscale.lab.targets import inspect, resolve_target
 from muonscale.lab.training.setup import build_optimizer
 from muonscale.optim.newton_schulz.flops import ns_flops
 from tests.conftest import Muonscale

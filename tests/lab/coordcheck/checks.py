@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from muonscale.lab.coordcheck.facts import check_facts
 from muonscale.lab.coordcheck.plan import Asked, plan_check
+from muonscale.lab.coordcheck.result import check_facts
 from muonscale.lab.coordcheck.run import measure
 from muonscale.lab.training.console import RunConsole
 

@@ -7,8 +7,8 @@ import math
 import numpy as np
 import pytest
 
-from muonscale.lab.coordcheck.limits import Limit, limit_of
 from muonscale.lab.coordcheck.slopes import UNKNOWN, Slope
+from muonscale.lab.coordcheck.tolerances import Limit, limit_of
 from muonscale.lab.coordcheck.verdict import judge, judged_steps, passed, worst_of
 
 FLAT, FALLS, ROOT = Limit(), Limit(lowest=-0.5), Limit(lowest=-0.5, highest=-0.5)

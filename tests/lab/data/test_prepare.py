@@ -15,9 +15,10 @@ import numpy as np
 import pytest
 
 from muonscale.errors import DataError
-from muonscale.lab.data import cache, encode, prepare, spool
+from muonscale.lab.config.sections import DataSection
+from muonscale.lab.data import cache, encode, prepare
+from muonscale.lab.data import document_store as spool
 from muonscale.lab.data.prepare import STAGES, Corpus
-from muonscale.lab.sections import DataSection
 
 WORDS = [
     "the",

@@ -15,9 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from muonscale.errors import DataError
+from muonscale.lab.config.sections import DataSection
 from muonscale.lab.data import files, sources
 from muonscale.lab.data.sources import identify, known_bytes, read_documents
-from muonscale.lab.sections import DataSection
 
 
 def read(path: Path | None = None, **options: Any) -> list[tuple[str, str]]:

@@ -8,7 +8,7 @@ from scipy import stats
 from scipy.optimize import lsq_linear
 
 from muonscale.errors import StudyError
-from muonscale.lab.fits.regimes import (
+from muonscale.lab.fits.laws.regimes import (
     draw_regimes,
     fit_regimes,
     log_critical,

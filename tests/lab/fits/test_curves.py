@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from muonscale.lab.fits.crossing import amount_to
-from muonscale.lab.fits.quadratic import edge, fit_minimum, minimum_interval
+from muonscale.lab.fits.laws.quadratic import edge, fit_minimum, minimum_interval
 
 RATES = np.geomspace(1e-3, 1e-1, 7)
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from muonscale.errors import ConfigError, StudyError
-from muonscale.lab.fits.batches import AskedBatch, fit_batches
+from muonscale.lab.fits.batch_table import AskedBatch, fit_batches
 from muonscale.lab.fits.page import fit_page
 from muonscale.lab.fits.scaling import Asked, fit_scaling
 from muonscale.lab.fits.tables import RunTable

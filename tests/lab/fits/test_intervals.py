@@ -15,15 +15,15 @@ from muonscale.lab.fits.allocation import (
     log_reach,
     log_tokens,
 )
-from muonscale.lab.fits.batch import draw_batch, fit_batch
 from muonscale.lab.fits.bootstrap import Draws, join
-from muonscale.lab.fits.chinchilla import draw_chinchilla, fit_chinchilla
 from muonscale.lab.fits.flops_ratio import Frontier, flops_ratio
+from muonscale.lab.fits.laws.batch import draw_batch, fit_batch
+from muonscale.lab.fits.laws.chinchilla import draw_chinchilla, fit_chinchilla
+from muonscale.lab.fits.laws.power import draw_power, fit_power, log_loss
+from muonscale.lab.fits.laws.power import log_reach as power_reach
+from muonscale.lab.fits.laws.power_offset import draw_power_offset, fit_power_offset
 from muonscale.lab.fits.leave_out import leave_rungs_out
 from muonscale.lab.fits.noise import seed_noise
-from muonscale.lab.fits.power import draw_power, fit_power, log_loss
-from muonscale.lab.fits.power import log_reach as power_reach
-from muonscale.lab.fits.power_offset import draw_power_offset, fit_power_offset
 from muonscale.lab.fits.result import Span
 
 

@@ -10,11 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import approx_fprime, least_squares, linprog
 
-from muonscale.lab.fits.batch import fit_batch, log_batch_law
-from muonscale.lab.fits.chinchilla import fit_chinchilla, log_law
 from muonscale.lab.fits.huber import objective
-from muonscale.lab.fits.power import fit_power
-from muonscale.lab.fits.power_offset import fit_power_offset, log_offset_law
+from muonscale.lab.fits.laws.batch import fit_batch, log_batch_law
+from muonscale.lab.fits.laws.chinchilla import fit_chinchilla, log_law
+from muonscale.lab.fits.laws.power import fit_power
+from muonscale.lab.fits.laws.power_offset import fit_power_offset, log_offset_law
 from muonscale.lab.fits.status import FitStatus
 
 # E, A, B, alpha, beta: Chinchilla's (arXiv 2203.15556), its replication's (arXiv 2404.10102), others.

@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 
 from muonscale.errors import StudyError
-from muonscale.lab.fits.batch import draw_batch, fit_batch
 from muonscale.lab.fits.bootstrap import Draws, join
-from muonscale.lab.fits.chinchilla import draw_chinchilla, fit_chinchilla
 from muonscale.lab.fits.crossing import amount_to
+from muonscale.lab.fits.laws.batch import draw_batch, fit_batch
+from muonscale.lab.fits.laws.chinchilla import draw_chinchilla, fit_chinchilla
+from muonscale.lab.fits.laws.power import draw_power, fit_power
+from muonscale.lab.fits.laws.power_offset import fit_power_offset
+from muonscale.lab.fits.laws.quadratic import fit_minimum
 from muonscale.lab.fits.leave_out import leave_rungs_out
-from muonscale.lab.fits.power import draw_power, fit_power
-from muonscale.lab.fits.power_offset import fit_power_offset
-from muonscale.lab.fits.quadratic import fit_minimum
 from muonscale.lab.fits.result import Span
 from muonscale.lab.fits.status import FitStatus
 

@@ -10,15 +10,10 @@ import pytest
 import torch
 
 from muonscale.errors import ConfigError
-from muonscale.lab.models.build import (
-    active_parameters,
-    build_model,
-    count_parameters,
-    flops_per_token,
-    meta_model,
-    model_config,
-)
-from muonscale.lab.sections import ModelSection
+from muonscale.lab.config.sections import ModelSection
+from muonscale.lab.models.build import build_model, meta_model, model_config
+from muonscale.lab.models.flops import active_parameters, flops_per_token
+from muonscale.lab.models.structure import count_parameters
 
 LLAMA = {
     "model_type": "llama",

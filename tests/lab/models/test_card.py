@@ -7,10 +7,10 @@ import pytest
 from huggingface_hub import ModelCard
 from transformers import PreTrainedModel
 
-from muonscale.lab.config import dump_config, load_config
+from muonscale.lab.config.load import dump_config, load_config
+from muonscale.lab.config.sections import ModelSection
 from muonscale.lab.models.build import build_model, model_config
 from muonscale.lab.models.card import model_card
-from muonscale.lab.sections import ModelSection
 
 ENV = {
     "versions": {"torch": "2.13.0", "muonscale": "0.1.0"},

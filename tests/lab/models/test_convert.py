@@ -17,9 +17,9 @@ from transformers import (
 )
 
 from muonscale.errors import CheckpointError
+from muonscale.lab.config.sections import ModelSection
 from muonscale.lab.models.build import build_model, model_config
 from muonscale.lab.models.convert import load_hf, save_hf, save_tokenizer
-from muonscale.lab.sections import ModelSection
 
 IDS = torch.tensor([[1, 5, 9, 60, 33]])
 

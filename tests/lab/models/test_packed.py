@@ -11,7 +11,14 @@ from torch import nn
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, LlamaConfig, MambaConfig
 
 from muonscale.errors import ConfigError
-from muonscale.lab.data.flags import BEGIN, NO_TARGET, count_targets, is_marked, neighbours, unpack
+from muonscale.lab.data.loss_mask import (
+    BEGIN,
+    NO_TARGET,
+    count_targets,
+    is_marked,
+    neighbours,
+    unpack,
+)
 from muonscale.lab.models.build import quiet_transformers
 from muonscale.lab.models.packed import KEEPS_APART, check_keeps_apart
 from muonscale.lab.parallel.forward import Parallelized

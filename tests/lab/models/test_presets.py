@@ -12,18 +12,13 @@ import pytest
 import torch
 from transformers import PreTrainedConfig
 
-from muonscale.lab.models.build import (
-    ParameterCount,
-    active_parameters,
-    build_model,
-    count_parameters,
-    meta_model,
-    model_config,
-)
-from muonscale.lab.models.moe import gate_scale
+from muonscale.lab.config.sections import ModelSection
+from muonscale.lab.models.build import build_model, meta_model, model_config
+from muonscale.lab.models.flops import active_parameters
+from muonscale.lab.models.moe.gate_scale import gate_scale
 from muonscale.lab.models.presets import PRESETS
 from muonscale.lab.models.presets.moonlight import llama_inner
-from muonscale.lab.sections import ModelSection
+from muonscale.lab.models.structure import ParameterCount, count_parameters
 
 ROOT = Path(__file__).parents[3]
 MOONLIGHT = ROOT / "tests" / "fixtures" / "moonlight-16b"
@@ -192,7 +187,7 @@ def documented(name: str) -> tuple[str, ...]:
 
 PROGRAM = """
 import json
-from muonscale.lab.inspect import inspect
+from muonscale.lab.targets import inspect
 from muonscale.lab.models.presets import PRESETS
 print(json.dumps({name: inspect(name).size.total for name in PRESETS}))
 """

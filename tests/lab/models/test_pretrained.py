@@ -12,13 +12,13 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from muonscale.errors import CheckpointError, ConfigError
+from muonscale.lab.config.sections import ModelSection
 from muonscale.lab.models.pretrained import (
     fingerprint,
     load_weights,
     pretrained_config,
     weight_files,
 )
-from muonscale.lab.sections import ModelSection
 from tests.optim.conftest import causal_lm
 
 IDS = torch.tensor([[1, 5, 9, 33]])

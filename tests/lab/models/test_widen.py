@@ -9,6 +9,7 @@ import pytest
 from transformers import CONFIG_MAPPING, GPT2Config, LlamaConfig, PreTrainedConfig
 
 from muonscale.errors import ConfigError
+from muonscale.lab.config.sections import ModelSection
 from muonscale.lab.models.build import meta_model, model_config
 from muonscale.lab.models.widen import (
     KNOWN,
@@ -18,7 +19,6 @@ from muonscale.lab.models.widen import (
     width_of,
     width_step,
 )
-from muonscale.lab.sections import ModelSection
 from muonscale.optim.parameters.groups import parameter_groups
 from muonscale.transfer import constants
 from muonscale.transfer.parametrization import parametrize

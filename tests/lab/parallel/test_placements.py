@@ -5,13 +5,8 @@ from typing import Any
 import pytest
 
 from muonscale.errors import ConfigError
-from muonscale.lab.parallel.placements import (
-    check_model,
-    expert_axis,
-    expert_modules,
-    layouts,
-    tensor_styles,
-)
+from muonscale.lab.models.structure import expert_modules
+from muonscale.lab.parallel.placements import check_model, expert_axis, layouts, tensor_styles
 from muonscale.lab.parallel.styles import parallel_styles
 from muonscale.lab.parallel.topology import parse_layout
 from muonscale.optim.matrices.sharding import Cut, Sharding

@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 
 from muonscale.errors import ConfigError
+from muonscale.lab.config.sections import ParallelSection
 from muonscale.lab.parallel.topology import Topology, arrange, parse_layout
-from muonscale.lab.sections import ParallelSection
 
 
 @pytest.mark.parametrize(

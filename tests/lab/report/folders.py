@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from muonscale.lab.config import dump_config, load_config
+from muonscale.lab.config.load import dump_config, load_config
 
 RESULT = {
     "step": 40,

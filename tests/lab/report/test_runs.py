@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from muonscale.lab.config import load_config
+from muonscale.lab.config.load import load_config
 from muonscale.lab.report.check import check_page
 from muonscale.lab.report.page import Chart, Command, Page, Section, Table, Text, Verbatim
 from muonscale.lab.report.run_tables import same_again

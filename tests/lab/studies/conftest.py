@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from muonscale.lab.config import Config
-from muonscale.lab.costs import of_run
-from muonscale.lab.costs.of_run import RunCost, run_cost
-from muonscale.lab.studies.base import Study
-from muonscale.lab.studies.compare import Compare, CompareConfig
+from muonscale.lab.config.load import Config
+from muonscale.lab.estimate import run_cost as of_run
+from muonscale.lab.estimate.run_cost import RunCost, run_cost
+from muonscale.lab.studies.compare.study import Compare, CompareConfig
+from muonscale.lab.studies.study import Study
 
 Make = Callable[..., Any]
 COSTS: dict[str, RunCost] = {}

@@ -14,10 +14,10 @@ import pytest
 
 from muonscale.errors import StudyError
 from muonscale.lab.report.page import Page
-from muonscale.lab.studies.base import Outcomes, PlannedRun, Planner, Study
+from muonscale.lab.studies.config import StudyConfig
 from muonscale.lab.studies.engine import look, plan_study, run_study
-from muonscale.lab.studies.folder import StudyFolder
-from muonscale.lab.studies.sections import StudyConfig
+from muonscale.lab.studies.execute.folder import StudyFolder
+from muonscale.lab.studies.study import Outcomes, PlannedRun, Planner, Study
 
 
 @dataclass
@@ -189,7 +189,7 @@ def test_a_worker_that_dies_is_a_failure_and_the_pool_goes_on(
     # A kernel out of memory kills without a word: let the process of every run named `a` do so.
     (tmp_path / "sitecustomize.py").write_text(
         "import os, signal\n"
-        "import muonscale.lab.studies.worker as worker\n"
+        "import muonscale.lab.studies.execute.worker as worker\n"
         "train = worker.train_run\n"
         "def dying(config, failure):\n"
         "    if config.name.startswith('a'):\n"
@@ -206,7 +206,7 @@ def test_a_worker_that_dies_is_a_failure_and_the_pool_goes_on(
     def start(words: list[str], **options: Any) -> Any:
         return popen([sys.executable, str(script)], **options)
 
-    monkeypatch.setattr("muonscale.lab.studies.executors.subprocess.Popen", start)
+    monkeypatch.setattr("muonscale.lab.studies.execute.local.subprocess.Popen", start)
     found = run_study(losses(TWO, executor={"workers": 1}), silent)
     assert [item["run"] for item in found["failed"]] == ["a"]
     assert f"signal {int(signal.SIGKILL)}" in found["failed"][0]["reason"]

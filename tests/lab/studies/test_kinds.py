@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 
 from muonscale.errors import ConfigError
-from muonscale.lab.studies.base import unique
-from muonscale.lab.studies.compare import Compare, CompareConfig
+from muonscale.lab.studies.compare.study import Compare, CompareConfig
 from muonscale.lab.studies.kinds import load_study, study_names
-from muonscale.lab.studies.telescope_config import TelescopeConfig
+from muonscale.lab.studies.study import unique
+from muonscale.lab.studies.telescope.config import TelescopeConfig
 
 RECIPE = """
 study: compare

@@ -11,15 +11,15 @@ import transformers as hf
 from torch import Tensor
 
 from muonscale.errors import ConfigError
-from muonscale.lab.config import Config, load_config
+from muonscale.lab.config.load import Config, load_config
+from muonscale.lab.config.sections import TrainSection
 from muonscale.lab.models.attention import attention_modules
 from muonscale.lab.parallel.apply import parallelize
 from muonscale.lab.parallel.forward import Parallelized
 from muonscale.lab.parallel.processes import Processes
-from muonscale.lab.sections import TrainSection
 from muonscale.lab.training.attention import AttentionWatch, plan_attention, watch_attention
 from muonscale.lab.training.finish import attention_times
-from muonscale.lab.training.routing import Routing, plan_routing
+from muonscale.lab.training.router_balance import Routing, plan_routing
 from muonscale.lab.training.schedule import spans
 from muonscale.lab.training.setup import build_optimizer
 from muonscale.lab.training.state import TrainState

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from muonscale.lab.config.run_length import Timeline
 from muonscale.lab.data.mixture import plan_mixture
 from muonscale.lab.data.tokens import Sequences, TokenStore, TokenWriter
-from muonscale.lab.timeline import Timeline
 from muonscale.lab.training.batches import Batches
 
 LENGTH = 4

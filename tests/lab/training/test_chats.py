@@ -8,13 +8,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from muonscale.lab.data.flags import BEGIN, NO_TARGET, count_targets
-from muonscale.lab.evaluation.evaluate import held_out_loss
-from muonscale.lab.evaluation.ngram import fit_ngrams
+from muonscale.lab.config.run_length import Timeline
+from muonscale.lab.config.sections import RoutingSection, ScheduleSection
+from muonscale.lab.data.loss_mask import BEGIN, NO_TARGET, count_targets
+from muonscale.lab.data.ngram import fit_ngrams
+from muonscale.lab.models.loss import held_out_loss
 from muonscale.lab.parallel.forward import Parallelized
-from muonscale.lab.sections import RoutingSection, ScheduleSection
-from muonscale.lab.timeline import Timeline
-from muonscale.lab.training.routing import Routing, plan_routing
+from muonscale.lab.training.router_balance import Routing, plan_routing
 from muonscale.lab.training.schedule import spans
 from muonscale.lab.training.step import accumulate
 from tests.optim.conftest import causal_lm

@@ -18,10 +18,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, Ernie4_5_MoeConfig
 
+from muonscale.lab.config.sections import ModelSection
 from muonscale.lab.data.tokenizer import open_tokenizer
 from muonscale.lab.models.build import build_model, model_config
 from muonscale.lab.models.presets import PRESETS
-from muonscale.lab.sections import ModelSection
 from muonscale.lab.training.export import shape_of, unfilled_model
 from muonscale.lab.training.setup import model_facts
 from muonscale.lab.training.state import TrainState

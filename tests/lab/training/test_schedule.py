@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from muonscale.errors import ConfigError
-from muonscale.lab.config import load_config
-from muonscale.lab.sections import ScheduleSection
-from muonscale.lab.timeline import Timeline
+from muonscale.lab.config.load import load_config
+from muonscale.lab.config.run_length import Timeline
+from muonscale.lab.config.sections import ScheduleSection
 from muonscale.lab.training.schedule import (
     apply_multiplier,
     check_schedule,

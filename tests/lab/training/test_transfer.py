@@ -10,9 +10,9 @@ import torch
 from safetensors.torch import load_file
 
 from muonscale.errors import ConfigError
-from muonscale.lab.config import load_config
-from muonscale.lab.inspect import inspect
+from muonscale.lab.config.load import load_config
 from muonscale.lab.models.build import build_model
+from muonscale.lab.targets import inspect
 from muonscale.lab.training.dry_run import planned_shape
 from muonscale.lab.training.groups import base_shape, plan_transfer
 from tests.conftest import Muonscale

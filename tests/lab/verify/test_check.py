@@ -7,7 +7,7 @@ import torch
 import transformers as hf
 
 from muonscale.errors import ConfigError
-from muonscale.lab.config import Config, load_config
+from muonscale.lab.config.load import Config, load_config
 from muonscale.lab.parallel.topology import arrange, parse_layout
 from muonscale.lab.verify.check import check_request, check_shape, comparable, layout_config
 from tests.optim.conftest import SMALL, causal_lm

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from muonscale.errors import MuonscaleError
-from muonscale.lab.config import Config, load_config
+from muonscale.lab.config.load import Config, load_config
 from muonscale.lab.verify import launch
 
 ROOT = Path(__file__).parents[3]

@@ -12,11 +12,8 @@ from typing import Any
 import torch
 
 from muonscale.errors import ConfigError
-from muonscale.lab.bench.parts import Part, drawn, groups_of, parts_of
-from muonscale.lab.bench.passes import passes_need, passes_seconds, share
-from muonscale.lab.bench.rates import addmm_rate, direct_flops, weighted_rate
-from muonscale.lab.bench.room import check_room, free_bytes, step_needs
-from muonscale.lab.bench.sides import (
+from muonscale.lab.bench.buckets import Part, drawn, groups_of, parts_of
+from muonscale.lab.bench.contenders import (
     ADAMW,
     OURS,
     TORCH_MUON,
@@ -27,9 +24,12 @@ from muonscale.lab.bench.sides import (
     spread,
     torch_muon,
 )
-from muonscale.lab.costs.memory import step_bytes
-from muonscale.lab.costs.resolve import Asked as AskedPlan
-from muonscale.lab.costs.resolve import Planned, resolve
+from muonscale.lab.bench.memory import check_room, free_bytes, step_needs
+from muonscale.lab.bench.passes import passes_need, passes_seconds, share
+from muonscale.lab.bench.rates import addmm_rate, direct_flops, weighted_rate
+from muonscale.lab.estimate.memory import step_bytes
+from muonscale.lab.estimate.resolve import Asked as AskedPlan
+from muonscale.lab.estimate.resolve import Planned, resolve
 from muonscale.lab.training.groups import plan_transfer
 from muonscale.lab.training.setup import build_optimizer, resolve_device
 from muonscale.optim.muon import Muon
@@ -47,7 +47,7 @@ class Asked:
     """What `muonscale bench` is asked."""
 
     target: str
-    """As for `muonscale.lab.inspect.inspect`."""
+    """As for `muonscale.lab.targets.inspect`."""
     overrides: Sequence[str] = ()
     rounds: int = 5
     threads: int | None = None

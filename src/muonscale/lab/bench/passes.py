@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from transformers import PreTrainedConfig
 
-from muonscale.lab.bench.meter import seconds_of
-from muonscale.lab.config import Config
-from muonscale.lab.costs.activations import activation_bytes
-from muonscale.lab.costs.memory import rank_memory
-from muonscale.lab.costs.resolve import Planned
+from muonscale.lab.bench.measure import seconds_of
+from muonscale.lab.config.load import Config
+from muonscale.lab.estimate.activations import activation_bytes
+from muonscale.lab.estimate.memory import rank_memory
+from muonscale.lab.estimate.resolve import Planned
 from muonscale.lab.parallel.processes import Processes
 from muonscale.lab.training.setup import build_parallelized
 from muonscale.lab.training.step import next_token_loss

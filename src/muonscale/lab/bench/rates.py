@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 import torch
 
-from muonscale.lab.bench.meter import CPU, wait_for
+from muonscale.lab.bench.measure import CPU, wait_for
 
 RATE_SECONDS = 0.02
 """How long a rate is measured, at least."""

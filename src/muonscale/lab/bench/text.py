@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from muonscale.lab.bench.sides import ADAMW, OURS, TORCH_MUON
+from muonscale.lab.bench.contenders import ADAMW, OURS, TORCH_MUON
 from muonscale.optim.parameters.report import aligned
 
 MB = 1e6

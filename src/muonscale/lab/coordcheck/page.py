@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from muonscale.lab.coordcheck.limits import CHANGE, QUANTITIES, SIZE, UPDATE, WEIGHT
 from muonscale.lab.coordcheck.slopes import UNKNOWN, Slope, fit_slope
+from muonscale.lab.coordcheck.tolerances import CHANGE, QUANTITIES, SIZE, UPDATE, WEIGHT
 from muonscale.lab.coordcheck.words import (
     HEAD,
     cells,

@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 from transformers import PreTrainedConfig
 
 from muonscale.errors import ConfigError
-from muonscale.lab.config import Config, load_config
-from muonscale.lab.inspect import is_model, is_preset
+from muonscale.lab.config.load import Config, load_config
+from muonscale.lab.config.sections import ParallelSection, ScheduleSection, Section, TrainSection
 from muonscale.lab.models.build import meta_model
 from muonscale.lab.models.widen import GrowT, fields_at, width_step
 from muonscale.lab.parallel.processes import started_by_torchrun
-from muonscale.lab.sections import ParallelSection, ScheduleSection, Section, TrainSection
+from muonscale.lab.targets import is_model, is_preset
 from muonscale.lab.training.dry_run import planned_shape
 from muonscale.lab.training.groups import configured_groups, plan_transfer
 from muonscale.lab.verify.check import comparable

@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from muonscale.lab.config import Config
-from muonscale.lab.coordcheck.limits import LOGITS, SCORES
-from muonscale.lab.coordcheck.parts import by_place, falling_outputs, part_namer
+from muonscale.lab.config.load import Config
+from muonscale.lab.coordcheck.components import by_place, falling_outputs, part_namer
 from muonscale.lab.coordcheck.plan import CheckPlan
-from muonscale.lab.data.flags import unpack
+from muonscale.lab.coordcheck.tolerances import LOGITS, SCORES
+from muonscale.lab.data.loss_mask import unpack
 from muonscale.lab.data.prepare import Corpus
 from muonscale.lab.models.attention import Heard, attention_modules, heard
 from muonscale.lab.models.build import meta_model
@@ -24,7 +24,7 @@ from muonscale.lab.training.batches import build_batches
 from muonscale.lab.training.console import RunConsole
 from muonscale.lab.training.dry_run import planned_shape
 from muonscale.lab.training.groups import plan_transfer
-from muonscale.lab.training.routing import Routing, plan_routing
+from muonscale.lab.training.router_balance import Routing, plan_routing
 from muonscale.lab.training.schedule import spans
 from muonscale.lab.training.setup import (
     build_optimizer,

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from muonscale.lab.coordcheck.limits import (
+from muonscale.lab.coordcheck.slopes import Slope, fit_slope
+from muonscale.lab.coordcheck.tolerances import (
     CHANGE,
     SIZE,
     START,
@@ -18,7 +19,6 @@ from muonscale.lab.coordcheck.limits import (
     OutcomeT,
     limit_of,
 )
-from muonscale.lab.coordcheck.slopes import Slope, fit_slope
 
 EARLIEST = 2
 """No later figure is of a step before this: in the first ones random weights still show."""

@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from muonscale.lab.coordcheck.limits import QUANTITIES
+from muonscale.lab.coordcheck.tolerances import QUANTITIES
 
 HEAD = ("part", "quantity", "slope", "interval", "right if", "verdict", "of")
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from muonscale.lab.data.spool import Piece
+from muonscale.lab.data.document_store import Piece
 from muonscale.lab.data.tokens import TokenWriter, token_dtype
 
 if TYPE_CHECKING:

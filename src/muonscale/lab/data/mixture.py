@@ -15,7 +15,7 @@ from fractions import Fraction
 import numpy as np
 from numpy.typing import NDArray
 
-from muonscale.lab.data.order import permute
+from muonscale.lab.data.shuffle import permute
 
 BLOCK = 1024
 """Sequences; must hold one of every corpus and some to spare for the largest: see `_taken`."""

@@ -20,13 +20,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from muonscale.errors import DataError
+from muonscale.lab.config.sections import DataSection
 from muonscale.lab.data import cache as store
-from muonscale.lab.data.chat_encode import ChatEncoder, encode_chats
-from muonscale.lab.data.chat_template import chat_template, given_template
-from muonscale.lab.data.chats import ChatStore
+from muonscale.lab.data.chat.store import ChatStore
+from muonscale.lab.data.chat.template import chat_template, given_template
+from muonscale.lab.data.chat.tokenize import ChatEncoder, encode_chats
+from muonscale.lab.data.document_store import Piece, Range, Spool
 from muonscale.lab.data.encode import encode_split
 from muonscale.lab.data.sources import identify, known_bytes, read_documents
-from muonscale.lab.data.spool import Piece, Range, Spool
 from muonscale.lab.data.tokenizer import (
     load_tokenizer,
     open_tokenizer,
@@ -34,7 +35,6 @@ from muonscale.lab.data.tokenizer import (
     train_tokenizer,
 )
 from muonscale.lab.data.tokens import TokenStore, token_dtype
-from muonscale.lab.sections import DataSection
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from muonscale.errors import DataError, nearest
-from muonscale.lab.data.conversations import conversation_text
+from muonscale.lab.config.sections import DataSection
+from muonscale.lab.data.chat.conversations import conversation_text
 from muonscale.lab.data.files import (
     Document,
     clean_text,
@@ -23,7 +24,6 @@ from muonscale.lab.data.files import (
     missing_field,
     read_file,
 )
-from muonscale.lab.sections import DataSection
 
 STDLIB = "python-stdlib"
 REFERENCE = "python-reference"

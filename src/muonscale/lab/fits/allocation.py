@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from muonscale.lab.fits.chinchilla import ChinchillaLaw
+from muonscale.lab.fits.laws.chinchilla import ChinchillaLaw
 from muonscale.lab.fits.result import FloatArray, Prediction
 
 FLOPS = 6

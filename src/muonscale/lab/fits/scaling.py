@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from muonscale.errors import ConfigError, StudyError, nearest
-from muonscale.lab.fits import allocation, chinchilla, power
+from muonscale.lab.fits import allocation
 from muonscale.lab.fits.bootstrap import LEVEL, Draws, Seed
 from muonscale.lab.fits.checks import positive
 from muonscale.lab.fits.findings import (
@@ -22,6 +22,7 @@ from muonscale.lab.fits.findings import (
 )
 from muonscale.lab.fits.flops_ratio import Frontier, flops_ratio
 from muonscale.lab.fits.groups import baseline, labelled, split
+from muonscale.lab.fits.laws import chinchilla, power
 from muonscale.lab.fits.leave_out import HeldOut, leave_rungs_out
 from muonscale.lab.fits.noise import seed_noise
 from muonscale.lab.fits.result import FloatArray, Residuals, Span

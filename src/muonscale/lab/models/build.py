@@ -12,7 +12,6 @@ import dataclasses
 import json
 from collections.abc import Generator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +27,9 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from transformers.utils import logging as transformers_logging
 
 from muonscale.errors import ConfigError, nearest
+from muonscale.lab.config.sections import ModelSection
 from muonscale.lab.models.presets import PRESETS
-from muonscale.lab.parallel.placements import expert_modules
-from muonscale.lab.sections import ModelSection
+from muonscale.lab.models.structure import expert_modules
 
 # Fields a recipe may not set, and what does.
 DECIDED = {
@@ -50,16 +49,6 @@ CAUSAL_ANYWAY = ("gpt_neox", "gpt_neox_japanese")
 
 GROUPED_ROWS = 8
 """Torch's grouped products take rows of whole 16 bytes: so many elements in 16 bits."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ParameterCount:
-    """Numbers of parameters of a model."""
-
-    total: int
-    """All parameters; a tied embedding counts once."""
-    without_embeddings: int
-    """Without token and position embeddings and without the output head."""
 
 
 @contextmanager
@@ -333,104 +322,3 @@ def ready_to_train(model: PreTrainedModel) -> PreTrainedModel:
 def _expert_stacks(model: PreTrainedModel) -> list[nn.Parameter]:
     modules = expert_modules(model).values()
     return [p for module in modules for p in module.parameters(recurse=False) if p.ndim == 3]
-
-
-def count_parameters(model: PreTrainedModel) -> ParameterCount:
-    """Count the parameters of a model, on any device, the meta device included."""
-    outside = _lookups(model) | _head(model)
-    sizes = {id(p): p.numel() for p in model.parameters()}
-    body = sum(size for key, size in sizes.items() if key not in outside)
-    return ParameterCount(total=sum(sizes.values()), without_embeddings=body)
-
-
-def _lookups(model: PreTrainedModel) -> set[int]:
-    tables = [module for module in model.modules() if isinstance(module, nn.Embedding)]
-    return {id(table.weight) for table in tables}
-
-
-def _head(model: PreTrainedModel) -> set[int]:
-    head = model.get_output_embeddings()
-    return {id(p) for p in head.parameters()} if isinstance(head, nn.Module) else set()
-
-
-def active_elements(config: PreTrainedConfig, model: PreTrainedModel) -> dict[str, int] | None:
-    """Return how many elements of every parameter a token meets, by name: k of the E routed experts.
-
-    Returns:
-        The numbers, or None where the configuration does not say how many experts a token goes to
-        (`num_experts_per_tok`), or experts are not stacked parameters `[E, ...]`.
-    """
-    stacks = {
-        id(p): p.shape[0]
-        for module in expert_modules(model).values()
-        for p in module.parameters(recurse=False)
-    }
-    chosen = getattr(config, "num_experts_per_tok", None)
-    if chosen is None:
-        return None if stacks else {name: p.numel() for name, p in model.named_parameters()}
-    if not stacks:
-        return None
-    return {
-        name: p.numel() // stacks[id(p)] * chosen if id(p) in stacks else p.numel()
-        for name, p in model.named_parameters()
-    }
-
-
-def active_parameters(config: PreTrainedConfig, model: PreTrainedModel) -> int | None:
-    """Return the parameters that a token meets, without embeddings and head; None as there."""
-    active = active_elements(config, model)
-    if active is None:
-        return None
-    outside = _lookups(model) | _head(model)
-    return sum(active[name] for name, p in model.named_parameters() if id(p) not in outside)
-
-
-def matrix_flops_per_token(
-    config: PreTrainedConfig, model: PreTrainedModel
-) -> dict[str, int] | None:
-    """Return 6 * N by parameter: none for embeddings that are only looked up; None as there."""
-    active = active_elements(config, model)
-    if active is None:
-        return None
-    looked_up = _lookups(model) - _head(model)
-    return {
-        name: 0 if id(p) in looked_up else 6 * active[name] for name, p in model.named_parameters()
-    }
-
-
-def attention_flops_per_token(config: PreTrainedConfig, sequence_length: int) -> int:
-    """Return the operations of attention itself: 6 * layers * heads * (qk + v) * sequence_length.
-
-    `qk` and `v` are the sizes of a head's keys and values, which differ in latent attention.
-    """
-    heads = config.num_attention_heads
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
-    qk = v = head_dim
-    if hasattr(config, "qk_nope_head_dim"):  # latent attention; its head_dim is the rotary part
-        qk, v = config.qk_nope_head_dim + config.qk_rope_head_dim, config.v_head_dim
-    return 6 * config.num_hidden_layers * heads * (qk + v) * sequence_length
-
-
-def flops_per_token(
-    config: PreTrainedConfig, model: PreTrainedModel, sequence_length: int
-) -> int | None:
-    """Return the floating-point operations of one training token, forward and backward.
-
-        6 * N + 6 * layers * heads * (qk + v) * sequence_length
-
-    where N counts every parameter a token meets but embeddings that are only looked up (a tied one
-    is also the head's matrix, and counts), and k of E routed experts. The second term is
-    attention's, without the causal half: with heads of one size, 12 * layers * heads * head_dim.
-
-    Returns:
-        The operations, or None for a mixture of experts that does not say how many of them a token
-        goes to.
-
-    References:
-        Kaplan et al. 2020, arXiv 2001.08361, section 2.1 (6 N);
-        Chowdhery et al. 2022, PaLM, arXiv 2204.02311, appendix B (attention).
-    """
-    matrices = matrix_flops_per_token(config, model)
-    if matrices is None:
-        return None
-    return sum(matrices.values()) + attention_flops_per_token(config, sequence_length)

@@ -11,7 +11,8 @@ from typing import Any
 from huggingface_hub import ModelCardData
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from muonscale.lab.models.build import active_parameters, count_parameters
+from muonscale.lab.models.flops import active_parameters
+from muonscale.lab.models.structure import count_parameters
 from muonscale.optim.options import unused_options
 
 SHAPE = {

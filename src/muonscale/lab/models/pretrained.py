@@ -12,6 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from muonscale.errors import CheckpointError, ConfigError
+from muonscale.lab.config.sections import ModelSection
 from muonscale.lab.models.build import (
     meta_model,
     model_config,
@@ -19,7 +20,6 @@ from muonscale.lab.models.build import (
     ready_to_train,
 )
 from muonscale.lab.models.convert import refuse_missing
-from muonscale.lab.sections import ModelSection
 
 HEADS = ("num_attention_heads", "num_key_value_heads", "head_dim")
 """Fields that can leave every shape as it is and still say what the rows of a matrix are."""

@@ -23,20 +23,15 @@ from torch.nn.parallel import DistributedDataParallel
 from transformers import PreTrainedModel
 
 from muonscale.errors import ConfigError
-from muonscale.lab.models.routers import keep_float32
+from muonscale.lab.config.sections import TrainSection
+from muonscale.lab.models.moe.routers import keep_float32
+from muonscale.lab.models.structure import decoder_layers, expert_modules
 from muonscale.lab.parallel.experts import deal_out_experts
 from muonscale.lab.parallel.forward import Parallelized
-from muonscale.lab.parallel.placements import (
-    check_model,
-    decoder_layers,
-    expert_axis,
-    expert_modules,
-    tensor_styles,
-)
+from muonscale.lab.parallel.placements import check_model, expert_axis, tensor_styles
 from muonscale.lab.parallel.processes import Processes
 from muonscale.lab.parallel.styles import parallel_styles
 from muonscale.lab.parallel.topology import Topology
-from muonscale.lab.sections import TrainSection
 from muonscale.optim.distributed.dtensor import is_sharded
 
 

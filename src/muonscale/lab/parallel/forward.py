@@ -15,7 +15,7 @@ from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 from transformers import PreTrainedModel
 
-from muonscale.lab.evaluation.evaluate import causal_logits, evaluating
+from muonscale.lab.models.loss import causal_logits, evaluating
 from muonscale.optim.distributed.dtensor import local, placements_differ
 
 

@@ -15,6 +15,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from muonscale.errors import ConfigError
+from muonscale.lab.models.structure import decoder_layers, expert_modules
 from muonscale.lab.parallel.topology import Topology
 from muonscale.optim.matrices.sharding import Cut, Sharding
 from muonscale.optim.matrices.spec import PLAIN, MatrixSpec
@@ -38,32 +39,6 @@ CUT_AXIS: dict[StyleT, int | None] = {
     "head": 0,
     "partial": None,
 }
-
-
-def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
-    """Return the layers of a causal language model.
-
-    Raises:
-        ConfigError: if it has none in a list.
-    """
-    lists = [m for m in model.base_model.children() if isinstance(m, nn.ModuleList) and len(m)]
-    if not lists:
-        raise ConfigError(
-            f"{type(model).__name__} keeps its layers in no list: it cannot be sharded"
-            "; use parallel.data=ddp"
-        )
-    return max(lists, key=lambda layers: sum(p.numel() for p in layers.parameters()))
-
-
-def expert_modules(model: nn.Module) -> dict[str, nn.Module]:
-    """Return the modules that hold stacks of routed experts, `[experts, ...]` each, by name."""
-    return {name: module for name, module in model.named_modules() if _holds_experts(module)}
-
-
-def _holds_experts(module: nn.Module) -> bool:
-    number = getattr(module, "num_experts", None)
-    shapes = [p.shape for p in module.parameters(recurse=False)]
-    return any(len(s) == 3 for s in shapes) and all(s[0] == number for s in shapes)
 
 
 def tensor_styles(model: PreTrainedModel) -> dict[str, StyleT]:

@@ -17,8 +17,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from muonscale.errors import MuonscaleError
+from muonscale.lab.config.sections import ParallelSection
 from muonscale.lab.parallel.topology import Topology, arrange
-from muonscale.lab.sections import ParallelSection
 
 T = TypeVar("T")
 

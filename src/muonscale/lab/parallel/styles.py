@@ -22,7 +22,8 @@ from torch.distributed.tensor.placement_types import Placement
 from transformers import PreTrainedModel
 
 from muonscale.errors import ConfigError
-from muonscale.lab.parallel.placements import decoder_layers, sequence_norms, tensor_styles
+from muonscale.lab.models.structure import decoder_layers
+from muonscale.lab.parallel.placements import sequence_norms, tensor_styles
 
 SEQUENCE = Shard(1)
 """Of activations `[batch, length, width]`."""

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from muonscale.errors import ConfigError
-from muonscale.lab.config import Config
-from muonscale.lab.sections import ParallelSection
+from muonscale.lab.config.load import Config
+from muonscale.lab.config.sections import ParallelSection
 
 DataT = Literal["fsdp", "hsdp", "ddp"]
 

@@ -13,8 +13,8 @@ from typing import Any, Literal
 import numpy as np
 
 from muonscale.errors import CheckpointError, ConfigError
-from muonscale.lab.config import Config, load_config
-from muonscale.lab.evaluation.record import read_results
+from muonscale.lab.config.load import Config, load_config
+from muonscale.lab.eval_results import read_results
 
 Record = dict[str, Any]
 KindT = Literal["train", "eval", "telemetry"]

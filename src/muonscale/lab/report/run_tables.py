@@ -10,8 +10,8 @@ from typing import Any
 
 import yaml
 
-from muonscale.lab.config import Config, dump_config, load_config, recipe_names
-from muonscale.lab.evaluation.rows import HEAD, rows_of
+from muonscale.lab.config.load import Config, dump_config, load_config, recipe_names
+from muonscale.lab.report.eval_table import HEAD, rows_of
 from muonscale.lab.report.page import Table
 from muonscale.lab.report.run_data import RunData
 from muonscale.lab.report.run_measures import finite

@@ -12,7 +12,7 @@ from muonscale.lab.report.matplotlib_charts import draw
 from muonscale.lab.report.page import Page
 from muonscale.lab.report.palette import styles
 from muonscale.lab.report.tables import chart_files, table_file
-from muonscale.lab.run import write_atomic
+from muonscale.lab.run_folder import write_atomic
 
 
 def write_page(page: Page, folder: Path) -> Path:

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from muonscale.lab.studies.base import Expected, PartT
-from muonscale.lab.studies.costs import StudyCost
+from muonscale.lab.studies.cost import StudyCost
+from muonscale.lab.studies.study import Expected, PartT
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from muonscale.errors import StudyError
-from muonscale.lab.run import finite, write_json
-from muonscale.lab.studies.base import (
+from muonscale.lab.run_folder import finite, write_json
+from muonscale.lab.studies.cost import StudyCost, study_cost
+from muonscale.lab.studies.execute.folder import StudyFolder
+from muonscale.lab.studies.execute.local import Job, make_executor
+from muonscale.lab.studies.study import (
     Expected,
     Forecasting,
     Outcome,
@@ -22,9 +25,6 @@ from muonscale.lab.studies.base import (
     Study,
     unique,
 )
-from muonscale.lab.studies.costs import StudyCost, study_cost
-from muonscale.lab.studies.executors import Job, make_executor
-from muonscale.lab.studies.folder import StudyFolder
 
 Say = Callable[[str], None]
 

@@ -12,18 +12,18 @@ import yaml
 from pydantic import ValidationError
 
 from muonscale.errors import ConfigError, nearest, shown
-from muonscale.lab.config import first_comment, read_yaml, refuse_odd_text
+from muonscale.lab.config.load import first_comment, read_yaml, refuse_odd_text
 from muonscale.lab.report.page import Page
-from muonscale.lab.studies.base import Study
+from muonscale.lab.studies.config import StudyConfig
 from muonscale.lab.studies.engine import find, look
-from muonscale.lab.studies.sections import StudyConfig
+from muonscale.lab.studies.study import Study
 
 KINDS = {
-    "compare": ("muonscale.lab.studies.compare", "CompareConfig", "Compare"),
-    "transfer": ("muonscale.lab.studies.transfer", "TransferConfig", "Transfer"),
-    "scaling": ("muonscale.lab.studies.scaling", "ScalingConfig", "Scaling"),
-    "batch": ("muonscale.lab.studies.batch", "BatchConfig", "Batch"),
-    "telescope": ("muonscale.lab.studies.telescope", "TelescopeConfig", "Telescope"),
+    "compare": ("muonscale.lab.studies.compare.study", "CompareConfig", "Compare"),
+    "transfer": ("muonscale.lab.studies.transfer.study", "TransferConfig", "Transfer"),
+    "scaling": ("muonscale.lab.studies.scaling.study", "ScalingConfig", "Scaling"),
+    "batch": ("muonscale.lab.studies.batch.study", "BatchConfig", "Batch"),
+    "telescope": ("muonscale.lab.studies.telescope.study", "TelescopeConfig", "Telescope"),
 }
 """By the value of `study`: module, configuration and class."""
 

@@ -17,10 +17,10 @@ from muonscale.lab.studies.account import (
     account_tree,
     hours_text,
 )
-from muonscale.lab.studies.base import Outcome, Study
-from muonscale.lab.studies.costs import StudyCost
+from muonscale.lab.studies.cost import StudyCost
 from muonscale.lab.studies.engine import State, described
-from muonscale.lab.studies.folder import StudyFolder
+from muonscale.lab.studies.execute.folder import StudyFolder
+from muonscale.lab.studies.study import Outcome, Study
 
 COLOURS = {
     "finished": "green",

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
-from muonscale.lab.config import Config
-from muonscale.lab.studies.base import Planner
+from muonscale.lab.config.load import Config
+from muonscale.lab.studies.study import Planner
 
 Overrides = Mapping[str, Any]
 

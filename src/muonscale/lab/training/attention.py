@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from muonscale.errors import ConfigError
-from muonscale.lab.config import Config
+from muonscale.lab.config.load import Config
 from muonscale.lab.models.attention import LogitStatistics, attention_modules, heard
 from muonscale.lab.models.query_key import query_key_clips
 from muonscale.lab.parallel.processes import Processes

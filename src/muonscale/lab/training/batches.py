@@ -8,14 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from muonscale.lab.config import Config
+from muonscale.lab.config.load import Config
+from muonscale.lab.config.run_length import Timeline
 from muonscale.lab.data.mixture import Stretch, locate, plan_mixture, read_in_all
-from muonscale.lab.data.order import indices_at, sequence_indices
 from muonscale.lab.data.prepare import Corpus
+from muonscale.lab.data.shuffle import indices_at, sequence_indices
 from muonscale.lab.data.tokens import Rows
-from muonscale.lab.evaluation.held_out import batches_of, weighted_mean
 from muonscale.lab.parallel.processes import Processes
-from muonscale.lab.timeline import Timeline
+from muonscale.lab.parallel.text_loss import batches_of, weighted_mean
 from muonscale.lab.training.schedule import spans
 
 CHUNK = 256

@@ -23,7 +23,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 
 from muonscale.errors import CheckpointError
 from muonscale.lab.parallel.processes import Processes
-from muonscale.lab.run import write_json
+from muonscale.lab.run_folder import write_json
 
 MANIFEST = "manifest.json"
 FACTS = "facts.json"

@@ -5,19 +5,21 @@ from __future__ import annotations
 from transformers import PreTrainedConfig
 
 from muonscale.errors import CheckpointError
-from muonscale.lab.config import Config, dump_config
+from muonscale.lab.config.load import Config, dump_config
 from muonscale.lab.data.tokenizer import load_tokenizer
-from muonscale.lab.models.build import count_parameters, flops_per_token, meta_model, model_config
+from muonscale.lab.models.build import meta_model, model_config
+from muonscale.lab.models.flops import flops_per_token
 from muonscale.lab.models.pretrained import weight_files
+from muonscale.lab.models.structure import count_parameters
 from muonscale.lab.parallel.topology import Topology
 from muonscale.lab.training.attention import plan_attention
 from muonscale.lab.training.groups import plan_transfer
-from muonscale.lab.training.marks import kept_steps
-from muonscale.lab.training.parts import check_parts
-from muonscale.lab.training.routing import plan_routing
+from muonscale.lab.training.kept_checkpoints import kept_steps
+from muonscale.lab.training.microbatch_grads import check_parts
+from muonscale.lab.training.router_balance import plan_routing
 from muonscale.lab.training.schedule import check_schedule, multiplier, spans
 from muonscale.lab.training.setup import build_optimizer, model_shape
-from muonscale.lab.training.trackers.guarded import check_trackers
+from muonscale.lab.training.trackers.registry import check_trackers
 from muonscale.optim.parameters.report import grouping_report
 from muonscale.transfer.apply import Parametrization
 

@@ -24,9 +24,9 @@ from muonscale.lab.data.tokenizer import open_tokenizer
 from muonscale.lab.models.build import build_model, quiet_transformers
 from muonscale.lab.models.card import model_card
 from muonscale.lab.models.convert import SHARD_SIZE, check_place, save_hf
-from muonscale.lab.models.routers import BIAS
+from muonscale.lab.models.moe.routers import BIAS
 from muonscale.lab.parallel.processes import Processes
-from muonscale.lab.run import RunFolder
+from muonscale.lab.run_folder import RunFolder
 from muonscale.lab.training.checkpoint import (
     find_damage,
     folder_name,

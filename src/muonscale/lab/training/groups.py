@@ -8,9 +8,9 @@ from torch import nn
 from transformers import PreTrainedConfig
 
 from muonscale.errors import ConfigError
-from muonscale.lab.config import Config
+from muonscale.lab.config.load import Config
+from muonscale.lab.config.sections import ModelSection, OptimizerSection
 from muonscale.lab.models.build import meta_model, model_config
-from muonscale.lab.sections import ModelSection, OptimizerSection
 from muonscale.optim.parameters.groups import parameter_groups
 from muonscale.transfer.apply import Parametrization
 from muonscale.transfer.parametrization import parametrize

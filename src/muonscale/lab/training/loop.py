@@ -1,4 +1,4 @@
-"""The life of a run: set up, train, finish. Its folder is described in muonscale.lab.run."""
+"""The life of a run: set up, train, finish. Its folder is described in muonscale.lab.run_folder."""
 
 from __future__ import annotations
 
@@ -8,26 +8,28 @@ from dataclasses import asdict
 from typing import Any
 
 from torch.profiler import record_function
+from transformers import PreTrainedConfig
 
-from muonscale.lab.config import Config
-from muonscale.lab.costs.of_run import run_flops
-from muonscale.lab.models.build import count_parameters
+from muonscale.lab.config.load import Config
+from muonscale.lab.models.build import meta_model
 from muonscale.lab.models.convert import save_tokenizer
+from muonscale.lab.models.flops import flops_per_token, optimizer_flops
+from muonscale.lab.models.structure import count_parameters
 from muonscale.lab.parallel.processes import Processes, joined, restarted
-from muonscale.lab.run import RunFolder, write_json
+from muonscale.lab.run_folder import RunFolder, write_json
 from muonscale.lab.training.checkpoint import newest_checkpoint, saved_steps
 from muonscale.lab.training.console import RunConsole
 from muonscale.lab.training.finish import finish
-from muonscale.lab.training.held_out import held_out_record
-from muonscale.lab.training.marks import kept_steps
-from muonscale.lab.training.origin import record_origin
+from muonscale.lab.training.kept_checkpoints import kept_steps
 from muonscale.lab.training.profile import Profiler, profiling
+from muonscale.lab.training.provenance import record_origin
 from muonscale.lab.training.schedule import check_schedule
-from muonscale.lab.training.setup import Run, environment, resolve_device, set_up
+from muonscale.lab.training.setup import Run, build_optimizer, environment, resolve_device, set_up
 from muonscale.lab.training.signals import Interrupted, StopRequest, stop_on_signals
 from muonscale.lab.training.step import train_step
-from muonscale.lab.training.trackers.guarded import check_trackers
-from muonscale.lab.training.watch import Watch
+from muonscale.lab.training.telemetry import Watch
+from muonscale.lab.training.trackers.registry import check_trackers
+from muonscale.lab.training.validation import held_out_record
 from muonscale.optim.parameters.report import grouping_report
 
 LINE = "\n" + " " * len("optimizer  ")
@@ -228,6 +230,19 @@ def record_environment(run: Run) -> None:
         },
     }
     write_json(run.folder.path / "env.json", facts)
+
+
+def run_flops(config: Config, shape: PreTrainedConfig) -> dict[str, int] | None:
+    """Return the operations of a run as env.json has them: per token, and of Newton-Schulz per step.
+
+    None for a mixture that does not say how many experts a token goes to.
+    """
+    model = meta_model(shape)
+    per_token = flops_per_token(shape, model, config.data.sequence_length)
+    if per_token is None:
+        return None
+    per_step = optimizer_flops(build_optimizer(model, config.optimizer).param_groups)
+    return {"per_token": per_token, "newton_schulz_per_step": per_step}
 
 
 def introduce(run: Run) -> None:

@@ -15,9 +15,9 @@ from itertools import pairwise
 from torch.optim import Optimizer
 
 from muonscale.errors import ConfigError
-from muonscale.lab.config import Config
-from muonscale.lab.sections import ScheduleSection, Stage
-from muonscale.lab.timeline import Timeline
+from muonscale.lab.config.load import Config
+from muonscale.lab.config.run_length import Timeline
+from muonscale.lab.config.sections import ScheduleSection, Stage
 
 
 def _cosine(progress: float) -> float:

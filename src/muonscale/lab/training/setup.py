@@ -14,7 +14,8 @@ import torch.distributed as dist
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from muonscale.errors import ConfigError, DataError
-from muonscale.lab.config import Config
+from muonscale.lab.config.load import Config
+from muonscale.lab.config.sections import OptimizerSection, TrainSection
 from muonscale.lab.data.prepare import Corpus, prepare
 from muonscale.lab.models.build import build_model, meta_model, model_config
 from muonscale.lab.models.packed import check_keeps_apart
@@ -23,19 +24,18 @@ from muonscale.lab.parallel.apply import parallelize
 from muonscale.lab.parallel.forward import Parallelized
 from muonscale.lab.parallel.processes import Processes
 from muonscale.lab.parallel.topology import check_shares
-from muonscale.lab.run import RunFolder
-from muonscale.lab.sections import OptimizerSection, TrainSection
+from muonscale.lab.run_folder import RunFolder
 from muonscale.lab.training.attention import watch_attention
 from muonscale.lab.training.batches import Batches, build_batches
 from muonscale.lab.training.console import RunConsole
 from muonscale.lab.training.groups import configured_groups, plan_transfer
-from muonscale.lab.training.initial_state import take_over_state
-from muonscale.lab.training.origin import as_resumed, origin
-from muonscale.lab.training.parts import check_parts
-from muonscale.lab.training.routing import Routing, experts_implementation, plan_routing
+from muonscale.lab.training.load_state import take_over_state
+from muonscale.lab.training.microbatch_grads import check_parts
+from muonscale.lab.training.provenance import as_resumed, origin
+from muonscale.lab.training.router_balance import Routing, experts_implementation, plan_routing
 from muonscale.lab.training.schedule import spans
 from muonscale.lab.training.state import TrainState
-from muonscale.lab.training.trackers.guarded import Trackers
+from muonscale.lab.training.trackers.registry import Trackers
 from muonscale.optim.muon import Muon
 from muonscale.optim.newton_schulz.orthogonalize import ns_dtype
 from muonscale.transfer.apply import Parametrization

@@ -20,7 +20,7 @@ from muonscale.lab.parallel.processes import Processes
 from muonscale.lab.training.attention import AttentionWatch
 from muonscale.lab.training.checkpoint import load_facts, load_tensors, save_checkpoint
 from muonscale.lab.training.noise_scale import NoiseScale
-from muonscale.lab.training.routing import Routing
+from muonscale.lab.training.router_balance import Routing
 from muonscale.lab.training.spikes import Spikes
 from muonscale.optim.muon import Muon
 

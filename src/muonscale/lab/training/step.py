@@ -17,14 +17,14 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.profiler import record_function
 
-from muonscale.lab.config import Config
-from muonscale.lab.data.flags import count_targets, unpack
+from muonscale.lab.config.load import Config
+from muonscale.lab.data.loss_mask import count_targets, unpack
 from muonscale.lab.parallel.forward import Parallelized
 from muonscale.lab.parallel.processes import Processes
 from muonscale.lab.training.attention import AttentionWatch
 from muonscale.lab.training.gradients import clip_gradients, gradient_norms
-from muonscale.lab.training.parts import PartLengths, part_size
-from muonscale.lab.training.routing import Routing
+from muonscale.lab.training.microbatch_grads import PartLengths, part_size
+from muonscale.lab.training.router_balance import Routing
 from muonscale.lab.training.schedule import apply_multiplier, multiplier
 from muonscale.lab.training.state import TrainState
 from muonscale.optim.muon import Muon

@@ -10,13 +10,13 @@ import torch
 from transformers import PreTrainedConfig
 
 from muonscale.errors import ConfigError
-from muonscale.lab.config import Config
+from muonscale.lab.config.load import Config
+from muonscale.lab.config.sections import ParallelSection
 from muonscale.lab.models.build import meta_model
 from muonscale.lab.parallel.placements import check_model
 from muonscale.lab.parallel.processes import Processes, started_by_torchrun
 from muonscale.lab.parallel.topology import Topology, check_shares
-from muonscale.lab.run import RunFolder
-from muonscale.lab.sections import ParallelSection
+from muonscale.lab.run_folder import RunFolder
 from muonscale.lab.training.console import RunConsole
 from muonscale.lab.training.schedule import check_schedule
 from muonscale.lab.training.setup import (
@@ -30,8 +30,8 @@ from muonscale.lab.training.setup import (
 )
 from muonscale.lab.verify.compare import Comparison, compare
 from muonscale.lab.verify.launch import take_steps_on
+from muonscale.lab.verify.reordered_run import TWINS, take_twin_steps, twin_config
 from muonscale.lab.verify.trajectory import Trajectory, take_steps
-from muonscale.lab.verify.twin import TWINS, take_twin_steps, twin_config
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Whether two trajectories differ by rounding alone; pure.
 
 No tolerance is written down here. What rounding comes to is measured: on the twins of a run, which
-are the same steps in one process with the sums in other orders (`muonscale.lab.verify.twin`). A
+are the same steps in one process with the sums in other orders (`muonscale.lab.verify.reordered_run`). A
 parameter may differ by `LIMIT` times the largest of
 
 - what it differs by in any of the twins;

@@ -17,7 +17,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from muonscale.errors import MuonscaleError
-from muonscale.lab.config import Config
+from muonscale.lab.config.load import Config
 from muonscale.lab.verify.trajectory import Trajectory
 from muonscale.lab.verify.worker import read_reasons, read_trajectory, write_job
 

@@ -12,9 +12,9 @@ import sys
 from pathlib import Path
 
 from muonscale.errors import MuonscaleError
-from muonscale.lab.config import Config, dump_config, load_config
+from muonscale.lab.config.load import Config, dump_config, load_config
 from muonscale.lab.parallel.processes import joined
-from muonscale.lab.run import RunFolder
+from muonscale.lab.run_folder import RunFolder
 from muonscale.lab.training.console import RunConsole
 from muonscale.lab.training.setup import resolve_device, set_up
 from muonscale.lab.verify.trajectory import Trajectory, take_steps

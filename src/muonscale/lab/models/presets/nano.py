@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from muonscale.lab.models.moe import gate_scale
+from muonscale.lab.models.moe.gate_scale import gate_scale
 from muonscale.lab.models.presets.shape import Preset, global_gemma3, gpt2, llama
 
 # Moonlight in small: latent attention, one dense layer, and two routed and two shared experts that

@@ -1,1 +1,0 @@
-"""What training a model would cost on so many devices: pure functions of configuration and arrangement."""

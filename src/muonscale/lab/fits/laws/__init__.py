@@ -1,0 +1,1 @@
+"""One law a module: its parameters, its fit, its prediction."""

@@ -1,0 +1,96 @@
+"""`executor.slurm`: which of submitit's options a study passes on, and what it adds to them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from muonscale.errors import StudyError, nearest
+from muonscale.lab.studies.config import ExecutorSection
+
+if TYPE_CHECKING:
+    from submitit import AutoExecutor
+
+INSTALL = 'executor.kind=slurm needs submitit; install it with: pip install "muonscale[slurm]"'
+
+MINUTES = 60
+"""Time limit of a job that is given none: a run that needs longer goes on in another."""
+
+TIMEOUTS = 1000
+"""How often a run may come to its time limit."""
+
+AT_START = ("slurm_max_num_timeout", "slurm_max_pickle_size_gb", "slurm_python")
+"""Options that submitit's executor takes when it is made."""
+
+NOT_THE_USERS = {
+    "name": "the study names its jobs, to find them again",
+    "slurm_job_name": "the study names its jobs, to find them again",
+    "nodes": "a run of a study is one process",
+    "tasks_per_node": "a run of a study is one process",
+    "slurm_nodes": "a run of a study is one process",
+    "slurm_tasks_per_node": "a run of a study is one process",
+    "slurm_ntasks_per_node": "a run of a study is one process",
+    "slurm_name": "the study names its jobs, to find them again",
+    "slurm_array_parallelism": "use executor.workers",
+    "slurm_use_srun": "the signal that has a run save itself comes through srun",
+}
+
+
+def make_submitter(
+    section: ExecutorSection, folder: Path, name: str, workers: int | None
+) -> AutoExecutor:
+    """Return submitit's executor for a job array of a study.
+
+    Args:
+        section: `executor.*`.
+        folder: for what submitit keeps.
+        name: of the jobs.
+        workers: jobs at a time; None for all.
+
+    Raises:
+        StudyError: for an unknown option, one that the study sets itself, or a wrong value.
+    """
+    try:
+        import submitit
+    except ModuleNotFoundError as error:
+        raise StudyError(f"{INSTALL} (missing: {error.name})") from error
+    check_options(section.slurm)
+    given: dict[str, Any] = {
+        "cpus_per_task": section.threads,
+        **({} if "slurm_time" in section.slurm else {"timeout_min": MINUTES}),
+        **section.slurm,
+    }
+    at_start: dict[str, Any] = {"slurm_max_num_timeout": TIMEOUTS}
+    at_start |= {key: given.pop(key) for key in AT_START if key in given}
+    # Since Slurm 22.05 srun no longer takes the job's number of CPUs.
+    given.setdefault("slurm_srun_args", [f"--cpus-per-task={given['cpus_per_task']}"])
+    more = {**given.pop("slurm_additional_parameters", {}), "hold": True, "requeue": True}
+    try:
+        executor = submitit.AutoExecutor(folder=folder, cluster="slurm", **at_start)
+        executor.update_parameters(
+            **given, name=name, slurm_array_parallelism=workers, slurm_additional_parameters=more
+        )
+    except (AssertionError, NameError, TypeError, ValueError) as error:
+        raise StudyError(f"executor.slurm: {error}") from error
+    return executor
+
+
+def check_options(given: dict[str, Any]) -> None:
+    """Refuse options that submitit does not have, or that are not the user's to set.
+
+    Raises:
+        StudyError: naming the option and what is accepted.
+    """
+    from submitit import AutoExecutor, SlurmExecutor
+
+    generic = AutoExecutor._valid_parameters()
+    own = {f"slurm_{key}" for key in SlurmExecutor._valid_parameters() | generic}
+    known = (generic | own | set(AT_START)) - NOT_THE_USERS.keys()
+    for key, value in given.items():
+        if key in NOT_THE_USERS:
+            raise StudyError(f"executor.slurm: {key}={value!r}: {NOT_THE_USERS[key]}; leave it out")
+        if key not in known:
+            hint = f"; did you mean slurm_{key}?" if f"slurm_{key}" in known else ""
+            raise StudyError(
+                f"executor.slurm: submitit has no option {key!r}{hint or '; ' + nearest(key, known)}"
+            )

@@ -1,0 +1,138 @@
+"""What an optimizer would do to a model, from a configuration alone: nothing is allocated."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedConfig
+
+from muonscale.errors import ConfigError, nearest
+from muonscale.lab.config.load import Config, load_config, recipe_names, resolve_config
+from muonscale.lab.models.build import meta_model, model_config
+from muonscale.lab.models.presets import PRESETS
+from muonscale.lab.models.structure import ParameterCount, count_parameters
+from muonscale.lab.training.dry_run import planned_shape, transfer_lines
+from muonscale.lab.training.groups import plan_transfer
+from muonscale.lab.training.setup import build_optimizer
+from muonscale.optim.parameters.report import GroupingReport, grouping_report
+from muonscale.optim.parameters.roles import GUESSED
+from muonscale.transfer.apply import Parametrization
+
+# Sections that a configuration must have and that inspecting does not use.
+UNUSED = {"run": {"path": "."}, "data": {"source": "python-stdlib"}, "train": {"steps": 1}}
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """The routing of one model."""
+
+    name: str
+    """What was asked for."""
+    model_type: str
+    size: ParameterCount
+    routing: GroupingReport
+    transfer: Parametrization | None = None
+    """How lr, decay and eps in it come from those of the configuration."""
+
+    def text(self, *, full: bool = False) -> str:
+        """Return the report for a console; without `full` repeated layers are one line."""
+        lines = [
+            f"model  {self.name} ({self.model_type}): {self.size.total:,} parameters, "
+            f"{self.size.without_embeddings:,} without embeddings and head",
+            "",
+            self.routing.table(full=full),
+            "",
+            self.routing.summary(),
+            *transfer_lines(self.transfer, full=full),
+        ]
+        guessed = [row.name for row in self.routing.rows if GUESSED in row.why]
+        if guessed:
+            lines.append(
+                f"note: {len(guessed)} bare parameters are {GUESSED} (first: {guessed[0]}); where "
+                "one is not, route it with an override"
+            )
+        return "\n".join(lines)
+
+    def json(self) -> str:
+        """Return the report as JSON: every row, and totals by rule."""
+        tree: dict[str, Any] = {"model": self.name, "model_type": self.model_type}
+        tree |= self.routing.as_dict()
+        tree["transfer"] = None if self.transfer is None else self.transfer.as_dict()
+        tree["parameters_without_embeddings"] = self.size.without_embeddings
+        return json.dumps(tree, indent=2)
+
+
+def inspect(target: str, overrides: Sequence[str] = ()) -> Inspection:
+    """Return the routing of a model that is never allocated.
+
+    Args:
+        target: a recipe (name or YAML file), a preset, a run folder, or a Hugging Face
+            `config.json` or a folder with one, whose vocabulary is kept. A name that is a recipe's
+            and a preset's is the recipe, as for `muonscale train`.
+        overrides: `section.key=value`, such as `optimizer.lr=4e-4` or `model.fields.hidden_size=64`.
+
+    Raises:
+        MuonscaleError: for a target or an override that cannot be used, or as routing would.
+    """
+    config, shape = resolve_target(target, overrides)
+    model = meta_model(shape)
+    transfer = plan_transfer(config, shape)
+    groups = build_optimizer(model, config.optimizer, transfer=transfer).param_groups
+    report = grouping_report(groups, model)
+    return Inspection(target, shape.model_type, count_parameters(model), report, transfer)
+
+
+def resolve_target(target: str, overrides: Sequence[str]) -> tuple[Config, PreTrainedConfig]:
+    """Return the configuration that a target names, and the model's; arguments as for `inspect`.
+
+    Of a preset or a Hugging Face model the sections that it does not have hold placeholders
+    (`UNUSED`). A published vocabulary is kept unless an override says another.
+    """
+    if is_preset(target):
+        tree = {**deepcopy(UNUSED), "model": {"preset": target}}
+        if (vocabulary := PRESETS[target].fields.get("vocab_size")) is not None:
+            tree["data"]["vocab_size"] = vocabulary
+        config = resolve_config(tree, overrides)
+        return config, planned_shape(config)
+    if target not in recipe_names() and is_hugging_face(Path(target)):
+        config = resolve_config({**deepcopy(UNUSED), "model": {"config": target}}, overrides)
+        if config.model.config is None:  # an override has put another model in its place
+            return config, planned_shape(config)
+        return config, model_config(
+            config.model, vocab_size=None, sequence_length=1, bos_id=None, eos_id=None
+        )
+    known = target in recipe_names() or Path(target).exists()
+    if not known:
+        raise ConfigError(
+            f"there is no model {target!r}; {nearest(target, {*PRESETS, *recipe_names()})}\nA model "
+            "is a preset, a recipe, a run folder, or a Hugging Face config.json or its folder."
+        )
+    config = load_config(target, overrides)
+    return config, planned_shape(config)
+
+
+def is_preset(target: str) -> bool:
+    """Return whether a target names a preset, and not the recipe that trains it."""
+    return target in PRESETS and target not in recipe_names()
+
+
+def is_model(target: str) -> bool:
+    """Return whether a target is a model alone, without a batch and a length of the run."""
+    return target not in recipe_names() and (is_preset(target) or is_hugging_face(Path(target)))
+
+
+def is_hugging_face(path: Path) -> bool:
+    """Return whether there is a `config.json` that names a model type; a run's does not."""
+    path = path / "config.json" if path.is_dir() else path
+    if path.suffix != ".json":
+        return False
+    try:
+        tree = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(tree, dict) and "model_type" in tree

@@ -1,0 +1,80 @@
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from transformers import PreTrainedModel
+
+from muonscale.errors import DataError
+from muonscale.lab.config.sections import ModelSection
+from muonscale.lab.models.build import build_model, model_config
+from muonscale.lab.models.loss import bits_per_byte, held_out_loss
+
+
+@pytest.fixture(scope="module")
+def model() -> PreTrainedModel:
+    section = ModelSection(preset="llama-pico", fields={"attention_dropout": 0.5})
+    config = model_config(section, vocab_size=64, sequence_length=32, bos_id=0, eos_id=0)
+    model = build_model(config, seed=0)
+    with torch.no_grad():
+        model.lm_head.weight.mul_(30)  # a loss that differs from token to token
+    return model
+
+
+@pytest.fixture
+def batches() -> list[np.ndarray]:
+    generator = np.random.default_rng(0)
+    return [generator.integers(0, 64, shape) for shape in [(5, 17), (1, 3), (2, 33)]]
+
+
+def test_every_token_weighs_the_same_in_uneven_batches(model, batches):
+    losses = []
+    model.eval()
+    with torch.no_grad():
+        for batch in batches:
+            for row in torch.from_numpy(batch):
+                log_p = model(row[None, :-1]).logits[0].double().log_softmax(-1)
+                losses += [-float(log_p[i, row[i + 1]]) for i in range(len(row) - 1)]
+    loss, tokens = held_out_loss(model, batches)
+    assert tokens == len(losses) == 5 * 16 + 2 + 2 * 32
+    assert loss == pytest.approx(math.fsum(losses) / len(losses), rel=1e-6)
+    batch_means = [held_out_loss(model, [batch])[0] for batch in batches]
+    assert abs(loss - sum(batch_means) / 3) > 1e-3  # weighing by batch would be seen
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_model_goes_back_to_its_mode(model, batches, training: bool):
+    model.train(training)
+    held_out_loss(model, batches)
+    assert model.training is training
+    with pytest.raises(IndexError):
+        held_out_loss(model, [np.zeros(3, np.int64)])
+    assert model.training is training
+
+
+def test_evaluation_is_deterministic_and_without_dropout(model, batches):
+    model.train()
+    before = torch.get_rng_state()
+    assert held_out_loss(model, batches) == held_out_loss(model, batches)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_read_only_arrays_are_evaluated_without_a_warning(model, batches, recwarn):
+    expected = held_out_loss(model, batches)
+    for batch in batches:
+        batch.flags.writeable = False
+    assert held_out_loss(model, batches) == expected
+    assert not recwarn.list
+
+
+def test_no_tokens_are_refused(model):
+    with pytest.raises(DataError, match="there are 0 held-out tokens"):
+        held_out_loss(model, [])
+
+
+def test_bits_per_byte_of_a_uniform_byte_model_are_eight():
+    assert bits_per_byte(math.log(256), 1.0) == pytest.approx(8.0)
+    assert bits_per_byte(math.log(256), 4.0) == pytest.approx(2.0)

@@ -1,0 +1,95 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from muonscale.lab.report.page import Chart, Page, Table, Verdict
+from muonscale.lab.report.write import write_page
+from muonscale.lab.run_folder import RunFolder
+from muonscale.lab.studies.engine import State, find
+from muonscale.lab.studies.kinds import load_study
+from muonscale.lab.studies.report_blocks import command_block
+from muonscale.lab.studies.study import Outcome, PlannedRun, Study
+
+Make = Callable[..., Study]
+LOSSES = {"adamw": 4.0, "muon": 3.0}
+
+
+def finished(run: PlannedRun, path: Path) -> Outcome:
+    """Return a run whose loss falls by steps to that of its optimizer, lr and seed."""
+    path.mkdir(parents=True)
+    where = run.coordinates
+    end = (
+        LOSSES[str(where["variant"])]
+        + (0.5 if where["lr"] == 0.005 else 0)
+        + 0.1 * int(where["seed"])
+    )
+    end += 0.001 * (hash((where["lr"], where["seed"])) % 3)
+    curve = [end + 2, end + 1.2, end + 0.5, end]
+    records = [{"kind": "train", "step": n, "step_ms": 20} for n in range(1, 5)]
+    records += [
+        {"kind": "eval", "step": n, "tokens": 100 * n, "held_out_loss": loss}
+        for n, loss in enumerate(curve, 1)
+    ]
+    (path / "metrics.jsonl").write_text("\n".join(map(json.dumps, records)))
+    env = {
+        "flops": {"per_token": 7, "newton_schulz_per_step": 10},
+        "versions": {"torch": "2"},
+        "device_name": "x",
+        "threads": 1,
+    }
+    (path / "env.json").write_text(json.dumps(env))
+    return Outcome(run, RunFolder(path), "finished", {"held_out_loss": end, "train_seconds": 0.08})
+
+
+@pytest.fixture
+def page(compare: Make, tmp_path: Path) -> Page:
+    study = compare(baselines=["adamw", "muon"])
+    runs = {run.id: run for run in study.plan({})}
+    outcomes = {id: finished(run, tmp_path / id) for id, run in runs.items()}
+    return study.page(find(study, State(runs, outcomes)), outcomes)
+
+
+def blocks(page: Page, kind: type) -> list:
+    return [b for section in page.sections for b in section.blocks if isinstance(b, kind)]
+
+
+def test_it_says_what_is_better_and_shows_why(page: Page, tmp_path: Path) -> None:
+    (verdict,) = blocks(page, Verdict)
+    assert verdict.passed is True
+    assert verdict.text.startswith("muon is better than adamw: -1.0")
+    charts = {chart.name for chart in blocks(page, Chart)}
+    assert charts == {
+        "learning-rates-0",
+        *(f"loss-by-{m}-0" for m in ("tokens", "flops", "seconds")),
+    }
+    reach = next(t for t in blocks(page, Table) if t.name == "to-adamw-0")
+    # Muon is 1 below AdamW at the end: it has AdamW's loss between its steps 2 (+0.2) and 3 (-0.5).
+    spent = {row[0]: row[2] for row in reach.rows}
+    assert spent["adamw"] == "400 (1.00)"
+    assert 200 < float(spent["muon"].split()[0]) < 300
+    assert next(t for t in blocks(page, Table) if t.name == "to-muon-0").rows[0][2] == "> 400"
+    path = write_page(page, tmp_path / "report")
+    assert (path.parent / "report.md").exists()
+
+
+def test_an_unfinished_study_has_a_page(compare: Make, tmp_path: Path) -> None:
+    study = compare()
+    runs = {run.id: run for run in study.plan({})}
+    waiting = {id: Outcome(run, RunFolder(Path("no")), "waiting") for id, run in runs.items()}
+    found = find(study, State(runs, waiting))
+    assert found["missing"] == 8
+    page = study.page(found, waiting)
+    assert "no finished run" in str(page)
+    assert blocks(page, Chart) == []
+    write_page(page, tmp_path / "report")
+
+
+def test_a_shipped_study_is_called_by_its_name(tmp_path: Path) -> None:
+    shipped = load_study("muon-adamw-nano", [f"path={tmp_path}"]).config
+    assert command_block(shipped).text == "muonscale study run muon-adamw-nano"
+    other = load_study("muon-adamw-nano", [f"path={tmp_path}", "seeds=[5]"]).config
+    assert command_block(other).text == f"muonscale study run {tmp_path}"
