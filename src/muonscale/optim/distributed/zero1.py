@@ -19,7 +19,14 @@ from torch import Tensor
 from muonscale.errors import CheckpointError
 from muonscale.optim.distributed.assignment import shapes_of
 from muonscale.optim.distributed.dtensor import gather_full, is_sharded, local, redistribute_like
-from muonscale.optim.matrices.sharding import Piece, Sharding, pieces, read_piece, write_piece_
+from muonscale.optim.matrices.sharding import (
+    Piece,
+    Sharding,
+    pieces,
+    read_piece,
+    unravel,
+    write_piece_,
+)
 from muonscale.optim.matrices.spec import MatrixSpec
 
 if TYPE_CHECKING:  # importing them takes seconds, and a single process needs none of them
@@ -219,10 +226,10 @@ def stored_boxes(
         axes = [(row, rows.stop - rows.start), (column, columns)]
         if sharding.matrices.transposed:
             axes.reverse()
-        stack = _unravel(leading, sharding.shape[:-2])
+        coordinates = unravel(leading, sharding.shape[:-2])
         yield (
-            (*stack, *(start for start, _ in axes)),
-            (*[1] * len(stack), *(length for _, length in axes)),
+            (*coordinates, *(start for start, _ in axes)),
+            (*[1] * len(coordinates), *(length for _, length in axes)),
             rows,
         )
 
@@ -240,14 +247,6 @@ def _runs(piece: Piece) -> Iterator[tuple[int, slice]]:
         stop = min(piece.rows[1], row + share - rest)
         yield group * stride + first + rest, slice(row, stop)
         row = stop
-
-
-def _unravel(index: int, sizes: tuple[int, ...]) -> tuple[int, ...]:
-    places = []
-    for size in reversed(sizes):
-        index, place = divmod(index, size)
-        places.append(place)
-    return tuple(reversed(places))
 
 
 def rows_sharding(shape: tuple[int, ...], ranks: tuple[int, ...]) -> Sharding:
