@@ -59,8 +59,8 @@ class Sharding:
     ranks: tuple[int, ...] = (0,)
     """Global rank of each mesh rank."""
     partitioned: bool = False
-    """Whether the state is partitioned (ZeRO-1): the state of each matrix is whole on the rank that
-    updates it. Otherwise state is sharded as the parameter is."""
+    """Whether state is partitioned (ZeRO-1): the state of a matrix is whole on the rank that updates it.
+    Otherwise state is sharded as the parameter is."""
 
     def __hash__(self) -> int:
         """Return a cached hash: shardings are keys of caches, and `ranks` may be long."""
