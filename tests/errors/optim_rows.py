@@ -204,7 +204,7 @@ ROWS: dict[str, Row] = {
     "decay of a rule": Row(C, ("'free'", "coupled"), lambda _: UpdateRule(decay="free")),
     "vocabulary": Row(C, ("9 rows", "7 at"), lambda _: multipliers(Role.EMBEDDING, (9, 4), (7, 4), UpdateRule())),
     "scale of transfer": Row(C, ("(4, 4)",), lambda _: UpdateRule(scale=lambda o, i: 0.0).update_rms((4, 4))),
-    "another model": Row(C, ("in one only",), lambda _: transfer().scale_weights_(model())),
+    "another model": Row(C, ("0.weight",), lambda _: transfer().scale_weights_(model())),
     "groups of another": Row(C, ("has no 1.weight",), lambda _: transfer().groups(groups())),
 }  # fmt: skip
 
