@@ -15,7 +15,7 @@ from distributed_world import run_on
 from muonscale import Muon
 from muonscale.lab.bench.measure import peak_extra_bytes
 from muonscale.optim.distributed.assignment import ROUND_BYTES, assign_owners
-from muonscale.optim.distributed.dtensor import local
+from muonscale.optim.distributed.dtensor import to_local
 from muonscale.optim.distributed.memory import StepOptions, step_memory
 from muonscale.optim.distributed.zero1 import PartitionedTensor
 from muonscale.optim.rules import MUON
@@ -42,7 +42,7 @@ def held_bytes(optimizer: Muon) -> int:
             if isinstance(value, PartitionedTensor):
                 held += sum(part.nbytes for part in value.parts.values())
             elif value.ndim:
-                held += local(value).nbytes
+                held += to_local(value).nbytes
     return held
 
 

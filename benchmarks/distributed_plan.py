@@ -24,7 +24,7 @@ from muonscale.lab.run_folder import RunFolder
 from muonscale.lab.training.console import RunConsole
 from muonscale.lab.training.setup import Run, set_up
 from muonscale.lab.training.step import train_step
-from muonscale.optim.distributed.dtensor import local
+from muonscale.optim.distributed.dtensor import to_local
 
 LAYOUTS = ("fsdp=2", "ddp=2", "tp=2", "tp=2,sp", "fsdp=4", "hsdp=2x2", "ddp=4", "fsdp=2,tp=2")
 MIXTURES = ("fsdp=2,ep=2", "fsdp=4,ep=2")
@@ -80,10 +80,10 @@ def counted(words: list[str], layout: str) -> dict[str, Any]:
     step()
     with Counter() as counter:
         step()
-    gradients = sum(local(p.grad).nbytes for p in state.model.parameters())
+    gradients = sum(to_local(p.grad).nbytes for p in state.model.parameters())
     state.optimizer.zero_grad()
     replicated = run.processes.topology.data == "ddp"  # whose gradients stay in DDP's buckets
-    parameters = sum(local(p).untyped_storage().nbytes() for p in state.model.parameters())
+    parameters = sum(to_local(p).untyped_storage().nbytes() for p in state.model.parameters())
     optimizer = held_bytes(state.optimizer)
     extra = peak_extra_bytes(step)
     return {

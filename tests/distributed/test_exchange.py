@@ -15,7 +15,7 @@ from muonscale.optim.distributed.assignment import (
     assign_owners,
     shapes_of,
 )
-from muonscale.optim.distributed.dtensor import local, sharding_of
+from muonscale.optim.distributed.dtensor import sharding_of, to_local
 from muonscale.optim.distributed.exchange import Exchange, Payload
 from muonscale.optim.matrices.sharding import Sharding
 from muonscale.optim.matrices.spec import view
@@ -44,7 +44,7 @@ def setup(row_name: str, subgroup_size: int) -> tuple[OwnerAssignment, Payload, 
         sharding = sharding_of(name, there, matrices)
         assert sharding is not None
         members.append(planned(name, sharding))
-        tensors[name] = local(there).clone()
+        tensors[name] = to_local(there).clone()
     assignment = assign_owners(
         members, subgroup_size=subgroup_size, subgroup_flops_per_byte=0, round_bytes=1000
     )

@@ -14,7 +14,7 @@ from torch.distributed.tensor import Shard, distribute_tensor
 from muonscale import Muon
 from muonscale.optim.distributed import rank_group as domain
 from muonscale.optim.distributed.assignment import assign_owners
-from muonscale.optim.distributed.dtensor import local
+from muonscale.optim.distributed.dtensor import to_local
 from muonscale.optim.distributed.memory import StepOptions, step_memory
 from muonscale.optim.distributed.zero1 import PartitionedTensor
 from muonscale.optim.rules import MUON
@@ -44,7 +44,7 @@ def said_and_measured(axis: int | None, round_bytes: int) -> dict[str, float]:
     for parameter in parameters:
         momentum = optimizer.state[parameter]["momentum_buffer"]
         whole = isinstance(momentum, PartitionedTensor)
-        parts = momentum.parts.values() if whole else [local(momentum)]
+        parts = momentum.parts.values() if whole else [to_local(momentum)]
         state += sum(part.nbytes for part in parts)
     return {
         "transient": said.transient / peak,

@@ -13,7 +13,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import distribute_tensor
 
 from muonscale import Muon, parameter_groups
-from muonscale.optim.distributed.dtensor import local, part_here, sharding_of
+from muonscale.optim.distributed.dtensor import part_here, sharding_of, to_local
 from muonscale.optim.matrices.sharding import element_numbers
 from muonscale.optim.rules.master_weights import Rounding, stochastic_bfloat16
 from tests.distributed.layouts import (
@@ -45,10 +45,10 @@ def numbered(size: int, row_name: str) -> int:
         assert layout is not None
         part = part_here(layout)
         if part is None:
-            assert torch.equal(local(there), numbers)
+            assert torch.equal(to_local(there), numbers)
             continue
-        assert torch.equal(element_numbers(*part, torch.device("cpu")), local(there)), name
-        elements += local(there).numel()
+        assert torch.equal(element_numbers(*part, torch.device("cpu")), to_local(there)), name
+        elements += to_local(there).numel()
     return elements
 
 
@@ -67,11 +67,11 @@ def rounded(size: int, row_name: str) -> dict[str, Tensor]:
     for name, (_, matrices) in SHAPES.items():
         there = place(name, whole(name, 0))
         rounding = Rounding(KEY, part_here(sharding_of(name, there, matrices)))
-        here = rounding.apply(local(there))
+        here = rounding.apply(to_local(there))
         again = distribute_tensor(
             stochastic_bfloat16(whole(name, 0), KEY), mesh, there.placements, src_data_rank=None
         )
-        assert torch.equal(here, local(again)), name
+        assert torch.equal(here, to_local(again)), name
         found[name] = here
     return found
 

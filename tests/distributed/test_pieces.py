@@ -17,7 +17,7 @@ from torch.distributed.tensor.parallel import (
 )
 
 from muonscale.errors import LayoutError
-from muonscale.optim.distributed.dtensor import local, sharding_of
+from muonscale.optim.distributed.dtensor import sharding_of, to_local
 from muonscale.optim.matrices.sharding import pieces, read_piece, shard_coordinates, write_piece_
 from muonscale.optim.matrices.spec import MatrixSpec, unview, view
 from tests.distributed.layouts import SHAPES, mesh_of, placed, rows, whole
@@ -30,15 +30,15 @@ def check(name: str, full: torch.Tensor, there: Any, matrices: MatrixSpec) -> in
     mesh_rank = sharding.ranks.index(torch.distributed.get_rank())
     batches = view(full, matrices)
     alone = [matrix for batch in batches for matrix in batch]
-    copy = torch.zeros_like(local(there))
+    copy = torch.zeros_like(to_local(there))
     elements = 0
     for piece in pieces(sharding, shard_coordinates(sharding, mesh_rank)):
         expected = alone[piece.matrix][slice(*piece.rows), slice(*piece.columns)]
-        assert torch.equal(read_piece(local(there), matrices, piece), expected), (name, piece)
+        assert torch.equal(read_piece(to_local(there), matrices, piece), expected), (name, piece)
         write_piece_(copy, matrices, piece, expected)
         elements += piece.elements
-    assert torch.equal(copy, local(there)), name
-    assert elements == local(there).numel()
+    assert torch.equal(copy, to_local(there)), name
+    assert elements == to_local(there).numel()
     assert torch.equal(unview(batches, matrices, full.shape), full)
     return elements
 

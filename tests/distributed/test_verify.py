@@ -28,7 +28,7 @@ from muonscale.lab.verify.compare import LIMIT, Comparison, compare
 from muonscale.lab.verify.reordered_run import TWINS, take_twin_steps, twin_config
 from muonscale.lab.verify.trajectory import Trajectory, Whole, take_steps, whole
 from muonscale.optim.distributed.context import DistributedContext
-from muonscale.optim.distributed.dtensor import local
+from muonscale.optim.distributed.dtensor import to_local
 from muonscale.optim.muon import Muon
 from tests.optim.conftest import causal_lm
 
@@ -123,7 +123,7 @@ def gradients_are_summed(patch: pytest.MonkeyPatch) -> None:
         complete(forward)
         for parameter in forward.model.parameters():
             assert parameter.grad is not None
-            local(parameter.grad).mul_(dist.get_world_size())
+            to_local(parameter.grad).mul_(dist.get_world_size())
 
     completing(patch, summed)
 

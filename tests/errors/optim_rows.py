@@ -186,7 +186,7 @@ ROWS: dict[str, Row] = {
     "lr to 0": Row(C, ("is 0.0",), lambda _: ms.convert_lr(0.1, "rms", lambda o, i: 0.0, (4, 4))),
     "lr scale": Row(C, ("'keler'",), lambda _: ms.convert_lr(0.1, "keler", "rms", (4, 4))),
     "lr of nothing": Row(C, ("0 shapes",), lambda _: conversion_table([], "rms", "keller")),
-    "lr from 0": Row(C, ("is 0 at",), lambda _: conversion_table([(4, 4)], lambda o, i: 0.0, "rms")),
+    "lr from 0": Row(C, ("not above 0",), lambda _: conversion_table([(4, 4)], lambda o, i: 0.0, "rms")),
     "factor": Row(C, ("inf",), lambda _: shape_factor(float("inf"), (4, 4), 0.2)),
     # convert_state_dict
     "source": Row(C, ("'kellr'", "keller"), lambda _: ms.convert_state_dict(saved("a"), [("a", matrix())], "kellr")),
@@ -204,7 +204,7 @@ ROWS: dict[str, Row] = {
     "decay of a rule": Row(C, ("'free'", "coupled"), lambda _: UpdateRule(decay="free")),
     "vocabulary": Row(C, ("9 rows", "7 at"), lambda _: multipliers(Role.EMBEDDING, (9, 4), (7, 4), UpdateRule())),
     "scale of transfer": Row(C, ("(4, 4)",), lambda _: UpdateRule(scale=lambda o, i: 0.0).update_rms((4, 4))),
-    "another model": Row(C, ("in one only",), lambda _: transfer().scale_weights_(model())),
+    "another model": Row(C, ("0.weight",), lambda _: transfer().scale_weights_(model())),
     "groups of another": Row(C, ("has no 1.weight",), lambda _: transfer().groups(groups())),
 }  # fmt: skip
 

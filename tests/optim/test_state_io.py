@@ -134,12 +134,12 @@ def test_differences_are_listed_by_name_and_nothing_is_written(toy, set_gradient
     message = str(error.value)
     assert "missing: first.weight" in message
     assert "unexpected: gone.weight" in message
-    assert "other shape: up.weight has momentum_buffer (3, 3), now it is (24, 8)" in message
-    assert "other state: second.weight has ['momentum_buffer'], now it needs" in message
+    assert "momentum_buffer of up.weight was saved as (3, 3), but is (24, 8)" in message
+    assert "second.weight was saved with ['momentum_buffer']" in message
     assert all(not v.any() for state in other.state.values() for v in state.values())
 
 
-@pytest.mark.filterwarnings("ignore:the optimizer state has no param_names")
+@pytest.mark.filterwarnings("ignore:.*param_names")
 def test_without_names_its_own_groups_are_taken_by_place(toy, set_gradients) -> None:
     """torchtitan unflattens a state dict by name and drops the names."""
     trained_one = trained(toy, set_gradients)
@@ -151,7 +151,7 @@ def test_without_names_its_own_groups_are_taken_by_place(toy, set_gradients) -> 
     assert equal(states(fresh), states(trained_one))
 
 
-@pytest.mark.filterwarnings("ignore:the optimizer state has no param_names")
+@pytest.mark.filterwarnings("ignore:.*param_names")
 def test_names_that_are_there_count_where_another_group_has_none(toy, set_gradients) -> None:
     trained_one = trained(toy, set_gradients)
     saved = copy.deepcopy(trained_one.state_dict())

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from muonscale.optim.diagnostics.telemetry import (
-    applied_update,
     measure,
     orthogonality_error,
+    recover_update,
     rms,
     snapshot,
     spectral_norm,
@@ -83,7 +83,7 @@ def test_the_applied_update_is_recovered_and_the_decay_left_out(cautious: bool) 
     W, U = random(20, 30).double(), random(20, 30, seed=1).double()
     decayed = W * 0.05 * ((W * U >= 0) if cautious else 1)
     after = W - decayed - 0.1 * U
-    found = applied_update(W, after, lr=0.1, rate=0.05, cautious=cautious)
+    found = recover_update(W, after, lr=0.1, rate=0.05, cautious=cautious)
     torch.testing.assert_close(found, U)
 
 

@@ -219,7 +219,7 @@ def test_groups_have_the_rates_of_both_rules(toy: nn.Module) -> None:
         (
             "optax",
             {"learning_rate": 0.1, "ns_steps": 2, "ns_coeffs": "dion"},
-            "ns_steps is 2 .*5 triples",
+            "ns_steps is 2.*5 triples",
         ),
         ("nvidia", {"coefficient_type": "cubic5", "num_ns_steps": 7}, "7.*cubic5"),
         ("nvidia", {"scale_mode": "rms"}, "'rms'.*unit_rms_norm"),

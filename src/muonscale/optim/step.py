@@ -127,7 +127,9 @@ def step_shared_(
     if not rule.on_matrices:
         return StepTally()
     elements = sum(math.prod(i.sharding.shape) for i in items if i.sharding is not None)
-    return StepTally(rank_group.matrices(by_name), (total(square, rank_group.group),), elements)
+    return StepTally(
+        rank_group.count_matrices(by_name), (total(square, rank_group.group),), elements
+    )
 
 
 def _elementwise(rule: Rule, group: Group, states: Sequence[Any]) -> dict[str, list[Any]]:

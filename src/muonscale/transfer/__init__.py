@@ -1,1 +1,1 @@
-"""Hyper-parameters found at one width, used at another. Needs torch alone."""
+"""Transfer of hyper-parameters from one width to another. Needs only torch."""

@@ -1,7 +1,7 @@
-"""What the forward pass of a model does with its width, besides its matrices.
+"""The factors of the width in the forward pass of a model.
 
-A width factor that the forward pass should have, or has and should not, is folded into a parameter
-next to it: the model stays as it is, and so do its checkpoints.
+If the forward pass lacks a factor of the width, or has one that it should not have, the factor is
+folded into a parameter next to it. The model and its checkpoints do not change.
 """
 
 from __future__ import annotations
@@ -15,24 +15,23 @@ from muonscale.errors import ConfigError
 
 @dataclass(frozen=True, kw_only=True)
 class ForwardConstants:
-    """The forward pass of an architecture, as far as its factors depend on width and depth.
+    """The factors of width and depth in the forward pass of an architecture.
 
-    What is not said here is taken to be the same at every width: that weights are drawn with a
-    standard deviation that does not depend on their shape, and that attention modules divide their
-    scores by what their attribute `scaling` says, if they have one.
+    Weights are assumed to be initialized with a standard deviation that does not depend on their
+    shape. Attention modules with an attribute `scaling` are assumed to multiply their scores by it.
     """
 
     final_norm: str
-    """Name of the module whose output the head multiplies, such as `model.norm`."""
+    """Name of the module before the head, such as `model.norm`."""
     offset_gains: bool = False
     """Norms multiply by 1 + w instead of w."""
     scaled_embedding: bool = False
-    """Token embeddings are multiplied by the root of their width."""
+    """Token embeddings are multiplied by the square root of their width."""
     branch_ends: tuple[str, ...] = ()
     """Globs over the names of the parameters that end a residual branch: its last matrix with its
     bias, or the norm after it."""
     falling_branch_std: bool = False
-    """Matrices that end a branch are drawn with a standard deviation of 1/sqrt(layers)."""
+    """Matrices that end a branch are initialized with a standard deviation of 1/sqrt(layers)."""
 
 
 _LINEAR_ENDS = ("*.o_proj.*", "*.down_proj.*", "*.experts.down_proj")
@@ -65,20 +64,20 @@ KNOWN: dict[str, ForwardConstants] = {
     "qwen3": _LLAMA,
     "qwen3_moe": _LLAMA,
 }
-"""By the `model_type` of transformers."""
+"""Constants by the `model_type` of transformers."""
 
 
 def known_constants(model: nn.Module) -> ForwardConstants:
     """Return the constants of a transformers model.
 
     Raises:
-        ConfigError: for an architecture that is not in `KNOWN`.
+        ConfigError: if the architecture is not in `KNOWN`.
     """
     kind = getattr(getattr(model, "config", None), "model_type", None)
     if kind in KNOWN:
         return KNOWN[kind]
     raise ConfigError(
-        f"transfer does not know how the forward pass of {kind or type(model).__name__} depends on "
-        f"its width; known: {', '.join(sorted(KNOWN))}. Of a model of your own, say it by "
+        f"transfer does not know how the forward pass of {kind or type(model).__name__} depends on its "
+        f"width; known: {', '.join(sorted(KNOWN))}. For another model, pass "
         "constants=ForwardConstants(...)"
     )

@@ -1,12 +1,12 @@
-"""What a coordinate check looks at: how large a model's outputs, weights and updates are.
+"""Measurements for a coordinate check: the sizes of a model's outputs, weights and updates.
 
-With the right parametrization none of these depends on the width, once training has begun
-(Yang et al., Tensor Programs V, arXiv 2203.03466, appendix D.1, of outputs; A Spectral Condition for
-Feature Learning, arXiv 2310.17813, condition 1, of weights and updates). A `CoordinateProbe` measures
-one model; what is done with many widths is somebody else's.
+With the right parametrization none of them depends on the width once training has begun. For outputs
+see Yang et al., Tensor Programs V, arXiv 2203.03466, appendix D.1; for weights and updates see A
+Spectral Condition for Feature Learning, arXiv 2310.17813, condition 1. A `CoordinateProbe` measures
+one model.
 
-What a parametrization has folded into a parameter is divided out again, so that the numbers are
-those of the model with the factor in its forward pass.
+Folds of a parametrization are divided out: the numbers are those of a model with these factors in its
+forward pass.
 """
 
 from __future__ import annotations
@@ -31,103 +31,104 @@ QuantityT = Literal["size", "change", "weight", "update"]
 QUANTITIES: tuple[QuantityT, ...] = ("size", "change", "weight", "update")
 
 RESIDUAL = "residual stream"
-"""The part of a model that the final norm is given."""
+"""Role of the input of the final norm."""
 
 
 class Coordinate(NamedTuple):
     """One number of a model that should not depend on its width."""
 
     quantity: QuantityT
-    """Of an output the `size` (root mean square) and its `change` since the first measurement; of a
-    parameter the norm (`parameter_norms`) of the `weight` and of its `update` since the last one."""
+    """`size` is the root mean square of an output, and `change` that of its change since the first
+    measurement. `weight` and `update` are the norm (`parameter_norms`) of a parameter and of its
+    change since the last measurement."""
     role: str
-    """The part of the model: what `part` calls it, `RESIDUAL`, or what the forward pass gives."""
+    """Part of the model: a result of `part`, `RESIDUAL`, or a role from the forward function."""
     name: str
-    """Of the module or parameter, with a star for every number: all layers together."""
+    """Name of the module or parameter, with a star in place of every number: layers are combined."""
 
 
 @dataclass(frozen=True)
 class Site:
-    """A module whose output is measured, or what it is given."""
+    """A module whose output or input is measured."""
 
     name: str
     module: nn.Module
     role: str
-    """What the part of the model is called."""
+    """Part of the model."""
     fold: float = 1.0
-    """What its output is divided by."""
-    incoming: bool = False
+    """Divisor of its output."""
+    is_input: bool = False
+    """Whether the input is measured."""
 
 
 Outputs = dict[tuple[str, str], Tensor]
-"""By role and name."""
+"""Outputs by role and name."""
 Forward = Callable[[], Mapping[tuple[str, str], Tensor]]
-"""Runs the model on the probe, and returns logits and whatever else no module puts out."""
-
+"""Runs the model on the probe, and returns logits and other values that are no module's output."""
 
 Part = Callable[[RoleAssignment], str]
-"""Names the part of a model that a parameter belongs to."""
+"""Returns the part of a model that a parameter belongs to."""
 
 
 def name_role(a: RoleAssignment) -> str:
-    """Return the role of a parameter: the parts of any model."""
+    """Return the role of a parameter. Roles are the parts of any model."""
     return str(a.role)
 
 
-def sites(
+def find_sites(
     model: nn.Module, transfer: Parametrization | None, final_norm: str, part: Part = name_role
 ) -> list[Site]:
     """Return the modules of a model whose outputs are measured.
 
-    Those that hold a matrix, and the residual stream as the final norm is given it. The head is left
-    out: its outputs are the logits, which the forward pass gives.
+    These are the modules that hold a matrix, except the head, and the final norm, whose input is the
+    residual stream. The outputs of the head are the logits, which the forward function returns.
 
     Args:
-        model: any module whose roles `assign_roles` finds.
-        transfer: what was folded into its parameters; None for nothing.
+        model: any module that `assign_roles` accepts.
+        transfer: parametrization of the model; None if nothing was folded.
         final_norm: name of the norm before the head.
-        part: names the parts of the model.
+        part: returns the part of the model of a parameter.
 
     Raises:
-        ConfigError: if there is no such norm.
+        ConfigError: if the model has no module `final_norm`.
     """
     if final_norm not in dict(model.named_modules()):
         raise ConfigError(
-            f"the model has no module {final_norm!r}, which its final norm is said to be"
-            "; give the name of one with ForwardConstants(final_norm=...)"
+            f"the model has no module {final_norm!r}: set the name of its final norm with "
+            "ForwardConstants(final_norm=...)"
         )
     modules = dict(model.named_modules())
     found: dict[str, Site] = {}
     for a in assign_roles(model):
         owner = a.name.rpartition(".")[0]
         if a.role not in (Role.NORM, Role.HEAD) and owner not in found:
-            # An embedding's fold makes up for a factor within its module; any other one for what
-            # follows the module.
+            # The fold of an embedding replaces a factor within its module, and other folds replace
+            # factors after the module.
             fold = 1.0 if a.role == Role.EMBEDDING else fold_of(transfer, a.name)
             found[owner] = Site(owner, modules[owner], part(a), fold)
-    return [*found.values(), Site(final_norm, modules[final_norm], RESIDUAL, incoming=True)]
+    return [*found.values(), Site(final_norm, modules[final_norm], RESIDUAL, is_input=True)]
 
 
 def fold_of(transfer: Parametrization | None, name: str) -> float:
-    """Return the product of what was folded into a parameter."""
+    """Return the product of the folds of a parameter."""
     return 1.0 if transfer is None else transfer.rows[name].fold
 
 
 @contextmanager
 def capture_outputs(places: Iterable[Site]) -> Generator[Outputs]:
-    """Collect the outputs of modules that run in this block; of one that runs often, the last."""
+    """Yield the outputs of modules that run in this block. The last call of a module counts."""
     outputs: Outputs = {}
 
     def hook(site: Site) -> Callable[..., None]:
-        def keep(module: nn.Module, given: tuple[Any, ...], out: Any = None) -> None:
-            tensor = _first(given if site.incoming else out)
+        def keep(module: nn.Module, inputs: tuple[Any, ...], out: Any = None) -> None:
+            tensor = _find_tensor(inputs if site.is_input else out)
             outputs[site.role, site.name] = tensor.detach().float() / site.fold
 
         return keep
 
     handles = [
         site.module.register_forward_pre_hook(hook(site))
-        if site.incoming
+        if site.is_input
         else site.module.register_forward_hook(hook(site))
         for site in places
     ]
@@ -138,8 +139,8 @@ def capture_outputs(places: Iterable[Site]) -> Generator[Outputs]:
             handle.remove()
 
 
-def _first(value: Any) -> Tensor:
-    """Return the first floating tensor of what a module takes or gives."""
+def _find_tensor(value: Any) -> Tensor:
+    """Return the first floating tensor among the inputs or outputs of a module."""
     if isinstance(value, Tensor):
         return value
     return next(v for v in value if isinstance(v, Tensor) and v.is_floating_point())
@@ -154,9 +155,8 @@ def rms(tensors: Sequence[Tensor]) -> float:
 def largest_singular_values(X_NMK: Tensor, *, vectors: int = 8, iterations: int = 12) -> Tensor:
     """Return the spectral norms `[N]` of matrices, by power iteration with several vectors.
 
-    From below and right to about two hundredths, which a slope over widths does not notice, and many
-    times cheaper than all singular values. The first vectors are always the same. NaN where any
-    element of the batch is not finite.
+    The result is a lower bound with an error of about two percent, and much cheaper than all singular
+    values. The initial vectors are always the same. All norms are NaN if any element is not finite.
     """
     if not X_NMK.isfinite().all():
         return X_NMK.new_full((len(X_NMK),), math.nan)
@@ -172,10 +172,10 @@ def largest_singular_values(X_NMK: Tensor, *, vectors: int = 8, iterations: int 
 
 
 def parameter_norms(X: Tensor, found: RoleAssignment) -> list[Tensor]:
-    """Return how large a parameter, or its update, is; width-free where it follows the spectral condition.
+    """Return norms of a parameter or its update. They are constant under the spectral condition.
 
-    For every batch of its logical matrices `[n]` spectral norms over sqrt(out/in); the root mean
-    square of a table of embeddings and of a vector, whose inputs are single ones and not sums.
+    For each batch of logical matrices they are `[n]` spectral norms divided by sqrt(out/in). For
+    embeddings and vectors, which do not sum over inputs, there is one root mean square `[1]`.
     """
     if found.matrices is None or found.role in (Role.EMBEDDING, Role.NORM):
         return [torch.tensor([rms([X])])]
@@ -189,11 +189,11 @@ class CoordinateProbe:
     """Measures the coordinates of one model while it trains.
 
     Args:
-        model: at its first weights, on any device. It is never changed.
-        forward: runs it on the same inputs every time, without dropout.
-        transfer: its parametrization; None where nothing was folded in.
+        model: model with its initial weights, on any device. It is not changed.
+        forward: runs the model on the same inputs every time, without dropout.
+        transfer: parametrization of the model; None if nothing was folded.
         final_norm: name of the norm before the head.
-        part: names the parts of the model, which coordinates are sorted by.
+        part: returns the part of the model of a parameter.
 
     Example:
         >>> from torch import nn
@@ -213,44 +213,48 @@ class CoordinateProbe:
         part: Part = name_role,
     ) -> None:
         self._forward, self._transfer, self._part = forward, transfer, part
-        self._sites = sites(model, transfer, final_norm, part)
+        self._sites = find_sites(model, transfer, final_norm, part)
         self._parameters = [a for a in assign_roles(model) if a.parameter.requires_grad]
         self._before: dict[str, Tensor] | None = None
         self._first: Outputs | None = None
 
     @torch.no_grad()
     def measure(self) -> dict[Coordinate, float]:
-        """Return the coordinates at the weights of now; changes and updates from the second time on."""
-        found = self._of_outputs() | self._of_weights()
+        """Return the coordinates now. Changes and updates are included from the second call on."""
+        found = self._measure_outputs() | self._measure_weights()
         return {key: found[key] for key in sorted(found)}
 
-    def _of_outputs(self) -> dict[Coordinate, float]:
+    def _measure_outputs(self) -> dict[Coordinate, float]:
         with capture_outputs(self._sites) as outputs:
             extra = self._forward()
         outputs |= {key: tensor.detach().float() for key, tensor in extra.items()}
         if missing := [s.name for s in self._sites if (s.role, s.name) not in outputs]:
             raise RuntimeError(f"{missing[0]} did not run in the forward pass of the probe")
-        found = _over_layers("size", outputs)
+        found = _combine_layers("size", outputs)
         if self._first is None:
             self._first = outputs
             return found
         first = self._first
-        return found | _over_layers("change", {key: t - first[key] for key, t in outputs.items()})
+        return found | _combine_layers(
+            "change", {key: t - first[key] for key, t in outputs.items()}
+        )
 
-    def _of_weights(self) -> dict[Coordinate, float]:
+    def _measure_weights(self) -> dict[Coordinate, float]:
         now = {a.name: gather_full(a.parameter).detach().float() for a in self._parameters}
-        found = self._norms("weight", now)
+        found = self._measure_norms("weight", now)
         if self._before is not None:
             steps = {name: tensor - self._before[name] for name, tensor in now.items()}
-            found |= self._norms("update", steps)
+            found |= self._measure_norms("update", steps)
         self._before = {name: tensor.clone() for name, tensor in now.items()}
         return found
 
-    def _norms(self, quantity: QuantityT, tensors: Mapping[str, Tensor]) -> dict[Coordinate, float]:
+    def _measure_norms(
+        self, quantity: QuantityT, tensors: Mapping[str, Tensor]
+    ) -> dict[Coordinate, float]:
         grouped: dict[Coordinate, list[Tensor]] = {}
         for a in self._parameters:
             if quantity == "weight" and a.role == Role.NORM:
-                continue  # a gain is 1 and a bias 0 at first, at every width
+                continue  # initially a gain is 1 and a bias 0 at every width
             batches = parameter_norms(tensors[a.name], a)
             for number, norms in enumerate(batches):
                 place = f"[{number}]" if len(batches) > 1 else ""
@@ -259,7 +263,7 @@ class CoordinateProbe:
         return {key: rms(norms) for key, norms in grouped.items()}
 
 
-def _over_layers(quantity: QuantityT, outputs: Outputs) -> dict[Coordinate, float]:
+def _combine_layers(quantity: QuantityT, outputs: Outputs) -> dict[Coordinate, float]:
     grouped: dict[Coordinate, list[Tensor]] = {}
     for (role, name), tensor in outputs.items():
         grouped.setdefault(Coordinate(quantity, role, template(name)), []).append(tensor)

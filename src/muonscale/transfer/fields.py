@@ -1,4 +1,4 @@
-"""What two configurations of one architecture may differ in."""
+"""The fields in which a model and its base may differ."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ WIDTH = frozenset(
         *("query_pre_attn_scalar", "kv_lora_rank", "q_lora_rank"),
     ]
 )
-"""Fields that say how wide a model is."""
+"""Fields of the width of a model."""
 DEPTH = frozenset(
     ["num_hidden_layers", "n_layer", "layer_types", "first_k_dense_replace", "max_window_layers"]
 )
-"""Fields that say how deep it is."""
-_UNSAID = frozenset(
+"""Fields of the depth of a model."""
+_IGNORED = frozenset(
     ["_name_or_path", "transformers_version", "dtype", "torch_dtype", "use_cache", "architectures"]
 )
 
@@ -29,35 +29,31 @@ _UNSAID = frozenset(
 def check_fields(model: nn.Module, base: nn.Module) -> None:
     """Raise ConfigError if the configurations differ in more than width and depth."""
     fields, others = _fields(model), _fields(base)
-    for name in sorted((fields.keys() | others.keys()) - WIDTH - DEPTH - _UNSAID):
+    for name in sorted((fields.keys() | others.keys()) - WIDTH - DEPTH - _IGNORED):
         if fields.get(name) != others.get(name):
             raise ConfigError(
-                f"{name} is {fields.get(name)!r}, and {others.get(name)!r} at the base width: transfer needs "
-                "models that differ in width and depth alone, in the fields "
-                f"{', '.join(sorted(WIDTH | DEPTH))}"
+                f"{name} is {fields.get(name)!r}, but {others.get(name)!r} at the base width: the models may "
+                f"differ only in width and depth, in the fields {', '.join(sorted(WIDTH | DEPTH))}"
             )
 
 
 def depth_ratio(model: nn.Module, base: nn.Module) -> float:
-    """Return how many times the layers of `base` the model has.
+    """Return the number of layers of a model divided by that of `base`.
 
     Raises:
-        ConfigError: if the models do not say how many they have.
+        ConfigError: if a model has no `config.num_hidden_layers`.
     """
-    layers, others = (getattr(_config(m), "num_hidden_layers", None) for m in (model, base))
+    configs = (getattr(m, "config", None) for m in (model, base))
+    layers, others = (getattr(config, "num_hidden_layers", None) for config in configs)
     if not isinstance(layers, int) or not isinstance(others, int):
         raise ConfigError(
-            f"depth=complete_p needs the number of layers as model.config.num_hidden_layers, which is {layers!r}, and "
-            f"{others!r} at the base width; give both, or leave depth out"
+            f"depth=complete_p needs model.config.num_hidden_layers, which is {layers!r}, and {others!r} at "
+            "the base width. Set both, or leave depth out"
         )
     return layers / others
 
 
-def _config(model: nn.Module) -> Any:
-    return getattr(model, "config", None)
-
-
 def _fields(model: nn.Module) -> dict[str, Any]:
-    """Return the fields of a transformers configuration, none of any other model's."""
-    config = _config(model)
+    """Return the fields of a transformers configuration; none for other models."""
+    config: Any = getattr(model, "config", None)
     return config.to_dict() if hasattr(config, "to_dict") else {}

@@ -1,7 +1,7 @@
-"""Factors of the width that are missing in a forward pass, or should not be there, by parameter.
+"""Factors of width and depth that a forward pass lacks, or should not have, by parameter.
 
-Each is a *fold*: a factor that the product of a parameter takes, so that the forward pass can stay as
-it is (see `muonscale.transfer.multipliers.fold_in`).
+A *fold* is such a factor. It is multiplied into a parameter instead of changing the forward pass (see
+`muonscale.transfer.multipliers.fold_in`).
 """
 
 from __future__ import annotations
@@ -19,39 +19,40 @@ from muonscale.transfer.constants import ForwardConstants
 from muonscale.transfer.pair import Pair
 
 QUERIES = ("q_norm", "q_b_proj", "q_proj")
-"""What queries of an attention module come from, the last step first."""
+"""Names of the modules that compute the queries of attention, the last one first."""
 HEAD_SIZES = ("qk_head_dim", "head_dim", "head_size")
-"""What attention modules call the length of their queries and keys."""
+"""Attributes of attention modules with the size of a head's queries and keys."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Fold:
-    """A factor in front of one parameter."""
+    """A factor to multiply into one parameter."""
 
     factor: float
     why: str
     offset: bool = False
-    """The parameter is w of a gain 1 + w."""
+    """Whether the parameter is the w of a gain 1 + w."""
 
 
 Folds = dict[str, list[Fold]]
-"""By parameter name."""
+"""Folds by parameter name."""
 
 
 def width_folds(pair: Pair) -> Folds:
-    """Return the folds that a width needs: embedding, tied head and attention scores.
+    """Return the folds of a model that is m times as wide: embedding, tied head, attention scores.
 
-    * Embeddings that the forward pass multiplies by sqrt(width): 1/sqrt(m).
-    * A head that is tied to the embedding, and so cannot be smaller than it: what is left of 1/m goes
-      to the final norm's gain (and bias), of which logits are a multiple.
-    * Attention scores, which have to be divided by the head size where the forward pass divides by
-      its root (Yang et al., Tensor Programs V, arXiv 2203.03466, definition 4.1): the queries.
+    * If the forward pass multiplies embeddings by sqrt(width), embeddings take 1/sqrt(m).
+    * A tied head has the scale of the embedding. The rest of its 1/m is folded into the gain and bias
+      of the final norm, because logits are proportional to them.
+    * Attention scores must be divided by the head size, but the forward pass divides by its square
+      root (Yang et al., Tensor Programs V, arXiv 2203.03466, definition 4.1). The rest is folded into
+      the queries.
 
     Raises:
-        ConfigError: where the factor has no parameter to go to.
+        ConfigError: if there is no parameter to fold a factor into.
     """
     folds: Folds = {}
-    embedding = _token_embedding(pair)
+    embedding = _find_token_embedding(pair)
     if embedding is not None:
         m = embedding.parameter.shape[-1] / pair.base_of(embedding.name).parameter.shape[-1]
         shrunk = 1 / math.sqrt(m) if pair.constants.scaled_embedding else 1.0
@@ -62,7 +63,7 @@ def width_folds(pair: Pair) -> Folds:
                 pair, folds, pair.constants.final_norm, 1 / m / shrunk, "logits of a tied head"
             )
     for name, module in pair.model.named_modules():
-        if (size := _head_size(module)) is not None and hasattr(module, "scaling"):
+        if (size := _find_head_size(module)) is not None and hasattr(module, "scaling"):
             unwrapped = ".".join(part for part in name.split(".") if part not in WRAPPED)
             _fold_scores(pair, folds, unwrapped, module, size)
     return folds
@@ -72,7 +73,7 @@ def depth_folds(pair: Pair, layers: float) -> Folds:
     """Return the folds of residual branches in a model with `layers` times the layers: 1/layers.
 
     Raises:
-        ConfigError: if the constants do not say what ends a branch.
+        ConfigError: if no parameter matches the `branch_ends` of the constants.
 
     References:
         Dey et al., CompleteP, arXiv 2505.01618, table 1, alpha = 1.
@@ -87,9 +88,8 @@ def depth_folds(pair: Pair, layers: float) -> Folds:
             _add(folds, name, 1 / layers, "end of a residual branch", offset=offset)
     if not folds:
         raise ConfigError(
-            "depth=complete_p: no parameter is the end of a residual branch: "
-            f"{list(pair.constants.branch_ends)}"
-            "; say which ones are with ForwardConstants(branch_ends=...), or leave depth out"
+            "depth=complete_p: no parameter matches the ends of residual branches, "
+            f"{list(pair.constants.branch_ends)}. Set ForwardConstants(branch_ends=...), or leave depth out"
         )
     return folds
 
@@ -103,8 +103,8 @@ def _add(folds: Folds, name: str, factor: float, why: str, *, offset: bool = Fal
     folds.setdefault(name, []).append(Fold(factor=factor, why=why, offset=offset))
 
 
-def _token_embedding(pair: Pair) -> RoleAssignment | None:
-    """Return the table of the tokens: the largest one, unless the model says which it is."""
+def _find_token_embedding(pair: Pair) -> RoleAssignment | None:
+    """Return the token embedding: the input embedding of the model, or else the largest table."""
     tables = [a for a in pair.found.values() if a.role == Role.EMBEDDING]
     get = getattr(pair.model, "get_input_embeddings", None)
     if callable(get):
@@ -124,49 +124,40 @@ def _fold_module(pair: Pair, folds: Folds, name: str, factor: float, why: str) -
     inside = [n for n in pair.found if n.rpartition(".")[0] == name]
     if not inside:
         raise ConfigError(
-            f"{why} need a factor of {factor:g}, and {name!r} has no parameter to fold it into"
+            f"{why} need a factor of {factor:g}, but {name!r} has no parameter to fold it into"
         )
     for parameter in inside:
         is_gain = pair.found[parameter].role == Role.NORM and parameter.endswith(".weight")
         _add(folds, parameter, factor, why, offset=is_gain and pair.constants.offset_gains)
 
 
-def _head_size(module: nn.Module) -> int | None:
+def _find_head_size(module: nn.Module) -> int | None:
     sizes = (getattr(module, name, None) for name in HEAD_SIZES)
     return next((size for size in sizes if isinstance(size, int)), None)
 
 
-def _scaling(module: nn.Module) -> float:
-    scaling = module.scaling
-    assert isinstance(scaling, int | float)
-    return scaling
-
-
 def _fold_scores(pair: Pair, folds: Folds, name: str, module: nn.Module, size: int) -> None:
-    counterpart = _base_module(pair, name)
-    base_size = _head_size(counterpart)
+    counterpart = _find_base_module(pair, name)
+    base_size = _find_head_size(counterpart)
     assert base_size is not None
-    factor = base_size / size * _scaling(counterpart) / _scaling(module)
+    scaling, base_scaling = module.scaling, counterpart.scaling
+    assert isinstance(scaling, int | float) and isinstance(base_scaling, int | float)
+    factor = base_size / size * base_scaling / scaling
     if math.isclose(factor, 1.0, rel_tol=1e-12):
         return
-    if (place := _queries(module)) is not None:
-        _fold_module(pair, folds, f"{name}.{place}", factor, "scores of longer heads")
-        return
+    for query in QUERIES:
+        if isinstance(getattr(module, query, None), nn.Module):
+            _fold_module(pair, folds, f"{name}.{query}", factor, "scores of longer heads")
+            return
     raise ConfigError(
-        f"{name} has heads of {size}, and of {base_size} at the base width: its scores need a factor of "
-        f"{factor:g}, and its queries are in one parameter with keys and values. Keep the size of a "
-        "head and give the wider model more heads"
+        f"the head size of {name} is {size}, and {base_size} at the base width: its scores need a factor of "
+        f"{factor:g}, but queries, keys and values share one parameter. Keep the head size, and give the "
+        "wider model more heads"
     )
 
 
-def _queries(module: nn.Module) -> str | None:
-    """Return what the queries come from: the last step that is there."""
-    there = (p for p in QUERIES if isinstance(getattr(module, p, None), nn.Module))
-    return next(there, None)
-
-
-def _base_module(pair: Pair, name: str) -> nn.Module:
-    """Return the module of the base that owns the counterparts of a module's parameters."""
+def _find_base_module(pair: Pair, name: str) -> nn.Module:
+    """Return the module of the base that holds the counterparts of a module's parameters."""
     below = next(n for n in pair.found if n.startswith(f"{name}."))
     counterpart = pair.base_of(below).name
     return pair.base.get_submodule(counterpart[: len(counterpart) - len(below) + len(name)])

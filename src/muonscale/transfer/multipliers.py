@@ -1,7 +1,7 @@
-"""How init, learning rate, decay and eps of one matrix change with its shape: functions of numbers.
+"""Multipliers of init, learning rate, decay and eps of one matrix, as functions of its shape.
 
-Everything is relative to a base shape, at which every multiplier is exactly 1. Letters: out and in of
-a logical matrix; r_out = out/base_out and r_in = in/base_in, 1 for a side that does not grow.
+They are relative to a base shape, at which every multiplier is exactly 1. Letters: out and in of a
+logical matrix; r_out = out/base_out and r_in = in/base_in.
 """
 
 from __future__ import annotations
@@ -24,33 +24,28 @@ CONVENTIONS: tuple[ConventionT, ...] = ("spectral", "adam_table", "standard")
 MatrixShape = tuple[int, int]
 """(out, in) of a logical matrix."""
 
-_DIGITS = 12  # of a multiplier: sqrt(2)/sqrt(2) is to be 1, and equal ones are to be one group
+_DIGITS = 12
+"""Multipliers are rounded to these digits: sqrt(2)/sqrt(2) becomes 1, and equal ones form one group."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Multipliers:
-    """What a parameter's hyper-parameters are multiplied by, relative to the base shape."""
+    """Factors of a parameter's hyper-parameters, relative to the base shape."""
 
     init: float = 1.0
-    """Of the freshly drawn weight."""
+    """Factor of the initial weight."""
     shift: float = 0.0
-    """Added to the weight after that; other than 0 only where a gain is stored as its difference
-    from 1."""
+    """Added to the initial weight after that. It is 0 unless a gain is stored as its difference from 1."""
     lr: float = 1.0
     weight_decay: float | None = 1.0
-    """None where no decay can do what it does at the base shape, so that there must not be any."""
+    """None if no decay corresponds to that at the base shape; there must not be any then."""
     eps: float = 1.0
-    """Of the AdamW rule."""
-
-    @property
-    def change_the_update(self) -> bool:
-        """Whether anything but the initial weight differs from the base shape."""
-        return (self.lr, self.weight_decay, self.eps) != (1.0, 1.0, 1.0)
+    """Factor of the eps of AdamW."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class UpdateRule:
-    """What has to be known of the rule that updates a parameter: options of its group."""
+    """The options of a parameter group that multipliers depend on."""
 
     rule: str = MUON.name
     scale: ScaleLike = "rms"
@@ -66,12 +61,12 @@ class UpdateRule:
 
     @property
     def on_matrices(self) -> bool:
-        """Whether it updates whole matrices."""
+        """Whether the rule updates whole matrices."""
         return find_rule(self.rule).on_matrices
 
     @classmethod
     def of(cls, group: Mapping[str, Any], defaults: Mapping[str, Any]) -> UpdateRule:
-        """Return the rule of a parameter group; what the group does not say is in `defaults`."""
+        """Return the options of a parameter group; those that it does not set are in `defaults`."""
         names = ("rule", "scale", "rms", "post_norm", "decay")
         given = {**defaults, **group}
         return cls(**{name: given[name] for name in names if name in given})
@@ -79,12 +74,12 @@ class UpdateRule:
     def update_rms(self, shape: MatrixShape) -> float:
         """Return the root mean square of a Muon update of a full-rank matrix, in units of lr.
 
-        The shape factor times `1/sqrt(max(out, in))`, the RMS of a polar factor (Liu et al.,
-        arXiv 2502.16982, lemma 1), `1/sqrt(in)` after rows of unit length, `1/sqrt(out)` after
-        columns; `rms` itself at scale="rms" and "rms_exact".
+        It is `rms` at scale="rms" and "rms_exact". Otherwise it is the shape factor times the RMS of a
+        polar factor, `1/sqrt(max(out, in))` (Liu et al., arXiv 2502.16982, lemma 1). If the
+        post-normalization ends with rows it is `1/sqrt(in)` instead, and with columns `1/sqrt(out)`.
 
         Raises:
-            ConfigError: for a shape factor that is not above 0.
+            ConfigError: if the shape factor is not above 0.
         """
         factor = shape_factor(self.scale, shape, self.rms)
         if not factor > 0:
@@ -98,7 +93,7 @@ class UpdateRule:
     def update_norm(self, shape: MatrixShape) -> float:
         """Return the spectral norm of such an update, in units of lr.
 
-        Its singular values are about equal, so that it is RMS * sqrt(max(out, in)).
+        It is RMS * sqrt(max(out, in)), because the singular values are about equal.
         """
         return self.update_rms(shape) * math.sqrt(max(shape))
 
@@ -110,58 +105,57 @@ def multipliers(
     rule: UpdateRule,
     convention: ConventionT = "spectral",
 ) -> Multipliers:
-    """Return the multipliers of a parameter, whose model's forward pass holds no factor of the width.
+    """Return the multipliers of a parameter of a model without width factors in its forward pass.
 
-    A matrix (hidden, head, router, convolution), with `N` the spectral norm and `R` the RMS of its
-    Muon update in units of lr (`UpdateRule`), whatever the shape factor is:
+    For a matrix (hidden, head, router, convolution), let `N` be the spectral norm and `R` the RMS of its
+    Muon update in units of lr, with the shape factor (`UpdateRule`):
 
     |              | spectral                            | adam_table                 |
     |--------------|-------------------------------------|----------------------------|
     | init         | min(1, sqrt(r_out/r_in))/sqrt(r_in) | the same                   |
     | lr, muon     | sqrt(r_out/r_in) * N(base)/N(shape) | 1/r_in * R(base)/R(shape)  |
     | lr, adamw    | 1/r_in                              | 1/r_in                     |
-    | decay        | lr*wd stays                         | wd stays: lr*wd by 1/r_in  |
+    | decay        | lr*wd is constant                   | wd is constant            |
     | eps          | 1/r_out                             | 1                          |
 
-    An embedding and a vector (a gain, a bias) have r_in = 1: init 1, lr 1 under AdamW, the RMS of
-    the update constant under Muon; lr*wd stays; eps as above, r_out being the growth of a row or of
-    the vector. "standard" is 1 everywhere.
+    An embedding and a vector (a gain, a bias) have r_in = 1. Their init is 1. Their lr is 1 under
+    AdamW, and under Muon it keeps the RMS of the update constant. lr*wd is constant. For eps, r_out is
+    the growth of a row or of the vector. "standard" is 1 everywhere.
 
-    What is behind the columns:
+    Reasons:
 
-    * spectral: weights and updates keep ||W||_2 and ||dW||_2 proportional to sqrt(out/in), so that
-      activations and their changes neither grow nor vanish with the width. An AdamW update has
-      entries of about lr that agree in sign, so its norm grows as sqrt(out*in). The growth of N is
-      divided out: at scale="spectral" lr is constant, at "rms" it is 1/sqrt(m) for a square m
-      times as wide, at "none" sqrt(r_out/r_in).
-    * adam_table: what AdamW needs, 1/fan_in, used for Muon too. The growth of R is divided out, so
-      that at scale="rms" (as in the paper) lr is 1/r_in, and no factor is applied twice.
-    * decay: where updates of length lr*u meet a decay of lr*wd per step, weights settle at a length
-      in proportion to u/wd (times lr*wd, for updates that do not agree). With lr*wd constant that
-      keeps to the spectral condition, and the memory 1/(lr*wd), in steps, stays too. The table's
-      paper multiplies lr*wd and leaves wd as it is. With decay="independent" the learning rate is
-      no factor of the decay, so wd takes the change alone.
-    * eps: has to follow the gradient, which falls as 1/out of the activations it belongs to.
+    * spectral: ||W||_2 and ||dW||_2 stay proportional to sqrt(out/in). Activations and their changes
+      then neither grow nor vanish with the width. The entries of an AdamW update are about lr and
+      agree in sign, so its norm grows as sqrt(out*in). The growth of N is divided out: lr is constant
+      at scale="spectral", 1/sqrt(m) at "rms" for a square matrix m times as wide, and
+      sqrt(r_out/r_in) at "none".
+    * adam_table: Muon uses 1/fan_in, the rule for AdamW. The growth of R is divided out: lr is 1/r_in
+      at scale="rms", as in the paper, and no factor is applied twice.
+    * decay: with updates of length lr*u and a decay of lr*wd per step, weights reach a length
+      proportional to u/wd (times lr*wd for updates that do not agree). A constant lr*wd preserves the
+      spectral condition and the time scale of 1/(lr*wd) steps. The paper of the table multiplies
+      lr*wd and keeps wd. With decay="independent" the learning rate is no factor of the decay, and
+      only wd changes.
+    * eps: it follows the gradient, which falls as 1/out of the activations it belongs to.
 
     Args:
-        role: what the parameter is.
-        shape: (out, in) of the logical matrix; of an embedding as stored, (rows, length of a row);
-            of a vector (length, 1).
+        role: role of the parameter.
+        shape: (out, in) of the logical matrix; (rows, length of a row) of an embedding, as stored;
+            (length, 1) of a vector.
         base: the same at the base width.
-        rule: how it is updated.
+        rule: options of its update.
         convention: see the table.
 
     Raises:
-        ConfigError: for an unknown convention, an empty shape, or an embedding whose rows change
-            in number.
+        ConfigError: if the convention is unknown, a side is 0, or the number of rows of an embedding
+            changes.
 
     References:
         Yang et al., A Spectral Condition for Feature Learning, arXiv 2310.17813, condition 1
         (spectral). Yang et al., Tensor Programs V, arXiv 2203.03466, table 3 (init, and lr under
         AdamW). Practical Efficiency of Muon for Pretraining, arXiv 2505.02222, section 3.4 and
-        table 5 (adam_table; a weight there is a(n)*w, whose product is meant here). Dey et al.,
-        CompleteP, arXiv 2505.01618, table 1 (decay and eps of hidden matrices; eps of all else
-        counts its gradients in the same way).
+        table 5 (adam_table; its weight a(n)*w is W here). Dey et al., CompleteP, arXiv 2505.01618,
+        table 1 (decay and eps of hidden matrices; other eps follow from the gradients in the same way).
 
     Example:
         >>> multipliers(Role.HIDDEN, (1024, 1024), (256, 256), UpdateRule(scale="rms"))
@@ -170,24 +164,23 @@ def multipliers(
     check_convention(convention)
     if min(*shape, *base) < 1:
         raise ConfigError(
-            f"no side of a matrix may be 0 to scale it: {shape}, base {base}"
-            "; each must be at least 1"
+            f"the sides of a matrix must be at least 1: the shape is {shape}, and {base} at the base width"
         )
     if convention == "standard":
         return Multipliers()
     if role in (Role.EMBEDDING, Role.NORM):
-        return _vectors(role, shape, base, rule, convention)
-    return _matrix(shape, base, rule, convention)
+        return _scale_vectors(role, shape, base, rule, convention)
+    return _scale_matrix(shape, base, rule, convention)
 
 
 def check_convention(convention: object) -> None:
     """Raise ConfigError for an unknown convention."""
     if convention not in CONVENTIONS:
         hint = nearest(convention, CONVENTIONS)
-        raise ConfigError(f"no convention of transfer is called {convention!r}: {hint}")
+        raise ConfigError(f"no transfer convention is called {convention!r}: {hint}")
 
 
-def _matrix(
+def _scale_matrix(
     shape: MatrixShape, base: MatrixShape, rule: UpdateRule, convention: ConventionT
 ) -> Multipliers:
     r_out, r_in = shape[0] / base[0], shape[1] / base[1]
@@ -200,24 +193,24 @@ def _matrix(
     else:
         lr = rule.update_rms(base) / rule.update_rms(shape) / r_in
     decayed = 1.0 if convention == "spectral" else 1 / r_in
-    return _settled(init, lr, decayed, r_out, rule, convention)
+    return _complete(init, lr, decayed, r_out, rule, convention)
 
 
-def _vectors(
+def _scale_vectors(
     role: Role, shape: MatrixShape, base: MatrixShape, rule: UpdateRule, convention: ConventionT
 ) -> Multipliers:
-    """Return those of an embedding, whose input is one of its rows, or of a gain or bias."""
+    """Return the multipliers of an embedding, whose input is one of its rows, or of a gain or bias."""
     if role == Role.EMBEDDING and shape[0] != base[0]:
         raise ConfigError(
-            f"an embedding has {shape[0]} rows and {base[0]} at the base width: the vocabulary and "
-            "the number of positions have to be the same"
+            f"an embedding has {shape[0]} rows, but {base[0]} at the base width: vocabulary and number of "
+            "positions must be the same"
         )
     growth = shape[1] / base[1] if role == Role.EMBEDDING else shape[0] / base[0]
     lr = rule.update_rms(base) / rule.update_rms(shape) if rule.on_matrices else 1.0
-    return _settled(1.0, lr, 1.0, growth, rule, convention)
+    return _complete(1.0, lr, 1.0, growth, rule, convention)
 
 
-def _settled(
+def _complete(
     init: float,
     lr: float,
     decayed: float,
@@ -225,26 +218,26 @@ def _settled(
     rule: UpdateRule,
     convention: ConventionT,
 ) -> Multipliers:
-    """Return the multipliers, from what the part of a weight that a step takes away is to be."""
+    """Return the multipliers. `decayed` is the factor of the part of a weight that a step subtracts."""
     eps = 1 / r_out if not rule.on_matrices and convention == "spectral" else 1.0
     weight_decay = decayed / lr if rule.decay == "coupled" else decayed
     return round_multipliers(Multipliers(init=init, lr=lr, weight_decay=weight_decay, eps=eps))
 
 
 def fold_in(found: Multipliers, factor: float, rule: UpdateRule, *, offset: bool) -> Multipliers:
-    """Return the multipliers of W' = factor*W, which stands for `factor` times W in the forward pass.
+    """Return the multipliers of W' = factor*W, which replaces factor*W in the forward pass.
 
-    Training W' with them is training W with `found` and the factor in the forward pass: init and lr
-    take the factor. The gradient of W' is 1/factor that of W, so eps takes 1/factor (and a Muon
-    update does not change). A step takes the same part of W' away as of W, so weight_decay takes
-    1/factor under coupled decay and stays under independent decay.
+    Training W' with them equals training W with `found` and the factor in the forward pass. init and lr
+    are multiplied by the factor. The gradient of W' is that of W divided by the factor, so eps is
+    divided by it; a Muon update does not change. Decay subtracts the same part of W' as of W:
+    weight_decay is divided by the factor if decay is coupled, and constant if it is independent.
 
     Args:
-        found: of W.
-        factor: above 0.
-        rule: how it is updated.
-        offset: the parameter is w, and 1 + w is what is multiplied: 1 + w' = factor*(1 + w). Decay
-            would pull it to 1 and not to `factor`, so it has none.
+        found: multipliers of W.
+        factor: factor above 0.
+        rule: options of the update.
+        offset: whether the parameter is the w of a gain 1 + w, so that 1 + w' = factor*(1 + w). Decay
+            would pull the gain to 1 and not to `factor`, so weight_decay becomes None.
     """
     if factor == 1:
         return found
@@ -260,7 +253,7 @@ def fold_in(found: Multipliers, factor: float, rule: UpdateRule, *, offset: bool
 
 
 def round_multipliers(found: Multipliers) -> Multipliers:
-    """Return the multipliers without the rounding error of the roots and quotients they came from."""
+    """Return the multipliers without the rounding errors of roots and quotients."""
     decay = found.weight_decay
     return Multipliers(
         init=_round(found.init),

@@ -1,4 +1,4 @@
-"""A model and the same model at base width: which part of the one is which part of the other."""
+"""A model and the same model at base width, and how their parameters correspond."""
 
 from __future__ import annotations
 
@@ -15,39 +15,41 @@ from muonscale.transfer.constants import ForwardConstants
 
 @dataclass(frozen=True, kw_only=True)
 class Pair:
-    """A model and the same model at base width and depth, part by part."""
+    """A model and the same model at base width and depth."""
 
     model: nn.Module
     base: nn.Module
     found: dict[str, RoleAssignment]
-    """Parameters of the model, by name."""
+    """Parameters of the model by name."""
     base_of: Callable[[str], RoleAssignment]
-    """From the name of a parameter of the model to its counterpart."""
+    """Returns the counterpart of a parameter of the model, by its name."""
     constants: ForwardConstants
 
 
-def counterparts(base: dict[str, RoleAssignment]) -> Callable[[str], RoleAssignment]:
-    """Return what finds a parameter's counterpart: by name, else in any layer that has one."""
+def match_parameters(base: dict[str, RoleAssignment]) -> Callable[[str], RoleAssignment]:
+    """Return a function that finds the counterpart of a parameter: by name, or in any other layer.
+
+    It raises ConfigError if there is none, or if layers of the base differ in its shape.
+    """
     similar: dict[str, list[RoleAssignment]] = {}
     for name, assignment in base.items():
         similar.setdefault(template(name), []).append(assignment)
 
-    def counterpart(name: str) -> RoleAssignment:
+    def find(name: str) -> RoleAssignment:
         if name in base:
             return base[name]
         others = similar.get(template(name), [])
         shapes = {tuple(other.parameter.shape) for other in others}
         if len(shapes) != 1:
-            what = f"{len(shapes)} kinds of them" if shapes else "nothing like it"
             raise ConfigError(
-                f"{name} has no counterpart at the base width: there is {what}"
-                "; give a base that differs in width and depth alone"
+                f"{name} has no counterpart at the base width: {len(shapes)} shapes match it. Give a base "
+                "that differs only in width and depth"
             )
         return others[0]
 
-    return counterpart
+    return find
 
 
 def template(name: str) -> str:
-    """Return the name with a star for every number."""
+    """Return the name with a star in place of every number."""
     return re.sub(r"\b\d+\b", "*", name)

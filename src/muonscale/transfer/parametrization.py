@@ -1,9 +1,9 @@
 """Transfer of hyper-parameters from a narrow model to a wide one, for Muon and AdamW together.
 
 base = ...                                        # the model at base width, on the meta device
-groups = parameter_groups(model, lr=0.01)         # the values that are right at the base width
+groups = parameter_groups(model, lr=0.01)         # the values tuned at base width
 transfer = parametrize(model, base, groups)
-transfer.scale_weights_(model)                    # once, on freshly drawn weights
+transfer.scale_weights_(model)                    # once, on newly initialized weights
 optimizer = Muon(transfer.groups(groups))
 """
 
@@ -35,12 +35,12 @@ from muonscale.transfer.multipliers import (
     multipliers,
     round_multipliers,
 )
-from muonscale.transfer.pair import Pair, counterparts, template
+from muonscale.transfer.pair import Pair, match_parameters, template
 
 _DEFAULTS = {"scale": "rms", "rms": 0.2, "post_norm": None, "decay": "coupled", "eps": 1e-8}
-"""Of `Muon`, as far as they matter here."""
+"""Defaults of the options of `Muon` that transfer depends on."""
 Batch = tuple[int, int, int]
-"""(number, out, in) of logical matrices that a parameter holds."""
+"""(number, out, in) of a batch of logical matrices of a parameter."""
 
 
 def parametrize(
@@ -53,29 +53,29 @@ def parametrize(
     constants: ForwardConstants | None = None,
     defaults: Mapping[str, Any] | None = None,
 ) -> Parametrization:
-    """Return how the hyper-parameters of `model` follow from those that are right for `base`.
+    """Return the multipliers that turn the hyper-parameters of `base` into those of `model`.
 
-    Per parameter `multipliers` of its logical matrices, and on top what has to be folded in of
-    factors that the forward pass lacks (`muonscale.transfer.folds`). The model is not touched.
+    They are the `multipliers` of the logical matrices of each parameter, times the factors that the
+    forward pass lacks (`muonscale.transfer.folds`). The model is not changed.
 
     Args:
         model: a transformers causal language model of a known architecture, or any module with
             `constants`; on any device, sharded or not.
-        base: the same at base width and depth; the meta device is enough. Layers are matched by
-            name, those that the base has not with a layer of the same parameters.
-        groups: of `model`, from `parameter_groups`: they say the rule of every parameter. A parameter
-            in none is frozen; its initial weight is scaled all the same.
+        base: the same model at base width and depth, for example on the meta device. Layers are
+            matched by name; additional layers are matched with one that has the same parameters.
+        groups: parameter groups of `model`, from `parameter_groups`. A parameter in no group is
+            frozen, but its initial weight is scaled too.
         convention: "spectral", "adam_table" (of *Practical Efficiency of Muon*) or "standard", which
             is 1 everywhere; see `multipliers`.
-        depth: "complete_p" divides residual branches by layers/base layers, and eps of what is in
-            them too; "none" leaves depth out.
-        constants: what the forward pass does with the width, for a model that is not known.
-        defaults: options for `Muon`, such as `scale`, where groups have none of their own.
+        depth: "complete_p" divides residual branches, and the eps of parameters in them, by the ratio
+            of the numbers of layers; "none" ignores depth.
+        constants: factors of the forward pass, for an unknown architecture.
+        defaults: options of `Muon`, such as `scale`, for groups that do not set them.
 
     Raises:
-        ConfigError: for what is not understood: an architecture, a parameter without counterpart,
-            configurations that differ in more than width and depth, matrices of one parameter that
-            would need different multipliers, a factor with nothing to fold it into.
+        ConfigError: if the architecture is unknown, a parameter has no counterpart, configurations
+            differ in more than width and depth, matrices of one parameter need different multipliers,
+            or there is no parameter to fold a factor into.
 
     References:
         See `multipliers` and `muonscale.transfer.folds`.
@@ -84,49 +84,47 @@ def parametrize(
     if depth not in DEPTHS:
         raise ConfigError(f"no depth rule is called {depth!r}: {nearest(depth, DEPTHS)}")
     check_fields(model, base)
-    found, known = {a.name: a for a in assign_roles(model)}, {**_DEFAULTS, **(defaults or {})}
-    known = {name: known[name] for name in _DEFAULTS}
+    found = {a.name: a for a in assign_roles(model)}
+    given = {**_DEFAULTS, **(defaults or {})}
+    known = {name: given[name] for name in _DEFAULTS}
     constants = constants or known_constants(model)
-    base_of = counterparts({a.name: a for a in assign_roles(base)})
+    base_of = match_parameters({a.name: a for a in assign_roles(base)})
     pair = Pair(model=model, base=base, found=found, base_of=base_of, constants=constants)
     layers = depth_ratio(model, base) if depth == "complete_p" else 1.0
-    folds = (
-        {} if convention == "standard" else _merged(width_folds(pair), depth_folds(pair, layers))
-    )
+    folds: Folds = {}
+    if convention != "standard":
+        folds = width_folds(pair)
+        for name, more in depth_folds(pair, layers).items():
+            folds.setdefault(name, []).extend(more)
     homes = {name: group for group in groups for name, _ in named(group)}
     rows = {}
     for name in found:
         group = homes.get(name, {"rule": ADAMW.name})
-        row = _row_of(pair, name, group, UpdateRule.of(group, known), convention)
-        rows[name] = _deepened(
-            _with_folds(row, folds.get(name, []), group, known), pair, layers, convention
+        row = _make_row(pair, name, group, UpdateRule.of(group, known), convention)
+        rows[name] = _apply_depth(
+            _apply_folds(row, folds.get(name, []), group, known), pair, layers, convention
         )
     return Parametrization(convention=convention, depth=depth, rows=rows, defaults=known)
 
 
-def _merged(*parts: Folds) -> Folds:
-    names = dict.fromkeys(name for part in parts for name in part)
-    return {name: [fold for part in parts for fold in part.get(name, [])] for name in names}
-
-
-def _row_of(
+def _make_row(
     pair: Pair, name: str, group: Mapping[str, Any], rule: UpdateRule, convention: ConventionT
 ) -> TransferRow:
-    """Return the row of a parameter by its shape alone."""
+    """Return the row that follows from the shape of a parameter."""
     own, other = pair.found[name], pair.base_of(name)
     role = Role(group.get("role", own.role))
     layout = group.get("matrices", {}).get(name, own.matrices)
     if layout != own.matrices and own.matrices is not None:
         raise ConfigError(
-            f"{name}: an override has changed its matrices, and transfer cannot know those of the base "
-            "width; leave it out"
+            f"{name}: an override changes its matrices to {layout}, but those at the base width are unknown. "
+            "Remove the override"
         )
     shapes = _shapes(own, role, layout)
     bases = _shapes(other, role, layout if own.matrices is None else other.matrices)
     if [number for number, *_ in shapes] != [number for number, *_ in bases]:
         raise ConfigError(
-            f"{name} holds (number, out, in) {shapes}, and {bases} at the base width: their number has "
-            "to be the same"
+            f"{name} holds (number, out, in) {shapes}, but {bases} at the base width: the numbers must be "
+            "equal"
         )
     answers = {
         multipliers(role, shape[1:], base[1:], rule, convention)
@@ -134,8 +132,8 @@ def _row_of(
     }
     if len(answers) != 1:
         raise ConfigError(
-            f"{name} holds (number, out, in) {shapes}, and {bases} at the base width. These would need "
-            "different multipliers, and a parameter can have one set of them: let them grow by the same factor"
+            f"{name} holds (number, out, in) {shapes}, and {bases} at the base width. They need different "
+            "multipliers, but a parameter has one set: widen all of them by the same factor"
         )
     return TransferRow(
         name=name,
@@ -149,16 +147,15 @@ def _row_of(
 
 
 def _shapes(found: RoleAssignment, role: Role, layout: MatrixSpec | None) -> list[Batch]:
-    """Return (number, out, in) of what a parameter holds, as `multipliers` takes them."""
+    """Return (number, out, in) of the batches of a parameter, as `multipliers` takes them."""
     shape = tuple(found.parameter.shape)
     if role == Role.EMBEDDING and len(shape) >= 2:
         return [(1, shape[-2], shape[-1])]
     if role == Role.NORM or layout is None:
         if len(shape) > 2 or (len(shape) == 2 and not found.name.endswith("bias")):
             raise ConfigError(
-                f"{found.name} of shape {shape} is neither a matrix nor a vector ({found.why}): "
-                "transfer does not know how it depends on the width"
-                "; leave transfer out, or freeze it"
+                f"{found.name} of shape {shape} is neither a matrix nor a vector ({found.why}), so its "
+                "dependence on the width is unknown. Leave transfer out, or freeze the parameter"
             )
         return [(1, shape[-1] if shape else 1, 1)]
     try:
@@ -167,7 +164,7 @@ def _shapes(found: RoleAssignment, role: Role, layout: MatrixSpec | None) -> lis
         raise LayoutError(f"{found.name}: {error}") from None
 
 
-def _with_folds(
+def _apply_folds(
     row: TransferRow, folds: list[Fold], group: Mapping[str, Any], known: Mapping[str, Any]
 ) -> TransferRow:
     found, rule = row.multipliers, UpdateRule.of(group, known)
@@ -178,11 +175,13 @@ def _with_folds(
     return replace(row, multipliers=found, why=why, fold=factor)
 
 
-def _deepened(row: TransferRow, pair: Pair, layers: float, convention: ConventionT) -> TransferRow:
-    """Return a row with what depth does besides its folds, in what stands in a layer.
+def _apply_depth(
+    row: TransferRow, pair: Pair, layers: float, convention: ConventionT
+) -> TransferRow:
+    """Return the row of a parameter in a layer with the effects of depth other than its folds.
 
-    The gradient of what is in a branch falls as 1/layers, and eps follows it. And where the last
-    matrix of a branch is drawn smaller in a deeper model, the folded 1/layers holds that already.
+    The gradient in a branch falls as 1/layers, and eps follows it. If the last matrix of a branch is
+    initialized smaller in a deeper model, the folded 1/layers includes that already.
     """
     if layers == 1 or template(row.name) == row.name or convention == "standard":
         return row

@@ -27,7 +27,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from muonscale.errors import ConfigError
-from muonscale.optim.distributed.dtensor import local
+from muonscale.optim.distributed.dtensor import to_local
 
 LARGE = 100.0
 """Logits above it are counted (Liu et al., arXiv 2502.16982, appendix D)."""
@@ -258,8 +258,8 @@ def _tell(
     scaling = options.get("scaling")
     causal = options.get("is_causal")
     heard_now = Heard(
-        local(query.detach()),
-        local(key.detach()),
+        to_local(query.detach()),
+        to_local(key.detach()),
         {
             "scaling": query.shape[-1] ** -0.5 if scaling is None else scaling,
             "mask": mask,

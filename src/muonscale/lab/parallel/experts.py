@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import Shard, distribute_tensor
 
-from muonscale.optim.distributed.dtensor import local
+from muonscale.optim.distributed.dtensor import to_local
 
 
 def deal_out_experts(module: nn.Module, mesh: DeviceMesh) -> None:
@@ -101,7 +101,7 @@ class _Travel(torch.autograd.Function):
 def _local_parameters(module: nn.Module) -> Generator[list[Tensor]]:
     """Let the module see its part of every parameter as a plain tensor."""
     whole: dict[str, Any] = dict(module._parameters)
-    parts = {name: local(p) for name, p in whole.items() if p is not None}
+    parts = {name: to_local(p) for name, p in whole.items() if p is not None}
     module._parameters.update(parts)  # type: ignore[arg-type]
     try:
         yield list(parts.values())

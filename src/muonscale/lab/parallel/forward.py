@@ -16,7 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 from transformers import PreTrainedModel
 
 from muonscale.lab.models.loss import causal_logits, evaluating
-from muonscale.optim.distributed.dtensor import local, placements_differ
+from muonscale.optim.distributed.dtensor import placements_differ, to_local
 
 
 @dataclass
@@ -77,4 +77,4 @@ class Parallelized:
                 placements = parameter.placements  # type: ignore[attr-defined]
                 parameter.grad = gradient.redistribute(placements=placements)
             if name in self.partial:
-                dist.all_reduce(local(gradient), group=self.heads)
+                dist.all_reduce(to_local(gradient), group=self.heads)

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from muonscale.lab.parallel.processes import Processes
-from muonscale.optim.distributed.dtensor import is_sharded, local
+from muonscale.optim.distributed.dtensor import is_sharded, to_local
 from muonscale.optim.rules.base import rule_of
 
 
@@ -38,7 +38,7 @@ def sum_of_squares(params: list[Tensor], world: int, device: torch.device) -> Te
     total = torch.zeros((), dtype=torch.float64, device=device)
     for parameter in params:
         if parameter.grad is not None:
-            square = torch.linalg.vector_norm(local(parameter.grad)).double().square()
+            square = torch.linalg.vector_norm(to_local(parameter.grad)).double().square()
             total += square * _parts(parameter) / world
     return total
 
@@ -81,7 +81,7 @@ def clip_gradients(
 
 def _held(group: dict[str, Any]) -> list[Tensor]:
     """Return what of a group's gradients is on this rank."""
-    return [local(p.grad) for p in group["params"] if p.grad is not None]
+    return [to_local(p.grad) for p in group["params"] if p.grad is not None]
 
 
 def _norm(group: dict[str, Any]) -> Tensor:

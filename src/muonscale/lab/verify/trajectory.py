@@ -15,7 +15,7 @@ from torch import Tensor
 from muonscale.lab.parallel.processes import Processes
 from muonscale.lab.training.setup import Run
 from muonscale.lab.training.step import accumulate, targets_in_all, train_step
-from muonscale.optim.distributed.dtensor import gather_full, local
+from muonscale.optim.distributed.dtensor import gather_full, to_local
 
 
 @dataclass(frozen=True)
@@ -78,12 +78,12 @@ def take_steps(
     share = None if targets is None else targets / processes.topology.data_ranks
     accumulate(state.forward, state.routing, first, micro_batch, targets=share)
     gradients = whole({name: _gradient(p) for name, p in parameters.items()}, processes)
-    before = {name: local(p).detach().clone() for name, p in parameters.items()}
+    before = {name: to_local(p).detach().clone() for name, p in parameters.items()}
     losses = [
         train_step(state, batch_at(step), run.config, processes)["loss"] for step in range(steps)
     ]
     state.optimizer.check_finite()  # of the last step: no other step asks
-    moves = [largest(local(p).detach() - before[name]) for name, p in parameters.items()]
+    moves = [largest(to_local(p).detach() - before[name]) for name, p in parameters.items()]
     return Trajectory(
         losses,
         gradients,

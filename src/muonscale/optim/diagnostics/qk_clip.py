@@ -1,13 +1,13 @@
-"""QK-clip: scale query and key weights down where an attention logit has become too large.
+"""QK-clip: scales query and key weights down if an attention logit is too large.
 
-After an optimizer step the weights of every head h whose largest logit S_h of that step is above a
-threshold tau are scaled so that the same inputs give logits gamma_h times as large:
+After an optimizer step, heads whose largest logit S_h of that step exceeds a threshold tau are
+scaled. The same inputs then give logits gamma_h times as large:
 
     gamma_h = min(1, tau / S_h)
 
-A logit is a product of a query and a key, so that queries take gamma^alpha of it and keys
-gamma^(1-alpha). Rotary positions turn a head's outputs and commute with a factor. Norms of queries
-or keys after the projection would undo it: there is nothing to clip in such a model.
+A logit is a product of a query and a key: queries are multiplied by gamma^alpha and keys by
+gamma^(1-alpha). Rotary embeddings commute with a factor. QK-clip has no effect on models that
+normalize queries or keys after the projection.
 
 References:
     Kimi Team, Kimi K2, arXiv 2507.20534, section 2.1 and algorithm 1 (MuonClip).
@@ -24,41 +24,39 @@ import torch
 from torch import Tensor
 
 from muonscale.errors import ConfigError
-from muonscale.optim.distributed.dtensor import local, part_here, sharding_of
+from muonscale.optim.distributed.dtensor import part_here, sharding_of, to_local
 from muonscale.optim.matrices.sharding import local_parts
 from muonscale.optim.matrices.spec import PLAIN
 from muonscale.optim.rules.master_weights import Weights
 
 Masters = Mapping[Tensor, Tensor]
-"""Float32 copies of parameters in 16 bits, by parameter, lying as these do."""
+"""Float32 copies of 16-bit parameters, by parameter and with the same sharding."""
 
 
 @dataclass(frozen=True)
 class Outputs:
-    """Outputs of a linear map, in all the tensors that make them."""
+    """A range of outputs of a linear map."""
 
     tensors: tuple[Tensor, ...]
-    """Weight and, if there is one, bias; plain or DTensor."""
+    """The weight and, if there is one, the bias; plain tensors or DTensors."""
     axis: int = 0
-    """Along which the weight has its outputs: 0 `[out, in]`, -1 `[in, out]`."""
+    """Axis of the outputs in the weight: 0 for `[out, in]`, -1 for `[in, out]`."""
     first: int = 0
-    """Outputs before these, where others are stacked in the same tensors."""
+    """Index of the first output in the tensors."""
 
 
 def clip_factors(largest_H: Tensor, tau: float) -> Tensor:
-    """Return gamma of every head, `[H]` in (0, 1].
-
-    A logit that is not finite says nothing of its head, whose factor is 1.
+    """Return gamma of every head, `[H]` in (0, 1]. It is 1 for a logit that is not finite.
 
     Args:
-        largest_H: largest logit of every head; may be 0 and below.
-        tau: the threshold, above 0.
+        largest_H: largest logit of every head, of any sign.
+        tau: threshold, above 0.
 
     Raises:
-        ConfigError: for a threshold that is not above 0.
+        ConfigError: if `tau` is not above 0.
     """
     if not tau > 0:
-        raise ConfigError(f"tau is {tau!r}: a logit above 0 is accepted")
+        raise ConfigError(f"tau is {tau!r}: it must be above 0")
     above_H = (largest_H > tau) & largest_H.isfinite()
     return torch.where(above_H, tau / torch.where(above_H, largest_H, 1.0), 1.0)
 
@@ -66,21 +64,20 @@ def clip_factors(largest_H: Tensor, tau: float) -> Tensor:
 def grouped_factors(gamma_H: Tensor, key_heads: int, alpha: float) -> tuple[Tensor, Tensor]:
     """Return the factors of query heads and key heads, `[H]` and `[G]`.
 
-    Where R heads of queries share a key, the key takes what all of them need, the largest gamma
-    c_g of the group, and each query what is left of its own:
+    R query heads share a key head. With c_g the largest gamma of group g:
 
         key_g = c_g^(1-alpha)        query_h = gamma_h / key_g
 
-    Logits of every head are so scaled by its own gamma, and no other head's are changed. With one
-    query for a key they are gamma^(1-alpha) and gamma^alpha.
+    The logits of every head are multiplied by its own gamma. With one query head per key head, the
+    factors are gamma^(1-alpha) and gamma^alpha.
 
     Args:
         gamma_H: see `clip_factors`.
         key_heads: G.
-        alpha: the queries' part, from 0 to 1.
+        alpha: exponent of the queries, from 0 to 1.
 
     Raises:
-        ConfigError: for another alpha.
+        ConfigError: if `alpha` is not from 0 to 1.
     """
     _check_alpha(alpha)
     gamma_GR = gamma_H.unflatten(0, (key_heads, -1))
@@ -91,10 +88,11 @@ def grouped_factors(gamma_H: Tensor, key_heads: int, alpha: float) -> tuple[Tens
 def latent_factors(gamma_H: Tensor, alpha: float) -> tuple[Tensor, Tensor, Tensor]:
     """Return the factors of latent attention (MLA): query, rotary part of the query, key, each `[H]`.
 
-    The rotary part of the key is shared by all heads and stays; that of the query takes all.
+    All heads share the rotary part of the key, which is not scaled. The rotary part of the query is
+    therefore multiplied by gamma.
 
     Raises:
-        ConfigError: for an alpha outside of [0, 1].
+        ConfigError: if `alpha` is not from 0 to 1.
     """
     _check_alpha(alpha)
     return gamma_H**alpha, gamma_H, gamma_H ** (1 - alpha)
@@ -102,7 +100,7 @@ def latent_factors(gamma_H: Tensor, alpha: float) -> tuple[Tensor, Tensor, Tenso
 
 def _check_alpha(alpha: float) -> None:
     if not 0 <= alpha <= 1:
-        raise ConfigError(f"alpha is {alpha!r}: a number from 0 to 1 is accepted")
+        raise ConfigError(f"alpha is {alpha!r}: it must be from 0 to 1")
 
 
 @torch.no_grad()
@@ -119,9 +117,9 @@ def clip_grouped_(
     """Scale query and key heads of multi-head and grouped-query attention, in place.
 
     Args:
-        query: `[H D]` outputs, head after head.
-        key: `[G D]` outputs, likewise.
-        gamma_H: see `clip_factors`, of all heads, on every rank that holds a part.
+        query: H * D outputs, head after head.
+        key: G * D outputs, head after head.
+        gamma_H: see `clip_factors`. Every rank that holds a part needs those of all heads.
         key_heads: G.
         head_size: D.
         alpha: see `grouped_factors`.
@@ -142,13 +140,14 @@ def clip_latent_(
     alpha: float = 0.5,
     masters: Masters | None = None,
 ) -> None:
-    """Scale the heads of latent attention (DeepSeek's MLA), in place; values stay as they are.
+    """Scale queries and keys of latent attention (DeepSeek's MLA), in place. Values do not change.
 
     Args:
-        query: for every head its query, then the rotary part of it.
+        query: for every head its query, then the rotary part of the query.
         key_value: for every head its key, then its value: the expansion of the latent vector.
-        gamma_H: see `clip_factors`, of all heads, on every rank that holds a part.
-        sizes: of a head's query (and key) without the rotary part, of that part, of its value.
+        gamma_H: see `clip_factors`. Every rank that holds a part needs those of all heads.
+        sizes: sizes of a head's query (and key) without the rotary part, of the rotary part, and of
+            its value.
         alpha: see `latent_factors`.
         masters: see `Masters`.
     """
@@ -160,31 +159,31 @@ def clip_latent_(
 
 
 def _interleave(*parts: tuple[Tensor, int]) -> Tensor:
-    """Return the factors of the outputs of every head, part after part."""
+    """Return the factors of all outputs: for every head, one part after the other."""
     return torch.cat([f_H[:, None].expand(-1, size) for f_H, size in parts], dim=1).flatten()
 
 
 @torch.no_grad()
 def scale_outputs_(outputs: Outputs, factors_N: Tensor, masters: Masters | None = None) -> None:
-    """Multiply outputs of a linear map by a factor each, in place, what of them is here.
+    """Multiply N outputs of a linear map by one factor each, in place, on this rank.
 
-    A float32 master is multiplied, and its 16-bit parameter rounded from it.
+    A float32 master is multiplied, and the 16-bit parameter is rounded from it.
 
     Args:
-        outputs: N of them.
-        factors_N: on any device.
+        outputs: range of N outputs.
+        factors_N: factors, on any device.
         masters: see `Masters`.
     """
     for tensor in outputs.tensors:
         axis = outputs.axis % tensor.ndim
         factors = factors_N.new_ones(tensor.shape[axis])
         factors[outputs.first : outputs.first + len(factors_N)] = factors_N
-        here = _here(tensor, axis, factors)
+        here = _select_local(tensor, axis, factors)
         shape = [-1 if i == axis else 1 for i in range(tensor.ndim)]
         master = None if masters is None else masters.get(tensor)
         weights = Weights(
-            stored=[local(tensor.detach())],
-            masters=None if master is None else [local(master)],
+            stored=[to_local(tensor.detach())],
+            masters=None if master is None else [to_local(master)],
         )
         wide = torch.empty(0, dtype=torch.promote_types(tensor.dtype, torch.float32))
         values = weights.wide([wide], None)
@@ -192,10 +191,10 @@ def scale_outputs_(outputs: Outputs, factors_N: Tensor, masters: Masters | None 
         weights.write_(values, None)
 
 
-def _here(tensor: Tensor, axis: int, factors: Tensor) -> Tensor:
-    """Return the factors of the rows that are on this rank, in their order there."""
+def _select_local(tensor: Tensor, axis: int, factors: Tensor) -> Tensor:
+    """Return the factors of the outputs that are on this rank, in local order."""
     part = part_here(sharding_of("queries or keys", tensor, PLAIN))
     if part is None:
         return factors
-    ranges = [factors[slice(*one.range)] for one in local_parts(*part)[axis]]
+    ranges = [factors[slice(*p.range)] for p in local_parts(*part)[axis]]
     return torch.cat([factors[:0], *ranges])

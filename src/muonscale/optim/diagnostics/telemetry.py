@@ -1,8 +1,8 @@
-"""What weights and updates look like: lengths, and the spread of their singular values.
+"""Statistics of weights and updates: their RMS and their singular values.
 
-The functions of a spectrum take squared singular values `[..., n]`, which `squared_singular_values`
-gives; all of them are batched and stay on the device. `snapshot` before a step and `measure` after
-it give the same figures for the parameter groups of an optimizer. They read and never write.
+The functions of a spectrum take squared singular values `[..., n]` from `squared_singular_values`.
+They are batched and stay on the device. `snapshot` before a step and `measure` after it compute the
+figures for the parameter groups of an optimizer. Nothing is written to parameters or state.
 """
 
 from __future__ import annotations
@@ -24,24 +24,24 @@ from muonscale.optim.rules.step_inputs import named
 Group = Mapping[str, Any]
 
 Place = tuple[str, int]
-"""Matrices of a parameter: its name, and which batch of `matrices.view`."""
+"""The name of a parameter, and the index of a batch of its matrices in the result of `view`."""
 
 
 def rms(tensors: Iterable[Tensor]) -> Tensor:
-    """Return the root mean square over all elements of all tensors, a 0-D tensor."""
+    """Return the root mean square over all elements of all tensors, 0-D."""
     norms: list[Tensor] = []
     elements = 0
-    for tensor in tensors:  # one at a time: they may be made on the way
+    for tensor in tensors:  # one at a time, because an iterator may gather them
         norms.append(torch.linalg.vector_norm(tensor.float()))
         elements += tensor.numel()
     return torch.linalg.vector_norm(torch.stack(norms)) / math.sqrt(max(1, elements))
 
 
 def squared_singular_values(X: Tensor) -> Tensor:
-    """Return the squared singular values of matrices `[..., out, in]`, rising, `[..., min(out, in)]`.
+    """Return the squared singular values of `[..., out, in]`, ascending, as `[..., min(out, in)]`.
 
-    Eigenvalues of the smaller Gram matrix, in float32 (float64 for float64): each is right to about
-    1e-7 times the largest, which is enough for sums and the largest, and much cheaper than an SVD.
+    They are the eigenvalues of the smaller Gram matrix in float32 (float64 for float64 `X`). Their
+    error is about 1e-7 times the largest one. This is much faster than an SVD.
     """
     X = X.to(torch.promote_types(X.dtype, torch.float32))
     gram = X @ X.mT if X.shape[-2] <= X.shape[-1] else X.mT @ X
@@ -49,12 +49,12 @@ def squared_singular_values(X: Tensor) -> Tensor:
 
 
 def svd_entropy(squares: Tensor) -> Tensor:
-    """Return how evenly the energy is spread over the singular values, from 0 to 1.
+    """Return the normalized entropy of the squared singular values, from 0 to 1.
 
         H = -(1/log n) * sum_i q_i log q_i        q_i = s_i^2 / sum_j s_j^2
 
-    1 for a multiple of an orthogonal matrix and for a single row or column, 0 for a matrix of rank
-    one and for zeros.
+    It is 1 for a multiple of an orthogonal matrix and for a single row or column. It is 0 for other
+    matrices of rank one and for zeros.
 
     Args:
         squares: squared singular values, `[..., n]`.
@@ -70,7 +70,7 @@ def svd_entropy(squares: Tensor) -> Tensor:
 
 
 def stable_rank(squares: Tensor) -> Tensor:
-    """Return `||X||_F^2 / ||X||_2^2` of `[..., n]` squared singular values: from 1 to n, 0 for zeros."""
+    """Return `||X||_F^2 / ||X||_2^2` of `[..., n]` squared singular values: 1 to n, or 0 for zeros."""
     largest = squares.amax(-1)
     return squares.sum(-1) / torch.where(largest > 0, largest, 1.0)
 
@@ -81,11 +81,11 @@ def spectral_norm(squares: Tensor) -> Tensor:
 
 
 def orthogonality_error(squares: Tensor) -> Tensor:
-    """Return how far a matrix is from a multiple of one with orthonormal rows or columns.
+    """Return the distance from a multiple of a matrix with orthonormal rows or columns.
 
         E = ||X X^T / c - I||_F / sqrt(n)        c = ||X||_F^2 / n, for out <= in
 
-    0 for such a multiple, whatever it is; sqrt(n - 1) for rank one; 1 for zeros.
+    It is 0 for any such multiple, sqrt(n - 1) for rank one and 1 for zeros.
 
     Args:
         squares: squared singular values, `[..., n]`.
@@ -101,39 +101,35 @@ SPECTRUM = {
     "spectral_norm": spectral_norm,
     "orthogonality_error": orthogonality_error,
 }
-"""What is said of a spectrum, by name."""
+"""Figures of a spectrum by name."""
 
 
-def applied_update(
+def recover_update(
     before: Tensor, after: Tensor, *, lr: float, rate: float = 0.0, cautious: bool = False
 ) -> Tensor:
-    """Return U of the step `W <- W - rate*W - lr*U`: what was applied, weight decay excluded.
+    """Return the update U of a step `W <- W - rate*W - lr*U`, without weight decay.
 
-    Exact but for the rounding of the weights, which is coarse for 16-bit ones. Zeros where nothing
-    has changed: a parameter without a gradient, a step left out.
+    It is exact except for the rounding of the weights, which is coarse in 16 bits. It is zero if the
+    step did not change W.
 
     Args:
-        before: W before the step, any shape.
-        after: W after it.
+        before: W before the step, of any shape.
+        after: W after the step.
         lr: learning rate of the step, above 0.
-        rate: part of W that decay took away.
-        cautious: whether it did so only where `W*U >= 0`. There the change has the sign of W, so
-            that the places are known.
+        rate: fraction of W that decay subtracted.
+        cautious: whether decay was applied only where `W*U >= 0`. The change has the sign of W there.
     """
     dtype = torch.promote_types(before.dtype, torch.float32)
     before, after = before.to(dtype), after.to(dtype)
     change = before - after
-    decayed = before * rate * change.any()  # a step that was left out did not decay either
+    decayed = before * rate * change.any()  # a cancelled step did not decay either
     if cautious:
         decayed = decayed * (change * before >= 0)
     return (change - decayed) / lr
 
 
 def snapshot(groups: Iterable[Group]) -> dict[str, Tensor]:
-    """Return a copy of every parameter of an optimizer's groups, by name: call it before a step.
-
-    Of a sharded one, of the part that is here.
-    """
+    """Return a copy of every parameter by name, before a step. Of a DTensor the local part is copied."""
     return {
         name: parameter.detach().clone() for group in groups for name, parameter in named(group)
     }
@@ -143,20 +139,19 @@ def snapshot(groups: Iterable[Group]) -> dict[str, Tensor]:
 def measure(
     groups: Iterable[Group], before: Mapping[str, Tensor], *, matrices: int = 8
 ) -> dict[str, dict[str, float]]:
-    """Return, by group name, figures of the last step's update and of the weights after it.
+    """Return figures of the last update and of the weights after it, by group name.
 
-    Lengths are of all parameters of a group: `update_rms` (of U, in units of lr, decay excluded),
-    `weight_rms`, `update_to_weight` (what one step changes, `lr*update_rms/weight_rms`). Spectra are
-    averages over single matrices: `matrices` of a group's, spread evenly over them and the same at
-    every call, for groups that are hidden matrices or routers or on Muon. They are called
-    `update_...` and `weight_...` with the names of `SPECTRUM`, and `measured` is their number.
-    A group whose lr was 0 has no figures of an update. Sharded parameters are gathered, one at a
-    time: a collective of their ranks.
+    Three figures are over all parameters of a group: `update_rms` (RMS of U, in units of lr, without
+    decay), `weight_rms`, and `update_to_weight` (`lr*update_rms/weight_rms`). Figures of spectra are
+    `update_` and `weight_` with the names in `SPECTRUM`, for groups of hidden matrices or routers and
+    groups on Muon. They are means over a sample of matrices, spread evenly over the group and the
+    same at every call. `measured` is the size of the sample. If the lr was 0, the figures of the
+    update are missing. Sharded parameters are gathered one at a time: a collective of their ranks.
 
     Args:
-        groups: an optimizer's, whose `lr` is that of the step.
-        before: what `snapshot` returned.
-        matrices: how many matrices of a group have their spectrum taken; 0 for none.
+        groups: parameter groups of the optimizer, with the `lr` of the step.
+        before: result of `snapshot`.
+        matrices: largest size of the sample of a group; 0 for none.
     """
     return {group["name"]: _measure_group(group, before, matrices) for group in groups}
 
@@ -169,18 +164,18 @@ def _measure_group(group: Group, before: Mapping[str, Tensor], matrices: int) ->
         return gather_full(weights[name])
 
     figures: dict[str, Tensor | float] = {"weight_rms": rms(map(weight, weights))}
-    figures |= _spectra("weight", chosen, weight, group)
+    figures |= _measure_spectra("weight", chosen, weight, group)
     lr = float(group["lr"])
     if lr > 0:
         rate, cautious = decay_rate(group), bool(group["cautious_decay"])
 
         def update(name: str) -> Tensor:
             old, new = gather_full(before[name]), weight(name)
-            return applied_update(old, new, lr=lr, rate=rate, cautious=cautious)
+            return recover_update(old, new, lr=lr, rate=rate, cautious=cautious)
 
         figures["update_rms"] = rms(update(name) for name in weights)
         figures["update_to_weight"] = lr * figures["update_rms"] / figures["weight_rms"]
-        figures |= _spectra("update", chosen, update, group)
+        figures |= _measure_spectra("update", chosen, update, group)
     if chosen:
         figures["measured"] = sum(len(indices) for indices in chosen.values())
     return {name: float(value) for name, value in figures.items()}
@@ -189,7 +184,7 @@ def _measure_group(group: Group, before: Mapping[str, Tensor], matrices: int) ->
 def _sample(
     group: Group, weights: Mapping[str, Tensor], matrices: int
 ) -> dict[str, list[tuple[int, int]]]:
-    """Return, by parameter name, (batch, index in it) of matrices spread evenly over a group's."""
+    """Return a sample of the matrices of a group, as (batch, index in the batch) by parameter name."""
     if not rule_of(group).on_matrices and group.get("role") not in MATRIX_ROLES:
         return {}
     places = [
@@ -202,7 +197,7 @@ def _sample(
 
 
 def _spread(places: list[tuple[str, int, int]], number: int) -> dict[str, list[tuple[int, int]]]:
-    """Return `number` of the places (name, batch, index in the batch), spread evenly, by name."""
+    """Return (batch, index in the batch) of `number` evenly spread `places`, by parameter name."""
     count = min(number, len(places))
     chosen: dict[str, list[tuple[int, int]]] = {}
     for i in range(count):
@@ -219,18 +214,18 @@ def measure_kinds(
     *,
     matrices: int = 8,
 ) -> dict[str, dict[str, float]]:
-    """Return, by kind of matrix, means over single matrices, however these are grouped.
+    """Return means over a sample of matrices, by kind of matrix and independent of parameter groups.
 
-    `matrices` of a kind's, spread evenly over them and the same at every call, count alike: of each
-    the RMS and the figures of `SPECTRUM`, of the weight (`weight_...`) and of the last step's update
-    (`update_...`, in units of lr, decay excluded; none where an lr was 0). `measured` is their
-    number. Sharded parameters are gathered, one at a time: a collective of their ranks.
+    The figures are the RMS and those in `SPECTRUM`, of the weight (`weight_...`) and of the last
+    update (`update_...`, in units of lr, without decay; missing if the lr was 0). The sample is
+    spread evenly over the matrices of a kind and is the same at every call. `measured` is its size.
+    Sharded parameters are gathered one at a time: a collective of their ranks.
 
     Args:
-        groups: an optimizer's, whose `lr` is that of the step.
-        before: what `snapshot` returned.
+        groups: parameter groups of the optimizer, with the `lr` of the step.
+        before: result of `snapshot`.
         kinds: matrices by kind.
-        matrices: how many of a kind; 0 for none.
+        matrices: largest size of the sample of a kind; 0 for none.
     """
     owners = {name: (group, p.detach()) for group in groups for name, p in named(group)}
     figures = {}
@@ -240,31 +235,31 @@ def measure_kinds(
             for name, batch in members
             for index in range(_shapes(owners[name][0], name, owners[name][1])[batch][0])
         ]
-        seen: dict[str, list[Tensor]] = {}
+        found: dict[str, list[Tensor]] = {}
         for name, indices in _spread(places, matrices).items():
             group, weight = owners[name]
-            for what, X in _weight_and_update(name, group, weight, before).items():
-                batches = view(X, _layout(group, name))
-                seen.setdefault(what, []).extend(
-                    _length_and_spectrum(batches[b][i]) for b, i in indices
+            for what, X in _gather_weight_and_update(name, group, weight, before).items():
+                batches = view(X, _spec_of(group, name))
+                found.setdefault(what, []).extend(
+                    _measure_matrix(batches[b][i]) for b, i in indices
                 )
-        if seen:
-            means = {what: torch.stack(each).mean(0).tolist() for what, each in seen.items()}
+        if found:
+            means = {what: torch.stack(each).mean(0).tolist() for what, each in found.items()}
             figures[kind] = {
                 f"{what}_{name}": value
                 for what, values in means.items()
                 for name, value in zip(("rms", *SPECTRUM), values, strict=True)
-            } | {"measured": len(seen["weight"])}
+            } | {"measured": len(found["weight"])}
     return figures
 
 
-def _weight_and_update(
+def _gather_weight_and_update(
     name: str, group: Group, weight: Tensor, before: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
     whole, lr = gather_full(weight), float(group["lr"])
     if lr <= 0:
         return {"weight": whole}
-    update = applied_update(
+    update = recover_update(
         gather_full(before[name]),
         whole,
         lr=lr,
@@ -274,34 +269,34 @@ def _weight_and_update(
     return {"weight": whole, "update": update}
 
 
-def _length_and_spectrum(X: Tensor) -> Tensor:
+def _measure_matrix(X: Tensor) -> Tensor:
     squares = squared_singular_values(X)
     return torch.stack([rms([X]), *(figure(squares) for figure in SPECTRUM.values())])
 
 
 def _shapes(group: Group, name: str, parameter: Tensor) -> list[tuple[int, int, int]]:
-    return matrix_shapes(parameter.shape, _layout(group, name))
+    return matrix_shapes(parameter.shape, _spec_of(group, name))
 
 
-def _spectra(
+def _measure_spectra(
     what: str,
     chosen: Mapping[str, list[tuple[int, int]]],
     tensor: Callable[[str], Tensor],
     group: Group,
 ) -> dict[str, Tensor | float]:
-    """Return the averages of `SPECTRUM` over the chosen matrices of `tensor(name)`."""
-    seen = []
+    """Return the means of the figures in `SPECTRUM` over the `chosen` matrices of `tensor(name)`."""
+    found = []
     for name, indices in chosen.items():
-        batches = view(tensor(name), _layout(group, name))
+        batches = view(tensor(name), _spec_of(group, name))
         for batch, index in indices:
             squares = squared_singular_values(batches[batch][index])
-            seen.append(torch.stack([figure(squares) for figure in SPECTRUM.values()]))
-    if not seen:
+            found.append(torch.stack([figure(squares) for figure in SPECTRUM.values()]))
+    if not found:
         return {}
     return dict(
-        zip((f"{what}_{name}" for name in SPECTRUM), torch.stack(seen).mean(0), strict=True)
+        zip((f"{what}_{name}" for name in SPECTRUM), torch.stack(found).mean(0), strict=True)
     )
 
 
-def _layout(group: Group, name: str) -> MatrixSpec:
+def _spec_of(group: Group, name: str) -> MatrixSpec:
     return group["matrices"].get(name, PLAIN)

@@ -6,8 +6,8 @@ computes the same one, whatever the order of the parameters.
 Matrices are assigned greedily by Newton-Schulz FLOPs, longest first, each to the least loaded rank.
 Moving a matrix that is already whole on one rank is charged as extra work. If there are too few
 matrices to balance the ranks, a *subgroup* of ranks shares each large matrix
-(`muonscale.optim.newton_schulz.subgroup`). The tasks of a rank are divided into *rounds*, so that
-the exchange for the next round can run during the current one.
+(`muonscale.optim.newton_schulz.subgroup`). The tasks of a rank are divided into *rounds*: the
+exchange for the next round runs during the current one.
 
 A *group rank* is the index of a rank in the assignment's ranks, which are sorted. A subgroup is a
 block of consecutive group ranks.
@@ -176,12 +176,12 @@ def assign_owners(
     assigner = _Assigner(
         ordered, ranks, owners or {}, comm_bytes * flops_per_byte, subgroup_flops_per_byte
     )
-    chosen = assigner.best() if subgroup_size is None else assigner.assign(subgroup_size)
-    rounds = _rounds(ordered, assigner.keys, chosen.subgroups, round_bytes)
+    chosen = assigner.find_best() if subgroup_size is None else assigner.assign(subgroup_size)
+    rounds = _assign_rounds(ordered, assigner.keys, chosen.subgroups, round_bytes)
     tasks = [
         task
         for key, subgroup, r in zip(assigner.keys, chosen.subgroups, rounds, strict=True)
-        for task in assigner.tasks(key, subgroup, r)
+        for task in assigner.make_tasks(key, subgroup, r)
     ]
     return OwnerAssignment(ranks, ordered, tuple(tasks), chosen.size)
 
@@ -230,7 +230,7 @@ class _Assigner:
         self._flops_per_element = flops_per_element
         # A subgroup exchanges float32, whatever the dtype of the other messages is.
         self._flops_per_shared_element = 4 * subgroup_flops_per_byte
-        self._homes = [_homes(parameter.sharding, ranks) for parameter in parameters]
+        self._homes = [_find_homes(parameter.sharding, ranks) for parameter in parameters]
         self.keys: list[_Key] = [
             (n, matrix, shape)
             for n, parameter in enumerate(parameters)
@@ -244,7 +244,7 @@ class _Assigner:
             if (parameters[n].name, matrix) in owners
         }
 
-    def best(self) -> _Candidate:
+    def find_best(self) -> _Candidate:
         """Return the candidate whose busiest rank has the least work.
 
         No matrix is split if the load is already even, or if splitting hardly helps.
@@ -289,7 +289,7 @@ class _Assigner:
     def _assign_to_subgroups(
         self, size: int, large: float, subgroups: list[_GroupRanks], loads: list[float]
     ) -> None:
-        """Assign the large matrices to subgroups where splitting them reduces the work."""
+        """Assign large matrices to subgroups if that reduces the work."""
         heap = [(0.0, first) for first in range(0, self._count, size)]
         for i in self._order:
             if subgroups[i] or self._flops[i] < large:
@@ -314,7 +314,7 @@ class _Assigner:
             shape, parameter.triples, parameter.forms, size, self._flops_per_shared_element
         )
 
-    def tasks(self, key: _Key, subgroup: _GroupRanks, round: int) -> list[MatrixTask]:
+    def make_tasks(self, key: _Key, subgroup: _GroupRanks, round: int) -> list[MatrixTask]:
         """Return the tasks of a matrix, one for each rank of its subgroup."""
         n, matrix, shape = key
         whole = (0, shape[0]), (0, shape[1])
@@ -338,7 +338,7 @@ class _Assigner:
         return tasks
 
 
-def _homes(sharding: Sharding, ranks: tuple[int, ...]) -> dict[int, tuple[int, ...]]:
+def _find_homes(sharding: Sharding, ranks: tuple[int, ...]) -> dict[int, tuple[int, ...]]:
     """Return the group ranks that hold a whole matrix, for each matrix that some rank holds."""
     if sharding.partitioned:
         return {}
@@ -350,7 +350,7 @@ def _homes(sharding: Sharding, ranks: tuple[int, ...]) -> dict[int, tuple[int, .
     }
 
 
-def _rounds(
+def _assign_rounds(
     parameters: Sequence[ParamCost],
     keys: Sequence[_Key],
     subgroups: Sequence[_GroupRanks],
@@ -388,7 +388,7 @@ class ReplicaSet:
 
 @functools.cache
 def replica_sets(sharding: Sharding) -> tuple[tuple[ReplicaSet, ...], ...]:
-    """Return the replica sets of each matrix; together they hold the whole of it."""
+    """Return the replica sets of each matrix. Together they hold the whole matrix."""
     found: list[list[ReplicaSet]] = [[] for _ in shapes_of(sharding)]
     for shard_coord, mesh_ranks in replicas_by_coord(sharding).items():
         for matrix, own in pieces_by_matrix(sharding, shard_coord).items():
@@ -398,9 +398,9 @@ def replica_sets(sharding: Sharding) -> tuple[tuple[ReplicaSet, ...], ...]:
 
 
 def source_mesh_rank(replicas: tuple[int, ...], owner: int, replica: int) -> int:
-    """Return which of the mesh ranks `replicas` sends its part to the mesh rank `owner`.
+    """Return the mesh rank among `replicas` that sends its part to the mesh rank `owner`.
 
-    That is the owner itself if it is one of them, and otherwise the one with the owner's
+    It is the owner itself if it is one of them, and otherwise the one at index `replica`, the owner's
     `replica_index`.
     """
     return owner if owner in replicas else replicas[replica]
@@ -444,7 +444,7 @@ class Traffic:
 
 
 def traffic(assignment: OwnerAssignment) -> Traffic:
-    """Return what each group rank sends and receives in `muonscale.optim.distributed.exchange`."""
+    """Return the elements that each group rank sends and receives in one step."""
     sums = Traffic(*([0] * len(assignment.ranks) for _ in range(5)))
     by_rank = {rank: group_rank for group_rank, rank in enumerate(assignment.ranks)}
     # Group ranks of each parameter's mesh ranks.
@@ -470,7 +470,7 @@ def traffic(assignment: OwnerAssignment) -> Traffic:
 
 
 def _elements(sharding: Sharding, task: MatrixTask) -> list[int]:
-    """Return how many elements of a task each replica set of its matrix holds."""
+    """Return the number of elements of a task that each replica set of its matrix holds."""
     sets = replica_sets(sharding)[task.matrix]
     if task.split is None:
         return [replicas.elements for replicas in sets]

@@ -38,12 +38,11 @@ def agree_on_presence(
     """Return which parameters take part in the step, the same on all ranks.
 
     Args:
-        names: of the parameters, the same on all ranks.
+        names: names of the parameters, the same on all ranks.
         present: gradients of the parameters on this rank.
         replicated: whether each parameter is replicated on all ranks.
         group: process group of the ranks.
-        device: of the gradients. The host needs the result, so this waits for the device unless
-            the group has a CPU backend.
+        device: device of the gradients. The host waits for it unless the group has a CPU backend.
 
     Raises:
         LayoutError: if a gradient is missing on some ranks and zeros cannot replace it.
@@ -77,9 +76,9 @@ def agree_on_finite(
     """Return the combined check of all ranks of all groups.
 
     Args:
-        check: of this rank; it may lack some of `names`.
-        names: of all parameters that are on several ranks, the same on all of them.
-        groups: from small to large; the last contains the others.
+        check: check of this rank. It may lack some of `names`.
+        names: names of all parameters that are on several ranks, the same on all ranks.
+        groups: process groups from small to large. The last one contains the others.
     """
     places = {name: i for i, name in enumerate(names)}
     message = torch.zeros(len(names) + 1, dtype=torch.int32, device=check.on_device.device)

@@ -25,10 +25,10 @@ from muonscale.optim.distributed.consensus import (
 )
 from muonscale.optim.distributed.dtensor import (
     group_of,
-    local,
     local_gradient,
     placements_differ,
     sharding_of,
+    to_local,
 )
 from muonscale.optim.distributed.rank_group import Member, RankGroup, cost_of
 from muonscale.optim.distributed.zero1 import OwnedMatrices, rows_sharding
@@ -117,12 +117,12 @@ class DistributedContext:
                     continue
                 gradient, values, sharding = parameter.grad, state[parameter], shardings[name]
                 if gradient is None:  # another rank has one
-                    gradient = torch.zeros_like(local(parameter))
+                    gradient = torch.zeros_like(to_local(parameter))
                 elif sharding is not None:
                     gradient = local_gradient(name, parameter, gradient)
                 if sharding is not None:
-                    values = {key: local(value) for key, value in values.items()}
-                    parameter = local(parameter)
+                    values = {key: to_local(value) for key, value in values.items()}
+                    parameter = to_local(parameter)
                 items.append(ParamStep(name, parameter, gradient, values, group, sharding))
         return items
 
@@ -143,7 +143,7 @@ class DistributedContext:
             ]
             theirs = [shardings[name] for name in names]
             replicated = [sharding is not None and sharding.replicated for sharding in theirs]
-            device = local(parameters[names[0]]).device
+            device = to_local(parameters[names[0]]).device
             taking_part = agree_on_presence(names, present, replicated, self.group(ranks), device)
             absent |= {name for name, part in zip(names, taking_part, strict=True) if not part}
         return absent

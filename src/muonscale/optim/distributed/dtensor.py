@@ -19,7 +19,7 @@ def is_sharded(tensor: Any) -> bool:
     return hasattr(tensor, "device_mesh")
 
 
-def local(tensor: Tensor) -> Tensor:
+def to_local(tensor: Tensor) -> Tensor:
     """Return the local part of `tensor`, without a copy."""
     return tensor.to_local() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
 
@@ -45,10 +45,10 @@ def sharding_of(
     """Return the sharding of a parameter over several ranks, or None if it is on one rank only.
 
     Args:
-        name: for messages.
+        name: name of the parameter, for errors.
         parameter: DTensor on any mesh, or a plain tensor.
         matrices: how its logical matrices are stored.
-        ranks: of the group whose ranks hold identical replicas of plain tensors.
+        ranks: global ranks that hold identical replicas of plain tensors; None if there are none.
 
     Raises:
         LayoutError: if a placement is not supported, or the shape of the local tensor does not
@@ -67,9 +67,9 @@ def sharding_of(
     )
     if dist.get_rank() in sharding.ranks:
         mesh_rank = sharding.ranks.index(dist.get_rank())
-        if tuple(local(parameter).shape) != local_shape(sharding, mesh_rank):
+        if tuple(to_local(parameter).shape) != local_shape(sharding, mesh_rank):
             raise LayoutError(
-                f"{_describe(name, parameter)} has the local shape {tuple(local(parameter).shape)} "
+                f"{_describe(name, parameter)} has the local shape {tuple(to_local(parameter).shape)} "
                 f"on rank {dist.get_rank()}, but its placements give "
                 f"{local_shape(sharding, mesh_rank)}"
             )
@@ -141,7 +141,7 @@ def zeros_with_sharding(parameter: Any, sharding: Sharding, dtype: torch.dtype) 
     zeros = torch.zeros(
         local_shape(sharding, sharding.ranks.index(dist.get_rank())),
         dtype=dtype,
-        device=local(parameter).device,
+        device=to_local(parameter).device,
     )
     whole = torch.empty(sharding.shape, device="meta")
     return DTensor.from_local(

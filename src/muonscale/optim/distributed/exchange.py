@@ -88,18 +88,18 @@ def make_routes(
     """Return this rank's route for each round.
 
     Args:
-        assignment: of all ranks.
-        shardings: of the payload, one for each parameter of the assignment. Nothing is collected
-            for an `owned` one.
-        group_rank: of this rank.
-        state: whether the payload is per-row state. The state of an `owned` parameter stays on its
-            owner. If a subgroup divides columns, every member computes the same values and the
+        assignment: assignment of all ranks.
+        shardings: shardings of the payload, one for each parameter of the assignment. Nothing is
+            collected for a `partitioned` one.
+        group_rank: group rank of this process.
+        state: whether the payload is per-row state. The state of a `partitioned` parameter stays on
+            its owner. If a subgroup divides columns, every member computes the same values, and the
             first one sends them.
     """
     ranks = assignment.ranks
     group_ranks = {rank: n for n, rank in enumerate(ranks)}
     routes = [
-        Route(_no_slots(ranks), _no_slots(ranks), _no_slots(ranks), _no_slots(ranks))
+        Route([[] for _ in ranks], [[] for _ in ranks], [[] for _ in ranks], [[] for _ in ranks])
         for _ in range(assignment.rounds)
     ]
     coords = [
@@ -124,7 +124,7 @@ def make_routes(
             owns = task.owner == group_rank
             if not (holds or owns):
                 continue
-            slots = _slots(task, sharding, replicas.shard_coord, state)
+            slots = _find_slots(task, sharding, replicas.shard_coord, state)
             source = source_mesh_rank(replicas.mesh_ranks, owner, replica)
             source = group_ranks[sharding.ranks[source]]
             if holds and sends_results:
@@ -139,11 +139,7 @@ def make_routes(
     return routes
 
 
-def _no_slots(ranks: Sequence[int]) -> Slots:
-    return [[] for _ in ranks]
-
-
-def _slots(
+def _find_slots(
     task: MatrixTask, sharding: Sharding, shard_coord: tuple[int, ...], state: bool
 ) -> list[Slot]:
     """Return the pieces of a task that a shard holds."""
@@ -363,7 +359,7 @@ class Payload:
             return read_piece(tensors[self._name(slot.task)], matrices, slot.piece)
 
         route = self._routes[number]
-        outgoing, incoming = (self._active(s, active) for s in (route.collect, route.assemble))
+        outgoing, incoming = (self._select(s, active) for s in (route.collect, route.assemble))
         return self._exchange.start(outgoing, incoming, read, self._like, moves=route.moves_in)
 
     def assemble(
@@ -386,7 +382,7 @@ class Payload:
             if (self._name(task), task.matrix) in owned:
                 place.copy_(owned[self._name(task), task.matrix])
         for slot, values in pending.finish():
-            self._box(places[slot.task], slot).copy_(values)
+            self._view(places[slot.task], slot).copy_(values)
         return batches
 
     def distribute(
@@ -400,10 +396,10 @@ class Payload:
         }
 
         def read(slot: Slot) -> Tensor:
-            return self._box(values[slot.task], slot)
+            return self._view(values[slot.task], slot)
 
         route = self._routes[number]
-        outgoing, incoming = (self._active(s, active) for s in (route.distribute, route.deliver))
+        outgoing, incoming = (self._select(s, active) for s in (route.distribute, route.deliver))
         if not (route.to_all and route.moves_out):
             return self._exchange.start(outgoing, incoming, read, self._like, moves=route.moves_out)
         sizes = [0] * len(self._assignment.ranks)
@@ -427,7 +423,7 @@ class Payload:
         """Return how many pieces `deliver` writes in all rounds, by parameter name."""
         counts = dict.fromkeys(sorted(active), 0)
         for route in self._routes:
-            for slots in self._active(route.deliver, active):
+            for slots in self._select(route.deliver, active):
                 for slot in slots:
                     counts[self._name(slot.task)] += 1
         return counts
@@ -435,7 +431,7 @@ class Payload:
     def _name(self, task: MatrixTask) -> str:
         return self._assignment.parameters[task.parameter].name
 
-    def _active(self, slots: Slots, active: Collection[str]) -> Slots:
+    def _select(self, slots: Slots, active: Collection[str]) -> Slots:
         return [[s for s in theirs if self._name(s.task) in active] for theirs in slots]
 
     def _shape(self, task: MatrixTask) -> tuple[int, int]:
@@ -445,7 +441,7 @@ class Payload:
             return task.rows[1] - task.rows[0], in_
         return task.rows[1] - task.rows[0], task.columns[1] - task.columns[0]
 
-    def _box(self, part: Tensor, slot: Slot) -> Tensor:
+    def _view(self, part: Tensor, slot: Slot) -> Tensor:
         """Return the view of a slot's piece in this rank's part of its matrix."""
         (top, bottom), (left, right) = slot.piece.rows, slot.piece.columns
         row, column = slot.task.rows[0], 0 if self._state else slot.task.columns[0]

@@ -1,4 +1,4 @@
-"""Prediction of the memory that a step needs on one rank, besides parameters and gradients."""
+"""Prediction of the memory of a step on one rank, besides parameters and gradients."""
 
 from __future__ import annotations
 
@@ -37,26 +37,25 @@ class StepMemory:
 
 
 def step_memory(assignment: OwnerAssignment, group_rank: int, options: StepOptions) -> StepMemory:
-    """Return the memory that an assignment takes on one rank, with float32 state and no split.
+    """Return the memory of an assignment on one rank. State is float32, and no matrix is split.
 
-    The count includes directions, messages, batches, updates and the workspace of Newton-Schulz, at
-    the points of a round where most of them are alive. It excludes what libraries allocate within
-    collectives and matrix products.
+    The prediction includes directions, messages, batches, updates and the workspace of Newton-Schulz.
+    It excludes memory that libraries allocate within collectives and matrix products.
     """
     shardings = [p.sharding for p in assignment.parameters]
     routes = make_routes(assignment, shardings, group_rank)
-    held = _held(assignment, group_rank)
+    held = _count_state(assignment, group_rank)
     state = 4 * sum(held)
     directions = state if options.nesterov or any(x.partitioned for x in shardings) else 0
     rounds = [
         _Round(assignment, group_rank, n, routes[n], held, options)
         for n in range(assignment.rounds)
     ]
-    return StepMemory(state, directions + max(_peaks(rounds), default=0))
+    return StepMemory(state, directions + max(_find_peaks(rounds), default=0))
 
 
-def _held(assignment: OwnerAssignment, group_rank: int) -> list[int]:
-    """Return how many elements of each parameter's state are on a rank."""
+def _count_state(assignment: OwnerAssignment, group_rank: int) -> list[int]:
+    """Return the number of elements of each parameter's state on a rank."""
     held = []
     for number, parameter in enumerate(assignment.parameters):
         sharding = parameter.sharding
@@ -89,19 +88,18 @@ class _Round:
         for task in tasks:
             sizes[task.owner] += task.shape[0] * task.shape[1]
         self.incoming = comm_bytes * (
-            _remote_elements(route.collect, group_rank)
-            + _remote_elements(route.assemble, group_rank)
+            _count_remote(route.collect, group_rank) + _count_remote(route.assemble, group_rank)
         )
         if route.to_all:
             self.outgoing = comm_bytes * max(sizes) * (1 + len(sizes)) * route.moves_out
         else:
-            outgoing = _remote_elements(route.distribute, group_rank) + _remote_elements(
+            outgoing = _count_remote(route.distribute, group_rank) + _count_remote(
                 route.deliver, group_rank
             )
             self.outgoing = comm_bytes * outgoing
         own = [task for task in tasks if task.owner == group_rank]
         self.batches = 4 * sizes[group_rank]
-        self.working = _working(own, options)
+        self.update = _predict_update(own, options)
         self.places = self._places(assignment, route, held, options)
 
     @staticmethod
@@ -120,13 +118,13 @@ class _Round:
         return total
 
 
-def _remote_elements(slots: Slots, group_rank: int) -> int:
+def _count_remote(slots: Slots, group_rank: int) -> int:
     return sum(
         slot.piece.elements for p, theirs in enumerate(slots) if p != group_rank for slot in theirs
     )
 
 
-def _working(tasks: Sequence[MatrixTask], options: StepOptions) -> int:
+def _predict_update(tasks: Sequence[MatrixTask], options: StepOptions) -> int:
     """Return the peak during the update of a round, on top of the batches."""
     counts: defaultdict[tuple[int, int], int] = defaultdict(int)
     for task in tasks:
@@ -146,7 +144,7 @@ def _working(tasks: Sequence[MatrixTask], options: StepOptions) -> int:
     return peak
 
 
-def _peaks(rounds: Sequence[_Round]) -> list[int]:
+def _find_peaks(rounds: Sequence[_Round]) -> list[int]:
     peaks: list[int] = []
     for number, this in enumerate(rounds):
         following = rounds[number + 1].incoming if number + 1 < len(rounds) else 0
@@ -154,7 +152,7 @@ def _peaks(rounds: Sequence[_Round]) -> list[int]:
         leaving = before.batches + before.outgoing if before is not None else 0
         peaks += [
             this.incoming + following + this.batches + leaving,
-            following + this.batches + this.working + leaving,
+            following + this.batches + this.update + leaving,
             following + this.batches + this.outgoing + leaving + (before.places if before else 0),
             following + this.batches + this.outgoing + this.places,
         ]

@@ -56,7 +56,7 @@ class StepTensors:
     """The tensors that one step exchanges, on this rank."""
 
     directions: Locals
-    """Directions of the parameters that are not `owned`; for the others see `whole`."""
+    """Directions of parameters that are not `partitioned`; for the others see `whole`."""
     updates: Locals
     """Output; may share memory with the directions. Read when the first piece has arrived."""
     rows: Mapping[str, Locals]
@@ -87,9 +87,9 @@ class RankGroup:
         Args:
             members: parameters on the same ranks.
             owners: as for `assign_owners`.
-            group: of these ranks; None if there is only one.
+            group: process group of these ranks; None if there is only one.
             rank: global rank of this process.
-            comm_dtype: dtype in which directions and updates are sent.
+            comm_dtype: dtype of directions and updates in messages.
             dtype: dtype of the state.
             device: device of the parameters.
             compile: see `Muon`.
@@ -141,8 +141,8 @@ class RankGroup:
         """The names of its parameters."""
         return frozenset(member.name for member in self.members)
 
-    def matrices(self, active: Collection[str]) -> int:
-        """Return how many matrices of the `active` parameters all ranks together update."""
+    def count_matrices(self, active: Collection[str]) -> int:
+        """Return the number of matrices of the `active` parameters, over all ranks."""
         parameters = self.assignment.parameters
         return sum(parameters[task.parameter].name in active for task in self.assignment.tasks)
 

@@ -3,7 +3,7 @@
 Under plain data parallelism each rank keeps, updates and saves the state of the matrices that it
 owns. A `PartitionedTensor` takes the place of the full tensor in the state. It has the shape of the
 full tensor and the values of this rank's part. `torch.distributed.checkpoint` saves it as boxes of
-the full tensor, so that it can be loaded with any other sharding.
+the full tensor, which can be loaded with any other sharding.
 """
 
 from __future__ import annotations
@@ -18,8 +18,15 @@ from torch import Tensor
 
 from muonscale.errors import CheckpointError
 from muonscale.optim.distributed.assignment import shapes_of
-from muonscale.optim.distributed.dtensor import gather_full, is_sharded, local, redistribute_like
-from muonscale.optim.matrices.sharding import Piece, Sharding, pieces, read_piece, write_piece_
+from muonscale.optim.distributed.dtensor import gather_full, is_sharded, redistribute_like, to_local
+from muonscale.optim.matrices.sharding import (
+    Piece,
+    Sharding,
+    pieces,
+    read_piece,
+    unravel,
+    write_piece_,
+)
 from muonscale.optim.matrices.spec import MatrixSpec
 
 if TYPE_CHECKING:  # importing them takes seconds, and a single process needs none of them
@@ -36,7 +43,7 @@ class PartitionedTensor(Tensor):
     parts: dict[int, Tensor]
     """`[out, in]` of each matrix that this rank owns."""
     sharding: Sharding
-    """Sharding of the full tensor; it is `owned`."""
+    """Sharding of the full tensor; it is `partitioned`."""
 
     @staticmethod
     def __new__(
@@ -118,17 +125,6 @@ class PartitionedTensor(Tensor):
                 )
                 yield chunk, values.view(chunk.sizes)
 
-    def copy_from_(self, whole: Tensor) -> None:
-        """Copy this rank's part from a full tensor."""
-        for piece, part in self.iter_pieces():
-            matrices = self.sharding.matrices
-            part.copy_(read_piece(whole.reshape(self.sharding.shape), matrices, piece))
-
-    def copy_into_(self, whole: Tensor) -> None:
-        """Copy this rank's part into a full tensor, which is contiguous."""
-        for piece, part in self.iter_pieces():
-            write_piece_(whole.view(self.sharding.shape), self.sharding.matrices, piece, part)
-
     def iter_pieces(self) -> Iterator[tuple[Piece, Tensor]]:
         """Yield each matrix on this rank, with its piece of the full tensor."""
         for piece in pieces(self.sharding, (0,)):
@@ -170,11 +166,13 @@ def copy_(target: Tensor, source: Tensor) -> None:
             part.copy_(source.parts[number])
         return
     if is_sharded(target):
-        local(target).copy_(local(redistribute_like(source, target)))
+        to_local(target).copy_(to_local(redistribute_like(source, target)))
         return
     whole = gather_full(source)
     if isinstance(target, PartitionedTensor):
-        target.copy_from_(whole)
+        sharding = target.sharding
+        for piece, part in target.iter_pieces():
+            part.copy_(read_piece(whole.reshape(sharding.shape), sharding.matrices, piece))
     else:
         target.copy_(whole)
 
@@ -185,7 +183,7 @@ def scale_(target: Tensor, factor: float) -> None:
         for part in target.parts.values():
             part.mul_(factor)
     else:
-        local(target).mul_(factor)
+        to_local(target).mul_(factor)
 
 
 def gather(value: Tensor, group: dist.ProcessGroup | None) -> Tensor:
@@ -193,7 +191,8 @@ def gather(value: Tensor, group: dist.ProcessGroup | None) -> Tensor:
     if not isinstance(value, PartitionedTensor):
         return gather_full(value)
     whole = torch.zeros(value.shape, dtype=value.dtype, device=value.device)
-    value.copy_into_(whole)
+    for piece, part in value.iter_pieces():
+        write_piece_(whole.view(value.sharding.shape), value.sharding.matrices, piece, part)
     dist.all_reduce(whole, group=group)
     return whole
 
@@ -204,8 +203,8 @@ def stored_boxes(
     """Yield the boxes of a matrix in the stored tensor: offsets, sizes, and rows of the matrix.
 
     Args:
-        sharding: of a replicated tensor.
-        piece: covers a whole matrix of it.
+        sharding: sharding of a replicated tensor.
+        piece: piece that covers a whole matrix of it.
     """
     (leading, _, column), (_, columns) = piece.place, piece.shape
     for row, rows in _runs(piece):
@@ -219,10 +218,10 @@ def stored_boxes(
         axes = [(row, rows.stop - rows.start), (column, columns)]
         if sharding.matrices.transposed:
             axes.reverse()
-        stack = _unravel(leading, sharding.shape[:-2])
+        coordinates = unravel(leading, sharding.shape[:-2])
         yield (
-            (*stack, *(start for start, _ in axes)),
-            (*[1] * len(stack), *(length for _, length in axes)),
+            (*coordinates, *(start for start, _ in axes)),
+            (*[1] * len(coordinates), *(length for _, length in axes)),
             rows,
         )
 
@@ -240,14 +239,6 @@ def _runs(piece: Piece) -> Iterator[tuple[int, slice]]:
         stop = min(piece.rows[1], row + share - rest)
         yield group * stride + first + rest, slice(row, stop)
         row = stop
-
-
-def _unravel(index: int, sizes: tuple[int, ...]) -> tuple[int, ...]:
-    places = []
-    for size in reversed(sizes):
-        index, place = divmod(index, size)
-        places.append(place)
-    return tuple(reversed(places))
 
 
 def rows_sharding(shape: tuple[int, ...], ranks: tuple[int, ...]) -> Sharding:

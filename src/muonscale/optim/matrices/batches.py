@@ -33,31 +33,33 @@ class MatrixBatches:
     def gather(self, tensors: Sequence[Tensor]) -> dict[MatrixShape, Tensor]:
         """Return `[N, M, K]` by matrix shape. The tensors have the parameters' stored shapes."""
         if self._are_equal_and_plain:
-            stack = torch.stack(list(tensors)) if len(tensors) > 1 else tensors[0].unsqueeze(0)
-            return {tuple(stack.shape[1:]): stack}  # type: ignore[dict-item]
+            batch = torch.stack(list(tensors)) if len(tensors) > 1 else tensors[0].unsqueeze(0)
+            return {tuple(batch.shape[1:]): batch}  # type: ignore[dict-item]
         return self._cat([view(t, spec) for t, spec in zip(tensors, self.specs, strict=True)])
 
-    def scatter(self, stacks: dict[MatrixShape, Tensor]) -> list[Tensor]:
+    def scatter(self, batches: dict[MatrixShape, Tensor]) -> list[Tensor]:
         """Return tensors with the parameters' stored shapes. The inverse of `gather`."""
         if self._are_equal_and_plain:
-            return list(next(iter(stacks.values())).unbind())
+            return list(next(iter(batches.values())).unbind())
         return [
-            unview(pieces, spec, shape)
-            for pieces, spec, shape in zip(self._cut(stacks), self.specs, self.shapes, strict=True)
+            unview(parts, spec, shape)
+            for parts, spec, shape in zip(
+                self._split(batches), self.specs, self.shapes, strict=True
+            )
         ]
 
     def gather_rows(self, states: Sequence[Tensor]) -> dict[MatrixShape, Tensor]:
         """Return `[N, M, 1]` by matrix shape. The tensors have the shapes of `row_state_shape`."""
         viewed = [view(state, spec) for state, spec in zip(states, self.specs, strict=True)]
-        return self._cat([[piece[..., :1] for piece in pieces] for pieces in viewed])
+        return self._cat([[part[..., :1] for part in parts] for parts in viewed])
 
     def scatter_rows(self, rows: dict[MatrixShape, Tensor]) -> list[Tensor]:
         """Return tensors with the shapes of `row_state_shape`. The inverse of `gather_rows`."""
         states = []
-        for pieces, spec, shape in zip(self._cut(rows), self.specs, self.shapes, strict=True):
+        for parts, spec, shape in zip(self._split(rows), self.specs, self.shapes, strict=True):
             stored = row_state_shape(shape, spec)
             widths = [width for _, _, width in cached_matrix_shapes(stored, spec)]
-            wide = [p.expand(-1, -1, w) for p, w in zip(pieces, widths, strict=True)]
+            wide = [p.expand(-1, -1, w) for p, w in zip(parts, widths, strict=True)]
             states.append(unview(wide, spec, stored))
         return states
 
@@ -71,24 +73,24 @@ class MatrixBatches:
         )
 
     @functools.cached_property
-    def _pieces(self) -> list[tuple[tuple[int, int, int], ...]]:
+    def _part_shapes(self) -> list[tuple[tuple[int, int, int], ...]]:
         """(number, out, in) of each batch that `view` returns, for each parameter."""
         return [cached_matrix_shapes(s, m) for s, m in zip(self.shapes, self.specs, strict=True)]
 
     def _cat(self, viewed: list[list[Tensor]]) -> dict[MatrixShape, Tensor]:
         by_shape: dict[MatrixShape, list[Tensor]] = defaultdict(list)
-        for tensors, shapes in zip(viewed, self._pieces, strict=True):
+        for tensors, shapes in zip(viewed, self._part_shapes, strict=True):
             for tensor, (_, out, in_) in zip(tensors, shapes, strict=True):
                 by_shape[out, in_].append(tensor)
         return {s: own[0] if len(own) == 1 else torch.cat(own) for s, own in by_shape.items()}
 
-    def _cut(self, stacks: dict[MatrixShape, Tensor]) -> list[list[Tensor]]:
+    def _split(self, batches: dict[MatrixShape, Tensor]) -> list[list[Tensor]]:
         numbers: dict[MatrixShape, list[int]] = defaultdict(list)
-        for shapes in self._pieces:
+        for shapes in self._part_shapes:
             for number, out, in_ in shapes:
                 numbers[out, in_].append(number)
-        left = {shape: iter(stacks[shape].split(own)) for shape, own in numbers.items()}
-        return [[next(left[out, in_]) for _, out, in_ in shapes] for shapes in self._pieces]
+        left = {shape: iter(batches[shape].split(own)) for shape, own in numbers.items()}
+        return [[next(left[out, in_]) for _, out, in_ in shapes] for shapes in self._part_shapes]
 
 
 @functools.cache

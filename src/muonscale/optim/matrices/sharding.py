@@ -59,8 +59,8 @@ class Sharding:
     ranks: tuple[int, ...] = (0,)
     """Global rank of each mesh rank."""
     partitioned: bool = False
-    """Whether the state is partitioned (ZeRO-1): the state of each matrix is whole on the rank that
-    updates it. Otherwise state is sharded as the parameter is."""
+    """Whether state is partitioned (ZeRO-1): the state of a matrix is whole on the rank that updates it.
+    Otherwise state is sharded as the parameter is."""
 
     def __hash__(self) -> int:
         """Return a cached hash: shardings are keys of caches, and `ranks` may be long."""
@@ -123,10 +123,10 @@ def intersect(piece: Piece, rows: Range, columns: Range) -> Piece | None:
     c = max(piece.columns[0], columns[0]), min(piece.columns[1], columns[1])
     if r[0] >= r[1] or c[0] >= c[1]:
         return None
-    stack, row, column = piece.place
+    leading, row, column = piece.place
     if piece.stride_pattern is None:  # otherwise rows are found by their index
         row += r[0] - piece.rows[0]
-    return replace(piece, rows=r, columns=c, place=(stack, row, column + c[0] - piece.columns[0]))
+    return replace(piece, rows=r, columns=c, place=(leading, row, column + c[0] - piece.columns[0]))
 
 
 @dataclass(frozen=True)
@@ -137,12 +137,12 @@ class Part:
     local: int
 
 
-def mesh_coordinates(sharding: Sharding, mesh_rank: int) -> tuple[int, ...]:
-    """Return the coordinate of a mesh rank on the mesh."""
+def unravel(index: int, sizes: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the coordinates of a flat index in an array of these sizes."""
     coordinates = []
-    for extent in reversed(sharding.mesh):
-        mesh_rank, place = divmod(mesh_rank, extent)
-        coordinates.append(place)
+    for size in reversed(sizes):
+        index, coordinate = divmod(index, size)
+        coordinates.append(coordinate)
     return tuple(reversed(coordinates))
 
 
@@ -150,7 +150,7 @@ def shard_coordinates(sharding: Sharding, mesh_rank: int) -> tuple[int, ...]:
     """Return the mesh coordinate with 0 for axes that replicate: replicas have the same one."""
     return tuple(
         place if cut is not None else 0
-        for place, cut in zip(mesh_coordinates(sharding, mesh_rank), sharding.cuts, strict=True)
+        for place, cut in zip(unravel(mesh_rank, sharding.mesh), sharding.cuts, strict=True)
     )
 
 
@@ -249,13 +249,13 @@ def pieces(sharding: Sharding, shard_coord: tuple[int, ...]) -> tuple[Piece, ...
     _, out, in_ = batch_shape(sharding.shape, sharding.matrices)
     found = [
         Piece(matrix, rows, columns, place, stride_pattern)
-        for matrix, stack, rows_of, columns_of in _stored_matrices(sharding, out, in_)
-        if stack in leading
+        for matrix, index, rows_of, columns_of in _stored_matrices(sharding, out, in_)
+        if index in leading
         for part, column_part in itertools.product(outs, ins)
-        if (rows := rows_of.within(part.range))[0] < rows[1]
-        and (columns := columns_of.within(column_part.range))[0] < columns[1]
+        if (rows := rows_of.clip(part.range))[0] < rows[1]
+        and (columns := columns_of.clip(column_part.range))[0] < columns[1]
         for place, stride_pattern in [
-            _place(leading[stack], part, rows_of, rows, column_part, columns_of, columns)
+            _place(leading[index], part, rows_of, rows, column_part, columns_of, columns)
         ]
     ]
     return tuple(found)
@@ -281,16 +281,16 @@ class _StridePattern:
     """Number of indices of the split before this matrix, which is then a head."""
     length: int
 
-    def within(self, r: Range) -> Range:
+    def clip(self, r: Range) -> Range:
         """Return the indices of the matrix that the range `r` of the axis contains."""
-        low, high = (self._before(end) - self.skipped for end in r)
+        low, high = (self._count_before(end) - self.skipped for end in r)
         return max(low, 0), min(high, self.length)
 
-    def _before(self, index: int) -> int:
+    def _count_before(self, index: int) -> int:
         full, rest = divmod(index, self.stride)
         return full * self.share + min(max(rest - self.first, 0), self.share)
 
-    def index(self, own: int) -> int:
+    def axis_index(self, own: int) -> int:
         """Return the index on the axis of an index of the matrix."""
         full, rest = divmod(own + self.skipped, self.share)
         return full * self.stride + self.first + rest
@@ -312,12 +312,12 @@ def _stored_matrices(
     for (number, rows, columns), split, count in zip(shapes, splits, heads, strict=True):
         share = split // spec.groups
         for each in range(number):
-            stack, head = divmod(each, count)
+            index, head = divmod(each, count)
             by_rows, by_columns = (0, head) if spec.by_columns else (head, 0)
             if share:
                 yield (
                     matrix,
-                    stack,
+                    index,
                     _StridePattern(first, share, out // spec.groups, by_rows * rows, rows),
                     _StridePattern(0, in_, in_, by_columns * columns, columns),
                 )
@@ -334,8 +334,8 @@ def _place(
     columns_of: _StridePattern,
     columns: Range,
 ) -> tuple[tuple[int, int, int], tuple[int, int, int] | None]:
-    row = rows_of.index(rows[0]) - part.range[0] + part.local
-    column = columns_of.index(columns[0]) - column_part.range[0] + column_part.local
+    row = rows_of.axis_index(rows[0]) - part.range[0] + part.local
+    column = columns_of.axis_index(columns[0]) - column_part.range[0] + column_part.local
     if rows_of.consecutive:
         return (leading, row, column), None
     # Rows are relative to the first row of the split, and `first` to the start of the local tensor.

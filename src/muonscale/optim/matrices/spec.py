@@ -1,7 +1,7 @@
 """Which logical matrices a parameter holds, and how they are stored in it.
 
 A logical matrix is `(out, in)`, as in `y = W @ x`. A parameter may hold its transpose, several
-matrices stacked or interleaved along `out`, one matrix for each attention head, or a whole stack
+matrices stacked or interleaved along `out`, one matrix for each attention head, or a batch
 `[E, out, in]` of matrices. `view` returns the matrices of a tensor that is stored like the
 parameter. `unview` is its inverse.
 """
@@ -62,7 +62,7 @@ _TYPES = {
 }
 
 PLAIN = MatrixSpec()
-"""One matrix `[out, in]`, or a stack `[..., out, in]` of them."""
+"""One matrix `[out, in]`, or a batch `[..., out, in]` of them."""
 
 
 def amend(spec: MatrixSpec, changes: Mapping[str, object]) -> MatrixSpec:
@@ -113,8 +113,8 @@ def matrix_shapes(shape: Sequence[int], spec: MatrixSpec) -> list[tuple[int, int
         )
     if spec.groups > 1 and not spec.splits:
         raise LayoutError(
-            f"groups={spec.groups} has no effect on shape {tuple(shape)} without splits. Set splits, "
-            "or leave groups out"
+            f"groups={spec.groups} has no effect on shape {tuple(shape)} without splits. Set splits or "
+            "leave groups out"
         )
     shapes = []
     for rows, heads in zip(splits, heads_of(spec, len(splits), shape), strict=True):
@@ -130,7 +130,7 @@ def matrix_shapes(shape: Sequence[int], spec: MatrixSpec) -> list[tuple[int, int
 
 
 def batch_shape(shape: Sequence[int], spec: MatrixSpec) -> tuple[int, int, int]:
-    """Return (number, out, in) of the matrices before rows are divided into splits."""
+    """Return the shape of `to_batch` for a tensor of `shape`."""
     if len(shape) < 2:
         raise LayoutError(f"shape {tuple(shape)} holds no matrix: at least two axes are needed")
     if spec.flattened:

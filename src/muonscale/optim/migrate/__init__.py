@@ -1,11 +1,11 @@
-"""From other projects' optimizers to this one.
+"""Migration from other projects' optimizers to `Muon`.
 
 The nouns:
 
 - `Foreign`: one optimizer class of another project, as a table of its arguments.
-- `Argument`: one argument of it, with the options that replace it or the reason that none does.
-- `NoCounterpart`: a class whose update no options give.
-- `Translation`: the options of `Muon` that do what another optimizer does.
+- `Argument`: one argument of it, and the options of `Muon` that replace it.
+- `NoCounterpart`: a class whose update no options reproduce, with the reason.
+- `Translation`: the options of `Muon` that reproduce another optimizer.
 - `Source`: an optimizer whose saved state can be converted.
 - `ConversionTable`: the factor of the learning rate for each matrix shape.
 

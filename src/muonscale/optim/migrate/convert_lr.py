@@ -1,7 +1,7 @@
-"""From a learning rate under one shape factor to one under another.
+"""Conversion of learning rates between shape factors.
 
-A step is `lr * factor(out, in) * O`, so that the learning rate that gives the same step under
-another factor depends on the shape of the matrix: no single number converts between conventions.
+A step is `lr * factor(out, in) * O`. The learning rate that gives the same step under another factor
+therefore depends on the shape of the matrix, and no single number converts between two factors.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ def convert_lr(
     rms: float = 0.2,
     last: str | None = None,
 ) -> float:
-    """Return the learning rate that under `to` takes the step that `lr` takes under `from_`.
+    """Return the learning rate that takes the same step under `to` as `lr` does under `from_`.
 
     Args:
         lr: learning rate under `from_`.
-        from_: shape factor that `lr` was tuned with (as `shape_factor` takes it).
-        to: shape factor that it is wanted for.
+        from_: shape factor that `lr` was tuned with, as for `shape_factor`.
+        to: shape factor to convert to.
         shape: (out, in) of the logical matrix.
-        rms: of "rms" and "rms_exact", on either side.
-        last: "row" or "col" where a post-normalization ends with it, on both sides.
+        rms: target RMS of "rms" and "rms_exact", for both factors.
+        last: "row" or "col" if both optimizers end with such a normalization.
 
     Raises:
-        ConfigError: for an unknown name, or a factor of zero under `to`.
+        ConfigError: if a name is unknown, or the factor `to` is not above 0.
 
     Example:
         >>> round(convert_lr(0.02, "keller", "rms", (1024, 4096)), 7)
@@ -43,7 +43,7 @@ def convert_lr(
     divisor = shape_factor(to, shape, rms, last)
     if not divisor > 0:
         raise ConfigError(
-            f"shape factor {to!r} is {divisor} at shape {shape}: no lr converts to it; choose another"
+            f"shape factor {to!r} is {divisor} at shape {shape}, so no lr converts to it"
         )
     return lr * shape_factor(from_, shape, rms, last) / divisor
 
@@ -54,20 +54,20 @@ class Conversion:
 
     shape: tuple[int, int]
     count: int
-    """Matrices of this shape."""
+    """Number of matrices of this shape."""
     factor: float
-    """Multiply the learning rate of these matrices by this."""
+    """Factor of the learning rate of these matrices."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ConversionTable:
-    """How a learning rate converts, shape by shape."""
+    """The conversion of a learning rate for every shape."""
 
     rows: tuple[Conversion, ...]
     best: float
-    """The single factor that is nearest to all: least squares in the logarithm, one vote a matrix."""
+    """The closest single factor: least squares of the logarithms over all matrices."""
     spread: float
-    """Largest factor over smallest: 1 where a single number converts exactly."""
+    """Largest factor over the smallest; 1 if a single number converts exactly."""
 
 
 def conversion_table(
@@ -80,14 +80,14 @@ def conversion_table(
     """Return the factor from a learning rate under `from_` to one under `to`, for every shape.
 
     Args:
-        shapes: (out, in) of every logical matrix; the same shape may come again.
+        shapes: (out, in) of every logical matrix, with repetitions.
         from_: shape factor to convert from.
         to: shape factor to convert to.
-        rms: of "rms" and "rms_exact", on either side.
+        rms: as for `convert_lr`.
         last: as for `convert_lr`.
 
     Raises:
-        ConfigError: as `convert_lr`, or if there is no shape.
+        ConfigError: as for `convert_lr`, or if there is no shape.
 
     Example:
         >>> table = conversion_table([(64, 64), (64, 256), (64, 256)], "keller", "rms")
@@ -99,7 +99,7 @@ def conversion_table(
     counts = Counter(shapes)
     if not counts:
         raise ConfigError(
-            f"{len(counts)} shapes are given, and a conversion needs at least one matrix"
+            f"a conversion table needs at least one matrix, but got {len(counts)} shapes"
         )
     rows = tuple(
         Conversion(shape=s, count=n, factor=convert_lr(1.0, from_, to, s, rms, last))
@@ -108,7 +108,7 @@ def conversion_table(
     factors = [row.factor for row in rows]
     if min(factors) <= 0:
         raise ConfigError(
-            f"shape factor {from_!r} is 0 at one of the shapes: no lr converts from it; choose another"
+            f"shape factor {from_!r} is not above 0 at one of the shapes, so no lr converts from it"
         )
     logarithm = sum(row.count * math.log(row.factor) for row in rows) / sum(counts.values())
     return ConversionTable(rows=rows, best=math.exp(logarithm), spread=max(factors) / min(factors))

@@ -1,8 +1,8 @@
-"""The state of other Muon optimizers, as a state dict that `Muon.load_state_dict` takes.
+"""Conversion of other optimizers' state dicts to one that `Muon.load_state_dict` takes.
 
-They number their parameters, and some add up momentum where others average it, so that names and
-source have to be told: a buffer that is taken for the other kind turns the next steps by tens of
-degrees.
+The caller has to give parameter names and the source. Names, because other optimizers number their
+parameters. The source, because momentum is a sum in some and an average in others: the wrong one
+would turn the next steps by tens of degrees.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ StateDict = dict[str, Any]
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """An optimizer whose state can be taken over."""
+    """An optimizer whose saved state can be converted."""
 
     convention: ConventionT
-    """Whether momentum is an average or a sum."""
+    """Whether momentum is an average ("ema") or a sum."""
     scale: str
-    """Its shape factor, where its groups do not say."""
+    """Its shape factor, if the saved groups do not contain it."""
     what: str
 
 
@@ -53,7 +53,7 @@ SOURCES: dict[str, Source] = {
         convention="ema", scale="keller", what="zichongli5/NorMuon, with or without AuxAdam"
     ),
 }
-"""Sources by name, from their code as of 2026."""
+"""Sources by name, read from their code in 2026."""
 
 _KEYS = {
     "momentum_buffer": "momentum_buffer",
@@ -64,12 +64,12 @@ _KEYS = {
     "moment2": "exp_avg_sq",
     "step": "step",
 }
-"""From their state keys to ours."""
+"""State keys of `Muon` by theirs."""
 _OPTIONS = {
     MUON.name: find_renames("torch", "keller", "keller_2024", "moonlight", "normuon"),
     ADAMW.name: find_renames("torch_adamw", "keller_adam", "keller_2024", "moonlight"),
 }
-"""From their group options to ours, by rule."""
+"""Options of `Muon` by their group options, for each rule."""
 _TORCH_SCALES = FOREIGN["torch"].arguments["adjust_lr_fn"].choices or {}
 
 
@@ -78,22 +78,23 @@ def convert_state_dict(
     named_parameters: Iterable[tuple[str, Tensor]],
     source: str,
 ) -> StateDict:
-    """Return the state of another optimizer in the form that `Muon.load_state_dict` takes.
+    """Return the state dict of another optimizer as one that `Muon.load_state_dict` takes.
 
-    Momentum becomes an average. A parameter that the other optimizer has not stepped yet has no
-    state there and starts at zero. Options come along where they mean the same, so that the
-    learning rate goes with the shape factor it was tuned for; they are loaded for groups that hold
-    exactly the same parameters.
+    Momentum becomes an average. State that the other optimizer has not created yet starts at zero.
+    Options with the same meaning are converted too, including the shape factor that the learning rate
+    was tuned for. `Muon.load_state_dict` loads them into groups that hold exactly the same
+    parameters.
 
     Args:
-        state_dict: what the other optimizer's `state_dict()` returned.
-        named_parameters: (name, parameter) in the order in which that optimizer has them, groups
-            one after the other. Names are those that the new optimizer uses.
+        state_dict: result of the other optimizer's `state_dict()`.
+        named_parameters: (name, parameter) in the order of that optimizer, group after group. Names
+            are those of the new optimizer.
         source: a row of `SOURCES`.
 
     Raises:
-        ConfigError: for an unknown source.
-        CheckpointError: where names do not fit, or it does not say which rule a parameter is on.
+        ConfigError: if the source is unknown.
+        CheckpointError: if the number of names differs, a name occurs twice, or the rule of a
+            parameter is not clear from the saved state.
 
     Example:
         >>> from muonscale import Muon
@@ -107,13 +108,13 @@ def convert_state_dict(
         'keller'
     """
     if source not in SOURCES:
-        raise ConfigError(f"no source of state is called {source!r}: {nearest(source, SOURCES)}")
+        raise ConfigError(f"no state source is called {source!r}: {nearest(source, SOURCES)}")
     named = list(named_parameters)
     numbers = [number for group in state_dict["param_groups"] for number in group["params"]]
     if len(named) != len(numbers):
         raise CheckpointError(
-            f"the saved state has {len(numbers)} parameters and {len(named)} names were given"
-            "; give a name for each, in the order of its groups"
+            f"the saved state has {len(numbers)} parameters, but {len(named)} names were given. Give "
+            "one name for each, in the order of its groups"
         )
     parameters = dict(zip(numbers, named, strict=True))
     state: dict[str, dict[str, Any]] = {}
@@ -123,15 +124,17 @@ def convert_state_dict(
         for number in group["params"]:
             name, parameter = parameters[number]
             foreign = state_dict["state"].get(number, {})
-            rule = _rule(name, foreign, group)
+            rule = _find_rule(name, foreign, group)
             on[rule].append(name)
-            state[name] = _converted(foreign, parameter, rule, group, SOURCES[source])
-        groups += [_group(group, rule, on[rule], SOURCES[source]) for rule in on if on[rule]]
-    return _numbered(groups, state)
+            state[name] = _convert_state(foreign, parameter, rule, group, SOURCES[source])
+        groups += [
+            _convert_group(group, rule, on[rule], SOURCES[source]) for rule in on if on[rule]
+        ]
+    return _number(groups, state)
 
 
 def join_state_dicts(state_dicts: Sequence[StateDict]) -> StateDict:
-    """Return the state of several converted optimizers as that of one, such as Muon and AdamW.
+    """Return one state dict of several converted ones, for example of Muon and of AdamW.
 
     Raises:
         CheckpointError: if two of them have a parameter of the same name.
@@ -144,14 +147,14 @@ def join_state_dicts(state_dicts: Sequence[StateDict]) -> StateDict:
             for name, number in zip(group["param_names"], group["params"], strict=True):
                 if name in state:
                     raise CheckpointError(
-                        f"two of the states have a parameter called {name}"
-                        "; give states of different parameters"
+                        f"two of the state dicts have a parameter called {name}. Give state dicts of "
+                        "different parameters"
                     )
                 state[name] = state_dict["state"][number]
-    return _numbered(groups, state)
+    return _number(groups, state)
 
 
-def _rule(name: str, foreign: Mapping[str, Any], group: Mapping[str, Any]) -> str:
+def _find_rule(name: str, foreign: Mapping[str, Any], group: Mapping[str, Any]) -> str:
     if "use_muon" in foreign or "use_muon" in group:
         return (MUON if foreign.get("use_muon", group.get("use_muon")) else ADAMW).name
     if "momentum_buffer" in foreign or "momentum" in group:
@@ -159,13 +162,12 @@ def _rule(name: str, foreign: Mapping[str, Any], group: Mapping[str, Any]) -> st
     if "exp_avg" in foreign or "betas" in group:
         return ADAMW.name
     raise CheckpointError(
-        f"{name}: neither its state ({sorted(foreign)}) nor its group ({sorted(group)}) says whether "
-        "it is on Muon or on AdamW"
-        "; take the source that wrote it, or save it again with all its options"
+        f"{name}: neither its state ({sorted(foreign)}) nor its group ({sorted(group)}) shows whether "
+        "it is on Muon or on AdamW. Check `source`, or save the state again with all its options"
     )
 
 
-def _converted(
+def _convert_state(
     foreign: Mapping[str, Any],
     parameter: Tensor,
     rule: str,
@@ -186,7 +188,9 @@ def _converted(
     return state
 
 
-def _group(group: Mapping[str, Any], rule: str, names: list[str], source: Source) -> StateDict:
+def _convert_group(
+    group: Mapping[str, Any], rule: str, names: list[str], source: Source
+) -> StateDict:
     options = {ours: group[theirs] for theirs, ours in _OPTIONS[rule].items() if theirs in group}
     options |= {"rule": rule, "param_names": names, "momentum_convention": MOMENTUM_CONVENTION}
     if not RULES[rule].on_matrices:
@@ -206,14 +210,12 @@ def _group(group: Mapping[str, Any], rule: str, names: list[str], source: Source
     return options
 
 
-def _numbered(groups: list[StateDict], state: Mapping[str, Any]) -> StateDict:
+def _number(groups: list[StateDict], state: Mapping[str, Any]) -> StateDict:
     names = [name for group in groups for name in group["param_names"]]
     numbers = {name: number for number, name in enumerate(names)}
     if len(numbers) != len(names):
-        twice = sorted({name for name in names if names.count(name) > 1})
-        raise CheckpointError(
-            f"two parameters are called {twice[0]}: give every one a name of its own"
-        )
+        twice = min(name for name in names if names.count(name) > 1)
+        raise CheckpointError(f"two parameters are called {twice}: give each its own name")
     return {
         "state": {numbers[name]: state[name] for name in names},
         "param_groups": [

@@ -1,7 +1,7 @@
-"""From the arguments of another project's optimizer to the options of `Muon`.
+"""Translation of another optimizer's arguments to the options of `Muon`.
 
-Its defaults count as given, since they differ from ours: a learning rate goes with the shape
-factor and the decay that it was tuned with.
+Arguments that are left out have the other optimizer's defaults, not those of `Muon`: a learning rate
+belongs to the shape factor and the decay that it was tuned with.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from muonscale.optim.rules.base import rule_of
 
 @dataclass(frozen=True, kw_only=True)
 class Translation:
-    """What another optimizer does, in our words."""
+    """The options of `Muon` that reproduce another optimizer."""
 
     muon: Mapping[str, Any]
-    """Options of `Muon`, `lr` and `weight_decay` among them."""
+    """Options of `Muon`, including `lr` and `weight_decay`."""
     adamw: Mapping[str, Any]
-    """`lr` and `weight_decay` of the groups on AdamW, where they have their own."""
+    """`lr` and `weight_decay` of the groups on AdamW, if they differ from those in `muon`."""
     rule: str = MUON.name
-    """What matrices are on."""
-    alone: str = ""
-    """What the other optimizer is called, if it has no AdamW for the rest."""
+    """Rule of the matrices."""
+    without_adamw: str = ""
+    """Name of the other optimizer if it has no AdamW for the other parameters; otherwise empty."""
 
     def groups(
         self,
@@ -45,14 +45,16 @@ class Translation:
         """Return the parameter groups of `model` with these learning rates and decays.
 
         Args:
-            model: as of `parameter_groups`.
-            overrides: likewise.
-            adamw_lr: of the groups on AdamW; needed where the other optimizer has none of its own.
-            adamw_weight_decay: of these groups; that of the matrices when the other has none either.
+            model: as for `parameter_groups`.
+            overrides: as for `parameter_groups`.
+            adamw_lr: learning rate of the groups on AdamW. Required if the other optimizer has no
+                AdamW.
+            adamw_weight_decay: weight decay of these groups. By default it is that of the other
+                optimizer's AdamW, or else that of the matrices.
 
         Raises:
-            ConfigError: without an `adamw_lr` that is needed.
-            MuonscaleError: as `parameter_groups`.
+            ConfigError: if `adamw_lr` is required and missing.
+            MuonscaleError: as for `parameter_groups`.
         """
         own = {"lr": adamw_lr, "weight_decay": adamw_weight_decay}
         adamw = {**self.adamw, **{key: value for key, value in own.items() if value is not None}}
@@ -60,10 +62,10 @@ class Translation:
         for group in groups:
             on_adamw = not rule_of(group).on_matrices
             rates = {**self.muon, **(adamw if on_adamw else {})}
-            if on_adamw and self.alone and "lr" not in adamw and "lr" not in group:
+            if on_adamw and self.without_adamw and "lr" not in adamw and "lr" not in group:
                 raise ConfigError(
-                    f"{self.alone} has no AdamW, and the group {group['name']!r} is on it: give adamw_lr, "
-                    "the rate that your AdamW had"
+                    f"{self.without_adamw} has no AdamW, but the group {group['name']!r} needs it: set "
+                    "adamw_lr to the learning rate of your AdamW"
                 )
             for key in ("lr", "weight_decay"):
                 group.setdefault(key, rates[key])
@@ -71,17 +73,17 @@ class Translation:
 
 
 def translate_arguments(source: str, **arguments: Any) -> Translation:
-    """Return what another optimizer does with `arguments`, as options of `Muon`.
+    """Return the options of `Muon` that do what another optimizer does with `arguments`.
 
     Args:
-        source: a row of `muonscale.optim.migrate.aliases.FOREIGN`: "torch", "keller", "moonlight", "dion",
-            "timm", ...
-        arguments: of the other optimizer, without its parameters. What is left out has the other
-            optimizer's default.
+        source: a row of `muonscale.optim.migrate.aliases.FOREIGN`: "torch", "keller", "moonlight",
+            "dion", "timm", ...
+        arguments: arguments of the other optimizer, except its parameters. Missing ones have the
+            other optimizer's defaults.
 
     Raises:
-        ConfigError: for an unknown source or argument, a missing one, or a value that has no
-            counterpart.
+        ConfigError: if the source or an argument is unknown, a required argument is missing, or a
+            value has no counterpart.
 
     Example:
         >>> from muonscale import Muon
@@ -91,7 +93,7 @@ def translate_arguments(source: str, **arguments: Any) -> Translation:
         >>> found.muon["scale"], found.muon["rms"], found.muon["weight_decay"]
         ('rms', 0.2, 0.1)
     """
-    foreign = _foreign(source)
+    foreign = _find_foreign(source)
     for name in arguments:
         if name not in foreign.arguments:
             hint = nearest(name, foreign.arguments)
@@ -100,67 +102,55 @@ def translate_arguments(source: str, **arguments: Any) -> Translation:
     muon: dict[str, Any] = dict(foreign.fixed)
     adamw: dict[str, Any] = {}
     for name, row in foreign.arguments.items():
-        (adamw if row.adamw else muon).update(_options(foreign, name, row, given))
-    alone = foreign.what if foreign.alone else ""
-    return Translation(muon=muon, adamw=adamw, rule=foreign.rule, alone=alone)
+        (adamw if row.adamw else muon).update(_translate(foreign, name, row, given))
+    without_adamw = "" if foreign.has_adamw else foreign.what
+    return Translation(muon=muon, adamw=adamw, rule=foreign.rule, without_adamw=without_adamw)
 
 
-def _foreign(source: str) -> Foreign:
+def _find_foreign(source: str) -> Foreign:
     if source in NO_COUNTERPART:
         missing = NO_COUNTERPART[source]
         raise ConfigError(
             f"{missing.what} has no counterpart: {missing.why}; accepted: {', '.join(FOREIGN)}"
         )
     if source not in FOREIGN:
-        raise ConfigError(f"no other optimizer is called {source!r}: {nearest(source, FOREIGN)}")
+        raise ConfigError(f"no known optimizer is called {source!r}: {nearest(source, FOREIGN)}")
     return FOREIGN[source]
 
 
-def _options(foreign: Foreign, name: str, row: Argument, given: Options) -> Options:
+def _translate(foreign: Foreign, name: str, row: Argument, given: Options) -> Options:
+    """Return the options that replace one argument."""
     value = given[name]
-    if value is REQUIRED and row.ours:
+    if not row.ours:
+        if value is REQUIRED or row.only is None or any(_is_same(value, one) for one in row.only):
+            return {}
+        accepted = f"accepted: {', '.join(map(repr, row.only))}" if row.only else "leave it out"
+        raise ConfigError(
+            f"{foreign.what}: {name}={reprlib.repr(value)} has no counterpart ({row.note}); {accepted}"
+        )
+    if value is REQUIRED:
         raise ConfigError(f"{foreign.what} needs {name}: it has no default")
-    if value is REQUIRED or not row.ours:
-        _check_left_out(foreign, name, row, value)
-        return {}
     if row.to is not None:
         return row.to(given)
-    if row.choices is None:
+    for choice, options in (row.choices or {}).items():
+        if _is_same(value, choice):
+            return options
+    if row.choices is None or row.adamw:
         return {row.ours: value}
-    return _chosen(foreign, name, row, value)
-
-
-def _check_left_out(foreign: Foreign, name: str, row: Argument, value: object) -> None:
-    if value is REQUIRED or row.only is None or _among(value, row.only):
-        return
-    accepted = f"accepted: {', '.join(map(repr, row.only))}" if row.only else "leave it out"
+    note = f" ({row.note})" if row.note else ""
     raise ConfigError(
-        f"{foreign.what}: {name}={reprlib.repr(value)} has no counterpart ({row.note}); {accepted}"
+        f"{foreign.what}: {name} is {value!r}; accepted: {', '.join(map(repr, row.choices))}{note}"
     )
 
 
-def _chosen(foreign: Foreign, name: str, row: Argument, value: object) -> Options:
-    for choice, options in (row.choices or {}).items():
-        if _among(value, (choice,)):
-            return options
-    if row.adamw:  # None stands for the value of all groups, everything else for itself
-        return {row.ours: value}
-    accepted = ", ".join(map(repr, row.choices or {}))
-    note = f" ({row.note})" if row.note else ""
-    raise ConfigError(f"{foreign.what}: {name} is {value!r}; accepted: {accepted}{note}")
-
-
-def _among(value: object, values: tuple[object, ...]) -> bool:
-    """Return whether `value` is one of `values`; it may be anything, a tensor too."""
-    for one in values:
-        numbers = all(isinstance(v, int | float) and not isinstance(v, bool) for v in (value, one))
-        if value is one or ((numbers or type(value) is type(one)) and value == one):
-            return True
-    return False
+def _is_same(value: object, other: object) -> bool:
+    """Return whether two values of any type are equal. Bools are not numbers."""
+    numbers = all(isinstance(v, int | float) and not isinstance(v, bool) for v in (value, other))
+    return value is other or ((numbers or type(value) is type(other)) and value == other)
 
 
 def find_renames(*sources: str) -> dict[str, str]:
-    """Return which arguments of rows of `FOREIGN` are options of ours, under whatever name."""
+    """Return the arguments of some rows of `FOREIGN` that only have another name here, to that name."""
     found: dict[str, str] = {}
     for source in sources:
         for theirs, row in FOREIGN[source].arguments.items():

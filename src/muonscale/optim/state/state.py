@@ -1,10 +1,10 @@
-"""The state that the optimizer keeps for each parameter, from construction on.
+"""The state of each parameter. It exists from the construction of the optimizer on.
 
 | key                 | rule          | shape           | dtype                                      |
 |---------------------|---------------|-----------------|--------------------------------------------|
 | momentum_buffer     | muon          | the parameter's | float32; float64 for float64 parameters    |
-| row_second_moment   | muon, normuon | one per row     | likewise                                   |
-| exp_avg, exp_avg_sq | adamw         | the parameter's | likewise                                   |
+| row_second_moment   | muon, normuon | one per row     | as above                                   |
+| exp_avg, exp_avg_sq | adamw         | the parameter's | as above                                   |
 | step                | adamw         | 0-D, on the CPU | float32                                    |
 | master              | both, 16 bits | the parameter's | float32, with master="float32"             |
 | rounding_step       | both, 16 bits | 0-D, on the CPU | float32, with master="stochastic"          |
@@ -30,7 +30,7 @@ from muonscale.optim.rules.step_inputs import Group, check_names, named
 
 
 def counters_of(group: Group) -> list[str]:
-    """Return the names of the state that counts the steps of a parameter that were not left out."""
+    """Return the names of the state that counts the steps of a parameter. A cancelled step does not count."""
     return [t.name for t in rule_of(group).state(group) if t.per == "parameter"] + ["rounding_step"]
 
 
@@ -40,10 +40,10 @@ def new_state(
     """Return the state of a parameter before its first step.
 
     Args:
-        name: of the parameter.
-        parameter: of any floating dtype and on any device.
+        name: name of the parameter.
+        parameter: a tensor of any floating dtype, on any device.
         options: complete options of its group.
-        owned: sharding and owned matrices, if the state is partitioned; else None.
+        owned: sharding and owned matrices if the state is partitioned, or None.
     """
     dtype = torch.promote_types(parameter.dtype, torch.float32)
 
@@ -99,10 +99,10 @@ def keep_by_name(
     carried over by name. A parameter without state gets new state.
 
     Args:
-        groups: of the optimizer.
-        state: by parameter; updated in place.
-        owners: the parameter that had each name; updated in place.
-        owned: returns `owned` of `new_state` for a name.
+        groups: parameter groups of the optimizer.
+        state: state by parameter; updated in place.
+        owners: the last parameter of each name; updated in place.
+        owned: returns the argument `owned` of `new_state` for a name.
 
     Raises:
         GroupingError: if names and parameters do not match, or the rule does not accept the

@@ -1,9 +1,9 @@
-"""The optimizer's state dict: how it is saved and loaded.
+"""Saving and loading of the optimizer's state dict.
 
 A state dict has torch's form: `state` is indexed by number, and `param_groups` lists these numbers
 as `params` and the parameter names as `param_names`. State is loaded by name, so the order and the
-grouping of parameters may have changed. If a trainer has dropped the names (torchtitan does), state
-is loaded by order, provided that groups and numbers of parameters are the same.
+grouping of parameters may have changed. If a trainer has dropped the names, as torchtitan does, state
+is loaded by order; the groups and their numbers of parameters must then be the same.
 """
 
 from __future__ import annotations
@@ -32,65 +32,67 @@ StateDict = Mapping[str, Any]
 
 
 def to_loadable(state_dict: dict[str, Any]) -> dict[str, Any]:
-    """Return torch's state dict with only group entries that `torch.load` accepts by default.
+    """Return torch's state dict with group entries that `torch.load` accepts by default.
 
-    Functions and entries that describe the model are None rather than missing, because torch's
-    flattened form asks for every entry of the groups when it is loaded.
+    Functions and entries that describe the model become None. They are not removed, because torch's
+    flattened form needs every entry of the groups when it is loaded.
     """
 
-    def to_save(key: str, value: Any) -> Any:
-        left_out = key != "params" and key in NOT_SAVED
-        if left_out or callable(value):
+    def convert(key: str, value: Any) -> Any:
+        if callable(value) or (key != "params" and key in NOT_SAVED):
             return None
         return to_plain(value) if key == "ns_coefficients" else value
 
-    groups = [{k: to_save(k, v) for k, v in group.items()} for group in state_dict["param_groups"]]
+    groups = [{k: convert(k, v) for k, v in group.items()} for group in state_dict["param_groups"]]
     return {**state_dict, "param_groups": groups}
 
 
 def load_by_name(state_dict: StateDict, groups: list[Group], state: State) -> None:
     """Copy the state and the group options of `state_dict` into `groups` and `state`.
 
-    Values keep the dtype and device that they have in `state`. A group gets the saved options if
-    the saved dict has a group with exactly its parameters. Otherwise it keeps its own and warns.
+    Values keep the dtype and device that they have in `state`. A group gets the options of the saved
+    group with exactly its parameters. If there is none, it keeps its own options, with a warning.
 
     Raises:
         CheckpointError: if names are missing and the groups differ, or if names, shapes or rules
             differ. Nothing is written in that case.
     """
-    saved_groups = _with_names(state_dict["param_groups"], groups)
-    saved = _saved_by_name(saved_groups, state_dict["state"])
+    saved_groups = _add_names(state_dict["param_groups"], groups)
+    saved = {
+        name: state_dict["state"].get(number, {})
+        for group in saved_groups
+        for name, number in zip(group["param_names"], group["params"], strict=True)
+    }
     current = {name: state[parameter] for group in groups for name, parameter in named(group)}
-    if differences := _differences(saved, current):
+    if differences := _list_differences(saved, current):
         raise CheckpointError(
-            "the optimizer state does not fit; take one of the same model and rules:\n  "
+            "the optimizer state does not fit. Load the state of the same model and rules:\n  "
             + "\n  ".join(differences)
         )
     scales = _momentum_scales(saved_groups)
     for name, values in current.items():
         for key, value in values.items():
-            source = saved[name][key]
-            copy_(value, _tensor(source))
+            copy_(value, _as_tensor(saved[name][key]))
             if key == "momentum_buffer" and name in scales:
                 scale_(value, scales[name])
-    _take_options(saved_groups, groups)
+    _load_options(saved_groups, groups)
 
 
-def _with_names(saved_groups: list[Group], groups: list[Group]) -> list[Group]:
-    """Return the saved groups; those without names get the names of the same group in `groups`."""
+def _add_names(saved_groups: list[Group], groups: list[Group]) -> list[Group]:
+    """Return the saved groups. Those without names get the names of the same group in `groups`."""
     if all("param_names" in group for group in saved_groups):
         return saved_groups
     if [_identity(group) for group in saved_groups] != [_identity(group) for group in groups]:
         raise CheckpointError(
             f"the {len(saved_groups)} groups of the optimizer state have no param_names and differ from "
-            "those of this optimizer, so its tensors cannot be matched with parameters. Save it from an "
-            "optimizer that was given named parameters. convert_state_dict converts the state of "
-            "torch.optim.Muon and of other implementations"
+            "those of this optimizer, so tensors cannot be matched with parameters. Save the state of an "
+            "optimizer with named parameters, or convert that of another implementation with "
+            "convert_state_dict"
         )
     unnamed = [str(group.get("name")) for group in saved_groups if "param_names" not in group]
     warnings.warn(
-        f"the optimizer state has no param_names in {', '.join(unnamed)}; its groups are like those of "
-        "this optimizer, so its tensors are matched with parameters by their order",
+        f"the groups {', '.join(unnamed)} of the optimizer state have no param_names. They are like those "
+        "of this optimizer, so tensors are matched with parameters by order",
         stacklevel=4,
     )
     return [
@@ -103,17 +105,7 @@ def _identity(group: Group) -> tuple[Any, Any, int]:
     return group.get("name"), group.get("rule"), len(group["params"])
 
 
-def _saved_by_name(
-    saved_groups: list[Group], state: Mapping[int, dict[str, Any]]
-) -> dict[str, dict[str, Any]]:
-    return {
-        name: state.get(number, {})
-        for group in saved_groups
-        for name, number in zip(group["param_names"], group["params"], strict=True)
-    }
-
-
-def _differences(saved: Mapping[str, Any], current: Mapping[str, Any]) -> list[str]:
+def _list_differences(saved: Mapping[str, Any], current: Mapping[str, Any]) -> list[str]:
     lines = [f"missing: {name}" for name in sorted(current.keys() - saved.keys())]
     lines += [f"unexpected: {name}" for name in sorted(saved.keys() - current.keys())]
     for name in sorted(current.keys() & saved.keys()):
@@ -124,22 +116,22 @@ def _differences(saved: Mapping[str, Any], current: Mapping[str, Any]) -> list[s
                 post_norm = '"normuon"' if ROW_STATE in have else "None, or another one"
                 hint = f" (saved with post_norm={post_norm})"
             lines.append(
-                f"other state: {name} has {sorted(have)}, now it needs {sorted(want)}{hint}"
+                f"different state: {name} was saved with {sorted(have)}, but needs {sorted(want)}{hint}"
             )
             continue
         for key in want:
-            shapes = tuple(_tensor(have[key]).shape), tuple(want[key].shape)
-            if shapes[0] != shapes[1]:
-                lines.append(f"other shape: {name} has {key} {shapes[0]}, now it is {shapes[1]}")
+            old, new = tuple(_as_tensor(have[key]).shape), tuple(want[key].shape)
+            if old != new:
+                lines.append(f"different shape: {key} of {name} was saved as {old}, but is {new}")
     return lines
 
 
-def _tensor(value: Any) -> Tensor:
+def _as_tensor(value: Any) -> Tensor:
     return value if isinstance(value, Tensor) else torch.as_tensor(value)
 
 
 def _momentum_scales(saved_groups: list[Group]) -> dict[str, float]:
-    """Return 1 - mu for each name whose saved momentum is a sum; an average needs no factor."""
+    """Return 1 - mu for each name whose saved momentum is a sum. An average needs no factor."""
     scales: dict[str, float] = {}
     for group in saved_groups:
         convention = group.get("momentum_convention", "ema")
@@ -152,22 +144,22 @@ def _momentum_scales(saved_groups: list[Group]) -> dict[str, float]:
     return scales
 
 
-def _take_options(saved_groups: list[Group], groups: list[Group]) -> None:
+def _load_options(saved_groups: list[Group], groups: list[Group]) -> None:
     by_names = {frozenset(group["param_names"]): group for group in saved_groups}
     kept = NOT_SAVED | {"param_names", "momentum_convention"}
     for group in groups:
         saved = by_names.get(frozenset(group["param_names"]))
         if saved is None:
             warnings.warn(
-                f"parameter group {group.get('name', '?')!r} is not in the saved state, so it keeps its "
-                "own lr and other options",
+                f"parameter group {group.get('name', '?')!r} is not in the saved state: it keeps its lr and "
+                "other options",
                 stacklevel=4,
             )
             continue
         if unknown := saved.keys() - GROUP_KEYS - OF_SCHEDULERS - option_names():
             warnings.warn(
-                f"parameter group {group.get('name', '?')!r} was saved with {sorted(unknown)}, and no "
-                "option is called that: left out (convert_state_dict translates those of other Muons)",
+                f"parameter group {group.get('name', '?')!r} was saved with {sorted(unknown)}, which are no "
+                "options: they are ignored (convert_state_dict converts those of other optimizers)",
                 stacklevel=4,
             )
             saved = {key: value for key, value in saved.items() if key not in unknown}

@@ -1,7 +1,7 @@
-"""What each argument of other projects' optimizers is here, as data: one file for each project.
+"""Tables of other projects' optimizers and their arguments, one file for each project.
 
-`muonscale.optim.migrate.translate` and `convert_state_dict` read the table, and the migration guide is
-written from it. Shape factors under other projects' names are in `muonscale.optim.rules.scale`.
+`translate_arguments`, `convert_state_dict` and the migration guide read them. Shape factors under
+other projects' names are in `muonscale.optim.rules.scale`.
 """
 
 from __future__ import annotations
@@ -33,4 +33,4 @@ NO_COUNTERPART: dict[str, NoCounterpart] = {
     **pytorch_optimizer.MISSING,
     **nvidia.MISSING,
 }
-"""Classes whose update no options give, by name."""
+"""Classes whose update no options reproduce, by name."""

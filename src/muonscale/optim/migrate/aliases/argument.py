@@ -1,4 +1,4 @@
-"""What one argument of another project's optimizer is here, as data; and words that many share."""
+"""The rows of the tables: one argument of another project's optimizer each."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from muonscale.errors import ConfigError
 from muonscale.optim.newton_schulz.coefficients import SCHEDULES
 
 Options = Mapping[str, Any]
-"""From names of arguments or options to values."""
+"""Values of arguments or options by name."""
 
 
 class Required:
-    """The default of an argument that has none."""
+    """The default of an argument that is required."""
 
     def __repr__(self) -> str:
         return "required"
@@ -27,23 +27,24 @@ REQUIRED = Required()
 class Argument:
     """One argument of another project's optimizer.
 
-    With `ours` it becomes that option: its value as it is, or by `choices`, or by `to`. Without,
-    it is left out: whatever its value, or only at the values in `only`, else an error says `note`.
+    If `ours` is set, the option gets the value of the argument, or the one that `choices` or `to`
+    gives. Otherwise the argument is ignored, and values that are not in `only` raise an error with
+    `note`.
     """
 
     default: Any
     ours: str = ""
-    """Options of `Muon` that take its place, for the reader; empty where there is none."""
+    """Option of `Muon` that replaces the argument; empty if there is none."""
     choices: Mapping[Any, Options] | None = None
-    """From its values to options."""
+    """Options for each value."""
     to: Callable[[Options], Options] | None = None
-    """From all arguments, defaults included, to options."""
+    """Returns options, given all arguments with their defaults."""
     adamw: bool = False
-    """Whether these options are for the groups on AdamW alone, such as a learning rate of theirs."""
+    """Whether the option applies only to groups on AdamW."""
     only: tuple[Any, ...] | None = None
-    """Values that change nothing, where it has no counterpart; None accepts every value."""
+    """Accepted values of an argument without `ours`; None accepts every value."""
     note: str = ""
-    """What differs; where there is no counterpart, why, and what to do."""
+    """What differs; or why there is no counterpart, and what to do."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,35 +52,35 @@ class Foreign:
     """One class of another project."""
 
     what: str
-    """Its full name, with the version whose arguments these are."""
+    """Full name, with the version that the arguments are from."""
     source: str
-    """Where they were read."""
+    """Where the arguments were read."""
     arguments: Mapping[str, Argument]
     fixed: Options
-    """Options for what it does whatever its arguments."""
+    """Options for what the class always does."""
     rule: Literal["muon", "adamw"] = "muon"
-    """What matrices are on."""
-    alone: bool = False
-    """Whether it steps matrices alone, so that it says nothing of rates for the rest."""
+    """Rule of the matrices."""
+    has_adamw: bool = True
+    """Whether it also steps parameters that are not matrices."""
     note: str = ""
-    """What differs in all cases."""
+    """Differences that no argument changes."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class NoCounterpart:
-    """A class whose update no option of `Muon` gives."""
+    """A class whose update no options of `Muon` reproduce."""
 
     what: str
     why: str
 
 
 def map_to(ours: str, default: Any, note: str = "") -> Argument:
-    """Return a row for what is an option here too, under whatever name."""
+    """Return a row for an argument that is the option `ours`, possibly under another name."""
     return Argument(default=default, ours=ours, note=note)
 
 
 def map_to_adamw(ours: str, default: Any, note: str = "") -> Argument:
-    """An option of the groups on AdamW; None stands for that of all groups."""
+    """Return a row for an option of the groups on AdamW. None means the value of the other groups."""
     return Argument(
         default=default,
         ours=ours,
@@ -90,19 +91,19 @@ def map_to_adamw(ours: str, default: Any, note: str = "") -> Argument:
 
 
 def ignore(default: Any, why: str) -> Argument:
-    """Return a row for what changes no number, or is decided elsewhere here."""
+    """Return a row for an argument that changes no results, or that is set elsewhere here."""
     return Argument(default=default, note=why)
 
 
 def refuse(default: Any, why: str) -> Argument:
-    """Return a row for what is not here: only its default is accepted."""
+    """Return a row for an argument without a counterpart: only its default is accepted."""
     return Argument(default=default, only=(default,), note=why)
 
 
 PARAMETERS = "`parameter_groups(model, ...)` decides what is on Muon"
 GROUPS = Argument(default=REQUIRED, only=(), note=PARAMETERS)
-NO_EPS = "Newton-Schulz divides by the norm itself, whatever its size"
-SPEED = "how it is computed, not what"
+NO_EPS = "Newton-Schulz divides by the norm and needs no epsilon"
+SPEED = "affects speed, not results"
 ASCENT = "negate the loss"
 MATCH_RMS: Options = {"scale": "rms", "rms": 0.2}
 KELLER: Options = {"scale": "keller"}
@@ -110,9 +111,10 @@ JORDAN_5: Options = {"ns_coefficients": "jordan", "ns_steps": 5}
 
 
 def read_coefficients(argument: str, rows: Mapping[str, str]) -> Callable[[Options], Options]:
-    """Return what reads coefficients: triples as they are, names by `rows`.
+    """Return a `to` of `Argument` for coefficients: triples, or names that `rows` maps to ours.
 
-    Names of several triples become these, since others cut them where there are fewer steps.
+    A name with several triples becomes these triples, because other projects cut them if there are
+    fewer steps.
     """
 
     def read(given: Options) -> Options:
@@ -121,8 +123,8 @@ def read_coefficients(argument: str, rows: Mapping[str, str]) -> Callable[[Optio
             return {"ns_coefficients": value}
         if value not in rows:
             raise ConfigError(
-                f"{argument} is {value!r}: no row of muonscale.optim.newton_schulz.coefficients has its numbers; "
-                f"give the triples, or {', '.join(map(repr, rows))}"
+                f"{argument} is {value!r}: muonscale.optim.newton_schulz.coefficients has no row with "
+                f"its numbers; give the triples, or {', '.join(map(repr, rows))}"
             )
         triples = SCHEDULES[rows[value]].triples
         return {"ns_coefficients": rows[value] if len(triples) == 1 else triples}

@@ -29,7 +29,7 @@ def _dion_coefficients(given: Options) -> Options:
     return {"ns_coefficients": "you5"}
 
 
-def _dion_mesh(given: Options) -> Options:
+def _dion_group(given: Options) -> Options:
     mesh = given["distributed_mesh"]
     return {"process_group": mesh} if isinstance(mesh, dist.ProcessGroup) else {}
 
@@ -39,15 +39,15 @@ _DION: dict[str, Argument] = {
     "distributed_mesh": Argument(
         default=None,
         ours="process_group",
-        to=_dion_mesh,
-        note="a ProcessGroup is `process_group`; a DeviceMesh is not needed: sharded parameters know theirs",
+        to=_dion_group,
+        note="a ProcessGroup is `process_group`; a DeviceMesh is not needed, since DTensors have theirs",
     ),
     "lr": map_to("lr", 0.01),
     "mu": map_to("momentum", 0.95),
     "betas": map_to("betas", (0.9, 0.95)),
     "weight_decay": map_to("weight_decay", 0.01),
     "cautious_wd": map_to("cautious_decay", False),
-    "epsilon": map_to("eps", 1e-8, f"of AdamW; {NO_EPS}"),
+    "epsilon": map_to("eps", 1e-8, f"for AdamW only; {NO_EPS}"),
     "nesterov": map_to("nesterov", False),
     "adjust_lr": Argument(
         default="spectral_norm",
@@ -59,7 +59,8 @@ _DION: dict[str, Argument] = {
         },
     ),
     "flatten": ignore(
-        False, "kernels of convolutions are always flattened, stacks of experts are always stacks"
+        False,
+        "convolution kernels are always flattened; stacked experts are always separate matrices",
     ),
     "use_gram_newton_schulz": Argument(
         default=False,
@@ -72,7 +73,7 @@ _DION: dict[str, Argument] = {
         default=True,
         ours="ns_coefficients",
         to=_dion_coefficients,
-        note='True: the triples of `"polar_express_nanochat"` with a margin of 1.02; False: `"you5"`',
+        note='True: the triples of `"polar_express_nanochat"` with the margin 1.02; False: `"you5"`',
     ),
     "newton_schulz_func": refuse(None, "give `ns_coefficients`"),
 }
@@ -83,16 +84,16 @@ ROWS: dict[str, Foreign] = {
         source="microsoft/dion 0a059a4 (2026-08-07), dion/muon.py",
         arguments=_DION,
         fixed={"ns_steps": 5},
-        note='A group\'s `algorithm="adamw"` is a role on AdamW, `split_sizes` and `num_heads` are '
-        "`matrices` of an override; `lion` has no counterpart.",
+        note='For `algorithm="adamw"` of a group, put its role on AdamW. For `split_sizes` and '
+        "`num_heads`, use `matrices` in an override. `lion` has no counterpart.",
     ),
     "dion_normuon": Foreign(
         what="microsoft/dion: NorMuon",
         source="microsoft/dion 0a059a4 (2026-08-07), dion/normuon.py",
         arguments={**_DION, "muon_beta2": map_to("normuon_beta2", 0.95)},
         fixed={"ns_steps": 5, "post_norm": "normuon", "post_norm_eps": 1e-8},
-        note="Of a matrix whose rows are sharded, the length is kept shard by shard there, and of the whole "
-        "matrix here; sharded columns are refused there.",
+        note="If the rows of a matrix are sharded, it preserves the norm of each shard; here the norm of "
+        "the whole matrix is preserved. It does not support sharded columns.",
     ),
 }
 
@@ -102,6 +103,6 @@ MISSING: dict[str, NoCounterpart] = {
     ),
     "dion_dion2": NoCounterpart(
         what="microsoft/dion: Dion2, NorDion2, Dion3",
-        why="orthogonalizes a part of the rows or columns each step",
+        why="orthogonalizes only some rows or columns in each step",
     ),
 }

@@ -23,19 +23,19 @@ _NVIDIA_SETS_LAST = {"cans": "cans", "deepseekv4": "deepseek_v4", "cubic5": "cub
 
 
 def _nvidia_coefficients(given: Options) -> Options:
-    """Rows of the first kind begin anew after their last triple, the others repeat it."""
+    """Return triples: the first kind of row is cycled, the second kind repeats its last triple."""
     name, steps = given["coefficient_type"], given["num_ns_steps"]
     if name in _NVIDIA_SETS:
         triples = tuple(islice(cycle(SCHEDULES[_NVIDIA_SETS[name]].triples), steps))
     elif name == "cubic5" and steps != 5:
-        raise ConfigError(f"num_ns_steps is {steps} with coefficient_type='cubic5': accepted: 5")
+        raise ConfigError(f"num_ns_steps is {steps}, but coefficient_type='cubic5' accepts only 5")
     elif name in _NVIDIA_SETS_LAST:
         triples = SCHEDULES[_NVIDIA_SETS_LAST[name]].triples
     else:
         accepted = ", ".join(map(repr, [*_NVIDIA_SETS, *_NVIDIA_SETS_LAST]))
         raise ConfigError(
-            f"coefficient_type is {name!r}: no row of muonscale.optim.newton_schulz.coefficients has its numbers; "
-            f"accepted: {accepted}"
+            f"coefficient_type is {name!r}: muonscale.optim.newton_schulz.coefficients has no row with "
+            f"its numbers; accepted: {accepted}"
         )
     return {"ns_coefficients": triples}
 
@@ -46,12 +46,12 @@ def _nvidia_scale(given: Options) -> Options:
         return {"scale": "rms", "rms": extra}
     if mode not in ("shape_scaling", "unit_rms_norm"):
         raise ConfigError(
-            f"scale_mode is {mode!r}: spectral, shape_scaling or unit_rms_norm is accepted"
+            f"scale_mode is {mode!r}; accepted: spectral, shape_scaling, unit_rms_norm"
         )
     if extra != 1:
         raise ConfigError(
-            f"extra_scale_factor is {extra} with scale_mode={mode!r}: accepted: 1; multiply lr by it "
-            "and divide weight_decay by it"
+            f"extra_scale_factor is {extra}, but scale_mode={mode!r} accepts only 1: multiply lr by it and "
+            "divide weight_decay by it instead"
         )
     return {"scale": f"nvidia:{mode}"}
 
@@ -71,28 +71,28 @@ ROWS: dict[str, Foreign] = {
                 default="decoupled",
                 ours="decay",
                 choices={"decoupled": {"decay": "coupled"}},
-                note='its `"independent"` leaves the schedule out, `decay="independent"` follows it',
+                note='its `"independent"` ignores the schedule, but `decay="independent"` follows it',
             ),
             "fp32_matmul_prec": Argument(
                 default="medium",
                 ours="ns_dtype",
                 choices={"medium": {"ns_dtype": "bfloat16"}, "highest": {"ns_dtype": "float32"}},
-                note='`"high"` is TF32, which torch turns on for all products',
+                note='`"high"` is TF32, which torch enables for all products',
             ),
             "coefficient_type": Argument(
                 default="quintic",
                 ours="ns_coefficients",
                 to=_nvidia_coefficients,
                 note='`"simple"` is `"jordan"`, `"quintic"` `"you5"`, `"deepseekv4"` '
-                '`"deepseek_v4"`; `"cans"`, `"cubic5"` and `"aol"` are called that here too; as '
-                "triples, which `simple`, `quintic` and `aol` begin anew after their last",
+                '`"deepseek_v4"`; `"cans"`, `"cubic5"` and `"aol"` have the same name here. All become '
+                "triples; `simple`, `quintic` and `aol` start again after the last one",
             ),
             "num_ns_steps": map_to("ns_steps", 5),
             "scale_mode": Argument(
                 default="spectral",
                 ours="scale",
                 to=_nvidia_scale,
-                note='`"spectral"`: `scale="rms"` with `rms` its `extra_scale_factor`; '
+                note='`"spectral"`: `scale="rms"` with `rms` equal to `extra_scale_factor`; '
                 '`"shape_scaling"` and `"unit_rms_norm"`: `"nvidia:shape_scaling"`, '
                 '`"nvidia:unit_rms_norm"`',
             ),
@@ -100,21 +100,21 @@ ROWS: dict[str, Foreign] = {
                 default=1.0,
                 ours="rms",
                 to=_nvidia_scale,
-                note='with `scale_mode="spectral"`, else 1',
+                note='with `scale_mode="spectral"`; otherwise it must be 1',
             ),
             "use_syrk": ignore(False, SPEED),
-            "weight_update_hook": refuse(None, "no hook runs around the update"),
+            "weight_update_hook": refuse(None, "there are no update hooks"),
         },
         fixed={},
-        alone=True,
-        note="Only matrices, no AdamW.",
+        has_adamw=False,
+        note="It has no AdamW, only matrices.",
     ),
 }
 
 MISSING: dict[str, NoCounterpart] = {
     "nvidia_adaptive": NoCounterpart(
         what="NVIDIA Emerging-Optimizers: AdaptiveMuon",
-        why="adamuon and namo are not here; its normuon averages along the longer side, that of the "
+        why="there is no AdaMuon and no NAMO; its NorMuon averages along the longer side, but that of the "
         'paper (`post_norm="normuon"`) along rows',
     ),
 }

@@ -27,14 +27,14 @@ def _optax_scale(given: Options) -> Options:
 
 
 def _optax_steps(given: Options) -> Options:
-    """A list of triples decides how many steps there are."""
+    """Return `ns_steps`, which is the number of triples if there are several."""
     triples = read_coefficients("ns_coeffs", OPTAX_NAMES)(given)["ns_coefficients"]
     if isinstance(triples, str) or not isinstance(triples[0], Sequence):
         return {"ns_steps": given["ns_steps"]}
     if len(triples) > given["ns_steps"]:
         raise ConfigError(
-            f"ns_steps is {given['ns_steps']} with {len(triples)} triples in ns_coeffs: at least as many "
-            "steps are accepted"
+            f"ns_steps is {given['ns_steps']}, but ns_coeffs has {len(triples)} triples: set ns_steps to "
+            "at least that number"
         )
     return {"ns_steps": len(triples)}
 
@@ -48,35 +48,41 @@ ROWS: dict[str, Foreign] = {
         what="optax.contrib.muon",
         source="optax 0.2.8, optax/contrib/_muon.py",
         arguments={
-            "learning_rate": map_to("lr", REQUIRED, "a number; a schedule is a scheduler's"),
+            "learning_rate": map_to(
+                "lr", REQUIRED, "a number; for a schedule use a torch scheduler"
+            ),
             "ns_coeffs": Argument(
                 default=(3.4445, -4.7750, 2.0315),
                 ours="ns_coefficients",
                 to=read_coefficients("ns_coeffs", OPTAX_NAMES),
-                note='`"standard"` is `"jordan"`, `"dion"` is `"you5"`; triples as they are',
+                note='`"standard"` is `"jordan"`, `"dion"` is `"you5"`; triples stay as they are',
             ),
             "ns_steps": Argument(
                 default=5,
                 ours="ns_steps",
                 to=_optax_steps,
-                note="of one triple; a list of triples, and `dion`, decides it itself",
+                note="with one triple; several triples, as in `dion`, set the number of steps",
             ),
             "beta": map_to("momentum", 0.95),
-            "eps": map_to("eps", 1e-8, f"of AdamW; {NO_EPS}"),
+            "eps": map_to("eps", 1e-8, f"for AdamW only; {NO_EPS}"),
             "weight_decay": map_to("weight_decay", 0.0),
-            "weight_decay_mask": refuse(None, "`overrides` of `parameter_groups`"),
-            "mu_dtype": refuse(None, "momentum is float32"),
+            "weight_decay_mask": refuse(None, "use `overrides` of `parameter_groups`"),
+            "mu_dtype": refuse(None, "momentum is always float32"),
             "nesterov": map_to("nesterov", True),
-            "adaptive": refuse(False, "the dual norm of the gradient is not in the update"),
-            "preconditioning": refuse(
-                "frobenius", '`ns_coefficients` has others: `"jordan+aol"`, `"jordan+schatten4"`'
+            "adaptive": refuse(
+                False, "the update does not depend on the dual norm of the gradient"
             ),
-            "adam_b1": Argument(default=0.9, ours="betas", to=_optax_betas, note="the first"),
-            "adam_b2": Argument(default=0.999, ours="betas", to=_optax_betas, note="the second"),
-            "adam_eps_root": refuse(0.0, "AdamW has no epsilon within the root"),
+            "preconditioning": refuse(
+                "frobenius", 'use `ns_coefficients="jordan+aol"` or `"jordan+schatten4"`'
+            ),
+            "adam_b1": Argument(default=0.9, ours="betas", to=_optax_betas, note="the first one"),
+            "adam_b2": Argument(
+                default=0.999, ours="betas", to=_optax_betas, note="the second one"
+            ),
+            "adam_eps_root": refuse(0.0, "AdamW here has no epsilon inside the square root"),
             "adam_weight_decay": map_to_adamw("weight_decay", 0.0),
-            "adam_learning_rate": map_to_adamw("lr", None, "None: `learning_rate`"),
-            "muon_weight_dimension_numbers": refuse(None, "`matrices` of an override"),
+            "adam_learning_rate": map_to_adamw("lr", None, "None means `learning_rate`"),
+            "muon_weight_dimension_numbers": refuse(None, "use `matrices` in an override"),
             "consistent_rms": Argument(
                 default=None,
                 ours="scale",
@@ -85,7 +91,7 @@ ROWS: dict[str, Foreign] = {
             ),
         },
         fixed={},
-        note="Momentum is corrected for its start there, which with Nesterov turns the first steps a "
-        "little; so is Nesterov in its Adam.",
+        note="Its momentum has a bias correction, which with Nesterov changes the direction of the first "
+        "steps a little. The Nesterov term of its Adam has one too.",
     ),
 }

@@ -1,4 +1,4 @@
-"""The code beside papers: Jordan, Moonlight, NorMuon."""
+"""The published code of Jordan, Moonlight and NorMuon."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ ROWS: dict[str, Foreign] = {
             "momentum": map_to("momentum", 0.95),
         },
         fixed={"nesterov": True, **JORDAN_5, **KELLER},
-        alone=True,
-        note="Fused weights are one matrix there; here each matrix in them is its own. Of a square "
-        "convolution kernel the factor is 1 there, `sqrt(max(1, out/(in*k*k)))` here. The AdamW of "
-        "MuonWithAuxAdam is `keller_adam`.",
+        has_adamw=False,
+        note="A fused weight is one matrix there; here each of its matrices is updated separately. The "
+        "factor of a square convolution kernel is 1 there and `sqrt(max(1, out/(in*k*k)))` here. The "
+        "AdamW of MuonWithAuxAdam is `keller_adam`.",
     ),
     "keller_adam": Foreign(
         what="KellerJordan/Muon: groups of MuonWithAuxAdam with use_muon=False",
@@ -43,8 +43,8 @@ ROWS: dict[str, Foreign] = {
         },
         fixed={},
         rule="adamw",
-        note="NorMuonWithAuxAdam has the same. In one optimizer: `lr` and `weight_decay` are those of "
-        "the groups on AdamW.",
+        note="NorMuonWithAuxAdam has the same AdamW. In one optimizer, `lr` and `weight_decay` are those "
+        "of the groups on AdamW.",
     ),
     "keller_2024": Foreign(
         what="KellerJordan/Muon: Muon of 2024, with its own AdamW",
@@ -62,7 +62,7 @@ ROWS: dict[str, Foreign] = {
             "adamw_wd": map_to_adamw("weight_decay", 0.0),
         },
         fixed={"weight_decay": 0.0, "ns_coefficients": "jordan", **KELLER},
-        note="Its matrices have no decay.",
+        note="Its matrices have no weight decay.",
     ),
     "moonlight": Foreign(
         what="MoonshotAI/Moonlight: Muon of examples/toy_train.py",
@@ -79,8 +79,8 @@ ROWS: dict[str, Foreign] = {
             "adamw_eps": map_to("eps", 1e-8),
         },
         fixed={"ns_coefficients": "jordan", **MATCH_RMS},
-        note="These are the defaults here. Its AdamW adds eps before the second moment is corrected for "
-        "its start, which matters in the first steps only.",
+        note="These are the defaults here. Its AdamW adds eps before the bias correction of the second "
+        "moment, which matters in the first steps only.",
     ),
     "normuon": Foreign(
         what="zichongli5/NorMuon: NorMuon, SingleDeviceNorMuon, and groups of NorMuonWithAuxAdam "
@@ -100,8 +100,8 @@ ROWS: dict[str, Foreign] = {
             **JORDAN_5,
             **KELLER,
         },
-        alone=True,
-        note="The AdamW of NorMuonWithAuxAdam is `keller_adam`. Of a square convolution kernel the factor "
-        "is 1 there, `sqrt(max(1, out/(in*k*k)))` here.",
+        has_adamw=False,
+        note="The AdamW of NorMuonWithAuxAdam is `keller_adam`. The factor of a square convolution kernel "
+        "is 1 there and `sqrt(max(1, out/(in*k*k)))` here.",
     ),
 }

@@ -26,7 +26,7 @@ def _normuon_scale(given: Options) -> Options:
         return {"scale": "rms_exact", "rms": 0.2}
     if given["update_scale"] != "preserve_norm":
         raise ConfigError(
-            f"update_scale is {given['update_scale']!r}: preserve_norm or match_rms is accepted"
+            f"update_scale is {given['update_scale']!r}; accepted: preserve_norm, match_rms"
         )
     return MATCH_RMS if given["use_adjusted_lr"] else KELLER
 
@@ -36,14 +36,14 @@ _PYTORCH_OPTIMIZER: dict[str, Argument] = {
     "lr": map_to("lr", 0.02),
     "momentum": map_to("momentum", 0.95),
     "weight_decay": map_to("weight_decay", 0.0),
-    "weight_decouple": refuse(True, "decay is always decoupled"),
+    "weight_decouple": refuse(True, "weight decay is always decoupled"),
     "nesterov": map_to("nesterov", True),
     "ns_steps": map_to("ns_steps", 5),
     "ns_coeffs": Argument(
         default="original",
         ours="ns_coefficients",
         to=read_coefficients("ns_coeffs", {"original": "jordan", "quintic": "you5"}),
-        note='`"original"` is `"jordan"`, `"quintic"` is `"you5"`; triples as they are; its '
+        note='`"original"` is `"jordan"`, `"quintic"` is `"you5"`; triples stay as they are. Its '
         '`"polar_express"` tables have other numbers: give the triples',
     ),
     "use_adjusted_lr": Argument(
@@ -72,11 +72,10 @@ ROWS: dict[str, Foreign] = {
                     "gram_newton_schulz": {"ns_form": "gram"},
                 },
             ),
-            "ns_reset_steps": ignore((2,), "the Gram form starts anew where rounding asks for it"),
+            "ns_reset_steps": ignore((2,), "the Gram form restarts as rarely as rounding allows"),
         },
         fixed={},
-        note="DistributedMuon has the same arguments without the last two, and needs no counterpart of "
-        "its own.",
+        note="DistributedMuon has the same arguments except the last two, and translates in the same way.",
     ),
     "pytorch_optimizer_normuon": Foreign(
         what="kozistr/pytorch_optimizer: NorMuon",
@@ -88,7 +87,7 @@ ROWS: dict[str, Foreign] = {
                 default=False,
                 ours="scale",
                 to=_normuon_scale,
-                note="as above where `update_scale` is `preserve_norm`",
+                note='as for `pytorch_optimizer`, if `update_scale` is `"preserve_norm"`',
             ),
             "update_scale": Argument(
                 default="preserve_norm",
@@ -105,15 +104,16 @@ ROWS: dict[str, Foreign] = {
 MISSING: dict[str, NoCounterpart] = {
     "pytorch_optimizer_adamuon": NoCounterpart(
         what="kozistr/pytorch_optimizer: AdaMuon",
-        why="a second moment of every element of the update",
+        why="it has a second moment of each element of the update",
     ),
     "pytorch_optimizer_adago": NoCounterpart(
-        what="kozistr/pytorch_optimizer: AdaGO", why="an AdaGrad step size from the gradient's norm"
+        what="kozistr/pytorch_optimizer: AdaGO",
+        why="it has an AdaGrad step size from the norm of the gradient",
     ),
     "pytorch_optimizer_muonclip": NoCounterpart(
         what="kozistr/pytorch_optimizer: MuonClip",
-        why='two things here: `translate_arguments("pytorch_optimizer", nesterov=False, '
-        "use_adjusted_lr=True)`, and QK-clip after the step (`muonscale.optim.diagnostics.qk_clip`; "
-        "`optimizer.qk_clip` in the trainer)",
+        why='use `translate_arguments("pytorch_optimizer", nesterov=False, use_adjusted_lr=True)`, and '
+        "QK-clip after each step (`muonscale.optim.diagnostics.qk_clip`, or `optimizer.qk_clip` in the "
+        "trainer)",
     ),
 }

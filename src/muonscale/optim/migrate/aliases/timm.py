@@ -38,10 +38,10 @@ ROWS: dict[str, Foreign] = {
                 default="quintic",
                 ours="ns_coefficients",
                 to=read_coefficients("ns_coefficients", {"original": "jordan", "quintic": "you5"}),
-                note='`"original"` is `"jordan"`, `"quintic"` is `"you5"`; triples as they are; its '
+                note='`"original"` is `"jordan"`, `"quintic"` is `"you5"`; triples stay as they are. Its '
                 '`"polar_express"` tables have other numbers: give the triples',
             ),
-            "eps": map_to("eps", 1e-7, f"of AdamW; {NO_EPS}"),
+            "eps": map_to("eps", 1e-7, f"for AdamW only; {NO_EPS}"),
             "safety_factor": refuse(1.0, "`ns_coefficients=Coefficients(triples=..., margin=...)`"),
             "adjust_lr_fn": Argument(
                 default="match_rms_adamw",
@@ -53,20 +53,20 @@ ROWS: dict[str, Foreign] = {
                     None: {"scale": "none"},
                 },
             ),
-            "conv_mode": refuse("flatten", "kernels are always flattened"),
-            "normalize_spatial": ignore(True, "of `conv_mode`"),
+            "conv_mode": refuse("flatten", "convolution kernels are always flattened"),
+            "normalize_spatial": ignore(True, "belongs to `conv_mode`"),
             "adamw_lr": Argument(default=None, ours="lr", adamw=True, to=_fallback_lr),
             "fallback_lr_scale": Argument(
                 default=1.0, ours="lr", adamw=True, to=_fallback_lr, note="times `lr`"
             ),
             "betas": map_to("betas", (0.9, 0.95)),
-            "algo": refuse("muon", "AdaMuon's second moment of every element is not here"),
+            "algo": refuse("muon", "there is no AdaMuon"),
             "scale_eps": ignore(False, NO_EPS),
-            "capturable": refuse(False, "a step is not captured into a CUDA graph"),
-            "verbose": ignore(False, "`grouping_report` says where everything went"),
+            "capturable": refuse(False, "steps are not captured in CUDA graphs"),
+            "verbose": ignore(False, "`grouping_report` lists all parameters"),
         },
         fixed={},
-        note="What is on AdamW follows from shapes there, from modules here. With `nesterov=True` its "
-        "AdamW is NAdamW.",
+        note="It chooses the parameters on AdamW by shape; here the module type decides. With "
+        "`nesterov=True` its AdamW is NAdamW.",
     ),
 }

@@ -1,4 +1,4 @@
-"""Optimizers of torch itself."""
+"""Optimizers in torch.optim."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ ROWS: dict[str, Foreign] = {
             "adjust_lr_fn": Argument(default=None, ours="scale", choices=_TORCH_SCALES),
         },
         fixed={},
-        alone=True,
-        note='Its products are in bfloat16 on every device: `ns_dtype="bfloat16"`.',
+        has_adamw=False,
+        note='Its matrix products are in bfloat16 on every device; for the same, set `ns_dtype="bfloat16"`.',
     ),
     "torch_adamw": Foreign(
         what="torch.optim.AdamW (2.13)",
@@ -55,16 +55,15 @@ ROWS: dict[str, Foreign] = {
             "betas": map_to("betas", (0.9, 0.999)),
             "eps": map_to("eps", 1e-8),
             "weight_decay": map_to("weight_decay", 1e-2),
-            "amsgrad": refuse(False, "AdamW here has no running maximum"),
+            "amsgrad": refuse(False, "AdamW here has no AMSGrad"),
             "maximize": refuse(False, ASCENT),
             "foreach": ignore(None, SPEED),
-            "capturable": refuse(False, "a step is not captured into a CUDA graph"),
-            "differentiable": refuse(False, "no gradient goes through a step"),
+            "capturable": refuse(False, "steps are not captured in CUDA graphs"),
+            "differentiable": refuse(False, "a step is not differentiable"),
             "fused": ignore(None, SPEED),
         },
         fixed={},
         rule="adamw",
-        note="The learning rate and the decay of AdamW are the right ones for Muon with "
-        '`scale="rms"`: put the matrices on Muon with them.',
+        note='With `scale="rms"` matrices can be put on Muon with the same learning rate and decay.',
     ),
 }
