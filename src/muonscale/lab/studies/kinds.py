@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from importlib import import_module, resources
+from collections.abc import Callable, Sequence
+from importlib import resources
 from pathlib import Path
 from typing import Any, get_args
 
@@ -13,22 +13,30 @@ from pydantic import ValidationError
 
 from muonscale.errors import ConfigError, nearest, shown
 from muonscale.lab.config.load import first_comment, read_yaml, refuse_odd_text
-from muonscale.lab.report.page import Page
+from muonscale.lab.studies.batch.config import BatchConfig
+from muonscale.lab.studies.batch.study import BatchStudy
+from muonscale.lab.studies.compare.config import CompareConfig
+from muonscale.lab.studies.compare.study import CompareStudy
 from muonscale.lab.studies.config import StudyConfig
-from muonscale.lab.studies.engine import find, look
+from muonscale.lab.studies.scaling.config import ScalingConfig
+from muonscale.lab.studies.scaling.study import ScalingStudy
 from muonscale.lab.studies.study import Study
+from muonscale.lab.studies.telescope.config import TelescopeConfig
+from muonscale.lab.studies.telescope.study import TelescopeStudy
+from muonscale.lab.studies.transfer.config import TransferConfig
+from muonscale.lab.studies.transfer.study import TransferStudy
 
-KINDS = {
-    "compare": ("muonscale.lab.studies.compare.study", "CompareConfig", "Compare"),
-    "transfer": ("muonscale.lab.studies.transfer.study", "TransferConfig", "Transfer"),
-    "scaling": ("muonscale.lab.studies.scaling.study", "ScalingConfig", "Scaling"),
-    "batch": ("muonscale.lab.studies.batch.study", "BatchConfig", "Batch"),
-    "telescope": ("muonscale.lab.studies.telescope.study", "TelescopeConfig", "Telescope"),
+KINDS: dict[str, tuple[type[StudyConfig], Callable[[Any], Study]]] = {
+    "compare": (CompareConfig, CompareStudy),
+    "transfer": (TransferConfig, TransferStudy),
+    "scaling": (ScalingConfig, ScalingStudy),
+    "batch": (BatchConfig, BatchStudy),
+    "telescope": (TelescopeConfig, TelescopeStudy),
 }
-"""By the value of `study`: module, configuration and class."""
+"""Configuration and class by the value of `study`."""
 
 NESTED = ("executor", "frontier", "set")
-"""Keys that hold keys, whether the recipe has them or not."""
+"""Keys that hold other keys, even where the recipe leaves them out."""
 
 
 def study_names() -> list[str]:
@@ -38,7 +46,7 @@ def study_names() -> list[str]:
 
 
 def study_summary(name: str) -> str:
-    """Return what a shipped study is, as one line."""
+    """Return the first comment of a shipped study, which describes it."""
     return first_comment(_shipped(name))
 
 
@@ -65,20 +73,16 @@ def load_study(recipe: str, overrides: Sequence[str] = ()) -> Study:
         raise ConfigError(
             f"{recipe}: study={shown(kind)} is no kind of study; {nearest(kind, KINDS)}"
         )
-    module, config, study = KINDS[kind]
-    home = import_module(module)
-    return getattr(home, study)(_validated(getattr(home, config), tree))
+    config, study = KINDS[kind]
+    return study(_validated(config, tree))
 
 
-def study_page(path: Path) -> Page:
-    """Return the report of a study folder, of what has ended so far.
-
-    Raises:
-        MuonscaleError: if it is no study folder, or is damaged.
-    """
-    study = load_study(str(path), [f"path={json.dumps(str(path))}"])
-    state = look(study)
-    return study.page(find(study, state), state.outcomes)
+def command_of(config: StudyConfig) -> str:
+    """Return the command that does a study: by its name, if it comes with the package."""
+    for name in study_names():
+        if load_study(name, [f"path={json.dumps(str(config.path))}"]).config == config:
+            return f"muonscale study run {name}"
+    return f"muonscale study run {config.path}"
 
 
 def _read(recipe: str) -> dict[str, Any]:

@@ -3,72 +3,86 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 from scipy.stats import f
 
 from muonscale.errors import StudyError
 from muonscale.lab.fits.batch_table import law_estimates
-from muonscale.lab.fits.bootstrap import LEVEL, Draws, Quantity, Seed, stretch
+from muonscale.lab.fits.bootstrap import LEVEL, Draws, Seed, stretch
 from muonscale.lab.fits.findings import REMARKS, Curve, Estimate, curve, estimate, number
 from muonscale.lab.fits.laws.batch import NAME as MCCANDLISH
-from muonscale.lab.fits.laws.batch import OVERHEAD, draw_batch, fit_batch
+from muonscale.lab.fits.laws.batch import OVERHEAD, BatchLaw, draw_batch, fit_batch
 from muonscale.lab.fits.laws.batch import log_steps as log_batch_steps
 from muonscale.lab.fits.laws.regimes import NAME as REGIMES
-from muonscale.lab.fits.laws.regimes import draw_regimes, fit_regimes, log_critical, log_steps
-from muonscale.lab.fits.result import ROUNDING, FloatArray, Residuals
+from muonscale.lab.fits.laws.regimes import (
+    RegimeLaw,
+    draw_regimes,
+    fit_regimes,
+    log_critical,
+    log_steps,
+)
+from muonscale.lab.fits.result import ROUNDING, Residuals
 from muonscale.lab.fits.rising import SIGNIFICANT
 from muonscale.lab.fits.steps_to_loss import StepsToLoss
 from muonscale.lab.fits.token_optimal import draw_optimal, token_optimal
 
 POINTS = 40
-"""Of a law's curve."""
+"""Points of a law's curve."""
 RESAMPLES = 1000
 TOLERANCE = OVERHEAD
-"""Of the tolerant token-optimal batch: as much data as the overhead batch takes more."""
+"""Tolerance of the tolerant token-optimal batch: the extra data of the overhead batch."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Law:
-    """One definition of a critical batch size, and what it gives."""
+class CriticalBatch:
+    """A critical batch size by one definition, with its law."""
 
     name: str
     estimates: tuple[Estimate, ...] = ()
-    """Ends of intervals are infinite, or 0, where they lie outside the measured batch sizes."""
+    """An end of an interval outside the measured batch sizes is infinite, or 0."""
     status: str = ""
     remark: str = ""
     rms: float = math.nan
-    """Of the residuals of log S."""
+    """Root mean square of the residuals of log S."""
     curve: Curve | None = None
-    """log S by the law, as steps by batch size."""
+    """Steps by batch size according to the law."""
     without_intervals: str = ""
+    """Why there are no intervals."""
     refused: str = ""
-    """Why there is none; then all else is empty."""
+    """Why there is no law; then all else is empty."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Laws:
-    """Those of one variant, with what is needed to compare two."""
+class VariantLaws:
+    """The critical batch sizes of one variant, with the draws to compare two variants."""
 
-    mccandlish: Law
-    regimes: Law
-    optimal: Law
+    mccandlish: CriticalBatch
+    regimes: CriticalBatch
+    optimal: CriticalBatch
     regime_draws: Draws | None = field(default=None, compare=False)
     optimal_draws: Draws | None = field(default=None, compare=False)
 
 
-def laws_of(steps: StepsToLoss, seed: tuple[int, ...]) -> Laws:
-    """Return the laws of what was measured.
+def fit_variant_laws(steps: StepsToLoss, seed: tuple[int, ...]) -> VariantLaws:
+    """Fit the laws to measured steps.
 
     Args:
         steps: S(B).
-        seed: of the draws; different ones for variants that are compared.
+        seed: seed of the draws, different for variants that are compared.
     """
-    regimes, regime_draws = _regimes(steps, (*seed, 1))
-    optimal, optimal_draws = _optimal(steps, (*seed, 2))
-    return Laws(
-        mccandlish=_mccandlish(steps, (*seed, 0)),
+    mccandlish, _ = _fit_law(
+        steps, (*seed, 0), MCCANDLISH, (fit_batch, draw_batch, log_batch_steps), _describe_batch
+    )
+    regimes, regime_draws = _fit_law(
+        steps, (*seed, 1), REGIMES, (fit_regimes, draw_regimes, log_steps), _describe_regimes
+    )
+    optimal, optimal_draws = _find_optimal(steps, (*seed, 2))
+    return VariantLaws(
+        mccandlish=mccandlish,
         regimes=regimes,
         optimal=optimal,
         regime_draws=regime_draws,
@@ -76,17 +90,60 @@ def laws_of(steps: StepsToLoss, seed: tuple[int, ...]) -> Laws:
     )
 
 
-def _points(steps: StepsToLoss) -> tuple[FloatArray, FloatArray, float | None]:
-    """Return batch sizes, steps and the noise of a log step, stretched as it was estimated itself."""
+Describe = Callable[[Any, Draws], tuple[tuple[Estimate, ...], str]]
+"""Maps a law and its draws to its estimates and a remark."""
+
+
+def _fit_law(
+    steps: StepsToLoss,
+    seed: Seed,
+    name: str,
+    functions: tuple[Callable[..., Any], Callable[..., Draws], Callable[..., Any]],
+    describe: Describe,
+) -> tuple[CriticalBatch, Draws | None]:
+    """Fit a law of S(B), given its functions to fit, to draw and to evaluate."""
+    fit, draw, log_law = functions
     kept = steps.reached
+    batches, counts = steps.batches[kept], np.exp(steps.log_steps[kept])
     noise = None
-    if steps.freedom:
-        error = float(np.sqrt(np.mean(steps.error[kept] ** 2))) if kept.any() else 0.0
-        noise = error * stretch(LEVEL, steps.freedom)
-    return steps.batches[kept], np.exp(steps.log_steps[kept]), noise
+    if steps.freedom:  # stretched, because the noise is an estimate itself
+        mean_error = float(np.sqrt(np.mean(steps.error[kept] ** 2))) if kept.any() else 0.0
+        noise = mean_error * stretch(LEVEL, steps.freedom)
+    try:
+        law = fit(batches, counts)
+    except StudyError as error:
+        return CriticalBatch(name=name, refused=str(error)), None
+    draws, why = Draws.none(law.theta), ""
+    try:
+        draws = draw(law, batches, counts, RESAMPLES, seed, noise=noise)
+    except StudyError as error:
+        why = str(error)
+    estimates, remark = describe(law, draws)
+    grid = np.geomspace(batches[0], batches[-1], POINTS)
+    found = CriticalBatch(
+        name=name,
+        estimates=estimates,
+        status=law.status.value,
+        remark="; ".join(filter(None, (remark, _describe_misfit(steps, law.residuals)))),
+        rms=law.residuals.rms,
+        curve=curve(draws, grid, lambda theta: log_law(theta, np.log(grid))),
+        without_intervals=why,
+    )
+    return found, draws
 
 
-def _misfit(steps: StepsToLoss, residuals: Residuals) -> str:
+def _describe_batch(law: BatchLaw, draws: Draws) -> tuple[tuple[Estimate, ...], str]:
+    return law_estimates(law, draws), REMARKS[law.status]
+
+
+def _describe_regimes(law: RegimeLaw, draws: Draws) -> tuple[tuple[Estimate, ...], str]:
+    critical = estimate("B*", draws, lambda theta: log_critical(theta, law.batches), log=True)
+    critical = replace(critical, value=law.critical.value, extrapolated=law.critical.extrapolated)
+    constant = estimate("tokens up to B*", draws, lambda theta: theta[..., 0], log=True)
+    return (critical, constant, estimate("m", draws, lambda theta: theta[..., 1])), law.remark
+
+
+def _describe_misfit(steps: StepsToLoss, residuals: Residuals) -> str:
     """Return a remark if a law misses by more than the noise of seeds explains (F test, 5 %)."""
     noise = float(np.sqrt(np.mean(steps.error[steps.reached] ** 2)))
     if not steps.freedom or not residuals.degrees or residuals.rms <= ROUNDING:
@@ -95,71 +152,18 @@ def _misfit(steps: StepsToLoss, residuals: Residuals) -> str:
     if f.sf(ratio, residuals.degrees, steps.freedom) >= SIGNIFICANT:
         return ""
     return (
-        f"the law misses by {residuals.rms:.1%} and seeds explain {noise:.1%}: its intervals, which know "
-        "of seeds alone, are too narrow"
+        f"the law misses by {residuals.rms:.1%} and seeds explain {noise:.1%}: its intervals include the "
+        "noise of seeds alone and are too narrow"
     )
 
 
-def _joined(*remarks: str) -> str:
-    return "; ".join(remark for remark in remarks if remark)
-
-
-def _mccandlish(steps: StepsToLoss, seed: Seed) -> Law:
-    batches, counts, noise = _points(steps)
-    try:
-        law = fit_batch(batches, counts)
-    except StudyError as error:
-        return Law(name=MCCANDLISH, refused=str(error))
-    draws, why = Draws.none(law.theta), ""
-    try:
-        draws = draw_batch(law, batches, counts, RESAMPLES, seed, noise=noise)
-    except StudyError as error:
-        why = str(error)
-    return Law(
-        name=MCCANDLISH,
-        estimates=law_estimates(law, draws),
-        status=law.status.value,
-        remark=_joined(REMARKS[law.status], _misfit(steps, law.residuals)),
-        rms=law.residuals.rms,
-        curve=_curve(steps, draws, log_batch_steps),
-        without_intervals=why,
-    )
-
-
-def _regimes(steps: StepsToLoss, seed: Seed) -> tuple[Law, Draws | None]:
-    batches, counts, noise = _points(steps)
-    try:
-        law = fit_regimes(batches, counts)
-    except StudyError as error:
-        return Law(name=REGIMES, refused=str(error)), None
-    draws, why = Draws.none(law.theta), ""
-    try:
-        draws = draw_regimes(law, batches, counts, RESAMPLES, seed, noise=noise)
-    except StudyError as error:
-        why = str(error)
-    critical = estimate("B*", draws, lambda theta: log_critical(theta, law.batches), log=True)
-    critical = replace(critical, value=law.critical.value, extrapolated=law.critical.extrapolated)
-    found = Law(
-        name=REGIMES,
-        estimates=(
-            critical,
-            estimate("tokens up to B*", draws, lambda theta: theta[..., 0], log=True),
-            estimate("m", draws, lambda theta: theta[..., 1]),
-        ),
-        status=law.status.value,
-        remark=_joined(law.remark, _misfit(steps, law.residuals)),
-        rms=law.residuals.rms,
-        curve=_curve(steps, draws, log_steps),
-        without_intervals=why,
-    )
-    return found, draws
-
-
-def _optimal(steps: StepsToLoss, seed: Seed) -> tuple[Law, Draws | None]:
+def _find_optimal(steps: StepsToLoss, seed: Seed) -> tuple[CriticalBatch, Draws | None]:
+    """Return the largest batch with the fewest tokens, and the largest within a tolerance."""
     name = "max{B: T(B) = min T}"
     kept = steps.batches[steps.reached]
     if len(kept) < 2:
-        return Law(name=name, refused="the loss was reached at fewer than two batch sizes"), None
+        why = "the loss was reached at fewer than two batch sizes"
+        return CriticalBatch(name=name, refused=why), None
     draws, why = [], ""
     for tolerance in (0.0, TOLERANCE):
         try:
@@ -170,23 +174,12 @@ def _optimal(steps: StepsToLoss, seed: Seed) -> tuple[Law, Draws | None]:
             draws.append(Draws.none(np.atleast_1d(least)))
     names = ("token-optimal batch", f"largest batch within {TOLERANCE:.0%} of the fewest tokens")
     found = tuple(
-        estimate(called, each, lambda theta: theta[..., 0])
-        for called, each in zip(names, draws, strict=True)
+        estimate(title, each, lambda theta: theta[..., 0])
+        for title, each in zip(names, draws, strict=True)
     )
-    return Law(
-        name=name, estimates=found, remark=_at_end(found[0].value, kept), without_intervals=why
-    ), draws[0]
-
-
-def _at_end(value: float, kept: FloatArray) -> str:
+    value, remark = found[0].value, ""
     if value in (kept[0], kept[-1]):
         which = "smallest" if value == kept[0] else "largest"
-        return f"{number(value)} is the {which} batch that reached the loss: it may lie beyond"
-    return ""
-
-
-def _curve(steps: StepsToLoss, draws: Draws, log_law: object) -> Curve:
-    kept = steps.batches[steps.reached]
-    grid = np.geomspace(kept[0], kept[-1], POINTS)
-    quantity: Quantity = lambda theta: log_law(theta, np.log(grid))  # type: ignore[operator]  # noqa: E731
-    return curve(draws, grid, quantity)
+        remark = f"{number(value)} is the {which} batch that reached the loss; the optimum may be beyond it"
+    law = CriticalBatch(name=name, estimates=found, remark=remark, without_intervals=why)
+    return law, draws[0]

@@ -1,0 +1,57 @@
+"""A run to be done, and the protocol of what does it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from muonscale.errors import StudyError
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run to be done."""
+
+    id: str
+    config: Path
+    """The resolved configuration, with its `run.path`."""
+    log: Path
+    failure: Path
+    """The file to write the reason of a failure to."""
+
+    @property
+    def files(self) -> dict[str, str]:
+        """The absolute paths that a worker needs."""
+        paths = {"config": self.config, "log": self.log, "failure": self.failure}
+        return {name: str(path.absolute()) for name, path in paths.items()}
+
+
+Ended = Callable[[str], None]
+"""Called with the id of a job that has ended, finished or not."""
+
+
+class Executor(Protocol):
+    """Does jobs, each once; their outcomes are in their folders."""
+
+    def run(self, jobs: Sequence[Job], ended: Ended) -> None:
+        """Do all jobs. When interrupted, let the running ones save themselves, and leave."""
+        ...
+
+
+def read_object(path: Path) -> dict[str, Any] | None:
+    """Return the JSON object in a file, None if there is no file.
+
+    Raises:
+        StudyError: if it is damaged.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise StudyError(
+            f"{path} cannot be read: {error}; restore it, or remove it to do its part of the study again"
+        ) from error
