@@ -8,7 +8,6 @@ from pydantic import Field, field_validator, model_validator
 
 from muonscale.errors import ConfigError
 from muonscale.lab.config.sections import Section
-from muonscale.lab.estimate.devices import find_device
 from muonscale.lab.studies.config import check_rising
 
 MEASURED = "measured"
@@ -42,6 +41,8 @@ class FrontierSection(Section):
     @classmethod
     def _check_throughput(cls, value: str) -> str:
         if value != MEASURED:
+            from muonscale.lab.estimate.devices import find_device
+
             try:
                 find_device(value)
             except ConfigError as error:
