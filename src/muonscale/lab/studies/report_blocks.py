@@ -89,13 +89,7 @@ def keep_nonempty(*charts: Chart) -> list[Block]:
 
 
 def closing_sections(found: Found, outcomes: Outcomes, command: str) -> list[Section]:
-    """Return the sections at the end of every report: failed runs, and how the study was done.
-
-    Args:
-        found: findings of the study.
-        outcomes: outcomes of its runs.
-        command: the command that does the study.
-    """
+    """Return the sections at the end of every report: failed runs, and how the study was done."""
     sections = []
     if found["failed"]:
         rows = tuple((item["run"], item["reason"]) for item in found["failed"])

@@ -6,9 +6,12 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field, field_validator
 
 from muonscale.lab.config.load import Config
+from muonscale.lab.studies.config import Seeds, StudyConfig, parse_named_overrides
 from muonscale.lab.studies.study import Planner
 
 Overrides = Mapping[str, Any]
@@ -92,16 +95,27 @@ AXES: dict[str, dict[str, Overrides]] = {"architecture": ARCHITECTURES, "corpus"
 """Values of axes that come with their overrides."""
 
 
+class VariantsConfig(StudyConfig):
+    """Keys of a study of optimizers."""
+
+    variants: Annotated[dict[str, dict[str, Any]], Field(min_length=1)]
+    """Optimizers: names of `muonscale.lab.studies.variants`, or names of your own with keys of the
+    recipe. Keys given to a known name are added to its own."""
+    seeds: Seeds = [0, 1]
+    """Seeds of every run."""
+
+    @field_validator("variants", mode="before")
+    @classmethod
+    def _parse_variants(cls, value: Any) -> Any:
+        return parse_named_overrides(value, "variants", VARIANTS)
+
+
 def resolve_variant(
     planner: Planner, name: str, own: Overrides, others: Overrides = MappingProxyType({})
 ) -> Overrides:
     """Return the keys of a variant: those of its name, if it is known, then its own.
 
-    Args:
-        planner: makes the runs of the study.
-        name: name of the variant.
-        own: keys that the study gives it.
-        others: keys of the place where it is run, on which the variant's keys may depend.
+    `others` are keys of the place where it is run, on which its keys may depend.
     """
     if name not in VARIANTS:
         return own

@@ -88,10 +88,7 @@ class TargetAnalysis:
 def analyze_targets(config: BatchConfig, outcomes: Outcomes, *, by_length: bool) -> dict[str, Any]:
     """Return the findings about all targets, as plain values.
 
-    Args:
-        config: of the study.
-        outcomes: outcomes of its runs.
-        by_length: whether the learning rate of the runs depends on their length.
+    `by_length` says whether the learning rate of the runs depends on their length.
     """
     cells = read_cells(outcomes)
     targets = choose_targets(cells) if config.targets is None else config.targets
@@ -181,10 +178,7 @@ def steps_to_loss(places: list[dict[str, Any]], freedom: int) -> StepsToLoss:
 
 
 def read_steps(found: Mapping[str, Any]) -> Steps:
-    """Return steps to each target by batch size, from the findings of a batch study.
-
-    Args:
-        found: the return value of `BatchStudy.analyze`, or the study's result.json.
+    """Return steps to each target by batch size, from the findings or the result.json of a batch study.
 
     Raises:
         StudyError: if these are not the findings of a batch study.

@@ -4,33 +4,29 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from muonscale.lab.config.sections import Positive
 from muonscale.lab.studies.config import (
     Number,
-    Seeds,
-    StudyConfig,
     check_distinct,
     check_equal_effort,
     check_rising,
     check_variants,
-    parse_named_overrides,
 )
 from muonscale.lab.studies.frontier.config import FrontierSection
-from muonscale.lab.studies.variants import VARIANTS
+from muonscale.lab.studies.variants import VariantsConfig
 
 RuleT = Literal["sqrt", "linear", "none"]
 POWERS: dict[str, float] = {"sqrt": 0.5, "linear": 1.0, "none": 0.0}
 """Power of batch / reference batch that multiplies learning rates, by `lr_rule`."""
 
 
-class BatchConfig(StudyConfig):
+class BatchConfig(VariantsConfig):
     """Keys of a batch study."""
 
     study: Literal["batch"] = "batch"
     variants: Annotated[dict[str, dict[str, Any]], Field(min_length=2)] = {"adamw": {}, "muon": {}}
-    """Optimizers, as for `compare`."""
     baseline: str = "adamw"
     """The variant whose tokens are divided by the others' tokens: the numerator of R."""
     batches: Annotated[list[Positive], Field(min_length=3)]
@@ -43,7 +39,6 @@ class BatchConfig(StudyConfig):
     """Factor of the learning rates: the square root of batch / reference, batch / reference, or 1."""
     reference_batch: Positive | None = None
     """The batch size of `lr`; the smallest when not given."""
-    seeds: Seeds = [0, 1]
     steps: Positive = 50
     """Fewest steps of a run: a run has max(train.tokens, steps * batch) tokens."""
     evaluations: Annotated[int, Field(ge=2)] = 40
@@ -52,11 +47,6 @@ class BatchConfig(StudyConfig):
     """Validation losses to reach; chosen from the finished curves when not given."""
     frontier: FrontierSection = FrontierSection()
     """The compute-time frontier drawn from the runs; it changes none of them."""
-
-    @field_validator("variants", mode="before")
-    @classmethod
-    def _parse_variants(cls, value: Any) -> Any:
-        return parse_named_overrides(value, "variants", VARIANTS)
 
     @model_validator(mode="after")
     def _check(self) -> BatchConfig:

@@ -23,12 +23,7 @@ EXPLANATION = (
 
 
 def collect_noise_scales(targets: Iterable[Found], outcomes: Outcomes) -> list[dict[str, Any]]:
-    """Return the noise scale of each variant at each target, in tokens, where it was recorded.
-
-    Args:
-        targets: targets as `analyze_targets` returns them.
-        outcomes: outcomes of the study's runs.
-    """
+    """Return the noise scale of each variant at each target, in tokens, where it was recorded."""
     rows = []
     for target in targets:
         for variant in target["variants"]:

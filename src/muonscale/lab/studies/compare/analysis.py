@@ -107,13 +107,7 @@ class CompareAnalysis:
 def analyze_place(
     place: Mapping[str, Coordinate], baselines: list[str], runs: Mapping[str, ComparedRuns]
 ) -> CompareAnalysis:
-    """Return the comparison at a place.
-
-    Args:
-        place: value of every axis.
-        baselines: variants whose final losses the others are to reach.
-        runs: the runs of each variant at the place.
-    """
+    """Return the comparison at a place."""
     variants = [_analyze_variant(name, runs) for name in runs]
     losses = {v.name: v.loss for v in variants}
     at_best = {name: own.at_best for name, own in runs.items() if own.sweep.best is not None}

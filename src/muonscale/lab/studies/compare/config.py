@@ -9,31 +9,25 @@ from pydantic import Field, field_validator, model_validator
 from muonscale.errors import nearest
 from muonscale.lab.studies.config import (
     Number,
-    Seeds,
-    StudyConfig,
     check_distinct,
     check_equal_effort,
     check_rising,
     check_variants,
     parse_named_overrides,
 )
-from muonscale.lab.studies.variants import AXES, VARIANTS
+from muonscale.lab.studies.variants import AXES, VariantsConfig
 
 
-class CompareConfig(StudyConfig):
+class CompareConfig(VariantsConfig):
     """Keys of a comparison."""
 
     study: Literal["compare"] = "compare"
-    variants: Annotated[dict[str, dict[str, Any]], Field(min_length=1)]
-    """Optimizers: names of `muonscale.lab.studies.variants`, or names of your own with keys of the
-    recipe. Keys given to a known name are added to its own."""
     baselines: Annotated[list[str], Field(min_length=1)]
     """Variants that all others are compared with, and whose final losses the others are to reach."""
     lr: Annotated[list[Number], Field(min_length=1)]
     """Learning rates of every variant, in rising order."""
     lr_of: dict[str, list[Number]] = {}
     """Other learning rates of a variant, equal in number."""
-    seeds: Seeds = [0, 1]
     confirm_seeds: list[int] = []
     """Seeds for the best learning rate of each variant; with them only these runs are compared."""
     axes: dict[str, dict[str, dict[str, Any]]] = {}
@@ -41,11 +35,6 @@ class CompareConfig(StudyConfig):
     and `corpus` have values that need no keys."""
     tokens_per_parameter: list[Number] = []
     """Lengths of the runs, in training tokens per parameter (embeddings included), as one more axis."""
-
-    @field_validator("variants", mode="before")
-    @classmethod
-    def _parse_variants(cls, value: Any) -> Any:
-        return parse_named_overrides(value, "variants", VARIANTS)
 
     @field_validator("axes", mode="before")
     @classmethod

@@ -14,10 +14,6 @@ from muonscale.lab.studies.execute.slurm.array import SlurmArray
 def make_executor(section: ExecutorSection, folder: Path) -> Executor:
     """Return the executor that a study asks for.
 
-    Args:
-        section: `executor.*`.
-        folder: the folder of the study, where an executor may keep files.
-
     Raises:
         StudyError: for options of another executor.
     """

@@ -120,13 +120,7 @@ class LadderLaws:
 def fit_laws(
     config: ScalingConfig, measured: list[MeasuredRung], effects: Mapping[int, float]
 ) -> LadderLaws:
-    """Fit the laws to measured runs.
-
-    Args:
-        config: of the study.
-        measured: measured runs.
-        effects: what `seed_effects` returns for them.
-    """
+    """Fit the laws to measured runs."""
     main = [m for m in measured if m.main]
     asked = Asked(law="compute", reference=config.baseline, resamples=config.resamples)
     both = replace(asked, law="chinchilla")

@@ -13,15 +13,12 @@ from muonscale.lab.fits.bootstrap import LEAST_RESAMPLES
 from muonscale.lab.studies.config import (
     ConventionT,
     Number,
-    Seeds,
-    StudyConfig,
     check_distinct,
     check_overrides,
     check_rising,
     check_variants,
-    parse_named_overrides,
 )
-from muonscale.lab.studies.variants import VARIANTS
+from muonscale.lab.studies.variants import VariantsConfig
 
 
 class PowerRule(Section):
@@ -85,12 +82,10 @@ class Rung(Section):
         return [self.tokens, *self.other_tokens]
 
 
-class ScalingConfig(StudyConfig):
+class ScalingConfig(VariantsConfig):
     """Keys of a scaling study."""
 
     study: Literal["scaling"] = "scaling"
-    variants: Annotated[dict[str, dict[str, Any]], Field(min_length=1)]
-    """Optimizers, as for `compare`."""
     baseline: str = "adamw"
     """The optimizer whose FLOPs the others are compared with."""
     ladder: Annotated[list[Rung], Field(min_length=3)]
@@ -107,16 +102,10 @@ class ScalingConfig(StudyConfig):
     """Where lists are searched: on every rung, or on the first one for all."""
     transfer: ConventionT | None = None
     """Convention by which learning rate, decay and initial weights change from the first rung on."""
-    seeds: Seeds = [0, 1]
     search_seeds: list[int] = []
     """Seeds of searches; `seeds` when not given."""
     resamples: Annotated[int, Field(ge=LEAST_RESAMPLES)] = 1000
     """Tables drawn for the intervals."""
-
-    @field_validator("variants", mode="before")
-    @classmethod
-    def _parse_variants(cls, value: Any) -> Any:
-        return parse_named_overrides(value, "variants", VARIANTS)
 
     @model_validator(mode="after")
     def _check(self) -> ScalingConfig:

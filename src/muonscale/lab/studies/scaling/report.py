@@ -53,14 +53,7 @@ NUMBERED = {
 def report_ladder(
     config: ScalingConfig, names: list[str], measured: list[MeasuredRung], found: Found
 ) -> Page:
-    """Return the report of the findings of `ScalingStudy.analyze`.
-
-    Args:
-        config: of the study.
-        names: names of the rungs.
-        measured: measured runs, to which the laws are fitted again for their charts.
-        found: the findings.
-    """
+    """Return the report of the findings of `ScalingStudy.analyze`, with the laws fitted again for charts."""
     laws = fit_laws(config, measured, seed_effects(measured))
     return Page(
         title=f"Scaling over {len(names)} sizes",

@@ -77,14 +77,7 @@ class LevelAnalysis:
 def analyze_telescope(
     config: TelescopeConfig, levels: list[Level], chosen: Place | None, target: Mapping[int, float]
 ) -> dict[str, Any]:
-    """Return the findings about all levels, as plain values.
-
-    Args:
-        config: of the study.
-        levels: levels as far as they are known.
-        chosen: the optimum of the last level.
-        target: losses of the target by seed.
-    """
+    """Return the findings about all levels, as plain values."""
     found = [analyze_level(config, level) for level in levels]
     lowest = {level.width: level.losses[level.best] for level in levels if level.best is not None}
     if target:

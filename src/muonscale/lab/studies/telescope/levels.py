@@ -94,12 +94,7 @@ def best_place(losses: Mapping[Place, Losses], center: Place) -> Place | None:
 
 
 def build_levels(rule: LevelRule, known: Known) -> list[Level]:
-    """Return the levels up to the first that is not done.
-
-    Args:
-        rule: how they are laid out.
-        known: losses found so far.
-    """
+    """Return the levels up to the first that is not done."""
     levels: list[Level] = []
     center = None
     for number, width in enumerate(rule.widths):

@@ -4,22 +4,19 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from muonscale.lab.config.sections import Positive
 from muonscale.lab.studies.config import (
     ConventionT,
     Number,
-    Seeds,
-    StudyConfig,
     check_rising,
     check_variants,
-    parse_named_overrides,
 )
-from muonscale.lab.studies.variants import VARIANTS
+from muonscale.lab.studies.variants import VariantsConfig
 
 
-class TransferConfig(StudyConfig):
+class TransferConfig(VariantsConfig):
     """Keys of a transfer study."""
 
     study: Literal["transfer"] = "transfer"
@@ -32,19 +29,12 @@ class TransferConfig(StudyConfig):
     values_of: dict[str, list[Number]] = {}
     """Other values for an optimizer."""
     variants: Annotated[dict[str, dict[str, Any]], Field(min_length=1)] = {"muon": {}}
-    """Optimizers, as for `compare`."""
     conventions: Annotated[list[ConventionT], Field(min_length=1)] = ["spectral", "standard"]
     """How hyper-parameters change with the width."""
     conventions_of: dict[str, list[ConventionT]] = {}
     """Other conventions for an optimizer."""
     judged: list[ConventionT] = ["spectral"]
     """Conventions whose verdicts decide the exit code, where they are studied."""
-    seeds: Seeds = [0, 1]
-
-    @field_validator("variants", mode="before")
-    @classmethod
-    def _parse_variants(cls, value: Any) -> Any:
-        return parse_named_overrides(value, "variants", VARIANTS)
 
     @model_validator(mode="after")
     def _check(self) -> TransferConfig:

@@ -56,7 +56,7 @@ class SlurmArray:
 
     def __init__(self, section: ExecutorSection, folder: Path) -> None:
         self._section, self._folder = section, folder
-        self._reasons_said: set[str] = set()
+        self._printed: set[str] = set()
         slurm_queue.check_commands()
         make_submitter(section, folder / "slurm", name="any", workers=None)
 
@@ -189,8 +189,8 @@ class SlurmArray:
         self._submit(again)
 
     def _say_once(self, line: str) -> None:
-        if line not in self._reasons_said:
-            self._reasons_said.add(line)
+        if line not in self._printed:
+            self._printed.add(line)
             _say(line)
 
     def _say_farewell(self, left: Iterable[str]) -> None:

@@ -44,12 +44,6 @@ def make_submitter(
 ) -> AutoExecutor:
     """Return submitit's executor for a job array of a study.
 
-    Args:
-        section: `executor.*`.
-        folder: folder for the files of submitit.
-        name: name of the jobs.
-        workers: jobs at a time; None for all.
-
     Raises:
         StudyError: for an unknown option, one that the study sets itself, or a wrong value.
     """
