@@ -8,7 +8,8 @@ figures for the parameter groups of an optimizer. Nothing is written to paramete
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -158,26 +159,31 @@ def measure(
 
 def _measure_group(group: Group, before: Mapping[str, Tensor], matrices: int) -> dict[str, float]:
     weights = {name: parameter.detach() for name, parameter in named(group)}
-    chosen = _sample(group, weights, matrices)
-
-    def weight(name: str) -> Tensor:
-        return gather_full(weights[name])
-
-    figures: dict[str, Tensor | float] = {"weight_rms": rms(map(weight, weights))}
-    figures |= _measure_spectra("weight", chosen, weight, group)
-    lr = float(group["lr"])
-    if lr > 0:
-        rate, cautious = decay_rate(group), bool(group["cautious_decay"])
-
-        def update(name: str) -> Tensor:
-            old, new = gather_full(before[name]), weight(name)
-            return recover_update(old, new, lr=lr, rate=rate, cautious=cautious)
-
-        figures["update_rms"] = rms(update(name) for name in weights)
-        figures["update_to_weight"] = lr * figures["update_rms"] / figures["weight_rms"]
-        figures |= _measure_spectra("update", chosen, update, group)
-    if chosen:
-        figures["measured"] = sum(len(indices) for indices in chosen.values())
+    sample = _sample(group, weights, matrices)
+    norms: defaultdict[str, list[Tensor]] = defaultdict(list)
+    spectra: defaultdict[str, list[Tensor]] = defaultdict(list)
+    for name, weight in weights.items():
+        for what, X in _gather_weight_and_update(name, group, weight, before).items():
+            norms[what].append(torch.linalg.vector_norm(X.float()))
+            if name in sample:
+                batches = view(X, _spec_of(group, name))
+                spectra[what] += [
+                    torch.stack(_measure_spectrum(batches[b][i])) for b, i in sample[name]
+                ]
+    root = math.sqrt(max(1, sum(weight.numel() for weight in weights.values())))
+    figures: dict[str, Tensor | float] = {
+        f"{what}_rms": torch.linalg.vector_norm(torch.stack(each)) / root
+        for what, each in norms.items()
+    }
+    if "update_rms" in figures:
+        figures["update_to_weight"] = (
+            float(group["lr"]) * figures["update_rms"] / figures["weight_rms"]
+        )
+    for what, each in spectra.items():
+        names = (f"{what}_{name}" for name in SPECTRUM)
+        figures |= dict(zip(names, torch.stack(each).mean(0), strict=True))
+    if sample:
+        figures["measured"] = sum(len(indices) for indices in sample.values())
     return {name: float(value) for name, value in figures.items()}
 
 
@@ -241,7 +247,8 @@ def measure_kinds(
             for what, X in _gather_weight_and_update(name, group, weight, before).items():
                 batches = view(X, _spec_of(group, name))
                 found.setdefault(what, []).extend(
-                    _measure_matrix(batches[b][i]) for b, i in indices
+                    torch.stack([rms([X]), *_measure_spectrum(X)])
+                    for X in (batches[b][i] for b, i in indices)
                 )
         if found:
             means = {what: torch.stack(each).mean(0).tolist() for what, each in found.items()}
@@ -269,33 +276,13 @@ def _gather_weight_and_update(
     return {"weight": whole, "update": update}
 
 
-def _measure_matrix(X: Tensor) -> Tensor:
+def _measure_spectrum(X: Tensor) -> list[Tensor]:
     squares = squared_singular_values(X)
-    return torch.stack([rms([X]), *(figure(squares) for figure in SPECTRUM.values())])
+    return [figure(squares) for figure in SPECTRUM.values()]
 
 
 def _shapes(group: Group, name: str, parameter: Tensor) -> list[tuple[int, int, int]]:
     return matrix_shapes(parameter.shape, _spec_of(group, name))
-
-
-def _measure_spectra(
-    what: str,
-    chosen: Mapping[str, list[tuple[int, int]]],
-    tensor: Callable[[str], Tensor],
-    group: Group,
-) -> dict[str, Tensor | float]:
-    """Return the means of the figures in `SPECTRUM` over the `chosen` matrices of `tensor(name)`."""
-    found = []
-    for name, indices in chosen.items():
-        batches = view(tensor(name), _spec_of(group, name))
-        for batch, index in indices:
-            squares = squared_singular_values(batches[batch][index])
-            found.append(torch.stack([figure(squares) for figure in SPECTRUM.values()]))
-    if not found:
-        return {}
-    return dict(
-        zip((f"{what}_{name}" for name in SPECTRUM), torch.stack(found).mean(0), strict=True)
-    )
 
 
 def _spec_of(group: Group, name: str) -> MatrixSpec:

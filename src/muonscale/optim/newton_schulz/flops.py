@@ -104,7 +104,16 @@ def gram_segments(coefficients: Coefficients, dtype: torch.dtype, short: int) ->
         steepest = STEEPEST_SEGMENT if dtype.itemsize <= 4 else STEEPEST_IN_FLOAT64
         rounding = torch.finfo(dtype).eps / 2
         safe = math.sqrt(LARGEST_BELOW_ZERO * math.sqrt(max(short, 1)) / rounding)
-        return _longest_segments(coefficients.triples, min(steepest, safe))
+        lengths: list[int] = []
+        slope = 1.0
+        for a, _, _ in coefficients.triples:
+            slope *= abs(a)
+            if lengths and slope <= min(steepest, safe):
+                lengths[-1] += 1
+            else:
+                lengths.append(1)
+                slope = abs(a)
+        return tuple(lengths)
     stops = sorted({*coefficients.restarts, steps})
     if stops[-1] > steps or steps in coefficients.restarts:
         raise ConfigError(
@@ -112,19 +121,6 @@ def gram_segments(coefficients: Coefficients, dtype: torch.dtype, short: int) ->
             f"{steps - 1}"
         )
     return tuple(stop - start for start, stop in zip([0, *stops], stops, strict=False))
-
-
-def _longest_segments(triples: Sequence[Triple], steepest: float) -> Segments:
-    lengths: list[int] = []
-    slope = 1.0
-    for a, _, _ in triples:
-        slope *= abs(a)
-        if lengths and slope <= steepest:
-            lengths[-1] += 1
-        else:
-            lengths.append(1)
-            slope = abs(a)
-    return tuple(lengths)
 
 
 @functools.cache

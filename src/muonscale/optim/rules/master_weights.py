@@ -89,7 +89,7 @@ def rounding_key(seed: int, name: str, step: int) -> int:
 def stochastic_bfloat16(X: Tensor, key: int, numbers: Tensor | None = None) -> Tensor:
     """Return `X` in bfloat16, each element rounded up or down so that its mean is that of `X`.
 
-    A value that bfloat16 holds stays as it is; one at a quarter of the way between its neighbours
+    A value that bfloat16 holds stays as it is; one at a quarter of the way between its neighbors
     becomes the farther one with probability 1/4, in steps of 1/65536.
 
     Args:
