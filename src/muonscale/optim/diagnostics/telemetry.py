@@ -71,7 +71,7 @@ def svd_entropy(squares: Tensor) -> Tensor:
 
 
 def stable_rank(squares: Tensor) -> Tensor:
-    """Return `||X||_F^2 / ||X||_2^2` of `[..., n]` squared singular values: 1 to n, or 0 for zeros."""
+    """Return `||X||_F^2 / ||X||_2^2` of `[..., n]` squared singular values, at most n; 0 for zeros."""
     largest = squares.amax(-1)
     return squares.sum(-1) / torch.where(largest > 0, largest, 1.0)
 
@@ -110,15 +110,16 @@ def recover_update(
 ) -> Tensor:
     """Return the update U of a step `W <- W - rate*W - lr*U`, without weight decay.
 
-    It is exact except for the rounding of the weights, which is coarse in 16 bits. It is zero if the
-    step did not change W.
+    It is exact except for the rounding of the weights, which is coarse in 16 bits. It is zero if
+    the step did not change W.
 
     Args:
         before: W before the step, of any shape.
         after: W after the step.
         lr: learning rate of the step, above 0.
         rate: fraction of W that decay subtracted.
-        cautious: whether decay was applied only where `W*U >= 0`. The change has the sign of W there.
+        cautious: whether decay was applied only where `W*U >= 0`. The change has the sign of W
+            there.
     """
     dtype = torch.promote_types(before.dtype, torch.float32)
     before, after = before.to(dtype), after.to(dtype)
@@ -130,7 +131,7 @@ def recover_update(
 
 
 def snapshot(groups: Iterable[Group]) -> dict[str, Tensor]:
-    """Return a copy of every parameter by name, before a step. Of a DTensor the local part is copied."""
+    """Return copies of the local parameters by name. Call it before a step."""
     return {
         name: parameter.detach().clone() for group in groups for name, parameter in named(group)
     }
@@ -142,12 +143,13 @@ def measure(
 ) -> dict[str, dict[str, float]]:
     """Return figures of the last update and of the weights after it, by group name.
 
-    Three figures are over all parameters of a group: `update_rms` (RMS of U, in units of lr, without
-    decay), `weight_rms`, and `update_to_weight` (`lr*update_rms/weight_rms`). Figures of spectra are
-    `update_` and `weight_` with the names in `SPECTRUM`, for groups of hidden matrices or routers and
-    groups on Muon. They are means over a sample of matrices, spread evenly over the group and the
-    same at every call. `measured` is the size of the sample. If the lr was 0, the figures of the
-    update are missing. Sharded parameters are gathered one at a time: a collective of their ranks.
+    Three figures are over all parameters of a group: `update_rms` (RMS of U, in units of lr,
+    without decay), `weight_rms`, and `update_to_weight` (`lr*update_rms/weight_rms`). Figures of
+    spectra are `update_` and `weight_` with the names in `SPECTRUM`, for groups of hidden matrices
+    or routers and groups on Muon. They are means over a sample of matrices, spread evenly over the
+    group and the same at every call. `measured` is the size of the sample. If the lr was 0, the
+    figures of the update are missing. Sharded parameters are gathered one at a time: a collective
+    of their ranks.
 
     Args:
         groups: parameter groups of the optimizer, with the `lr` of the step.
@@ -190,7 +192,7 @@ def _measure_group(group: Group, before: Mapping[str, Tensor], matrices: int) ->
 def _sample(
     group: Group, weights: Mapping[str, Tensor], matrices: int
 ) -> dict[str, list[tuple[int, int]]]:
-    """Return a sample of the matrices of a group, as (batch, index in the batch) by parameter name."""
+    """Return (batch, index in the batch) of a sample of a group's matrices, by parameter name."""
     if not rule_of(group).on_matrices and group.get("role") not in MATRIX_ROLES:
         return {}
     places = [
@@ -220,7 +222,7 @@ def measure_kinds(
     *,
     matrices: int = 8,
 ) -> dict[str, dict[str, float]]:
-    """Return means over a sample of matrices, by kind of matrix and independent of parameter groups.
+    """Return means over a sample of matrices by kind of matrix, whatever groups they are in.
 
     The figures are the RMS and those in `SPECTRUM`, of the weight (`weight_...`) and of the last
     update (`update_...`, in units of lr, without decay; missing if the lr was 0). The sample is

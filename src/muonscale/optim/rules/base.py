@@ -284,7 +284,7 @@ def matrix_updates(
     Args:
         N: directions with the parameters' stored shapes; not written to, but taken out of the list,
             so that they are freed as soon as the updates are made.
-        batches: which matrices the parameters hold.
+        batches: matrices of the parameters.
         update_of: from a matrix shape to the update of a batch.
         rows: per-row states of the parameters by name; written to.
         mask: see `commit_`; for `rows`.

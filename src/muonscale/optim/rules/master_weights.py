@@ -94,7 +94,7 @@ def stochastic_bfloat16(X: Tensor, key: int, numbers: Tensor | None = None) -> T
 
     Args:
         X: float32, any shape; not written to.
-        key: of this tensor at this step, see `rounding_key`. Equal keys round equally, on every
+        key: key of this tensor at this step, see `rounding_key`. Equal keys round equally, on every
             device.
         numbers: int32, shape of `X`: where its elements are in the tensor that it is a part of, see
             `element_numbers`. None if it is whole.
