@@ -124,7 +124,7 @@ def _text(found: Found) -> str:
 
 def _kept(found: Found) -> str:
     """Return the sentence on what is new in the file and what stays of earlier evaluations."""
-    from muonscale.lab.run_folder import finite
+    from muonscale.lab.files import finite
 
     new = {kind: len(found.new.get(kind, ())) for kind in KINDS}
     fresh = {kind: finite(found.new.get(kind, [])) for kind in KINDS}

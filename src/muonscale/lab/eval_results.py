@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from muonscale.errors import CheckpointError
-from muonscale.lab.run_folder import finite, write_json
+from muonscale.lab.files import finite, read_object, write_json
 
 KindT = Literal["texts", "tasks", "samples", "suites"]
 Entry = dict[str, Any]
@@ -96,18 +96,12 @@ def read_results(folder: Path) -> Entry:
         CheckpointError: if it is damaged.
     """
     path = folder / FILE
-    try:
-        tree = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    remedy = "remove it, or write elsewhere with --out FOLDER"
+    tree = read_object(path, remedy)
+    if tree is None:
         return {"checkpoints": []}
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(
-            f"{path} cannot be read ({error}); remove it, or write elsewhere with --out FOLDER"
-        ) from error
     if not is_whole(tree):
-        raise CheckpointError(
-            f"{path} is not a result of an evaluation; remove it, or write elsewhere with --out FOLDER"
-        )
+        raise CheckpointError(f"{path} is not a result of an evaluation; {remedy}")
     return tree
 
 

@@ -11,8 +11,9 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
-from muonscale.errors import ConfigError, nearest
+from muonscale.errors import ConfigError, MuonscaleError, nearest
 from muonscale.lab.config.load import Config, load_config, recipe_names, resolve_config
+from muonscale.lab.files import read_object
 from muonscale.lab.models.build import meta_model, model_config
 from muonscale.lab.models.presets import PRESETS
 from muonscale.lab.models.structure import ParameterCount, count_parameters
@@ -132,7 +133,6 @@ def is_hugging_face(path: Path) -> bool:
     if path.suffix != ".json":
         return False
     try:
-        tree = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return "model_type" in (read_object(path, "give another") or {})
+    except MuonscaleError:
         return False
-    return isinstance(tree, dict) and "model_type" in tree

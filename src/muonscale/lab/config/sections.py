@@ -500,7 +500,7 @@ class TelemetrySection(Section):
         return self.noise_scale_every is not None and (step + 1) % self.noise_scale_every == 0
 
 
-TRACKERS = ("tensorboard", "wandb", "trackio")
+TRACKER_NAMES = ("tensorboard", "wandb", "trackio")
 
 
 class TrackSection(Section):
@@ -522,10 +522,12 @@ class TrackSection(Section):
         names = [] if value in (None, "none") else value
         names = [part.strip() for part in names.split(",")] if isinstance(names, str) else names
         if not isinstance(names, list):
-            raise ValueError(f"track={value!r} is no list of trackers; {nearest('', TRACKERS)}")
+            raise ValueError(
+                f"track={value!r} is no list of trackers; {nearest('', TRACKER_NAMES)}"
+            )
         for name in names:
-            if name not in TRACKERS:
-                hint = nearest(name, [*TRACKERS, "none"])
+            if name not in TRACKER_NAMES:
+                hint = nearest(name, [*TRACKER_NAMES, "none"])
                 raise ValueError(f"track={name}: there is no such tracker; {hint}")
         return list(dict.fromkeys(names))
 

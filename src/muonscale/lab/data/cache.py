@@ -16,7 +16,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from muonscale.errors import DataError
+from muonscale.errors import DataError, MuonscaleError
+from muonscale.lab.files import read_object
 
 PARTIAL = ".partial-"
 # A partial folder in which nothing was written for this long was left by a killed process.
@@ -148,8 +149,8 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:
+    """Return the JSON object in a file, None if the file is missing or damaged."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return read_object(path, "it is written again")
+    except MuonscaleError:
         return None
-    return content if isinstance(content, dict) else None
