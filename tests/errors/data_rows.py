@@ -140,7 +140,7 @@ ROWS: dict[str, Row] = {
     "content": Row(D, ("'content' is",), chat(turn(content=5))),
     "role": Row(D, ("'robot'", "assistant"), chat(turn(role="robot"))),
     "no answer": Row(D, ("no turn of the assistant",), chat(turn()[:1])),
-    "only spaces": Row(D, ("Give more text", "data.held_out"), prepared("a", vocab_size=257)),
+    "only spaces": Row(D, ("data.sequence_length=256", "data.held_out"), prepared("a", vocab_size=257)),
     "template": Row(D, ("nowhere.jinja", "plain"), lambda f: prepared_chat(f)),
     # tokenizers
     "no tokenizer": Row(D, ("./nowhere.json",), lambda _: load_tokenizer("./nowhere.json")),
