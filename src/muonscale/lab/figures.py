@@ -19,10 +19,13 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
 from muonscale.errors import CheckpointError
+from muonscale.lab.files import read_object
 
 TRAIN_COLOR = "#4477aa"
 EVAL_COLOR = "#cc3311"
 LINE_COLOR = "#555555"
+
+RESTORE = "restore the file, or remove it"
 
 Series = tuple[np.ndarray, np.ndarray]
 
@@ -42,8 +45,8 @@ def loss_figure(run_folder: Path, result: dict[str, Any] | None = None) -> Path:
     """
     records = _read_records(run_folder / "metrics.jsonl")
     if result is None:
-        result = _read_object(run_folder / "result.json")
-    config = _read_object(run_folder / "config.json")
+        result = read_object(run_folder / "result.json", RESTORE) or {}
+    config = read_object(run_folder / "config.json", RESTORE) or {}
     train = _series(records, "train", "loss")
     held_out = _series(records, "eval", "held_out_loss")
 
@@ -95,21 +98,6 @@ def _read_records(path: Path) -> list[dict[str, Any]]:
             f"{path} has no records yet; give a run that has begun, which writes one at every step"
         )
     return sorted(records.values(), key=lambda record: record["step"])
-
-
-def _read_object(path: Path) -> dict[str, Any]:
-    """Return the JSON object in a file, or an empty one if there is no file."""
-    if not path.exists():
-        return {}
-    try:
-        tree = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(
-            f"{path} cannot be read as JSON: {error}; restore it, or remove it"
-        ) from error
-    if not isinstance(tree, dict):
-        raise CheckpointError(f"{path} must hold a JSON object")
-    return tree
 
 
 def _finite(value: object) -> float | None:
