@@ -53,8 +53,7 @@ def coordcheck(
     from muonscale.lab.coordcheck.plan import Asked, plan_check
     from muonscale.lab.coordcheck.result import check_facts
     from muonscale.lab.coordcheck.run import measure
-    from muonscale.lab.coordcheck.text import check_text
-    from muonscale.lab.coordcheck.words import check_json
+    from muonscale.lab.coordcheck.text import check_json, check_text
     from muonscale.lab.training.console import RunConsole
 
     asked = Asked(
@@ -71,7 +70,7 @@ def coordcheck(
     console = RunConsole(Console(stderr=True, highlight=False, soft_wrap=True))
     facts = check_facts(measure(plan, console))
     if out is not None:
-        from muonscale.lab.coordcheck.figure import write_check
+        from muonscale.lab.coordcheck.page import write_check
 
         write_check(facts, out)
     typer.echo(check_json(facts) if as_json else check_text(facts, full=full))

@@ -40,7 +40,6 @@ def plan(
     `muonscale plan path/to/config.json train.batch_tokens=4194304 --layout fsdp=64`.
     """
     from muonscale.lab.estimate.estimate import estimate
-    from muonscale.lab.estimate.formats import check_format
     from muonscale.lab.estimate.resolve import Asked
     from muonscale.lab.estimate.text import table
 
@@ -55,10 +54,11 @@ def plan(
         micro_batch=micro_batch,
     )
     if figure is not None:
-        check_format(figure)
-    found = estimate(asked)
-    if figure is not None:
-        from muonscale.lab.estimate.figure import draw
+        from muonscale.lab.estimate.figure import check_format, write_figure
 
-        draw(found.facts, figure)
+        check_format(figure)
+        found = estimate(asked)
+        write_figure(found.facts, figure)
+    else:
+        found = estimate(asked)
     typer.echo(found.json() if as_json else table(found.facts))

@@ -11,11 +11,9 @@ from typing import Any
 import pytest
 
 from muonscale.errors import ConfigError
-from muonscale.lab.coordcheck.figure import draw, write_check
-from muonscale.lab.coordcheck.page import coordcheck_page
+from muonscale.lab.coordcheck.page import coordcheck_page, draw_check, write_check
 from muonscale.lab.coordcheck.plan import Asked, plan_check
-from muonscale.lab.coordcheck.text import check_text
-from muonscale.lab.coordcheck.words import verdict_line
+from muonscale.lab.coordcheck.text import check_text, verdict_line
 from muonscale.lab.report.page import Chart, Table, Verdict
 from muonscale.optim.parameters.roles import Role
 from muonscale.transfer import parametrization
@@ -166,7 +164,9 @@ def test_text_page_and_figure_say_the_same(right: dict[str, Any], tmp_path: Path
     write_check(right, tmp_path / "out")
     assert json.loads((tmp_path / "out" / "coordcheck.json").read_text()) == right
     assert {path.suffix for path in (tmp_path / "out").iterdir()} == {".json", ".png", ".svg"}
-    assert len(draw(right).axes) == 8
+    svg = draw_check(right)["svg"].decode()
+    for part in right["parts"]:
+        assert f"<!-- {part['part']} -->" in svg
 
 
 def test_an_output_folder_that_cannot_be_made_is_named(

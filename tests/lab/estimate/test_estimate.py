@@ -167,12 +167,12 @@ def test_the_table_is_aligned_and_plain() -> None:
 
 
 def test_the_picture_has_every_part(tmp_path: Path) -> None:
-    from muonscale.lab.estimate.figure import draw
+    from muonscale.lab.estimate.figure import write_figure
 
     found = facts(layout="fsdp=2")
-    draw(found, tmp_path / "plan.svg")
+    write_figure(found, tmp_path / "plan.svg")
     drawn = (tmp_path / "plan.svg").read_text()
     for name in ("step workspace", "Newton-Schulz", "logits"):
         assert f"<!-- {name} -->" in drawn
-    draw(found, tmp_path / "plan.png")
+    write_figure(found, tmp_path / "plan.png")
     assert (tmp_path / "plan.png").read_bytes().startswith(b"\x89PNG")
