@@ -12,13 +12,13 @@ from muonscale.cli.arguments import Json, Model, Overrides
 def bench(
     model: Model,
     overrides: Overrides = None,
-    rounds: Annotated[int, typer.Option(help="Pairs of steps that are timed.")] = 5,
+    rounds: Annotated[int, typer.Option(help="Pairs of steps to time.")] = 5,
     threads: Annotated[
         int | None, typer.Option(min=1, max=1024, help="CPU threads; run.threads when not given.")
     ] = None,
     layers: Annotated[
         int | None,
-        typer.Option(help="Measure so many of the layers that repeat, and extrapolate the rest."),
+        typer.Option(help="Number of repeated layers to measure; the rest is extrapolated."),
     ] = None,
     tokens: Annotated[
         int | None,
@@ -31,15 +31,15 @@ def bench(
 ) -> None:
     """Measure a step of the optimizer for a model, shape by shape, beside torch's AdamW and Muon.
 
-    Parameters and gradients are random; what does not fit into memory is refused before it is
-    allocated. Examples: `muonscale bench demo`; `muonscale bench moonlight-nano --tokens 65536`;
+    Parameters and gradients are random. A model that does not fit into memory is refused before
+    anything is allocated. Examples: `muonscale bench demo`; `muonscale bench moonlight-nano --tokens 65536`;
     `muonscale bench path/to/config.json --layers 1 --no-model`.
     """
-    from muonscale.lab.bench.model import Asked, measured_json
+    from muonscale.lab.bench.model import BenchRequest, bench_json
     from muonscale.lab.bench.model import bench as measure
-    from muonscale.lab.bench.text import table
+    from muonscale.lab.bench.text import bench_text
 
-    asked = Asked(
+    request = BenchRequest(
         target=model,
         overrides=overrides or [],
         rounds=rounds,
@@ -48,5 +48,5 @@ def bench(
         passes=not no_model,
         tokens=tokens,
     )
-    found = measure(asked, lambda text: typer.echo(text, err=True))
-    typer.echo(measured_json(found) if as_json else table(found))
+    found = measure(request, lambda text: typer.echo(text, err=True))
+    typer.echo(bench_json(found) if as_json else bench_text(found))

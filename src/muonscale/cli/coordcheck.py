@@ -48,8 +48,7 @@ def coordcheck(
     Examples: `muonscale coordcheck llama-nano`;
     `muonscale coordcheck my.yaml optimizer.lr=0.01 --widths 64,128,256,512 --out checks/mine`.
     """
-    from rich.console import Console
-
+    from muonscale.lab.console import stderr_console
     from muonscale.lab.coordcheck.plan import Asked, plan_check
     from muonscale.lab.coordcheck.result import check_facts
     from muonscale.lab.coordcheck.run import measure
@@ -67,7 +66,7 @@ def coordcheck(
         batch_tokens=batch_tokens,
     )
     plan = plan_check(asked)
-    console = RunConsole(Console(stderr=True, highlight=False, soft_wrap=True))
+    console = RunConsole(stderr_console())
     facts = check_facts(measure(plan, console))
     if out is not None:
         from muonscale.lab.coordcheck.page import write_check

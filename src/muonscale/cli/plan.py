@@ -41,7 +41,7 @@ def plan(
     """
     from muonscale.lab.estimate.estimate import estimate
     from muonscale.lab.estimate.resolve import Asked
-    from muonscale.lab.estimate.text import table
+    from muonscale.lab.estimate.text import plan_text
 
     asked = Asked(
         target=model,
@@ -61,4 +61,4 @@ def plan(
         write_figure(found.facts, figure)
     else:
         found = estimate(asked)
-    typer.echo(found.json() if as_json else table(found.facts))
+    typer.echo(found.json() if as_json else plan_text(found.facts))

@@ -15,7 +15,7 @@ _AMOUNT = rf"[+\-\u2212]?[$]?(\d[\d,]*\.?\d*|\.\d+)(e[+\-]?\d+)?( ?({_UNIT}))?"
 NUMBER = re.compile(rf"{_AMOUNT}( ?(±|to) ?{_AMOUNT})?|nan|inf", re.IGNORECASE)
 """A number or an interval, with or without a unit."""
 
-BLANK = ("", "-", "\u2013", "\u2014")
+BLANK = ("", "-", "?", "\u2013", "\u2014")
 """Cells that stand for a missing number."""
 
 
