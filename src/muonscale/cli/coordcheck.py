@@ -49,13 +49,13 @@ def coordcheck(
     `muonscale coordcheck my.yaml optimizer.lr=0.01 --widths 64,128,256,512 --out checks/mine`.
     """
     from muonscale.lab.console import stderr_console
-    from muonscale.lab.coordcheck.plan import Asked, plan_check
+    from muonscale.lab.coordcheck.plan import CoordcheckRequest, plan_check
     from muonscale.lab.coordcheck.result import check_facts
     from muonscale.lab.coordcheck.run import measure
     from muonscale.lab.coordcheck.text import check_json, check_text
     from muonscale.lab.training.console import RunConsole
 
-    asked = Asked(
+    request = CoordcheckRequest(
         target=model,
         overrides=overrides or [],
         widths=None if widths is None else _numbers(widths),
@@ -65,7 +65,7 @@ def coordcheck(
         grow=grow,  # pyrefly: ignore [bad-argument-type]
         batch_tokens=batch_tokens,
     )
-    plan = plan_check(asked)
+    plan = plan_check(request)
     console = RunConsole(stderr_console())
     facts = check_facts(measure(plan, console))
     if out is not None:

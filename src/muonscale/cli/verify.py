@@ -36,12 +36,12 @@ def verify(
     from muonscale.lab.parallel.topology import parse_layout
     from muonscale.lab.training.console import RunConsole
     from muonscale.lab.verify.check import verify as check
-    from muonscale.lab.verify.text import verdict_json, verdict_text
+    from muonscale.lab.verify.text import verification_json, verification_text
 
     topology = parse_layout(layout)
     recipe, overrides = split_arguments(arguments or [])
     progress = RunConsole(stderr_console())
     found = check(load_config(recipe, overrides), topology, steps, progress)
-    typer.echo(verdict_json(found) if as_json else verdict_text(found, full=full))
+    typer.echo(verification_json(found) if as_json else verification_text(found, full=full))
     if not found.comparison.same:
         raise typer.Exit(1)

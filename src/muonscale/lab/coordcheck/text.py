@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from muonscale.lab.console import table_text
-from muonscale.lab.coordcheck.tolerances import QUANTITIES
+from muonscale.lab.coordcheck.tolerances import QUANTITIES, Limit
 
 HEAD = ("part", "quantity", "slope", "interval", "expected", "verdict", "name")
 
@@ -50,11 +50,9 @@ def worst_rows(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return the row of each part and quantity that decides its verdict."""
 
     def badness(row: dict[str, Any]) -> tuple[int, float]:
-        order = ("pass", "undecided", "fail").index(row["outcome"])
-        if row["slope"] is None:
-            return order, float("inf")
-        off = max(row["lowest"] - row["slope"], row["slope"] - row["highest"], 0.0)
-        return order, off / row["tolerance"]
+        limit = Limit(lowest=row["lowest"], highest=row["highest"], tolerance=row["tolerance"])
+        off = float("inf") if row["slope"] is None else limit.off(row["slope"])
+        return ("pass", "undecided", "fail").index(row["outcome"]), off
 
     worst: dict[tuple[str, str], dict[str, Any]] = {}
     for row in rows:
