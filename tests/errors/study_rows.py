@@ -11,7 +11,7 @@ import numpy as np
 from muonscale.errors import ConfigError, StudyError
 from muonscale.lab.estimate.devices import find_device
 from muonscale.lab.estimate.estimate import estimate
-from muonscale.lab.estimate.formats import check_format
+from muonscale.lab.estimate.figure import check_format
 from muonscale.lab.estimate.resolve import Asked as AskedPlan
 from muonscale.lab.fits.batch_table import AskedBatch, fit_batches
 from muonscale.lab.fits.bootstrap import check_degrees, check_resamples

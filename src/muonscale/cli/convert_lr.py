@@ -6,8 +6,9 @@ import json
 from dataclasses import asdict
 
 from muonscale.errors import ConfigError
+from muonscale.lab.console import table_text
 from muonscale.optim.migrate.convert_lr import ConversionTable, conversion_table
-from muonscale.optim.parameters.report import GroupingReport, aligned
+from muonscale.optim.parameters.report import GroupingReport
 
 
 def convert(routing: GroupingReport, from_: str, to: str, rms: float) -> ConversionTable:
@@ -28,12 +29,11 @@ def convert(routing: GroupingReport, from_: str, to: str, rms: float) -> Convers
 def conversion_text(table: ConversionTable, lr: float, from_: str, to: str) -> str:
     """Return a conversion as text: a line per shape, the best single number, and its spread."""
     rows = sorted(table.rows, key=lambda row: row.factor)
-    cells = [["matrix", "count", "factor", f"lr under {to}"]]
-    cells += [
+    cells = [
         [f"{r.shape[0]}x{r.shape[1]}", f"{r.count:,}", f"{r.factor:.4g}", f"{lr * r.factor:.4g}"]
         for r in rows
     ]
-    lines = [aligned(cells)]
+    lines = [table_text(cells, ("matrix", "count", "factor", f"lr under {to}"))]
     lines.append(
         f"\nlr {lr:g} under {from_} is about {lr * table.best:.4g} under {to} "
         f"(factor {table.best:.4g}, the geometric mean over all matrices)"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from muonscale.lab.console import table_text
 from muonscale.lab.fits.findings import Estimate, Findings, Fitted, Ratio, number
 from muonscale.lab.fits.leave_out import HeldOut
 
@@ -80,7 +81,8 @@ def _fit(fitted: Fitted, rung: str) -> list[str]:
         for item in fitted.held_out
         if item.error is not None
     ]
-    return [name + summary(fitted), *_aligned(rows), *(f"  {line}" for line in remarks(fitted))]
+    lines = [table_text(rows, indent=2)] if rows else []
+    return [name + summary(fitted), *lines, *(f"  {line}" for line in remarks(fitted))]
 
 
 def _ratio(ratio: Ratio) -> list[str]:
@@ -88,7 +90,7 @@ def _ratio(ratio: Ratio) -> list[str]:
         (f"at {value.name}", number(value.value), interval(value), _mark(value.extrapolated))
         for value in ratio.rows
     ]
-    return [f"{title(ratio)}, by {ratio.at}", *_aligned(rows)]
+    return [f"{title(ratio)}, by {ratio.at}", table_text(rows, indent=2)]
 
 
 def title(ratio: Ratio) -> str:
@@ -102,11 +104,3 @@ def _row(value: Estimate) -> Row:
 
 def _mark(extrapolated: bool) -> str:
     return "extrapolated" if extrapolated else ""
-
-
-def _aligned(rows: list[Row]) -> list[str]:
-    widths = [max(len(row[column]) for row in rows) for column in range(3)]
-    return [
-        f"  {what:{widths[0]}}  {value:>{widths[1]}}  {ends:{widths[2]}}  {remark}".rstrip()
-        for what, value, ends, remark in rows
-    ]
