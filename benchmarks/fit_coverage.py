@@ -17,10 +17,10 @@ import numpy as np
 
 from muonscale.lab.fits.allocation import log_best_loss, log_parameters
 from muonscale.lab.fits.bootstrap import Draws, Quantity
-from muonscale.lab.fits.laws.batch import BatchLaw, log_batch_law
-from muonscale.lab.fits.laws.chinchilla import ChinchillaLaw, log_law
+from muonscale.lab.fits.laws.batch import BatchLaw
+from muonscale.lab.fits.laws.chinchilla import ChinchillaLaw
 from muonscale.lab.fits.laws.power import PowerLaw
-from muonscale.lab.fits.laws.power_offset import OffsetPowerLaw, log_offset_law
+from muonscale.lab.fits.laws.power_offset import OffsetPowerLaw
 from muonscale.lab.fits.ratios import DrawnLaw, compare_flops
 
 RESULT = Path(__file__).parent / "results" / "fit_coverage.md"
@@ -89,7 +89,9 @@ def offset(points: int) -> Callable[[int], list[bool]]:
 
     def one(seed: int) -> list[bool]:
         rng = np.random.default_rng((points, seed))
-        loss = np.exp(log_offset_law(np.log(width))(OFFSET)[0] + 0.003 * normal(rng, points))
+        loss = np.exp(
+            OffsetPowerLaw.log_model(np.log(width))(OFFSET)[0] + 0.003 * normal(rng, points)
+        )
         draws = OffsetPowerLaw.fit(width, loss).draw(RESAMPLES, seed)
         return [holds(draws, lambda theta, i=i: theta[..., i], OFFSET) for i in range(3)]
 
@@ -101,7 +103,7 @@ def batch(points: int) -> Callable[[int], list[bool]]:
 
     def one(seed: int) -> list[bool]:
         rng = np.random.default_rng((points, seed))
-        steps = np.exp(log_batch_law(np.log(sizes))(BATCH)[0] + 0.03 * normal(rng, points))
+        steps = np.exp(BatchLaw.log_model(np.log(sizes))(BATCH)[0] + 0.03 * normal(rng, points))
         draws = BatchLaw.fit(sizes, steps).draw(RESAMPLES, seed)
         critical = holds(draws, lambda theta: theta[..., 1] - theta[..., 0], BATCH)
         return [holds(draws, first, BATCH), holds(draws, second, BATCH), critical]
@@ -117,7 +119,14 @@ def grid(sides: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
 def chinchilla_table(sides: tuple[int, int], seed: int) -> tuple[np.ndarray, ...]:
     n, d = grid(sides)
     rng = np.random.default_rng((len(n), seed))
-    return n, d, np.exp(log_law(np.log(n), np.log(d))(CHINCHILLA)[0] + 0.005 * normal(rng, len(n)))
+    return (
+        n,
+        d,
+        np.exp(
+            ChinchillaLaw.log_model(np.log(n), np.log(d))(CHINCHILLA)[0]
+            + 0.005 * normal(rng, len(n))
+        ),
+    )
 
 
 def chinchilla(sides: tuple[int, int]) -> Callable[[int], list[bool]]:

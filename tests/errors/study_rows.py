@@ -18,7 +18,7 @@ from muonscale.lab.fits.crossing import find_crossing
 from muonscale.lab.fits.fit_table import FitRequest, fit_table
 from muonscale.lab.fits.frontier import trace_iso_loss
 from muonscale.lab.fits.laws.quadratic import fit_minimum
-from muonscale.lab.fits.result import check_count, check_not_collinear, check_positive
+from muonscale.lab.fits.result import check_count, check_positive
 from muonscale.lab.fits.steps_to_loss import StepsToLoss
 from muonscale.lab.fits.tables import read_table
 from muonscale.lab.fits.token_optimal import find_token_optimal
@@ -193,7 +193,7 @@ ROWS: dict[str, Row] = {
     "shapes": Row(S, ("(3,)",), lambda _: check_positive(x=ONES, y=np.ones(2))),
     "positive": Row(S, ("point 1 is -1",), lambda _: check_positive(x=-ONES)),
     "enough": Row(S, ("got 2",), lambda _: check_count("a law", "points", 2, 3)),
-    "collinear": Row(S, ("n and d",), lambda _: check_not_collinear(np.array([1.0, 2, 3]), np.array([1.0, 2, 3]), ("n", "d"))),
+    "collinear": Row(S, ("N and D", "1.0000"), table("n,d,loss\n" + "".join(f"{n},{20 * n},{3 / n}\n" for n in range(1, 9)))),
     "order": Row(S, ("measurement 1",), lambda _: find_crossing(1.0, [2.0, 1.0], [1.0, 2.0])),
     "edge": Row(S, ("the lowest x, 1",), lambda _: fit_minimum([1, 2, 3, 4], [1, 2, 3, 4])),
     "diverged": Row(S, ("none of the 3",), lambda _: fit_minimum([1, 2, 3], [np.inf] * 3)),

@@ -43,26 +43,17 @@ Report = Annotated[
 class _LawCommand(TyperCommand):
     """A command whose help ends with the laws that it fits."""
 
-    measured: str
-
     def format_epilog(self, ctx: Any, formatter: Any) -> None:
         """Write the name and the formula of each law."""
         from muonscale.lab.fits.laws.registry import LAWS
 
-        laws = [law for law in LAWS.values() if self.measured == law.MEASURED]
+        measured = {"scaling": "loss", "batch": "steps"}[self.name or ""]
+        laws = [law for law in LAWS.values() if measured == law.MEASURED]
         with formatter.section("Laws"):
             formatter.write_dl([(law.NAME, law.FORMULA) for law in laws])
 
 
-class _LossCommand(_LawCommand):
-    measured = "loss"
-
-
-class _StepsCommand(_LawCommand):
-    measured = "steps"
-
-
-@app.command(cls=_LossCommand)
+@app.command(cls=_LawCommand)
 def scaling(
     table: TablePath,
     law: Law = "auto",
@@ -81,10 +72,21 @@ def scaling(
     Columns: loss, and flops or parameters and tokens; optimizer for groups. Example:
     `muonscale fit scaling runs.csv --law compute --at 1e21`.
     """
-    _fit("loss", table, law, tuple(at or ()), by, reference, resamples, seed, as_json, report)
+    _fit(
+        table,
+        as_json,
+        report,
+        measured="loss",
+        law=law,
+        at=tuple(at or ()),
+        by=by,
+        reference=reference,
+        resamples=resamples,
+        seed=seed,
+    )
 
 
-@app.command(cls=_StepsCommand)
+@app.command(cls=_LawCommand)
 def batch(
     table: TablePath,
     law: Law = "auto",
@@ -106,36 +108,26 @@ def batch(
     Columns: batch, and steps or tokens; optimizer for groups, target for several losses. Example:
     `muonscale fit batch steps.csv`.
     """
-    at = () if base is None else (base,)
-    _fit("steps", table, law, at, by, reference, resamples, seed, as_json, report)
-
-
-def _fit(
-    measured: str,
-    table: Path,
-    law: str,
-    at: tuple[float, ...],
-    by: str | None,
-    reference: str | None,
-    resamples: int,
-    seed: int,
-    as_json: bool,
-    report: Path | None,
-) -> None:
-    from muonscale.lab.fits.fit_table import FitRequest, fit_table
-    from muonscale.lab.fits.tables import read_table
-    from muonscale.lab.fits.text import format_findings
-
-    request = FitRequest(
-        measured=measured,
+    _fit(
+        table,
+        as_json,
+        report,
+        measured="steps",
         law=law,
-        at=at,
+        at=() if base is None else (base,),
         by=by,
         reference=reference,
         resamples=resamples,
         seed=seed,
     )
-    found = fit_table(read_table(table), request)
+
+
+def _fit(table: Path, as_json: bool, report: Path | None, **request: Any) -> None:
+    from muonscale.lab.fits.fit_table import FitRequest, fit_table
+    from muonscale.lab.fits.tables import read_table
+    from muonscale.lab.fits.text import format_findings
+
+    found = fit_table(read_table(table), FitRequest(**request))
     typer.echo(found.json() if as_json else format_findings(found))
     if report is None:
         return

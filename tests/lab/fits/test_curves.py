@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from muonscale.errors import StudyError
 from muonscale.lab.fits.crossing import find_crossing
-from muonscale.lab.fits.laws.quadratic import find_edge, fit_minimum, minimum_interval
+from muonscale.lab.fits.laws.quadratic import fit_minimum, minimum_interval
 
 RATES = np.geomspace(1e-3, 1e-1, 7)
 
@@ -43,15 +44,10 @@ def test_the_minimum_lies_between_the_neighbours_of_the_best(at: float) -> None:
     y = np.abs(np.log(RATES / at)) ** 1.5
     place = int(np.argmin(y))
     if place in (0, len(RATES) - 1):
-        assert find_edge(RATES, y) == ("low" if place == 0 else "high")
+        with pytest.raises(StudyError, match=f"{RATES[place]:g}"):
+            fit_minimum(RATES, y)
         return
-    assert find_edge(RATES, y) is None
     assert RATES[place - 1] < fit_minimum(RATES, y).at < RATES[place + 1]
-
-
-def test_edges_are_named() -> None:
-    assert find_edge(RATES, RATES) == "low" and find_edge(RATES, 1 / RATES) == "high"
-    assert find_edge(RATES[::-1], RATES[::-1]) == "low"
 
 
 def test_noise_widens_the_interval_of_a_minimum() -> None:

@@ -19,7 +19,6 @@ BoolArray = NDArray[np.bool_]
 
 ROUNDING = 1e-9
 """Relative error of a value that went through a logarithm and back."""
-MOST_CORRELATED = 0.999
 
 
 class FitStatus(Enum):
@@ -129,18 +128,3 @@ def count_distinct(values: FloatArray) -> int:
     """Return the number of different values; values that differ by rounding count once."""
     ordered = np.sort(np.log(values))
     return int(1 + np.count_nonzero(np.diff(ordered) > ROUNDING)) if len(ordered) else 0
-
-
-def check_not_collinear(first: FloatArray, second: FloatArray, names: tuple[str, str]) -> None:
-    """Refuse two sizes that vary together, since no fit can separate their effects.
-
-    Raises:
-        StudyError: if the logarithms correlate by more than 0.999 in absolute value.
-    """
-    correlation = float(np.corrcoef(np.log(first), np.log(second))[0, 1])
-    if abs(correlation) > MOST_CORRELATED:
-        raise StudyError(
-            f"{names[0]} and {names[1]} vary together (their logarithms correlate by "
-            f"{correlation:.4f}), so their effects cannot be separated; vary one at a fixed value "
-            "of the other"
-        )

@@ -9,10 +9,9 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, NamedTuple, Self
 
 import numpy as np
-from numpy.typing import ArrayLike
 
 from muonscale.lab.fits.bootstrap import (
     LEVEL,
@@ -33,6 +32,17 @@ LEAST_SHARE = 1e-3
 """Points do not determine a term that is a smaller part of what was measured at every point."""
 
 
+class Parameter(NamedTuple):
+    """A parameter of a law."""
+
+    field: str
+    """Name of the field of the law."""
+    symbol: str
+    """Its name in the formula."""
+    log: bool = True
+    """Whether the fit has its logarithm."""
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Law(ABC):
     """A law that was fitted to points, in the logarithms of what was measured."""
@@ -44,6 +54,8 @@ class Law(ABC):
     """Sizes that it takes, keys of `tables.ALIASES`."""
     MEASURED: ClassVar[str]
     """What it predicts, also a key of `tables.ALIASES`."""
+    PARAMETERS: ClassVar[tuple[Parameter, ...]]
+    """Its own fields, in the order of theta."""
     SIZE: ClassVar[str]
     """Symbol of the first size, whose rungs are left out in turn."""
     X_LABEL: ClassVar[str]
@@ -60,8 +72,6 @@ class Law(ABC):
     """What was measured there, `[n]`."""
     status: FitStatus
     residuals: Residuals
-    remark: str = ""
-    """What the points do not determine; empty if the fit converged."""
 
     @classmethod
     @abstractmethod
@@ -72,15 +82,10 @@ class Law(ABC):
     def __call__(self, *sizes: Any, **named: Any) -> FloatArray:
         """Return what the law predicts at sizes, elementwise."""
 
-    @property
+    @staticmethod
     @abstractmethod
-    def theta(self) -> FloatArray:
-        """The parameters as the fit has them, `[p]`: logarithms of all that must be positive."""
-
-    @property
-    @abstractmethod
-    def model(self) -> Model:
-        """The log predictions at the points of the fit, by the parameters."""
+    def log_model(*log_sizes: Any, **named: Any) -> Model:
+        """Return the log predictions at points, and their Jacobian, as a function of theta."""
 
     @staticmethod
     @abstractmethod
@@ -92,9 +97,45 @@ class Law(ABC):
         """Return the parameters and what follows from them, with intervals.
 
         Args:
-            draws: of this law.
-            at: places on the axis of `X_LABEL`; each law has its own when there are none.
+            draws: draws of this law.
+            at: places on the axis of `X_LABEL`; each law has its own if there are none.
         """
+
+    @classmethod
+    def from_theta(
+        cls, theta: FloatArray, status: FitStatus, x: tuple[FloatArray, ...], y: FloatArray
+    ) -> Self:
+        """Return the law with the parameters that a search found.
+
+        Args:
+            theta: the parameters, `[p]`.
+            status: how the search ended.
+            x: the sizes that it was fitted to.
+            y: what was measured there.
+        """
+        predicted, _ = cls.log_model(*map(np.log, x))(theta)
+        fields = {
+            parameter.field: float(np.exp(value)) if parameter.log else float(value)
+            for parameter, value in zip(cls.PARAMETERS, theta, strict=True)
+        }
+        residuals = Residuals.of(np.log(y) - predicted, len(theta))
+        return cls(**fields, status=status, residuals=residuals, x=x, y=y)
+
+    @property
+    def theta(self) -> FloatArray:
+        """The parameters as the fit has them, `[p]`: the logarithms of those that are positive."""
+        values = [(getattr(self, parameter.field), parameter.log) for parameter in self.PARAMETERS]
+        return np.array([np.log(value) if log else value for value, log in values])
+
+    @property
+    def model(self) -> Model:
+        """The log predictions at the points of the fit, as a function of theta."""
+        return self.log_model(*map(np.log, self.x))
+
+    @property
+    def remark(self) -> str:
+        """What the points do not determine; empty if the fit converged."""
+        return self.status.remark
 
     @property
     def places(self) -> FloatArray:
@@ -114,6 +155,13 @@ class Law(ABC):
         """Return the prediction at sizes. It is extrapolated if any size is outside its range."""
         inside = all(r.holds(size) for r, size in zip(self.ranges, sizes, strict=True))
         return Prediction(float(self(*sizes)), not inside)
+
+    def estimate_parameters(self, draws: Draws) -> list[FitEstimate]:
+        """Return the parameters, with intervals."""
+        return [
+            estimate(parameter.symbol, draws, lambda theta, i=i: theta[..., i], log=parameter.log)
+            for i, parameter in enumerate(self.PARAMETERS)
+        ]
 
     def refit(self, tables: FloatArray, counts: FloatArray) -> tuple[FloatArray, int]:
         """Fit the law to other measurements at the same sizes, here by least squares.
@@ -188,9 +236,9 @@ class LossLaw(Law):
         largest = float(self.places.max())
         return largest, 10 * largest
 
-    def estimate_losses(self, draws: Draws, at: Sequence[float]) -> list[FitEstimate]:
-        """Return the loss at these FLOPs, or at the default ones if there are none."""
-        return [
+    def estimates(self, draws: Draws, at: Sequence[float] = ()) -> tuple[FitEstimate, ...]:
+        """Return the parameters, and the loss at some FLOPs."""
+        losses = [
             estimate(
                 f"loss at C = {format_number(flops)}",
                 draws,
@@ -200,6 +248,7 @@ class LossLaw(Law):
             )
             for flops in at or self.default_places()
         ]
+        return (*self.estimate_parameters(draws), *losses)
 
 
 class StepsLaw(Law):
@@ -212,15 +261,16 @@ class StepsLaw(Law):
     Y_LABEL = "steps to the target"
 
 
-def check_bounds(status: FitStatus, shares: FloatArray, exponents: ArrayLike = ()) -> FitStatus:
+def check_bounds(theta: FloatArray, status: FitStatus, model: Model, terms: int) -> FitStatus:
     """Return BOUND_HIT if the points do not determine a term or an exponent, else `status`.
 
     Args:
+        theta: the logarithms of the terms, then the exponents.
         status: how the search ended.
-        shares: part that each term is of each prediction, `[n, terms]`.
-        exponents: exponents of the law.
+        model: the law. Its derivative by the logarithm of a term is the share of that term.
+        terms: number of terms.
     """
-    exponents = np.asarray(exponents)
+    shares, exponents = model(theta)[1][:, :terms], theta[terms:]
     determined = (shares.max(axis=0) >= LEAST_SHARE).all()
     inside = ((exponents >= EXPONENTS[0]) & (exponents <= EXPONENTS[1])).all()
     return status if determined and inside else FitStatus.BOUND_HIT

@@ -16,12 +16,11 @@ from scipy.optimize import nnls
 
 from muonscale.lab.fits.bootstrap import Draws
 from muonscale.lab.fits.findings import FitEstimate, estimate, format_number
-from muonscale.lab.fits.laws.base import LEAST_SHARE, StepsLaw, check_bounds
+from muonscale.lab.fits.laws.base import LEAST_SHARE, Parameter, StepsLaw, check_bounds
 from muonscale.lab.fits.minimize import Model, minimize_squares
 from muonscale.lab.fits.result import (
     FloatArray,
     Prediction,
-    Residuals,
     check_count,
     check_positive,
     count_distinct,
@@ -38,6 +37,7 @@ class BatchLaw(StepsLaw):
     NAME = "batch"
     FORMULA = "S = Smin + Emin/B"
     NOTE = "Emin and critical batch sizes are in the unit of the column of batch sizes."
+    PARAMETERS = (Parameter("least_steps", "Smin"), Parameter("least_data", "Emin"))
 
     least_steps: float
     """Smin"""
@@ -61,29 +61,21 @@ class BatchLaw(StepsLaw):
         terms, _ = nnls(columns / counts[:, None], np.ones_like(counts))
         least = LEAST_SHARE * np.array([counts.min(), (counts * batches).min()])
         start = np.log(np.maximum(terms, least))
-        target, model = np.log(counts), log_batch_law(np.log(batches))
-        theta, status = minimize_squares(model, start, target)
-        predicted, shares = model(theta)
-        status = check_bounds(status, shares)
-        return cls(
-            least_steps=float(np.exp(theta[0])),
-            least_data=float(np.exp(theta[1])),
-            status=status,
-            remark=status.remark,
-            residuals=Residuals.of(target - predicted, len(theta)),
-            x=(batches,),
-            y=counts,
-        )
+        model = cls.log_model(np.log(batches))
+        theta, status = minimize_squares(model, start, np.log(counts))
+        status = check_bounds(theta, status, model, terms=2)
+        return cls.from_theta(theta, status, (batches,), counts)
 
-    @property
-    def theta(self) -> FloatArray:
-        """The parameters log Smin, log Emin."""
-        return np.log([self.least_steps, self.least_data])
+    @staticmethod
+    def log_model(log_b: FloatArray) -> Model:
+        """Return the log steps at B, and their Jacobian, by log Smin and log Emin."""
 
-    @property
-    def model(self) -> Model:
-        """The log steps at the points of the fit."""
-        return log_batch_law(np.log(self.x[0]))
+        def model(theta: FloatArray) -> tuple[FloatArray, FloatArray]:
+            predicted = np.logaddexp(theta[0], theta[1] - log_b)
+            least = np.exp(theta[0] - predicted)
+            return predicted, np.stack([least, 1 - least], axis=1)
+
+        return model
 
     @property
     def critical(self) -> Prediction:
@@ -108,8 +100,7 @@ class BatchLaw(StepsLaw):
     def estimates(self, draws: Draws, at: Sequence[float] = ()) -> tuple[FitEstimate, ...]:
         """Return Smin, Emin, the critical batch size, and that of 20 % more data than `at`."""
         rows = [
-            estimate("Smin", draws, lambda theta: theta[..., 0], log=True),
-            estimate("Emin", draws, lambda theta: theta[..., 1], log=True),
+            *self.estimate_parameters(draws),
             estimate(
                 "critical batch Emin/Smin",
                 draws,
@@ -129,17 +120,6 @@ class BatchLaw(StepsLaw):
                 )
             )
         return tuple(rows)
-
-
-def log_batch_law(log_b: FloatArray) -> Model:
-    """Return the log steps at these batches, and their Jacobian, by log Smin and log Emin."""
-
-    def model(theta: FloatArray) -> tuple[FloatArray, FloatArray]:
-        predicted = np.logaddexp(theta[0], theta[1] - log_b)
-        least = np.exp(theta[0] - predicted)
-        return predicted, np.stack([least, 1 - least], axis=1)
-
-    return model
 
 
 def log_overhead_batch(theta: FloatArray, base: float, overhead: float = OVERHEAD) -> FloatArray:

@@ -7,7 +7,7 @@ delta = 1e-3, summed over the points.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Self
 
 import numpy as np
@@ -17,17 +17,15 @@ from muonscale.errors import StudyError
 from muonscale.lab.fits import allocation
 from muonscale.lab.fits.bootstrap import Draws
 from muonscale.lab.fits.findings import FitEstimate, estimate, format_number
-from muonscale.lab.fits.laws.base import LEAST_SHARE, LossLaw, check_bounds
+from muonscale.lab.fits.laws.base import LEAST_SHARE, LossLaw, Parameter, check_bounds
 from muonscale.lab.fits.laws.separable import NOTHING, search_exponents
 from muonscale.lab.fits.minimize import REFIT_GRADIENT, Model, minimize_huber, whiten
 from muonscale.lab.fits.result import (
     FitStatus,
     FloatArray,
     Prediction,
-    Residuals,
     SizeRange,
     check_count,
-    check_not_collinear,
     check_positive,
     count_distinct,
 )
@@ -35,6 +33,7 @@ from muonscale.lab.fits.result import (
 DELTA = 1e-3
 LEAST_POINTS = 6
 LEAST_SIZES = 3
+MOST_CORRELATED = 0.999
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -47,6 +46,13 @@ class ChinchillaLaw(LossLaw):
     NAME = "chinchilla"
     FORMULA = "L = E + A/N^alpha + B/D^beta"
     COLUMNS = ("parameters", "tokens")
+    PARAMETERS = (
+        Parameter("A", "A"),
+        Parameter("B", "B"),
+        Parameter("E", "E"),
+        Parameter("alpha", "alpha", log=False),
+        Parameter("beta", "beta", log=False),
+    )
     SIZE = "N"
     NOTE = "Best N and D are for C = 6 N D; a curve of the loss is the lowest for each C."
     # Resampled residuals give intervals that are too narrow: with a delta far below the noise, the
@@ -74,8 +80,8 @@ class ChinchillaLaw(LossLaw):
 
         Raises:
             StudyError: for values that are not positive and finite, fewer than six settings, fewer
-                than three values of N or D, N and D that vary together, or a loss that falls with
-                neither.
+                than three values of N or D, N and D whose logarithms correlate by more than 0.999,
+                or a loss that does not fall with N or with D.
         """
         n, d, losses = check_positive(parameters=parameters, tokens=tokens, loss=loss)
         log_n, log_d, target = np.log(n), np.log(d), np.log(losses)
@@ -83,7 +89,12 @@ class ChinchillaLaw(LossLaw):
         check_count(cls.FORMULA, "runs of different N or D", settings, LEAST_POINTS)
         check_count(cls.FORMULA, "different parameter counts N", count_distinct(n), LEAST_SIZES)
         check_count(cls.FORMULA, "different token counts D", count_distinct(d), LEAST_SIZES)
-        check_not_collinear(n, d, ("N", "D"))
+        correlation = float(np.corrcoef(log_n, log_d)[0, 1])
+        if abs(correlation) > MOST_CORRELATED:
+            raise StudyError(
+                f"N and D vary together (their logarithms correlate by {correlation:.4f}), so their "
+                "effects cannot be separated; vary one at a fixed value of the other"
+            )
 
         middle_n, middle_d = log_n.mean(), log_d.mean()
         (alpha, beta), (e, a, b) = search_exponents([log_n - middle_n, log_d - middle_d], losses)
@@ -97,33 +108,29 @@ class ChinchillaLaw(LossLaw):
         start = np.array(
             [np.log(a) + alpha * middle_n, np.log(b) + beta * middle_d, np.log(e), alpha, beta]
         )
-        model = log_law(log_n, log_d)
+        model = cls.log_model(log_n, log_d)
         theta, status = minimize_huber(model, start, target, np.ones_like(target), delta)
-        predicted, jacobian = model(theta)
-        status = check_bounds(status, jacobian[:, :3], theta[3:])
-        return cls(
-            A=float(np.exp(theta[0])),
-            B=float(np.exp(theta[1])),
-            E=float(np.exp(theta[2])),
-            alpha=float(theta[3]),
-            beta=float(theta[4]),
-            delta=delta,
-            status=status,
-            remark=status.remark,
-            residuals=Residuals.of(target - predicted, len(theta)),
-            x=(n, d),
-            y=losses,
-        )
+        status = check_bounds(theta, status, model, terms=3)
+        return replace(cls.from_theta(theta, status, (n, d), losses), delta=delta)
 
-    @property
-    def theta(self) -> FloatArray:
-        """The parameters log A, log B, log E, alpha, beta."""
-        return np.array([*np.log([self.A, self.B, self.E]), self.alpha, self.beta])
+    @staticmethod
+    def log_model(log_n: FloatArray, log_d: FloatArray) -> Model:
+        """Return the log loss at N and D, and its Jacobian, by log A, log B, log E, alpha, beta."""
 
-    @property
-    def model(self) -> Model:
-        """The log loss at the points of the fit."""
-        return log_law(*map(np.log, self.x))
+        def model(theta: FloatArray) -> tuple[FloatArray, FloatArray]:
+            log_a, log_b, log_e, alpha, beta = theta
+            terms = np.empty((3, len(log_n)))
+            terms[0] = log_a - alpha * log_n
+            terms[1] = log_b - beta * log_d
+            terms[2] = log_e
+            largest = terms.max(axis=0)
+            shares = np.exp(terms - largest)
+            total = shares.sum(axis=0)
+            shares /= total
+            jacobian = np.stack([*shares, -shares[0] * log_n, -shares[1] * log_d], axis=1)
+            return largest + np.log(total), jacobian
+
+        return model
 
     def __call__(self, parameters: ArrayLike, tokens: ArrayLike) -> FloatArray:
         """Return the loss at N and D, elementwise."""
@@ -174,10 +181,7 @@ class ChinchillaLaw(LossLaw):
 
     def estimates(self, draws: Draws, at: Sequence[float] = ()) -> tuple[FitEstimate, ...]:
         """Return the parameters, and the best N, D and loss for some FLOPs."""
-        rows = [
-            estimate(name, draws, lambda theta, i=i: theta[..., i], log=i < 3)
-            for i, name in enumerate(("A", "B", "E", "alpha", "beta"))
-        ]
+        rows = self.estimate_parameters(draws)
         quantities = (
             ("N", allocation.log_parameters),
             ("D", allocation.log_tokens),
@@ -195,25 +199,3 @@ class ChinchillaLaw(LossLaw):
                     )
                 )
         return tuple(rows)
-
-
-def log_law(log_n: FloatArray, log_d: FloatArray) -> Model:
-    """Return the log loss at these points, and its Jacobian, as a function of the parameters.
-
-    The parameters are log A, log B, log E, alpha, beta.
-    """
-
-    def model(theta: FloatArray) -> tuple[FloatArray, FloatArray]:
-        log_a, log_b, log_e, alpha, beta = theta
-        terms = np.empty((3, len(log_n)))
-        terms[0] = log_a - alpha * log_n
-        terms[1] = log_b - beta * log_d
-        terms[2] = log_e
-        largest = terms.max(axis=0)
-        shares = np.exp(terms - largest)
-        total = shares.sum(axis=0)
-        shares /= total
-        jacobian = np.stack([*shares, -shares[0] * log_n, -shares[1] * log_d], axis=1)
-        return largest + np.log(total), jacobian
-
-    return model

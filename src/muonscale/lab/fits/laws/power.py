@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from muonscale.lab.fits.bootstrap import Draws
-from muonscale.lab.fits.findings import FitEstimate, estimate
-from muonscale.lab.fits.laws.base import LossLaw
+from muonscale.lab.fits.laws.base import LossLaw, Parameter
 from muonscale.lab.fits.minimize import Model
 from muonscale.lab.fits.result import (
     FitStatus,
     FloatArray,
-    Residuals,
     check_count,
     check_positive,
     count_distinct,
@@ -32,6 +28,7 @@ class PowerLaw(LossLaw):
     NAME = "compute"
     FORMULA = "L = a * C^-b"
     COLUMNS = ("flops",)
+    PARAMETERS = (Parameter("coefficient", "a"), Parameter("exponent", "b", log=False))
     SIZE = "C"
 
     coefficient: float
@@ -50,26 +47,16 @@ class PowerLaw(LossLaw):
         """
         sizes, losses = check_positive(size=size, loss=loss)
         check_count(cls.FORMULA, "different sizes", count_distinct(sizes), LEAST_SIZES)
-        X = _design(sizes)
-        theta = np.linalg.pinv(X) @ np.log(losses)
-        return cls(
-            coefficient=float(np.exp(theta[0])),
-            exponent=float(theta[1]),
-            status=FitStatus.CONVERGED,  # the minimum has a closed form
-            residuals=Residuals.of(np.log(losses) - X @ theta, len(theta)),
-            x=(sizes,),
-            y=losses,
-        )
+        _, X = cls.log_model(np.log(sizes))(np.zeros(2))
+        theta = np.asarray(
+            np.linalg.pinv(X) @ np.log(losses), np.float64
+        )  # the minimum has a closed form
+        return cls.from_theta(theta, FitStatus.CONVERGED, (sizes,), losses)
 
-    @property
-    def theta(self) -> FloatArray:
-        """The parameters log a, b."""
-        return np.array([np.log(self.coefficient), self.exponent])
-
-    @property
-    def model(self) -> Model:
-        """The log loss at the points of the fit, which is linear in the parameters."""
-        X = _design(self.x[0])
+    @staticmethod
+    def log_model(log_c: FloatArray) -> Model:
+        """Return the log loss at C, which is linear in log a and b."""
+        X = np.stack([np.ones_like(log_c), -log_c], axis=1)
         return lambda theta: (X @ theta, X)
 
     def __call__(self, size: ArrayLike) -> FloatArray:
@@ -78,7 +65,8 @@ class PowerLaw(LossLaw):
 
     def refit(self, tables: FloatArray, counts: FloatArray) -> tuple[FloatArray, int]:
         """Fit the law to other losses of the same runs."""
-        return tables @ np.linalg.pinv(_design(self.x[0])).T, 0
+        _, X = self.model(self.theta)
+        return tables @ np.linalg.pinv(X).T, 0
 
     @staticmethod
     def log_value(theta: FloatArray, at: float) -> FloatArray:
@@ -91,15 +79,3 @@ class PowerLaw(LossLaw):
         falls = theta[..., 1] > 0
         slope = np.where(falls, theta[..., 1], 1)
         return np.where(falls, (theta[..., 0] - log_loss) / slope, np.inf)
-
-    def estimates(self, draws: Draws, at: Sequence[float] = ()) -> tuple[FitEstimate, ...]:
-        """Return a, b, and the loss at some FLOPs."""
-        return (
-            estimate("a", draws, lambda theta: theta[..., 0], log=True),
-            estimate("b", draws, lambda theta: theta[..., 1]),
-            *self.estimate_losses(draws, at),
-        )
-
-
-def _design(sizes: FloatArray) -> FloatArray:
-    return np.stack([np.ones_like(sizes), -np.log(sizes)], axis=1)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -10,14 +9,11 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from muonscale.errors import StudyError
-from muonscale.lab.fits.bootstrap import Draws
-from muonscale.lab.fits.findings import FitEstimate, estimate
-from muonscale.lab.fits.laws.base import LEAST_SHARE, LossLaw, check_bounds
+from muonscale.lab.fits.laws.base import LEAST_SHARE, LossLaw, Parameter, check_bounds
 from muonscale.lab.fits.laws.separable import NOTHING, search_exponents
 from muonscale.lab.fits.minimize import Model, minimize_squares
 from muonscale.lab.fits.result import (
     FloatArray,
-    Residuals,
     check_count,
     check_positive,
     count_distinct,
@@ -33,6 +29,11 @@ class OffsetPowerLaw(LossLaw):
     NAME = "offset"
     FORMULA = "L = E + a * x^-b"
     COLUMNS = ("flops",)
+    PARAMETERS = (
+        Parameter("offset", "E"),
+        Parameter("coefficient", "a"),
+        Parameter("exponent", "b", log=False),
+    )
     SIZE = "C"
     NOTE = "x is C, the FLOPs."
 
@@ -64,30 +65,23 @@ class OffsetPowerLaw(LossLaw):
             )
         e = max(e, LEAST_SHARE * losses.min())
         start = np.array([np.log(e), np.log(a) + exponent * middle, exponent])
-        model = log_offset_law(log_x)
+        model = cls.log_model(log_x)
         theta, status = minimize_squares(model, start, target)
-        predicted, jacobian = model(theta)
-        status = check_bounds(status, jacobian[:, :2], theta[2:])
-        return cls(
-            offset=float(np.exp(theta[0])),
-            coefficient=float(np.exp(theta[1])),
-            exponent=float(theta[2]),
-            status=status,
-            remark=status.remark,
-            residuals=Residuals.of(target - predicted, len(theta)),
-            x=(sizes,),
-            y=losses,
-        )
+        status = check_bounds(theta, status, model, terms=2)
+        return cls.from_theta(theta, status, (sizes,), losses)
 
-    @property
-    def theta(self) -> FloatArray:
-        """The parameters log E, log a, b."""
-        return np.array([np.log(self.offset), np.log(self.coefficient), self.exponent])
+    @staticmethod
+    def log_model(log_x: FloatArray) -> Model:
+        """Return the log loss at x, and its Jacobian, by log E, log a and b."""
 
-    @property
-    def model(self) -> Model:
-        """The log loss at the points of the fit."""
-        return log_offset_law(np.log(self.x[0]))
+        def model(theta: FloatArray) -> tuple[FloatArray, FloatArray]:
+            log_e, log_a, exponent = theta
+            falling = log_a - exponent * log_x
+            predicted = np.logaddexp(log_e, falling)
+            share = np.exp(falling - predicted)
+            return predicted, np.stack([np.exp(log_e - predicted), share, -share * log_x], axis=1)
+
+        return model
 
     def __call__(self, size: ArrayLike) -> FloatArray:
         """Return the loss at x, elementwise."""
@@ -106,25 +100,3 @@ class OffsetPowerLaw(LossLaw):
         log_above = np.log(np.where(reached, above, 1))
         slope = np.where(reached, theta[..., 2], 1)
         return np.where(reached, (theta[..., 1] - log_above) / slope, np.inf)
-
-    def estimates(self, draws: Draws, at: Sequence[float] = ()) -> tuple[FitEstimate, ...]:
-        """Return E, a, b, and the loss at some FLOPs."""
-        return (
-            estimate("E", draws, lambda theta: theta[..., 0], log=True),
-            estimate("a", draws, lambda theta: theta[..., 1], log=True),
-            estimate("b", draws, lambda theta: theta[..., 2]),
-            *self.estimate_losses(draws, at),
-        )
-
-
-def log_offset_law(log_x: FloatArray) -> Model:
-    """Return the log loss at these points, and its Jacobian, by log E, log a and b."""
-
-    def model(theta: FloatArray) -> tuple[FloatArray, FloatArray]:
-        log_e, log_a, exponent = theta
-        falling = log_a - exponent * log_x
-        predicted = np.logaddexp(log_e, falling)
-        share = np.exp(falling - predicted)
-        return predicted, np.stack([np.exp(log_e - predicted), share, -share * log_x], axis=1)
-
-    return model

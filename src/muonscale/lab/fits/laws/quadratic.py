@@ -45,19 +45,6 @@ class Minimum:
     """Range of the x that the parabola was fitted to; it includes `at`."""
 
 
-def find_edge(x: ArrayLike, y: ArrayLike) -> EdgeT | None:
-    """Return at which end of the measured x the lowest y is, or None if it is at neither.
-
-    Raises:
-        StudyError: for fewer than three x, or values that cannot be used.
-    """
-    xs, means = _average_repeats(x, y)
-    place = int(np.argmin(means))
-    if place == 0:
-        return "low"
-    return "high" if place == len(xs) - 1 else None
-
-
 def fit_minimum(x: ArrayLike, y: ArrayLike, around: int = 1, name: str = "x") -> Minimum:
     """Fit a parabola over log x to the lowest point and its neighbors.
 

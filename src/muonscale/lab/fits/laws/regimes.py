@@ -25,14 +25,13 @@ from numpy.typing import ArrayLike
 
 from muonscale.lab.fits.bootstrap import Draws
 from muonscale.lab.fits.findings import FitEstimate, estimate
-from muonscale.lab.fits.laws.base import StepsLaw
+from muonscale.lab.fits.laws.base import Parameter, StepsLaw
 from muonscale.lab.fits.minimize import Model
 from muonscale.lab.fits.result import (
     ROUNDING,
     FitStatus,
     FloatArray,
     Prediction,
-    Residuals,
     SizeRange,
     check_count,
     check_positive,
@@ -49,13 +48,18 @@ class RegimeLaw(StepsLaw):
     NAME = "regimes"
     FORMULA = "S = e^b1/B up to B*, e^b2 B^m beyond"
     NOTE = "B* and tokens are in the unit of the column of batch sizes."
+    PARAMETERS = (
+        Parameter("tokens", "tokens up to B*"),
+        Parameter("exponent", "m", log=False),
+        Parameter("critical_batch", "B*"),
+    )
 
-    log_tokens: float
-    """b1: the log of the tokens to the loss up to B*."""
+    tokens: float
+    """e^b1: the tokens to the loss up to B*."""
     exponent: float
     """m"""
-    log_batch: float
-    """log B*"""
+    critical_batch: float
+    """B*"""
 
     @classmethod
     def fit(cls, batch: ArrayLike, steps: ArrayLike) -> Self:
@@ -73,26 +77,12 @@ class RegimeLaw(StepsLaw):
         log_b = np.log(batches)
         theta = _search(log_b, (np.log(counts) + log_b)[None])[0]
         remark = _describe_undetermined(theta, log_b)
-        return cls(
-            log_tokens=float(theta[0]),
-            exponent=float(theta[1]),
-            log_batch=float(theta[2]),
-            status=FitStatus.BOUND_HIT if remark else FitStatus.CONVERGED,
-            remark=remark,
-            residuals=Residuals.of(np.log(counts) - log_steps(theta, log_b), len(theta)),
-            x=(batches,),
-            y=counts,
-        )
+        status = FitStatus.BOUND_HIT if remark else FitStatus.CONVERGED
+        return cls.from_theta(theta, status, (batches,), counts)
 
-    @property
-    def theta(self) -> FloatArray:
-        """The parameters b1, m, log B*."""
-        return np.array([self.log_tokens, self.exponent, self.log_batch])
-
-    @property
-    def model(self) -> Model:
-        """The log steps at the points of the fit."""
-        log_b = np.log(self.x[0])
+    @staticmethod
+    def log_model(log_b: FloatArray) -> Model:
+        """Return the log steps at B, and their Jacobian, by b1, m and log B*."""
 
         def model(theta: FloatArray) -> tuple[FloatArray, FloatArray]:
             beyond = np.maximum(0, log_b - theta[2])
@@ -102,10 +92,15 @@ class RegimeLaw(StepsLaw):
         return model
 
     @property
+    def remark(self) -> str:
+        """What the points do not determine; empty if they determine all parameters."""
+        return _describe_undetermined(self.theta, np.log(self.x[0]))
+
+    @property
     def critical(self) -> Prediction:
         """The critical batch size B*. It is an end of the measured sizes if it is outside them."""
         inside = np.isfinite(log_critical(self.theta, self.ranges[0]))
-        return Prediction(float(np.exp(self.log_batch)), not inside)
+        return Prediction(self.critical_batch, not inside)
 
     def __call__(self, batch: ArrayLike) -> FloatArray:
         """Return the steps at B, elementwise."""
@@ -125,11 +120,10 @@ class RegimeLaw(StepsLaw):
         """Return B*, the tokens up to it, and m."""
         measured = self.ranges[0]
         critical = estimate("B*", draws, lambda theta: log_critical(theta, measured), log=True)
-        return (
-            replace(critical, value=self.critical.value, extrapolated=self.critical.extrapolated),
-            estimate("tokens up to B*", draws, lambda theta: theta[..., 0], log=True),
-            estimate("m", draws, lambda theta: theta[..., 1]),
+        critical = replace(
+            critical, value=self.critical.value, extrapolated=self.critical.extrapolated
         )
+        return (critical, *self.estimate_parameters(draws)[:2])
 
 
 def log_steps(theta: FloatArray, log_b: float | FloatArray) -> FloatArray:
