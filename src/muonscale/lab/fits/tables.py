@@ -163,7 +163,7 @@ def read_table(path: Path) -> RunTable:
     """
     suffix = path.suffix.lower()
     if suffix not in (*DELIMITERS, ".jsonl"):
-        raise StudyError(f"{path} ends in {suffix!r}; accepted are .csv, .tsv and .jsonl files")
+        raise StudyError(f"{path} ends in {suffix!r}; a table must be a .csv, .tsv or .jsonl file")
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
