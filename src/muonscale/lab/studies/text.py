@@ -10,6 +10,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from muonscale.lab.console import table_text
 from muonscale.lab.studies.cost import Account, StudyCost, format_hours
 from muonscale.lab.studies.engine import StudyState, describe_outcome
 from muonscale.lab.studies.execute.folder import StudyFolder
@@ -26,7 +27,8 @@ COLORS = {
 
 def plan_text(study: Study, state: StudyState, cost: StudyCost) -> str:
     """Return the runs and their cost as a table, then totals."""
-    rows = [("run", "parameters", "steps", "tokens", "FLOPs", "hours", "state")]
+    head = ("run", "parameters", "steps", "tokens", "FLOPs", "hours", "state")
+    rows = []
     for id, run in state.runs.items():
         one = cost.runs[id]
         rows.append(
@@ -41,10 +43,11 @@ def plan_text(study: Study, state: StudyState, cost: StudyCost) -> str:
             )
         )
     left = [outcome.run.id for outcome in state.missing]
-    lines = [*_align(rows), "", _total("all", state.runs, cost), _total("left to do", left, cost)]
+    lines = [table_text(rows, head), "", _total("all", state.runs, cost), _total("left to do", left, cost)]
     if state.expected:
         account = Account.of(state.expected, cost)
-        lines += ["", *_align(account.rows()), "", *account.sentences()]
+        account_head, *account_rows = account.rows()
+        lines += ["", table_text(account_rows, account_head), "", *account.sentences()]
     lines.append(f"time: {cost.basis}; {_describe_workers(cost, left)}")
     if study.config.executor.kind != "slurm":
         begun = (study.config.path / "study.json").exists()
@@ -66,17 +69,6 @@ def _describe_workers(cost: StudyCost, left: Sequence[str]) -> str:
     if hours is None:
         return f"{cost.workers} at a time"
     return f"{cost.workers} at a time: about {format_hours(hours / cost.workers)} hours to go"
-
-
-def _align(rows: Sequence[Sequence[str]]) -> list[str]:
-    widths = [max(len(row[n]) for row in rows) for n in range(len(rows[0]))]
-    return [
-        "  ".join(
-            cell.ljust(width) if n in (0, len(row) - 1) else cell.rjust(width)
-            for n, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    ]
 
 
 def plan_json(study: Study, state: StudyState, cost: StudyCost) -> str:

@@ -9,7 +9,8 @@ import pytest
 from pydantic import ValidationError
 
 from muonscale.lab.report.write import write_page
-from muonscale.lab.run_folder import RunFolder, finite
+from muonscale.lab.files import finite
+from muonscale.lab.run_folder import RunFolder
 from muonscale.lab.studies.study import Outcome, PlannedRun, index_runs
 from muonscale.lab.studies.transfer.config import TransferConfig
 from muonscale.lab.studies.transfer.study import TransferStudy

@@ -3,32 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import dataclass, field
 
 import numpy as np
 from scipy.stats import f
 
 from muonscale.errors import StudyError
-from muonscale.lab.fits.batch_table import law_estimates
 from muonscale.lab.fits.bootstrap import LEVEL, Draws, Seed, stretch
-from muonscale.lab.fits.findings import REMARKS, Curve, Estimate, curve, estimate, number
-from muonscale.lab.fits.laws.batch import NAME as MCCANDLISH
-from muonscale.lab.fits.laws.batch import OVERHEAD, BatchLaw, draw_batch, fit_batch
-from muonscale.lab.fits.laws.batch import log_steps as log_batch_steps
-from muonscale.lab.fits.laws.regimes import NAME as REGIMES
-from muonscale.lab.fits.laws.regimes import (
-    RegimeLaw,
-    draw_regimes,
-    fit_regimes,
-    log_critical,
-    log_steps,
-)
+from muonscale.lab.fits.findings import FitCurve, FitEstimate, estimate, format_number, trace_curve
+from muonscale.lab.fits.laws.base import StepsLaw
+from muonscale.lab.fits.laws.batch import OVERHEAD, BatchLaw
+from muonscale.lab.fits.laws.regimes import RegimeLaw
 from muonscale.lab.fits.result import ROUNDING, Residuals
 from muonscale.lab.fits.rising import SIGNIFICANT
 from muonscale.lab.fits.steps_to_loss import StepsToLoss
-from muonscale.lab.fits.token_optimal import draw_optimal, token_optimal
+from muonscale.lab.fits.token_optimal import draw_token_optimal, find_token_optimal
 
 POINTS = 40
 """Points of a law's curve."""
@@ -42,13 +31,13 @@ class CriticalBatch:
     """A critical batch size by one definition, with its law."""
 
     name: str
-    estimates: tuple[Estimate, ...] = ()
+    estimates: tuple[FitEstimate, ...] = ()
     """An end of an interval outside the measured batch sizes is infinite, or 0."""
     status: str = ""
     remark: str = ""
     rms: float = math.nan
     """Root mean square of the residuals of log S."""
-    curve: Curve | None = None
+    curve: FitCurve | None = None
     """Steps by batch size according to the law."""
     without_intervals: str = ""
     """Why there are no intervals."""
@@ -74,12 +63,8 @@ def fit_variant_laws(steps: StepsToLoss, seed: tuple[int, ...]) -> VariantLaws:
         steps: S(B).
         seed: seed of the draws, different for variants that are compared.
     """
-    mccandlish, _ = _fit_law(
-        steps, (*seed, 0), MCCANDLISH, (fit_batch, draw_batch, log_batch_steps), _describe_batch
-    )
-    regimes, regime_draws = _fit_law(
-        steps, (*seed, 1), REGIMES, (fit_regimes, draw_regimes, log_steps), _describe_regimes
-    )
+    mccandlish, _ = _fit_law(BatchLaw, steps, (*seed, 0))
+    regimes, regime_draws = _fit_law(RegimeLaw, steps, (*seed, 1))
     optimal, optimal_draws = _find_optimal(steps, (*seed, 2))
     return VariantLaws(
         mccandlish=mccandlish,
@@ -90,19 +75,9 @@ def fit_variant_laws(steps: StepsToLoss, seed: tuple[int, ...]) -> VariantLaws:
     )
 
 
-Describe = Callable[[Any, Draws], tuple[tuple[Estimate, ...], str]]
-"""Maps a law and its draws to its estimates and a remark."""
-
-
 def _fit_law(
-    steps: StepsToLoss,
-    seed: Seed,
-    name: str,
-    functions: tuple[Callable[..., Any], Callable[..., Draws], Callable[..., Any]],
-    describe: Describe,
+    law_type: type[StepsLaw], steps: StepsToLoss, seed: Seed
 ) -> tuple[CriticalBatch, Draws | None]:
-    """Fit a law of S(B), given its functions to fit, to draw and to evaluate."""
-    fit, draw, log_law = functions
     kept = steps.reached
     batches, counts = steps.batches[kept], np.exp(steps.log_steps[kept])
     noise = None
@@ -110,37 +85,27 @@ def _fit_law(
         mean_error = float(np.sqrt(np.mean(steps.error[kept] ** 2))) if kept.any() else 0.0
         noise = mean_error * stretch(LEVEL, steps.freedom)
     try:
-        law = fit(batches, counts)
+        law = law_type.fit(batches, counts)
     except StudyError as error:
-        return CriticalBatch(name=name, refused=str(error)), None
+        return CriticalBatch(name=law_type.FORMULA, refused=str(error)), None
     draws, why = Draws.none(law.theta), ""
     try:
-        draws = draw(law, batches, counts, RESAMPLES, seed, noise=noise)
+        draws = law.draw(RESAMPLES, seed, noise=noise)
     except StudyError as error:
         why = str(error)
-    estimates, remark = describe(law, draws)
     grid = np.geomspace(batches[0], batches[-1], POINTS)
     found = CriticalBatch(
-        name=name,
-        estimates=estimates,
+        name=law.FORMULA,
+        estimates=law.estimates(draws),
         status=law.status.value,
-        remark="; ".join(filter(None, (remark, _describe_misfit(steps, law.residuals)))),
+        remark="; ".join(filter(None, (law.remark, _describe_misfit(steps, law.residuals)))),
         rms=law.residuals.rms,
-        curve=curve(draws, grid, lambda theta: log_law(theta, np.log(grid))),
+        curve=trace_curve(
+            draws, grid, lambda theta: np.stack([law.log_value(theta, b) for b in grid], axis=-1)
+        ),
         without_intervals=why,
     )
     return found, draws
-
-
-def _describe_batch(law: BatchLaw, draws: Draws) -> tuple[tuple[Estimate, ...], str]:
-    return law_estimates(law, draws), REMARKS[law.status]
-
-
-def _describe_regimes(law: RegimeLaw, draws: Draws) -> tuple[tuple[Estimate, ...], str]:
-    critical = estimate("B*", draws, lambda theta: log_critical(theta, law.batches), log=True)
-    critical = replace(critical, value=law.critical.value, extrapolated=law.critical.extrapolated)
-    constant = estimate("tokens up to B*", draws, lambda theta: theta[..., 0], log=True)
-    return (critical, constant, estimate("m", draws, lambda theta: theta[..., 1])), law.remark
 
 
 def _describe_misfit(steps: StepsToLoss, residuals: Residuals) -> str:
@@ -167,10 +132,10 @@ def _find_optimal(steps: StepsToLoss, seed: Seed) -> tuple[CriticalBatch, Draws 
     draws, why = [], ""
     for tolerance in (0.0, TOLERANCE):
         try:
-            draws.append(draw_optimal(steps, tolerance, RESAMPLES, seed))
+            draws.append(draw_token_optimal(steps, tolerance, RESAMPLES, seed))
         except StudyError as error:
             why = str(error)
-            least = token_optimal(steps.batches, steps.log_tokens, tolerance)
+            least = find_token_optimal(steps.batches, steps.log_tokens, tolerance)
             draws.append(Draws.none(np.atleast_1d(least)))
     names = ("token-optimal batch", f"largest batch within {TOLERANCE:.0%} of the fewest tokens")
     found = tuple(
@@ -180,6 +145,6 @@ def _find_optimal(steps: StepsToLoss, seed: Seed) -> tuple[CriticalBatch, Draws 
     value, remark = found[0].value, ""
     if value in (kept[0], kept[-1]):
         which = "smallest" if value == kept[0] else "largest"
-        remark = f"{number(value)} is the {which} batch that reached the loss; the optimum may be beyond it"
+        remark = f"{format_number(value)} is the {which} batch that reached the loss; the optimum may be beyond it"
     law = CriticalBatch(name=name, estimates=found, remark=remark, without_intervals=why)
     return law, draws[0]

@@ -13,11 +13,11 @@ import numpy as np
 from scipy.stats import t as student
 
 from muonscale.lab.fits.bootstrap import LEVEL, join
-from muonscale.lab.fits.findings import Curve, Estimate, curve, estimate, number
+from muonscale.lab.fits.findings import FitCurve, FitEstimate, estimate, format_number, trace_curve
 from muonscale.lab.fits.laws.regimes import log_ratio, ratio_exponents
-from muonscale.lab.fits.multiple import holm
 from muonscale.lab.fits.result import FloatArray, Interval
-from muonscale.lab.fits.rising import SIGNIFICANT, Rising, rising
+from muonscale.lab.fits.rising import SIGNIFICANT, Rising, judge_rising
+from muonscale.lab.fits.statistics import adjust_holm
 from muonscale.lab.studies.analysis.seed_blocks import Blocks
 from muonscale.lab.studies.batch.laws import POINTS, VariantLaws
 from muonscale.lab.studies.batch.measurements import Cell, Key
@@ -61,9 +61,9 @@ class TokenRatio:
     rising: Rising | None
     """None if both reached the loss at fewer than two batch sizes."""
     claims: list[Claim]
-    predicted: Curve | None
+    predicted: FitCurve | None
     """R by the three-regime laws of both."""
-    exponents: tuple[Estimate, ...]
+    exponents: tuple[FitEstimate, ...]
     """Exponents of B in R in the three regimes, by these laws."""
 
 
@@ -95,7 +95,7 @@ def compare_tokens(
         log_r = contrast @ np.array(blocks.means)
         saved = _saved_share(log_r, covariance, blocks.freedom)
         if len(both) > 1:
-            change = rising(both, log_r, covariance, blocks.freedom)
+            change = judge_rising(both, log_r, covariance, blocks.freedom)
     claims = [
         _judge_above_one(rows, blocks, names),
         _judge_non_decreasing(change),
@@ -107,7 +107,7 @@ def compare_tokens(
     if first is not None and second is not None and len(both) > 1:
         draws = join(first, second)
         grid = np.geomspace(both[0], both[-1], POINTS)
-        predicted = curve(draws, grid, lambda theta: log_ratio(theta, np.log(grid)))
+        predicted = trace_curve(draws, grid, lambda theta: log_ratio(theta, np.log(grid)))
         exponents = tuple(
             estimate(name, draws, lambda theta, n=place: ratio_exponents(theta)[..., n])
             for place, name in enumerate(REGIME_NAMES)
@@ -142,7 +142,7 @@ def _saved_share(log_r: FloatArray, covariance: FloatArray, freedom: int) -> Int
 def _ends(value: RatioRow | Interval) -> str:
     if math.isnan(value.low):
         return "no interval"
-    return f"{number(value.low)} to {number(value.high)}"
+    return f"{format_number(value.low)} to {format_number(value.high)}"
 
 
 def _judge_above_one(
@@ -155,8 +155,8 @@ def _judge_above_one(
         return Claim(f"{text}: no interval to judge by", None)
     p_values = [blocks.difference(*((name, row.batch) for name in names)).p for row in measured]
     lowest = min(measured, key=lambda row: row.ratio)
-    text += f": the lowest is {number(lowest.ratio)} ({_ends(lowest)}) at {lowest.batch:,}"
-    if min(holm(p_values)) < SIGNIFICANT:
+    text += f": the lowest is {format_number(lowest.ratio)} ({_ends(lowest)}) at {lowest.batch:,}"
+    if min(adjust_holm(p_values)) < SIGNIFICANT:
         return Claim(text, False)
     if len(measured) < len(rows):
         text += f"; both reached the loss at {len(measured)} of {len(rows)}"
@@ -168,7 +168,7 @@ def _judge_non_decreasing(change: Rising | None) -> Claim:
     text = "the ratio does not decrease with the batch"
     if change is None:
         return Claim(f"{text}: both reached the loss at fewer than two batch sizes", None)
-    text += f": slope of log R over log B {number(change.slope.value)} ({_ends(change.slope)})"
+    text += f": slope of log R over log B {format_number(change.slope.value)} ({_ends(change.slope)})"
     if (drop := change.drop) is None:
         return Claim(f"{text}, no drop", change.non_decreasing)
     p = "unknown" if math.isnan(drop.p_adjusted) else f"{drop.p_adjusted:.2g}"
@@ -191,7 +191,7 @@ def _judge_larger_optimal(laws: dict[str, VariantLaws], names: tuple[str, str]) 
     if first is None or second is None or not len(first.samples):
         return Claim(f"{text}, no interval to judge by", None)
     found = join(first, second).interval(lambda theta: theta[..., 1] / theta[..., 0])
-    text += f", ratio {number(found.value)} ({_ends(found)})"
+    text += f", ratio {format_number(found.value)} ({_ends(found)})"
     return Claim(text, True if found.low >= 1 else False if found.high < 1 else None)
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from muonscale.errors import StudyError
-from muonscale.lab.fits.multiple import holm
+from muonscale.lab.fits.statistics import adjust_holm
 from muonscale.lab.studies.analysis.reach import Reach, reach
 from muonscale.lab.studies.analysis.seed_blocks import CLAIM, fit_blocks, mean_interval
 from muonscale.lab.studies.analysis.sweep import EdgeT, Sweep, build_sweep
@@ -131,7 +131,7 @@ def analyze_place(
     best = [(name, own.best_lr) for name, own in runs.items() if own.whole and own.best_lr]
     pairs = list(itertools.permutations(best, 2))
     differences = [blocks.difference(a, b) for a, b in pairs]
-    adjusted = holm([difference.p for difference in differences])
+    adjusted = adjust_holm([difference.p for difference in differences])
     comparisons = [
         VariantComparison(a, b, d.estimate, d.low, d.high, d.p, p, _judge(d.high, p))
         for ((a, _), (b, _)), d, p in zip(pairs, differences, adjusted, strict=True)

@@ -12,18 +12,18 @@ report/         the page, with its figures
 
 from __future__ import annotations
 
-import fcntl
-from collections.abc import Generator, Iterable, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from muonscale.errors import StudyError
 from muonscale.lab.config.load import dump_config
-from muonscale.lab.run_folder import RunFolder, flatten, write_atomic, write_json
+from muonscale.lab.files import lock_folder, write_atomic, write_json
+from muonscale.lab.run_folder import RunFolder, flatten
 from muonscale.lab.studies.config import StudyConfig
-from muonscale.lab.studies.execute.job import Job, read_object
+from muonscale.lab.studies.execute.job import Job, read_study_file
 from muonscale.lab.studies.execute.slurm.ledger import find_begun_runs
 from muonscale.lab.studies.study import NOT_IDENTITY, Outcome, PlannedRun
 
@@ -39,7 +39,7 @@ class StudyFolder:
     @property
     def result(self) -> dict[str, Any] | None:
         """The findings; None before they are written."""
-        return read_object(self.path / "result.json")
+        return read_study_file(self.path / "result.json")
 
     def run_folder(self, run: PlannedRun) -> RunFolder:
         """Return the folder that ends with the run's id, whatever label it was made with."""
@@ -73,7 +73,7 @@ class StudyFolder:
             return Outcome(run, folder, "finished", result)
         if folder.held():
             return Outcome(run, folder, "running")
-        if (failure := read_object(self.job(run).failure)) is not None:
+        if (failure := read_study_file(self.job(run).failure)) is not None:
             state = "diverged" if failure["diverged"] else "failed"
             return Outcome(run, folder, state, reason=failure["reason"])
         return Outcome(run, folder, "waiting")
@@ -102,7 +102,9 @@ class StudyFolder:
                 (self.path / name).mkdir(parents=True, exist_ok=True)
             write_json(self.path / "study.json", config.model_dump(mode="json"))
         except OSError as error:
-            raise self._unwritable(error) from error
+            raise StudyError(
+                f"study folder {self.path} cannot be written: {error}; choose another with path=FOLDER"
+            ) from error
 
     def write_configs(self, runs: Iterable[PlannedRun]) -> None:
         """Write the configurations of runs, with their folders, as `muonscale train` takes them."""
@@ -111,34 +113,17 @@ class StudyFolder:
             config = run.config.model_copy(update={"run": section})
             write_atomic(self.job(run).config, dump_config(config))
 
-    @contextmanager
-    def locked(self) -> Generator[None]:
-        """Hold a lock that keeps a second process from running the study.
+    def locked(self) -> AbstractContextManager[None]:
+        """Lock the study, so that no second process runs it; create the folder if necessary.
 
         Raises:
-            StudyError: if another process holds it, or it cannot be written or locked.
+            StudyError: if another process holds the lock, or the file system has no locks.
         """
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            file = (self.path / LOCK).open("w")
-        except OSError as error:
-            raise self._unwritable(error) from error
-        with file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise StudyError(
-                    f"another process is running the study in {self.path}; watch it with: "
-                    f"muonscale study status {self.path}"
-                ) from error
-            except OSError as error:
-                raise StudyError(
-                    f"the file system of {self.path} cannot lock files ({error.strerror}), which keeps "
-                    "two processes from running one study; choose another with path=FOLDER"
-                ) from error
-            yield
-
-    def _unwritable(self, error: OSError) -> StudyError:
-        return StudyError(
-            f"study folder {self.path} cannot be written: {error}; choose another with path=FOLDER"
+        status = f"muonscale study status {self.path}"
+        return lock_folder(
+            self.path,
+            LOCK,
+            busy=f"running the study in {self.path}; watch it with: {status}",
+            choose="path=FOLDER",
+            error=StudyError,
         )

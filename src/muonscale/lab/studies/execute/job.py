@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from muonscale.errors import StudyError
+from muonscale.lab.files import read_object
 
 
 @dataclass(frozen=True)
@@ -41,17 +41,10 @@ class Executor(Protocol):
         ...
 
 
-def read_object(path: Path) -> dict[str, Any] | None:
-    """Return the JSON object in a file, None if there is no file.
+def read_study_file(path: Path) -> dict[str, Any] | None:
+    """Return the JSON object in a file of a study, None if there is no file.
 
     Raises:
-        StudyError: if it is damaged.
+        StudyError: if the file is damaged.
     """
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError) as error:
-        raise StudyError(
-            f"{path} cannot be read: {error}; restore it, or remove it to do its part of the study again"
-        ) from error
+    return read_object(path, "restore it, or remove it to repeat its runs", StudyError)

@@ -20,7 +20,8 @@ from typing import Any
 
 from muonscale.errors import DivergedError, MuonscaleError
 from muonscale.lab.config.load import load_config
-from muonscale.lab.run_folder import RunFolder, write_json
+from muonscale.lab.files import write_json
+from muonscale.lab.run_folder import RunFolder
 
 WORKER = ("-m", "muonscale.lab.studies.execute.worker")
 """Arguments of Python that start a worker."""

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from muonscale.errors import StudyError
-from muonscale.lab.fits.frontier import Dominance, IsoLoss, dominance, iso_loss
-from muonscale.lab.fits.groups import baseline as baseline_of
+from muonscale.lab.fits.frontier import Dominance, IsoLoss, judge_dominance, trace_iso_loss
 from muonscale.lab.fits.steps_to_loss import StepsToLoss
+from muonscale.lab.fits.tables import choose_baseline
 from muonscale.lab.studies.frontier.config import MEASURED, FrontierSection
 from muonscale.lab.studies.frontier.stated_step_time import StatedStepTime
 from muonscale.lab.studies.frontier.step_time import MeasuredStepTime, StepTimeModel, finished_runs
@@ -65,7 +65,7 @@ def analyze_frontier(
     names = list(dict.fromkeys(name for each in reached.values() for name in each))
     if not names:
         return found | {"why": "no run has reached a target loss"}
-    base = baseline_of(names, baseline if baseline in names else None)
+    base = choose_baseline(names, baseline if baseline in names else None)
     curves, verdicts = [], []
     try:
         model = choose_step_time(section, names, outcomes, sequence_length)
@@ -78,7 +78,7 @@ def analyze_frontier(
                     [model.seconds(name, b, n) if ok else math.inf for b, ok in usable]
                     for n in section.devices
                 ]
-                lines[name] = iso_loss(
+                lines[name] = trace_iso_loss(
                     own,
                     np.array(seconds),
                     section.devices,
@@ -87,7 +87,7 @@ def analyze_frontier(
                 )
                 curves.append(_curve_tree(target, name, lines[name]))
             verdicts += [
-                _verdict_tree(target, (name, base), dominance(line, lines[base]))
+                _verdict_tree(target, (name, base), judge_dominance(line, lines[base]))
                 for name, line in lines.items()
                 if name != base and base in lines
             ]

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from muonscale.errors import StudyError
 from muonscale.lab.fits.bootstrap import join
 from muonscale.lab.fits.findings import Findings
-from muonscale.lab.fits.laws import power
+from muonscale.lab.fits.fit_table import FitRequest, fit_table
+from muonscale.lab.fits.laws.power import PowerLaw
 from muonscale.lab.fits.result import Interval
-from muonscale.lab.fits.scaling import Asked, fit_scaling
 from muonscale.lab.fits.tables import RunTable
 from muonscale.lab.studies.analysis.seed_blocks import fit_blocks
 from muonscale.lab.studies.scaling.config import ScalingConfig
@@ -122,7 +122,7 @@ def fit_laws(
 ) -> LadderLaws:
     """Fit the laws to measured runs."""
     main = [m for m in measured if m.main]
-    asked = Asked(law="compute", reference=config.baseline, resamples=config.resamples)
+    asked = FitRequest(law="compute", reference=config.baseline, resamples=config.resamples)
     both = replace(asked, law="chinchilla")
     compute = {n: _fit(table_of(main, effects, flops=count), asked) for n, count in COUNTS.items()}
     if any(rung.other_tokens for rung in config.ladder):
@@ -136,15 +136,15 @@ def fit_laws(
     return LadderLaws(compute, chinchilla)
 
 
-def _fit(table: RunTable, asked: Asked) -> Findings | str:
+def _fit(table: RunTable, asked: FitRequest) -> Findings | str:
     return _fit_columns(tuple(table.columns.items()), asked)
 
 
 @lru_cache(maxsize=8)  # result.json and the report need the same fits
-def _fit_columns(columns: tuple[tuple[str, tuple[str, ...]], ...], asked: Asked) -> Findings | str:
+def _fit_columns(columns: tuple[tuple[str, tuple[str, ...]], ...], asked: FitRequest) -> Findings | str:
     table = RunTable(TABLE, dict(columns), tuple(range(1, len(columns[0][1]) + 1)))
     try:
-        return fit_scaling(table, asked)
+        return fit_table(table, asked)
     except StudyError as error:
         return str(error)
 
@@ -297,7 +297,7 @@ def ratio_trend(table: RunTable, name: str, baseline: str, resamples: int = 1000
         rows = [i for i, label in enumerate(labels) if label == group]
         flops, loss = (table.numbers(what)[rows] for what in ("flops", "loss"))
         try:
-            draws.append(power.draw_power(flops, loss, resamples, (0, place)))
+            draws.append(PowerLaw.fit(flops, loss).draw(resamples, (0, place)))
         except StudyError:
             return None
     joined = join(*draws)

@@ -11,10 +11,10 @@ import numpy as np
 
 from muonscale.errors import StudyError
 from muonscale.lab.fits.bootstrap import Draws
-from muonscale.lab.fits.laws.power import draw_power, fit_power
-from muonscale.lab.fits.laws.power_offset import LEAST_SIZES, draw_power_offset, fit_power_offset
-from muonscale.lab.fits.noise import pooled
+from muonscale.lab.fits.laws.power import PowerLaw
+from muonscale.lab.fits.laws.power_offset import LEAST_SIZES, OffsetPowerLaw
 from muonscale.lab.fits.result import Interval
+from muonscale.lab.fits.statistics import pool_noise
 from muonscale.lab.studies.telescope.levels import Losses, mean_loss
 
 RESAMPLES = 300
@@ -34,23 +34,17 @@ def fit_width_law(lowest: Mapping[int, Losses]) -> dict[str, Any]:
     # The noise of a log mean loss, the luck of seeds included, for the width with the fewest seeds.
     place = np.repeat(np.arange(len(groups)), [len(each) for each in groups.values()])
     values = np.log([loss for each in groups.values() for loss in each.values()])
-    sd = pooled(place, values) if groups else None
+    sd = pool_noise(place, values) if groups else None
     noise = None if sd is None else sd / math.sqrt(min(len(each) for each in groups.values()))
     try:
-        if len(widths) >= LEAST_SIZES:
-            names, law = ("offset", "coefficient", "exponent"), fit_power_offset(widths, losses)
-            draws = Draws.none(law.theta)
-            if noise is not None:
-                draws = draw_power_offset(law, widths, losses, RESAMPLES, noise=noise)
-        else:
-            names, law = ("coefficient", "exponent"), fit_power(widths, losses)
-            draws = Draws.none(law.theta)
-            if noise is not None:
-                draws = draw_power(widths, losses, RESAMPLES, noise=noise)
+        law_type = OffsetPowerLaw if len(widths) >= LEAST_SIZES else PowerLaw
+        law = law_type.fit(widths, losses)
+        draws = Draws.none(law.theta) if noise is None else law.draw(RESAMPLES, noise=noise)
     except StudyError as error:
         return found | {"note": str(error)}
+    names = ("coefficient", "exponent")
     parameters = {}
-    for number, name in enumerate(names):
+    for number, name in enumerate(names if law_type is PowerLaw else ("offset", *names)):
         value = draws.parameter(number)
         if name != "exponent":  # the fits have the logarithms of these
             value = Interval(*map(math.exp, (value.value, value.low, value.high)))
