@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from muonscale.errors import StudyError
-from muonscale.lab.report.page import Page
 from muonscale.lab.files import finite, write_json
+from muonscale.lab.report.page import Page
 from muonscale.lab.studies.cost import StudyCost, estimate_cost
 from muonscale.lab.studies.execute.executor import make_executor
 from muonscale.lab.studies.execute.folder import StudyFolder

@@ -43,7 +43,12 @@ def plan_text(study: Study, state: StudyState, cost: StudyCost) -> str:
             )
         )
     left = [outcome.run.id for outcome in state.missing]
-    lines = [table_text(rows, head), "", _total("all", state.runs, cost), _total("left to do", left, cost)]
+    lines = [
+        table_text(rows, head),
+        "",
+        _total("all", state.runs, cost),
+        _total("left to do", left, cost),
+    ]
     if state.expected:
         account = Account.of(state.expected, cost)
         account_head, *account_rows = account.rows()

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from muonscale.lab.files import finite
 from muonscale.lab.fits.steps_to_loss import StepsToLoss
 from muonscale.lab.report.page import Page, Table, Text, Verdict
 from muonscale.lab.report.write import write_page
-from muonscale.lab.files import finite
 from muonscale.lab.studies.frontier.analysis import Steps, analyze_frontier
 from muonscale.lab.studies.frontier.config import FrontierSection
 from muonscale.lab.studies.frontier.report import report_frontier

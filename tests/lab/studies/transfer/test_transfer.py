@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from muonscale.lab.report.write import write_page
 from muonscale.lab.files import finite
+from muonscale.lab.report.write import write_page
 from muonscale.lab.run_folder import RunFolder
 from muonscale.lab.studies.study import Outcome, PlannedRun, index_runs
 from muonscale.lab.studies.transfer.config import TransferConfig

@@ -168,7 +168,9 @@ def _judge_non_decreasing(change: Rising | None) -> Claim:
     text = "the ratio does not decrease with the batch"
     if change is None:
         return Claim(f"{text}: both reached the loss at fewer than two batch sizes", None)
-    text += f": slope of log R over log B {format_number(change.slope.value)} ({_ends(change.slope)})"
+    text += (
+        f": slope of log R over log B {format_number(change.slope.value)} ({_ends(change.slope)})"
+    )
     if (drop := change.drop) is None:
         return Claim(f"{text}, no drop", change.non_decreasing)
     p = "unknown" if math.isnan(drop.p_adjusted) else f"{drop.p_adjusted:.2g}"

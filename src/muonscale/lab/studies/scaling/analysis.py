@@ -141,7 +141,9 @@ def _fit(table: RunTable, asked: FitRequest) -> Findings | str:
 
 
 @lru_cache(maxsize=8)  # result.json and the report need the same fits
-def _fit_columns(columns: tuple[tuple[str, tuple[str, ...]], ...], asked: FitRequest) -> Findings | str:
+def _fit_columns(
+    columns: tuple[tuple[str, tuple[str, ...]], ...], asked: FitRequest
+) -> Findings | str:
     table = RunTable(TABLE, dict(columns), tuple(range(1, len(columns[0][1]) + 1)))
     try:
         return fit_table(table, asked)

@@ -269,7 +269,13 @@ def _report_laws(
         if " at C = " not in value.name
     )
     ratios = tuple(
-        (names[name], f"{ratio.first} / {ratio.second}", row.name, format_fit(row.value), format_fit_interval(row))
+        (
+            names[name],
+            f"{ratio.first} / {ratio.second}",
+            row.name,
+            format_fit(row.value),
+            format_fit_interval(row),
+        )
         for name, law in fitted.items()
         for ratio in law.ratios
         for row in ratio.rows
