@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 
-from muonscale.lab.fits.findings import Findings, FitEstimate, FitRatio, Fitted, format_number
+from muonscale.lab.fits.findings import Findings, FitEstimate, FitRatio, Fitted, format_significant
 from muonscale.lab.fits.leave_out import HeldOut
 
 Cells = tuple[str, str, str, str]
@@ -53,17 +53,17 @@ def format_estimate(value: FitEstimate, prefix: str = "") -> Cells:
     """Return the cells of an estimate."""
     return (
         prefix + value.name,
-        format_number(value.value),
-        format_interval(value),
+        format_significant(value.value),
+        format_ends(value),
         mark_extrapolated(value.extrapolated),
     )
 
 
-def format_interval(value: FitEstimate) -> str:
+def format_ends(value: FitEstimate) -> str:
     """Return an interval, or nothing where there is none."""
     if math.isnan(value.low):
         return ""
-    return f"{format_number(value.low)} to {format_number(value.high)}"
+    return f"{format_significant(value.low)} to {format_significant(value.high)}"
 
 
 def format_title(ratio: FitRatio) -> str:
@@ -91,7 +91,9 @@ def list_remarks(fitted: Fitted, most: int | None = None) -> list[str]:
     if fitted.failed_resamples:
         lines.append(f"{fitted.failed_resamples:,} resamples did not end at a minimum")
     refused = [item for item in fitted.held_out if item.refused]
-    lines += [f"{format_number(item.rung)} not left out: {item.refused}" for item in refused[:most]]
+    lines += [
+        f"{format_significant(item.rung)} not left out: {item.refused}" for item in refused[:most]
+    ]
     if most is not None and len(refused) > most:
         lines.append(f"{len(refused) - most} more rungs not left out")
     return lines
@@ -109,7 +111,7 @@ def _format_errors(held_out: tuple[HeldOut, ...], rung: str) -> list[Cells]:
         shown = {*worst, held_out[-1]}
     for item, error in errors.items():
         if item in shown:
-            name = f"error without {rung} = {format_number(item.rung)}"
+            name = f"error without {rung} = {format_significant(item.rung)}"
             rows.append((name, format_percent(error), "", mark_extrapolated(item.extrapolated)))
     return rows
 

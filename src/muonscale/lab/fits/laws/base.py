@@ -22,7 +22,7 @@ from muonscale.lab.fits.bootstrap import (
     resample_points,
     resample_residuals,
 )
-from muonscale.lab.fits.findings import FitEstimate, estimate, format_number
+from muonscale.lab.fits.findings import FitEstimate, estimate, format_significant
 from muonscale.lab.fits.minimize import Model, minimize_squares
 from muonscale.lab.fits.result import FitStatus, FloatArray, Prediction, Residuals, SizeRange
 
@@ -240,7 +240,7 @@ class LossLaw(Law):
         """Return the parameters, and the loss at some FLOPs."""
         losses = [
             estimate(
-                f"loss at C = {format_number(flops)}",
+                f"loss at C = {format_significant(flops)}",
                 draws,
                 lambda theta, flops=flops: self.log_value(theta, flops),
                 not self.holds(flops),

@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike
 from scipy.optimize import nnls
 
 from muonscale.lab.fits.bootstrap import Draws
-from muonscale.lab.fits.findings import FitEstimate, estimate, format_number
+from muonscale.lab.fits.findings import FitEstimate, estimate, format_significant
 from muonscale.lab.fits.laws.base import LEAST_SHARE, Parameter, StepsLaw, check_bounds
 from muonscale.lab.fits.minimize import Model, minimize_squares
 from muonscale.lab.fits.result import (
@@ -112,7 +112,7 @@ class BatchLaw(StepsLaw):
         for base in at or [self.ranges[0].low]:
             rows.append(
                 estimate(
-                    f"batch with 20 % more data than {format_number(base)}",
+                    f"batch with 20 % more data than {format_significant(base)}",
                     draws,
                     lambda theta, base=base: log_overhead_batch(theta, base),
                     self.with_overhead(base).extrapolated,
