@@ -11,7 +11,7 @@ import numpy as np
 from muonscale.errors import ConfigError, StudyError
 from muonscale.lab.estimate.devices import find_device
 from muonscale.lab.estimate.estimate import estimate
-from muonscale.lab.estimate.formats import check_format
+from muonscale.lab.estimate.figure import check_format
 from muonscale.lab.estimate.resolve import Asked as AskedPlan
 from muonscale.lab.fits.bootstrap import check_degrees, check_resamples
 from muonscale.lab.fits.crossing import find_crossing
@@ -117,7 +117,7 @@ def written(folder: Path) -> object:
 ROWS: dict[str, Row] = {
     # studies
     "a study": Row(C, ("'compar'", "a .yaml file"), lambda _: load_study("compar")),
-    "no file": Row(C, ("none.yaml", "UTF-8"), lambda _: load_study("none.yaml")),
+    "no file": Row(C, ("none.yaml",), lambda _: load_study("none.yaml")),
     "no YAML": Row(C, ("not valid YAML",), study_file("a: [")),
     "a list": Row(C, ("[1]",), study_file("[1]")),
     "a kind": Row(C, ("'compar'", "compare"), study_file("study: compar")),

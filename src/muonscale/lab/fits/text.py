@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 
+from muonscale.lab.console import table_text
 from muonscale.lab.fits.findings import Findings, FitEstimate, FitRatio, Fitted, format_significant
 from muonscale.lab.fits.leave_out import HeldOut
 
@@ -23,10 +24,10 @@ def format_findings(found: Findings) -> str:
         rows = [format_estimate(value) for value in fitted.estimates]
         rows += _format_errors(fitted.held_out, found.rung)
         remarks = [f"  {line}" for line in list_remarks(fitted, WORST_RUNGS)]
-        blocks.append([name + format_summary(fitted), *_align(rows), *remarks])
+        blocks.append([name + format_summary(fitted), table_text(rows, indent=2), *remarks])
     for ratio in found.ratios:
         rows = [format_estimate(value, "at ") for value in ratio.rows]
-        blocks.append([f"{format_title(ratio)}, by {ratio.at}", *_align(rows)])
+        blocks.append([f"{format_title(ratio)}, by {ratio.at}", table_text(rows, indent=2)])
     if found.notes:
         blocks.append(list(found.notes))
     return "\n\n".join("\n".join(block) for block in blocks)
@@ -114,11 +115,3 @@ def _format_errors(held_out: tuple[HeldOut, ...], rung: str) -> list[Cells]:
             name = f"error without {rung} = {format_significant(item.rung)}"
             rows.append((name, format_percent(error), "", mark_extrapolated(item.extrapolated)))
     return rows
-
-
-def _align(rows: list[Cells]) -> list[str]:
-    widths = [max(len(row[column]) for row in rows) for column in range(3)]
-    return [
-        f"  {what:{widths[0]}}  {value:>{widths[1]}}  {ends:{widths[2]}}  {remark}".rstrip()
-        for what, value, ends, remark in rows
-    ]
