@@ -80,8 +80,8 @@ def fit_sections(found: Findings, prefix: str = "", part: str = "") -> list[Sect
                         for item in fitted.held_out
                     ),
                     name=f"{prefix}held-out-{place}",
-                    caption=f"Each {found.rung}, and the error on its runs of a law that was fitted "
-                    "to all other runs.",
+                    caption=f"Each {found.rung}, and the error on its runs of a law that was "
+                    "fitted to all other runs.",
                 )
             )
         blocks += [Text(f"{line}.") for line in list_remarks(fitted)]

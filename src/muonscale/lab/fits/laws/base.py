@@ -1,7 +1,7 @@
 """What a law is: a formula, the columns it needs, how it is fitted, and what it predicts.
 
-`LossLaw` is the base of laws that give a loss for a number of FLOPs, `StepsLaw` of laws that give the
-steps to a loss for a batch size.
+`LossLaw` is the base of laws that give a loss for a number of FLOPs, `StepsLaw` of laws that give
+the steps to a loss for a batch size.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class Law(ABC):
     @classmethod
     @abstractmethod
     def fit(cls, *columns: Any, **options: Any) -> Self:
-        """Fit the law to `COLUMNS` and `MEASURED`, `[n]` each. Raises StudyError if they forbid it."""
+        """Fit the law to `COLUMNS` and `MEASURED`, `[n]` each, or raise StudyError."""
 
     @abstractmethod
     def __call__(self, *sizes: Any, **named: Any) -> FloatArray:
@@ -188,7 +188,7 @@ class Law(ABC):
 
         Args:
             resamples: number of tables.
-            seed: seed of the tables. Laws that are compared need different ones, such as `(seed, 1)`
+            seed: seed of the tables. Laws that are compared need different ones: `(seed, 1)`
                 and `(seed, 2)`.
             level: level of the intervals.
             noise: standard deviation of a log measurement over seeds, if it is known. If it is None

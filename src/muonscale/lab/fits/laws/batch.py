@@ -1,7 +1,8 @@
 """`S(B) = Smin + Emin/B`: steps to a loss by batch size, and the critical batch size.
 
-McCandlish et al., arXiv 1812.06162, equation 2.11: with an unlimited batch a target takes Smin steps,
-with the smallest Emin tokens. Fitted by least squares of log S, as in Zhang et al., arXiv 2410.21676.
+McCandlish et al., arXiv 1812.06162, equation 2.11: with an unlimited batch a target takes Smin
+steps, with the smallest Emin tokens. The fit is least squares of log S, as in Zhang et al.,
+arXiv 2410.21676.
 """
 
 from __future__ import annotations
@@ -53,7 +54,8 @@ class BatchLaw(StepsLaw):
             steps: steps of each run to the loss.
 
         Raises:
-            StudyError: for values that are not positive and finite, or fewer than three batch sizes.
+            StudyError: for values that are not positive and finite, or fewer than three batch
+            sizes.
         """
         batches, counts = check_positive(batch=batch, steps=steps)
         check_count(cls.FORMULA, "different batch sizes", count_distinct(batches), LEAST_SIZES)

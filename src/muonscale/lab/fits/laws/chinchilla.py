@@ -92,8 +92,8 @@ class ChinchillaLaw(LossLaw):
         correlation = float(np.corrcoef(log_n, log_d)[0, 1])
         if abs(correlation) > MOST_CORRELATED:
             raise StudyError(
-                f"N and D vary together (their logarithms correlate by {correlation:.4f}), so their "
-                "effects cannot be separated; vary one at a fixed value of the other"
+                f"N and D vary together (their logarithms correlate by {correlation:.4f}), so "
+                "their effects cannot be separated; vary one at a fixed value of the other"
             )
 
         middle_n, middle_d = log_n.mean(), log_d.mean()
@@ -101,8 +101,8 @@ class ChinchillaLaw(LossLaw):
         for term, what in ((a, "parameters N"), (b, "tokens D")):
             if term <= NOTHING * losses.min():
                 raise StudyError(
-                    f"the losses do not fall with {what}, so {cls.FORMULA} cannot be fitted to them; "
-                    "take runs over a wider range, or use `--law compute`"
+                    f"the losses do not fall with {what}, so {cls.FORMULA} cannot be fitted to "
+                    "them; take runs over a wider range, or use `--law compute`"
                 )
         e = max(e, LEAST_SHARE * losses.min())
         start = np.array(
