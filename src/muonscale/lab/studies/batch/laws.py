@@ -10,7 +10,13 @@ from scipy.stats import f
 
 from muonscale.errors import StudyError
 from muonscale.lab.fits.bootstrap import LEVEL, Draws, Seed, stretch
-from muonscale.lab.fits.findings import FitCurve, FitEstimate, estimate, format_number, trace_curve
+from muonscale.lab.fits.findings import (
+    FitCurve,
+    FitEstimate,
+    estimate,
+    format_significant,
+    trace_curve,
+)
 from muonscale.lab.fits.laws.base import StepsLaw
 from muonscale.lab.fits.laws.batch import OVERHEAD, BatchLaw
 from muonscale.lab.fits.laws.regimes import RegimeLaw
@@ -145,6 +151,6 @@ def _find_optimal(steps: StepsToLoss, seed: Seed) -> tuple[CriticalBatch, Draws 
     value, remark = found[0].value, ""
     if value in (kept[0], kept[-1]):
         which = "smallest" if value == kept[0] else "largest"
-        remark = f"{format_number(value)} is the {which} batch that reached the loss; the optimum may be beyond it"
+        remark = f"{format_significant(value)} is the {which} batch that reached the loss; the optimum may be beyond it"
     law = CriticalBatch(name=name, estimates=found, remark=remark, without_intervals=why)
     return law, draws[0]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from muonscale.lab.fits.bootstrap import LEVEL
-from muonscale.lab.fits.findings import format_number as format_fit
+from muonscale.lab.fits.findings import format_significant
 from muonscale.lab.fits.rising import SIGNIFICANT
 from muonscale.lab.report.page import Block, Page, Section, Table, Text, Verdict
 from muonscale.lab.studies.batch.charts import law_charts, predicted_chart, ratio_chart
@@ -149,10 +149,10 @@ def _critical_rows(target: Found, variant: Found, law: str) -> Iterator[tuple[st
         outside = "extrapolated" if e["extrapolated"] and not found["remark"] else ""
         interval = "-"
         if not found["without_intervals"]:  # no measured batch size bounds an end that is open
-            low = f"below {kept[0]}" if not e["low"] else format_fit(e["low"])
-            high = f"above {kept[-1]}" if e["high"] is None else format_fit(e["high"])
+            low = f"below {kept[0]}" if not e["low"] else format_significant(e["low"])
+            high = f"above {kept[-1]}" if e["high"] is None else format_significant(e["high"])
             interval = f"{low} to {high}"
-        value = "-" if e["value"] is None else format_fit(e["value"])
+        value = "-" if e["value"] is None else format_significant(e["value"])
         notes = (outside, found["remark"], found["without_intervals"])
         yield (*where, e["name"], value, interval, "; ".join(filter(None, notes)))
 
@@ -179,7 +179,7 @@ def _tokens_table(target: Found, place: int) -> Table:
                 bound = "" if p["bound"] is None else f" {p['bound']:,.0f}"
                 cells = ("-", "", f"{p['state']}{bound}", "-", "-")
             else:
-                steps = format_fit(p["tokens"] / p["batch"])
+                steps = format_significant(p["tokens"] / p["batch"])
                 ends = format_interval(p, ",.0f")
                 cells = (f"{p['lr']:g}", p["edge"] or "", f"{p['tokens']:,.0f}", ends, steps)
             rows.append((variant["name"], f"{p['batch']:,}", *cells))
@@ -200,7 +200,7 @@ def _laws_table(target: Found, place: int) -> Table:
         for law in ("mccandlish", "regimes"):
             found = variant[law]
             for e in found["estimates"]:
-                value = "-" if e["value"] is None else format_fit(e["value"])
+                value = "-" if e["value"] is None else format_significant(e["value"])
                 misses = "" if found["rms"] is None else f"{found['rms']:.2%}"
                 ends = format_interval(e, ".4g")
                 rows.append((variant["name"], found["name"], e["name"], value, ends, misses))
@@ -214,7 +214,7 @@ def _laws_table(target: Found, place: int) -> Table:
 
 def _exponents(target: Found, place: int) -> list[Table]:
     rows = tuple(
-        (ratio["other"], e["name"], format_fit(e["value"]), format_interval(e, ".3g"))
+        (ratio["other"], e["name"], format_significant(e["value"]), format_interval(e, ".3g"))
         for ratio in target["ratios"]
         for e in ratio["exponents"]
     )

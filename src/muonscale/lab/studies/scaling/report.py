@@ -6,10 +6,9 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from muonscale.lab.fits.findings import Findings
-from muonscale.lab.fits.findings import format_number as format_fit
+from muonscale.lab.fits.findings import Findings, format_significant
 from muonscale.lab.fits.page import fit_sections
-from muonscale.lab.fits.text import format_interval as format_fit_interval
+from muonscale.lab.fits.text import format_ends
 from muonscale.lab.report.page import (
     Block,
     Chart,
@@ -130,7 +129,7 @@ def _report_ratios(found: Found) -> list[Section]:
         for r in ratio["rows"]:
             remark = "extrapolated" if r["extrapolated"] else ""
             ends = format_interval(r, ".3f", "")
-            rows.append((name, format_fit(r["flops"]), f"{r['ratio']:.3f}", ends, remark))
+            rows.append((name, format_significant(r["flops"]), f"{r['ratio']:.3f}", ends, remark))
     # The FLOPs at which Moonlight's laws have the ratio that its text gives.
     beyond = np.geomspace(PAPER_RUNS[0], 100 * PAPER_RUNS[1], 2001).tolist()
     point = min(beyond, key=lambda c: abs(paper_ratio(c) - PAPER_RATIO))
@@ -262,7 +261,7 @@ def _report_laws(
         return [Section(title="No law", blocks=(Text(f"{why}."),), part=part)]
     first = next(iter(fitted))
     rows = tuple(
-        (names[name], fit.name, value.name, format_fit(value.value), format_fit_interval(value))
+        (names[name], fit.name, value.name, format_significant(value.value), format_ends(value))
         for name, law in fitted.items()
         for fit in law.fits
         for value in fit.estimates
@@ -273,8 +272,8 @@ def _report_laws(
             names[name],
             f"{ratio.first} / {ratio.second}",
             row.name,
-            format_fit(row.value),
-            format_fit_interval(row),
+            format_significant(row.value),
+            format_ends(row),
         )
         for name, law in fitted.items()
         for ratio in law.ratios
