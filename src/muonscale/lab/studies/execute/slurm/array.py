@@ -125,7 +125,7 @@ class SlurmArray:
 
     def _wait(self, left: dict[str, Job], ended: Ended) -> None:
         """Wait until all jobs have ended; record why a job left nothing."""
-        gone: dict[str, float] = {}
+        gone: dict[str, float] = {}  # when the job of a run was found to have ended
         while True:
             for job in [job for job in left.values() if _is_done(job)]:
                 del left[job.id]
@@ -134,30 +134,17 @@ class SlurmArray:
             if not left:
                 return
             if (found := self._queue()) is not None:
-                lost = self._lost(left, found, gone)
+                for run in left:
+                    job = found.get(self._ledger.jobs[run])
+                    if job is not None and job.alive:
+                        gone.pop(run, None)
+                    else:
+                        gone.setdefault(run, monotonic())
+                lost = [run for run in left if run in gone and monotonic() - gone[run] >= LAG]
+                for run in lost:
+                    del gone[run]
                 self._give_up([left[run] for run in lost], found)
             sleep(POLL)
-
-    def _lost(
-        self, runs: Iterable[str], found: Mapping[str, QueuedJob], gone: dict[str, float]
-    ) -> list[str]:
-        """Return the runs whose jobs ended longer than `LAG` ago and left nothing.
-
-        Args:
-            runs: runs that have left nothing yet.
-            found: the jobs in the queue.
-            gone: the time at which the job of each run was found to have ended, updated here.
-        """
-        for run in runs:
-            job = found.get(self._ledger.jobs[run])
-            if job is not None and job.alive:
-                gone.pop(run, None)
-            else:
-                gone.setdefault(run, monotonic())
-        lost = [run for run in runs if run in gone and monotonic() - gone[run] >= LAG]
-        for run in lost:
-            del gone[run]
-        return lost
 
     def _queue(self) -> Mapping[str, QueuedJob] | None:
         """Return the jobs of the study in the queue, None while Slurm does not answer."""
