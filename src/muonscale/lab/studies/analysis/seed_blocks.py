@@ -27,7 +27,7 @@ modded-nanogpt optimization track."""
 
 
 @dataclass(frozen=True)
-class Difference:
+class MeanDifference:
     """A difference of means."""
 
     estimate: float
@@ -55,18 +55,18 @@ class Blocks(Generic[Group]):
         """Return the mean of a group, for an average seed."""
         return self.means[self.groups.index(group)]
 
-    def difference(self, first: Group, second: Group) -> Difference:
+    def difference(self, first: Group, second: Group) -> MeanDifference:
         """Return mean(first) - mean(second), with an interval of NaN if the noise is not known."""
         contrast = np.zeros(len(self.groups))
         contrast[self.groups.index(first)] += 1
         contrast[self.groups.index(second)] -= 1
         estimate = float(contrast @ np.array(self.means))
         if self.freedom == 0:
-            return Difference(estimate, np.nan, np.nan, np.nan, 0)
+            return MeanDifference(estimate, np.nan, np.nan, np.nan, 0)
         error = self.sigma * float(np.sqrt(max(0.0, contrast @ self.covariance @ contrast)))
         half = float(student.ppf((1 + LEVEL) / 2, self.freedom)) * error
         p = float(student.cdf(estimate / error, self.freedom)) if error else float(estimate >= 0)
-        return Difference(estimate, estimate - half, estimate + half, p, self.freedom)
+        return MeanDifference(estimate, estimate - half, estimate + half, p, self.freedom)
 
 
 def fit_blocks(losses: Mapping[Group, Mapping[int, float]]) -> Blocks[Group]:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from muonscale.lab.studies.analysis.seed_blocks import Difference, fit_blocks
+from muonscale.lab.studies.analysis.seed_blocks import MeanDifference, fit_blocks
 from muonscale.lab.studies.cost import Account
 from muonscale.lab.studies.telescope.config import TelescopeConfig
 from muonscale.lab.studies.telescope.grid import Place
@@ -66,7 +66,7 @@ def compare_full_sweep(
     best = best_place(losses, grid.places[0])
     if best is None:
         return None
-    found = Difference(0.0, 0.0, 0.0, 0.5, 0)
+    found = MeanDifference(0.0, 0.0, 0.0, 0.5, 0)
     if chosen != best:
         around = {p: losses[p] for p in grid.near(best) if p in losses}
         around |= {p: level.losses[p] for p in level.grid.near(chosen)}
