@@ -327,9 +327,9 @@ def test_loser_of_a_race_uses_the_winners_folder_unless_it_is_damaged(
         (folder / "who").write_text(name)
         cache.write_meta(folder, {"fingerprint": "f" * 64})
         if name == "loser" and not whole:
-            (cache.entry(tmp_path, "f" * 64) / "who").unlink()
+            (cache.entry_path(tmp_path, "f" * 64) / "who").unlink()
         cache.install(folder, tmp_path, "f" * 64)
-    found = (cache.entry(tmp_path, "f" * 64) / "who").read_text()
+    found = (cache.entry_path(tmp_path, "f" * 64) / "who").read_text()
     assert found == ("winner" if whole else "loser")
 
 
