@@ -207,7 +207,7 @@ def _read(data: DataSection, folder: Path, report: Report) -> list[DocumentStore
     stores = []
     for number, part in enumerate(data.corpora):
         documents = DocumentStore(folder / f"text-{number}")
-        progress = _throttled("reading", known_bytes(part), report)
+        progress = _throttle("reading", known_bytes(part), report)
         documents.fill(read_documents(part), progress, seen)
         report("reading", documents.size, documents.size)
         if not documents.size:
@@ -217,7 +217,7 @@ def _read(data: DataSection, folder: Path, report: Report) -> list[DocumentStore
     return stores
 
 
-def _throttled(stage: str, total: int | None, report: Report) -> Callable[[int], None]:
+def _throttle(stage: str, total: int | None, report: Report) -> Callable[[int], None]:
     last = 0
     report(stage, 0, total)
 
@@ -240,8 +240,8 @@ def _make_tokenizer(
             tokenizer.chat_template = find_template(data, tokenizer).jinja
         return tokenizer
     sizes = [sum(end - start for start, end in ranges) for _, ranges in texts]
-    wanted = _even_parts(sizes, SAMPLE_BYTES)
-    progress = _throttled("training tokenizer", sum(wanted), report)
+    wanted = _divide_evenly(sizes, SAMPLE_BYTES)
+    progress = _throttle("training tokenizer", sum(wanted), report)
 
     def sample() -> Iterator[str]:
         done = 0
@@ -263,7 +263,7 @@ def _make_tokenizer(
     return tokenizer
 
 
-def _even_parts(sizes: list[int], total: int) -> list[int]:
+def _divide_evenly(sizes: list[int], total: int) -> list[int]:
     """Divide a total evenly; the part that exceeds a size goes to the others."""
     parts = [0] * len(sizes)
     for done, number in enumerate(sorted(range(len(sizes)), key=sizes.__getitem__)):
@@ -302,7 +302,7 @@ def _encode(
 ) -> dict[str, Any]:
     chat = data.format == "chat"
     encoder = ChatEncoder(tokenizer, find_template(data, tokenizer)) if chat else None
-    progress = _throttled("tokenizing", documents.size, report)
+    progress = _throttle("tokenizing", documents.size, report)
     stats: dict[str, Any] = {}
     before = 0
     for name, ranges in zip(SPLITS, splits, strict=True):
