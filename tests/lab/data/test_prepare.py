@@ -456,6 +456,6 @@ def test_a_corpus_that_an_earlier_one_holds_is_refused(three: DataSection, tmp_p
 
 
 def test_every_corpus_gives_the_tokenizer_as_much() -> None:
-    assert prepare._even_parts([100, 1000, 10], 90) == [40, 40, 10]
-    assert prepare._even_parts([5, 6], 100) == [5, 6]
-    assert prepare._even_parts([50], 30) == [30]
+    assert prepare._divide_evenly([100, 1000, 10], 90) == [40, 40, 10]
+    assert prepare._divide_evenly([5, 6], 100) == [5, 6]
+    assert prepare._divide_evenly([50], 30) == [30]
