@@ -18,7 +18,7 @@ def test_a_standard_parametrization_fails_with_exit_code_1_and_leaves_its_files(
     out = tmp_path / "check"
     answer = muonscale("coordcheck", *tiny, *QUICK, "--convention", "standard", "--out", out)
     assert answer.code == 1, answer.err
-    assert "FAIL: what depends on the width: " in answer.out
+    assert "FAIL: depends on the width: " in answer.out
     for said in (
         "widths 16, 32, 64",
         "transfer.convention=standard",

@@ -21,13 +21,13 @@ from muonscale.lab.data.ngram import fit_ngrams
 from muonscale.lab.data.prepare import prepare
 from muonscale.lab.data.sources import identify, read_documents
 from muonscale.lab.data.tokenizer import load_tokenizer
-from muonscale.lab.figures import loss_figure
 from muonscale.lab.models.convert import check_place, load_hf
 from muonscale.lab.models.hub import checkpoint_folder
 from muonscale.lab.models.loss import mean_loss
 from muonscale.lab.models.moe.gate_scale import gate_scale
 from muonscale.lab.models.pretrained import weight_files
 from muonscale.lab.parallel.processes import Processes
+from muonscale.lab.report.loss_figure import write_loss_figure
 from muonscale.lab.run_folder import RunFolder
 from muonscale.lab.training.checkpoint import save_checkpoint, whole_checkpoint
 from muonscale.lab.training.export import export, find_checkpoint, run_tokenizer, shape_of
@@ -172,11 +172,8 @@ ROWS: dict[str, Row] = {
     "held": Row(K, ("run.path=FOLDER",), run(lock)),
     "not writable": Row(K, ("/proc/run", "run.path=FOLDER"), lambda _: RunFolder(Path("/proc/run")).locked().__enter__()),
     "not created": Row(K, ("/proc/run", "run.path=FOLDER"), lambda _: RunFolder(Path("/proc/run")).create(load_config("demo"))),
-    "no metrics": Row(K, ("metrics.jsonl",), lambda f: loss_figure(f)),
-    "a record": Row(K, ("line 1",), run(lambda r: loss_figure(r.path), metrics_jsonl="5\n" + METRICS)),
-    "no records": Row(K, ("no records",), run(lambda r: loss_figure(r.path), metrics_jsonl="")),
-    "broken result": Row(K, ("result.json",), run(lambda r: loss_figure(r.path), metrics_jsonl=METRICS, result_json="{")),
-    "result of a list": Row(K, ("result.json", "[]",), run(lambda r: loss_figure(r.path), metrics_jsonl=METRICS, result_json="[]")),
+    "no metrics": Row(K, ("metrics.jsonl",), lambda f: write_loss_figure(f)),
+    "no records": Row(K, ("metrics.jsonl",), run(lambda r: write_loss_figure(r.path), metrics_jsonl="")),
     "not whole": Row(K, ("none of the 1", "run.path=FOLDER"), checkpoint(lambda f: whole_checkpoint(cut(f) / "checkpoints", silent))),
     "no checkpoints": Row(K, ("--resume",), run(lambda r: find_checkpoint(r, None, silent))),
     "no step": Row(K, ("step 7", "those of 5"), checkpoint(lambda f: find_checkpoint(RunFolder(f), 7, silent))),

@@ -12,7 +12,7 @@ from muonscale.cli.arguments import Json, Model, Overrides
 def bench(
     model: Model,
     overrides: Overrides = None,
-    rounds: Annotated[int, typer.Option(help="Number of timed steps of each optimizer.")] = 5,
+    rounds: Annotated[int, typer.Option(help="Pairs of steps to time.")] = 5,
     threads: Annotated[
         int | None,
         typer.Option(
@@ -35,14 +35,15 @@ def bench(
     """Measure the time of an optimizer step on this machine.
 
     The step is measured for every shape of matrix in a model, beside torch's AdamW and torch's Muon.
-    Parameters and gradients are random. A model that does not fit into memory is refused. Examples: `muonscale bench demo`; `muonscale bench moonlight-nano --tokens 65536`;
+    Parameters and gradients are random. A model that does not fit into memory is refused before
+    anything is allocated. Examples: `muonscale bench demo`; `muonscale bench moonlight-nano --tokens 65536`;
     `muonscale bench path/to/config.json --layers 1 --no-model`.
     """
-    from muonscale.lab.bench.model import Asked, measured_json
+    from muonscale.lab.bench.model import BenchRequest, bench_json
     from muonscale.lab.bench.model import bench as measure
-    from muonscale.lab.bench.text import table
+    from muonscale.lab.bench.text import bench_text
 
-    asked = Asked(
+    request = BenchRequest(
         target=model,
         overrides=overrides or [],
         rounds=rounds,
@@ -51,5 +52,5 @@ def bench(
         passes=not no_model,
         tokens=tokens,
     )
-    found = measure(asked, lambda text: typer.echo(text, err=True))
-    typer.echo(measured_json(found) if as_json else table(found))
+    found = measure(request, lambda text: typer.echo(text, err=True))
+    typer.echo(bench_json(found) if as_json else bench_text(found))

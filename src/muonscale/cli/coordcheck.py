@@ -52,16 +52,14 @@ def coordcheck(
     runs do not decide it. Examples: `muonscale coordcheck llama-nano`;
     `muonscale coordcheck my.yaml optimizer.lr=0.01 --widths 64,128,256,512 --out checks/mine`.
     """
-    from rich.console import Console
-
-    from muonscale.lab.coordcheck.plan import Asked, plan_check
+    from muonscale.lab.console import stderr_console
+    from muonscale.lab.coordcheck.plan import CoordcheckRequest, plan_check
     from muonscale.lab.coordcheck.result import check_facts
     from muonscale.lab.coordcheck.run import measure
-    from muonscale.lab.coordcheck.text import check_text
-    from muonscale.lab.coordcheck.words import check_json
+    from muonscale.lab.coordcheck.text import check_json, check_text
     from muonscale.lab.training.console import RunConsole
 
-    asked = Asked(
+    request = CoordcheckRequest(
         target=model,
         overrides=overrides or [],
         widths=None if widths is None else _numbers(widths),
@@ -71,11 +69,11 @@ def coordcheck(
         grow=grow,  # pyrefly: ignore [bad-argument-type]
         batch_tokens=batch_tokens,
     )
-    plan = plan_check(asked)
-    console = RunConsole(Console(stderr=True, highlight=False, soft_wrap=True))
+    plan = plan_check(request)
+    console = RunConsole(stderr_console())
     facts = check_facts(measure(plan, console))
     if out is not None:
-        from muonscale.lab.coordcheck.figure import write_check
+        from muonscale.lab.coordcheck.page import write_check
 
         write_check(facts, out)
     typer.echo(check_json(facts) if as_json else check_text(facts, full=full))

@@ -85,8 +85,7 @@ def evaluate(
     folder needs `data.path=`, or `--samples` or `--tasks`. Examples: `muonscale eval runs/demo`; `muonscale eval runs/demo@300
     data.path=other.txt --all`; `muonscale eval models/mine --tasks arc_easy,hellaswag --limit 100`.
     """
-    from rich.console import Console
-
+    from muonscale.lab.console import stderr_console
     from muonscale.lab.evaluation.command import Samples, Tasks, evaluate_model
     from muonscale.lab.evaluation.options import Options
     from muonscale.lab.training.console import RunConsole
@@ -96,7 +95,7 @@ def evaluate(
     if "" in names:
         raise ConfigError(f"--tasks {tasks!r} must be names separated by commas")
     options = Options(include=include_path, limit=limit, batch_size=batch_size, run_code=run_code)
-    console = RunConsole(Console(stderr=True, highlight=False, soft_wrap=True))
+    console = RunConsole(stderr_console())
     with console.stages() as report:
         found = evaluate_model(
             path,
@@ -121,13 +120,14 @@ def evaluate(
 
 def _text(found: Found) -> str:
     """Return the new measurements as a table, the samples, and where the results are."""
-    from muonscale.lab.report.eval_table import notes_of, rows_of, table_text
+    from muonscale.lab.console import table_text
+    from muonscale.lab.report.eval_table import HEAD, notes_of, rows_of
 
     step = found.measured["step"]
     of = "" if step is None else f"step {step:,}, "
     lines = [f"{of}{found.measured['parameters']:,} parameters"]
     if rows := rows_of(found.new):
-        lines += ["", table_text(rows)]
+        lines += ["", table_text(rows, HEAD)]
     lines += notes_of(found.new)
     for sample in found.new.get("samples", ()):
         lines += [f"--- sample, seed {sample['seed']}", sample["text"], "---"]

@@ -76,15 +76,14 @@ def lr(
 
 def _conversion_text(table: ConversionTable, lr: float, from_: str, to: str) -> str:
     """Return a conversion as text: a line per shape, the best single number, and its spread."""
-    from muonscale.optim.parameters.report import aligned
+    from muonscale.lab.console import table_text
 
     rows = sorted(table.rows, key=lambda row: row.factor)
-    cells = [["matrix", "count", "factor", f"lr under {to}"]]
-    cells += [
+    cells = [
         [f"{r.shape[0]}x{r.shape[1]}", f"{r.count:,}", f"{r.factor:.4g}", f"{lr * r.factor:.4g}"]
         for r in rows
     ]
-    lines = [aligned(cells)]
+    lines = [table_text(cells, ("matrix", "count", "factor", f"lr under {to}"))]
     lines.append(
         f"\nlr {lr:g} under {from_} is about {lr * table.best:.4g} under {to} "
         f"(factor {table.best:.4g}, the geometric mean over all matrices)"

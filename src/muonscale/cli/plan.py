@@ -44,9 +44,8 @@ def plan(
     `muonscale plan path/to/config.json train.batch_tokens=4194304 --layout fsdp=64`.
     """
     from muonscale.lab.estimate.estimate import estimate
-    from muonscale.lab.estimate.formats import check_format
     from muonscale.lab.estimate.resolve import Asked
-    from muonscale.lab.estimate.text import table
+    from muonscale.lab.estimate.text import plan_text
 
     asked = Asked(
         target=model,
@@ -59,10 +58,11 @@ def plan(
         micro_batch=micro_batch,
     )
     if figure is not None:
-        check_format(figure)
-    found = estimate(asked)
-    if figure is not None:
-        from muonscale.lab.estimate.figure import draw
+        from muonscale.lab.estimate.figure import check_format, write_figure
 
-        draw(found.facts, figure)
-    typer.echo(found.json() if as_json else table(found.facts))
+        check_format(figure)
+        found = estimate(asked)
+        write_figure(found.facts, figure)
+    else:
+        found = estimate(asked)
+    typer.echo(found.json() if as_json else plan_text(found.facts))

@@ -31,18 +31,17 @@ def verify(
     if they do, else 1. Examples: `muonscale verify demo --layout fsdp=2`;
     `muonscale verify my.yaml model.fields.num_hidden_layers=2 --layout fsdp=2,tp=2`.
     """
-    from rich.console import Console
-
     from muonscale.lab.config.load import load_config
+    from muonscale.lab.console import stderr_console
     from muonscale.lab.parallel.topology import parse_layout
     from muonscale.lab.training.console import RunConsole
     from muonscale.lab.verify.check import verify as check
-    from muonscale.lab.verify.text import verdict_json, verdict_text
+    from muonscale.lab.verify.text import verification_json, verification_text
 
     topology = parse_layout(layout)
     recipe, overrides = split_arguments(arguments or [])
-    progress = RunConsole(Console(stderr=True, highlight=False, soft_wrap=True))
+    progress = RunConsole(stderr_console())
     found = check(load_config(recipe, overrides), topology, steps, progress)
-    typer.echo(verdict_json(found) if as_json else verdict_text(found, full=full))
+    typer.echo(verification_json(found) if as_json else verification_text(found, full=full))
     if not found.comparison.same:
         raise typer.Exit(1)
