@@ -106,7 +106,7 @@ app.command()(coordcheck)
 
 @app.command()
 def recipes() -> None:
-    """List the recipes for `train` and for `study` that come with muonscale."""
+    """List the recipes of `train` and of `study`."""
     from muonscale.lab.config.load import recipe_names, recipe_summary
     from muonscale.lab.studies.kinds import study_names, study_summary
 

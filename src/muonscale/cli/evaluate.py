@@ -79,7 +79,7 @@ def evaluate(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Measure the validation loss, samples and benchmark tasks of a model.
+    """Measure validation loss, samples and benchmarks of a model.
 
     A run is evaluated on its own validation split unless `data.path=` names another text. A model
     folder needs `data.path=`, or `--samples` or `--tasks`. Examples: `muonscale eval runs/demo`; `muonscale eval runs/demo@300
