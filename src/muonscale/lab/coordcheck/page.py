@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from muonscale.errors import ConfigError
+from muonscale.errors import ConfigError, StudyError
 from muonscale.lab.coordcheck.slopes import UNKNOWN, fit_slope
 from muonscale.lab.coordcheck.text import (
     HEAD,
@@ -28,6 +29,19 @@ MEASURED = (SIZE, CHANGE, WEIGHT, UPDATE)
 
 POWERS = (-0.5, 0.5, 1.0)
 """Exponents of the width that wrong rules have, drawn for comparison."""
+
+
+def read_check_page(folder: Path) -> Page:
+    """Return the report of the check in a folder.
+
+    Raises:
+        StudyError: if its `coordcheck.json` cannot be read.
+    """
+    path = folder / "coordcheck.json"
+    try:
+        return coordcheck_page(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise StudyError(f"{path} cannot be read: {error!r}; run the check again") from error
 
 
 def coordcheck_page(facts: dict[str, Any]) -> Page:

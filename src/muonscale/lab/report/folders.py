@@ -1,7 +1,6 @@
-"""From folders to a page: runs are compared, everything else has its own part.
+"""Makes one page about folders: runs are compared, every other folder has its own part.
 
-A study, or a check of coordinates, has functions of its own that read its folder; they are imported
-when such a folder is met.
+The functions that read studies and coordinate checks are imported when such a folder is met.
 """
 
 from __future__ import annotations
@@ -21,9 +20,9 @@ FolderT = Literal["run", "study", "coordcheck"]
 
 READERS: dict[FolderT, tuple[str, str]] = {
     "study": ("muonscale.lab.studies.kinds", "study_page"),
-    "coordcheck": ("muonscale.lab.coordcheck.page", "coordcheck_page"),
+    "coordcheck": ("muonscale.lab.coordcheck.page", "read_check_page"),
 }
-"""Module and name of the function from a folder to its page."""
+"""Module and name of the function that returns the page of a folder."""
 
 
 def page_of(paths: Sequence[Path]) -> Page:

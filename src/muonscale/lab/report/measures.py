@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import Literal
 
 import numpy as np
@@ -20,7 +20,7 @@ SMOOTHED, SHOWN = 20, 600
 Curves = Mapping[str, np.ndarray]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Measure:
     """A number in the records of runs."""
 
@@ -29,6 +29,7 @@ class Measure:
     y_label: str
     parts: Callable[[list[Record]], Curves]
     """Reads its curves from the records of one run, by name."""
+    _: KW_ONLY
     whole: Callable[[list[Record]], np.ndarray] | None = None
     """Reads the one curve that represents a run among others; the default is the first of `parts`."""
     marks: Callable[[Sequence[RunData]], tuple[Mark, ...]] | None = None
@@ -95,7 +96,7 @@ def _series_of(measure: Measure, run: RunData, unit: UnitT, several: bool) -> li
     if several:
         first = next(iter(curves.values()), np.array([]))
         curves = {run.label: first if measure.whole is None else measure.whole(records)}
-    x = run.where(records, unit)
+    x = run.positions(records, unit)
     series = []
     for name, y in curves.items():
         known = np.isfinite(y)
