@@ -140,7 +140,7 @@ ROWS: dict[str, Row] = {
     "content": Row(D, ("'content' is",), chat(turn(content=5))),
     "role": Row(D, ("'robot'", "assistant"), chat(turn(role="robot"))),
     "no answer": Row(D, ("no turn of the assistant",), chat(turn()[:1])),
-    "only spaces": Row(D, ("Give more text", "data.held_out"), prepared("a", vocab_size=257)),
+    "only spaces": Row(D, ("data.sequence_length=256", "data.held_out"), prepared("a", vocab_size=257)),
     "template": Row(D, ("nowhere.jinja", "plain"), lambda f: prepared_chat(f)),
     # tokenizers
     "no tokenizer": Row(D, ("./nowhere.json",), lambda _: load_tokenizer("./nowhere.json")),
@@ -164,7 +164,7 @@ ROWS: dict[str, Row] = {
     "result": Row(K, ("result.json",), run(lambda r: r.result(), result_json="[")),
     "result list": Row(K, ("[1]", "a JSON object"), run(lambda r: r.result(), result_json="[1]")),
     "config": Row(K, ("config.json",), run(lambda r: r.saved_config())),
-    "another config": Row(K, ("['a']", "a section `run`"), run(lambda r: r.saved_config(), config_json='{"a": 1}')),
+    "another config": Row(K, ("['a']", "`run`"), run(lambda r: r.saved_config(), config_json='{"a": 1}')),
     "environment": Row(K, ("env.json",), run(lambda r: r.environment(), env_json="null")),
     "exists": Row(K, ("--resume",), run(lambda r: r.check_free(resume=False), a_txt="x")),
     "no run": Row(K, ("run.path=FOLDER",), run(lambda r: r.check_free(resume=True), a_txt="x")),

@@ -118,7 +118,7 @@ def written(folder: Path) -> object:
 ROWS: dict[str, Row] = {
     # studies
     "a study": Row(C, ("'compar'", "a .yaml file"), lambda _: load_study("compar")),
-    "no file": Row(C, ("none.yaml", "UTF-8"), lambda _: load_study("none.yaml")),
+    "no file": Row(C, ("none.yaml",), lambda _: load_study("none.yaml")),
     "no YAML": Row(C, ("not valid YAML",), study_file("a: [")),
     "a list": Row(C, ("[1]",), study_file("[1]")),
     "a kind": Row(C, ("'compar'", "compare"), study_file("study: compar")),

@@ -1,4 +1,4 @@
-"""The verb `bench`: how long a step of the optimizer takes, on this machine."""
+"""The verb `bench`."""
 
 from __future__ import annotations
 
@@ -12,27 +12,30 @@ from muonscale.cli.arguments import Json, Model, Overrides
 def bench(
     model: Model,
     overrides: Overrides = None,
-    rounds: Annotated[int, typer.Option(help="Pairs of steps to time.")] = 5,
+    rounds: Annotated[int, typer.Option(help="Number of timed steps of each optimizer.")] = 5,
     threads: Annotated[
-        int | None, typer.Option(min=1, max=1024, help="CPU threads; run.threads when not given.")
+        int | None,
+        typer.Option(
+            min=1, max=1024, help="CPU threads (default: run.threads).", show_default=False
+        ),
     ] = None,
     layers: Annotated[
         int | None,
-        typer.Option(help="Number of repeated layers to measure; the rest is extrapolated."),
+        typer.Option(help="Measure this many of the repeated layers, and extrapolate."),
     ] = None,
     tokens: Annotated[
         int | None,
-        typer.Option(help="Tokens of a training step; train.batch_tokens when not given."),
+        typer.Option(help="Tokens per training step (default: train.batch_tokens)."),
     ] = None,
     no_model: Annotated[
-        bool, typer.Option("--no-model", help="Leave out forward and backward passes.")
+        bool, typer.Option("--no-model", help="Do not measure the forward and backward passes.")
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Measure a step of the optimizer for a model, shape by shape, beside torch's AdamW and Muon.
+    """Measure the time of an optimizer step on this machine.
 
-    Parameters and gradients are random. A model that does not fit into memory is refused before
-    anything is allocated. Examples: `muonscale bench demo`; `muonscale bench moonlight-nano --tokens 65536`;
+    The step is measured for every shape of matrix in a model, beside torch's AdamW and torch's Muon.
+    Parameters and gradients are random. A model that does not fit into memory is refused. Examples: `muonscale bench demo`; `muonscale bench moonlight-nano --tokens 65536`;
     `muonscale bench path/to/config.json --layers 1 --no-model`.
     """
     from muonscale.lab.bench.model import BenchRequest, bench_json

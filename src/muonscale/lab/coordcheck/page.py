@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +21,7 @@ from muonscale.lab.coordcheck.text import (
     worst_rows,
 )
 from muonscale.lab.coordcheck.tolerances import CHANGE, QUANTITIES, SIZE, UPDATE, WEIGHT
+from muonscale.lab.files import read_object
 from muonscale.lab.report.matplotlib_charts import Drawing, draw_panels
 from muonscale.lab.report.page import Chart, Mark, Page, Section, Series, Table, Text, Verdict
 
@@ -37,11 +37,11 @@ def read_check_page(folder: Path) -> Page:
     Raises:
         StudyError: if its `coordcheck.json` cannot be read.
     """
-    path = folder / "coordcheck.json"
+    path, remedy = folder / "coordcheck.json", "run the check again"
     try:
-        return coordcheck_page(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise StudyError(f"{path} cannot be read: {error!r}; run the check again") from error
+        return coordcheck_page(read_object(path, remedy, StudyError) or {})
+    except (KeyError, TypeError) as error:
+        raise StudyError(f"{path} is incomplete: {error!r}; {remedy}") from error
 
 
 def coordcheck_page(facts: dict[str, Any]) -> Page:

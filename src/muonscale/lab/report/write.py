@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from muonscale.errors import StudyError
+from muonscale.lab.files import write_atomic
 from muonscale.lab.report.check import check_page
 from muonscale.lab.report.html import page_html
 from muonscale.lab.report.markdown import markdown
@@ -12,7 +13,6 @@ from muonscale.lab.report.matplotlib_charts import draw
 from muonscale.lab.report.page import Page
 from muonscale.lab.report.palette import styles
 from muonscale.lab.report.tables import chart_files, table_file
-from muonscale.lab.run_folder import write_atomic
 
 
 def write_page(page: Page, folder: Path) -> Path:

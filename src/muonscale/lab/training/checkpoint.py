@@ -22,8 +22,8 @@ import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.api import CheckpointException
 
 from muonscale.errors import CheckpointError
+from muonscale.lab.files import write_json
 from muonscale.lab.parallel.processes import Processes
-from muonscale.lab.run_folder import write_json
 
 MANIFEST = "manifest.json"
 FACTS = "facts.json"

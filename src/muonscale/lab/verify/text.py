@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
 from muonscale.lab.console import table_text
+from muonscale.lab.files import finite
 from muonscale.lab.verify.check import Verification
 from muonscale.lab.verify.compare import LIMIT, Difference, KindT
 from muonscale.optim.parameters.collapse import collapse
@@ -104,12 +104,8 @@ def _dtype(verification: Verification) -> str:
 def verification_json(verification: Verification) -> str:
     """Return the report as JSON; a number that is not finite is null."""
 
-    def finite(value: Any) -> Any:
-        return None if isinstance(value, float) and not math.isfinite(value) else value
-
     def plain(row: Difference) -> dict[str, Any]:
-        facts = {**asdict(row), "ratio": row.ratio, "within": row.within}
-        return {key: finite(value) for key, value in facts.items()}
+        return {**asdict(row), "ratio": row.ratio, "within": row.within}
 
     comparison = verification.comparison
     kind, worst = comparison.worst
@@ -124,10 +120,10 @@ def verification_json(verification: Verification) -> str:
         "same": comparison.same,
         "worst": {"kind": kind, **plain(worst)},
         "loss": {
-            "one_process": [finite(loss) for loss in verification.one.losses],
-            "layout": [finite(loss) for loss in verification.other.losses],
+            "one_process": verification.one.losses,
+            "layout": verification.other.losses,
         },
     }
     for name in TITLES:
         tree[name] = [plain(row) for row in getattr(comparison, name)]
-    return json.dumps(tree, indent=2)
+    return json.dumps(finite(tree), indent=2)

@@ -7,7 +7,6 @@ on in the same place and tells nothing twice.
 
 from __future__ import annotations
 
-import json
 import uuid
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager, suppress
@@ -15,9 +14,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from muonscale.errors import CheckpointError, ConfigError
+from muonscale.errors import CheckpointError, ConfigError, shown
 from muonscale.lab.config.load import Config
-from muonscale.lab.run_folder import RunFolder, write_json
+from muonscale.lab.config.sections import TRACKER_NAMES
+from muonscale.lab.files import read_object, write_json
+from muonscale.lab.run_folder import RunFolder
 from muonscale.lab.training.trackers.records import (
     Beginning,
     Told,
@@ -30,11 +31,9 @@ from muonscale.lab.training.trackers.tensorboard import TensorBoard
 from muonscale.lab.training.trackers.trackio import Trackio
 from muonscale.lab.training.trackers.wandb import WandB
 
-TRACKERS: dict[str, Callable[[Beginning], Tracker]] = {
-    "tensorboard": TensorBoard,
-    "wandb": WandB,
-    "trackio": Trackio,
-}
+TRACKERS: dict[str, Callable[[Beginning], Tracker]] = dict(
+    zip(TRACKER_NAMES, (TensorBoard, WandB, Trackio), strict=True)
+)
 STATE = "trackers.json"
 
 
@@ -178,18 +177,13 @@ class Trackers:
 
 def _read(path: Path) -> dict[str, Any]:
     """Return `id` of the run, and `known`: by tracker, how far it was told."""
-    try:
-        tree = json.loads(path.read_text(encoding="utf-8"))
-        if not _is_state(tree):
-            held = json.dumps(tree)[:60]
-            raise ValueError(f"it holds {held} and must hold `id` and, by tracker, `known`")
-        return tree
-    except FileNotFoundError:
+    remedy = "remove it, and the trackers begin new runs"
+    tree = read_object(path, remedy)
+    if tree is None:
         return {"id": uuid.uuid4().hex[:8], "known": {}}
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(
-            f"{path} cannot be read ({error}); remove it, and the trackers begin runs of their own"
-        ) from error
+    if not _is_state(tree):
+        raise CheckpointError(f"{path} holds {shown(tree, 60)} and not `id` and `known`; {remedy}")
+    return tree
 
 
 def _is_state(tree: Any) -> bool:
