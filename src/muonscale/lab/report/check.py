@@ -33,8 +33,8 @@ def check_page(page: Page) -> None:
         for row in table.rows:
             if len(row) != len(table.head):
                 raise StudyError(
-                    f"table {table.name or table.caption!r}: a row has {len(row)} cells and the head "
-                    f"{len(table.head)}: {row}"
+                    f"table {table.name or table.caption!r}: a row has {len(row)} cells and the "
+                    f"head {len(table.head)}: {row}"
                 )
 
 
@@ -57,13 +57,13 @@ def _check_chart(chart: Chart) -> None:
         shape, size = [len(row) for row in surface.z], [len(surface.x)] * len(surface.y)
         if shape != size:
             raise problem(
-                f": z has rows of {shape} values; it needs {len(surface.y)} rows of {len(surface.x)}, "
-                "one for every y of one for every x"
+                f": z has rows of {shape} values; it needs {len(surface.y)} rows of "
+                f"{len(surface.x)}, one row for every y"
             )
         if len(surface.x) < 2 or len(surface.y) < 2:
             raise problem(
-                f": a surface of {len(surface.x)} x {len(surface.y)} points has no contours; it needs "
-                "at least 2 x 2"
+                f": a surface of {len(surface.x)} x {len(surface.y)} points has no contours; it "
+                "needs at least 2 x 2"
             )
     if chart.y_limits is not None and not chart.y_limits[0] < chart.y_limits[1]:
         raise problem(f": y_limits {chart.y_limits} are not (low, high)")

@@ -60,8 +60,8 @@ def _task_rows(task: dict[str, Any]) -> Iterator[EvalRow]:
 def notes_of(measured: dict[str, Any]) -> list[str]:
     """Return sentences about prompts that were cut and benchmarks that were left out."""
     notes = [
-        f"task {task['task']}: {task['truncations']} prompts or batches of them were longer than the "
-        "model's positions and lost their beginning"
+        f"task {task['task']}: {task['truncations']} prompts or batches of them were longer "
+        "than the model's positions and lost their beginning"
         for task in measured.get("tasks", ())
         if task.get("truncations")
     ]
@@ -71,7 +71,7 @@ def notes_of(measured: dict[str, Any]) -> list[str]:
 
 
 def format_number(value: object, how: str) -> str:
-    """Return a number in a format, rounded if that is for integers; nothing if it is not a number."""
+    """Return a number in a format, rounded if that is `d`; nothing if it is not a number."""
     if not is_finite(value):
         return ""
     return f"{round(value) if how.endswith('d') else value:{how}}"

@@ -16,8 +16,8 @@ from muonscale.lab.report.run_measures import loss_chart
 def write_loss_figure(run_folder: Path, result: dict[str, Any] | None = None) -> Path:
     """Draw the losses of a run into `loss.png` in its folder and return that path.
 
-    The picture shows the training loss with its moving mean, the validation loss, and the unigram and
-    bigram losses of the result. Losses that are not finite are left out.
+    The picture shows the training loss with its moving mean, the validation loss, and the unigram
+    and bigram losses of the result. Losses that are not finite are left out.
 
     Args:
         run_folder: a run folder with at least one record in its `metrics.jsonl`.
@@ -29,7 +29,7 @@ def write_loss_figure(run_folder: Path, result: dict[str, Any] | None = None) ->
     run = read_run(run_folder, run_folder.resolve().name)
     if not run.records:
         raise CheckpointError(
-            f"{run_folder / 'metrics.jsonl'} has no records to draw; training writes one at every step"
+            f"{run_folder / 'metrics.jsonl'} has no records; training writes one at every step"
         )
     if result is not None:
         run = replace(run, result=result)

@@ -1,4 +1,4 @@
-"""Charts of numbers that training records: all curves of one run, or one curve for each of several."""
+"""Charts of recorded numbers: all curves of one run, or one curve for each of several runs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ UNITS = {"tokens": "training tokens", "step": "step", "seconds": "seconds of tra
 AGAINST = {"tokens": "", "step": " against steps", "seconds": " against time"}
 
 SMOOTHED, SHOWN = 20, 600
-"""The number of records from which a noisy number is smoothed; the number of points of a long curve."""
+"""The least records for smoothing a noisy number; the number of points of a long curve."""
 
 Curves = Mapping[str, np.ndarray]
 
@@ -31,7 +31,7 @@ class Measure:
     """Reads its curves from the records of one run, by name."""
     _: KW_ONLY
     whole: Callable[[list[Record]], np.ndarray] | None = None
-    """Reads the one curve that represents a run among others; the default is the first of `parts`."""
+    """Reads the curve that represents a run among others; by default the first of `parts`."""
     marks: Callable[[Sequence[RunData]], tuple[Mark, ...]] | None = None
     kind: KindT = "train"
     noisy: bool = False

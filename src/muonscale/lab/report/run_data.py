@@ -22,7 +22,7 @@ UnitT = Literal["tokens", "step", "seconds"]
 
 @dataclass(frozen=True, kw_only=True)
 class RunData:
-    """The content of a run folder. A file that is missing or cannot be read is empty, with a note."""
+    """The content of a run folder. A missing or unreadable file is empty, and a note says so."""
 
     label: str
     """The name of the run on the page."""
@@ -34,7 +34,7 @@ class RunData:
     env: Record
     result: Record
     records: tuple[Record, ...]
-    """Records of metrics.jsonl by step. If a resumed run repeated a step, the last record counts."""
+    """Records of metrics.jsonl by step. Of a step repeated after a resume, the last one."""
     notes: tuple[str, ...]
     """Sentences on files that are missing or damaged."""
     evaluation: Record = field(default_factory=dict)

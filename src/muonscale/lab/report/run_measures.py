@@ -1,4 +1,4 @@
-"""The measures of a run that reports draw: losses, optimizer, speed, routing, attention, spectra."""
+"""The measures of a run: losses, optimizer, speed, routing, attention, spectra."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ SPECTRA = {
 
 
 def _read(paths: dict[str, str]) -> Callable[[list[Record]], Curves]:
-    """Return a function that reads curves by their paths in a record, which are keys joined by dots."""
+    """Return a function that reads curves by their paths in a record, keys joined by dots."""
     return lambda records: {n: column(records, *path.split(".")) for n, path in paths.items()}
 
 
 def _percent(name: str, part: str, whole: str) -> Callable[[list[Record]], Curves]:
-    """Return a function that reads the curve of one number in percent of another, by their paths."""
+    """Return a function that reads one number in percent of another, by their paths."""
 
     def read(records: list[Record]) -> Curves:
         return {name: 100 * column(records, *part.split(".")) / column(records, *whole.split("."))}
@@ -60,7 +60,7 @@ VALIDATION = Measure(
 
 
 def loss_charts(runs: Sequence[RunData], unit: UnitT) -> list[Chart]:
-    """Return the losses of several runs as two charts, training and validation; of one run as one."""
+    """Return the losses: of several runs training and validation, of one run both in one chart."""
     if len(runs) == 1:
         chart = loss_chart(runs[0], unit)
         return [chart] if chart.series else []
@@ -176,8 +176,8 @@ OPTIMIZER = (
         "tokens",
         _noise_scale,
         log_y=True,
-        caption="Estimated from running averages. A batch far below the noise scale wastes little data; "
-        "one far above it takes hardly fewer steps.",
+        caption="Estimated from running averages. A batch far below the noise scale wastes little "
+        "data; one far above it takes hardly fewer steps.",
     ),
 )
 
@@ -238,7 +238,7 @@ ROUTING = (
 
 
 def _layers(records: list[Record], key: str) -> np.ndarray:
-    """Return a number of every layer, float64 [records, layers]; NaN in steps that recorded none."""
+    """Return a number of every layer, float64 [records, layers]; NaN where none is recorded."""
     attention = [record.get("attention") for record in records]
     lists = [item.get(key) if isinstance(item, dict) else None for item in attention]
     count = max((len(item) for item in lists if isinstance(item, list)), default=0)
