@@ -25,8 +25,8 @@ def is_number(cell: str) -> bool:
 
 
 def is_number_column(cells: Iterable[str]) -> bool:
-    """Return whether all cells that are not blank are numbers, and there is one."""
-    known = [cell for cell in cells if cell.strip() not in BLANK]
+    """Return whether all cells that are not blank are numbers or per cent, and there is one."""
+    known = [cell.removesuffix(" %") for cell in cells if cell.strip() not in BLANK]
     return bool(known) and all(map(is_number, known))
 
 
