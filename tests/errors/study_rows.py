@@ -214,7 +214,7 @@ ROWS: dict[str, Row] = {
     "surface": Row(S, ("rows of",), page(chart(surface=Surface(x=(1, 2), y=(1, 2), z=((1,),), label="l")))),
     "contours": Row(S, ("1 x 1",), page(chart(surface=Surface(x=(1,), y=(1,), z=((1,),), label="l")))),
     "table": Row(S, ("2 cells",), page(Table(head=("a",), rows=(("1", "2"),)))),
-    "page of": Row(S, ("holds none",), lambda folder: page_of([folder])),
+    "page of": Row(S, ("coordcheck.json",), lambda folder: page_of([folder])),
     "report": Row(S, ("--out",), written),
     # plans
     "device": Row(C, ("'h10'", "h100"), lambda _: find_device("h10")),

@@ -1,4 +1,4 @@
-"""`muonscale bench`: how long a step of the optimizer takes for the user's model on this machine."""
+"""`muonscale bench`: how long an optimizer step takes for a model on this machine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Forward and backward passes of a model at its micro-batch, for comparison with an optimizer step."""
+"""Forward and backward passes of a model at its micro-batch, to compare with a step."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ UNTIMED = 2
 
 
 def passes_need(planned: Planned) -> int:
-    """Return the bytes of weights, gradients and the passes of a micro-batch, without optimizer state."""
+    """Return the bytes of weights, gradients and the passes of a micro-batch."""
     activations = activation_bytes(planned.shape, planned.placed.topology, planned.workload)
     memory = rank_memory(planned.placed, planned.workload, activations, planned.device.kind)
     return memory.parameters + memory.gradients + memory.passes
@@ -28,7 +28,7 @@ def passes_need(planned: Planned) -> int:
 def time_passes(
     config: Config, shape: PreTrainedConfig, micro_tokens: int, rounds: int, device: torch.device
 ) -> list[float]:
-    """Return the seconds of each of `rounds` micro-batches of random tokens, forward and backward."""
+    """Return the seconds of `rounds` micro-batches of random tokens, forward and backward."""
     forward = build_parallelized(config, shape, Processes(device=device), None)
     forward.model.train()
     length = config.data.sequence_length

@@ -32,8 +32,8 @@ class CoordcheckRequest:
     """The arguments of `muonscale coordcheck`."""
 
     target: str
-    """A recipe, a run folder, a preset, or a Hugging Face `config.json` or its folder. The last two are
-    trained as the demo is."""
+    """A recipe, a run folder, a preset, or a Hugging Face `config.json` or its folder. The last two
+    are trained as the demo is."""
     overrides: Sequence[str] = ()
     widths: Sequence[int] | None = None
     """The smallest width is the base, to which the values of `optimizer.*` apply."""
@@ -68,8 +68,8 @@ def plan_check(request: CoordcheckRequest) -> CheckPlan:
     """Return the runs of a check; no data are read.
 
     Raises:
-        ConfigError: for too few widths, a width that the model cannot have, an unknown convention, or a
-            model that transfer does not support.
+        ConfigError: for too few widths, a width that the model cannot have, an unknown convention,
+            or a model that transfer does not support.
     """
     _check(request)
     config = _configure(request)
@@ -88,8 +88,8 @@ def plan_check(request: CoordcheckRequest) -> CheckPlan:
     config, names = _without_decay(config, widest)
     if names:
         notes.append(
-            f"no weight decay of {', '.join(names)}: a gain 1 + w with a factor folded in must not have "
-            "any; give a run the same override, at the base width too"
+            f"no weight decay of {', '.join(names)}: a gain 1 + w with a factor folded in must not "
+            "have any; give a run the same override, at the base width too"
         )
     return CheckPlan(request, config, shape, widths, tuple(notes))
 
@@ -124,8 +124,8 @@ def _configure(request: CoordcheckRequest) -> Config:
         config = load_config(request.target, request.overrides)
     if config.model.weights is not None:
         raise ConfigError(
-            f"model.weights={config.model.weights}: a coordinate check draws the weights of every width "
-            "itself; give model.preset or model.config"
+            f"model.weights={config.model.weights}: a coordinate check draws the weights of "
+            "every width itself; give model.preset or model.config"
         )
     length = config.data.sequence_length
     sequences = max(1, -(-request.batch_tokens // length))
@@ -160,7 +160,7 @@ def _at(
 
 
 def _without_decay(config: Config, widest: Config) -> tuple[Config, list[str]]:
-    """Return the configuration without decay of parameters that must not have any, and their names."""
+    """Return the configuration without decay where none may be, and the parameters' names."""
     shape = planned_shape(widest)
     transfer = plan_transfer(widest, shape)
     assert transfer is not None

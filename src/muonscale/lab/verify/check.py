@@ -63,8 +63,8 @@ def verify(config: Config, topology: Topology, steps: int, console: RunConsole) 
         console: prints messages.
 
     Raises:
-        MuonscaleError: for a model that cannot be trained in this layout or cannot be compared, and for
-            a process that fails.
+        MuonscaleError: for a model that cannot be trained in this layout or cannot be compared, and
+            for a process that fails.
     """
     config = use_float32(config)
     device = resolve_device(config.run.device)

@@ -1,7 +1,7 @@
 """One process of a layout: `python -m muonscale.lab.verify.worker FOLDER`.
 
-The folder holds the configuration and the number of steps. The first rank writes the trajectory into it,
-and every rank that fails its reason.
+The folder holds the configuration and the number of steps. The first rank writes the trajectory
+into it, and every rank that fails its reason.
 """
 
 from __future__ import annotations
