@@ -8,10 +8,11 @@ from pathlib import Path
 from muonscale.errors import ConfigError, GroupingError
 from muonscale.lab.config.load import Config, load_config
 from muonscale.lab.config.sections import ParallelSection
-from muonscale.lab.parallel.topology import arrange, check_shares, parse_layout
+from muonscale.lab.parallel.topology import arrange, parse_layout
 from muonscale.lab.targets import inspect
-from muonscale.lab.training.kept_checkpoints import kept_steps
-from muonscale.lab.training.microbatch_grads import check_parts
+from muonscale.lab.training.checkpoint import steps_to_keep
+from muonscale.lab.training.micro_batches import check_shares
+from muonscale.lab.training.noise_scale import check_noise_scale
 from muonscale.lab.training.schedule import check_schedule
 from tests.errors.row import Row
 
@@ -37,7 +38,7 @@ def shares(world: int, *overrides: str) -> Callable[[Path], object]:
     def call(_: Path) -> object:
         config = load_config("demo", overrides)
         check_shares(config, arrange(config.parallel, world))
-        return check_parts(config, arrange(config.parallel, world))
+        return check_noise_scale(config, arrange(config.parallel, world))
 
     return call
 
@@ -108,7 +109,7 @@ ROWS: dict[str, Row] = {
     "telemetry": Row(C, ("unknown key telemetry.evry", "every"), load("telemetry.evry=1")),
     "required": Row(C, ("run",), file("model: {preset: llama-pico}")),
     # what only a run shows
-    "marks": Row(C, ("5,000",), lambda _: kept_steps(load_config("demo", ["train.steps=1", "train.batch_tokens=256", "checkpoint.marks=[5000]"]))),
+    "marks": Row(C, ("5,000",), lambda _: steps_to_keep(load_config("demo", ["train.steps=1", "train.batch_tokens=256", "checkpoint.marks=[5000]"]))),
     "warm-up": Row(C, ("warmup=9",), lambda _: check_schedule(load_config("demo", ["train.steps=5", "schedule.name=wsd", "schedule.warmup=9"]))),
     "noise of chats": Row(C, ("=2",), shares(1, "data.path=a", "data.format=chat", "data.tokenizer=t", "telemetry.noise_scale_every=2")),
     "noise of one": Row(C, ("=2",), shares(1, "telemetry.noise_scale_every=2", "train.batch_tokens=256", "data.sequence_length=256")),

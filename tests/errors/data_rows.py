@@ -22,7 +22,7 @@ from muonscale.lab.data.prepare import prepare
 from muonscale.lab.data.sources import identify, read_documents
 from muonscale.lab.data.tokenizer import load_tokenizer
 from muonscale.lab.figures import loss_figure
-from muonscale.lab.models.convert import check_place, load_hf
+from muonscale.lab.models.convert import check_target, load_hf
 from muonscale.lab.models.hub import checkpoint_folder
 from muonscale.lab.models.loss import mean_loss
 from muonscale.lab.models.moe.gate_scale import gate_scale
@@ -154,7 +154,7 @@ ROWS: dict[str, Row] = {
     "gate": Row(C, ("5 of 4",), lambda _: gate_scale(4, 5)),
     "no checkpoint": Row(K, ("no config.json", "export"), lambda f: load_hf(f)),
     "broken checkpoint": Row(K, ("export",), run(lambda r: load_hf(r.path), config_json="{}")),
-    "a place": Row(K, ("left as it is",), run(lambda r: check_place(r.path), a_txt="x")),
+    "a place": Row(K, ("left as it is",), run(lambda r: check_target(r.path), a_txt="x")),
     "no folder": Row(K, ("./nowhere",), lambda _: checkpoint_folder("./nowhere")),
     "no weights": Row(K, ("Hugging Face",), lambda f: weight_files(f / "nowhere")),
     "other weights": Row(K, ("model.safetensors",), lambda f: weight_files(f)),

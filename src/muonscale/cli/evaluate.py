@@ -101,7 +101,7 @@ def evaluate(
             ),
             tasks=Tasks(names=names, suite=suite, shots=shots, options=options),
             out=out,
-            say=console.say,
+            say=console.log,
             report=report,
         )
     typer.echo(json.dumps(found.measured, indent=2) if as_json else _text(found))

@@ -30,7 +30,7 @@ from muonscale.lab.bench.rates import addmm_rate, direct_flops, weighted_rate
 from muonscale.lab.estimate.memory import step_bytes
 from muonscale.lab.estimate.resolve import Asked as AskedPlan
 from muonscale.lab.estimate.resolve import Planned, resolve
-from muonscale.lab.training.groups import plan_transfer
+from muonscale.lab.training.param_groups import plan_transfer
 from muonscale.lab.training.setup import build_optimizer, resolve_device
 from muonscale.optim.muon import Muon
 from muonscale.optim.parameters.report import grouping_report

@@ -196,12 +196,6 @@ class Config(Section):
         """Optimizer steps of the whole run."""
         return self.timeline.steps
 
-    @property
-    def micro_batch_sequences(self) -> int | None:
-        """Sequences that one process takes through the model at a time; None for its whole share."""
-        tokens = self.train.micro_batch_tokens
-        return None if tokens is None else tokens // self.data.sequence_length
-
 
 def recipe_names() -> list[str]:
     """Return the names of the recipes shipped with the package."""

@@ -16,15 +16,15 @@ from muonscale.lab.coordcheck.plan import CheckPlan
 from muonscale.lab.coordcheck.tolerances import LOGITS, SCORES
 from muonscale.lab.data.loss_mask import unpack
 from muonscale.lab.data.prepare import Corpus
-from muonscale.lab.models.attention import Heard, attention_modules, heard
+from muonscale.lab.models.attention import AttentionInputs, attention_modules, hook_attention
 from muonscale.lab.models.build import meta_model
 from muonscale.lab.parallel.forward import Parallelized
 from muonscale.lab.parallel.processes import Processes
 from muonscale.lab.training.batches import build_batches
 from muonscale.lab.training.console import RunConsole
 from muonscale.lab.training.dry_run import planned_shape
-from muonscale.lab.training.groups import plan_transfer
-from muonscale.lab.training.router_balance import Routing, plan_routing
+from muonscale.lab.training.param_groups import plan_transfer
+from muonscale.lab.training.router_balance import RouterBalance, plan_routing
 from muonscale.lab.training.schedule import spans
 from muonscale.lab.training.setup import (
     build_optimizer,
@@ -89,7 +89,7 @@ def measure(plan: CheckPlan, console: RunConsole) -> Measured:
             run = _Run(plan.at(width, seed), corpora)
             runs[seed, number] = run.take_steps(asked.steps)
             losses = runs[seed, number].losses
-            console.say(
+            console.log(
                 f"width {width}, seed {seed}: loss {losses[0]:.3f} to {losses[-1]:.3f}, "
                 f"{time.perf_counter() - start:.1f} s"
             )
@@ -138,7 +138,7 @@ class _Run:
         forward = build_parallelized(config, shape, self._processes, None, transfer)
         optimizer = build_optimizer(forward.model, config.optimizer, transfer=transfer)
         stages = spans(config.schedule, config.timeline)
-        routing = Routing(forward.model, plan_routing(forward.model, config.routing, stages))
+        routing = RouterBalance(forward.model, plan_routing(forward.model, config.routing, stages))
         self._state = TrainState(forward, optimizer, routing, {})
         self._batches = build_batches(config, corpora, self._processes)
         self._rules = {name: row.rule for name, row in transfer.rows.items()}
@@ -186,10 +186,10 @@ def probe_forward(
     def run() -> dict[tuple[str, str], Tensor]:
         found: dict[tuple[str, str], Tensor] = {}
 
-        def listen(module: torch.nn.Module, attention: Heard) -> None:
+        def listen(module: torch.nn.Module, attention: AttentionInputs) -> None:
             found[SCORES, names[module]] = attention.logits()
 
-        with forward.evaluation(), heard(forward.model, listen):
+        with forward.evaluation(), hook_attention(forward.model, listen):
             found[LOGITS, "logits"] = forward.logits(ids_BL, positions_BL)
         return found
 

@@ -15,7 +15,7 @@ import torch
 from transformers import PreTrainedModel
 
 from muonscale.lab.models.structure import decoder_layers, expert_modules
-from muonscale.lab.parallel.placements import layouts, tensor_styles
+from muonscale.lab.parallel.placements import parameter_shardings, tensor_styles
 from muonscale.lab.parallel.topology import Topology
 from muonscale.optim.distributed.assignment import OwnerAssignment, assign_owners
 from muonscale.optim.distributed.rank_group import Member, cost_of
@@ -92,7 +92,7 @@ def place(
         ConfigError: for a model that cannot be put there.
     """
     matrices = {name: held for group in groups for name, held in group["matrices"].items()}
-    found = _shared(layouts(model, topology, matrices))
+    found = _shared(parameter_shardings(model, topology, matrices))
     groups = [{**group, "rule": rule or group["rule"]} for group in groups]
     rules = {name: rule_of(group) for group in groups for name, _ in named(group)}
     values = {name: _values(group) for group in groups for name, _ in named(group)}
@@ -118,7 +118,7 @@ def _values(group: Group) -> int:
 
 
 def _shared(found: Mapping[str, Sharding]) -> dict[str, Sharding]:
-    """Make equal layouts one object: thousands of ranks take long to compare."""
+    """Make equal parameter_shardings one object: thousands of ranks take long to compare."""
     known: dict[Sharding, Sharding] = {}
     return {name: known.setdefault(layout, layout) for name, layout in found.items()}
 

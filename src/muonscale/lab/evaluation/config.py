@@ -11,7 +11,7 @@ from muonscale.errors import ConfigError
 from muonscale.lab.config.load import Config, load_config, parse_override, resolve_config
 from muonscale.lab.run_folder import RunFolder
 from muonscale.lab.training.export import tokenizer_folder
-from muonscale.lab.training.provenance import as_resumed
+from muonscale.lab.training.provenance import use_start_folder
 
 TEXT = ("data.source", "data.path", "data.mixture")
 """Keys that name a text."""
@@ -54,7 +54,7 @@ def run_settings(run: RunFolder, overrides: Sequence[str]) -> Settings:
             the run's data was held out.
     """
     saved = load_config(str(run.path))
-    config = as_resumed(saved, run)
+    config = use_start_folder(saved, run)
     names = _check_names(overrides)
     gives_text = any(name in TEXT for name in names)
     if gives_text:

@@ -23,7 +23,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from muonscale.errors import ConfigError, DataError, MuonscaleError
 from muonscale.lab.evaluation.options import Options, Request
-from muonscale.lab.models.build import quiet_transformers, seeded_rng
+from muonscale.lab.models.contexts import quiet_transformers, seed_rng
 
 INSTALL = 'tasks need lm-evaluation-harness; install it with: pip install "muonscale[eval]"'
 
@@ -308,7 +308,7 @@ def _seeded(device: torch.device) -> Generator[None]:
     random.seed(DEFAULT_RANDOM_SEED)
     np.random.seed(DEFAULT_OTHER_SEED)
     try:
-        with seeded_rng(DEFAULT_OTHER_SEED, device):
+        with seed_rng(DEFAULT_OTHER_SEED, device):
             yield
     finally:
         random.setstate(python)

@@ -15,7 +15,7 @@ from muonscale.lab.data.prepare import Corpus, Report, SplitStats, prepare
 from muonscale.lab.evaluation.config import Settings
 from muonscale.lab.evaluation.target import Subject
 from muonscale.lab.models.loss import bits_per_byte
-from muonscale.lab.models.packed import check_keeps_apart
+from muonscale.lab.models.packed import check_isolates_conversations
 from muonscale.lab.parallel.forward import Parallelized
 from muonscale.lab.parallel.processes import Processes
 from muonscale.lab.parallel.text_loss import TextLoss, batches_of, losses_on, weighted_mean
@@ -86,7 +86,7 @@ def _check_model(subject: Subject, settings: Settings) -> None:
             f"embeddings for {shape.vocab_size:,}; give a folder in which they belong together"
         )
     if settings.config.data.has_chats:
-        check_keeps_apart(shape)
+        check_isolates_conversations(shape)
 
 
 def _is_own(subject: Subject, settings: Settings, marks: str | dict[str, str]) -> bool:

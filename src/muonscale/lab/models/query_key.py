@@ -1,4 +1,4 @@
-"""Where transformers' attention modules have the weights of queries and keys, for QK-clip."""
+"""The query and key weights in transformers' attention modules, for QK-clip."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from muonscale.lab.models.attention import attention_modules
 from muonscale.optim.diagnostics.qk_clip import Masters, Outputs, clip_grouped_, clip_latent_
 
 Clip = Callable[[Tensor, float, Masters | None], None]
-"""Scales the heads of one attention module by gamma `[H]`, with alpha."""
+"""Scales the heads of an attention module; its arguments are gamma `[H]`, alpha and the masters."""
 
 
 def _linear(module: nn.Module) -> Outputs:
@@ -22,8 +22,8 @@ def _linear(module: nn.Module) -> Outputs:
 
 
 @dataclass(frozen=True)
-class _Separate:
-    """`q_proj` and `k_proj`, head after head; fewer heads of keys or as many."""
+class _SeparateClip:
+    """`q_proj` and `k_proj`, ordered by head; keys may have fewer heads."""
 
     module: Any
 
@@ -41,7 +41,7 @@ class _Separate:
 
 
 @dataclass(frozen=True)
-class _Fused:
+class _FusedClip:
     """GPT-2's `c_attn`, a Conv1D: queries, keys, values."""
 
     module: Any
@@ -61,8 +61,8 @@ class _Fused:
 
 
 @dataclass(frozen=True)
-class _Latent:
-    """DeepSeek's multi-head latent attention, with a low-rank query or without."""
+class _LatentClip:
+    """DeepSeek's multi-head latent attention, with or without a low-rank query."""
 
     module: Any
 
@@ -80,42 +80,40 @@ class _Latent:
 
 
 CLIPS: dict[str, Callable[[Any], Clip]] = {
-    "DeepseekV3Attention": _Latent,
-    "GPT2Attention": _Fused,
-    "LlamaAttention": _Separate,
-    "MistralAttention": _Separate,
-    "MixtralAttention": _Separate,
-    "Qwen2Attention": _Separate,
-    "Qwen2MoeAttention": _Separate,
+    "DeepseekV3Attention": _LatentClip,
+    "GPT2Attention": _FusedClip,
+    "LlamaAttention": _SeparateClip,
+    "MistralAttention": _SeparateClip,
+    "MixtralAttention": _SeparateClip,
+    "Qwen2Attention": _SeparateClip,
+    "Qwen2MoeAttention": _SeparateClip,
 }
-"""Attention modules of transformers whose queries and keys are known, by class."""
+"""Supported attention modules of transformers, by class."""
+
+NORMS = ("q_norm", "k_norm", "q_layernorm", "k_layernorm", "query_layernorm", "key_layernorm")
+"""Names of the norms of queries and keys in attention modules."""
 
 
 def query_key_clips(model: PreTrainedModel) -> list[Clip]:
-    """Return what scales the heads of every attention module, in the order of `attention_modules`.
+    """Return the `Clip` of every attention module, in the order of `attention_modules`.
 
     Raises:
-        ConfigError: for a model that normalises queries or keys, or that is not known.
+        ConfigError: for a model that normalizes queries or keys, or that is not supported.
     """
     kind = model.config.model_type
     clips = []
     for name, module in attention_modules(model).items():
         cls = type(module)
-        if normed := _norms_of_heads(module):
+        normed = next((n for n in NORMS if getattr(module, n, None) is not None), "")
+        if normed:
             raise ConfigError(
-                f"optimizer.qk_clip: model_type {kind!r} normalises queries or keys after their "
-                f"projections ({name}.{normed}), so that scaling these changes no logit; accepted: null"
+                f"optimizer.qk_clip: model_type {kind!r} normalizes queries or keys after their "
+                f"projections ({name}.{normed}), so scaling these changes no logit; accepted: null"
             )
         if not cls.__module__.startswith("transformers.") or cls.__name__ not in CLIPS:
             raise ConfigError(
-                f"optimizer.qk_clip: {cls.__name__} of model_type {kind!r} is not understood; "
-                f"accepted: null, or attention of {', '.join(CLIPS)}"
+                f"optimizer.qk_clip: {cls.__name__} of model_type {kind!r} is not supported; "
+                f"accepted: null, or {', '.join(CLIPS)}"
             )
         clips.append(CLIPS[cls.__name__](module))
     return clips
-
-
-def _norms_of_heads(module: nn.Module) -> str:
-    """Return what an attention module calls a norm of its queries or keys, empty if it has none."""
-    names = ("q_norm", "k_norm", "q_layernorm", "k_layernorm", "query_layernorm", "key_layernorm")
-    return next((name for name in names if getattr(module, name, None) is not None), "")
