@@ -42,7 +42,7 @@ def padded(items: Items, ranks: int) -> int:
 
 
 def contiguous(items: Items, ranks: int) -> int:
-    """Matrices of one shape, ceil(n / W) neighbours per rank, the first ranks served first."""
+    """Matrices of one shape, ceil(n / W) adjacent ones per rank, the first ranks served first."""
     loads = [0] * ranks
     for (_, flops), count in Counter(items).items():
         share = -(-count // ranks)
@@ -149,8 +149,8 @@ def section() -> list[str]:
         "All policies get the same logical matrices (gate and up of an expert apart) and costs. "
         "Chunks with a barrier: Keller Jordan's Muon. index % W: muon-fsdp2. Padded per shape: dion. "
         "Contiguous per shape: nanochat. Ping-pong: Megatron-LM before it had LPT. Plain LPT: "
-        "torchtitan, dmuon, Megatron-LM. Ours is LPT too, but shares a large matrix among neighbouring "
-        "ranks where there are too few (at 300 operations to a byte), and leaves a matrix that lies whole on a "
+        "torchtitan, dmuon, Megatron-LM. Ours is LPT too, but shares a large matrix among adjacent "
+        "ranks where there are too few (at 300 operations to a byte), and leaves a matrix that is whole on a "
         "rank there as long as moving it would cost more than it saves.",
     ]
 

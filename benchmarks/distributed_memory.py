@@ -28,7 +28,7 @@ SMALL_ROUND = 2**20
 
 @contextmanager
 def rounds_of(nbytes: int) -> Generator[None]:
-    """Cap the rounds of the plan at so many bytes per rank."""
+    """Cap the rounds of the plan at a number of bytes per rank."""
     defaults = assign_owners.__kwdefaults__ | {"round_bytes": nbytes}
     with mock.patch.object(assign_owners, "__kwdefaults__", defaults):
         yield

@@ -108,7 +108,7 @@ UPDATE = MuonUpdate(coefficients=resolve("jordan", 5), dtype=torch.bfloat16)
 
 
 def planned(model: Model, ranks: int) -> list[ParamCost]:
-    """Return the parameters under FSDP2 on so many ranks: the first axis cut.
+    """Return the parameters under FSDP2 on `ranks` ranks: the first axis is cut.
 
     Operations are those of five Jordan steps with bfloat16 products on a GPU: no panels.
     """

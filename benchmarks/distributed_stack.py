@@ -1,4 +1,4 @@
-"""Matrices in the shapes of a Llama, under FSDP2 or held alike by all ranks, with given gradients."""
+"""Matrices in the shapes of a Llama, under FSDP2 or replicated on all ranks, with given gradients."""
 
 from __future__ import annotations
 

@@ -178,7 +178,7 @@ Held out, on the whole split after the last step.
 
 {edges}Muon at its best learning rate less AdamW at its best: {verdict} (Student's t with {freedom} degrees \
 of freedom: the variance over seeds is taken to be the same at every learning rate). The best of three \
-learning rates is picked by the same losses, in both alike.
+learning rates is picked by the same losses in both.
 
 ## Spectra
 

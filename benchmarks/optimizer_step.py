@@ -40,7 +40,7 @@ CPU_FLAGS = ("avx2", "avx512f", "avx512_bf16", "avx512_fp16", "amx_bf16", "amx_f
 LAB = OPTIMIZER.parent / "lab"
 MEASURING = (
     *(HERE / name for name in ("optimizer_step.py", "peers.py", "step_meter.py")),
-    *(LAB / name for name in ("allocations.py", "bench/meter.py", "bench/rates.py")),
+    *(LAB / name for name in ("training/profiler_memory.py", "bench/measure.py", "bench/rates.py")),
 )
 
 WORKLOADS = (
@@ -151,7 +151,7 @@ def parsed(argv: Sequence[str] | None) -> argparse.Namespace:
         "--limit",
         type=float,
         default=10.0,
-        help="seconds of a step; sides with emulated products beyond it are left out, in so many words",
+        help="leave out sides with emulated products whose step takes longer, in seconds, and say so",
     )
     parser.add_argument("--only", choices=[w.name for w in WORKLOADS], help="measure no other now")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder for the results")

@@ -24,7 +24,7 @@ from muonscale.optim.newton_schulz.flops import HIGHEST_IN_16_BITS, highest_valu
 from muonscale.optim.newton_schulz.orthogonalize import exact_polar, orthogonalize
 
 MOST_STEPS = 10
-# Sets tried with the tighter normalisation too.
+# Sets that are also tried with the tighter normalization.
 WITH_SCHATTEN = ("jordan", "you5", "polar_express", "cans")
 
 

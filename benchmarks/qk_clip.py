@@ -50,7 +50,7 @@ class Seen:
     heads: int
     held_out: float
     extra: float
-    """Part of the training time that hearing took."""
+    """Part of the training time that recording logits took."""
 
 
 def path(folder: Path, recipe: str, variant: str, seed: int) -> Path:
@@ -106,7 +106,7 @@ def table(runs: Runs) -> str:
                 )
     head = ["recipe", "", "seed", f"first step above {TAU}", "largest logit", "at the end",
             "largest share above 100", "heads clipped in a step, at most", "held-out loss",
-            "time to hear"]  # fmt: skip
+            "time to record"]  # fmt: skip
     return run_many.markdown(head, rows)
 
 
@@ -174,7 +174,7 @@ Two seeds are few for a loss; intervals are Student's t with two degrees of free
 
 {table}
 
-Logits are after scaling, of all pairs that attention sees. Time to hear: part of the training time that \
+Logits are after scaling, of all pairs that attention sees. Time to record: part of the training time that \
 computing logits of every step took.
 
 ![Largest attention logit and training loss by step](qk-clip.png)

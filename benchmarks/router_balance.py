@@ -37,7 +37,7 @@ def mean_until(values: np.ndarray, step: int, window: int) -> float:
 
 
 def span(values: list[float], digits: int = 2) -> str:
-    """Return the smallest and the largest, or one number where they read alike."""
+    """Return the smallest and the largest, or one number where both read the same."""
     low, high = (f"{value:.{digits}f}" for value in (min(values), max(values)))
     return low if low == high else f"{low} to {high}"
 

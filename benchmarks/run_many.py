@@ -71,7 +71,7 @@ def paired(one: Sequence[float], other: Sequence[float]) -> tuple[float, float]:
 
 def verdict(difference: float, half: float) -> str:
     """Return a difference of losses, its interval, and what it says."""
-    says = "not told apart from zero"
+    says = "not significantly different from zero"
     if abs(difference) > half:
         says = "lower" if difference < 0 else "higher"
     low, high = difference - half, difference + half

@@ -116,7 +116,7 @@ def explanation(sides: Sequence[Side]) -> list[str]:
         "after the other; ours has products of the same dtype, or float32 where it has not. "
         f"{bf16}",
         "- *direction*: `||U/||U|| - R/||R||||` of the first update against Newton-Schulz in float64 "
-        "with the side's own coefficients, the largest over the shapes; accepted are "
+        "with the side's own coefficients, the largest over the shapes; it must be below "
         + ", ".join(f"{dtype_name(dtype)} {value:g}" for dtype, value in TOLERANCE.items())
         + ".",
         "- *executed / addmm*: matrix-product FLOP/s of the whole step, over the rate of `addmm` at "

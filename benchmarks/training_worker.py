@@ -59,7 +59,7 @@ def without_overlap() -> Generator[None]:
 
 
 def block(run: Run, steps: int) -> list[dict[str, Any]]:
-    """Train so many more steps; return their records."""
+    """Train `steps` more steps; return their records."""
     train = run.config.train.model_copy(update={"tokens": None, "steps": run.state.step + steps})
     before = run.state.step
     run_steps(replace(run, config=run.config.model_copy(update={"train": train})), StopRequest())

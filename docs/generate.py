@@ -1,9 +1,9 @@
 """Write the parts of the pages that follow from the code: `python -m docs.generate`.
 
-A page holds marked blocks, `<!-- begin: NAME, by docs/generate.py -->` to `<!-- end -->`. What is
-between is replaced; everything else is left as it is. A name with a colon, as in
-`migration: torch`, gives the block an argument. With `--check` nothing is written, and pages that
-are out of date are named.
+A page has marked blocks, from `<!-- begin: NAME, by docs/generate.py -->` to `<!-- end -->`. Their
+content is replaced; the rest of the page does not change. A name with a colon, as in
+`migration: torch`, passes an argument to the block. With `--check` nothing is written, and the names of
+outdated pages are printed.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ MARKED = re.compile(
 BLOCKS: dict[str, Callable[..., str]] = {
     "roles": parameter_groups.roles,
     "routing of": parameter_groups.architecture,
-    "fused": parameter_groups.fused,
-    "elementwise": parameter_groups.elementwise,
+    "fused": parameter_groups.fused_parameters,
+    "elementwise": parameter_groups.elementwise_parameters,
     "layouts of the optimizer": layouts.optimizer,
     "parameters of the layout tests": layouts.parameters,
     "layouts of the trainer": layouts.trainer,
     "variants of the trainer": layouts.variants,
-    "refused layouts": layouts.refused,
+    "refused layouts": layouts.refused_layouts,
     "migration": migration.arguments,
     "no counterpart": migration.no_counterpart,
     "command line": cli.commands,
     "sections": sections.sections,
-    "options of rules": options.of_rules,
+    "options of rules": options.rule_options,
 }
 
 
@@ -43,8 +43,8 @@ def pages() -> list[Path]:
     return [page for page in sorted(DOCS.rglob("*.md")) if MARKED.search(page.read_text("utf-8"))]
 
 
-def renewed(text: str) -> str:
-    """Return a page with its blocks written anew."""
+def renew(text: str) -> str:
+    """Return a page with new blocks."""
 
     def replace(match: re.Match[str]) -> str:
         name, _, argument = match[2].partition(": ")
@@ -59,7 +59,7 @@ def main() -> int:
     check, stale = "--check" in sys.argv, False
     for page in pages():
         text = page.read_text("utf-8")
-        new = renewed(text)
+        new = renew(text)
         if new != text:
             stale = True
             print(page.relative_to(DOCS.parent))

@@ -109,7 +109,7 @@ def variants() -> str:
     return f"On {where}:\n\n" + table(["variant", "options"], cells)
 
 
-def refused() -> str:
+def refused_layouts() -> str:
     """Return layouts that are refused, with what is said."""
     cells = []
     for text, _ in REFUSED:

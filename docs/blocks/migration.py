@@ -1,4 +1,4 @@
-"""What arguments of other optimizers are here, from `muonscale.optim.migrate.aliases`."""
+"""Tables of other optimizers' arguments, from `muonscale.optim.migrate.aliases`."""
 
 from __future__ import annotations
 
@@ -54,6 +54,6 @@ def _value(value: object) -> str:
 
 
 def no_counterpart() -> str:
-    """Return what cannot be translated, and why."""
+    """Return a table of the classes that cannot be translated, with the reasons."""
     rows = [[missing.what, missing.why] for missing in NO_COUNTERPART.values()]
     return table(["class", "why"], rows)

@@ -10,7 +10,7 @@ from muonscale.optim import options
 from muonscale.optim.rules.base import RULES
 
 
-def of_rules() -> str:
+def rule_options() -> str:
     """Return a table of the common options, and one for each rule."""
     lines = ["## Every rule", _table(options.CommonOptions), _table(options.NarrowOptions)]
     for rule in sorted(RULES.values(), key=lambda rule: not rule.on_matrices):

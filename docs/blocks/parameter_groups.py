@@ -24,7 +24,7 @@ from muonscale.optim.parameters.roles import Role, assign_roles
 
 
 def roles() -> str:
-    """Return the roles with their rules, and the order in which they are recognized."""
+    """Return the roles with their rules, and the order in which they are decided."""
     docs = read_docstrings(Role)
     rows = [
         [code(role), docs[role.name][1].rstrip("."), "Muon" if role in MATRIX_ROLES else "AdamW"]
@@ -67,8 +67,8 @@ def _holds(row: GroupingRow) -> str:
     return " + ".join(f"{number} of {shape}" for shape, number in counts.items())
 
 
-def fused() -> str:
-    """Return what parameters that hold several matrices, or a transposed one, hold."""
+def fused_parameters() -> str:
+    """Return the matrices of parameters that hold several, or a transposed one."""
     cells = [
         [f"`{name}`", code(parameter), size(shape), _sum(shape, layout), _order(layout)]
         for name, parameter, shape, layout in _fused_rows()
@@ -138,7 +138,7 @@ def _order(layout: MatrixSpec) -> str:
     return ", ".join(words) or "stack"
 
 
-def elementwise() -> str:
+def elementwise_parameters() -> str:
     """Return the parameters with two axes that hold no matrix."""
     rows = [[f"`{cls}`", code(attribute)] for cls, attribute in sorted(ELEMENTWISE)]
     return table(["class of transformers", "parameter"], rows)

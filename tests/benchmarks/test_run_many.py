@@ -43,7 +43,7 @@ def test_paired_differences_are_students(run_many: ModuleType) -> None:
 def test_a_verdict_is_of_either_sign(run_many: ModuleType) -> None:
     assert run_many.verdict(-0.2, 0.1).endswith("-0.3000 to -0.1000: lower")
     assert run_many.verdict(0.2, 0.1).endswith(": higher")
-    assert run_many.verdict(0.2, 0.3).endswith(": not told apart from zero")
+    assert run_many.verdict(0.2, 0.3).endswith(": not significantly different from zero")
 
 
 def test_a_finished_run_is_not_run_and_a_failing_one_is_named(

@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from muonscale.errors import ConfigError
 from muonscale.optim.options import OPTIONS_OF, RuleOptions
 from muonscale.optim.rules.base import (
     RULES,
@@ -42,6 +43,10 @@ class TiltRule(Rule):
     options = TiltOptions
     scale_free = True
     elements_touched = 10
+
+    def check(self, options: Group) -> None:
+        if options["tilt"] == 0.123:
+            raise ConfigError("tilt=0.123 is the one value that this rule refuses")
 
     def state(self, group: Group) -> tuple[StateTensor, ...]:
         return StateTensor("mean"), StateTensor("square"), StateTensor("row_length", per="row")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from docs.generate import BLOCKS, MARKED, pages, renewed
+from docs.generate import BLOCKS, MARKED, pages, renew
 from tests.docs.pages import ROOT
 
 SLOW = {"parameter-groups.md"}  # builds thirty models on the meta device
@@ -24,7 +24,7 @@ SLOW = {"parameter-groups.md"}  # builds thirty models on the meta device
 )
 def test_blocks_are_up_to_date(page: Path) -> None:
     text = page.read_text("utf-8")
-    assert renewed(text) == text, f"{page.name} is out of date: python -m docs.generate"
+    assert renew(text) == text, f"{page.name} is out of date: python -m docs.generate"
 
 
 def test_every_block_is_on_a_page_and_nothing_else_is_touched() -> None:
@@ -35,7 +35,7 @@ def test_every_block_is_on_a_page_and_nothing_else_is_touched() -> None:
     ]
     assert set(found) == set(BLOCKS)
     old = "before\n<!-- begin: no counterpart, by docs/generate.py -->\nold\n<!-- end -->\nafter\n"
-    new = renewed(old)
+    new = renew(old)
     assert new.startswith("before\n<!-- begin") and new.endswith("<!-- end -->\nafter\n")
     assert "AdaMuon" in new and "old" not in new
 

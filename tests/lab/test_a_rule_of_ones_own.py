@@ -70,6 +70,6 @@ def test_bench_measures_it(muonscale: Muonscale) -> None:
 
 
 def test_the_reference_page_has_its_options() -> None:
-    page = options.of_rules()
+    page = options.rule_options()
     assert "## Tilt" in page
     assert "| `tilt` | `0.9` | Decay rate of the averages. |" in page

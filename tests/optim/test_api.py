@@ -13,7 +13,10 @@ from torch import nn
 from muonscale import Muon, grouping_report, parameter_groups, preset
 from muonscale.errors import CheckpointError, ConfigError, GroupingError, MuonscaleError
 from muonscale.optim.newton_schulz.coefficients import Coefficients
-from muonscale.optim.options import OPTIONS_OF, RuleOptions, add_options, option_names
+from muonscale.optim.options import OPTIONS_OF, MuonOptions, RuleOptions, add_options, option_names
+from muonscale.optim.rules.adamw import AdamWRule
+from muonscale.optim.rules.base import RULES, register
+from tests.distributed.made_up_rule import tilt_rule
 
 
 def model() -> nn.Sequential:
@@ -230,6 +233,23 @@ def test_a_rule_whose_options_cannot_be_is_refused(options: type[RuleOptions], w
         add_options("refused", options)
     assert "refused" not in OPTIONS_OF
     assert Muon([nn.Parameter(torch.ones(2, 2))]).defaults["betas"] == (0.9, 0.95)
+
+
+def test_a_rule_whose_stages_contradict_its_options_is_refused() -> None:
+    class Stageless(AdamWRule):
+        name = "stageless"
+        options = MuonOptions  # says on_matrices
+
+    with pytest.raises(ConfigError, match="stageless"):
+        register(Stageless())
+    assert "stageless" not in RULES
+
+
+def test_the_rule_checks_its_own_options_in_every_group() -> None:
+    with tilt_rule():
+        for rule in ("tilt", "adamw"):
+            with pytest.raises(ConfigError, match=r"tilt=0\.123"):
+                Muon([{"params": [nn.Parameter(torch.ones(2, 2))], "rule": rule, "tilt": 0.123}])
 
 
 def test_the_signature_has_every_option_and_a_subclass_its_own() -> None:

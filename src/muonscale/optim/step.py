@@ -104,8 +104,8 @@ def step_shared_(
     Every update is applied as soon as it has arrived.
 
     Args:
-        rule: of the parameters.
-        rank_group: of the parameters, and of others without a gradient.
+        rule: rule of the parameters.
+        rank_group: rank group of the parameters. Others in it may have no gradient.
         items: the same on all ranks of the group.
         mask: see `commit_`.
     """

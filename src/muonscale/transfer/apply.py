@@ -1,4 +1,4 @@
-"""The multipliers of a model's parameters, and their application to weights and parameter groups."""
+"""Multipliers of a model's parameters, applied to weights and parameter groups."""
 
 from __future__ import annotations
 
@@ -73,16 +73,16 @@ class Parametrization:
     def groups(self, groups: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         """Return parameter groups with lr, weight_decay and eps multiplied.
 
-        A group whose parameters have different multipliers is divided into several groups, the first of
-        which keeps its name. Groups get the `defaults` that they do not set, because the multipliers
-        depend on them.
+        A group whose parameters have different multipliers is divided into several groups, the
+        first of which keeps its name. Groups get the `defaults` that they do not set, because the
+        multipliers depend on them.
 
         Args:
             groups: from `parameter_groups`, for this model on any device, sharded or not.
 
         Raises:
-            ConfigError: if a parameter is unknown, a group lacks an option that has to be multiplied, or
-                a parameter that must not decay has weight decay.
+            ConfigError: if a parameter is unknown, a group lacks an option that has to be
+                multiplied, or a parameter that must not decay has weight decay.
         """
         divided: list[dict[str, Any]] = []
         taken = {str(group["name"]) for group in groups}

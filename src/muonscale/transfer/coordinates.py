@@ -1,12 +1,12 @@
 """Measurements for a coordinate check: the sizes of a model's outputs, weights and updates.
 
-With the right parametrization none of them depends on the width once training has begun. For outputs
-see Yang et al., Tensor Programs V, arXiv 2203.03466, appendix D.1; for weights and updates see A
-Spectral Condition for Feature Learning, arXiv 2310.17813, condition 1. A `CoordinateProbe` measures
-one model.
+With the right parametrization none of them depends on the width once training has begun. For
+outputs see Yang et al., Tensor Programs V, arXiv 2203.03466, appendix D.1; for weights and updates
+see A Spectral Condition for Feature Learning, arXiv 2310.17813, condition 1. A `CoordinateProbe`
+measures one model.
 
-Folds of a parametrization are divided out: the numbers are those of a model with these factors in its
-forward pass.
+Folds of a parametrization are divided out: the numbers are those of a model with these factors in
+its forward pass.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Coordinate(NamedTuple):
     role: str
     """Part of the model: a result of `part`, `RESIDUAL`, or a role from the forward function."""
     name: str
-    """Name of the module or parameter, with a star in place of every number: layers are combined."""
+    """Name of the module or parameter, with a star in place of every number."""
 
 
 @dataclass(frozen=True)
@@ -80,8 +80,8 @@ def find_sites(
 ) -> list[Site]:
     """Return the modules of a model whose outputs are measured.
 
-    These are the modules that hold a matrix, except the head, and the final norm, whose input is the
-    residual stream. The outputs of the head are the logits, which the forward function returns.
+    These are the modules that hold a matrix, except the head, and the final norm, whose input is
+    the residual stream. The outputs of the head are the logits, which the forward function returns.
 
     Args:
         model: any module that `assign_roles` accepts.
@@ -155,8 +155,9 @@ def rms(tensors: Sequence[Tensor]) -> float:
 def largest_singular_values(X_NMK: Tensor, *, vectors: int = 8, iterations: int = 12) -> Tensor:
     """Return the spectral norms `[N]` of matrices, by power iteration with several vectors.
 
-    The result is a lower bound with an error of about two percent, and much cheaper than all singular
-    values. The initial vectors are always the same. All norms are NaN if any element is not finite.
+    The result is a lower bound with an error of about two percent, and much cheaper than all
+    singular values. The initial vectors are always the same. All norms are NaN if any element is
+    not finite.
     """
     if not X_NMK.isfinite().all():
         return X_NMK.new_full((len(X_NMK),), math.nan)

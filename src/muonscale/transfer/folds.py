@@ -1,7 +1,7 @@
 """Factors of width and depth that a forward pass lacks, or should not have, by parameter.
 
-A *fold* is such a factor. It is multiplied into a parameter instead of changing the forward pass (see
-`muonscale.transfer.multipliers.fold_in`).
+A *fold* is such a factor. It is multiplied into a parameter instead of changing the forward pass
+(see `muonscale.transfer.multipliers.fold_in`).
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ def width_folds(pair: Pair) -> Folds:
     """Return the folds of a model that is m times as wide: embedding, tied head, attention scores.
 
     * If the forward pass multiplies embeddings by sqrt(width), embeddings take 1/sqrt(m).
-    * A tied head has the scale of the embedding. The rest of its 1/m is folded into the gain and bias
-      of the final norm, because logits are proportional to them.
+    * A tied head has the scale of the embedding. The rest of its 1/m is folded into the gain and
+      bias of the final norm, because logits are proportional to them.
     * Attention scores must be divided by the head size, but the forward pass divides by its square
-      root (Yang et al., Tensor Programs V, arXiv 2203.03466, definition 4.1). The rest is folded into
-      the queries.
+      root (Yang et al., Tensor Programs V, arXiv 2203.03466, definition 4.1). The rest is folded
+      into the queries.
 
     Raises:
         ConfigError: if there is no parameter to fold a factor into.

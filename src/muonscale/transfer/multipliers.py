@@ -25,7 +25,7 @@ MatrixShape = tuple[int, int]
 """(out, in) of a logical matrix."""
 
 _DIGITS = 12
-"""Multipliers are rounded to these digits: sqrt(2)/sqrt(2) becomes 1, and equal ones form one group."""
+"""Digits that multipliers are rounded to, so that sqrt(2)/sqrt(2) is 1 and equal ones are equal."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +35,8 @@ class Multipliers:
     init: float = 1.0
     """Factor of the initial weight."""
     shift: float = 0.0
-    """Added to the initial weight after that. It is 0 unless a gain is stored as its difference from 1."""
+    """Added to the initial weight after that. It is 0 unless a gain is stored as its difference
+    from 1."""
     lr: float = 1.0
     weight_decay: float | None = 1.0
     """None if no decay corresponds to that at the base shape; there must not be any then."""
@@ -74,9 +75,10 @@ class UpdateRule:
     def update_rms(self, shape: MatrixShape) -> float:
         """Return the root mean square of a Muon update of a full-rank matrix, in units of lr.
 
-        It is `rms` at scale="rms" and "rms_exact". Otherwise it is the shape factor times the RMS of a
-        polar factor, `1/sqrt(max(out, in))` (Liu et al., arXiv 2502.16982, lemma 1). If the
-        post-normalization ends with rows it is `1/sqrt(in)` instead, and with columns `1/sqrt(out)`.
+        It is `rms` at scale="rms" and "rms_exact". Otherwise it is the shape factor times the RMS
+        of a polar factor, `1/sqrt(max(out, in))` (Liu et al., arXiv 2502.16982, lemma 1). If the
+        post-normalization ends with rows it is `1/sqrt(in)` instead, and with columns
+        `1/sqrt(out)`.
 
         Raises:
             ConfigError: if the shape factor is not above 0.
@@ -107,8 +109,8 @@ def multipliers(
 ) -> Multipliers:
     """Return the multipliers of a parameter of a model without width factors in its forward pass.
 
-    For a matrix (hidden, head, router, convolution), let `N` be the spectral norm and `R` the RMS of its
-    Muon update in units of lr, with the shape factor (`UpdateRule`):
+    For a matrix (hidden, head, router, convolution), let `N` be the spectral norm and `R` the RMS
+    of its Muon update in units of lr, with the shape factor (`UpdateRule`):
 
     |              | spectral                            | adam_table                 |
     |--------------|-------------------------------------|----------------------------|
@@ -119,23 +121,23 @@ def multipliers(
     | eps          | 1/r_out                             | 1                          |
 
     An embedding and a vector (a gain, a bias) have r_in = 1. Their init is 1. Their lr is 1 under
-    AdamW, and under Muon it keeps the RMS of the update constant. lr*wd is constant. For eps, r_out is
-    the growth of a row or of the vector. "standard" is 1 everywhere.
+    AdamW, and under Muon it keeps the RMS of the update constant. lr*wd is constant. For eps, r_out
+    is the growth of a row or of the vector. "standard" is 1 everywhere.
 
     Reasons:
 
-    * spectral: ||W||_2 and ||dW||_2 stay proportional to sqrt(out/in). Activations and their changes
-      then neither grow nor vanish with the width. The entries of an AdamW update are about lr and
-      agree in sign, so its norm grows as sqrt(out*in). The growth of N is divided out: lr is constant
-      at scale="spectral", 1/sqrt(m) at "rms" for a square matrix m times as wide, and
+    * spectral: ||W||_2 and ||dW||_2 stay proportional to sqrt(out/in). Activations and their
+      changes then neither grow nor vanish with the width. The entries of an AdamW update are about
+      lr and agree in sign, so its norm grows as sqrt(out*in). The growth of N is divided out: lr is
+      constant at scale="spectral", 1/sqrt(m) at "rms" for a square matrix m times as wide, and
       sqrt(r_out/r_in) at "none".
-    * adam_table: Muon uses 1/fan_in, the rule for AdamW. The growth of R is divided out: lr is 1/r_in
-      at scale="rms", as in the paper, and no factor is applied twice.
+    * adam_table: Muon uses 1/fan_in, the rule for AdamW. The growth of R is divided out: lr is
+      1/r_in at scale="rms", as in the paper, and no factor is applied twice.
     * decay: with updates of length lr*u and a decay of lr*wd per step, weights reach a length
-      proportional to u/wd (times lr*wd for updates that do not agree). A constant lr*wd preserves the
-      spectral condition and the time scale of 1/(lr*wd) steps. The paper of the table multiplies
-      lr*wd and keeps wd. With decay="independent" the learning rate is no factor of the decay, and
-      only wd changes.
+      proportional to u/wd (times lr*wd for updates that do not agree). A constant lr*wd preserves
+      the spectral condition and the time scale of 1/(lr*wd) steps. The paper of the table
+      multiplies lr*wd and keeps wd. With decay="independent" the learning rate is no factor of the
+      decay, and only wd changes.
     * eps: it follows the gradient, which falls as 1/out of the activations it belongs to.
 
     Args:
@@ -147,15 +149,15 @@ def multipliers(
         convention: see the table.
 
     Raises:
-        ConfigError: if the convention is unknown, a side is 0, or the number of rows of an embedding
-            changes.
+        ConfigError: if the convention is unknown, a side is 0, or the number of rows of an
+            embedding changes.
 
     References:
         Yang et al., A Spectral Condition for Feature Learning, arXiv 2310.17813, condition 1
         (spectral). Yang et al., Tensor Programs V, arXiv 2203.03466, table 3 (init, and lr under
         AdamW). Practical Efficiency of Muon for Pretraining, arXiv 2505.02222, section 3.4 and
         table 5 (adam_table; its weight a(n)*w is W here). Dey et al., CompleteP, arXiv 2505.01618,
-        table 1 (decay and eps of hidden matrices; other eps follow from the gradients in the same way).
+        table 1 (decay and eps of hidden matrices; other eps follow in the same way).
 
     Example:
         >>> multipliers(Role.HIDDEN, (1024, 1024), (256, 256), UpdateRule(scale="rms"))
@@ -199,7 +201,7 @@ def _scale_matrix(
 def _scale_vectors(
     role: Role, shape: MatrixShape, base: MatrixShape, rule: UpdateRule, convention: ConventionT
 ) -> Multipliers:
-    """Return the multipliers of an embedding, whose input is one of its rows, or of a gain or bias."""
+    """Return the multipliers of an embedding, a gain or a bias."""
     if role == Role.EMBEDDING and shape[0] != base[0]:
         raise ConfigError(
             f"an embedding has {shape[0]} rows, but {base[0]} at the base width: vocabulary and number of "
@@ -218,7 +220,7 @@ def _complete(
     rule: UpdateRule,
     convention: ConventionT,
 ) -> Multipliers:
-    """Return the multipliers. `decayed` is the factor of the part of a weight that a step subtracts."""
+    """Return all multipliers. `decayed` is that of the part of a weight that decay subtracts."""
     eps = 1 / r_out if not rule.on_matrices and convention == "spectral" else 1.0
     weight_decay = decayed / lr if rule.decay == "coupled" else decayed
     return round_multipliers(Multipliers(init=init, lr=lr, weight_decay=weight_decay, eps=eps))
@@ -227,17 +229,17 @@ def _complete(
 def fold_in(found: Multipliers, factor: float, rule: UpdateRule, *, offset: bool) -> Multipliers:
     """Return the multipliers of W' = factor*W, which replaces factor*W in the forward pass.
 
-    Training W' with them equals training W with `found` and the factor in the forward pass. init and lr
-    are multiplied by the factor. The gradient of W' is that of W divided by the factor, so eps is
-    divided by it; a Muon update does not change. Decay subtracts the same part of W' as of W:
-    weight_decay is divided by the factor if decay is coupled, and constant if it is independent.
+    Training W' with them equals training W with `found` and the factor in the forward pass. init
+    and lr are multiplied by the factor. The gradient of W' is that of W divided by the factor, so
+    eps is divided by it; a Muon update does not change. Decay subtracts the same part of W' as of
+    W: weight_decay is divided by the factor if decay is coupled, and constant if it is independent.
 
     Args:
         found: multipliers of W.
         factor: factor above 0.
         rule: options of the update.
-        offset: whether the parameter is the w of a gain 1 + w, so that 1 + w' = factor*(1 + w). Decay
-            would pull the gain to 1 and not to `factor`, so weight_decay becomes None.
+        offset: whether the parameter is the w of a gain 1 + w, so that 1 + w' = factor*(1 + w).
+            Decay would pull the gain to 1 and not to `factor`, so weight_decay becomes None.
     """
     if factor == 1:
         return found

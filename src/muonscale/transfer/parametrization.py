@@ -65,17 +65,17 @@ def parametrize(
             matched by name; additional layers are matched with one that has the same parameters.
         groups: parameter groups of `model`, from `parameter_groups`. A parameter in no group is
             frozen, but its initial weight is scaled too.
-        convention: "spectral", "adam_table" (of *Practical Efficiency of Muon*) or "standard", which
-            is 1 everywhere; see `multipliers`.
-        depth: "complete_p" divides residual branches, and the eps of parameters in them, by the ratio
-            of the numbers of layers; "none" ignores depth.
+        convention: "spectral", "adam_table" (of *Practical Efficiency of Muon*) or "standard",
+            which is 1 everywhere; see `multipliers`.
+        depth: "complete_p" divides residual branches, and the eps of parameters in them, by the
+            ratio of the numbers of layers; "none" ignores depth.
         constants: factors of the forward pass, for an unknown architecture.
         defaults: options of `Muon`, such as `scale`, for groups that do not set them.
 
     Raises:
         ConfigError: if the architecture is unknown, a parameter has no counterpart, configurations
-            differ in more than width and depth, matrices of one parameter need different multipliers,
-            or there is no parameter to fold a factor into.
+            differ in more than width and depth, matrices of one parameter need different
+            multipliers, or there is no parameter to fold a factor into.
 
     References:
         See `multipliers` and `muonscale.transfer.folds`.
@@ -180,8 +180,8 @@ def _apply_depth(
 ) -> TransferRow:
     """Return the row of a parameter in a layer with the effects of depth other than its folds.
 
-    The gradient in a branch falls as 1/layers, and eps follows it. If the last matrix of a branch is
-    initialized smaller in a deeper model, the folded 1/layers includes that already.
+    The gradient in a branch falls as 1/layers, and eps follows it. If the last matrix of a branch
+    is initialized smaller in a deeper model, the folded 1/layers includes that already.
     """
     if layers == 1 or template(row.name) == row.name or convention == "standard":
         return row

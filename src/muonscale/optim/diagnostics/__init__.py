@@ -9,5 +9,6 @@ The nouns:
 - *gamma*: the factor, at most 1, that QK-clip applies to the attention logits of a head.
 
 The path of figures: `snapshot` -> `Muon.step` -> `measure` or `measure_kinds`. Nothing is written.
-The path of QK-clip: largest logits -> `clip_factors` -> `clip_grouped_` or `clip_latent_` -> weights.
+The path of QK-clip: largest logits -> `clip_factors` -> `clip_grouped_` or `clip_latent_` ->
+weights.
 """

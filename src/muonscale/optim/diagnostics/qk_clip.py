@@ -86,7 +86,7 @@ def grouped_factors(gamma_H: Tensor, key_heads: int, alpha: float) -> tuple[Tens
 
 
 def latent_factors(gamma_H: Tensor, alpha: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the factors of latent attention (MLA): query, rotary part of the query, key, each `[H]`.
+    """Return the factors `[H]` of latent attention (MLA): query, its rotary part, and key.
 
     All heads share the rotary part of the key, which is not scaled. The rotary part of the query is
     therefore multiplied by gamma.

@@ -8,7 +8,8 @@ figures for the parameter groups of an optimizer. Nothing is written to paramete
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -70,7 +71,7 @@ def svd_entropy(squares: Tensor) -> Tensor:
 
 
 def stable_rank(squares: Tensor) -> Tensor:
-    """Return `||X||_F^2 / ||X||_2^2` of `[..., n]` squared singular values: 1 to n, or 0 for zeros."""
+    """Return `||X||_F^2 / ||X||_2^2` of `[..., n]` squared singular values, at most n; 0 for zeros."""
     largest = squares.amax(-1)
     return squares.sum(-1) / torch.where(largest > 0, largest, 1.0)
 
@@ -109,15 +110,16 @@ def recover_update(
 ) -> Tensor:
     """Return the update U of a step `W <- W - rate*W - lr*U`, without weight decay.
 
-    It is exact except for the rounding of the weights, which is coarse in 16 bits. It is zero if the
-    step did not change W.
+    It is exact except for the rounding of the weights, which is coarse in 16 bits. It is zero if
+    the step did not change W.
 
     Args:
         before: W before the step, of any shape.
         after: W after the step.
         lr: learning rate of the step, above 0.
         rate: fraction of W that decay subtracted.
-        cautious: whether decay was applied only where `W*U >= 0`. The change has the sign of W there.
+        cautious: whether decay was applied only where `W*U >= 0`. The change has the sign of W
+            there.
     """
     dtype = torch.promote_types(before.dtype, torch.float32)
     before, after = before.to(dtype), after.to(dtype)
@@ -129,7 +131,7 @@ def recover_update(
 
 
 def snapshot(groups: Iterable[Group]) -> dict[str, Tensor]:
-    """Return a copy of every parameter by name, before a step. Of a DTensor the local part is copied."""
+    """Return copies of the local parameters by name. Call it before a step."""
     return {
         name: parameter.detach().clone() for group in groups for name, parameter in named(group)
     }
@@ -141,12 +143,13 @@ def measure(
 ) -> dict[str, dict[str, float]]:
     """Return figures of the last update and of the weights after it, by group name.
 
-    Three figures are over all parameters of a group: `update_rms` (RMS of U, in units of lr, without
-    decay), `weight_rms`, and `update_to_weight` (`lr*update_rms/weight_rms`). Figures of spectra are
-    `update_` and `weight_` with the names in `SPECTRUM`, for groups of hidden matrices or routers and
-    groups on Muon. They are means over a sample of matrices, spread evenly over the group and the
-    same at every call. `measured` is the size of the sample. If the lr was 0, the figures of the
-    update are missing. Sharded parameters are gathered one at a time: a collective of their ranks.
+    Three figures are over all parameters of a group: `update_rms` (RMS of U, in units of lr,
+    without decay), `weight_rms`, and `update_to_weight` (`lr*update_rms/weight_rms`). Figures of
+    spectra are `update_` and `weight_` with the names in `SPECTRUM`, for groups of hidden matrices
+    or routers and groups on Muon. They are means over a sample of matrices, spread evenly over the
+    group and the same at every call. `measured` is the size of the sample. If the lr was 0, the
+    figures of the update are missing. Sharded parameters are gathered one at a time: a collective
+    of their ranks.
 
     Args:
         groups: parameter groups of the optimizer, with the `lr` of the step.
@@ -158,33 +161,38 @@ def measure(
 
 def _measure_group(group: Group, before: Mapping[str, Tensor], matrices: int) -> dict[str, float]:
     weights = {name: parameter.detach() for name, parameter in named(group)}
-    chosen = _sample(group, weights, matrices)
-
-    def weight(name: str) -> Tensor:
-        return gather_full(weights[name])
-
-    figures: dict[str, Tensor | float] = {"weight_rms": rms(map(weight, weights))}
-    figures |= _measure_spectra("weight", chosen, weight, group)
-    lr = float(group["lr"])
-    if lr > 0:
-        rate, cautious = decay_rate(group), bool(group["cautious_decay"])
-
-        def update(name: str) -> Tensor:
-            old, new = gather_full(before[name]), weight(name)
-            return recover_update(old, new, lr=lr, rate=rate, cautious=cautious)
-
-        figures["update_rms"] = rms(update(name) for name in weights)
-        figures["update_to_weight"] = lr * figures["update_rms"] / figures["weight_rms"]
-        figures |= _measure_spectra("update", chosen, update, group)
-    if chosen:
-        figures["measured"] = sum(len(indices) for indices in chosen.values())
+    sample = _sample(group, weights, matrices)
+    norms: defaultdict[str, list[Tensor]] = defaultdict(list)
+    spectra: defaultdict[str, list[Tensor]] = defaultdict(list)
+    for name, weight in weights.items():
+        for what, X in _gather_weight_and_update(name, group, weight, before).items():
+            norms[what].append(torch.linalg.vector_norm(X.float()))
+            if name in sample:
+                batches = view(X, _spec_of(group, name))
+                spectra[what] += [
+                    torch.stack(_measure_spectrum(batches[b][i])) for b, i in sample[name]
+                ]
+    root = math.sqrt(max(1, sum(weight.numel() for weight in weights.values())))
+    figures: dict[str, Tensor | float] = {
+        f"{what}_rms": torch.linalg.vector_norm(torch.stack(each)) / root
+        for what, each in norms.items()
+    }
+    if "update_rms" in figures:
+        figures["update_to_weight"] = (
+            float(group["lr"]) * figures["update_rms"] / figures["weight_rms"]
+        )
+    for what, each in spectra.items():
+        names = (f"{what}_{name}" for name in SPECTRUM)
+        figures |= dict(zip(names, torch.stack(each).mean(0), strict=True))
+    if sample:
+        figures["measured"] = sum(len(indices) for indices in sample.values())
     return {name: float(value) for name, value in figures.items()}
 
 
 def _sample(
     group: Group, weights: Mapping[str, Tensor], matrices: int
 ) -> dict[str, list[tuple[int, int]]]:
-    """Return a sample of the matrices of a group, as (batch, index in the batch) by parameter name."""
+    """Return (batch, index in the batch) of a sample of a group's matrices, by parameter name."""
     if not rule_of(group).on_matrices and group.get("role") not in MATRIX_ROLES:
         return {}
     places = [
@@ -214,7 +222,7 @@ def measure_kinds(
     *,
     matrices: int = 8,
 ) -> dict[str, dict[str, float]]:
-    """Return means over a sample of matrices, by kind of matrix and independent of parameter groups.
+    """Return means over a sample of matrices by kind of matrix, whatever groups they are in.
 
     The figures are the RMS and those in `SPECTRUM`, of the weight (`weight_...`) and of the last
     update (`update_...`, in units of lr, without decay; missing if the lr was 0). The sample is
@@ -241,7 +249,8 @@ def measure_kinds(
             for what, X in _gather_weight_and_update(name, group, weight, before).items():
                 batches = view(X, _spec_of(group, name))
                 found.setdefault(what, []).extend(
-                    _measure_matrix(batches[b][i]) for b, i in indices
+                    torch.stack([rms([X]), *_measure_spectrum(X)])
+                    for X in (batches[b][i] for b, i in indices)
                 )
         if found:
             means = {what: torch.stack(each).mean(0).tolist() for what, each in found.items()}
@@ -269,33 +278,13 @@ def _gather_weight_and_update(
     return {"weight": whole, "update": update}
 
 
-def _measure_matrix(X: Tensor) -> Tensor:
+def _measure_spectrum(X: Tensor) -> list[Tensor]:
     squares = squared_singular_values(X)
-    return torch.stack([rms([X]), *(figure(squares) for figure in SPECTRUM.values())])
+    return [figure(squares) for figure in SPECTRUM.values()]
 
 
 def _shapes(group: Group, name: str, parameter: Tensor) -> list[tuple[int, int, int]]:
     return matrix_shapes(parameter.shape, _spec_of(group, name))
-
-
-def _measure_spectra(
-    what: str,
-    chosen: Mapping[str, list[tuple[int, int]]],
-    tensor: Callable[[str], Tensor],
-    group: Group,
-) -> dict[str, Tensor | float]:
-    """Return the means of the figures in `SPECTRUM` over the `chosen` matrices of `tensor(name)`."""
-    found = []
-    for name, indices in chosen.items():
-        batches = view(tensor(name), _spec_of(group, name))
-        for batch, index in indices:
-            squares = squared_singular_values(batches[batch][index])
-            found.append(torch.stack([figure(squares) for figure in SPECTRUM.values()]))
-    if not found:
-        return {}
-    return dict(
-        zip((f"{what}_{name}" for name in SPECTRUM), torch.stack(found).mean(0), strict=True)
-    )
 
 
 def _spec_of(group: Group, name: str) -> MatrixSpec:

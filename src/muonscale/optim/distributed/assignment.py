@@ -400,8 +400,8 @@ def replica_sets(sharding: Sharding) -> tuple[tuple[ReplicaSet, ...], ...]:
 def source_mesh_rank(replicas: tuple[int, ...], owner: int, replica: int) -> int:
     """Return the mesh rank among `replicas` that sends its part to the mesh rank `owner`.
 
-    It is the owner itself if it is one of them, and otherwise the one at index `replica`, the owner's
-    `replica_index`.
+    It is the owner itself if it is one of them, and otherwise the one at index `replica`, the
+    owner's `replica_index`.
     """
     return owner if owner in replicas else replicas[replica]
 

@@ -1,4 +1,4 @@
-"""What ranks agree on before a step: which parameters have gradients, and whether all are finite.
+"""Agreement of ranks before a step: which parameters have gradients, and whether all are finite.
 
 The ranks of each set exchange one small message. A parameter is left out if it has no gradient on
 any rank. If it has one on only some ranks, the others use zeros if the parameter is sharded; for a

@@ -43,7 +43,7 @@ Ranks = tuple[int, ...]
 
 @dataclass(frozen=True)
 class _Key:
-    """What the parameters of a rank group have in common."""
+    """The common properties of the parameters of a rank group."""
 
     rule: str
     ranks: Ranks
@@ -63,7 +63,7 @@ class _CachedSharding:
 
 @dataclass
 class DistributedContext:
-    """What an optimizer knows about other ranks. It is empty on a single process.
+    """The shardings, groups and owners of an optimizer. It is empty on a single process.
 
     Process groups and rank groups are created at the first step. They are created again, on all
     ranks, when parameters or options change.

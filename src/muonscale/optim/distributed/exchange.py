@@ -60,7 +60,7 @@ Slots = list[list[Slot]]
 
 @dataclass
 class Route:
-    """What this rank exchanges for one payload in one round."""
+    """The slots that this rank exchanges for one payload in one round."""
 
     collect: Slots
     """Pieces of local tensors to send to the owners."""
@@ -153,7 +153,7 @@ def _find_slots(
 
 @dataclass
 class TrafficLog:
-    """Counts of what this rank has sent."""
+    """Bytes and collectives that this rank has sent."""
 
     bytes_sent: int = 0
     collectives: int = 0

@@ -39,8 +39,9 @@ class StepMemory:
 def step_memory(assignment: OwnerAssignment, group_rank: int, options: StepOptions) -> StepMemory:
     """Return the memory of an assignment on one rank. State is float32, and no matrix is split.
 
-    The prediction includes directions, messages, batches, updates and the workspace of Newton-Schulz.
-    It excludes memory that libraries allocate within collectives and matrix products.
+    The prediction includes directions, messages, batches, updates and the workspace of
+    Newton-Schulz. It excludes memory that libraries allocate within collectives and matrix
+    products.
     """
     shardings = [p.sharding for p in assignment.parameters]
     routes = make_routes(assignment, shardings, group_rank)

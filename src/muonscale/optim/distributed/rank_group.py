@@ -204,23 +204,18 @@ class RankGroup:
                 updates[key] = batch
                 continue
             own = {name: found[key].values[..., :1] for name, found in rows.items() if key in found}
-            U_NMK, own = self._batch_update(shape, update, split)(batch.values, own)
+            U_NMK, own = self._find_update(shape, update, split)(batch.values, own)
             updates[key] = MatrixBatch(batch.tasks, U_NMK)
             for name, V_NM1 in own.items():
-                self._write_rows(rows[name][key], V_NM1, tensors.whole_rows[name])
+                batch, whole = rows[name][key], tensors.whole_rows[name]
+                batch.values.copy_(V_NM1.expand_as(batch.values))
+                for task, values in zip(batch.tasks, batch.values.unbind(), strict=True):
+                    matrix = self.assignment.parameters[task.parameter].name, task.matrix
+                    if matrix in whole:
+                        whole[matrix].copy_(values)
         return updates, rows
 
-    def _write_rows(
-        self, batch: MatrixBatch, V_NM1: Tensor, whole_rows: Mapping[tuple[str, int], Tensor]
-    ) -> None:
-        """Write new per-row state into the batch that is sent, and into the state of this rank."""
-        batch.values.copy_(V_NM1.expand_as(batch.values))
-        for task, values in zip(batch.tasks, batch.values.unbind(), strict=True):
-            name = self.assignment.parameters[task.parameter].name
-            if (name, task.matrix) in whole_rows:
-                whole_rows[name, task.matrix].copy_(values)
-
-    def _batch_update(
+    def _find_update(
         self, shape: tuple[int, int], update: MatrixUpdate, split: SubgroupSplit | None
     ) -> BatchUpdate:
         if split is None:

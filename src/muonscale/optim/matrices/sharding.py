@@ -59,7 +59,7 @@ class Sharding:
     ranks: tuple[int, ...] = (0,)
     """Global rank of each mesh rank."""
     partitioned: bool = False
-    """Whether state is partitioned (ZeRO-1): the state of a matrix is whole on the rank that updates it.
+    """Whether state is partitioned (ZeRO-1): that of a matrix is whole on the rank that updates it.
     Otherwise state is sharded as the parameter is."""
 
     def __hash__(self) -> int:

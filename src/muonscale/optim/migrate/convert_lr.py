@@ -1,7 +1,8 @@
 """Conversion of learning rates between shape factors.
 
-A step is `lr * factor(out, in) * O`. The learning rate that gives the same step under another factor
-therefore depends on the shape of the matrix, and no single number converts between two factors.
+A step is `lr * factor(out, in) * O`. The learning rate that gives the same step under another
+factor therefore depends on the shape of the matrix, and no single number converts between two
+factors.
 """
 
 from __future__ import annotations

@@ -81,8 +81,8 @@ def convert_state_dict(
     """Return the state dict of another optimizer as one that `Muon.load_state_dict` takes.
 
     Momentum becomes an average. State that the other optimizer has not created yet starts at zero.
-    Options with the same meaning are converted too, including the shape factor that the learning rate
-    was tuned for. `Muon.load_state_dict` loads them into groups that hold exactly the same
+    Options with the same meaning are converted too, including the shape factor that the learning
+    rate was tuned for. `Muon.load_state_dict` loads them into groups that hold exactly the same
     parameters.
 
     Args:

@@ -1,7 +1,7 @@
 """Translation of another optimizer's arguments to the options of `Muon`.
 
-Arguments that are left out have the other optimizer's defaults, not those of `Muon`: a learning rate
-belongs to the shape factor and the decay that it was tuned with.
+Arguments that are left out have the other optimizer's defaults, not those of `Muon`: a learning
+rate belongs to the shape factor and the decay that it was tuned with.
 """
 
 from __future__ import annotations
@@ -150,7 +150,7 @@ def _is_same(value: object, other: object) -> bool:
 
 
 def find_renames(*sources: str) -> dict[str, str]:
-    """Return the arguments of some rows of `FOREIGN` that only have another name here, to that name."""
+    """Return our names of arguments that differ only in name, for some rows of `FOREIGN`."""
     found: dict[str, str] = {}
     for source in sources:
         for theirs, row in FOREIGN[source].arguments.items():

@@ -3,7 +3,7 @@
 The nouns:
 
 - `Coefficients`: a triple (a, b, c) for each step, and the norm that a matrix is divided by first.
-- *Gram matrix*: X X^T or X^T X, whichever is smaller. Every step multiplies X by a polynomial of it.
+- *Gram matrix*: X X^T or X^T X, whichever is smaller. A step multiplies X by a polynomial of it.
 - `Segments`: the numbers of steps between two restarts. The direct form restarts after every step,
   the Gram form rarely or never.
 - `Subgroup`: the ranks that share one matrix. Each holds a part of the long side.

@@ -70,12 +70,12 @@ class Schedule:
     margin: float = 1.0
     """See `Coefficients`."""
     least_steps: int = 1
-    """Smallest number of steps. Triples that were tuned together need all of them; if each is optimal
-    for the result of the one before, fewer steps are allowed."""
+    """Smallest number of steps. Triples that were tuned together need all steps; if each is optimal
+    for the result of the one before, fewer are allowed."""
 
 
 CoefficientsLike = str | Triple | Sequence[Sequence[float]] | Coefficients
-"""The name of a row, one triple for all steps, one triple per step, or `Coefficients`: see `resolve`."""
+"""A name, one triple for all steps, one triple per step, or `Coefficients`: see `resolve`."""
 
 
 def to_plain(coefficients: CoefficientsLike) -> Any:
@@ -235,10 +235,10 @@ def resolve(coefficients: CoefficientsLike, steps: int) -> Coefficients:
     """Return the coefficients for a number of steps.
 
     Args:
-        coefficients: the name of a row of `SCHEDULES`, optionally with another normalization after a
-            plus sign ("you5+schatten4"); one triple; a sequence of triples; or `Coefficients`. Bare
-            triples use the Frobenius norm. If the number of triples is not `steps`, they are cut, or
-            the last one is repeated.
+        coefficients: the name of a row of `SCHEDULES`, optionally with another normalization after
+            a plus sign ("you5+schatten4"); one triple; a sequence of triples; or `Coefficients`.
+            Bare triples use the Frobenius norm. If the number of triples is not `steps`, they are
+            cut, or the last one is repeated.
         steps: number of Newton-Schulz steps, 1 to 1000.
 
     Raises:

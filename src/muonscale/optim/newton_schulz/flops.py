@@ -1,7 +1,7 @@
 """The cost of Newton-Schulz in floating-point operations, and the form that follows from it.
 
-Let S be the shorter side and L the longer one. The direct form multiplies with X twice per step. The
-Gram form does so twice per segment, but needs more S x S products per step. Few segments are
+Let S be the shorter side and L the longer one. The direct form multiplies with X twice per step.
+The Gram form does so twice per segment, but needs more S x S products per step. Few segments are
 therefore cheapest for long matrices, and the direct form for square ones. Every step multiplies the
 rounding errors of a segment's Gram matrix by up to `a^2`, which limits the length of a segment.
 """
@@ -40,8 +40,8 @@ STEEPEST_IN_FLOAT64 = 2000.0
 LARGEST_BELOW_ZERO = 0.84
 """How far below zero rounding may push the eigenvalues of a segment's Gram matrix, because the next
 polynomial diverges there: slope^2 * rounding / sqrt(short side). The root is there because the
-rounding of n x n entries is spread over n directions. At 1.6, updates of 8 and 16 rows were hundreds
-of times too long in bfloat16. Measured: EXPERIMENTS.md, "Small matrices in bfloat16"."""
+rounding of n x n entries is spread over n directions. At 1.6, updates of 8 and 16 rows were
+hundreds of times too long in bfloat16. Measured: EXPERIMENTS.md, "Small matrices in bfloat16"."""
 
 HIGHEST_IN_16_BITS = 1.5
 """In 16 bits, "auto" uses the direct form if a step may return more than this. The next polynomial
@@ -92,7 +92,7 @@ def accepted_segments(
 
 
 def gram_segments(coefficients: Coefficients, dtype: torch.dtype, short: int) -> Segments:
-    """Return the segments of the Gram form: those of `coefficients.restarts`, or as few as possible.
+    """Return the segments of the Gram form: by `coefficients.restarts`, or as few as possible.
 
     Args:
         coefficients: coefficients of all steps.
@@ -104,7 +104,16 @@ def gram_segments(coefficients: Coefficients, dtype: torch.dtype, short: int) ->
         steepest = STEEPEST_SEGMENT if dtype.itemsize <= 4 else STEEPEST_IN_FLOAT64
         rounding = torch.finfo(dtype).eps / 2
         safe = math.sqrt(LARGEST_BELOW_ZERO * math.sqrt(max(short, 1)) / rounding)
-        return _longest_segments(coefficients.triples, min(steepest, safe))
+        lengths: list[int] = []
+        slope = 1.0
+        for a, _, _ in coefficients.triples:
+            slope *= abs(a)
+            if lengths and slope <= min(steepest, safe):
+                lengths[-1] += 1
+            else:
+                lengths.append(1)
+                slope = abs(a)
+        return tuple(lengths)
     stops = sorted({*coefficients.restarts, steps})
     if stops[-1] > steps or steps in coefficients.restarts:
         raise ConfigError(
@@ -112,19 +121,6 @@ def gram_segments(coefficients: Coefficients, dtype: torch.dtype, short: int) ->
             f"{steps - 1}"
         )
     return tuple(stop - start for start, stop in zip([0, *stops], stops, strict=False))
-
-
-def _longest_segments(triples: Sequence[Triple], steepest: float) -> Segments:
-    lengths: list[int] = []
-    slope = 1.0
-    for a, _, _ in triples:
-        slope *= abs(a)
-        if lengths and slope <= steepest:
-            lengths[-1] += 1
-        else:
-            lengths.append(1)
-            slope = abs(a)
-    return tuple(lengths)
 
 
 @functools.cache
@@ -150,9 +146,9 @@ def ns_flops(
     """Return the floating-point operations that `orthogonalize` spends on `[..., out, in]`.
 
     Let S be the short side and L the long one. A product costs 2*S*S*S or 2*S*S*L per matrix, or
-    little more than half of that if it is symmetric and computed by panels (`kernels.cpu`). A segment
-    of k steps has one symmetric product X @ X.T, 4*k - 3 symmetric S x S products, and one product
-    with X. The direct form has one step per segment. Elementwise work is not counted.
+    little more than half of that if it is symmetric and computed by panels (`kernels.cpu`). A
+    segment of k steps has one symmetric product X @ X.T, 4*k - 3 symmetric S x S products, and one
+    product with X. The direct form has one step per segment. Elementwise work is not counted.
 
     Args:
         shape: [..., out, in].

@@ -1,8 +1,8 @@
 """The polar factor of a batch of matrices, by Newton-Schulz.
 
 For `X = U S V^T` the polar factor is `U V^T`. Newton-Schulz replaces every singular value `s` by
-`p(...p(s))`, which is near 1, with the polynomials of `coefficients`. It needs only matrix products.
-The iteration is `newton_schulz_`.
+`p(...p(s))`, which is near 1, with the polynomials of `coefficients`. It needs only matrix
+products. The iteration is `newton_schulz_`.
 
 Shapes: N matrices, M rows, K columns, S = min(M, K).
 Not yet run on a GPU.
@@ -66,8 +66,8 @@ def orthogonalize(
 ) -> Tensor:
     """Return the approximate polar factor of every matrix in `X`.
 
-    Each step is `X <- a*X + (b*A + c*A@A) @ X` with `A = X @ X.T`, or from the right with
-    `A = X.T @ X` if that is smaller. Before the first step each matrix is divided by the norm of the
+    Each step is `X <- a*X + (b*A + c*A@A) @ X` with `A = X @ X.T`, or from the right with `A = X.T
+    @ X` if that is smaller. Before the first step each matrix is divided by the norm of the
     coefficients, such as its Frobenius norm. No epsilon is added: the result does not depend on the
     length of `X`, and a zero matrix stays zero.
 
@@ -128,7 +128,7 @@ def newton_schulz_(
     shape: tuple[int, int] | None = None,
     subgroup: Subgroup | None = None,
 ) -> None:
-    """Write the Newton-Schulz polynomial of every matrix in `X` into `O`, for batches of pairs (O, X).
+    """Write the Newton-Schulz polynomial of every matrix in `X` into `O`, for pairs (O, X).
 
     A segment of one step is the direct form, `X <- a*X + (b*A + c*A@A) @ X` with `A = X @ X.T`. A
     longer segment is the Gram form: each of its steps multiplies `X` by a polynomial of the first
@@ -288,8 +288,8 @@ def orthogonalize_part(
 def exact_polar(X: Tensor) -> Tensor:
     """Return the polar factor `U V^T` of every matrix in `X` from an SVD in float64.
 
-    Newton-Schulz approximates it. Singular values below `max(out, in) * 2.2e-16` of the largest count
-    as zero and contribute nothing, so the polar factor of a zero matrix is zero.
+    Newton-Schulz approximates it. Singular values below `max(out, in) * 2.2e-16` of the largest
+    count as zero and contribute nothing, so the polar factor of a zero matrix is zero.
 
     Args:
         X: `[..., out, in]`, any floating dtype.

@@ -86,8 +86,8 @@ def assign_roles(model: nn.Module) -> list[RoleAssignment]:
     5. inside a module whose class is called `...Router`, or a Linear beside `experts` with as many
        outputs as there are experts: router;
     6. in a model without output embeddings, a Linear with as many outputs as the largest embedding
-       has rows: head. Where that number is also a width inside the model (some Linear takes so
-       many inputs, or the embedding has so many columns), only the last such Linear;
+       has rows: head. If that number is also a width inside the model (the inputs of some Linear, or
+       the columns of the embedding), only the last such Linear;
     7. a bare `nn.Parameter` (of a module that is known to hold no matrices, and not its `weight`)
        of shape `[1, ..., N, d]`, or `[N, d]` in a module that also has an embedding with d
        columns: a table of positions, embedding;

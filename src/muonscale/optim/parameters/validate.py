@@ -10,17 +10,12 @@ from torch import Tensor
 
 from muonscale.errors import ConfigError, GroupingError
 from muonscale.optim.matrices.spec import matrix_shapes
-from muonscale.optim.newton_schulz.coefficients import resolve
-from muonscale.optim.newton_schulz.orthogonalize import DTYPES
 from muonscale.optim.options import (
     check_at_least_0,
     check_options_given,
-    check_word,
 )
-from muonscale.optim.rules.base import find_rule, rule_of
+from muonscale.optim.rules.base import RULES, find_rule, rule_of
 from muonscale.optim.rules.master_weights import is_narrow
-from muonscale.optim.rules.post_norm import resolve_post_norm
-from muonscale.optim.rules.scale import check_scale
 from muonscale.optim.rules.step_inputs import Group, named
 
 GROUP_KEYS = frozenset(
@@ -47,12 +42,8 @@ def check_options(options: Group) -> None:
     """Raise ConfigError for an option of a group that is unknown or outside its range."""
     find_rule(options["rule"])
     check_options_given(options)
-    resolve(options["ns_coefficients"], options["ns_steps"])
-    resolve_post_norm(options["post_norm"])
-    check_scale(options["scale"])
-    dtype = options["ns_dtype"]
-    if not isinstance(dtype, torch.dtype):
-        check_word("ns_dtype", dtype, ("auto", *DTYPES))
+    for rule in RULES.values():
+        rule.check(options)
     check_at_least_0("peak_lr", options["peak_lr"])
     if options["decay"] == "independent" and not options["peak_lr"] > 0:
         raise ConfigError(

@@ -90,7 +90,7 @@ def adamw_step_(
         W: parameters, any floating dtype; the rest has their shapes.
         G: gradients; not written to.
         M: first moments, float32 or float64.
-        V: second moments, likewise.
+        V: second moments, float32 or float64.
         steps: t of each parameter, this step included (from 1).
         lr: scheduled learning rate.
         rate: part of the weight that decays, see `decay_rate`.

@@ -30,6 +30,7 @@ from typing import Any, ClassVar, Literal, Protocol, Self
 import torch
 from torch import Tensor
 
+from muonscale.errors import ConfigError
 from muonscale.optim.matrices.batches import MatrixBatches, MatrixShape
 from muonscale.optim.newton_schulz.flops import Segments
 from muonscale.optim.newton_schulz.subgroup import Subgroup
@@ -141,6 +142,12 @@ class Rule(ABC):
         """Whether it works on whole matrices, so that a parameter must hold some."""
         return self.options.on_matrices
 
+    def check(self, options: Group) -> None:  # noqa: B027 - a rule need not have any
+        """Raise ConfigError for values of this rule's options that their types do not refuse.
+
+        Called for every group, whose options are those of all rules.
+        """
+
     @abstractmethod
     def state(self, group: Group) -> tuple[StateTensor, ...]:
         """Return what is kept for a parameter of `group`; the first has one value per element."""
@@ -190,8 +197,14 @@ def register(rule: Rule) -> Rule:
     """Add a rule to `RULES`, and return it.
 
     Raises:
-        ConfigError: see `muonscale.optim.options.add_options`.
+        ConfigError: if its options say `on_matrices` and it has no `matrix_update`, or the other way
+            round; or see `muonscale.optim.options.add_options`.
     """
+    if rule.on_matrices == (type(rule).matrix_update is Rule.matrix_update):
+        raise ConfigError(
+            f"rule {rule.name!r}: {rule.options.__name__}.on_matrices is {rule.on_matrices}, so "
+            f"{type(rule).__name__} must {'' if rule.on_matrices else 'not '}define matrix_update"
+        )
     add_options(rule.name, rule.options)
     RULES[rule.name] = rule
     return rule
@@ -271,7 +284,7 @@ def matrix_updates(
     Args:
         N: directions with the parameters' stored shapes; not written to, but taken out of the list,
             so that they are freed as soon as the updates are made.
-        batches: which matrices the parameters hold.
+        batches: matrices of the parameters.
         update_of: from a matrix shape to the update of a batch.
         rows: per-row states of the parameters by name; written to.
         mask: see `commit_`; for `rows`.

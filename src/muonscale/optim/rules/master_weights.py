@@ -89,12 +89,12 @@ def rounding_key(seed: int, name: str, step: int) -> int:
 def stochastic_bfloat16(X: Tensor, key: int, numbers: Tensor | None = None) -> Tensor:
     """Return `X` in bfloat16, each element rounded up or down so that its mean is that of `X`.
 
-    A value that bfloat16 holds stays as it is; one at a quarter of the way between its neighbours
+    A value that bfloat16 holds stays as it is; one at a quarter of the way between its neighbors
     becomes the farther one with probability 1/4, in steps of 1/65536.
 
     Args:
         X: float32, any shape; not written to.
-        key: of this tensor at this step, see `rounding_key`. Equal keys round equally, on every
+        key: key of this tensor at this step, see `rounding_key`. Equal keys round equally, on every
             device.
         numbers: int32, shape of `X`: where its elements are in the tensor that it is a part of, see
             `element_numbers`. None if it is whole.

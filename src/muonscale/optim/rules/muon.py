@@ -21,13 +21,14 @@ from muonscale.optim.matrices.batches import MatrixShape
 from muonscale.optim.newton_schulz.coefficients import Coefficients, resolve
 from muonscale.optim.newton_schulz.flops import Segments, accepted_segments, ns_flops
 from muonscale.optim.newton_schulz.orthogonalize import (
+    DTYPES,
     DTypeLike,
     orthogonalize,
     orthogonalize_part,
     resolve_dtype,
 )
 from muonscale.optim.newton_schulz.subgroup import Subgroup, SubgroupReducer, divided_axis
-from muonscale.optim.options import MuonOptions
+from muonscale.optim.options import MuonOptions, check_word
 from muonscale.optim.rules.base import (
     Group,
     MatrixUpdate,
@@ -38,7 +39,7 @@ from muonscale.optim.rules.base import (
 )
 from muonscale.optim.rules.nonfinite import commit_, scratch
 from muonscale.optim.rules.post_norm import NormContext, Reducer, resolve_post_norm
-from muonscale.optim.rules.scale import ScaleLike, exact_factor, shape_factor
+from muonscale.optim.rules.scale import ScaleLike, check_scale, exact_factor, shape_factor
 
 MOMENTUM_CONVENTION = "ema"
 """How `M` adds up: "ema" as here and in torch.optim.Muon; "sum" is the paper's `M <- mu*M + G`."""
@@ -57,6 +58,15 @@ class MuonRule(Rule):
     elements_touched = (
         8  # gradient, momentum and weight read, two of them written, direction, update
     )
+
+    def check(self, options: Group) -> None:
+        """Raise ConfigError for unknown coefficients, stages or dtypes."""
+        resolve(options["ns_coefficients"], options["ns_steps"])
+        resolve_post_norm(options["post_norm"])
+        check_scale(options["scale"])
+        dtype = options["ns_dtype"]
+        if not isinstance(dtype, torch.dtype):
+            check_word("ns_dtype", dtype, ("auto", *DTYPES))
 
     def state(self, group: Group) -> tuple[StateTensor, ...]:
         """Return the momentum, and one value per row for "normuon"."""

@@ -133,7 +133,7 @@ def shape_factor(
     |-----------|-------------------------|---------------------------------------------------|
     | rms       | rms*sqrt(max(out, in))  | arXiv 2502.16982, equation 4 (there rms is 0.2)   |
     |           | after rows rms*sqrt(in), after columns rms*sqrt(out): again RMS `rms`       |
-    | rms_exact | the same; the optimizer divides by the realised RMS (arXiv 2502.16982, section 2.2) |
+    | rms_exact | the same; the optimizer divides by the realized RMS (arXiv 2502.16982, section 2.2) |
     | spectral  | sqrt(out/in)            | Yang et al., A Spectral Condition for Feature     |
     |           |                         | Learning, arXiv 2310.17813, condition 1           |
     | keller    | sqrt(max(1, out/in))    | Jordan et al., Muon (2024), reference code        |

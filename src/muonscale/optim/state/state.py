@@ -30,7 +30,8 @@ from muonscale.optim.rules.step_inputs import Group, check_names, named
 
 
 def counters_of(group: Group) -> list[str]:
-    """Return the names of the state that counts the steps of a parameter. A cancelled step does not count."""
+    """Return the names of the state that counts the steps of a parameter. A cancelled step does not
+    count."""
     return [t.name for t in rule_of(group).state(group) if t.per == "parameter"] + ["rounding_step"]
 
 
@@ -158,7 +159,8 @@ def _renew(
 
 
 def _keys_of(group: Group) -> tuple[str, set[str], set[str]]:
-    """Return the first elementwise state, and the keys of a wide and of a narrow parameter's state."""
+    """Return the first elementwise state, and the keys of a wide and of a narrow parameter's
+    state."""
     tensors = rule_of(group).state(group)
     keys = {tensor.name for tensor in tensors}
     more = {"none": set[str](), "float32": {"master"}, "stochastic": {"rounding_step"}}

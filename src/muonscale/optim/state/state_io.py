@@ -2,8 +2,8 @@
 
 A state dict has torch's form: `state` is indexed by number, and `param_groups` lists these numbers
 as `params` and the parameter names as `param_names`. State is loaded by name, so the order and the
-grouping of parameters may have changed. If a trainer has dropped the names, as torchtitan does, state
-is loaded by order; the groups and their numbers of parameters must then be the same.
+grouping of parameters may have changed. If a trainer has dropped the names, as torchtitan does,
+state is loaded by order; the groups and their numbers of parameters must then be the same.
 """
 
 from __future__ import annotations
@@ -50,8 +50,9 @@ def to_loadable(state_dict: dict[str, Any]) -> dict[str, Any]:
 def load_by_name(state_dict: StateDict, groups: list[Group], state: State) -> None:
     """Copy the state and the group options of `state_dict` into `groups` and `state`.
 
-    Values keep the dtype and device that they have in `state`. A group gets the options of the saved
-    group with exactly its parameters. If there is none, it keeps its own options, with a warning.
+    Values keep the dtype and device that they have in `state`. A group gets the options of the
+    saved group with exactly its parameters. If there is none, it keeps its own options, with a
+    warning.
 
     Raises:
         CheckpointError: if names are missing and the groups differ, or if names, shapes or rules

@@ -80,7 +80,7 @@ def map_to(ours: str, default: Any, note: str = "") -> Argument:
 
 
 def map_to_adamw(ours: str, default: Any, note: str = "") -> Argument:
-    """Return a row for an option of the groups on AdamW. None means the value of the other groups."""
+    """Return a row for an option of groups on AdamW. None means the value of the other groups."""
     return Argument(
         default=default,
         ours=ours,

@@ -1,7 +1,7 @@
-"""The matrix products of Newton-Schulz, and which of them a device uses.
+"""The matrix products of Newton-Schulz, and the choice of one for a device.
 
 - `torch`: products by torch's own kernels, on any device.
-- `cpu`: symmetric products by panels, and a thread per matrix.
+- `cpu`: symmetric products by panels, and one thread per matrix.
 
 A new kernel is a module here and a branch in `symmetric_product`.
 """
@@ -19,7 +19,7 @@ from muonscale.optim.newton_schulz.kernels.torch import product_
 
 
 class Product(Protocol):
-    """Any of them; see `product_`."""
+    """A matrix product, see `product_`."""
 
     def __call__(
         self,
@@ -40,7 +40,7 @@ def symmetric_product(
 ) -> tuple[Product, int]:
     """Return the product for symmetric results of `side` rows, and the rows of its panels.
 
-    One panel of all rows stands for the plain product.
+    The plain product has one panel of all rows.
     """
     panel = panel_rows(side, dtype, device)
     if panel < side:

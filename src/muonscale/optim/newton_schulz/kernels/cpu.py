@@ -1,8 +1,8 @@
 """Faster Newton-Schulz on a CPU: symmetric products by panels, and one thread per matrix.
 
-`X @ X.T` is symmetric, and so is the product of two polynomials of one symmetric matrix. Row panel i
-of such a product is computed only up to the end of panel i, and the rest is mirrored. With p panels
-that is (p + 1) / (2p) of the multiplications.
+`X @ X.T` is symmetric, and so is the product of two polynomials of one symmetric matrix. Row panel
+i of such a product is computed only up to the end of panel i, and the rest is mirrored. With p
+panels that is (p + 1) / (2p) of the multiplications.
 
 If one core updates a matrix, the matrix stays in its cache. If all cores share every product, each
 core reads what others have just written. Measured: EXPERIMENTS.md, "A core per matrix".
@@ -38,9 +38,9 @@ SMALLEST_SIDE_IN_16_BITS = 512
 
 
 def panel_rows(side: int, dtype: torch.dtype, device: torch.device | str) -> int:
-    """Return the rows per panel for a product of `side`, which are all rows if panels are not faster.
+    """Return the rows per panel for a product of `side`: all rows if panels are not faster.
 
-    Panels have been tried on a CPU only.
+    Panels have been tried only on a CPU.
     """
     faster = side >= SMALLEST_SIDE.get(dtype, SMALLEST_SIDE_IN_16_BITS)
     return PANEL_ROWS if faster and torch.device(device).type == "cpu" else max(side, 1)
