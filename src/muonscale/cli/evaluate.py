@@ -12,7 +12,7 @@ from muonscale.cli.arguments import Json, Overrides, split_source
 from muonscale.errors import ConfigError
 
 if TYPE_CHECKING:
-    from muonscale.lab.evaluation.command import Found
+    from muonscale.lab.evaluation.command import EvalResult
 
 KINDS = ("texts", "tasks", "samples")
 """What is counted; a suite is its tasks."""
@@ -75,15 +75,17 @@ def evaluate(
     """
     from rich.console import Console
 
-    from muonscale.lab.evaluation.command import Samples, Tasks, evaluate_model
-    from muonscale.lab.evaluation.options import Options
+    from muonscale.lab.evaluation.command import SampleRequest, TaskRequest, evaluate_model
+    from muonscale.lab.evaluation.harness import HarnessOptions
     from muonscale.lab.training.console import RunConsole
 
     path, step = split_source(source)
     names = tuple(name.strip() for name in tasks.split(",")) if tasks is not None else ()
     if "" in names:
         raise ConfigError(f"--tasks {tasks!r}: accepted are names with commas between them")
-    options = Options(include=include_path, limit=limit, batch_size=batch_size, run_code=run_code)
+    options = HarnessOptions(
+        include=include_path, limit=limit, batch_size=batch_size, run_code=run_code
+    )
     console = RunConsole(Console(stderr=True, highlight=False, soft_wrap=True))
     with console.stages() as report:
         found = evaluate_model(
@@ -91,7 +93,7 @@ def evaluate(
             step,
             overrides or [],
             whole=whole,
-            samples=Samples(
+            samples=SampleRequest(
                 count=samples,
                 prompts=tuple(prompt or ()),
                 tokens=tokens,
@@ -99,15 +101,15 @@ def evaluate(
                 top_k=top_k,
                 seed=seed,
             ),
-            tasks=Tasks(names=names, suite=suite, shots=shots, options=options),
+            tasks=TaskRequest(names=names, suite=suite, shots=shots, options=options),
             out=out,
-            say=console.log,
+            log=console.log,
             report=report,
         )
     typer.echo(json.dumps(found.measured, indent=2) if as_json else _text(found))
 
 
-def _text(found: Found) -> str:
+def _text(found: EvalResult) -> str:
     """Return the table of what is new, the samples, and what was known before."""
     from muonscale.lab.report.eval_table import notes_of, rows_of, table_text
 
@@ -122,7 +124,7 @@ def _text(found: Found) -> str:
     return "\n".join([*lines, "", _kept(found)])
 
 
-def _kept(found: Found) -> str:
+def _kept(found: EvalResult) -> str:
     """Return the sentence on what is new in the file and what stays of earlier evaluations."""
     from muonscale.lab.run_folder import finite
 

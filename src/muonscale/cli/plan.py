@@ -41,10 +41,10 @@ def plan(
     """
     from muonscale.lab.estimate.estimate import estimate
     from muonscale.lab.estimate.formats import check_format
-    from muonscale.lab.estimate.resolve import Asked
+    from muonscale.lab.estimate.resolve import PlanRequest
     from muonscale.lab.estimate.text import table
 
-    asked = Asked(
+    asked = PlanRequest(
         target=model,
         overrides=overrides or [],
         devices=devices,

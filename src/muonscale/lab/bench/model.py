@@ -28,8 +28,7 @@ from muonscale.lab.bench.memory import check_room, free_bytes, step_needs
 from muonscale.lab.bench.passes import passes_need, passes_seconds, share
 from muonscale.lab.bench.rates import addmm_rate, direct_flops, weighted_rate
 from muonscale.lab.estimate.memory import step_bytes
-from muonscale.lab.estimate.resolve import Asked as AskedPlan
-from muonscale.lab.estimate.resolve import Planned, resolve
+from muonscale.lab.estimate.resolve import PlanRequest, ResolvedPlan, resolve
 from muonscale.lab.training.param_groups import plan_transfer
 from muonscale.lab.training.setup import build_optimizer, resolve_device
 from muonscale.optim.muon import Muon
@@ -64,7 +63,7 @@ class Bench:
     """A model on a device, ready to be measured."""
 
     asked: Asked
-    planned: Planned
+    planned: ResolvedPlan
     groups: list[dict[str, Any]]
     shapes: dict[str, tuple[int, ...]]
     parts: list[Part]
@@ -72,7 +71,7 @@ class Bench:
 
     def bytes_needed(self, part: Part | None) -> int:
         """Return what measuring a part needs, or the whole model."""
-        workspace = step_bytes(self.planned.placed, self.planned.device.kind, 0)
+        workspace = step_bytes(self.planned.placement, self.planned.device.kind, 0)
         if part is None:
             elements = sum(each.elements for each in self.parts)
             on_matrices = sum(each.elements for each in self.parts if each.on_matrices)
@@ -102,10 +101,12 @@ def _prepare(asked: Asked) -> Bench:
     for name, value in (("rounds", asked.rounds), ("layers", asked.layers)):
         if value is not None and value < 1:
             raise ConfigError(f"--{name} {value}: at least 1")
-    config = resolve(AskedPlan(target=asked.target, overrides=asked.overrides, device="cpu")).config
+    config = resolve(
+        PlanRequest(target=asked.target, overrides=asked.overrides, device="cpu")
+    ).config
     device = resolve_device(config.run.device)
     kind = "cpu" if device.type == "cpu" else "h100"
-    planned = resolve(AskedPlan(target=asked.target, overrides=asked.overrides, device=kind))
+    planned = resolve(PlanRequest(target=asked.target, overrides=asked.overrides, device=kind))
     length, tokens = planned.workload.sequence_length, asked.tokens
     if tokens is not None and (tokens < 1 or tokens % length):
         raise ConfigError(
@@ -143,7 +144,7 @@ def _measure_part(ready: Bench, part: Part, tell: Tell) -> dict[str, Any]:
     """Return the row of a part: ours, AdamW and, where it can, torch's Muon."""
     tell(f"{part.title}: first steps")
     ours, others = _sides(ready, part.names)
-    products = ready.planned.placed.matrices[0].products if part.on_matrices else None
+    products = ready.planned.placement.matrices[0].products_dtype if part.on_matrices else None
     reason = _no_torch_muon(part, ready.device)
     if reason is None:
         parameters = [p for group in ours.optimizer.param_groups for p in group["params"]]
@@ -241,7 +242,7 @@ def _facts(
     tokens = asked.tokens or planned.workload.batch_tokens
     found = {
         "model": asked.target,
-        "parameters": planned.placed.elements,
+        "parameters": planned.placement.elements,
         "device": str(ready.device),
         "threads": torch.get_num_threads(),
         "products": _products(ready),
@@ -263,7 +264,8 @@ def _facts(
 
 def _products(ready: Bench) -> str | None:
     dtypes = {
-        str(domain.products).removeprefix("torch.") for domain in ready.planned.placed.matrices
+        str(group.products_dtype).removeprefix("torch.")
+        for group in ready.planned.placement.matrices
     }
     return ", ".join(sorted(dtypes)) or None
 

@@ -65,7 +65,7 @@ def _head(facts: dict[str, Any]) -> list[Row]:
         ("", f"{model['without_embeddings']:,}", "without embeddings and head"),
     ]
     if model["mixture_of_experts"]:
-        rows.append(("", f"{model['active_without_embeddings']:,}", "of these met by a token"))
+        rows.append(("", f"{model['active_without_embeddings']:,}", "of these active per token"))
     return [
         *rows,
         ("", f"{model['flops_per_token']:.4g}", "FLOPs per token, forward and backward"),
@@ -128,12 +128,12 @@ def _newton_schulz(facts: dict[str, Any]) -> list[Row]:
     if not balance["matrices"]:
         return [("matrices", "0", "every parameter is on AdamW")]
     share = 100 * flops["newton_schulz_share"]
-    team = f"{balance['split_matrices']:,} split over teams of {balance['team_size']}"
+    split = f"{balance['split_matrices']:,} split over subgroups of {balance['subgroup_size']}"
     return [
         (
             "matrices",
             f"{balance['matrices']:,}",
-            team if balance["split_matrices"] else "none split",
+            split if balance["split_matrices"] else "none split",
         ),
         ("FLOPs", f"{flops['newton_schulz_per_step']:.4g}", f"in {flops['newton_schulz_dtype']}"),
         ("share", f"{share:.3g} %", "of the FLOPs of a step"),
