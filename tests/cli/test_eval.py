@@ -135,7 +135,7 @@ def test_the_training_part_of_the_run_is_never_evaluated(
         [f"data.path={corpus_file}", "data.held_out=0.5", "--all"],
     ):
         answer = muonscale("eval", run, *words)
-        assert answer.code == 2 and "which of the run's data" in answer.err
+        assert answer.code == 2 and "validation split" in answer.err
     named = only_text(muonscale, run, f"data.path={corpus_file}")  # the same split, by its name
     assert named["loss"] == pytest.approx(result(run)["held_out_loss"], rel=1e-6)
     assert named["data"] == "own" and named["bigram_loss"] == result(run)["bigram_loss"]

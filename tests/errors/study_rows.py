@@ -12,7 +12,7 @@ from muonscale.errors import ConfigError, StudyError
 from muonscale.lab.estimate.devices import find_device
 from muonscale.lab.estimate.estimate import estimate
 from muonscale.lab.estimate.formats import check_format
-from muonscale.lab.estimate.resolve import Asked as AskedPlan
+from muonscale.lab.estimate.resolve import PlanRequest
 from muonscale.lab.fits.batch_table import AskedBatch, fit_batches
 from muonscale.lab.fits.bootstrap import check_degrees, check_resamples
 from muonscale.lab.fits.checks import enough, not_collinear, positive
@@ -107,7 +107,7 @@ def curve(x: tuple[float, ...] = (1, 2), y: tuple[float, ...] = (1, 2), **ends: 
 
 
 def plan(**asked: Any) -> Callable[[Path], object]:
-    return lambda _: estimate(AskedPlan(target="demo", **asked))
+    return lambda _: estimate(PlanRequest(target="demo", **asked))
 
 
 def written(folder: Path) -> object:
