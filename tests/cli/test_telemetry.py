@@ -141,5 +141,5 @@ def test_what_cannot_be_clipped_is_refused_before_anything_is_written(
     words = [*tiny, "model.preset=gemma-nano", "optimizer.qk_clip=100"]
     for more in ([], ["--dry-run"]):
         answer = muonscale("train", *words, *more)
-        assert answer.code == 2 and "normalises queries or keys" in answer.err
+        assert answer.code == 2 and "normalizes queries or keys" in answer.err
     assert not (tmp_path / "run" / "metrics.jsonl").exists()

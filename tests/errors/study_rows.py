@@ -223,6 +223,6 @@ ROWS: dict[str, Row] = {
     "figure folder": Row(C, ("nowhere",), lambda _: check_format(Path("nowhere/f.png"))),
     "mfu": Row(C, ("2",), plan(mfu=2)),
     "bandwidth": Row(C, ("-1",), plan(bandwidth=-1e9)),
-    "number of devices": Row(C, ("2 devices", "says 4"), plan(layout="fsdp=2", devices=4)),
+    "number of devices": Row(C, ("2 devices", "is 4"), plan(layout="fsdp=2", devices=4)),
     "many devices": Row(C, ("99999",), plan(devices=99999)),
 }  # fmt: skip

@@ -18,6 +18,7 @@ result.json     written last: its presence means that the run is finished
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import math
 import os
@@ -62,6 +63,12 @@ def write_atomic(path: Path, content: str | bytes) -> None:
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)
+
+
+def sha256(path: Path) -> str:
+    """Return the SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -6,11 +6,13 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from muonscale.errors import ConfigError
 from muonscale.lab.estimate.placement import Placement
 from muonscale.lab.estimate.workload import Workload
-from muonscale.lab.models.flops import attention_flops_per_token, matrix_flops_per_token
-from muonscale.optim.matrices.sharding import Sharding
+from muonscale.lab.models.flops import (
+    attention_flops_per_token,
+    matrix_flops_per_token,
+    unknown_experts,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,10 +44,7 @@ def step_flops(
     """
     matrices = matrix_flops_per_token(shape, model)
     if matrices is None:
-        raise ConfigError(
-            f"model_type {shape.model_type!r}: the configuration does not say how many experts a token "
-            "uses, so its FLOPs cannot be counted; accepted: stacked experts and num_experts_per_tok"
-        )
+        raise unknown_experts(shape)
     attention = attention_flops_per_token(shape, workload.sequence_length)
     ways = placement.topology.tensor
     own = 0
@@ -68,12 +67,4 @@ def newton_schulz_flops(placement: Placement) -> tuple[int, ...]:
     return tuple(
         sum(load[rank_group.group_rank(rank, world)] for rank_group, load in loads)
         for rank in range(world)
-    )
-
-
-def _divided(placement: Placement, layout: Sharding) -> bool:
-    """Return whether tensor-parallel ranks have parts of a matrix; its axis is the mesh's last."""
-    topology = placement.topology
-    return (
-        topology.tensor > 1 and len(layout.ranks) == topology.world and layout.cuts[-1] is not None
     )

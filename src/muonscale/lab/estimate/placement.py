@@ -9,13 +9,13 @@ represents all.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from transformers import PreTrainedModel
 
-from muonscale.lab.models.structure import decoder_layers, expert_modules
+from muonscale.lab.models.structure import decoder_layers, expert_modules, parameters_of
 from muonscale.lab.parallel.placements import parameter_shardings, tensor_styles
 from muonscale.lab.parallel.topology import Topology
 from muonscale.optim.distributed.assignment import OwnerAssignment
@@ -118,19 +118,10 @@ def place(
             for name, _ in named(group)
         },
         units={name: layer_of.get(p, "") for name, p in model.named_parameters()},
-        stacks=_parameters_of(model, expert_modules(model)),
-        partial=_parameters_of(model, partial),
+        stacks=parameters_of(model, expert_modules(model)),
+        partial=parameters_of(model, partial),
         matrices=tuple(plan_rank_groups(on_matrices, shardings, device)),
         partitioned=tuple(plan_rank_groups(elementwise, shardings, device)),
-    )
-
-
-def _parameters_of(model: PreTrainedModel, modules: Iterable[str]) -> frozenset[str]:
-    """Return the names of the modules' own parameters."""
-    return frozenset(
-        f"{name}.{leaf}"
-        for name in modules
-        for leaf, _ in model.get_submodule(name).named_parameters(recurse=False)
     )
 
 

@@ -9,10 +9,9 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from muonscale.errors import ConfigError
 from muonscale.lab.config.load import Config
 from muonscale.lab.models.build import build_model, meta_model
-from muonscale.lab.models.flops import flops_per_token, optimizer_flops
+from muonscale.lab.models.flops import flops_per_token, optimizer_flops, unknown_experts
 from muonscale.lab.models.structure import count_parameters
 from muonscale.lab.training.dry_run import planned_shape
 from muonscale.lab.training.micro_batches import micro_batch_size
@@ -52,10 +51,7 @@ def run_cost(config: Config) -> RunCost:
     model = meta_model(shape)
     per_token = flops_per_token(shape, model, config.data.sequence_length)
     if per_token is None:
-        raise ConfigError(
-            f"model_type {shape.model_type!r}: the configuration does not say how many experts a token "
-            "uses, so its FLOPs cannot be counted; accepted: stacked experts and num_experts_per_tok"
-        )
+        raise unknown_experts(shape)
     size = count_parameters(model)
     return RunCost(
         parameters=size.total,

@@ -17,6 +17,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from muonscale.lab.estimate.memory import PARAMETER_BYTES, elements, shard_ranks, sharded
 from muonscale.lab.estimate.placement import Placement, RankGroupPlan
 from muonscale.lab.estimate.workload import Workload
+from muonscale.lab.models.structure import parameters_of
 from muonscale.lab.parallel.placements import sequence_norms, tensor_styles
 from muonscale.lab.parallel.topology import Topology
 from muonscale.optim.distributed.assignment import OwnerAssignment, Traffic, traffic
@@ -80,11 +81,7 @@ def activation_flow(
         chosen=getattr(shape, "num_experts_per_tok", None) or 0,
         readers=len({name.rpartition(".")[0] for name in rows}),
         writers=sum(style == "columns" for style in styles.values()),
-        norms=frozenset(
-            f"{name}.{leaf}"
-            for name in norms
-            for leaf, _ in model.get_submodule(name).named_parameters()
-        ),
+        norms=parameters_of(model, norms),
     )
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from muonscale.errors import ConfigError
 from muonscale.lab.models.structure import expert_modules, lookup_tables, output_head
 from muonscale.optim.matrices.batches import cached_matrix_shapes
 from muonscale.optim.matrices.spec import PLAIN
@@ -58,6 +59,14 @@ def matrix_flops_per_token(
     return {
         name: 0 if id(p) in looked_up else 6 * active[name] for name, p in model.named_parameters()
     }
+
+
+def unknown_experts(config: PreTrainedConfig) -> ConfigError:
+    """Return the error for a mixture of experts whose active experts are not known."""
+    return ConfigError(
+        f"model_type {config.model_type!r}: the configuration does not say how many experts a token "
+        "uses, so its FLOPs cannot be counted; accepted: stacked experts and num_experts_per_tok"
+    )
 
 
 def attention_flops_per_token(config: PreTrainedConfig, sequence_length: int) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from muonscale.lab.models.build import meta_model, prepare_for_training
 from muonscale.lab.models.config import model_config
 from muonscale.lab.models.contexts import quiet_transformers
 from muonscale.lab.models.convert import check_all_loaded
+from muonscale.lab.run_folder import sha256
 
 HEADS = ("num_attention_heads", "num_key_value_heads", "head_dim")
 """Fields that change the meaning of the rows of a matrix, even if no shape changes."""
@@ -168,9 +168,4 @@ def weight_files(folder: Path) -> list[Path]:
 
 def fingerprint(files: list[Path]) -> dict[str, Any]:
     """Return size and SHA-256 of every file, by name."""
-    fingerprints = {}
-    for path in files:
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        fingerprints[path.name] = {"bytes": path.stat().st_size, "sha256": digest}
-    return fingerprints
+    return {path.name: {"bytes": path.stat().st_size, "sha256": sha256(path)} for path in files}

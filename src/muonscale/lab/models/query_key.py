@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -17,78 +17,61 @@ Clip = Callable[[Tensor, float, Masters | None], None]
 """Scales the heads of an attention module; its arguments are gamma `[H]`, alpha and the masters."""
 
 
-def _linear(module: nn.Module) -> Outputs:
-    return Outputs(tuple(module.parameters(recurse=False)))
+def _outputs(linear: nn.Module) -> Outputs:
+    return Outputs(tuple(linear.parameters(recurse=False)))
 
 
-@dataclass(frozen=True)
-class _SeparateClip:
-    """`q_proj` and `k_proj`, ordered by head; keys may have fewer heads."""
-
-    module: Any
-
-    def __call__(self, gamma_H: Tensor, alpha: float, masters: Masters | None) -> None:
-        query, key, size = self.module.q_proj, self.module.k_proj, self.module.head_dim
-        clip_grouped_(
-            _linear(query),
-            _linear(key),
-            gamma_H,
-            key_heads=key.weight.shape[0] // size,
-            head_size=size,
-            alpha=alpha,
-            masters=masters,
-        )
+def _clip_separate(module: Any, gamma_H: Tensor, alpha: float, masters: Masters | None) -> None:
+    """Clip `q_proj` and `k_proj`, ordered by head; keys may have fewer heads."""
+    size = module.head_dim
+    clip_grouped_(
+        _outputs(module.q_proj),
+        _outputs(module.k_proj),
+        gamma_H,
+        key_heads=module.k_proj.weight.shape[0] // size,
+        head_size=size,
+        alpha=alpha,
+        masters=masters,
+    )
 
 
-@dataclass(frozen=True)
-class _FusedClip:
-    """GPT-2's `c_attn`, a Conv1D: queries, keys, values."""
-
-    module: Any
-
-    def __call__(self, gamma_H: Tensor, alpha: float, masters: Masters | None) -> None:
-        tensors, heads = tuple(self.module.c_attn.parameters(recurse=False)), len(gamma_H)
-        width = self.module.c_attn.weight.shape[1] // 3
-        clip_grouped_(
-            Outputs(tensors, axis=-1),
-            Outputs(tensors, axis=-1, first=width),
-            gamma_H,
-            key_heads=heads,
-            head_size=width // heads,
-            alpha=alpha,
-            masters=masters,
-        )
+def _clip_fused(module: Any, gamma_H: Tensor, alpha: float, masters: Masters | None) -> None:
+    """Clip GPT-2's `c_attn`, a Conv1D: queries, keys, values."""
+    tensors, heads = tuple(module.c_attn.parameters(recurse=False)), len(gamma_H)
+    width = module.c_attn.weight.shape[1] // 3
+    clip_grouped_(
+        Outputs(tensors, axis=-1),
+        Outputs(tensors, axis=-1, first=width),
+        gamma_H,
+        key_heads=heads,
+        head_size=width // heads,
+        alpha=alpha,
+        masters=masters,
+    )
 
 
-@dataclass(frozen=True)
-class _LatentClip:
-    """DeepSeek's multi-head latent attention, with or without a low-rank query."""
-
-    module: Any
-
-    def __call__(self, gamma_H: Tensor, alpha: float, masters: Masters | None) -> None:
-        module = self.module
-        query = getattr(module, "q_proj", None) or module.q_b_proj
-        clip_latent_(
-            _linear(query),
-            _linear(module.kv_b_proj),
-            gamma_H,
-            sizes=(module.qk_nope_head_dim, module.qk_rope_head_dim, module.v_head_dim),
-            alpha=alpha,
-            masters=masters,
-        )
+def _clip_latent(module: Any, gamma_H: Tensor, alpha: float, masters: Masters | None) -> None:
+    """Clip DeepSeek's multi-head latent attention, with or without a low-rank query."""
+    clip_latent_(
+        _outputs(getattr(module, "q_proj", None) or module.q_b_proj),
+        _outputs(module.kv_b_proj),
+        gamma_H,
+        sizes=(module.qk_nope_head_dim, module.qk_rope_head_dim, module.v_head_dim),
+        alpha=alpha,
+        masters=masters,
+    )
 
 
-CLIPS: dict[str, Callable[[Any], Clip]] = {
-    "DeepseekV3Attention": _LatentClip,
-    "GPT2Attention": _FusedClip,
-    "LlamaAttention": _SeparateClip,
-    "MistralAttention": _SeparateClip,
-    "MixtralAttention": _SeparateClip,
-    "Qwen2Attention": _SeparateClip,
-    "Qwen2MoeAttention": _SeparateClip,
+CLIPS: dict[str, Callable[..., None]] = {
+    "DeepseekV3Attention": _clip_latent,
+    "GPT2Attention": _clip_fused,
+    "LlamaAttention": _clip_separate,
+    "MistralAttention": _clip_separate,
+    "MixtralAttention": _clip_separate,
+    "Qwen2Attention": _clip_separate,
+    "Qwen2MoeAttention": _clip_separate,
 }
-"""Supported attention modules of transformers, by class."""
+"""Clip functions of the supported attention modules of transformers, by class."""
 
 NORMS = ("q_norm", "k_norm", "q_layernorm", "k_layernorm", "query_layernorm", "key_layernorm")
 """Names of the norms of queries and keys in attention modules."""
@@ -101,7 +84,7 @@ def query_key_clips(model: PreTrainedModel) -> list[Clip]:
         ConfigError: for a model that normalizes queries or keys, or that is not supported.
     """
     kind = model.config.model_type
-    clips = []
+    clips: list[Clip] = []
     for name, module in attention_modules(model).items():
         cls = type(module)
         normed = next((n for n in NORMS if getattr(module, n, None) is not None), "")
@@ -115,5 +98,5 @@ def query_key_clips(model: PreTrainedModel) -> list[Clip]:
                 f"optimizer.qk_clip: {cls.__name__} of model_type {kind!r} is not supported; "
                 f"accepted: null, or {', '.join(CLIPS)}"
             )
-        clips.append(CLIPS[cls.__name__](module))
+        clips.append(partial(CLIPS[cls.__name__], module))
     return clips

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from torch import nn
@@ -43,6 +44,15 @@ def expert_modules(model: nn.Module) -> dict[str, nn.Module]:
         if any(len(s) == 3 for s in shapes) and all(s[0] == number for s in shapes):
             stacks[name] = module
     return stacks
+
+
+def parameters_of(model: nn.Module, modules: Iterable[str]) -> frozenset[str]:
+    """Return the names of the parameters of some modules, which are given by name."""
+    return frozenset(
+        f"{name}.{leaf}"
+        for name in modules
+        for leaf, _ in model.get_submodule(name).named_parameters()
+    )
 
 
 def count_parameters(model: PreTrainedModel) -> ParameterCount:

@@ -25,7 +25,7 @@ from transformers import PreTrainedModel
 from muonscale.errors import ConfigError
 from muonscale.lab.config.sections import TrainSection
 from muonscale.lab.models.moe.routers import keep_float32
-from muonscale.lab.models.structure import decoder_layers, expert_modules
+from muonscale.lab.models.structure import decoder_layers, expert_modules, parameters_of
 from muonscale.lab.parallel.experts import shard_experts
 from muonscale.lab.parallel.forward import Parallelized
 from muonscale.lab.parallel.placements import check_model, expert_axis, tensor_styles
@@ -178,18 +178,13 @@ class _Builder:
         if topology.data == "ddp":
             return Parallelized(model, self._replicate(), self._precision)
         styles = tensor_styles(model) if topology.tensor > 1 else {}
-        partial = [
-            f"{name}.{leaf}"
-            for name, style in styles.items()
-            if style == "partial"
-            for leaf, _ in model.get_submodule(name).named_parameters()
-        ]
+        partial = parameters_of(model, [name for name, s in styles.items() if s == "partial"])
         return Parallelized(
             model,
             model,
             self._precision,
             casts=self._sharded,
-            partial=tuple(partial),
+            partial=partial,
             heads=self._meshes.tensor.get_group() if partial else None,
         )
 

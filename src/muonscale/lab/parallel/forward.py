@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Generator
+from collections.abc import Collection, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -32,7 +32,7 @@ class Parallelized:
     """Dtype of forward and backward passes."""
     casts: bool = False
     """Whether parameters are gathered in that dtype, as with FSDP."""
-    partial: tuple[str, ...] = ()
+    partial: Collection[str] = ()
     """Parameters whose gradients on this rank come from its own attention heads only."""
     heads: dist.ProcessGroup | None = None
     """Group of the ranks with the other heads."""

@@ -13,7 +13,7 @@ from typing import Literal
 from transformers import PreTrainedModel
 
 from muonscale.errors import ConfigError
-from muonscale.lab.models.structure import decoder_layers, expert_modules
+from muonscale.lab.models.structure import decoder_layers, expert_modules, parameters_of
 from muonscale.lab.parallel.topology import Topology
 from muonscale.optim.matrices.sharding import Cut, Sharding
 from muonscale.optim.matrices.spec import PLAIN, MatrixSpec
@@ -138,11 +138,7 @@ def parameter_shardings(
     """
     check_model(model, topology)
     styles = tensor_styles(model) if topology.tensor > 1 else {}
-    stacks = {
-        f"{name}.{child}"
-        for name, module in expert_modules(model).items()
-        for child, _ in module.named_parameters(recurse=False)
-    }
+    stacks = parameters_of(model, expert_modules(model))
     norms = set(sequence_norms(model)) if topology.sequence else set()
     shardings = {}
     for name, parameter in model.named_parameters():

@@ -8,7 +8,6 @@ it. All ranks write and read, in a folder that all of them can access; the first
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -24,7 +23,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from muonscale.errors import CheckpointError, ConfigError
 from muonscale.lab.config.load import Config
 from muonscale.lab.parallel.processes import Processes
-from muonscale.lab.run_folder import write_json
+from muonscale.lab.run_folder import sha256, write_json
 
 MANIFEST = "manifest.json"
 FACTS = "facts.json"
@@ -117,7 +116,7 @@ def save_checkpoint(
         # The ranks share the hashing.
         files = sorted(p for p in temporary.rglob("*") if p.is_file())
         share = {
-            str(p.relative_to(temporary)): {"bytes": p.stat().st_size, "sha256": _sha256(p)}
+            str(p.relative_to(temporary)): {"bytes": p.stat().st_size, "sha256": sha256(p)}
             for p in files[processes.rank :: processes.topology.world]
         }
         entries = (item for part in processes.gather(share) for item in part.items())
@@ -174,7 +173,7 @@ def find_damage(folder: Path) -> str | None:
             path = folder / name
             if path.stat().st_size != entry["bytes"]:
                 return f"{name} has {path.stat().st_size} bytes instead of {entry['bytes']}"
-            if _sha256(path) != entry["sha256"]:
+            if sha256(path) != entry["sha256"]:
                 return f"the content of {name} has changed"
         step = load_facts(folder).get("step")
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
@@ -212,11 +211,6 @@ def _ignore_missing_group() -> Generator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")
         yield
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _write_failure(root: Path, step: int, error: BaseException) -> str:

@@ -78,30 +78,6 @@ def export(
             or damaged, or a folder that must not be overwritten.
         ConfigError: for another dtype or size.
     """
-    _check_options(dtype, max_shard_size)
-    run.saved_config()  # refuses a folder that is not a run
-    check_target(folder)
-    checkpoint = find_checkpoint(run, step, report)
-    facts = load_facts(checkpoint)
-    tokenizer = run_tokenizer(run)
-    model = checkpoint_model(checkpoint, facts, DTYPES[dtype])
-    card = _card(run, facts["step"], model)
-    save_hf(model, tokenizer, folder, card=card, max_shard_size=max_shard_size)
-    return Exported(step=facts["step"], folder=folder)
-
-
-def _card(run: RunFolder, step: int, model: PreTrainedModel) -> str:
-    config, env = run.saved_config(), run.environment()
-    try:
-        return model_card(config, env, run.read_metrics(), step=step, model=model)
-    except (AttributeError, LookupError, TypeError, ValueError) as error:
-        raise CheckpointError(
-            f"no model card can be made from config.json, env.json and metrics.jsonl in {run.path} "
-            f"({type(error).__name__}: {error}); restore the one that is damaged, or remove env.json"
-        ) from error
-
-
-def _check_options(dtype: str, max_shard_size: str) -> None:
     if dtype not in DTYPES:
         raise ConfigError(f"--dtype {dtype}: accepted: {', '.join(DTYPES)}")
     try:
@@ -110,6 +86,22 @@ def _check_options(dtype: str, max_shard_size: str) -> None:
         raise ConfigError(
             f"--max-shard-size {max_shard_size}: accepted: a number with KB, MB, GB or TB, such as 5GB"
         ) from error
+    config = run.saved_config()  # refuses a folder that is not a run
+    check_target(folder)
+    checkpoint = find_checkpoint(run, step, report)
+    facts = load_facts(checkpoint)
+    tokenizer = run_tokenizer(run)
+    model = checkpoint_model(checkpoint, facts, DTYPES[dtype])
+    env = run.environment()
+    try:
+        card = model_card(config, env, run.read_metrics(), step=facts["step"], model=model)
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"no model card can be made from config.json, env.json and metrics.jsonl in {run.path} "
+            f"({type(error).__name__}: {error}); restore the one that is damaged, or remove env.json"
+        ) from error
+    save_hf(model, tokenizer, folder, card=card, max_shard_size=max_shard_size)
+    return Exported(step=facts["step"], folder=folder)
 
 
 def find_checkpoint(run: RunFolder, step: int | None, report: Callable[[str], None]) -> Path:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict
 from typing import Any
 
@@ -20,7 +20,7 @@ from muonscale.lab.run_folder import RunFolder, write_json
 from muonscale.lab.training.checkpoint import newest_checkpoint, saved_steps, steps_to_keep
 from muonscale.lab.training.console import RunConsole
 from muonscale.lab.training.finish import finish
-from muonscale.lab.training.profile import Profiler, profiling
+from muonscale.lab.training.profile import Profiler
 from muonscale.lab.training.provenance import record_provenance
 from muonscale.lab.training.schedule import check_schedule
 from muonscale.lab.training.setup import Run, build_optimizer, environment, resolve_device, set_up
@@ -60,7 +60,14 @@ def train_together(
     config: Config, folder: RunFolder, console: RunConsole, processes: Processes, *, resume: bool
 ) -> dict[str, Any]:
     """Train as `train` does, on one of the initialized processes: a collective of all."""
-    begun, result = processes.on_first(lambda: find_run(config, folder, resume=resume))
+
+    def find_run() -> tuple[bool, dict[str, Any] | None]:
+        begun = folder.check_free(resume=resume)
+        if begun:
+            folder.check_same(config)
+        return begun, folder.result() if begun else None
+
+    begun, result = processes.on_first(find_run)
     if result is not None:
         console.log(f"run {folder.path} is finished; its result is in result.json")
         return result
@@ -79,7 +86,6 @@ def train_together(
         open_trackers()
         if begun:
             make_up_evaluation(run, stop)
-        processes.on_first(lambda: record_tokenizer(run))
         processes.on_first(lambda: record_environment(run))
         introduce(run)
         run_steps(run, stop)
@@ -98,21 +104,6 @@ def lock_folder(folder: RunFolder, processes: Processes) -> Generator[None]:
             lock.__exit__(None, None, None)
 
 
-def find_run(
-    config: Config, folder: RunFolder, *, resume: bool
-) -> tuple[bool, dict[str, Any] | None]:
-    """Return whether the run was begun, and its result if it is finished.
-
-    Raises:
-        CheckpointError: if it cannot be continued, or not with this configuration.
-    """
-    begun = folder.check_free(resume=resume)
-    if not begun:
-        return False, None
-    folder.check_same(config)
-    return True, folder.result()
-
-
 def run_steps(run: Run, stop: StopRequest) -> None:
     """Train from the current step to the last one; evaluate and save when due."""
     state, config, steps = run.state, run.config, run.config.steps
@@ -124,7 +115,7 @@ def run_steps(run: Run, stop: StopRequest) -> None:
         run.console.warn(
             f"profile.steps={config.profile.steps} are done: the run is at {state.step}"
         )
-    with run.console.steps(state.step, steps) as show, profiling(profiler):
+    with run.console.steps(state.step, steps) as show, closing(profiler):
         while state.step < steps:
             telemetry = StepTelemetry(state, config.telemetry)
             with profiler.step(state.step + 1) as profiled:
@@ -196,16 +187,14 @@ def make_up_evaluation(run: Run, stop: StopRequest) -> None:
         evaluate_if_due(run, stop)
 
 
-def record_tokenizer(run: Run) -> None:
-    """Write the tokenizer, so that the run can be exported without the cache of its data."""
-    folder = run.folder.tokenizer
-    # Until the first checkpoint a resumed run may use another corpus.
-    if run.state.step == 0 or not folder.exists():
-        save_tokenizer(run.tokenizer, folder)
-
-
 def record_environment(run: Run) -> None:
-    """Write env.json: everything this run depends on besides its configuration."""
+    """Write the tokenizer and env.json: everything the run depends on besides its configuration.
+
+    With the tokenizer the run can be exported without the cache of its data.
+    """
+    # Until the first checkpoint a resumed run may use another corpus.
+    if run.state.step == 0 or not run.folder.tokenizer.exists():
+        save_tokenizer(run.tokenizer, run.folder.tokenizer)
     facts = {
         **environment(run),
         "flops": run_flops(run.config, run.state.model.config),

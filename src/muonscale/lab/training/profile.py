@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Generator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -101,14 +101,6 @@ class Profiler:
         finally:
             if self._device.type == "cuda":
                 torch.cuda.memory._record_memory_history(enabled=None)
-
-
-@contextmanager
-def profiling(profiler: Profiler) -> Generator[Profiler]:
-    """Write the profile even if the run stops before its last profiled step."""
-    with ExitStack() as stack:
-        stack.callback(profiler.close)
-        yield profiler
 
 
 def operators(recorded: profile, device: torch.device) -> str:
