@@ -17,8 +17,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from muonscale.lab.coordcheck.text import verdict_line, worst_rows
 from muonscale.lab.coordcheck.tolerances import QUANTITIES
-from muonscale.lab.coordcheck.words import verdict_line, worst_rows
 
 RESULT = Path(__file__).parents[1] / "docs" / "results" / "coordcheck.md"
 MODELS = {

@@ -17,12 +17,11 @@ import numpy as np
 
 from muonscale.lab.fits.allocation import log_best_loss, log_parameters
 from muonscale.lab.fits.bootstrap import Draws, Quantity
-from muonscale.lab.fits.flops_ratio import Frontier, flops_ratio
-from muonscale.lab.fits.laws.batch import draw_batch, fit_batch, log_batch_law
-from muonscale.lab.fits.laws.chinchilla import draw_chinchilla, fit_chinchilla, log_law
-from muonscale.lab.fits.laws.power import draw_power, log_loss, log_reach
-from muonscale.lab.fits.laws.power_offset import draw_power_offset, fit_power_offset, log_offset_law
-from muonscale.lab.fits.result import Span
+from muonscale.lab.fits.laws.batch import BatchLaw
+from muonscale.lab.fits.laws.chinchilla import ChinchillaLaw
+from muonscale.lab.fits.laws.power import PowerLaw
+from muonscale.lab.fits.laws.power_offset import OffsetPowerLaw
+from muonscale.lab.fits.ratios import DrawnLaw, compare_flops
 
 RESULT = Path(__file__).parent / "results" / "fit_coverage.md"
 RESAMPLES = 200
@@ -65,23 +64,20 @@ def power(points: int, noise: Noise) -> Callable[[int], list[bool]]:
     flops = np.geomspace(1e17, 1e19, points)
     beyond = 1e20
 
-    def draw(seed: int) -> Draws:
+    def draw(seed: int) -> DrawnLaw[PowerLaw]:
         rng = np.random.default_rng((points, seed))
-        loss = np.exp(log_loss(POWER, flops) + 0.003 * noise(rng, points))
-        return draw_power(flops, loss, RESAMPLES, seed)
+        loss = np.exp(PowerLaw.log_value(POWER, flops) + 0.003 * noise(rng, points))
+        law = PowerLaw.fit(flops, loss)
+        return DrawnLaw(name="", law=law, draws=law.draw(RESAMPLES, seed))
 
     def one(seed: int) -> list[bool]:
-        draws, other = draw(2 * seed), draw(2 * seed + 1)
-        span = Span.of(flops)
-        sides = [
-            Frontier(draws=side, flops=span, log_loss=log_loss, log_reach=log_reach)
-            for side in (draws, other)
-        ]
-        ratio = flops_ratio("", sides[0], "", sides[1], (1e18,)).rows[0]
+        sides = draw(2 * seed), draw(2 * seed + 1)
+        draws = sides[0].draws
+        ratio = compare_flops(*sides, (1e18,)).rows[0]
         return [
             holds(draws, first, POWER),
             holds(draws, second, POWER),
-            holds(draws, lambda theta: log_loss(theta, beyond), POWER),
+            holds(draws, lambda theta: PowerLaw.log_value(theta, beyond), POWER),
             ratio.low <= 1 <= ratio.high,
         ]
 
@@ -93,8 +89,10 @@ def offset(points: int) -> Callable[[int], list[bool]]:
 
     def one(seed: int) -> list[bool]:
         rng = np.random.default_rng((points, seed))
-        loss = np.exp(log_offset_law(np.log(width))(OFFSET)[0] + 0.003 * normal(rng, points))
-        draws = draw_power_offset(fit_power_offset(width, loss), width, loss, RESAMPLES, seed)
+        loss = np.exp(
+            OffsetPowerLaw.log_model(np.log(width))(OFFSET)[0] + 0.003 * normal(rng, points)
+        )
+        draws = OffsetPowerLaw.fit(width, loss).draw(RESAMPLES, seed)
         return [holds(draws, lambda theta, i=i: theta[..., i], OFFSET) for i in range(3)]
 
     return one
@@ -105,8 +103,8 @@ def batch(points: int) -> Callable[[int], list[bool]]:
 
     def one(seed: int) -> list[bool]:
         rng = np.random.default_rng((points, seed))
-        steps = np.exp(log_batch_law(np.log(sizes))(BATCH)[0] + 0.03 * normal(rng, points))
-        draws = draw_batch(fit_batch(sizes, steps), sizes, steps, RESAMPLES, seed)
+        steps = np.exp(BatchLaw.log_model(np.log(sizes))(BATCH)[0] + 0.03 * normal(rng, points))
+        draws = BatchLaw.fit(sizes, steps).draw(RESAMPLES, seed)
         critical = holds(draws, lambda theta: theta[..., 1] - theta[..., 0], BATCH)
         return [holds(draws, first, BATCH), holds(draws, second, BATCH), critical]
 
@@ -121,13 +119,20 @@ def grid(sides: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
 def chinchilla_table(sides: tuple[int, int], seed: int) -> tuple[np.ndarray, ...]:
     n, d = grid(sides)
     rng = np.random.default_rng((len(n), seed))
-    return n, d, np.exp(log_law(np.log(n), np.log(d))(CHINCHILLA)[0] + 0.005 * normal(rng, len(n)))
+    return (
+        n,
+        d,
+        np.exp(
+            ChinchillaLaw.log_model(np.log(n), np.log(d))(CHINCHILLA)[0]
+            + 0.005 * normal(rng, len(n))
+        ),
+    )
 
 
 def chinchilla(sides: tuple[int, int]) -> Callable[[int], list[bool]]:
     def one(seed: int) -> list[bool]:
         table = chinchilla_table(sides, seed)
-        draws = draw_chinchilla(fit_chinchilla(*table), *table, RESAMPLES, seed)
+        draws = ChinchillaLaw.fit(*table).draw(RESAMPLES, seed)
         quantities: list[Quantity] = [
             *(lambda theta, i=i: theta[..., i] for i in range(5)),
             lambda theta: log_parameters(theta, 1e24),
@@ -141,9 +146,9 @@ def chinchilla(sides: tuple[int, int]) -> Callable[[int], list[bool]]:
 def bootstrap_time() -> str:
     table = chinchilla_table((16, 15), 0)
     start = time.perf_counter()
-    law = fit_chinchilla(*table)
+    law = ChinchillaLaw.fit(*table)
     middle = time.perf_counter()
-    draws = draw_chinchilla(law, *table, 1000)
+    draws = law.draw(1000)
     end = time.perf_counter()
     return (
         f"One process: the fit {middle - start:.3f} s, 1,000 refits {end - middle:.1f} s, "

@@ -20,7 +20,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from muonscale import Muon, orthogonalize, parameter_groups
 from muonscale.lab.report.matplotlib_charts import draw
-from muonscale.lab.report.page import Chart, Mark, Page, Section, Series
+from muonscale.lab.report.page import Chart, Mark, Series
 from muonscale.lab.report.palette import styles
 from muonscale.optim.diagnostics.telemetry import squared_singular_values
 from muonscale.optim.newton_schulz.coefficients import resolve
@@ -202,10 +202,9 @@ def share() -> Chart:
 def main(folder: Path = IMAGES) -> None:
     """Draw all pictures into a folder."""
     charts = (spectra(), polynomials(), lengths(), rows(), share())
-    page = Page(title="", summary="", sections=(Section(title="", blocks=charts),))
     folder.mkdir(parents=True, exist_ok=True)
     for chart in charts:
-        (folder / f"{chart.name}.png").write_bytes(draw(chart, styles(page))["png"])
+        (folder / f"{chart.name}.png").write_bytes(draw(chart, styles(charts))["png"])
 
 
 if __name__ == "__main__":

@@ -2,15 +2,15 @@
 
     MuonscaleError (a ValueError)
     +-- ConfigError      a recipe, an option or an override that cannot be used
-    +-- GroupingError     a parameter with no optimizer rule, or with two
+    +-- GroupingError    a parameter with no optimizer rule, or with two
     +-- LayoutError      a parameter whose storage hides the matrix it holds
     +-- CheckpointError  a checkpoint or run folder that cannot be written or read
     +-- DataError        text, tokens or a tokenizer that cannot be used
-    +-- DivergedError    training that has left the numbers
+    +-- DivergedError    a gradient that is not finite
     +-- StudyError       a study, a table or a fit that cannot be done
 
-Every message says what was wrong, the value, and what is accepted. The command line prints the
-message without a traceback and exits with code 2. `assert` is kept for mistakes of our own.
+Every message says what is wrong and the value, and what is accepted if that is not obvious. The
+command line prints it without a traceback and exits with code 2. `assert` is for our own mistakes.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from collections.abc import Iterable
 
 
 class MuonscaleError(ValueError):
-    """Base of every error raised for something the user gave or has; a ValueError, as torch raises."""
+    """Base of every error that a user can cause. Like torch's, it is a ValueError."""
 
 
 class ConfigError(MuonscaleError):
@@ -44,15 +44,15 @@ class DataError(MuonscaleError):
 
 
 class DivergedError(MuonscaleError):
-    """A gradient that is not finite, where the optimizer is to raise."""
+    """A gradient that is not finite under `nonfinite="raise"`."""
 
 
 class StudyError(MuonscaleError):
-    """A study that cannot be planned or run, or numbers that do not determine what was asked."""
+    """A study that cannot be planned or run, or data that do not determine a fit."""
 
 
 def shown(value: object, longest: int = 200) -> str:
-    """Return a value as a message shows it: its repr, cut in the middle where it is longer."""
+    """Return the repr of a value for a message; a long one is cut in the middle."""
     try:
         text = repr(value)
     except ValueError:  # an integer of more digits than Python writes
@@ -64,7 +64,7 @@ def shown(value: object, longest: int = 200) -> str:
 
 
 def nearest(name: object, accepted: Iterable[str]) -> str:
-    """Return a hint for a misspelt `name`: the closest accepted names, else all of them."""
+    """Return a hint for a misspelled `name`: the closest accepted names, else all of them."""
     accepted = sorted(accepted)
     close = difflib.get_close_matches(str(name), accepted, n=3, cutoff=0.5)
     if close:

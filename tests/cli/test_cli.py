@@ -70,7 +70,7 @@ def test_recipes_are_listed(muonscale: Muonscale) -> None:
     ("words", "said"),
     [
         (["train", "dmo"], "did you mean demo"),
-        (["train", "demo", "other"], "one recipe at a time"),
+        (["train", "demo", "other"], "demo and other"),
         (["train", "trian.steps=1"], "did you mean train"),
         (["train", "train.steps=many"], "train.steps='many'"),
         (["train", "model.preset=lama-nano", "--dry-run"], "llama-nano"),

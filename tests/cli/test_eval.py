@@ -233,7 +233,7 @@ def test_samples_are_written_for_every_prompt(muonscale: Muonscale, run: Path) -
     assert one["samples"][3]["text"] == written.removesuffix("\n") and written in answer.out
     assert "new: 1 text, 4 samples" in answer.out
     answer = muonscale("eval", run)
-    assert "new: 1 text; of earlier evaluations: 4 samples" in answer.out
+    assert "new: 1 text; from earlier evaluations: 4 samples" in answer.out
     assert "--samples" in muonscale("eval", run, "--prompt", "x").err
 
 

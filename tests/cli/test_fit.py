@@ -74,11 +74,12 @@ def test_fit_batch_prints_the_critical_batch(muonscale: Muonscale, steps: Path) 
     [
         (["scaling", "nowhere.csv"], "nowhere.csv: No such file"),
         (["scaling", "{ladder}", "--law", "chinchilla"], "no column for parameters"),
-        (["scaling", "{ladder}", "--law", "power"], "accepted: auto, chinchilla, compute"),
+        (["scaling", "{ladder}", "--law", "power"], "'power'"),
+        (["scaling", "{ladder}", "--law", "regimes"], "'regimes'"),
         (["scaling", "{ladder}", "--by", "optimiser"], "did you mean optimizer"),
         (["batch", "{ladder}"], "no column for batch"),
-        (["scaling", "{ladder}", "--at", "-1"], "positive"),
-        (["batch", "{steps}", "--base", "0"], "positive"),
+        (["scaling", "{ladder}", "--at", "-1"], "-1"),
+        (["batch", "{steps}", "--base", "0"], "batch size 0"),
     ],
 )
 def test_a_mistake_gets_a_sentence_and_exit_code_2(

@@ -45,7 +45,7 @@ def test_the_json_says_the_same_and_one_that_is_not_the_same_gives_exit_code_1(
     assert (found["layout"], found["processes"], found["same"]) == ("tp=2,sp", 2, False)
     assert len(found["losses"]) == len(found["loss"]["layout"]) == found["steps"] == 3
     assert set(found["weights"][0]) == {
-        "name", "group", "difference", "twin", "rounding", "ratio", "within",
+        "name", "group", "difference", "reordered", "rounding", "ratio", "within",
     }  # fmt: skip
     assert not any(row["within"] for row in found["gradients"])
 

@@ -23,10 +23,10 @@ from muonscale.lab.parallel.topology import parse_layout
 from muonscale.lab.run_folder import RunFolder
 from muonscale.lab.training.console import RunConsole
 from muonscale.lab.training.setup import Batches, set_up
-from muonscale.lab.verify.check import alone, comparable, layout_config
-from muonscale.lab.verify.compare import LIMIT, Comparison, compare
-from muonscale.lab.verify.reordered_run import TWINS, take_twin_steps, twin_config
-from muonscale.lab.verify.trajectory import Trajectory, Whole, take_steps, whole
+from muonscale.lab.verify.check import layout_config, set_up_alone, use_float32
+from muonscale.lab.verify.compare import LIMIT, LayoutComparison, compare
+from muonscale.lab.verify.reordered_run import REORDERINGS, reordered_config, take_reordered_steps
+from muonscale.lab.verify.trajectory import GatheredTensors, Trajectory, gather_tensors, take_steps
 from muonscale.optim.distributed.context import DistributedContext
 from muonscale.optim.distributed.dtensor import to_local
 from muonscale.optim.muon import Muon
@@ -68,15 +68,17 @@ def words(
 
 
 def configured(words: tuple[str, ...]) -> Config:
-    return comparable(load_config("demo", words))
+    return use_float32(load_config("demo", words))
 
 
 @functools.cache
 def in_one_process(words: tuple[str, ...]) -> tuple[Trajectory, list[Trajectory]]:
     config, device = configured(words), torch.device("cpu")
-    one = take_steps(alone(config, device), STEPS)
-    twin = twin_config(config)
-    return one, [take_twin_steps(alone(twin, device), STEPS, kind) for kind in TWINS]
+    one = take_steps(set_up_alone(config, device), STEPS)
+    reordered = reordered_config(config)
+    return one, [
+        take_reordered_steps(set_up_alone(reordered, device), STEPS, kind) for kind in REORDERINGS
+    ]
 
 
 def on_ranks(words: tuple[str, ...], layout: str, fault: Fault | None) -> Trajectory:
@@ -90,10 +92,12 @@ def on_ranks(words: tuple[str, ...], layout: str, fault: Fault | None) -> Trajec
         return take_steps(run, STEPS)
 
 
-def verified(world: Any, words: tuple[str, ...], layout: str, fault: Fault | None) -> Comparison:
-    one, twins = in_one_process(words)
+def verified(
+    world: Any, words: tuple[str, ...], layout: str, fault: Fault | None
+) -> LayoutComparison:
+    one, reordered = in_one_process(words)
     other = world(parse_layout(layout).world).run(on_ranks, words, layout, fault)[0]
-    return compare(one, twins, other, torch.float32)
+    return compare(one, reordered, other, torch.float32)
 
 
 @pytest.mark.parametrize(
@@ -190,13 +194,13 @@ def test_a_broken_layout_does_not(
         assert all(row.within for row in found.gradients)
 
 
-def differing() -> Whole:
+def differing() -> GatheredTensors:
     processes = Processes(parse_layout("ddp=2"), dist.get_rank(), dist.get_rank())
     tensors = {"alike": torch.ones(3), "apart": torch.ones(3) + dist.get_rank() / 8}
-    return whole(tensors, processes)
+    return gather_tensors(tensors, processes)
 
 
 def test_what_ranks_should_hold_alike_is_compared(world) -> None:
     first, second = world(2).run(differing)
-    assert first.apart == {"alike": 0.0, "apart": 0.125} == second.apart
+    assert first.rank_differences == {"alike": 0.0, "apart": 0.125} == second.rank_differences
     assert first.values["apart"].tolist() == [1.0] * 3 and not second.values

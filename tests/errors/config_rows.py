@@ -58,7 +58,7 @@ def ranks(world: int, **options: object) -> Callable[[Path], object]:
 ROWS: dict[str, Row] = {
     # what is read
     "a recipe": Row(C, ("'dem'", "demo", ".yaml file"), load(recipe="dem")),
-    "no file": Row(C, ("none.yaml", "UTF-8"), load(recipe="none.yaml")),
+    "no file": Row(C, ("none.yaml",), load(recipe="none.yaml")),
     "no YAML": Row(C, ("not valid YAML",), file("a: [")),
     "a list": Row(C, ("[1, 2]",), file("[1, 2]")),
     "a section": Row(C, ("'run'", "is 5"), file("run: 5")),

@@ -21,13 +21,13 @@ from muonscale.lab.data.ngram import fit_ngrams
 from muonscale.lab.data.prepare import prepare
 from muonscale.lab.data.sources import identify, read_documents
 from muonscale.lab.data.tokenizer import load_tokenizer
-from muonscale.lab.figures import loss_figure
 from muonscale.lab.models.convert import check_target, load_hf
 from muonscale.lab.models.hub import checkpoint_folder
 from muonscale.lab.models.loss import mean_loss
 from muonscale.lab.models.moe.gate_scale import gate_scale
 from muonscale.lab.models.pretrained import weight_files
 from muonscale.lab.parallel.processes import Processes
+from muonscale.lab.report.loss_figure import write_loss_figure
 from muonscale.lab.run_folder import RunFolder
 from muonscale.lab.training.checkpoint import save_checkpoint, whole_checkpoint
 from muonscale.lab.training.export import export, find_checkpoint, run_tokenizer, shape_of
@@ -140,7 +140,7 @@ ROWS: dict[str, Row] = {
     "content": Row(D, ("'content' is",), chat(turn(content=5))),
     "role": Row(D, ("'robot'", "assistant"), chat(turn(role="robot"))),
     "no answer": Row(D, ("no turn of the assistant",), chat(turn()[:1])),
-    "only spaces": Row(D, ("Give more text", "data.held_out"), prepared("a", vocab_size=257)),
+    "only spaces": Row(D, ("data.sequence_length=256", "data.held_out"), prepared("a", vocab_size=257)),
     "template": Row(D, ("nowhere.jinja", "plain"), lambda f: prepared_chat(f)),
     # tokenizers
     "no tokenizer": Row(D, ("./nowhere.json",), lambda _: load_tokenizer("./nowhere.json")),
@@ -164,7 +164,7 @@ ROWS: dict[str, Row] = {
     "result": Row(K, ("result.json",), run(lambda r: r.result(), result_json="[")),
     "result list": Row(K, ("[1]", "a JSON object"), run(lambda r: r.result(), result_json="[1]")),
     "config": Row(K, ("config.json",), run(lambda r: r.saved_config())),
-    "another config": Row(K, ("['a']", "a section `run`"), run(lambda r: r.saved_config(), config_json='{"a": 1}')),
+    "another config": Row(K, ("['a']", "`run`"), run(lambda r: r.saved_config(), config_json='{"a": 1}')),
     "environment": Row(K, ("env.json",), run(lambda r: r.environment(), env_json="null")),
     "exists": Row(K, ("--resume",), run(lambda r: r.check_free(resume=False), a_txt="x")),
     "no run": Row(K, ("run.path=FOLDER",), run(lambda r: r.check_free(resume=True), a_txt="x")),
@@ -172,11 +172,8 @@ ROWS: dict[str, Row] = {
     "held": Row(K, ("run.path=FOLDER",), run(lock)),
     "not writable": Row(K, ("/proc/run", "run.path=FOLDER"), lambda _: RunFolder(Path("/proc/run")).locked().__enter__()),
     "not created": Row(K, ("/proc/run", "run.path=FOLDER"), lambda _: RunFolder(Path("/proc/run")).create(load_config("demo"))),
-    "no metrics": Row(K, ("metrics.jsonl",), lambda f: loss_figure(f)),
-    "a record": Row(K, ("line 1",), run(lambda r: loss_figure(r.path), metrics_jsonl="5\n" + METRICS)),
-    "no records": Row(K, ("no records",), run(lambda r: loss_figure(r.path), metrics_jsonl="")),
-    "broken result": Row(K, ("result.json",), run(lambda r: loss_figure(r.path), metrics_jsonl=METRICS, result_json="{")),
-    "result of a list": Row(K, ("must hold a JSON object",), run(lambda r: loss_figure(r.path), metrics_jsonl=METRICS, result_json="[]")),
+    "no metrics": Row(K, ("metrics.jsonl",), lambda f: write_loss_figure(f)),
+    "no records": Row(K, ("metrics.jsonl",), run(lambda r: write_loss_figure(r.path), metrics_jsonl="")),
     "not whole": Row(K, ("none of the 1", "run.path=FOLDER"), checkpoint(lambda f: whole_checkpoint(cut(f) / "checkpoints", silent))),
     "no checkpoints": Row(K, ("--resume",), run(lambda r: find_checkpoint(r, None, silent))),
     "no step": Row(K, ("step 7", "those of 5"), checkpoint(lambda f: find_checkpoint(RunFolder(f), 7, silent))),

@@ -11,18 +11,17 @@ import numpy as np
 from muonscale.errors import ConfigError, StudyError
 from muonscale.lab.estimate.devices import find_device
 from muonscale.lab.estimate.estimate import estimate
-from muonscale.lab.estimate.formats import check_format
+from muonscale.lab.estimate.figure import check_format
 from muonscale.lab.estimate.resolve import PlanRequest
-from muonscale.lab.fits.batch_table import AskedBatch, fit_batches
 from muonscale.lab.fits.bootstrap import check_degrees, check_resamples
-from muonscale.lab.fits.checks import enough, not_collinear, positive
-from muonscale.lab.fits.crossing import amount_to
-from muonscale.lab.fits.frontier import iso_loss
+from muonscale.lab.fits.crossing import find_crossing
+from muonscale.lab.fits.fit_table import FitRequest, fit_table
+from muonscale.lab.fits.frontier import trace_iso_loss
 from muonscale.lab.fits.laws.quadratic import fit_minimum
-from muonscale.lab.fits.scaling import Asked, fit_scaling
+from muonscale.lab.fits.result import check_count, check_positive
 from muonscale.lab.fits.steps_to_loss import StepsToLoss
 from muonscale.lab.fits.tables import read_table
-from muonscale.lab.fits.token_optimal import token_optimal
+from muonscale.lab.fits.token_optimal import find_token_optimal
 from muonscale.lab.report.check import check_page
 from muonscale.lab.report.folders import page_of
 from muonscale.lab.report.page import Chart, Page, Section, Series, Surface, Table
@@ -67,7 +66,7 @@ def table(content: str | bytes, name: str = "runs.csv", **asked: Any) -> Callabl
     def call(folder: Path) -> object:
         data = content if isinstance(content, bytes) else content.encode()
         (folder / name).write_bytes(data)
-        return fit_scaling(read_table(folder / name), Asked(**asked))
+        return fit_table(read_table(folder / name), FitRequest(**asked))
 
     return call
 
@@ -75,7 +74,7 @@ def table(content: str | bytes, name: str = "runs.csv", **asked: Any) -> Callabl
 def batch_table(content: str) -> Callable[[Path], object]:
     def call(folder: Path) -> object:
         (folder / "b.csv").write_text(content)
-        return fit_batches(read_table(folder / "b.csv"), AskedBatch())
+        return fit_table(read_table(folder / "b.csv"), FitRequest(measured="steps"))
 
     return call
 
@@ -118,7 +117,7 @@ def written(folder: Path) -> object:
 ROWS: dict[str, Row] = {
     # studies
     "a study": Row(C, ("'compar'", "a .yaml file"), lambda _: load_study("compar")),
-    "no file": Row(C, ("none.yaml", "UTF-8"), lambda _: load_study("none.yaml")),
+    "no file": Row(C, ("none.yaml",), lambda _: load_study("none.yaml")),
     "no YAML": Row(C, ("not valid YAML",), study_file("a: [")),
     "a list": Row(C, ("[1]",), study_file("[1]")),
     "a kind": Row(C, ("'compar'", "compare"), study_file("study: compar")),
@@ -191,20 +190,20 @@ ROWS: dict[str, Row] = {
     "few batches": Row(S, ("3 different", "got 1"), batch_table("batch,steps\n1,2\n")),
     "resamples": Row(S, ("resamples=5",), lambda _: check_resamples(5)),
     "degrees": Row(S, ("got 2",), lambda _: check_degrees(2, 2)),
-    "shapes": Row(S, ("(3,)",), lambda _: positive(x=ONES, y=np.ones(2))),
-    "positive": Row(S, ("point 1 is -1",), lambda _: positive(x=-ONES)),
-    "enough": Row(S, ("got 2",), lambda _: enough("a law", "points", 2, 3)),
-    "collinear": Row(S, ("n and d",), lambda _: not_collinear(np.array([1.0, 2, 3]), np.array([1.0, 2, 3]), ("n", "d"))),
-    "order": Row(S, ("measurement 1",), lambda _: amount_to(1.0, [2.0, 1.0], [1.0, 2.0])),
+    "shapes": Row(S, ("(3,)",), lambda _: check_positive(x=ONES, y=np.ones(2))),
+    "positive": Row(S, ("point 1 is -1",), lambda _: check_positive(x=-ONES)),
+    "enough": Row(S, ("got 2",), lambda _: check_count("a law", "points", 2, 3)),
+    "collinear": Row(S, ("N and D", "1.0000"), table("n,d,loss\n" + "".join(f"{n},{20 * n},{3 / n}\n" for n in range(1, 9)))),
+    "order": Row(S, ("measurement 1",), lambda _: find_crossing(1.0, [2.0, 1.0], [1.0, 2.0])),
     "edge": Row(S, ("the lowest x, 1",), lambda _: fit_minimum([1, 2, 3, 4], [1, 2, 3, 4])),
     "diverged": Row(S, ("none of the 3",), lambda _: fit_minimum([1, 2, 3], [np.inf] * 3)),
     "diverged beside": Row(S, ("diverged",), lambda _: fit_minimum([1, 2, 3], [2, 1, np.inf])),
-    "as many": Row(S, ("(2,) and (3,)",), lambda _: fit_minimum([1, 2, 3], [1, 2])),
+    "as many": Row(S, ("(2,)", "(3,)"), lambda _: fit_minimum([1, 2, 3], [1, 2])),
     "steps": Row(S, ("[1.0, 1.0, 2.0]",), lambda _: steps((1.0, 1.0, 2.0))),
     "noise": Row(S, ("0 degrees",), lambda _: steps().draw(100)),
-    "tolerance": Row(S, ("-1",), lambda _: token_optimal([1, 2, 3], ONES, -1)),
-    "seconds": Row(S, ("(3,)",), lambda _: iso_loss(steps(), ONES, [1], 8)),
-    "devices": Row(S, ("[0]",), lambda _: iso_loss(steps(), ONES[None], [0], 8)),
+    "tolerance": Row(S, ("-1",), lambda _: find_token_optimal([1, 2, 3], ONES, -1)),
+    "seconds": Row(S, ("(3,)",), lambda _: trace_iso_loss(steps(), ONES, [1], 8)),
+    "devices": Row(S, ("[0]",), lambda _: trace_iso_loss(steps(), ONES[None], [0], 8)),
     # pages
     "name of a chart": Row(S, ("'a b'",), page(chart("a b", series=(Series(name="s", x=(1,), y=(1,)),)))),
     "two charts": Row(S, ("2 charts",), page(curve(), curve())),

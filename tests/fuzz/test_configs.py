@@ -12,7 +12,8 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from muonscale.lab.config.load import load_config, read_yaml, recipe_names
+from muonscale.lab.config.load import load_config, recipe_names
+from muonscale.lab.config.read import read_yaml
 from muonscale.lab.studies.kinds import load_study, study_names
 from tests.fuzz.outcome import command, refused_or
 from tests.fuzz.strategies import ODD_TEXT, SCALARS, VALUES, damaged, damaged_bytes, places

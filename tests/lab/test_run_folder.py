@@ -12,7 +12,8 @@ import pytest
 
 from muonscale.errors import CheckpointError
 from muonscale.lab.config.load import load_config
-from muonscale.lab.run_folder import RunFolder, write_atomic
+from muonscale.lab.files import write_atomic
+from muonscale.lab.run_folder import RunFolder
 
 
 def lines(folder: RunFolder) -> list[tuple[str, int]]:
@@ -128,7 +129,7 @@ def test_a_file_system_without_locks_is_not_another_process(
     def fail(file: object, operation: int) -> None:
         raise OSError(38, "Function not implemented")
 
-    monkeypatch.setattr("muonscale.lab.run_folder.fcntl.flock", fail)
+    monkeypatch.setattr("muonscale.lab.files.fcntl.flock", fail)
     folder = RunFolder(tmp_path)
     with (
         pytest.raises(CheckpointError, match=r"does not lock files \(Function not implemented\)"),
@@ -155,7 +156,7 @@ def test_an_atomic_write_leaves_the_old_file_when_it_fails(
     def fail(handle: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("muonscale.lab.run_folder.os.fsync", fail)
+    monkeypatch.setattr("muonscale.lab.files.os.fsync", fail)
     with pytest.raises(OSError, match="No space"):
         write_atomic(path, json.dumps(2))
     assert path.read_text() == "1"

@@ -111,5 +111,5 @@ def test_a_file_that_describes_no_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="nothing"):
         inspect(str(tmp_path))
     (tmp_path / "config.json").write_text('{"hidden_size": 8}')
-    with pytest.raises(ConfigError, match="not a run folder"):
+    with pytest.raises(ConfigError, match="hidden_size"):
         inspect(str(tmp_path))

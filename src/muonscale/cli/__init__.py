@@ -15,7 +15,7 @@ INSTALL = 'the command line needs the lab extra; install it with: pip install "m
 def main() -> int:
     """Run the command line and return its exit code.
 
-    0: done; 2: something the user gave cannot be used; 130 and 143: Ctrl-C and SIGTERM.
+    0: success; 2: an input cannot be used; 130 and 143: stopped by Ctrl-C and SIGTERM.
     """
     signal.signal(signal.SIGTERM, _terminate)
     try:
@@ -27,10 +27,10 @@ def main() -> int:
             raise
         return _refuse(f"{INSTALL} (missing: {error.name})")
     except MuonscaleError as error:
-        _tell_torchrun(error)
+        _record_for_torchrun(error)
         return _refuse(str(error))
     except OSError as error:
-        _tell_torchrun(error)
+        _record_for_torchrun(error)
         return _refuse(f"{error.filename or 'input or output'}: {error.strerror or error}")
     except KeyboardInterrupt:
         print("muonscale: stopped", file=sys.stderr)
@@ -39,7 +39,7 @@ def main() -> int:
 
 
 def is_first_process() -> bool:
-    """Return whether this is the process of a job that speaks; all of one's own are."""
+    """Return whether this process prints: one without torchrun, or the first of a job."""
     return int(os.environ.get("RANK", 0)) == 0
 
 
@@ -49,8 +49,8 @@ def _refuse(message: str) -> int:
     return 2
 
 
-def _tell_torchrun(error: Exception) -> None:
-    """Leave the reason where torchrun looks for it when it says which rank has failed."""
+def _record_for_torchrun(error: Exception) -> None:
+    """Write the reason into the file from which torchrun reports the rank that failed."""
     if "TORCHELASTIC_ERROR_FILE" in os.environ:
         from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 

@@ -1,4 +1,4 @@
-"""The verbs. A verb is a function that imports the lab when it is called."""
+"""The verbs of the command line. A verb imports the lab when it is called."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ def _options() -> None:
 
 @app.command()
 def train(arguments: Arguments = None, dry_run: DryRun = False, resume: Resume = False) -> None:
-    """Train a model, evaluate it, and leave a run folder.
+    """Train a model, evaluate it and write a run folder.
 
     Examples: `muonscale train`; `muonscale train data.path=my.txt run.path=runs/mine`;
-    `muonscale train runs/mine --resume`. On many processes:
+    `muonscale train runs/mine --resume`. On several processes:
     `torchrun --nproc-per-node 4 -m muonscale train parallel.data=fsdp`.
     """
     from muonscale.lab.config.load import load_config
@@ -55,15 +55,18 @@ def generate(
     folder: Annotated[
         Path, typer.Argument(metavar="RUN", help="A run folder, or a Hugging Face model folder.")
     ],
-    prompt: Annotated[str, typer.Argument(help="Start of the text.")] = "",
-    tokens: Annotated[int, typer.Option(min=1, help="New tokens at most.")] = 200,
+    prompt: Annotated[str, typer.Argument(help="The text to continue.")] = "",
+    tokens: Annotated[int, typer.Option(min=1, help="Maximum number of new tokens.")] = 200,
     temperature: Annotated[
-        float, typer.Option(min=0.0, help="Randomness; 0 takes the likeliest token.")
+        float,
+        typer.Option(min=0.0, help="Sampling temperature; 0 always picks the most likely token."),
     ] = 0.8,
-    top_k: Annotated[int, typer.Option(min=1, help="Draw from so many likeliest tokens.")] = 50,
-    seed: Annotated[int, typer.Option(min=0, max=2**62, help="Seed of the draw.")] = 0,
+    top_k: Annotated[
+        int, typer.Option(min=1, help="Sample from this many of the most likely tokens.")
+    ] = 50,
+    seed: Annotated[int, typer.Option(min=0, max=2**62, help="Seed of the sampling.")] = 0,
 ) -> None:
-    """Write text with a trained model."""
+    """Generate text with a trained model."""
     from muonscale.lab.models.convert import load_hf
     from muonscale.lab.models.generate import generate_text
     from muonscale.lab.run_folder import RunFolder
@@ -73,9 +76,9 @@ def generate(
     is_run = run.exists and not is_hugging_face(folder)
     if is_run and not run.model.is_dir():
         raise ConfigError(
-            f"run {folder} is not finished and has no model yet; "
-            f"finish it with: muonscale train {folder} --resume\n"
-            f"or export its newest checkpoint, and generate from that: muonscale export {folder} FOLDER"
+            f"run {folder} is not finished and has no model yet; finish it with: "
+            f"muonscale train {folder} --resume\n"
+            f"or export its newest checkpoint with: muonscale export {folder} FOLDER"
         )
     model, tokenizer = load_hf(run.model if is_run else folder)
     typer.echo(
@@ -101,7 +104,7 @@ app.command()(coordcheck)
 
 @app.command()
 def recipes() -> None:
-    """List the recipes that come with muonscale: those of `train`, then those of `study`."""
+    """List the recipes for `train` and for `study` that come with muonscale."""
     from muonscale.lab.config.load import recipe_names, recipe_summary
     from muonscale.lab.studies.kinds import study_names, study_summary
 

@@ -1,4 +1,4 @@
-"""What several verbs take: a recipe and its overrides, a model, JSON instead of text."""
+"""Arguments and options that several verbs share."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Arguments = Annotated[
     list[str] | None,
     typer.Argument(
         metavar="[RECIPE] [section.key=value ...]",
-        help="A recipe name, a YAML file or a run folder (default: demo), then overrides.",
+        help="A recipe, a YAML file or a run folder (default: demo), then overrides of its keys.",
         show_default=False,
     ),
 ]
@@ -28,14 +28,16 @@ Model = Annotated[
 
 Overrides = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[section.key=value ...]", show_default=False),
+    typer.Argument(
+        metavar="[section.key=value ...]", help="Overrides of keys.", show_default=False
+    ),
 ]
 
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 
 
 def split_arguments(arguments: list[str]) -> tuple[str, list[str]]:
-    """Tell the recipe from the overrides among the words after `train`.
+    """Split the words after `train` into the recipe, `demo` if there is none, and the overrides.
 
     Raises:
         ConfigError: if there are two recipes.
@@ -44,24 +46,23 @@ def split_arguments(arguments: list[str]) -> tuple[str, list[str]]:
     names = [word for word in arguments if "=" not in word]
     if len(names) > 1:
         raise ConfigError(
-            f"give one recipe at a time, got {' and '.join(names)}; "
-            "an override has the form section.key=value"
+            f"{' and '.join(names)} are {len(names)} recipes, and one is accepted; an override has the "
+            "form section.key=value"
         )
     return names[0] if names else "demo", overrides
 
 
 def split_source(text: str) -> tuple[Path, int | None]:
-    """Tell the step from the run folder, whose own name may hold an @.
+    """Split RUN@STEP into the run folder, whose name may contain an @, and the step.
 
     Raises:
-        ConfigError: if what stands after the @ is not a step.
+        ConfigError: if the part after the @ is not a step.
     """
     run, sign, step = text.rpartition("@")
     if not sign or Path(text).exists():
         return Path(text), None
     if not step.isascii() or not step.isdigit():
         raise ConfigError(
-            f"{text}: after the @ stands the step of a checkpoint, a whole number, not {step!r}"
-            "; give it as RUN@STEP"
+            f"{text}: {step!r} is not the step of a checkpoint; the form is RUN@STEP, with a whole number"
         )
     return Path(run), int(step)

@@ -1,4 +1,4 @@
-"""The verb `bench`: how long a step of the optimizer takes, on this machine."""
+"""The verb `bench`."""
 
 from __future__ import annotations
 
@@ -12,34 +12,38 @@ from muonscale.cli.arguments import Json, Model, Overrides
 def bench(
     model: Model,
     overrides: Overrides = None,
-    rounds: Annotated[int, typer.Option(help="Pairs of steps that are timed.")] = 5,
+    rounds: Annotated[int, typer.Option(help="Pairs of steps to time.")] = 5,
     threads: Annotated[
-        int | None, typer.Option(min=1, max=1024, help="CPU threads; run.threads when not given.")
+        int | None,
+        typer.Option(
+            min=1, max=1024, help="CPU threads (default: run.threads).", show_default=False
+        ),
     ] = None,
     layers: Annotated[
         int | None,
-        typer.Option(help="Measure so many of the layers that repeat, and extrapolate the rest."),
+        typer.Option(help="Measure this many of the repeated layers, and extrapolate."),
     ] = None,
     tokens: Annotated[
         int | None,
-        typer.Option(help="Tokens of a training step; train.batch_tokens when not given."),
+        typer.Option(help="Tokens per training step (default: train.batch_tokens)."),
     ] = None,
     no_model: Annotated[
-        bool, typer.Option("--no-model", help="Leave out forward and backward passes.")
+        bool, typer.Option("--no-model", help="Do not measure the forward and backward passes.")
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Measure a step of the optimizer for a model, shape by shape, beside torch's AdamW and Muon.
+    """Measure the time of an optimizer step on this machine.
 
-    Parameters and gradients are random; what does not fit into memory is refused before it is
-    allocated. Examples: `muonscale bench demo`; `muonscale bench moonlight-nano --tokens 65536`;
+    The step is measured for every shape of matrix in a model, beside torch's AdamW and torch's Muon.
+    Parameters and gradients are random. A model that does not fit into memory is refused before
+    anything is allocated. Examples: `muonscale bench demo`; `muonscale bench moonlight-nano --tokens 65536`;
     `muonscale bench path/to/config.json --layers 1 --no-model`.
     """
-    from muonscale.lab.bench.model import Asked, measured_json
+    from muonscale.lab.bench.model import BenchRequest, bench_json
     from muonscale.lab.bench.model import bench as measure
-    from muonscale.lab.bench.text import table
+    from muonscale.lab.bench.text import bench_text
 
-    asked = Asked(
+    request = BenchRequest(
         target=model,
         overrides=overrides or [],
         rounds=rounds,
@@ -48,5 +52,5 @@ def bench(
         passes=not no_model,
         tokens=tokens,
     )
-    found = measure(asked, lambda text: typer.echo(text, err=True))
-    typer.echo(measured_json(found) if as_json else table(found))
+    found = measure(request, lambda text: typer.echo(text, err=True))
+    typer.echo(bench_json(found) if as_json else bench_text(found))

@@ -18,12 +18,12 @@ def coordcheck(
         str | None,
         typer.Option(
             metavar="W,W,...",
-            help="At least three, the smallest being the base (default: four, 8x apart).",
+            help="Three widths or more; the smallest is the base (default: four, 8x apart).",
             show_default=False,
         ),
     ] = None,
-    seeds: Annotated[int, typer.Option(help="Initial weights and data orders per width.")] = 3,
-    steps: Annotated[int, typer.Option(help="Training steps.")] = 6,
+    seeds: Annotated[int, typer.Option(help="Number of seeds per width.")] = 3,
+    steps: Annotated[int, typer.Option(help="Training steps per run.")] = 6,
     convention: Annotated[
         str | None,
         typer.Option(
@@ -31,33 +31,35 @@ def coordcheck(
             show_default=False,
         ),
     ] = None,
-    grow: Annotated[str, typer.Option(help="What is wider: heads or head_dim.")] = "heads",
-    batch_tokens: Annotated[int, typer.Option(help="Tokens of a step.")] = 1024,
+    grow: Annotated[
+        str, typer.Option(help="What grows with the width: heads or head_dim.")
+    ] = "heads",
+    batch_tokens: Annotated[int, typer.Option(help="Tokens per step.")] = 1024,
     out: Annotated[
         Path | None,
-        typer.Option(metavar="FOLDER", help="Write coordcheck.json, .png and .svg there."),
+        typer.Option(metavar="FOLDER", help="Write coordcheck.json, .png and .svg to this folder."),
     ] = None,
-    full: Annotated[bool, typer.Option("--full", help="A line for everything measured.")] = False,
+    full: Annotated[
+        bool, typer.Option("--full", help="Print a line for every measurement.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
-    """Check that nothing in a model depends on its width while it trains.
+    """Check that the training dynamics do not depend on the width.
 
-    The model is trained for a few steps at several widths, the values of optimizer.* being those of
-    the smallest; sizes and changes of its outputs, and norms of its weights and updates, must not
-    grow or shrink with the width. Exit code 0 if they do not, 1 if they do or if it cannot be told.
-    Examples: `muonscale coordcheck llama-nano`;
+    The model is trained for a few steps at several widths. The values of optimizer.* are those of the
+    smallest width. The size and the change of the outputs, and the norms of weights and updates, must
+    not grow or shrink with the width. The exit code is 0 if they do not, and 1 if they do or if the
+    runs do not decide it. Examples: `muonscale coordcheck llama-nano`;
     `muonscale coordcheck my.yaml optimizer.lr=0.01 --widths 64,128,256,512 --out checks/mine`.
     """
-    from rich.console import Console
-
-    from muonscale.lab.coordcheck.plan import Asked, plan_check
+    from muonscale.lab.console import stderr_console
+    from muonscale.lab.coordcheck.plan import CoordcheckRequest, plan_check
     from muonscale.lab.coordcheck.result import check_facts
     from muonscale.lab.coordcheck.run import measure
-    from muonscale.lab.coordcheck.text import check_text
-    from muonscale.lab.coordcheck.words import check_json
+    from muonscale.lab.coordcheck.text import check_json, check_text
     from muonscale.lab.training.console import RunConsole
 
-    asked = Asked(
+    request = CoordcheckRequest(
         target=model,
         overrides=overrides or [],
         widths=None if widths is None else _numbers(widths),
@@ -67,11 +69,11 @@ def coordcheck(
         grow=grow,  # pyrefly: ignore [bad-argument-type]
         batch_tokens=batch_tokens,
     )
-    plan = plan_check(asked)
-    console = RunConsole(Console(stderr=True, highlight=False, soft_wrap=True))
+    plan = plan_check(request)
+    console = RunConsole(stderr_console())
     facts = check_facts(measure(plan, console))
     if out is not None:
-        from muonscale.lab.coordcheck.figure import write_check
+        from muonscale.lab.coordcheck.page import write_check
 
         write_check(facts, out)
     typer.echo(check_json(facts) if as_json else check_text(facts, full=full))
@@ -84,5 +86,5 @@ def _numbers(text: str) -> list[int]:
         return [int(word) for word in text.split(",")]
     except ValueError:
         raise ConfigError(
-            f"--widths {text}: whole numbers with commas, such as 32,64,128; give them so"
+            f"--widths {text} must be whole numbers separated by commas, such as 32,64,128"
         ) from None

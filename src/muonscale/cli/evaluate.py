@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from muonscale.lab.evaluation.command import EvalResult
 
 KINDS = ("texts", "tasks", "samples")
-"""What is counted; a suite is its tasks."""
+"""Kinds of measurements that are counted; a suite counts as its tasks."""
 
 
 def evaluate(
@@ -23,58 +23,68 @@ def evaluate(
         str,
         typer.Argument(
             metavar="RUN[@STEP]|FOLDER",
-            help="A run folder, its newest checkpoint or that of a step; or a Hugging Face folder.",
+            help="A run folder (newest checkpoint, or that of STEP), or a Hugging Face folder.",
         ),
     ],
     overrides: Overrides = None,
     *,
     whole: Annotated[
-        bool, typer.Option("--all", help="All of the text, not its held-out split.")
+        bool, typer.Option("--all", help="Evaluate on the whole text, not on its validation split.")
     ] = False,
-    samples: Annotated[int, typer.Option(min=0, help="Texts to write for each prompt.")] = 0,
+    samples: Annotated[
+        int, typer.Option(min=0, help="Number of texts to generate for each prompt.")
+    ] = 0,
     prompt: Annotated[
-        list[str] | None, typer.Option(help="Start of a sample; may be given again.")
+        list[str] | None, typer.Option(help="A text to continue; may be given several times.")
     ] = None,
-    tokens: Annotated[int, typer.Option(min=1, help="New tokens of a sample at most.")] = 200,
+    tokens: Annotated[
+        int, typer.Option(min=1, help="Maximum number of new tokens of a sample.")
+    ] = 200,
     temperature: Annotated[
-        float, typer.Option(min=0.0, help="Randomness; 0 takes the likeliest token.")
+        float,
+        typer.Option(min=0.0, help="Sampling temperature; 0 always picks the most likely token."),
     ] = 0.8,
-    top_k: Annotated[int, typer.Option(min=1, help="Draw from so many likeliest tokens.")] = 50,
+    top_k: Annotated[
+        int, typer.Option(min=1, help="Sample from this many of the most likely tokens.")
+    ] = 50,
     seed: Annotated[int, typer.Option(min=0, max=2**62, help="Seed of the first sample.")] = 0,
     tasks: Annotated[
         str | None,
         typer.Option(metavar="NAME[,NAME]", help="Tasks of lm-evaluation-harness."),
     ] = None,
     suite: Annotated[
-        str | None, typer.Option(help="A paper's tasks: moonlight. --tasks chooses from it.")
+        str | None,
+        typer.Option(help="The tasks of a paper: moonlight. --tasks selects some of them."),
     ] = None,
     include_path: Annotated[
-        Path | None, typer.Option(metavar="FOLDER", help="Task files of your own.")
+        Path | None, typer.Option(metavar="FOLDER", help="Folder of your own task files.")
     ] = None,
     shots: Annotated[
-        int | None, typer.Option(min=0, help="Examples in the prompt; else the task's own.")
+        int | None,
+        typer.Option(min=0, help="Examples in the prompt (default: the task's own number)."),
     ] = None,
     limit: Annotated[
-        int | None, typer.Option(min=1, help="Documents of each task at most, for a trial.")
+        int | None, typer.Option(min=1, help="Maximum number of documents per task, for a trial.")
     ] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Sequences at once, of tasks.")] = 8,
+    batch_size: Annotated[int, typer.Option(min=1, help="Sequences per batch of a task.")] = 8,
     run_code: Annotated[
-        bool, typer.Option("--run-code", help="Let tasks run code that the model writes.")
+        bool, typer.Option("--run-code", help="Allow tasks to run code that the model generates.")
     ] = False,
     out: Annotated[
         Path | None,
-        typer.Option(metavar="FOLDER", help="Where result.json goes; else eval/ in the folder."),
+        typer.Option(
+            metavar="FOLDER", help="Folder of result.json (default: eval/ in the model's folder)."
+        ),
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Measure a trained model: held-out loss, bits per byte, samples, benchmark tasks.
+    """Measure the validation loss, samples and benchmark tasks of a model.
 
-    Of a run the text is its own held-out split unless `data.path=` names another; of a model folder
-    one has to be named. Examples: `muonscale eval runs/demo`; `muonscale eval runs/demo@300
+    A run is evaluated on its own validation split unless `data.path=` names another text. A model
+    folder needs `data.path=`, or `--samples` or `--tasks`. Examples: `muonscale eval runs/demo`; `muonscale eval runs/demo@300
     data.path=other.txt --all`; `muonscale eval models/mine --tasks arc_easy,hellaswag --limit 100`.
     """
-    from rich.console import Console
-
+    from muonscale.lab.console import stderr_console
     from muonscale.lab.evaluation.command import SampleRequest, TaskRequest, evaluate_model
     from muonscale.lab.evaluation.harness import HarnessOptions
     from muonscale.lab.training.console import RunConsole
@@ -82,11 +92,11 @@ def evaluate(
     path, step = split_source(source)
     names = tuple(name.strip() for name in tasks.split(",")) if tasks is not None else ()
     if "" in names:
-        raise ConfigError(f"--tasks {tasks!r}: accepted are names with commas between them")
+        raise ConfigError(f"--tasks {tasks!r} must be names separated by commas")
     options = HarnessOptions(
         include=include_path, limit=limit, batch_size=batch_size, run_code=run_code
     )
-    console = RunConsole(Console(stderr=True, highlight=False, soft_wrap=True))
+    console = RunConsole(stderr_console())
     with console.stages() as report:
         found = evaluate_model(
             path,
@@ -110,14 +120,15 @@ def evaluate(
 
 
 def _text(found: EvalResult) -> str:
-    """Return the table of what is new, the samples, and what was known before."""
-    from muonscale.lab.report.eval_table import notes_of, rows_of, table_text
+    """Return the new measurements as a table, the samples, and where the results are."""
+    from muonscale.lab.console import table_text
+    from muonscale.lab.report.eval_table import HEAD, notes_of, rows_of
 
     step = found.measured["step"]
     of = "" if step is None else f"step {step:,}, "
     lines = [f"{of}{found.measured['parameters']:,} parameters"]
     if rows := rows_of(found.new):
-        lines += ["", table_text(rows)]
+        lines += ["", table_text(rows, HEAD)]
     lines += notes_of(found.new)
     for sample in found.new.get("samples", ()):
         lines += [f"--- sample, seed {sample['seed']}", sample["text"], "---"]
@@ -125,17 +136,17 @@ def _text(found: EvalResult) -> str:
 
 
 def _kept(found: EvalResult) -> str:
-    """Return the sentence on what is new in the file and what stays of earlier evaluations."""
-    from muonscale.lab.run_folder import finite
+    """Return a sentence with the numbers of new and of earlier measurements in the file."""
+    from muonscale.lab.files import finite
 
     new = {kind: len(found.new.get(kind, ())) for kind in KINDS}
     fresh = {kind: finite(found.new.get(kind, [])) for kind in KINDS}
     kept = {kind: sum(e not in fresh[kind] for e in found.measured[kind]) for kind in KINDS}
-    also = f"; of earlier evaluations: {_counted(kept)}" if any(kept.values()) else ""
-    return f"in {found.folder / 'result.json'}, new: {_counted(new)}{also}"
+    also = f"; from earlier evaluations: {_join(kept)}" if any(kept.values()) else ""
+    return f"in {found.folder / 'result.json'}, new: {_join(new)}{also}"
 
 
-def _counted(numbers: dict[str, int]) -> str:
+def _join(numbers: dict[str, int]) -> str:
     return ", ".join(
         f"{number} {kind if number > 1 else kind[:-1]}"
         for kind, number in numbers.items()

@@ -14,18 +14,18 @@ def export(
     source: Annotated[
         str,
         typer.Argument(
-            metavar="RUN[@STEP]", help="A run folder, and which checkpoint; else the newest."
+            metavar="RUN[@STEP]", help="A run folder, and a step (default: the newest)."
         ),
     ],
-    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder to write.")],
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="The folder to write.")],
     dtype: Annotated[
-        str, typer.Option(help="Of the parameters: float32, as trained, or bfloat16.")
+        str, typer.Option(help="Dtype of the parameters: float32, as trained, or bfloat16.")
     ] = "float32",
-    max_shard_size: Annotated[str, typer.Option(help="Largest file of weights.")] = "5GB",
+    max_shard_size: Annotated[str, typer.Option(help="Maximum size of a file of weights.")] = "5GB",
 ) -> None:
     """Write a checkpoint of a run as a Hugging Face model folder.
 
-    The run need not be finished. Examples: `muonscale export runs/demo models/demo`;
+    The run may still be training. Examples: `muonscale export runs/demo models/demo`;
     `muonscale export runs/demo@300 models/demo-300 --dtype bfloat16`.
     """
     from muonscale.lab.run_folder import RunFolder

@@ -5,14 +5,12 @@ from __future__ import annotations
 import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from muonscale.cli.arguments import Json
-
-if TYPE_CHECKING:
-    from muonscale.lab.fits.findings import Findings
 
 app = typer.Typer(
     help="Fit a law to a table of runs, with intervals.",
@@ -25,29 +23,40 @@ TablePath = Annotated[
 ]
 By = Annotated[
     str | None,
-    typer.Option(help="Column by which rows are groups, fitted apart (default: optimizer)."),
+    typer.Option(help="Column whose values are the groups to fit (default: optimizer)."),
 ]
 Reference = Annotated[
     str | None,
     typer.Option(help="Group that the others are compared with (default: adamw, else the first)."),
 ]
-Resamples = Annotated[int, typer.Option(min=100, help="Tables drawn for the intervals.")]
-Seed = Annotated[int, typer.Option(min=0, help="Seed of the draw.")]
+Law = Annotated[
+    str,
+    typer.Option(help="A law listed below; auto: the first that the table has the columns of."),
+]
+Resamples = Annotated[int, typer.Option(min=100, help="Number of tables drawn for the intervals.")]
+Seed = Annotated[int, typer.Option(min=0, help="Seed of these tables.")]
 Report = Annotated[
     Path | None, typer.Option(metavar="FOLDER", help="Write a page with charts into this folder.")
 ]
 
 
-@app.command()
+class _LawCommand(TyperCommand):
+    """A command whose help ends with the laws that it fits."""
+
+    def format_epilog(self, ctx: Any, formatter: Any) -> None:
+        """Write the name and the formula of each law."""
+        from muonscale.lab.fits.laws.registry import LAWS
+
+        measured = {"scaling": "loss", "batch": "steps"}[self.name or ""]
+        laws = [law for law in LAWS.values() if measured == law.MEASURED]
+        with formatter.section("Laws"):
+            formatter.write_dl([(law.NAME, law.FORMULA) for law in laws])
+
+
+@app.command(cls=_LawCommand)
 def scaling(
     table: TablePath,
-    law: Annotated[
-        str,
-        typer.Option(
-            help="compute: L = a C^-b; chinchilla: L = E + A/N^alpha + B/D^beta; auto: the latter "
-            "if the table has both N and D."
-        ),
-    ] = "auto",
+    law: Law = "auto",
     at: Annotated[
         list[float] | None, typer.Option(help="FLOPs to predict at; may be repeated.")
     ] = None,
@@ -63,21 +72,29 @@ def scaling(
     Columns: loss, and flops or parameters and tokens; optimizer for groups. Example:
     `muonscale fit scaling runs.csv --law compute --at 1e21`.
     """
-    from muonscale.lab.fits.scaling import Asked, fit_scaling
-    from muonscale.lab.fits.tables import read_table
-
-    asked = Asked(
-        law=law, by=by, reference=reference, at=tuple(at or ()), resamples=resamples, seed=seed
+    _fit(
+        table,
+        as_json,
+        report,
+        measured="loss",
+        law=law,
+        at=tuple(at or ()),
+        by=by,
+        reference=reference,
+        resamples=resamples,
+        seed=seed,
     )
-    _show(fit_scaling(read_table(table), asked), as_json, report)
 
 
-@app.command()
+@app.command(cls=_LawCommand)
 def batch(
     table: TablePath,
+    law: Law = "auto",
     base: Annotated[
         float | None,
-        typer.Option(help="Batch that 20 % more data is counted from (default: the smallest)."),
+        typer.Option(
+            help="Batch size from which 20 % more data is counted (default: the smallest)."
+        ),
     ] = None,
     by: By = None,
     reference: Reference = None,
@@ -86,22 +103,32 @@ def batch(
     as_json: Json = False,
     report: Report = None,
 ) -> None:
-    """Fit S(B) = Smin + Emin/B to the steps that a loss took, and find the critical batch size.
+    """Fit a law of the steps to a loss by batch size, and find the critical batch size.
 
     Columns: batch, and steps or tokens; optimizer for groups, target for several losses. Example:
     `muonscale fit batch steps.csv`.
     """
-    from muonscale.lab.fits.batch_table import AskedBatch, fit_batches
+    _fit(
+        table,
+        as_json,
+        report,
+        measured="steps",
+        law=law,
+        at=() if base is None else (base,),
+        by=by,
+        reference=reference,
+        resamples=resamples,
+        seed=seed,
+    )
+
+
+def _fit(table: Path, as_json: bool, report: Path | None, **request: Any) -> None:
+    from muonscale.lab.fits.fit_table import FitRequest, fit_table
     from muonscale.lab.fits.tables import read_table
+    from muonscale.lab.fits.text import format_findings
 
-    asked = AskedBatch(by=by, reference=reference, base=base, resamples=resamples, seed=seed)
-    _show(fit_batches(read_table(table), asked), as_json, report)
-
-
-def _show(found: Findings, as_json: bool, report: Path | None) -> None:
-    from muonscale.lab.fits.text import text
-
-    typer.echo(found.json() if as_json else text(found))
+    found = fit_table(read_table(table), FitRequest(**request))
+    typer.echo(found.json() if as_json else format_findings(found))
     if report is None:
         return
     from muonscale.lab.fits.page import fit_page

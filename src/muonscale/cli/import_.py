@@ -1,4 +1,4 @@
-"""The verb `import`: train from a Hugging Face checkpoint."""
+"""The verb `import`."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ def import_(
         str,
         typer.Argument(
             metavar="FOLDER|NAME",
-            help="A Hugging Face checkpoint folder, or a name such as org/model to fetch.",
+            help="A Hugging Face checkpoint folder, or the name of a model on the Hub.",
         ),
     ],
     arguments: Arguments = None,
     state: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Optimizer state to start from: optimizer.state."),
+        typer.Option(metavar="FILE", help="Optimizer state to start from (optimizer.state)."),
     ] = None,
     dry_run: DryRun = False,
     resume: Resume = False,
 ) -> None:
-    """Train from a Hugging Face checkpoint: `train` with model.weights and data.tokenizer set to it.
+    """Train a model from a Hugging Face checkpoint.
 
-    Examples: `muonscale import runs/demo/model data.path=my.txt run.path=runs/more`;
-    `muonscale import org/model my.yaml optimizer.rule=adamw`. Continue a run that was
-    begun so with `muonscale train RUN --resume`.
+    This is `train` with model.weights and data.tokenizer set to the checkpoint. Resume such a run with
+    `muonscale train RUN --resume`. Examples: `muonscale import runs/demo/model data.path=my.txt
+    run.path=runs/more`; `muonscale import org/model my.yaml optimizer.rule=adamw`.
     """
     from muonscale.lab.config.load import load_config
     from muonscale.lab.models.hub import MUON_GAINS_NOTHING, checkpoint_folder, trained_with_muon

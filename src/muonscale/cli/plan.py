@@ -1,4 +1,4 @@
-"""The verb `plan`: what training would cost, before it is begun."""
+"""The verb `plan`."""
 
 from __future__ import annotations
 
@@ -14,35 +14,38 @@ def plan(
     model: Model,
     overrides: Overrides = None,
     devices: Annotated[
-        int | None, typer.Option(help="Number of devices, arranged as parallel.* says; up to 4096.")
+        int | None, typer.Option(help="Number of devices, arranged by parallel.*; at most 4096.")
     ] = None,
     layout: Annotated[
-        str | None, typer.Option(help="Arrangement instead: fsdp=32,tp=2; hsdp=4x8; ddp=8; ep=8.")
+        str | None,
+        typer.Option(help="Arrangement of the devices: fsdp=32,tp=2; hsdp=4x8; ddp=8; ep=8."),
     ] = None,
     device: Annotated[
-        str, typer.Option(help="cpu, a100-80gb, h100, h200, b200 or mi300x.")
+        str, typer.Option(help="Device: cpu, a100-80gb, h100, h200, b200 or mi300x.")
     ] = "h100",
-    mfu: Annotated[float, typer.Option(help="Part of the peak that the passes reach.")] = 0.4,
+    mfu: Annotated[
+        float, typer.Option(help="Share of the peak FLOPS that the passes reach.")
+    ] = 0.4,
     bandwidth: Annotated[
-        float | None, typer.Option(help="GB per second of a device to other machines.")
+        float | None, typer.Option(help="Bandwidth of a device to other machines, GB per second.")
     ] = None,
     micro_batch: Annotated[
-        int | None, typer.Option(help="Tokens a device takes through the model at a time.")
+        int | None, typer.Option(help="Tokens of a micro-batch on one device.")
     ] = None,
     as_json: Json = False,
     figure: Annotated[
-        Path | None, typer.Option(help="Draw memory and time into this .png or .svg file.")
+        Path | None, typer.Option(help="Draw memory and time to this .png or .svg file.")
     ] = None,
 ) -> None:
-    """Show what training would need: memory, bytes and time per device, and what Muon adds.
+    """Estimate the memory, communication and time of training.
 
-    Nothing is allocated and no device is needed. Examples: `muonscale plan demo --device cpu`;
+    All numbers are per device, with those of Muon listed separately. Nothing is allocated, and no
+    device is needed. Examples: `muonscale plan demo --device cpu`;
     `muonscale plan path/to/config.json train.batch_tokens=4194304 --layout fsdp=64`.
     """
     from muonscale.lab.estimate.estimate import estimate
-    from muonscale.lab.estimate.formats import check_format
     from muonscale.lab.estimate.resolve import PlanRequest
-    from muonscale.lab.estimate.text import table
+    from muonscale.lab.estimate.text import plan_text
 
     asked = PlanRequest(
         target=model,
@@ -55,10 +58,11 @@ def plan(
         micro_batch=micro_batch,
     )
     if figure is not None:
-        check_format(figure)
-    found = estimate(asked)
-    if figure is not None:
-        from muonscale.lab.estimate.figure import draw
+        from muonscale.lab.estimate.figure import check_format, write_figure
 
-        draw(found.facts, figure)
-    typer.echo(found.json() if as_json else table(found.facts))
+        check_format(figure)
+        found = estimate(asked)
+        write_figure(found.facts, figure)
+    else:
+        found = estimate(asked)
+    typer.echo(found.json() if as_json else plan_text(found.facts))

@@ -17,14 +17,14 @@ def report(
         Path | None,
         typer.Option(
             metavar="FOLDER",
-            help="Where to write it (default: PATH/report for one path, report for several).",
+            help="Folder of the page (default: PATH/report for one path, report for several).",
             show_default=False,
         ),
     ] = None,
 ) -> None:
-    """Write a page about runs or studies: one HTML file that needs no network, and its figures.
+    """Write an HTML page about runs or studies, with its figures.
 
-    Examples: `muonscale report runs/demo`; `muonscale report runs/muon runs/adamw --out compared`.
+    The page needs no network. Examples: `muonscale report runs/demo`; `muonscale report runs/muon runs/adamw --out compared`.
     """
     from muonscale.lab.report.folders import page_of
     from muonscale.lab.report.write import write_page

@@ -1,4 +1,4 @@
-"""What the verbs that train have in common."""
+"""Code that the verbs `train` and `import` share."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from muonscale.cli import is_first_process
 if TYPE_CHECKING:
     from muonscale.lab.config.load import Config
 
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what the run would be and stop.")]
-Resume = Annotated[bool, typer.Option("--resume", help="Continue the run in run.path exactly.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan of the run and stop.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Continue the run in run.path.")]
 
 
 def start(config: Config, *, dry_run: bool, resume: bool) -> None:
-    """Train as configured, or print what training would be.
+    """Train as configured, or print the plan of the run.
 
     Raises:
         typer.Exit: after Ctrl-C or SIGTERM.

@@ -15,13 +15,13 @@ if TYPE_CHECKING:
 
 study = typer.Typer(
     name="study",
-    help="Many runs, planned, done once each, and read together.",
+    help="Plan, run and evaluate many runs as one study.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
 
 UNLIMITED = 100_000
-"""Columns of an output that is no terminal."""
+"""Width of the table if the output is not a terminal."""
 
 VERDICTS = {True: "PASS", False: "FAIL", None: "undecided"}
 
@@ -29,17 +29,17 @@ Words = Annotated[
     list[str],
     typer.Argument(
         metavar="STUDY [key=value ...]",
-        help="A study recipe's name, a YAML file or a study folder, then overrides.",
+        help="A study recipe, a YAML file or a study folder, then overrides of its keys.",
     ),
 ]
 
 
 @study.command()
 def plan(words: Words, as_json: Json = False) -> None:
-    """List the runs of a study, their tokens, FLOPs and expected hours; nothing is written.
+    """List the runs of a study with tokens, FLOPs and hours.
 
-    Example: `muonscale study plan compare-nano executor.workers=2`. Where no finished run tells how
-    long a step takes, a few are timed.
+    Nothing is written. The hours follow from finished runs; if there are none, a few steps are timed.
+    Example: `muonscale study plan compare-nano executor.workers=2`.
     """
     from muonscale.lab.studies.engine import plan_study
     from muonscale.lab.studies.text import plan_json, plan_text
@@ -52,13 +52,13 @@ def plan(words: Words, as_json: Json = False) -> None:
 @study.command()
 def run(
     words: Words,
-    retry: Annotated[bool, typer.Option("--retry", help="Do failed runs once more.")] = False,
+    retry: Annotated[bool, typer.Option("--retry", help="Repeat failed runs.")] = False,
 ) -> None:
-    """Do the runs of a study that are missing, then write its result and report.
+    """Do the missing runs of a study and write its report.
 
-    Stopped at any moment and called again, it goes on where it was. Exit code 1 if a run failed (the
-    others are done all the same), if the study cannot go on, or if it has a verdict and it is not that
-    it passed.
+    The command may be stopped at any time; the next call continues. A failed run does not stop the
+    others. The exit code is 1 if a run failed, if the study cannot continue, or if its verdict is not
+    PASS.
     """
     from muonscale.lab.studies.engine import run_study
 
@@ -69,7 +69,7 @@ def run(
     for failed in result["failed"]:
         typer.echo(f"failed: {failed['run']}: {failed['reason']}", err=True)
     if result["failed"]:
-        typer.echo("do failed runs once more with --retry", err=True)
+        typer.echo("repeat failed runs with --retry", err=True)
     if result["stopped"]:
         typer.echo(f"stopped: {result['stopped']}", err=True)
     if "passed" in result:
@@ -82,11 +82,11 @@ def run(
 def status(
     words: Words,
     watch: Annotated[
-        bool, typer.Option("--watch", help="Draw it anew until all has ended.")
+        bool, typer.Option("--watch", help="Update the table until all runs have ended.")
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Show what has become of every run of a study: a table, live with --watch."""
+    """Show the state of every run of a study."""
     from rich.console import Console
     from rich.live import Live
 
@@ -99,7 +99,7 @@ def status(
         typer.echo(status_json(found, state))
         return
     console = Console(highlight=False)
-    if not console.is_terminal:  # a program reads it: no line is wrapped or cut
+    if not console.is_terminal:  # a program reads it, so no line is wrapped or cut
         console.width = UNLIMITED
     if not watch:
         console.print(status_table(found, state))
@@ -117,6 +117,6 @@ def _study(words: list[str]) -> Study:
     names = [word for word in words if "=" not in word]
     if len(names) != 1:
         raise ConfigError(
-            f"give one study at a time, got {' and '.join(names) or 'none'}; an override has the form key=value"
+            f"{' and '.join(names) or 'nothing'} is not one study; an override has the form key=value"
         )
     return load_study(names[0], [word for word in words if "=" in word])

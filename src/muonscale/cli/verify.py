@@ -16,33 +16,32 @@ def verify(
         str,
         typer.Option(
             metavar="LAYOUT",
-            help="Such as fsdp=2,tp=2: fsdp=N, hsdp=REPLICASxSHARDS or ddp=N, then tp=N, sp, ep=N.",
+            help="fsdp=N, hsdp=REPLICASxSHARDS or ddp=N, then tp=N, sp, ep=N; e.g. fsdp=2,tp=2.",
             show_default=False,
         ),
     ],
     steps: Annotated[int, typer.Option(min=1, help="Training steps to compare.")] = 5,
-    full: Annotated[bool, typer.Option("--full", help="A line for every parameter.")] = False,
+    full: Annotated[bool, typer.Option("--full", help="Print a line for every parameter.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Check that a layout trains a model with the numbers of one process.
+    """Check that training in a layout equals training on one process.
 
-    The first steps of the run are taken on processes of this machine and again in one, on the same
-    data; losses, raw gradients and weights may differ by rounding alone. Exit code 0 if they do, 1
-    if not. Examples: `muonscale verify demo --layout fsdp=2`;
+    The first steps of the run are done on several processes of this machine, and again on one, with
+    the same data. Losses, raw gradients and weights may differ only by rounding. The exit code is 0
+    if they do, else 1. Examples: `muonscale verify demo --layout fsdp=2`;
     `muonscale verify my.yaml model.fields.num_hidden_layers=2 --layout fsdp=2,tp=2`.
     """
-    from rich.console import Console
-
     from muonscale.lab.config.load import load_config
+    from muonscale.lab.console import stderr_console
     from muonscale.lab.parallel.topology import parse_layout
     from muonscale.lab.training.console import RunConsole
     from muonscale.lab.verify.check import verify as check
-    from muonscale.lab.verify.text import verdict_json, verdict_text
+    from muonscale.lab.verify.text import verification_json, verification_text
 
     topology = parse_layout(layout)
     recipe, overrides = split_arguments(arguments or [])
-    progress = RunConsole(Console(stderr=True, highlight=False, soft_wrap=True))
+    progress = RunConsole(stderr_console())
     found = check(load_config(recipe, overrides), topology, steps, progress)
-    typer.echo(verdict_json(found) if as_json else verdict_text(found, full=full))
+    typer.echo(verification_json(found) if as_json else verification_text(found, full=full))
     if not found.comparison.same:
         raise typer.Exit(1)

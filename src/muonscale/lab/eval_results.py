@@ -1,10 +1,10 @@
-"""eval/result.json: what was measured of a model, by its weights.
+"""eval/result.json: the measurements of a model, by its weights.
 
     {"checkpoints": [{"step", "weights", "parameters",
                       "texts": [...], "tasks": [...], "suites": [...], "samples": [...]}]}
 
-A measurement that is repeated takes the place of the former one; all others stay. The checkpoint
-that was measured last comes last.
+A repeated measurement replaces the earlier one; all others stay. The checkpoint that was measured
+last comes last.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from muonscale.errors import CheckpointError
-from muonscale.lab.run_folder import finite, write_json
+from muonscale.lab.files import finite, read_object, write_json
 
 KindT = Literal["texts", "tasks", "samples", "suites"]
 Entry = dict[str, Any]
@@ -28,21 +28,21 @@ SAME: dict[KindT, tuple[str, ...]] = {
     "samples": ("prompt", "tokens", "temperature", "top_k", "seed"),
     "suites": ("suite",),
 }
-"""What makes two measurements one."""
+"""Keys that identify a measurement of a kind."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
-    """The measurements of one checkpoint, kept in a folder."""
+    """The measurements of one checkpoint in a folder."""
 
     folder: Path
     step: int | None
     weights: str
-    """SHA-256 that tells the checkpoint from others."""
+    """SHA-256 of the weights."""
     parameters: int
 
     def check(self) -> None:
-        """See that measurements can be written, before they are made.
+        """Check that measurements can be written, before they are made.
 
         Raises:
             CheckpointError: if the folder cannot be written, or holds a damaged result.
@@ -69,7 +69,7 @@ class Record:
         write_json(self.folder / FILE, finite({"checkpoints": [*rest, mine]}))
 
     def measured(self) -> Entry:
-        """Return all that is known of this checkpoint."""
+        """Return all measurements of this checkpoint."""
         return self._mine(read_results(self.folder))
 
     def _mine(self, tree: Entry) -> Entry:
@@ -90,24 +90,18 @@ def _key(kind: KindT, measured: Entry) -> str:
 
 
 def read_results(folder: Path) -> Entry:
-    """Return what the file in a folder holds; no checkpoints where there is none.
+    """Return the content of the file in a folder; no checkpoints if there is no file.
 
     Raises:
         CheckpointError: if it is damaged.
     """
     path = folder / FILE
-    try:
-        tree = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    remedy = "remove it, or write elsewhere with --out FOLDER"
+    tree = read_object(path, remedy)
+    if tree is None:
         return {"checkpoints": []}
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(
-            f"{path} cannot be read ({error}); remove it, or write elsewhere with --out FOLDER"
-        ) from error
     if not is_whole(tree):
-        raise CheckpointError(
-            f"{path} is not a result of an evaluation; remove it, or write elsewhere with --out FOLDER"
-        )
+        raise CheckpointError(f"{path} is not a result of an evaluation; {remedy}")
     return tree
 
 

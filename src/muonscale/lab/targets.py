@@ -1,4 +1,4 @@
-"""What an optimizer would do to a model, from a configuration alone: nothing is allocated."""
+"""The model that a command line names, and its parameter groups; nothing is allocated."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
-from muonscale.errors import ConfigError, nearest
+from muonscale.errors import ConfigError, MuonscaleError, nearest
 from muonscale.lab.config.load import Config, load_config, recipe_names, resolve_config
+from muonscale.lab.files import read_object
 from muonscale.lab.models.build import meta_model
 from muonscale.lab.models.config import model_config
 from muonscale.lab.models.presets import PRESETS
@@ -24,24 +25,24 @@ from muonscale.optim.parameters.report import GroupingReport, grouping_report
 from muonscale.optim.parameters.roles import GUESSED
 from muonscale.transfer.apply import Parametrization
 
-# Sections that a configuration must have and that inspecting does not use.
+# Sections that a configuration must have, and that `inspect` does not use.
 UNUSED = {"run": {"path": "."}, "data": {"source": "python-stdlib"}, "train": {"steps": 1}}
 
 
 @dataclass(frozen=True)
 class Inspection:
-    """The routing of one model."""
+    """The parameter groups of one model."""
 
     name: str
-    """What was asked for."""
+    """The target, as it was given."""
     model_type: str
     size: ParameterCount
     routing: GroupingReport
     transfer: Parametrization | None = None
-    """How lr, decay and eps in it come from those of the configuration."""
+    """Multipliers of lr, decay and eps, if `transfer.base` is given."""
 
     def text(self, *, full: bool = False) -> str:
-        """Return the report for a console; without `full` repeated layers are one line."""
+        """Return the report as text; without `full`, repeated layers are one line."""
         lines = [
             f"model  {self.name} ({self.model_type}): {self.size.total:,} parameters, "
             f"{self.size.without_embeddings:,} without embeddings and head",
@@ -54,8 +55,8 @@ class Inspection:
         guessed = [row.name for row in self.routing.rows if GUESSED in row.why]
         if guessed:
             lines.append(
-                f"note: {len(guessed)} bare parameters are {GUESSED} (first: {guessed[0]}); where "
-                "one is not, route it with an override"
+                f"note: {len(guessed)} bare parameters are {GUESSED} (first: {guessed[0]}); "
+                "optimizer.overrides changes that"
             )
         return "\n".join(lines)
 
@@ -69,16 +70,16 @@ class Inspection:
 
 
 def inspect(target: str, overrides: Sequence[str] = ()) -> Inspection:
-    """Return the routing of a model that is never allocated.
+    """Return the parameter groups of a model, which is not allocated.
 
     Args:
         target: a recipe (name or YAML file), a preset, a run folder, or a Hugging Face
-            `config.json` or a folder with one, whose vocabulary is kept. A name that is a recipe's
-            and a preset's is the recipe, as for `muonscale train`.
+            `config.json` or a folder with one, whose vocabulary is kept. A name of both a recipe and
+            a preset means the recipe, as for `muonscale train`.
         overrides: `section.key=value`, such as `optimizer.lr=4e-4` or `model.fields.hidden_size=64`.
 
     Raises:
-        MuonscaleError: for a target or an override that cannot be used, or as routing would.
+        MuonscaleError: for a target, an override or a parameter group that cannot be used.
     """
     config, shape = resolve_target(target, overrides)
     model = meta_model(shape)
@@ -91,8 +92,8 @@ def inspect(target: str, overrides: Sequence[str] = ()) -> Inspection:
 def resolve_target(target: str, overrides: Sequence[str]) -> tuple[Config, PreTrainedConfig]:
     """Return the configuration that a target names, and the model's; arguments as for `inspect`.
 
-    Of a preset or a Hugging Face model the sections that it does not have hold placeholders
-    (`UNUSED`). A published vocabulary is kept unless an override says another.
+    For a preset or a Hugging Face model, missing sections have the placeholders of `UNUSED`. A
+    published vocabulary is kept unless an override changes it.
     """
     if is_preset(target):
         tree = {**deepcopy(UNUSED), "model": {"preset": target}}
@@ -102,13 +103,12 @@ def resolve_target(target: str, overrides: Sequence[str]) -> tuple[Config, PreTr
         return config, planned_shape(config)
     if target not in recipe_names() and is_hugging_face(Path(target)):
         config = resolve_config({**deepcopy(UNUSED), "model": {"config": target}}, overrides)
-        if config.model.config is None:  # an override has put another model in its place
+        if config.model.config is None:  # an override names another model
             return config, planned_shape(config)
         return config, model_config(
             config.model, vocab_size=None, sequence_length=1, bos_id=None, eos_id=None
         )
-    known = target in recipe_names() or Path(target).exists()
-    if not known:
+    if target not in recipe_names() and not Path(target).exists():
         raise ConfigError(
             f"there is no model {target!r}; {nearest(target, {*PRESETS, *recipe_names()})}\nA model "
             "is a preset, a recipe, a run folder, or a Hugging Face config.json or its folder."
@@ -123,17 +123,16 @@ def is_preset(target: str) -> bool:
 
 
 def is_model(target: str) -> bool:
-    """Return whether a target is a model alone, without a batch and a length of the run."""
+    """Return whether a target names a model without a batch size and a length of the run."""
     return target not in recipe_names() and (is_preset(target) or is_hugging_face(Path(target)))
 
 
 def is_hugging_face(path: Path) -> bool:
-    """Return whether there is a `config.json` that names a model type; a run's does not."""
+    """Return whether the `config.json` there names a model type; that of a run does not."""
     path = path / "config.json" if path.is_dir() else path
     if path.suffix != ".json":
         return False
     try:
-        tree = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return "model_type" in (read_object(path, "give another") or {})
+    except MuonscaleError:
         return False
-    return isinstance(tree, dict) and "model_type" in tree

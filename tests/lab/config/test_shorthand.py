@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from muonscale.errors import ConfigError
-from muonscale.lab.config.load import load_config, read_yaml
+from muonscale.lab.config.load import load_config
+from muonscale.lab.config.read import read_yaml
 from muonscale.lab.studies.study import PlannedRun
 
 

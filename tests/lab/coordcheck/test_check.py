@@ -11,11 +11,9 @@ from typing import Any
 import pytest
 
 from muonscale.errors import ConfigError
-from muonscale.lab.coordcheck.figure import draw, write_check
-from muonscale.lab.coordcheck.page import coordcheck_page
-from muonscale.lab.coordcheck.plan import Asked, plan_check
-from muonscale.lab.coordcheck.text import check_text
-from muonscale.lab.coordcheck.words import verdict_line
+from muonscale.lab.coordcheck.page import coordcheck_page, draw_check, write_check
+from muonscale.lab.coordcheck.plan import CoordcheckRequest, plan_check
+from muonscale.lab.coordcheck.text import check_text, verdict_line
 from muonscale.lab.report.page import Chart, Table, Verdict
 from muonscale.optim.parameters.roles import Role
 from muonscale.transfer import parametrization
@@ -166,7 +164,9 @@ def test_text_page_and_figure_say_the_same(right: dict[str, Any], tmp_path: Path
     write_check(right, tmp_path / "out")
     assert json.loads((tmp_path / "out" / "coordcheck.json").read_text()) == right
     assert {path.suffix for path in (tmp_path / "out").iterdir()} == {".json", ".png", ".svg"}
-    assert len(draw(right).axes) == 8
+    svg = draw_check(right)["svg"].decode()
+    for part in right["parts"]:
+        assert f"<!-- {part['part']} -->" in svg
 
 
 def test_an_output_folder_that_cannot_be_made_is_named(
@@ -197,13 +197,13 @@ def test_an_output_folder_that_cannot_be_made_is_named(
 )
 def test_what_cannot_be_checked_is_refused(asked: dict[str, Any], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
-        plan_check(Asked(**{"target": "llama-pico", **asked}))
+        plan_check(CoordcheckRequest(**{"target": "llama-pico", **asked}))
 
 
 def test_a_recipe_and_a_preset_are_taken_and_the_widths_are_8_apart() -> None:
-    plan = plan_check(Asked(target="gpt-nano"))
+    plan = plan_check(CoordcheckRequest(target="gpt-nano"))
     assert plan.widths == (32, 64, 128, 256) and not plan.notes
-    plan = plan_check(Asked(target="llama-pico", overrides=["data.sequence_length=64"]))
+    plan = plan_check(CoordcheckRequest(target="llama-pico", overrides=["data.sequence_length=64"]))
     assert plan.config.model.preset == "llama-pico" and plan.config.data.source == "python-stdlib"
     wide = plan.at(64, 2)
     assert wide.run.seed == plan.config.run.seed + 2
@@ -215,15 +215,17 @@ def test_a_recipe_and_a_preset_are_taken_and_the_widths_are_8_apart() -> None:
 
 
 def test_a_gain_that_must_not_decay_does_not_and_that_is_said() -> None:
-    plan = plan_check(Asked(target="gemma-nano"))
+    plan = plan_check(CoordcheckRequest(target="gemma-nano"))
     assert plan.widths[0] == 64
     assert plan.config.optimizer.overrides == {"model.norm.weight": {"weight_decay": 0.0}}
     assert "no weight decay of model.norm.weight" in plan.notes[0]
     given = "optimizer.overrides={model.norm.weight: {weight_decay: 0}}"
-    assert not plan_check(Asked(target="gemma-nano", overrides=[given])).notes
-    assert not plan_check(Asked(target="gemma-nano", convention="standard")).notes
+    assert not plan_check(CoordcheckRequest(target="gemma-nano", overrides=[given])).notes
+    assert not plan_check(CoordcheckRequest(target="gemma-nano", convention="standard")).notes
 
 
 def test_a_base_of_ones_own_is_set_aside_and_that_is_said() -> None:
-    plan = plan_check(Asked(target="llama-pico", overrides=["transfer.base={hidden_size: 16}"]))
+    plan = plan_check(
+        CoordcheckRequest(target="llama-pico", overrides=["transfer.base={hidden_size: 16}"])
+    )
     assert "the base is the width 32" in plan.notes[0]

@@ -94,9 +94,9 @@ def test_a_large_vocabulary_takes_memory_by_pairs_seen():
 
 @pytest.mark.parametrize("batches", [[], [np.zeros((4, 1), np.int64)]])
 def test_nothing_to_count_or_to_predict_is_refused(batches: list[np.ndarray]):
-    with pytest.raises(DataError, match="at least one pair"):
+    with pytest.raises(DataError, match="got 0"):
         fit_ngrams(batches, VOCAB)
-    with pytest.raises(DataError, match="there are 0 held-out tokens"):
+    with pytest.raises(DataError, match="0 targets"):
         fit_ngrams(TRAIN, VOCAB).bigram_loss(batches)
 
 

@@ -124,9 +124,9 @@ def test_failing_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(Path, "open", refuse)
-    assert failure(path) == (
-        f"{path} cannot be read: Permission denied; data.path must be a file or a folder that you may read"
-    )
+    message = failure(path)
+    for part in (str(path), "Permission denied", "data.path"):
+        assert part in message
 
 
 def test_json_lines_are_read_by_field(tmp_path: Path) -> None:

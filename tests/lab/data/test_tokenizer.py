@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -87,7 +88,7 @@ def test_end_of_text_comes_from_the_folders_config(tmp_path: Path) -> None:
 @pytest.mark.parametrize("as_folder", [False, True])
 def test_tokenizer_without_end_of_text_is_refused(tmp_path: Path, as_folder: bool) -> None:
     path = word_level(tmp_path)
-    with pytest.raises(DataError, match="no end-of-text token") as caught:
+    with pytest.raises(DataError, match=re.escape(str(tmp_path))) as caught:
         load_tokenizer(str(tmp_path if as_folder else path))
     assert END_OF_TEXT in str(caught.value)
 
@@ -97,21 +98,21 @@ def test_missing_and_broken_tokenizers_are_refused(
 ) -> None:
     import transformers
 
-    with pytest.raises(DataError, match=r"none\.json does not exist; data\.tokenizer takes"):
+    with pytest.raises(DataError, match=r"none\.json .*data\.tokenizer"):
         load_tokenizer(str(tmp_path / "none.json"))
     broken = tmp_path / "broken.json"
     broken.write_text("{}")
-    with pytest.raises(DataError, match=r"broken\.json cannot be loaded"):
+    with pytest.raises(DataError, match=r"broken\.json"):
         load_tokenizer(str(broken))
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match="empty cannot be loaded"):
+    with pytest.raises(DataError, match="empty"):
         load_tokenizer(str(tmp_path / "empty"))
 
     def unreachable(_: str) -> None:
         raise OSError("no network\nmore")
 
     monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", unreachable)
-    with pytest.raises(DataError, match="tokenizer gpt2 cannot be loaded: no network data"):
+    with pytest.raises(DataError, match=r"gpt2 .*no network"):
         load_tokenizer("gpt2")
 
 
@@ -135,7 +136,7 @@ def test_a_tokenizer_that_loads_and_cannot_be_copied_is_refused(
     first, second = ("".join(tree["model"]["merges"][number]) for number in (0, 1))
     tree["model"]["vocab"][first] = tree["model"]["vocab"][second]  # an id for two tokens
     path.write_text(json.dumps(tree))
-    with pytest.raises(DataError, match=r"cannot be (loaded|used): .*data\.tokenizer takes"):
+    with pytest.raises(DataError, match=r"data\.tokenizer"):
         load_tokenizer(str(tmp_path if as_folder else path))
 
 
@@ -149,5 +150,5 @@ def test_an_id_that_would_fill_the_memory_is_refused(
     tree = json.loads(path.read_text(encoding="utf-8"))
     tree["model"]["vocab"][next(iter(tree["model"]["vocab"]))] = 2**25
     path.write_text(json.dumps(tree), encoding="utf-8")
-    with pytest.raises(DataError, match=r"its largest id is 33,554,432 and its tokens are 300"):
+    with pytest.raises(DataError, match=r"33,554,432.* 300 "):
         load_tokenizer(str(tmp_path))

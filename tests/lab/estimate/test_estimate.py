@@ -10,7 +10,7 @@ from muonscale.errors import ConfigError
 from muonscale.lab.estimate.estimate import estimate
 from muonscale.lab.estimate.flops import newton_schulz_flops
 from muonscale.lab.estimate.resolve import PlanRequest, resolve
-from muonscale.lab.estimate.text import table
+from muonscale.lab.estimate.text import plan_text
 from muonscale.lab.targets import inspect
 from tests.lab.estimate.build import MOONLIGHT, SMALL, planned
 
@@ -54,7 +54,7 @@ def test_adamw_alone_has_no_parts_of_muon() -> None:
     assert found["flops"]["newton_schulz_per_step"] == 0
     assert found["time"]["slower_than_adamw"] == 0
     assert not [row for row in found["traffic"]["messages"] if row["purpose"] == "matrices"]
-    text = table(found)
+    text = plan_text(found)
     assert "every parameter is on AdamW" in text and "Muon pays" not in text
 
 
@@ -71,7 +71,7 @@ def test_what_does_not_fit_is_said_plainly() -> None:
                   "eval.batch_tokens=4096", layout="fsdp=1")  # fmt: skip
     memory = found["memory"]
     assert memory["peak"] > memory["device"] == 80 * 10**9 and not memory["fits"]
-    assert "of 74.51 GiB; activations need most: --micro-batch 4096" in table(found)
+    assert "of 74.51 GiB; activations need most: --micro-batch 4096" in plan_text(found)
     less = facts("data.sequence_length=4096", "train.batch_tokens=40960000",
                  "eval.batch_tokens=4096", layout="fsdp=1", micro_batch=4096)  # fmt: skip
     assert less["memory"]["fits"] and less["memory"]["advice"] is None
@@ -162,19 +162,19 @@ def test_json_holds_integers_for_bytes_and_every_key_of_the_table() -> None:
 
 
 def test_the_table_is_aligned_and_plain() -> None:
-    text = table(facts(layout="fsdp=2"))
+    text = plan_text(facts(layout="fsdp=2"))
     assert text.isascii()
     memory = text.split("memory per device\n")[1].split("\n\n")[0].splitlines()
     assert len({line.index("iB") for line in memory if "iB" in line}) == 1
 
 
 def test_the_picture_has_every_part(tmp_path: Path) -> None:
-    from muonscale.lab.estimate.figure import draw
+    from muonscale.lab.estimate.figure import write_figure
 
     found = facts(layout="fsdp=2")
-    draw(found, tmp_path / "plan.svg")
+    write_figure(found, tmp_path / "plan.svg")
     drawn = (tmp_path / "plan.svg").read_text()
     for name in ("step workspace", "Newton-Schulz", "logits"):
         assert f"<!-- {name} -->" in drawn
-    draw(found, tmp_path / "plan.png")
+    write_figure(found, tmp_path / "plan.png")
     assert (tmp_path / "plan.png").read_bytes().startswith(b"\x89PNG")

@@ -9,18 +9,16 @@ from scipy.optimize import lsq_linear
 
 from muonscale.errors import StudyError
 from muonscale.lab.fits.laws.regimes import (
-    draw_regimes,
-    fit_regimes,
+    RegimeLaw,
     log_critical,
     log_ratio,
     log_steps,
     ratio_exponents,
 )
-from muonscale.lab.fits.result import Span
-from muonscale.lab.fits.rising import rising
-from muonscale.lab.fits.status import FitStatus
+from muonscale.lab.fits.result import FitStatus, SizeRange
+from muonscale.lab.fits.rising import judge_rising
 from muonscale.lab.fits.steps_to_loss import StepsToLoss
-from muonscale.lab.fits.token_optimal import draw_optimal, token_optimal
+from muonscale.lab.fits.token_optimal import draw_token_optimal, find_token_optimal
 
 BATCHES = 1024.0 * 2 ** np.arange(6)
 LOG_B = np.log(BATCHES)
@@ -38,7 +36,7 @@ def steps_by_hand(least: float, m: float, critical: float, batch: np.ndarray) ->
 @pytest.mark.parametrize("critical", [1500.0, 2048.0, 3000.0, 7000.0, 8192.0])
 def test_three_regimes_are_found_without_noise(m: float, critical: float) -> None:
     steps = steps_by_hand(2e5, m, critical, BATCHES)
-    law = fit_regimes(BATCHES, steps)
+    law = RegimeLaw.fit(BATCHES, steps)
     assert law.theta == pytest.approx([np.log(2e5), m, np.log(critical)], abs=1e-6)
     assert law(BATCHES) == pytest.approx(steps, rel=1e-9)
     assert (law.status, law.remark) == (FitStatus.CONVERGED, "")
@@ -49,7 +47,7 @@ def test_the_search_finds_the_least_squares() -> None:
     rng = np.random.default_rng(0)
     for _ in range(8):
         log_tokens = np.cumsum(rng.normal(0.2, 0.3, 6))
-        law = fit_regimes(BATCHES, np.exp(log_tokens) / BATCHES)
+        law = RegimeLaw.fit(BATCHES, np.exp(log_tokens) / BATCHES)
         found = np.sum((log_tokens - LOG_B - log_steps(law.theta, LOG_B)) ** 2)
         grid = [
             lsq_linear(
@@ -65,33 +63,33 @@ def test_the_search_finds_the_least_squares() -> None:
 @pytest.mark.parametrize(
     ("tokens", "said", "end"),
     [
-        ([5, 5, 5, 5, 5, 5], "do not grow", np.inf),
-        ([1, 2**0.5, 2, 2**1.5, 4, 2**2.5], "from the smallest batch on", -np.inf),
-        ([1, 1, 1, 1, 1, 1.4], "one batch size lies beyond", None),
-        ([1, 1, 1, 2, 4, 8], "do not fall at all", None),
+        ([5, 5, 5, 5, 5, 5], "B* is above", np.inf),
+        ([1, 2**0.5, 2, 2**1.5, 4, 2**2.5], "B* is below", -np.inf),
+        ([1, 1, 1, 1, 1, 1.4], "one batch size", None),
+        ([1, 1, 1, 2, 4, 8], "m is", None),
     ],
 )
-def test_what_the_points_do_not_tell_is_said(
+def test_undetermined_parameters_get_a_remark(
     tokens: list[float], said: str, end: float | None
 ) -> None:
-    law = fit_regimes(BATCHES, 1e5 * np.array(tokens) / BATCHES)
+    law = RegimeLaw.fit(BATCHES, 1e5 * np.array(tokens) / BATCHES)
     assert law.status is FitStatus.BOUND_HIT
     assert said in law.remark
     assert law.critical.extrapolated == (end is not None)
     if end is not None:
-        assert log_critical(law.theta, law.batches) == end
+        assert log_critical(law.theta, law.ranges[0]) == end
 
 
 def test_intervals_of_three_regimes_hold_the_truth() -> None:
     """Of 300 tables 90 % +- 1.7 % (a standard error) should."""
     truth = np.array([np.log(2e5), -0.4, np.log(5000.0)])
     log_s = np.log(steps_by_hand(2e5, -0.4, 5000, BATCHES))
-    held, span = np.zeros(3), Span(BATCHES[0], BATCHES[-1])
+    held, span = np.zeros(3), SizeRange(BATCHES[0], BATCHES[-1])
     for seed in range(300):
         noise = 0.05 * np.random.default_rng((1, seed)).standard_normal(6)
         steps = np.exp(log_s + noise)
-        law = fit_regimes(BATCHES, steps)
-        draws = draw_regimes(law, BATCHES, steps, 200, seed, noise=0.05)
+        law = RegimeLaw.fit(BATCHES, steps)
+        draws = law.draw(200, seed, noise=0.05)
         ends = [draws.parameter(0), draws.parameter(1)]
         ends.append(draws.interval(lambda theta: log_critical(theta, span)))
         held += [end.low <= value <= end.high for end, value in zip(ends, truth, strict=True)]
@@ -101,12 +99,12 @@ def test_intervals_of_three_regimes_hold_the_truth() -> None:
 def test_residuals_give_intervals_from_five_points() -> None:
     wide = 512.0 * 2 ** np.arange(8)
     steps = steps_by_hand(2e5, -0.4, 5000, wide) * np.exp(0.02 * np.sin(7 * np.arange(8)))
-    found = draw_regimes(fit_regimes(wide, steps), wide, steps).parameter(2)
+    found = RegimeLaw.fit(wide, steps).draw().parameter(2)
     assert found.low < np.log(5000) < found.high < found.low + 1
-    with pytest.raises(StudyError, match="at least 5 points, got 4"):
-        draw_regimes(fit_regimes(wide[:4], steps[:4]), wide[:4], steps[:4])
-    with pytest.raises(StudyError, match="at least 4 different batch sizes, got 3"):
-        fit_regimes(wide[:3], steps[:3])
+    with pytest.raises(StudyError, match="got 4"):
+        RegimeLaw.fit(wide[:4], steps[:4]).draw()
+    with pytest.raises(StudyError, match="got 3"):
+        RegimeLaw.fit(wide[:3], steps[:3])
 
 
 def test_two_laws_predict_a_ratio_in_three_regimes() -> None:
@@ -128,12 +126,12 @@ def test_two_laws_predict_a_ratio_in_three_regimes() -> None:
 
 def test_the_token_optimal_batch_is_the_largest_with_the_fewest_tokens() -> None:
     tokens = np.log([[3.0, 2, 2, 4], [1, 2, 3, np.inf], [np.inf] * 4])
-    found = token_optimal(BATCHES[:4], tokens)
+    found = find_token_optimal(BATCHES[:4], tokens)
     assert found[:2].tolist() == [4096, 1024] and np.isnan(found[2])
-    assert token_optimal(BATCHES[:4], tokens[1], 0.999) == 1024
-    assert token_optimal(BATCHES[:4], tokens[1], 1.0) == 2048
+    assert find_token_optimal(BATCHES[:4], tokens[1], 0.999) == 1024
+    assert find_token_optimal(BATCHES[:4], tokens[1], 1.0) == 2048
     with pytest.raises(StudyError, match="tolerance=-1"):
-        token_optimal(BATCHES[:4], tokens, -1)
+        find_token_optimal(BATCHES[:4], tokens, -1)
 
 
 def measured(log_tokens: np.ndarray, error: float, freedom: int = 10) -> StepsToLoss:
@@ -147,12 +145,12 @@ def measured(log_tokens: np.ndarray, error: float, freedom: int = 10) -> StepsTo
 
 def test_its_interval_is_how_often_each_batch_has_the_fewest() -> None:
     log_tokens = np.array([0.02, 0.0, 0.01, 0.5, 1.0, np.inf])
-    sharp = draw_optimal(measured(log_tokens, 1e-4)).parameter(0)
+    sharp = draw_token_optimal(measured(log_tokens, 1e-4)).parameter(0)
     assert (sharp.low, sharp.value, sharp.high) == (2048, 2048, 2048)
-    blurred = draw_optimal(measured(log_tokens, 0.05)).parameter(0)
+    blurred = draw_token_optimal(measured(log_tokens, 0.05)).parameter(0)
     assert (blurred.low, blurred.value, blurred.high) == (1024, 2048, 4096)
     with pytest.raises(StudyError, match="two seeds"):
-        draw_optimal(measured(log_tokens, np.nan, 0))
+        draw_token_optimal(measured(log_tokens, np.nan, 0))
 
 
 def covariance(sigma: float) -> np.ndarray:
@@ -164,7 +162,7 @@ def test_a_slope_is_that_of_a_regression() -> None:
     oracle = stats.linregress(LOG_B, log_r)
     # With the residual variance and its degrees the interval is the regression's own.
     left = log_r - oracle.intercept - oracle.slope * LOG_B
-    found = rising(BATCHES, log_r, covariance(np.sqrt(np.sum(left**2) / 4)), 4)
+    found = judge_rising(BATCHES, log_r, covariance(np.sqrt(np.sum(left**2) / 4)), 4)
     half = stats.t.ppf(0.95, 4) * oracle.stderr
     assert found.slope.value == pytest.approx(oracle.slope)
     assert found.slope.high - found.slope.value == pytest.approx(half)
@@ -188,7 +186,7 @@ def test_a_slope_is_that_of_a_regression() -> None:
 def test_a_verdict_follows_its_rule(
     log_r: list[float], sigma: float, freedom: int, verdict: bool | None
 ) -> None:
-    found = rising(BATCHES, np.array(log_r), covariance(sigma), freedom)
+    found = judge_rising(BATCHES, np.array(log_r), covariance(sigma), freedom)
     assert found.non_decreasing is verdict
 
 
@@ -196,9 +194,9 @@ def test_a_drop_is_judged_by_the_covariance_of_its_two_ratios() -> None:
     log_r = np.array([0.3, 0.1, 0.3, 0.3, 0.3, 0.3])
     together = covariance(0.2)
     together[:2, :2] = 0.04 * np.array([[1, 0.999], [0.999, 1]])
-    assert rising(BATCHES, log_r, covariance(0.2), 10).non_decreasing is None
-    assert rising(BATCHES, log_r, together, 10).non_decreasing is False
-    drop = rising(BATCHES, log_r, covariance(0.2), 10).drop
+    assert judge_rising(BATCHES, log_r, covariance(0.2), 10).non_decreasing is None
+    assert judge_rising(BATCHES, log_r, together, 10).non_decreasing is False
+    drop = judge_rising(BATCHES, log_r, covariance(0.2), 10).drop
     assert drop is not None
     assert drop.p == pytest.approx(stats.t.sf(0.2 / np.hypot(0.2, 0.2), 10))
 
@@ -210,7 +208,9 @@ def test_a_ratio_that_is_flat_is_seldom_called_falling_or_rising() -> None:
         noise = rng.standard_normal((6, 2)) * 0.1
         sigma = 0.1 * np.sqrt(rng.chisquare(8) / 8)
         said.append(
-            rising(BATCHES, noise.mean(axis=1), covariance(sigma / np.sqrt(2)), 8).non_decreasing
+            judge_rising(
+                BATCHES, noise.mean(axis=1), covariance(sigma / np.sqrt(2)), 8
+            ).non_decreasing
         )
     assert said.count(False) / 1000 < 0.06
     assert 0.02 < said.count(True) / 1000 < 0.08

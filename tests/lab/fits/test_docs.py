@@ -37,7 +37,7 @@ def test_the_lines_of_python_run(capsys: pytest.CaptureFixture[str]) -> None:
         "tokens": d,
         "losses": 1.69 + 406.4 / n**0.34 + 410.7 / d**0.28,
         "tokens_so_far": tokens,
-        "held_out_losses": 50 * tokens**-0.13,
+        "validation_losses": 50 * tokens**-0.13,
     }
     first, second = block("python").split("\n\n")[-2:]
     head = block("python").split("\n\n")[0]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from muonscale.errors import StudyError
-from muonscale.lab.fits.frontier import IsoLoss, dominance, iso_loss, mean_log_seconds
+from muonscale.lab.fits.frontier import IsoLoss, judge_dominance, mean_log_seconds, trace_iso_loss
 from muonscale.lab.fits.steps_to_loss import StepsToLoss
 
 INF = math.inf
@@ -30,7 +30,7 @@ def curve(
     seconds = [
         [fixed + per_token * b / n if b % n == 0 else INF for b in steps.batches] for n in devices
     ]
-    return iso_loss(steps, np.array(seconds), devices, 1, seed=seed)
+    return trace_iso_loss(steps, np.array(seconds), devices, 1, seed=seed)
 
 
 def test_a_hand_made_example_of_two_batches_and_three_devices() -> None:
@@ -68,7 +68,7 @@ def test_no_edge_where_nothing_smaller_can_be_shared() -> None:
 
 def test_more_devices_that_are_no_faster_are_not_on_the_frontier() -> None:
     steps = measured([8], [10])
-    found = iso_loss(steps, np.array([[4.0], [2.0], [2.0], [3.0], [1.0]]), [1, 2, 3, 4, 8], 1)
+    found = trace_iso_loss(steps, np.array([[4.0], [2.0], [2.0], [3.0], [1.0]]), [1, 2, 3, 4, 8], 1)
     assert found.efficient.tolist() == [True, True, False, False, True]
 
 
@@ -89,7 +89,7 @@ def test_the_best_batch_is_chosen_anew_in_every_draw() -> None:
     # The least of four equal, independent log times with noise 0.1 has a median of
     # z(0.5^(1/4)) = -0.998 standard deviations.
     steps = measured([1, 2, 4, 8], [100] * 4, 0.1)
-    found = iso_loss(steps, np.ones((1, 4)), [1], 1, resamples=4000)
+    found = trace_iso_loss(steps, np.ones((1, 4)), [1], 1, resamples=4000)
     draws = np.quantile(found.log_seconds(found.draws.samples), 0.5)
     assert draws == pytest.approx(math.log(100) - 0.0998, abs=0.005)
 
@@ -106,25 +106,25 @@ def law(factor: float, seed: int, error: float = 0.01, freedom: int = 1000, **at
         [[0.4 + 0.1 * b / n if b % n == 0 else INF for b in BATCHES] for n in DEVICES]
     )
     seconds *= np.array([at.get(f"on{n}", 1.0) for n in DEVICES])[:, None]
-    return iso_loss(found, seconds, DEVICES, 1, seed=seed)
+    return trace_iso_loss(found, seconds, DEVICES, 1, seed=seed)
 
 
 def test_a_faster_optimizer_lies_inside() -> None:
-    found = dominance(law(1.0, 0), law(1.25, 1))
+    found = judge_dominance(law(1.0, 0), law(1.25, 1))
     assert found.inside is True and found.share == 1 and found.reverse == 0
     assert found.judged.all()
     assert found.ratio == pytest.approx([0.8] * 3)
     assert (found.low < 0.8).all() and (found.high > 0.8).all()
     assert found.mean.value == pytest.approx(0.8)
     assert found.mean.low < 0.8 < found.mean.high
-    assert dominance(law(1.25, 1), law(1.0, 0)).inside is False
+    assert judge_dominance(law(1.25, 1), law(1.0, 0)).inside is False
 
 
 def test_curves_that_cross_or_are_within_noise_are_not_told_apart() -> None:
-    crossing = dominance(law(1.0, 0, on16=1.5), law(1.25, 1))
+    crossing = judge_dominance(law(1.0, 0, on16=1.5), law(1.25, 1))
     assert crossing.inside is None and crossing.share == 0 and crossing.reverse == 0
     assert crossing.ratio == pytest.approx([0.8, 0.8, 1.2])
-    close = dominance(law(1.0, 0, 0.05), law(1.02, 1, 0.05))
+    close = judge_dominance(law(1.0, 0, 0.05), law(1.02, 1, 0.05))
     assert close.inside is None and 0.05 < close.share < 0.95
 
 
@@ -133,12 +133,14 @@ def test_dominance_is_of_all_counts_in_the_same_draw() -> None:
     # A batch for each count, so that their noises are independent.
     z = 1.8808  # normal quantile of 0.97
     seconds = np.array([[INF, 1, INF, INF, INF], [INF, INF, 1, INF, INF], [INF, INF, INF, 1, INF]])
-    first = iso_loss(measured([1, 2, 4, 8, 16], [100] * 5, 0.1), seconds, [1, 2, 4], 1, 20_000)
+    first = trace_iso_loss(
+        measured([1, 2, 4, 8, 16], [100] * 5, 0.1), seconds, [1, 2, 4], 1, 20_000
+    )
     slower = [100 * math.exp(z * 0.1 * math.sqrt(2))] * 5
-    second = iso_loss(
+    second = trace_iso_loss(
         measured([1, 2, 4, 8, 16], slower, 0.1), seconds, [1, 2, 4], 1, 20_000, seed=1
     )
-    found = dominance(first, second)
+    found = judge_dominance(first, second)
     assert found.share == pytest.approx(0.97**3, abs=0.01)
     assert found.inside is None
 
@@ -150,32 +152,32 @@ def test_an_upper_bound_of_the_slower_is_not_judged() -> None:
 
     # The best batches are 16, 32 and 64: with up to 32 the last is at the end.
     short, whole = BATCHES[:6], BATCHES
-    assert dominance(only(whole, 1, 0), only(short, 1.25, 1)).judged.tolist() == [
+    assert judge_dominance(only(whole, 1, 0), only(short, 1.25, 1)).judged.tolist() == [
         True,
         False,
         False,
     ]
-    assert dominance(only(whole, 1, 0), only(short, 1.25, 1)).inside is True
+    assert judge_dominance(only(whole, 1, 0), only(short, 1.25, 1)).inside is True
     # The faster one's bounds do not matter, since its true times are shorter still.
-    both = dominance(only(short, 1, 0), only(whole, 1.25, 1))
+    both = judge_dominance(only(short, 1, 0), only(whole, 1.25, 1))
     assert both.judged.all() and both.inside is True
-    none = dominance(only(whole, 1, 0), only(BATCHES[4:5], 1.25, 1))
+    none = judge_dominance(only(whole, 1, 0), only(BATCHES[4:5], 1.25, 1))
     assert not none.judged.any() and math.isnan(none.share) and none.inside is None
 
 
 def test_an_optimizer_that_reached_nothing_at_a_count_is_not_inside_there() -> None:
     first = law(1.0, 0, on16=INF)
-    found = dominance(first, law(1.25, 1))
+    found = judge_dominance(first, law(1.25, 1))
     assert found.ratio.tolist()[2] == INF
     assert found.share == 0 and found.inside is None
-    assert np.isnan(dominance(first, law(1.25, 1, on16=INF)).ratio[2])
-    assert math.isnan(dominance(law(1.0, 0, on1=INF), law(1.25, 1, on1=INF)).mean.value)
+    assert np.isnan(judge_dominance(first, law(1.25, 1, on16=INF)).ratio[2])
+    assert math.isnan(judge_dominance(law(1.0, 0, on1=INF), law(1.25, 1, on1=INF)).mean.value)
 
 
 def test_one_seed_has_no_band_and_no_verdict() -> None:
     alone = law(1.0, 0, freedom=0)
     assert np.isnan(alone.band()).all()
-    found = dominance(alone, law(1.25, 1))
+    found = judge_dominance(alone, law(1.25, 1))
     assert not found.drawn and found.inside is None and math.isnan(found.share)
     assert found.ratio == pytest.approx([0.8] * 3) and np.isnan(found.low).all()
 
@@ -193,10 +195,10 @@ def test_the_mean_is_the_hypervolume_over_the_width() -> None:
 def test_what_cannot_be_is_refused() -> None:
     steps = measured([1, 2], [10, 5])
     with pytest.raises(StudyError, match=r"3 device counts .* 2 batch sizes, got shape \(2, 2\)"):
-        iso_loss(steps, np.ones((2, 2)), [1, 2, 4], 1)
+        trace_iso_loss(steps, np.ones((2, 2)), [1, 2, 4], 1)
     with pytest.raises(StudyError, match="above 0"):
-        iso_loss(steps, np.zeros((1, 2)), [1], 1)
-    with pytest.raises(StudyError, match="must rise"):
-        iso_loss(steps, np.ones((2, 2)), [2, 1], 1)
-    with pytest.raises(StudyError, match="same counts"):
-        dominance(law(1, 0), iso_loss(steps, np.ones((2, 2)), [1, 2], 1))
+        trace_iso_loss(steps, np.zeros((1, 2)), [1], 1)
+    with pytest.raises(StudyError, match=r"\[2, 1\]"):
+        trace_iso_loss(steps, np.ones((2, 2)), [2, 1], 1)
+    with pytest.raises(StudyError, match=r"\[1.0, 4.0, 16.0\] and \[1.0, 2.0\]"):
+        judge_dominance(law(1, 0), trace_iso_loss(steps, np.ones((2, 2)), [1, 2], 1))

@@ -10,12 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import approx_fprime, least_squares, linprog
 
-from muonscale.lab.fits.huber import objective
-from muonscale.lab.fits.laws.batch import fit_batch, log_batch_law
-from muonscale.lab.fits.laws.chinchilla import fit_chinchilla, log_law
-from muonscale.lab.fits.laws.power import fit_power
-from muonscale.lab.fits.laws.power_offset import fit_power_offset, log_offset_law
-from muonscale.lab.fits.status import FitStatus
+from muonscale.lab.fits.laws.batch import BatchLaw
+from muonscale.lab.fits.laws.chinchilla import ChinchillaLaw
+from muonscale.lab.fits.laws.power import PowerLaw
+from muonscale.lab.fits.laws.power_offset import OffsetPowerLaw
+from muonscale.lab.fits.minimize import sum_huber
+from muonscale.lab.fits.result import FitStatus
 
 # E, A, B, alpha, beta: Chinchilla's (arXiv 2203.15556), its replication's (arXiv 2404.10102), others.
 CHINCHILLAS = [
@@ -40,7 +40,7 @@ def chinchilla(law: tuple[float, ...], n: np.ndarray, d: np.ndarray) -> np.ndarr
 @pytest.mark.parametrize("law", CHINCHILLAS)
 def test_chinchilla_is_recovered(law: tuple[float, ...]) -> None:
     n, d = grid()
-    found = fit_chinchilla(n, d, chinchilla(law, n, d))
+    found = ChinchillaLaw.fit(n, d, chinchilla(law, n, d))
     got = (found.E, found.A, found.B, found.alpha, found.beta)
     assert got == pytest.approx(law, rel=1e-6)
     assert found.status is FitStatus.CONVERGED and found.residuals.largest < 1e-9
@@ -49,7 +49,7 @@ def test_chinchilla_is_recovered(law: tuple[float, ...]) -> None:
 def test_chinchilla_is_recovered_from_six_runs() -> None:
     n = np.array([4e7, 2e8, 1e9, 4e7, 2e8, 1e9])
     d = np.array([1e9, 1e9, 1e9, 2e10, 8e10, 3e11])
-    found = fit_chinchilla(n, d, chinchilla(CHINCHILLAS[0], n, d))
+    found = ChinchillaLaw.fit(n, d, chinchilla(CHINCHILLAS[0], n, d))
     got = (found.E, found.A, found.B, found.alpha, found.beta)
     assert got == pytest.approx(CHINCHILLAS[0], rel=1e-6)
 
@@ -57,7 +57,7 @@ def test_chinchilla_is_recovered_from_six_runs() -> None:
 @pytest.mark.parametrize("a,b", [(2.506, 0.052), (2.608, 0.054), (1e4, 0.5), (3.0, -0.02)])
 def test_a_power_law_is_recovered(a: float, b: float) -> None:
     flops = np.geomspace(1e17, 1e21, 5)
-    found = fit_power(flops, a * flops**-b)
+    found = PowerLaw.fit(flops, a * flops**-b)
     assert (found.coefficient, found.exponent) == pytest.approx((a, b), rel=1e-6)
     assert found.reach(a * 1e19**-b).value == pytest.approx(1e19, rel=1e-6) or b < 0
 
@@ -65,7 +65,7 @@ def test_a_power_law_is_recovered(a: float, b: float) -> None:
 @pytest.mark.parametrize("law", [(1.31, 9.0, 0.31), (0.5, 100.0, 0.7), (2.0, 3.0, 0.08)])
 def test_a_power_law_with_offset_is_recovered(law: tuple[float, float, float]) -> None:
     width = 2.0 ** np.arange(5, 11)
-    found = fit_power_offset(width, law[0] + law[1] * width ** -law[2])
+    found = OffsetPowerLaw.fit(width, law[0] + law[1] * width ** -law[2])
     assert (found.offset, found.coefficient, found.exponent) == pytest.approx(law, rel=1e-6)
     assert found.status is FitStatus.CONVERGED
 
@@ -73,7 +73,7 @@ def test_a_power_law_with_offset_is_recovered(law: tuple[float, float, float]) -
 @pytest.mark.parametrize("law", [(500.0, 5e7), (1e4, 1e9), (3.0, 1e5)])
 def test_a_batch_law_is_recovered(law: tuple[float, float]) -> None:
     batch = 2.0 ** np.arange(12, 22)
-    found = fit_batch(batch, law[0] + law[1] / batch)
+    found = BatchLaw.fit(batch, law[0] + law[1] / batch)
     assert (found.least_steps, found.least_data) == pytest.approx(law, rel=1e-6)
     assert found.critical.value == pytest.approx(law[1] / law[0], rel=1e-6)
 
@@ -92,7 +92,7 @@ def test_any_chinchilla_whose_terms_show_is_recovered(
     """`first` and `second` are the terms in the middle of the grid."""
     n, d = grid()
     law = (E, first * 8e8**alpha, second * 2e10**beta, alpha, beta)
-    found = fit_chinchilla(n, d, chinchilla(law, n, d))
+    found = ChinchillaLaw.fit(n, d, chinchilla(law, n, d))
     assert (found.E, found.A, found.B, found.alpha, found.beta) == pytest.approx(law, rel=1e-6)
 
 
@@ -103,7 +103,7 @@ def test_units_of_size_do_not_matter(unit: float, seed: int) -> None:
     n, d = grid((4, 4))
     noise = 0.003 * np.random.default_rng(seed).standard_normal(len(n))
     loss = chinchilla(CHINCHILLAS[0], n, d) * np.exp(noise)
-    one, other = fit_chinchilla(n, d, loss), fit_chinchilla(n * unit, d / unit, loss)
+    one, other = ChinchillaLaw.fit(n, d, loss), ChinchillaLaw.fit(n * unit, d / unit, loss)
     assert (other.E, other.alpha, other.beta) == pytest.approx(
         (one.E, one.alpha, one.beta), rel=1e-4
     )
@@ -117,14 +117,14 @@ def test_gradient_of_the_objective_is_its_derivative(delta: float) -> None:
     target = np.log(chinchilla(CHINCHILLAS[0], n, d)) + 0.01 * rng.standard_normal(len(n))
     counts = rng.integers(0, 4, len(n)).astype(float)
     # Middle of the ranges as the unit, so that finite differences are accurate.
-    model = log_law(np.log(n / 8e8), np.log(d / 2e10))
+    model = ChinchillaLaw.log_model(np.log(n / 8e8), np.log(d / 2e10))
     theta = np.array([-0.9, -0.4, 0.5, 0.35, 0.3])
-    _, gradient = objective(model, theta, target, counts, delta)
+    _, gradient = sum_huber(model, theta, target, counts, delta)
     step = 1e-7 * np.ones(5)
     numeric = [
         (
-            objective(model, theta + step * unit, target, counts, delta)[0]
-            - objective(model, theta - step * unit, target, counts, delta)[0]
+            sum_huber(model, theta + step * unit, target, counts, delta)[0]
+            - sum_huber(model, theta - step * unit, target, counts, delta)[0]
         )
         / 2e-7
         for unit in np.eye(5)
@@ -136,11 +136,11 @@ def test_gradient_of_the_objective_is_its_derivative(delta: float) -> None:
     ("model", "theta"),
     [
         (
-            log_law(np.array([-1.0, 0.3, 2.0]), np.array([0.5, -2.0, 1.0])),
+            ChinchillaLaw.log_model(np.array([-1.0, 0.3, 2.0]), np.array([0.5, -2.0, 1.0])),
             [0.1, -0.4, 0.6, 0.3, 0.2],
         ),
-        (log_offset_law(np.array([-1.0, 0.3, 2.0])), [0.2, 0.7, 0.3]),
-        (log_batch_law(np.array([3.0, 5.0, 9.0])), [2.0, 7.0]),
+        (OffsetPowerLaw.log_model(np.array([-1.0, 0.3, 2.0])), [0.2, 0.7, 0.3]),
+        (BatchLaw.log_model(np.array([3.0, 5.0, 9.0])), [2.0, 7.0]),
     ],
 )
 def test_jacobians_are_derivatives(model, theta) -> None:
@@ -155,7 +155,7 @@ def test_no_start_of_a_published_grid_finds_a_lower_objective(noise: float, seed
     n, d = grid((5, 5))
     rng = np.random.default_rng(seed)
     loss = chinchilla(CHINCHILLAS[0], n, d) * np.exp(noise * rng.standard_normal(len(n)))
-    found = fit_chinchilla(n, d, loss)
+    found = ChinchillaLaw.fit(n, d, loss)
 
     def residuals(theta: np.ndarray) -> np.ndarray:
         terms = [theta[0] - theta[3] * np.log(n), theta[1] - theta[4] * np.log(d)]
@@ -179,7 +179,7 @@ def test_a_power_law_is_the_line_through_the_logarithms() -> None:
     flops = np.geomspace(1e17, 1e21, 12)
     loss = 2.5 * flops**-0.05 * np.exp(0.01 * rng.standard_normal(12))
     slope, intercept = np.polyfit(np.log(flops), np.log(loss), 1)
-    found = fit_power(flops, loss)
+    found = PowerLaw.fit(flops, loss)
     assert (-found.exponent, np.log(found.coefficient)) == pytest.approx((slope, intercept))
     misses = np.log(loss) - intercept - slope * np.log(flops)
     assert found.residuals.rms == pytest.approx(np.sqrt(np.sum(misses**2) / 10))
@@ -192,8 +192,8 @@ def test_small_laws_are_least_squares_by_another_search(seed: int) -> None:
     x = 2.0 ** np.arange(5, 13)
     loss = (1.31 + 9 * x**-0.31) * np.exp(0.003 * rng.standard_normal(len(x)))
     steps = (500 + 5e5 / x) * np.exp(0.05 * rng.standard_normal(len(x)))
-    offset = fit_power_offset(x, loss)
-    batch = fit_batch(x, steps)
+    offset = OffsetPowerLaw.fit(x, loss)
+    batch = BatchLaw.fit(x, steps)
 
     def best(residuals, starts) -> np.ndarray:
         tries = [least_squares(residuals, s, xtol=1e-14, ftol=1e-14, gtol=1e-14) for s in starts]
@@ -212,7 +212,7 @@ def test_outliers_do_not_move_a_huber_fit() -> None:
     n, d = grid()
     loss = chinchilla(CHINCHILLAS[0], n, d)
     loss[[3, 17, 30]] *= 1.2
-    robust, squares = fit_chinchilla(n, d, loss), fit_chinchilla(n, d, loss, delta=10.0)
+    robust, squares = ChinchillaLaw.fit(n, d, loss), ChinchillaLaw.fit(n, d, loss, delta=10.0)
     assert (robust.E, robust.alpha, robust.beta) == pytest.approx((1.69, 0.34, 0.28), rel=5e-3)
     assert abs(squares.alpha / 0.34 - 1) > 0.05
 
@@ -225,8 +225,8 @@ def test_with_a_small_delta_the_fit_is_of_least_absolute_residuals() -> None:
     n, d = grid((5, 5))
     rng = np.random.default_rng(3)
     target = np.log(chinchilla(CHINCHILLAS[0], n, d)) + 0.02 * rng.standard_normal(len(n))
-    found = fit_chinchilla(n, d, np.exp(target), delta=1e-5)
-    predicted, jacobian = log_law(np.log(n), np.log(d))(found.theta)
+    found = ChinchillaLaw.fit(n, d, np.exp(target), delta=1e-5)
+    predicted, jacobian = ChinchillaLaw.log_model(np.log(n), np.log(d))(found.theta)
     own = np.abs(target - predicted).sum()
     rows, columns = jacobian.shape
     scale = np.abs(jacobian).max(axis=0)

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 from muonscale.errors import StudyError
-from muonscale.lab.fits.groups import baseline, split
-from muonscale.lab.fits.tables import RunTable, read_table
+from muonscale.lab.fits.tables import RunTable, choose_baseline, read_table
 
 
 def written(tmp_path: Path, text: str, name: str = "runs.csv") -> Path:
@@ -36,9 +35,9 @@ def test_tabs_json_lines_and_quotes_are_read(tmp_path: Path) -> None:
 
 
 REFUSED = {
-    "a suffix": ("runs.xlsx", "a", "'.xlsx'; accepted are .csv"),
+    "a suffix": ("runs.xlsx", "a", "'.xlsx'"),
     "nothing": ("a.csv", "", "no line with text"),
-    "a NUL": ("a.csv", "N,loss\n1,\0\n", "line 2: a NUL is no text"),
+    "a NUL": ("a.csv", "N,loss\n1,\0\n", "line 2: NUL"),
     "a huge number": ("a.jsonl", '{"N": ' + "1" * 5000 + "}", "line 1: not JSON"),
     "a huge cell": ("a.csv", "N\n" + "1" * 200_000, "line 2: field larger"),
     "a header alone": ("a.csv", "N,loss\n", "has no rows"),
@@ -55,7 +54,7 @@ REFUSED = {
     "a loss that diverged": ("a.csv", "N,loss\n1,nan\n", "line 2, column loss: 'nan'"),
     "zero": ("a.csv", "N,loss\n0,1\n", "'0' is not a positive"),
     "not JSON": ("a.jsonl", '{"N": 1, "loss": 2}\n{"N": \n', "line 2: not JSON"),
-    "no object": ("a.jsonl", "[1, 2]\n", "line 1 is [1, 2]; every line must be an object"),
+    "no object": ("a.jsonl", "[1, 2]\n", "line 1 is [1, 2]; every"),
     "null": ("a.jsonl", '{"N": null, "loss": 2}\n', "line 1, column N"),
 }
 
@@ -84,25 +83,25 @@ def table(**columns: list[object]) -> RunTable:
 
 
 def test_groups_keep_their_rows_and_lines() -> None:
-    groups = split(table(loss=[1, 2, 3], rule=["muon", "adamw", "muon"]), "rule")
+    groups = table(loss=[1, 2, 3], rule=["muon", "adamw", "muon"]).split("rule")
     assert list(groups) == ["muon", "adamw"]
     assert groups["muon"].numbers("loss").tolist() == [1, 3] and groups["muon"].lines == (2, 4)
-    assert list(split(table(loss=[1]), None)) == [""]
+    assert list(table(loss=[1]).split(None)) == [""]
 
 
 def test_groups_need_a_column_and_full_cells() -> None:
     with pytest.raises(StudyError, match="no column ruel; did you mean rule"):
-        split(table(rule=["a"]), "ruel")
-    with pytest.raises(StudyError, match="line 3, column rule: the cell is empty"):
-        split(table(rule=["a", ""]), "rule")
+        table(rule=["a"]).split("ruel")
+    with pytest.raises(StudyError, match="line 3, column rule"):
+        table(rule=["a", ""]).split("rule")
 
 
 def test_the_baseline_is_adamw_unless_another_is_asked_for() -> None:
-    assert baseline(["muon", "AdamW"], None) == "AdamW"
-    assert baseline(["muon", "lion"], None) == "muon"
-    assert baseline(["muon", "adamw"], "muon") == "muon"
+    assert choose_baseline(["muon", "AdamW"], None) == "AdamW"
+    assert choose_baseline(["muon", "lion"], None) == "muon"
+    assert choose_baseline(["muon", "adamw"], "muon") == "muon"
     with pytest.raises(StudyError, match="no group sgd"):
-        baseline(["muon", "adamw"], "sgd")
+        choose_baseline(["muon", "adamw"], "sgd")
 
 
 def test_select_takes_rows() -> None:

@@ -16,7 +16,7 @@ from muonscale.lab.data.loss_mask import (
     NO_TARGET,
     count_targets,
     is_marked,
-    neighbours,
+    pair_with_previous,
     unpack,
 )
 from muonscale.lab.models.contexts import quiet_transformers
@@ -116,7 +116,7 @@ def test_marks_by_hand() -> None:
     assert found.positions_BL.tolist() == [[0, 1, 2, 3, 0, 1]]
     rows = row.numpy()
     assert is_marked(rows) and count_targets(rows) == 3
-    previous, target = neighbours(rows)
+    previous, target = pair_with_previous(rows)
     assert (previous.tolist(), target.tolist()) == ([6, 7, 5], [7, 8, 9])
 
 

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 
 from muonscale.lab.report import matplotlib_charts
-from muonscale.lab.report.axes import axis_of, drawable, number_text, smallest, tick_texts
-from muonscale.lab.report.page import Chart, Mark, Page, Section, Series, Surface
+from muonscale.lab.report.axes import axis_of, drawable, minimum_of, number_text, tick_texts
+from muonscale.lab.report.page import Chart, Mark, Series, Surface
 from muonscale.lab.report.palette import ADAMW, MUON, SERIES, dark_colors, styles
 from muonscale.lab.report.plotly_charts import figure_json
 from tests.lab.report.sample import BAND_CHART, CHARTS, LOG_CHART, NAN, PAGE, SURFACE_CHART
 
-STYLES = styles(PAGE)
+STYLES = styles(PAGE.charts)
 
 
 def plotly(chart: Chart) -> dict[str, Any]:
@@ -24,10 +24,6 @@ def plotly(chart: Chart) -> dict[str, Any]:
 
 def chart_of(*series: Series, **options: Any) -> Chart:
     return Chart(name="c", title="t", x_label="x", y_label="y", series=series, **options)
-
-
-def page_of(*charts: Chart) -> Page:
-    return Page(title="", summary="", sections=(Section(title="", blocks=charts),))
 
 
 @pytest.mark.parametrize(
@@ -75,7 +71,7 @@ def test_an_axis_shows_intervals_and_marks_but_no_x_without_y() -> None:
 
 def test_what_a_logarithmic_axis_cannot_show_is_left_out_with_a_sentence() -> None:
     chart, note = drawable(LOG_CHART)
-    assert note == "2 values are not above 0 and left out, the axis being logarithmic."
+    assert note.startswith("2 values are left out")
     (series,) = chart.series
     assert math.isnan(series.x[0]) and series.x[1:] == LOG_CHART.series[0].x[1:]
     assert series.low == (1e6, 5e5, 1.9e6)  # the one of -1 ends at half of the least value
@@ -94,28 +90,28 @@ def test_a_surface_loses_what_a_logarithmic_axis_cannot_show() -> None:
     )
     chart, note = drawable(replace(SURFACE_CHART, surface=surface, series=()))
     assert chart.surface is not None and chart.surface.z == ((1.0, 2.0), (3.0, 0.5))
-    assert "1 value is" in note
-    assert smallest(chart.surface) == (2.0, 2.0, 0.5)
+    assert "1 value is left out" in note
+    assert minimum_of(chart.surface) == (2.0, 2.0, 0.5)
 
 
-def test_groups_that_meet_differ_and_keep_their_colours() -> None:
+def test_groups_that_meet_differ_and_keep_their_colors() -> None:
     names = ["run-muon", "run-adamw", "c", "d"]
     series = {n: Series(name=n, x=(1.0,), y=(1.0,)) for n in names}
     other = Series(name="Muon fit", group="run-muon", x=(1.0,), y=(1.0,))
-    found = styles(page_of(chart_of(series["c"], series["d"]), chart_of(*series.values(), other)))
+    found = styles([chart_of(series["c"], series["d"]), chart_of(*series.values(), other)])
     assert found["run-muon"].color == MUON and found["run-adamw"].color == ADAMW
     assert len({style.color for style in found.values()}) == 4
     many = [Series(name=str(n), x=(1.0,), y=(1.0,)) for n in range(20)]
-    assert len(set(styles(page_of(chart_of(*many))).values())) == 20
+    assert len(set(styles([chart_of(*many)]).values())) == 20
 
 
-def test_groups_that_never_meet_share_the_first_colours() -> None:
+def test_groups_that_never_meet_share_the_first_colors() -> None:
     one, two = (chart_of(Series(name=n, x=(1.0,), y=(1.0,))) for n in "ab")
-    found = styles(page_of(one, two))
+    found = styles([one, two])
     assert found["a"] == found["b"] and found["a"].color == next(iter(SERIES))
 
 
-def test_every_colour_of_a_figure_has_one_for_the_dark_page() -> None:
+def test_every_color_of_a_figure_has_one_for_the_dark_page() -> None:
     def colors(node: Any, of_color: bool = False) -> set[str]:
         if isinstance(node, dict):
             pairs = node.items()
@@ -169,9 +165,49 @@ def test_matplotlib_draws_the_same_numbers(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_matplotlib_says_what_is_left_out_and_where_nothing_is() -> None:
     label = matplotlib_charts._figure(LOG_CHART, STYLES).axes[0].get_xlabel()
-    assert "2 values are not above 0" in label
+    assert "2 values are left out" in label
     empty = matplotlib_charts._figure(CHARTS[-1], STYLES).axes[0]
     assert [text.get_text() for text in empty.texts] == ["no values"]
     surface = matplotlib_charts._figure(SURFACE_CHART, STYLES).axes[0]
     assert "star: least loss (nats), 3.1 at (0.01, 0.1)" in surface.get_xlabel()
     assert [t.get_text() for t in surface.get_xticklabels()] == ["0.005", "0.01", "0.02"]
+
+
+BARS = chart_of(
+    Series(name="a", x=(0.0, 1.0), y=(1.0, 2.0)),
+    Series(name="b", x=(0.0, 1.0), y=(3.0, 4.0)),
+    marks=(Mark(axis="y", at=7.0, label="limit"),),
+    bars=("first", "second"),
+)
+
+
+def test_bars_are_stacked_by_both_renderers() -> None:
+    looks = styles([BARS])
+    y = axis_of(BARS, "y")
+    assert y is not None and y.low == 0 and y.high > 7
+    axes = matplotlib_charts._figure(BARS, looks).axes[0]
+    boxes = [(patch.get_y(), patch.get_height()) for patch in axes.patches]
+    assert boxes == [(0, 1), (0, 2), (1, 3), (2, 4)]
+    assert [t.get_text() for t in axes.get_xticklabels()] == ["first", "second"]
+    tree = json.loads(figure_json(BARS, looks))
+    assert [trace["type"] for trace in tree["data"]] == ["bar", "bar"]
+    assert tree["layout"]["barmode"] == "stack"
+    assert tree["layout"]["xaxis"]["ticktext"] == ["first", "second"]
+
+
+def test_panels_share_y_limits_and_one_legend(monkeypatch: pytest.MonkeyPatch) -> None:
+    figures = []
+    monkeypatch.setattr(matplotlib_charts, "_save", lambda figure: figures.append(figure) or {})
+    one, two = (
+        chart_of(
+            Series(name=name, group="g", x=(1.0, 2.0), y=y), Series(name="h", x=(1.0,), y=(1.0,))
+        )
+        for name, y in (("a", (0.0, 1.0)), ("b", (5.0, 9.0)))
+    )
+    matplotlib_charts.draw_panels([[one, two]], "title")
+    left, right = figures[0].axes
+    assert left.get_ylim() == right.get_ylim()
+    assert left.get_ylim()[1] > 9
+    assert [text.get_text() for text in figures[0].legends[0].get_texts()] == ["g", "h"]
+    matplotlib_charts.draw_panels([[BARS, chart_of(Series(name="c", x=(1.0,), y=(1.0,)))]], "title")
+    assert not figures[1].legends and all(axes.get_legend() for axes in figures[1].axes)

@@ -7,9 +7,10 @@ import re
 import pytest
 from plotly.offline import get_plotlyjs
 
-from muonscale.lab.report.html import is_number, page_html
+from muonscale.lab.report.html import page_html
 from muonscale.lab.report.page import Block, Chart, Page, Section, Series, Text
 from muonscale.lab.report.palette import styles
+from muonscale.lab.report.tables import is_number
 from tests.lab.report.sample import CHARTS, PAGE, RATE_CHART
 from tests.lab.report.tree import Node, parse
 
@@ -17,7 +18,7 @@ SVG = b"<svg/>"
 
 
 def rendered(page: Page) -> str:
-    return page_html(page, styles(page), {chart.name: SVG for chart in page.charts})
+    return page_html(page, styles(page.charts), {chart.name: SVG for chart in page.charts})
 
 
 def page_of(*blocks: Block) -> Page:
@@ -58,7 +59,7 @@ def test_every_kind_of_block_is_drawn(tree: Node) -> None:
     assert verdicts == [
         ("verdict holds", "Holds. lower"),
         ("verdict fails", "Does not hold. higher"),
-        ("verdict open", "Not told apart. equal"),
+        ("verdict open", "Undecided. equal"),
     ]
     assert only(section, "code").text == "muonscale train 'a b' && echo \"<done>\""
     assert only(section, "button").text == "Copy"
@@ -127,7 +128,7 @@ def test_figures_link_to_their_files_and_have_an_image_without_scripts(tree: Nod
     captions = {f.attributes["id"]: only(f, "figcaption").text for f in tree.all("figure", "chart")}
     assert captions["figure-lr"].startswith("Five seeds. ")
     # x = 0, y below 0 of the mark: two values.
-    assert captions["figure-loglog"].startswith("2 values are not above 0 and left out")
+    assert captions["figure-loglog"].startswith("2 values are left out")
 
 
 def test_figures_are_json_with_the_numbers_of_the_chart(tree: Node) -> None:

@@ -37,7 +37,7 @@ def test_every_block_is_written() -> None:
     page = Page(title="T", summary="S", sections=(Section(title="One", blocks=blocks),))
     assert markdown(page, "pictures") == (
         "# T\n\nS\n\n## One\n\na \\< b and \\*c\\*\n\n```sh\nmuonscale study run mine\n```\n\n"
-        "- **holds**: it is so\n\n- **not told apart**: who knows\n\n"
+        "- **holds**: it is so\n\n- **undecided**: who knows\n\n"
         "```text\ndef f():\n    pass\n```\n\n"
         "| a | b |\n| --- | --- |\n| 1 | x\\|y |\n\nNumbers.\n\n"
         "![Loss](pictures/loss.png)\n\nAs measured.\n"

@@ -62,11 +62,11 @@ def test_shipped_studies_can_be_planned(name: str) -> None:
         ("executor.workers=0", r"executor\.workers=0: "),
         ("study=comparison", "did you mean compare"),
         ("baselines=[sgd]", "baselines: 'sgd' is none of the variants"),
-        ("lr", "must have the form key=value"),
+        ("lr", "'lr'"),
         ("train.tokens=3", r"set\.section\.key=value"),
         ("lr=[1", "not valid YAML"),
-        ("executor.workers.two=1", r"executor\.workers holds no keys|executor\.workers="),
-        ("lr.muon=0.1", "must have the form key=value"),
+        ("executor.workers.two=1", r"executor\.workers="),
+        ("lr.muon=0.1", r"lr\.muon: muon"),
     ],
 )
 def test_wrong_overrides_are_refused(recipe: str, override: str, said: str) -> None:
@@ -86,15 +86,15 @@ def test_a_wrong_key_inside_a_named_item_is_told(tmp_path: Path) -> None:
     ("text", "said"),
     [
         ("study: compare", "path is required"),
-        ("[1, 2]", "must map keys"),
+        ("[1, 2]", "1, 2"),
         ("study: [", "not valid"),
-        ("study: [compare]", r"study=\['compare'\] is no kind"),
+        ("study: [compare]", r"study=\['compare'\]"),
         (
             "study: compare\npath: x\nbase: demo\nvariants: [[]]",
             r"variants=\[\[\]\] must be a list of names",
         ),
         ("path: !!timestamp now", "a value does not fit its type"),
-        ("path: x", "study=None is no kind of study"),
+        ("path: x", "study=None"),
     ],
 )
 def test_wrong_recipes_are_refused(tmp_path: Path, text: str, said: str) -> None:
@@ -109,3 +109,9 @@ def test_unknown_studies_are_refused(tmp_path: Path) -> None:
         load_study("muon-adam")
     with pytest.raises(ConfigError, match="cannot be read"):
         load_study(str(tmp_path))
+
+
+def test_an_override_reaches_an_item_of_a_list(recipe: str) -> None:
+    config = load_study(recipe, ["lr.1=0.5"]).config
+    assert isinstance(config, CompareConfig)
+    assert config.lr == [1e-3, 0.5]

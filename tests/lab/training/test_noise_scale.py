@@ -16,9 +16,9 @@ from torch.nn.functional import cross_entropy
 
 from muonscale.errors import ConfigError
 from muonscale.lab.config.load import Config, load_config
+from muonscale.lab.files import finite
 from muonscale.lab.parallel.processes import Processes
 from muonscale.lab.parallel.topology import Topology
-from muonscale.lab.run_folder import finite
 from muonscale.lab.training.micro_batches import micro_batch_size
 from muonscale.lab.training.noise_scale import (
     DECAY,

@@ -9,7 +9,7 @@ import transformers as hf
 from muonscale.errors import ConfigError
 from muonscale.lab.config.load import Config, load_config
 from muonscale.lab.parallel.topology import arrange, parse_layout
-from muonscale.lab.verify.check import check_request, check_shape, comparable, layout_config
+from muonscale.lab.verify.check import check_request, check_shape, layout_config, use_float32
 from tests.optim.conftest import SMALL, causal_lm
 
 CPU = torch.device("cpu")
@@ -30,9 +30,9 @@ def test_the_processes_are_arranged_as_the_layout_says(layout: str) -> None:
 
 
 def test_dtypes_left_open_are_float32_and_others_are_kept() -> None:
-    made = comparable(config())
+    made = use_float32(config())
     assert (made.optimizer.ns_dtype, made.train.precision) == ("float32", "float32")
-    made = comparable(config("optimizer.ns_dtype=bfloat16", "train.precision=bfloat16"))
+    made = use_float32(config("optimizer.ns_dtype=bfloat16", "train.precision=bfloat16"))
     assert (made.optimizer.ns_dtype, made.train.precision) == ("bfloat16", "bfloat16")
 
 

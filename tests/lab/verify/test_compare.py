@@ -10,15 +10,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from muonscale.lab.verify.compare import LIMIT, Comparison, compare
-from muonscale.lab.verify.trajectory import Trajectory, Whole
+from muonscale.lab.verify.compare import LIMIT, LayoutComparison, compare
+from muonscale.lab.verify.trajectory import GatheredTensors, Trajectory
 
 ULP = torch.finfo(torch.float32).eps
 NAMES = ("a", "b", "c")
 
 
-def whole(values: dict[str, Tensor]) -> Whole:
-    return Whole(values, dict.fromkeys(values, 0.0))
+def whole(values: dict[str, Tensor]) -> GatheredTensors:
+    return GatheredTensors(values, dict.fromkeys(values, 0.0))
 
 
 def trajectory(**weights: float) -> Trajectory:
@@ -30,8 +30,8 @@ def trajectory(**weights: float) -> Trajectory:
     )
 
 
-def compared(other: Trajectory, *twins: Trajectory) -> Comparison:
-    return compare(trajectory(), twins or (trajectory(),), other, torch.float32)
+def compared(other: Trajectory, *reordered: Trajectory) -> LayoutComparison:
+    return compare(trajectory(), reordered or (trajectory(),), other, torch.float32)
 
 
 def test_nothing_differs_from_itself() -> None:
@@ -39,38 +39,41 @@ def test_nothing_differs_from_itself() -> None:
     assert found.same and found.worst[1].ratio == 0
 
 
-def test_a_difference_is_measured_in_units_of_the_twins() -> None:
-    twins = trajectory(a=1 + 1e-4), trajectory(a=1 - 2e-4)
-    (row, *_) = compared(trajectory(a=1 + 8e-4), *twins).weights
-    assert row.twin == pytest.approx(2e-4, rel=1e-3)
+def test_a_difference_is_measured_in_units_of_reordered_runs() -> None:
+    reordered = trajectory(a=1 + 1e-4), trajectory(a=1 - 2e-4)
+    (row, *_) = compared(trajectory(a=1 + 8e-4), *reordered).weights
+    assert row.reordered == pytest.approx(2e-4, rel=1e-3)
     assert row.ratio == pytest.approx(4, rel=1e-3)
-    assert compared(trajectory(a=1 + 0.9 * LIMIT * 2e-4), *twins).same
-    assert not compared(trajectory(a=1 + 1.1 * LIMIT * 2e-4), *twins).same
+    assert compared(trajectory(a=1 + 0.9 * LIMIT * 2e-4), *reordered).same
+    assert not compared(trajectory(a=1 + 1.1 * LIMIT * 2e-4), *reordered).same
 
 
 def test_a_parameter_that_happens_to_round_alike_has_the_rounding_of_its_group() -> None:
-    twin = trajectory(a=1 + 1e-4, b=1 + 1e-4)
-    found = compared(trajectory(c=1 + 5e-4), twin)
-    assert found.weights[2].twin == 0 and found.same
-    alone = replace(twin, groups={})
+    other_order = trajectory(a=1 + 1e-4, b=1 + 1e-4)
+    found = compared(trajectory(c=1 + 5e-4), other_order)
+    assert found.weights[2].reordered == 0 and found.same
+    alone = replace(other_order, groups={})
     one = replace(trajectory(), groups={name: name for name in NAMES})
     assert not compare(one, [alone], trajectory(c=1 + 5e-4), torch.float32).same
 
 
 def test_one_parameter_without_a_certain_gradient_does_not_loosen_the_others() -> None:
-    twin = trajectory(a=2.0)
-    assert compared(trajectory(a=3.0), twin).same
-    assert not compared(trajectory(b=1.01), twin).same
+    other_order = trajectory(a=2.0)
+    assert compared(trajectory(a=3.0), other_order).same
+    assert not compared(trajectory(b=1.01), other_order).same
 
 
-def test_an_ulp_is_rounding_even_where_no_twin_has_one() -> None:
+def test_an_ulp_is_rounding_even_where_no_reordered_run_has_one() -> None:
     assert compared(trajectory(a=1 + 4 * ULP)).same
     assert not compared(trajectory(a=1 + 2 * LIMIT * ULP)).same
 
 
 def test_ranks_that_hold_a_parameter_otherwise_are_a_difference() -> None:
     weights = trajectory().weights
-    other = replace(trajectory(), weights=Whole(weights.values, {**weights.apart, "b": 0.1}))
+    other = replace(
+        trajectory(),
+        weights=GatheredTensors(weights.values, {**weights.rank_differences, "b": 0.1}),
+    )
     kind, row = compared(other).worst
     assert (kind, row.name, row.difference) == ("weights", "b", 0.1)
 

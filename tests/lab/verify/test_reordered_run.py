@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from muonscale.lab.verify.reordered_run import TWINS, SumsInParts
+from muonscale.lab.verify.reordered_run import REORDERINGS, SplitSums
 
 PRODUCTS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
     "mm": lambda added, left, right: left[0] @ right[0],
@@ -33,20 +33,20 @@ def operands(inner: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Te
 @pytest.mark.parametrize("inner", [1, 2, 7, 64])
 def test_sums_in_parts_are_the_same_sums(product: Callable[..., Tensor], inner: int) -> None:
     given = operands(inner, torch.float64)
-    for twin in TWINS:
-        with SumsInParts(twin.divisor):
+    for reordering in REORDERINGS:
+        with SplitSums(reordering.divisor):
             found = product(*given)
         torch.testing.assert_close(found, product(*given), rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("name", ["mm", "bmm", "addmm", "baddbmm"])
-def test_twins_round_otherwise_than_one_process_and_than_each_other(name: str) -> None:
+def test_reordered_runs_round_otherwise_than_one_process_and_than_each_other(name: str) -> None:
     given, product = operands(64), PRODUCTS[name]
     found = [product(*given)]
-    for twin in TWINS:
-        with SumsInParts(twin.divisor):
+    for reordering in REORDERINGS:
+        with SplitSums(reordering.divisor):
             found.append(product(*given))
-    assert len({tuple(each.flatten().tolist()) for each in found}) == 1 + len(TWINS)
+    assert len({tuple(each.flatten().tolist()) for each in found}) == 1 + len(REORDERINGS)
 
 
 def test_the_backward_pass_is_summed_in_parts_too() -> None:
@@ -55,7 +55,7 @@ def test_the_backward_pass_is_summed_in_parts_too() -> None:
         left.requires_grad_()
         product = left[0] @ right[0]
         if parts:
-            with SumsInParts(2):
+            with SplitSums(2):
                 product.square().sum().backward()
         else:
             product.square().sum().backward()
@@ -65,8 +65,8 @@ def test_the_backward_pass_is_summed_in_parts_too() -> None:
     assert not torch.equal(gradient(parts=True), gradient(parts=False))
 
 
-def test_twins_read_the_same_sequences_in_other_orders() -> None:
+def test_reordered_runs_read_the_same_sequences_in_other_orders() -> None:
     batch = torch.arange(12).reshape(4, 3).numpy()
-    orders = [tuple(twin.order(batch)[:, 0].tolist()) for twin in TWINS]
+    orders = [tuple(reordering.order(batch)[:, 0].tolist()) for reordering in REORDERINGS]
     assert all(sorted(order) == [0, 3, 6, 9] for order in orders)
-    assert len({(0, 3, 6, 9), *orders}) == 1 + len(TWINS)
+    assert len({(0, 3, 6, 9), *orders}) == 1 + len(REORDERINGS)

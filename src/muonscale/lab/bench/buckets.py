@@ -1,4 +1,4 @@
-"""A model's parameters by shape: what is stepped together when a step is measured."""
+"""Divides a model's parameters into buckets that are stepped together when a step is measured."""
 
 from __future__ import annotations
 
@@ -17,28 +17,25 @@ from muonscale.optim.rules import MUON
 from muonscale.optim.rules.base import RULES
 from muonscale.optim.rules.step_inputs import Group, named
 
-Facts = tuple[str, tuple[int, ...], tuple[tuple[int, int, int], ...]]
-"""Rule, shape, and what it holds; the latter two are empty on AdamW."""
-
 
 @dataclass(frozen=True, kw_only=True)
-class Part:
-    """Parameters of one rule; under Muon of one shape too."""
+class Bucket:
+    """Parameters of one rule; under a rule on matrices also of one shape."""
 
     title: str
     rule: str
     shape: tuple[int, ...] | None
-    """None where there are several."""
+    """The shape of each parameter; None if there are several."""
     matrices: tuple[tuple[int, int, int], ...]
     """(number, out, in) of the logical matrices of all parameters; empty on AdamW."""
     names: tuple[str, ...]
-    """Of the parameters that are measured."""
+    """Names of the parameters that are measured."""
     count: int
-    """Parameters there are of this kind."""
+    """The number of all parameters of this kind."""
     elements: int
-    """Of those that are measured."""
+    """Elements that are measured."""
     scale: float
-    """Elements there are for one that is measured."""
+    """All elements over those that are measured."""
 
     @property
     def on_matrices(self) -> bool:
@@ -46,66 +43,62 @@ class Part:
         return RULES[self.rule].on_matrices
 
     @property
-    def plain(self) -> bool:
+    def fits_torch_muon(self) -> bool:
         """Whether torch.optim.Muon can step it: every parameter is one matrix."""
         return self.rule == MUON.name and self.shape is not None and len(self.shape) == 2
 
 
-def parts_of(rows: Sequence[GroupingRow], layers: int | None = None) -> list[Part]:
-    """Return the parts of a model: a Muon part for each shape, and one of all AdamW parameters.
+def make_buckets(rows: Sequence[GroupingRow], layers: int | None = None) -> list[Bucket]:
+    """Return the buckets of a model: one for each Muon shape, and one of all AdamW parameters.
 
     Args:
-        rows: of the grouping report.
-        layers: how many of the layers that repeat are measured; None for all.
+        rows: the rows of the grouping report.
+        layers: how many of the repeated layers are measured; None for all.
     """
-    kinds: defaultdict[Facts, list[GroupingRow]] = defaultdict(list)
+    kinds: defaultdict[tuple[Any, ...], list[GroupingRow]] = defaultdict(list)
     for row in rows:
         if row.rule in RULES:
             on_matrices = RULES[row.rule].on_matrices
-            facts = (row.rule, row.shape, row.holds) if on_matrices else (row.rule, (), ())
-            kinds[facts].append(row)
-    ordered = sorted(
+            kinds[(row.rule, row.shape, row.holds) if on_matrices else (row.rule,)].append(row)
+    buckets = []
+    for (rule, *shape), members in sorted(
         kinds.items(), key=lambda kind: (not RULES[kind[0][0]].on_matrices, -_elements(kind[1]))
-    )
-    return [_part(facts, found, _first(found, layers)) for facts, found in ordered]
-
-
-def _part(facts: Facts, found: Sequence[GroupingRow], taken: Sequence[GroupingRow]) -> Part:
-    rule, shape, _ = facts
-    held: Counter[tuple[int, int]] = Counter()
-    for row in found:
-        for number, out, in_ in row.holds:
-            held[out, in_] += number
-    return Part(
-        title="x".join(map(str, shape)) if RULES[rule].on_matrices else f"{RULES[rule].title}'s",
-        rule=rule,
-        shape=shape if RULES[rule].on_matrices else None,
-        matrices=tuple((number, out, in_) for (out, in_), number in held.items()),
-        names=tuple(row.name for row in taken),
-        count=len(found),
-        elements=_elements(taken),
-        scale=_elements(found) / _elements(taken),
-    )
+    ):
+        # Layers repeat where names differ in their numbers alone.
+        seen: Counter[str] = Counter()
+        measured = []
+        for row in members:
+            pattern = re.sub(r"\d+", "#", row.name)
+            seen[pattern] += 1
+            if layers is None or seen[pattern] <= layers:
+                measured.append(row)
+        matrices: Counter[tuple[int, int]] = Counter()
+        for row in members:
+            for number, out, in_ in row.holds:
+                matrices[out, in_] += number
+        buckets.append(
+            Bucket(
+                title="x".join(map(str, shape[0])) if shape else f"{RULES[rule].title}'s",
+                rule=rule,
+                shape=shape[0] if shape else None,
+                matrices=tuple((number, out, in_) for (out, in_), number in matrices.items()),
+                names=tuple(row.name for row in measured),
+                count=len(members),
+                elements=_elements(measured),
+                scale=_elements(members) / _elements(measured),
+            )
+        )
+    return buckets
 
 
 def _elements(rows: Sequence[GroupingRow]) -> int:
     return sum(math.prod(row.shape) for row in rows)
 
 
-def _first(rows: Sequence[GroupingRow], layers: int | None) -> list[GroupingRow]:
-    """Return the rows of the first layers: names that differ in their numbers alone repeat."""
-    seen: Counter[str] = Counter()
-    taken = []
-    for row in rows:
-        pattern = re.sub(r"\d+", "#", row.name)
-        seen[pattern] += 1
-        if layers is None or seen[pattern] <= layers:
-            taken.append(row)
-    return taken
-
-
-def drawn(shapes: Mapping[str, tuple[int, ...]], device: torch.device) -> dict[str, Parameter]:
-    """Return parameters that are zero, with full-rank random gradients."""
+def make_parameters(
+    shapes: Mapping[str, tuple[int, ...]], device: torch.device
+) -> dict[str, Parameter]:
+    """Return parameters that are zero, with random gradients of full rank."""
     generator = torch.Generator(device).manual_seed(0)
     parameters = {}
     for name, shape in shapes.items():
@@ -115,16 +108,16 @@ def drawn(shapes: Mapping[str, tuple[int, ...]], device: torch.device) -> dict[s
     return parameters
 
 
-def groups_of(groups: Sequence[Group], parameters: Mapping[str, Parameter]) -> list[dict[str, Any]]:
-    """Return the groups of an optimizer for these parameters, which stand for the ones in them."""
-    found = []
+def select_groups(
+    groups: Sequence[Group], parameters: Mapping[str, Parameter]
+) -> list[dict[str, Any]]:
+    """Return the param groups with `parameters` in place of those of the same names."""
+    selected = []
     for group in groups:
-        here = [name for name, _ in named(group) if name in parameters]
-        if not here:
-            continue
-        own = dict(group)
-        own["params"], own["param_names"] = [parameters[name] for name in here], here
-        for key in ("matrices", "why"):
-            own[key] = {name: value for name, value in group[key].items() if name in parameters}
-        found.append(own)
-    return found
+        names = [name for name, _ in named(group) if name in parameters]
+        if names:
+            own = {**group, "params": [parameters[name] for name in names], "param_names": names}
+            for key in ("matrices", "why"):
+                own[key] = {name: v for name, v in group[key].items() if name in parameters}
+            selected.append(own)
+    return selected

@@ -1,4 +1,4 @@
-"""What a piece of work takes: memory, operations, state, seconds on any device."""
+"""Measures what a function takes on any device: memory, operations, seconds; and bytes of state."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ CPU = torch.device("cpu")
 
 
 def peak_extra_bytes(run: Callable[[], object], device: torch.device = CPU) -> int:
-    """Return the most bytes of tensor memory alive at once while `run` runs, above its start.
+    """Return the peak of tensor memory while `run` runs, in bytes above that at its start.
 
-    On a CPU it is from the profiler's record of every allocation of torch's own: temporaries inside
-    an operation count, the scratch space of the BLAS library does not.
+    On a CPU it comes from the profiler's record of torch's own allocations: temporaries inside an
+    operation count, the scratch space of the BLAS library does not.
     """
     if device.type == "cuda":
         torch.cuda.synchronize(device)
@@ -63,7 +63,7 @@ def state_bytes(state: Any) -> int:
 
 
 def seconds_of(run: Callable[[], object], device: torch.device = CPU) -> float:
-    """Return the seconds until all work that `run` gives to the device is done."""
+    """Return the seconds until the device has finished all work of `run`."""
     wait_for(device)
     start = time.perf_counter()
     run()
@@ -72,6 +72,6 @@ def seconds_of(run: Callable[[], object], device: torch.device = CPU) -> float:
 
 
 def wait_for(device: torch.device) -> None:
-    """Return when all work given to the device is done."""
+    """Wait until the device has finished all work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

@@ -1,4 +1,4 @@
-"""Whether there is memory for a measurement, before any of it is taken."""
+"""Whether a measurement fits into memory, checked before anything is allocated."""
 
 from __future__ import annotations
 
@@ -7,15 +7,16 @@ from pathlib import Path
 import torch
 
 from muonscale.errors import ConfigError
+from muonscale.lab.console import bytes_text
 from muonscale.lab.estimate.devices import this_cpu
 
 FLOAT = 4
-"""Bytes of a parameter, a gradient, a value of state."""
+"""Bytes of a parameter, a gradient, or a value of state."""
 LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current"))
 
 
 def free_bytes(device: torch.device) -> int:
-    """Return the bytes that can be taken: of the GPU, or of the machine within its container's limit."""
+    """Return the free bytes of the GPU, or of the machine within its container's limit."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     meminfo = Path("/proc/meminfo")
@@ -31,11 +32,11 @@ def free_bytes(device: torch.device) -> int:
 
 
 def step_needs(elements: int, muon: int, workspace: int, *, torch_muon: bool) -> int:
-    """Return the bytes of parameters, gradients, the states of all sides and a step.
+    """Return the bytes of parameters, gradients, the states of all contenders, and a step.
 
     Args:
-        elements: of the parameters.
-        muon: how many of them are on Muon, and have one value of state instead of two.
+        elements: elements of the parameters.
+        muon: how many of them are on Muon, which has one value of state for each instead of two.
         workspace: bytes of a step of ours.
         torch_muon: whether torch's Muon takes part, which needs the state of `muon` again.
     """
@@ -44,14 +45,10 @@ def step_needs(elements: int, muon: int, workspace: int, *, torch_muon: bool) ->
     return FLOAT * values + workspace
 
 
-def check_room(needed: int, device: torch.device, what: str, remedy: str) -> None:
-    """Refuse what does not fit.
-
-    Raises:
-        ConfigError: with both sizes, and what to do.
-    """
+def check_memory(needed: int, device: torch.device, what: str, remedy: str) -> None:
+    """Raise ConfigError if `needed` bytes are not free."""
     if needed > (free := free_bytes(device)):
         raise ConfigError(
-            f"{what} needs about {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free on this "
+            f"{what} needs about {bytes_text(needed)}, and {bytes_text(free)} are free on this "
             f"{'GPU' if device.type == 'cuda' else 'machine'}; {remedy}"
         )

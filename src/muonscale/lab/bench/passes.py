@@ -1,4 +1,4 @@
-"""Forward and backward passes of a model at its micro-batch: what a step of the optimizer stands beside."""
+"""Forward and backward passes of a model at its micro-batch, for comparison with an optimizer step."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from muonscale.lab.training.setup import build_parallelized
 from muonscale.lab.training.step import next_token_loss
 
 UNTIMED = 2
-"""Micro-batches before those that are timed."""
+"""Micro-batches that are run before timing."""
 
 
 def passes_need(planned: ResolvedPlan) -> int:
-    """Return the bytes of weights, gradients and a micro-batch on its way, without any state."""
+    """Return the bytes of weights, gradients and the passes of a micro-batch, without optimizer state."""
     activations = activation_bytes(planned.shape, planned.placement.topology, planned.workload)
     memory = rank_memory(planned.placement, planned.workload, activations, planned.device.kind)
     return memory.parameters + memory.gradients + memory.passes
 
 
-def passes_seconds(
+def time_passes(
     config: Config, shape: PreTrainedConfig, micro_tokens: int, rounds: int, device: torch.device
 ) -> list[float]:
-    """Return the seconds of so many micro-batches of random tokens, forward and backward."""
+    """Return the seconds of each of `rounds` micro-batches of random tokens, forward and backward."""
     forward = build_parallelized(config, shape, Processes(device=device), None)
     forward.model.train()
     length = config.data.sequence_length
@@ -42,8 +42,3 @@ def passes_seconds(
     for _ in range(UNTIMED):
         once()
     return [seconds_of(once, device) for _ in range(rounds)]
-
-
-def share(optimizer: float, passes: float, micro_batches: float) -> float:
-    """Return what part of a training step the optimizer is, from seconds."""
-    return optimizer / (optimizer + passes * micro_batches)

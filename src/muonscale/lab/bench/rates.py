@@ -1,4 +1,4 @@
-"""How fast a device multiplies matrices: what Newton-Schulz is measured against."""
+"""How fast a device multiplies matrices, the reference for the speed of Newton-Schulz."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from muonscale.lab.bench.measure import CPU, wait_for
 
 RATE_SECONDS = 0.02
-"""How long a rate is measured, at least."""
+"""The least time over which a rate is measured."""
 
 
 def direct_flops(out: int, in_: int, steps: int = 5) -> int:
@@ -37,7 +37,7 @@ def addmm_rate(out: int, in_: int, dtype: torch.dtype, device: torch.device = CP
 
 
 def best_rate(dtype: torch.dtype, device: torch.device = CPU) -> float:
-    """Return the best FLOP/s seen of `addmm` on 256 x 256: what the machine can do in `dtype`."""
+    """Return the best FLOP/s of `addmm` on 256 x 256, the speed that the machine reaches in `dtype`."""
     return max(addmm_rate(256, 256, dtype, device) for _ in range(5))
 
 

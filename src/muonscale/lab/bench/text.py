@@ -1,54 +1,64 @@
-"""What `muonscale bench` has found, as tables for a console."""
+"""The facts of `muonscale bench` as tables for a console."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 from muonscale.lab.bench.contenders import ADAMW, OURS, TORCH_MUON
-from muonscale.optim.parameters.report import aligned
+from muonscale.lab.console import counted, table_text
 
+TIMES = ("parameters", "number", "muonscale", "AdamW", "ours / AdamW", "torch's Muon", "/ ours")
+WORK = (
+    "parameters",
+    "matrices",
+    "GFLOP",
+    "GFLOP/s",
+    "of addmm",
+    "state MB",
+    "AdamW's MB",
+    "extra MB",
+)
 MB = 1e6
 
 
-def table(found: dict[str, Any]) -> str:
+def bench_text(facts: dict[str, Any]) -> str:
     """Return the facts of `muonscale.lab.bench.model.bench` as text."""
-    return "\n".join(
-        [
-            *_head(found),
-            "",
-            "a step, milliseconds: median (quartiles); times ours: of pairs of steps",
-            aligned([_TITLES, *(_times(row) for row in found["parts"]), *_totals(found)]),
-            "",
-            "Newton-Schulz and memory of ours, of what was measured",
-            aligned([_WORK_TITLES, *(_work(row) for row in found["parts"])]),
-            *_reasons(found["parts"]),
-            "",
-            *_passes(found),
-        ]
-    )
-
-
-_TITLES = ["parameters", "number", "muonscale", "AdamW", "ours / AdamW", "torch's Muon", "/ ours"]
-_WORK_TITLES = [
-    *("parameters", "matrices", "GFLOP", "GFLOP/s", "of addmm", "state MB", "AdamW's MB"),
-    "extra MB",
-]
-
-
-def _head(found: dict[str, Any]) -> list[str]:
-    products = f", Newton-Schulz in {found['products']}" if found["products"] else ""
+    products = f", Newton-Schulz in {facts['products']}" if facts["products"] else ""
     lines = [
-        f"{found['model']}: {found['parameters']:,} parameters, on {found['device']}, "
-        f"{found['threads']} threads{products}, {found['rounds']} rounds",
-        "AdamW and Muon of torch are on the same parameters: AdamW fused, Muon as shipped (bfloat16)",
-        *(f"taken: {text}" for text in found["defaults"]),
+        f"{facts['model']}: {facts['parameters']:,} parameters, on {facts['device']}, "
+        f"{counted(facts['threads'], 'thread')}{products}, {counted(facts['rounds'], 'round')}",
+        "torch's AdamW (fused) and Muon (as shipped, bfloat16) step the same parameters",
+        *(f"assumed: {text}" for text in facts["defaults"]),
     ]
-    if found["layers"] is not None:
+    if facts["layers"] is not None:
         lines.append(
-            f"measured: the first {found['layers']} of the layers that repeat; the sum is extrapolated"
+            f"measured: the first {facts['layers']} of the repeated layers; the sum is extrapolated"
         )
-    return lines
+    lines += [
+        "",
+        "milliseconds of a step: median (quartiles); ratios are medians of pairs of steps",
+        table_text([*map(_times, facts["parts"]), *_totals(facts)], TIMES),
+        "",
+        "Newton-Schulz and memory of the measured parameters",
+        table_text([_work(row) for row in facts["parts"]], WORK),
+        *(
+            f"torch.optim.Muon does not step {row['title']}: {row['no_torch_muon']}"
+            for row in facts["parts"]
+            if "flops_per_second" in row and row["no_torch_muon"]
+        ),
+        "",
+    ]
+    passes, shares = facts["passes"], facts.get("share")
+    if shares is None:
+        lines.append(f"forward and backward: not measured: {passes['not_measured']}")
+    else:
+        lines += [
+            f"forward and backward: {_milliseconds(passes['seconds'])} ms for a micro-batch of "
+            f"{passes['micro_tokens']:,} tokens",
+            f"the optimizer is {shares[OURS]:.1%} of a training step of {facts['tokens']:,} tokens with "
+            f"ours, {shares[ADAMW]:.1%} with AdamW",
+        ]
+    return "\n".join(lines)
 
 
 def _times(row: dict[str, Any]) -> list[str]:
@@ -66,18 +76,16 @@ def _times(row: dict[str, Any]) -> list[str]:
     ]
 
 
-def _totals(found: dict[str, Any]) -> list[list[str]]:
-    sums, whole = found["sum_of_parts"], found["whole"]
-    name = "sum" if found["layers"] is None else "sum, extrapolated"
+def _totals(facts: dict[str, Any]) -> list[list[str]]:
+    sums, whole = facts["sum_of_parts"], facts["whole"]
+    name = "sum" if facts["layers"] is None else "sum, extrapolated"
     ratio = f"{sums[OURS] / sums[ADAMW]:.2f}"
-    lines = [
-        [name, "", f"{1000 * sums[OURS]:.2f}", f"{1000 * sums[ADAMW]:.2f}", ratio, "", ""],
-    ]
+    rows = [[name, "", f"{1000 * sums[OURS]:.2f}", f"{1000 * sums[ADAMW]:.2f}", ratio, "", ""]]
     if whole:
         times = [_milliseconds(whole[side]["seconds"]) for side in (OURS, ADAMW)]
         ratio = f"{1 / whole[ADAMW]['times_ours']['median']:.2f}"
-        lines.append(["whole model", "", *times, ratio, "", ""])
-    return lines
+        rows.append(["whole model", "", *times, ratio, "", ""])
+    return rows
 
 
 def _milliseconds(spread: dict[str, float]) -> str:
@@ -86,32 +94,11 @@ def _milliseconds(spread: dict[str, float]) -> str:
 
 
 def _work(row: dict[str, Any]) -> list[str]:
-    ours, other = row["sides"][OURS], row["sides"][ADAMW]
-    rate = ["-", "-", "-"]
+    ours, adamw = row["sides"][OURS], row["sides"][ADAMW]
+    rates = ["-", "-", "-"]
     if "flops_per_second" in row:
-        part = row["flops_per_second"] / row["addmm_flops_per_second"]
+        share = row["flops_per_second"] / row["addmm_flops_per_second"]
         flops = row["newton_schulz_flops"]
-        rate = [f"{flops / 1e9:.3g}", f"{row['flops_per_second'] / 1e9:.1f}", f"{part:.2f}"]
-    sizes = (ours["state_bytes"], other["state_bytes"], ours["extra_bytes"])
-    return [row["title"], str(row["matrices"] or "-"), *rate, *(f"{s / MB:.2f}" for s in sizes)]
-
-
-def _reasons(rows: Sequence[dict[str, Any]]) -> list[str]:
-    return [
-        f"torch.optim.Muon does not step {row['title']}: {row['no_torch_muon']}"
-        for row in rows
-        if "flops_per_second" in row and row["no_torch_muon"]
-    ]
-
-
-def _passes(found: dict[str, Any]) -> list[str]:
-    passes, tokens = found["passes"], found["tokens"]
-    if "not_measured" in passes:
-        return [f"forward and backward: not measured: {passes['not_measured']}"]
-    shares = found["share"]
-    return [
-        f"forward and backward: {_milliseconds(passes['seconds'])} ms for a micro-batch of "
-        f"{passes['micro_tokens']:,} tokens",
-        f"of a training step of {tokens:,} tokens the optimizer is {shares[OURS]:.1%} with ours, "
-        f"{shares[ADAMW]:.1%} with AdamW",
-    ]
+        rates = [f"{flops / 1e9:.3g}", f"{row['flops_per_second'] / 1e9:.1f}", f"{share:.2f}"]
+    sizes = (ours["state_bytes"], adamw["state_bytes"], ours["extra_bytes"])
+    return [row["title"], str(row["matrices"] or "-"), *rates, *(f"{s / MB:.2f}" for s in sizes)]

@@ -1,8 +1,11 @@
-"""The configuration of a run: from recipes, files and overrides to one validated object.
+"""Configurations of runs and of studies: from a recipe and overrides to one validated object.
 
-- `sections`: keys, types, defaults and help of every section.
-- `load`: reads a recipe, applies overrides `section.key=value`, and validates: `load_config`.
+- `read`: reads YAML and JSON, shipped recipes, and the folders of earlier runs and studies.
+- `overrides`: reads `key=value` and puts the value into the tree.
+- `validate`: validates a tree against a pydantic model; errors name the key and the value.
+- `sections`: keys, types, defaults and help of every section of a run.
+- `load`: `Config`, the configuration of a run, and `load_config`.
 - `run_length`: which step reads which sequences, when the batch size changes during a run.
 
-recipe -> `read_recipe` -> overrides -> `resolve_config` -> `Config`.
+recipe -> `read_tree` -> `assign` overrides -> `validate` -> `Config`, or the config of a study.
 """

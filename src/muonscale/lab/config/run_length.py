@@ -1,7 +1,7 @@
-"""Which step reads which sequences: the batch size may change in the course of a run.
+"""Which step reads which sequences, when the batch size changes during a run.
 
-Steps are counted from 0. A *mark* is a place in a run as people write it: a fraction of the run's
-tokens below 1, training tokens from 1. It lies at the first step that begins at or after it.
+Steps are numbered from 0. A *mark* is a point of a run: a fraction of the run's tokens if below 1, else
+training tokens. Its step is the first one that begins at or after it.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from fractions import Fraction
 
 @dataclass(frozen=True)
 class Phase:
-    """Steps of one batch size."""
+    """Consecutive steps of one batch size."""
 
     first_step: int
     first_sequence: int
-    """Sequences read by all steps before."""
+    """Sequences read by all earlier steps."""
     batch: int
-    """Sequences of a step."""
+    """Sequences per step."""
 
 
 @dataclass(frozen=True)
@@ -34,23 +34,23 @@ class Timeline:
     length: int
     """Tokens of a sequence."""
     tokens: int
-    """What was asked for, before it was rounded up to whole steps; fractions are of this."""
+    """Tokens of the configuration, not rounded up to whole steps; fractions refer to them."""
 
     @classmethod
     def constant(cls, steps: int, batch: int = 1, length: int = 1) -> Timeline:
-        """Return the timeline of so many steps of one batch size."""
+        """Return the timeline of `steps` steps of one batch size."""
         return cls((Phase(0, 0, batch),), steps, length, steps * batch * length)
 
     @classmethod
     def changing(
         cls, tokens: int, batch: int, changes: Iterable[tuple[float, int]], length: int
     ) -> Timeline:
-        """Return the timeline of a run of so many tokens, rounded up to whole steps.
+        """Return the timeline of a run of `tokens` tokens, rounded up to whole steps.
 
         Args:
-            tokens: of the run.
-            batch: sequences of a step at the start.
-            changes: (mark, sequences of a step from there on), in order.
+            tokens: tokens of the run.
+            batch: sequences per step at the start.
+            changes: (mark, sequences per step from this mark on), in order.
             length: tokens of a sequence.
 
         Raises:
@@ -61,12 +61,11 @@ class Timeline:
             ahead = -(-_tokens(mark, tokens) // length) - phases[-1].first_sequence
             if ahead <= 0 or _tokens(mark, tokens) >= tokens:
                 raise ValueError(
-                    f"{mark:,g} is not after what is before it and inside of {tokens:,} tokens"
-                    "; marks must rise, and lie inside of the run"
+                    f"{mark:,g} is not after the change before it, or not within {tokens:,} tokens"
                 )
             phases.append(_after(phases[-1], ahead, size))
         last = phases[-1]
-        # None are left where the change would come after the last step, which is rounded up.
+        # None are left if the change comes within the last step, which is rounded up.
         ahead = max(0, -(-tokens // length) - last.first_sequence)
         return cls(tuple(phases), last.first_step + -(-ahead // last.batch), length, tokens)
 
@@ -74,7 +73,7 @@ class Timeline:
         return self.phases[bisect_right(self.phases, step, key=lambda p: p.first_step) - 1]
 
     def batch_at(self, step: int) -> int:
-        """Return how many sequences a step reads."""
+        """Return the number of sequences that a step reads."""
         return self._phase(step).batch
 
     @property
@@ -84,23 +83,23 @@ class Timeline:
 
     @property
     def described_batches(self) -> str:
-        """The tokens of a step: `8,192` or `8,192, from step 100 on 16,384`."""
+        """Tokens per step as text: `8,192` or `8,192, from step 100 on 16,384`."""
         first, *later = self.phases
-        said = [f"{first.batch * self.length:,}"]
-        said += [f"from step {p.first_step:,} on {p.batch * self.length:,}" for p in later]
-        return ", ".join(said)
+        parts = [f"{first.batch * self.length:,}"]
+        parts += [f"from step {p.first_step:,} on {p.batch * self.length:,}" for p in later]
+        return ", ".join(parts)
 
     def sequences_before(self, step: int) -> int:
-        """Return how many sequences all steps before this one read: the position of the run."""
+        """Return the sequences that all steps before this one read: the position of the run."""
         phase = self._phase(step)
         return phase.first_sequence + (step - phase.first_step) * phase.batch
 
     def tokens_before(self, step: int) -> int:
-        """Return how many tokens all steps before this one train on."""
+        """Return the tokens that all steps before this one train on."""
         return self.sequences_before(step) * self.length
 
     def step_at(self, mark: float) -> int:
-        """Return the first step that begins at or after a mark; `steps` for one at the end."""
+        """Return the first step that begins at or after a mark; `steps` for a mark at the end."""
         sequences = -(-_tokens(mark, self.tokens) // self.length)
         at = bisect_right(self.phases, sequences, key=lambda p: p.first_sequence) - 1
         phase = self.phases[at]
@@ -115,5 +114,5 @@ def _after(phase: Phase, ahead: int, batch: int) -> Phase:
 
 
 def _tokens(mark: float, tokens: int) -> int:
-    # A decimal fraction as it is written: 0.07 of 100 tokens is 7, where floats give a little more.
+    # The decimal fraction as it is written: 0.07 of 100 tokens is 7, and floats give a little more.
     return math.ceil(Fraction(str(mark)) * (tokens if mark < 1 else 1))

@@ -1,7 +1,6 @@
-"""The sections of a run's configuration: their keys, types and defaults.
+"""The sections of a run's configuration: keys, types, defaults, help, and checks within a section.
 
-Each is a part of `muonscale.lab.config.load.Config`, which says what must hold between them. Those of what
-is watched and kept of a run are in `muonscale.lab.config.sections`.
+`muonscale.lab.config.load.Config` holds all sections and checks what must hold between them.
 """
 
 from __future__ import annotations
@@ -36,11 +35,11 @@ Positive = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Steps = Annotated[float, Field(ge=0)]
 Mark = Annotated[float, Field(gt=0)]
-"""A place in a run: a fraction of its tokens below 1, training tokens from 1 (see lab/config/run_length.py)."""
+"""A point of a run: a fraction of its tokens if below 1, else training tokens (`run_length`)."""
 
 
 class Section(BaseModel):
-    """A frozen part of the configuration that knows all its keys."""
+    """A frozen part of the configuration that refuses unknown keys."""
 
     model_config = ConfigDict(
         extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False
@@ -53,31 +52,31 @@ def _exactly_one(given: dict[str, object]) -> None:
 
 
 class RunSection(Section):
-    """Where a run is kept and what it runs on: `run.*`."""
+    """The folder, seed and device of a run: `run.*`."""
 
     path: Path
-    """Folder of the run."""
+    """The run folder."""
     seed: int = 0
-    """Seed of the initial weights, the data order and the held-out split."""
+    """Seed of the initial weights, the data order and the validation split."""
     threads: Annotated[int, Field(gt=0, le=1024)] | None = None
-    """CPU threads of torch, at most 1024; its own choice when not given."""
+    """CPU threads of torch, at most 1024. The default is torch's own."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where to train; `auto` takes a GPU if there is one."""
+    """Device to train on; `auto` is a GPU if there is one."""
 
 
 class ModelSection(Section):
-    """What is trained: `model.*`."""
+    """The model: `model.*`."""
 
     preset: str | None = None
     """Name of a built-in shape, such as `llama-nano`."""
     config: Path | None = None
-    """A Hugging Face `config.json`, or a folder that holds one, instead of a preset."""
+    """A Hugging Face `config.json` or its folder, instead of a preset."""
     weights: Path | None = None
-    """A Hugging Face checkpoint folder to start from, which also gives the shape, instead of a preset
-    or a config. Needs `data.tokenizer`, usually the same folder."""
+    """A Hugging Face checkpoint folder to start from, instead of a preset or a config. It needs
+    `data.tokenizer`, which is usually the same folder."""
     fields: dict[str, Any] = {}
-    """Fields of the Hugging Face configuration to change, such as `hidden_size`; with `weights` only
-    such as leave the weights as they are, such as `attention_dropout`."""
+    """Fields of the Hugging Face configuration to change, such as `hidden_size`. With `weights`, only
+    fields that do not change the weights, such as `attention_dropout`."""
 
     @model_validator(mode="after")
     def _one_source(self) -> ModelSection:
@@ -104,17 +103,17 @@ class Ingredient(Section):
     path: Path | None = None
     """As `data.path`, instead of a source."""
     weight: Annotated[float, Field(ge=0)]
-    """Its part of the training tokens, relative to the others'; 0 where only a stage reads it."""
+    """Its share of the training tokens, relative to the other items; 0 if only a stage reads it."""
     name: str | None = None
-    """What it is called; the source, or the last part of the path, when not given."""
+    """Its name. The default is the source, or the last part of the path."""
     format: Literal["text", "chat"] | None = None
-    """As `data.format`, which holds when this is not given."""
+    """As `data.format`, which is the default."""
     field: str | None = None
-    """As `data.field`, likewise."""
+    """As `data.field`, which is the default."""
     split: str | None = None
-    """As `data.split`, likewise."""
+    """As `data.split`, which is the default."""
     max_bytes: Positive | None = None
-    """As `data.max_bytes`, likewise."""
+    """As `data.max_bytes`, which is the default."""
 
     @model_validator(mode="after")
     def _one_source(self) -> Ingredient:
@@ -123,46 +122,46 @@ class Ingredient(Section):
 
     @property
     def title(self) -> str:
-        """Its name, given or not."""
+        """Its name, or the default."""
         return self.name or self.source or (self.path or Path()).name
 
 
 class DataSection(Section):
-    """What it is trained on: `data.*`."""
+    """The training data: `data.*`."""
 
     source: str | None = None
-    """`python-stdlib` (this machine's Python library), `python-reference` (the text of its language
-    reference) or `hf:NAME` (a Hugging Face dataset)."""
+    """`python-stdlib` (source of this machine's Python library), `python-reference` (text of its
+    language reference) or `hf:NAME` (a Hugging Face dataset)."""
     path: Path | None = None
     """A text, JSONL or parquet file, or a folder of them, instead of a source."""
     mixture: Annotated[list[Ingredient], Field(min_length=1, max_length=32)] | None = None
-    """Several of them with weights, instead of one."""
+    """Several corpora with weights, instead of one."""
     format: Literal["text", "chat"] = "text"
-    """`chat`: conversations, of which the assistant's turns are learned."""
+    """`text`: plain text. `chat`: conversations, in which only the assistant's turns are targets."""
     field: str | None = None
-    """Column or key that holds the text in JSONL, parquet and Hugging Face data; when not given,
-    `text`, and `messages` where the format is chat."""
+    """Key or column that holds the text in JSONL, parquet and Hugging Face data. The default is `text`,
+    or `messages` for chats."""
     split: str = "train"
     """Split of a Hugging Face dataset."""
     max_bytes: Positive | None = None
     """Stop reading the corpus after this many bytes of text."""
     errors: Literal["strict", "replace"] = "strict"
-    """What to do with bytes that are not UTF-8."""
+    """`strict`: refuse bytes that are not UTF-8. `replace`: substitute U+FFFD for them."""
     tokenizer: str | None = None
-    """A `tokenizer.json`, a folder or a Hugging Face name; not given, one is trained on the corpus."""
+    """A `tokenizer.json`, a folder or a Hugging Face name. By default one is trained on the corpus."""
     chat_template: Annotated[Literal["plain"] | Path | None, Field(union_mode="left_to_right")] = (
         None
     )
-    """Jinja file that writes a conversation out, or `plain`: a built-in one of ordinary text; the
-    tokenizer's own when not given."""
+    """Jinja file of a chat template, or `plain` for a built-in one without special tokens. The default
+    is the tokenizer's own."""
     vocab_size: Annotated[int, Field(ge=257, le=2**31 - 1)] = 1024
-    """Size of the tokenizer trained on the corpus: 256 bytes, the end of text, and merges."""
+    """Size of a tokenizer that is trained on the corpus: 256 bytes, the end of text, and merges."""
     sequence_length: Annotated[int, Field(ge=2)] = 256
-    """Tokens of one training sequence."""
+    """Tokens of a training sequence."""
     held_out: Annotated[float, Field(gt=0, lt=1)] = 0.05
-    """Share of the corpus kept for evaluation and never trained on."""
+    """Share of the corpus in the validation split, which is never trained on."""
     cache: Path | None = None
-    """Where prepared tokens are kept; the user's cache folder when not given."""
+    """Folder of prepared tokens. The default is the user's cache folder."""
 
     @model_validator(mode="after")
     def _one_source(self) -> DataSection:
@@ -172,33 +171,29 @@ class DataSection(Section):
         return self
 
     @model_validator(mode="after")
-    def _named_apart(self) -> DataSection:
+    def _check_mixture(self) -> DataSection:
         names = [item.title for item in self.mixture or ()]
         if twice := sorted({name for name in names if names.count(name) > 1}):
-            raise ValueError(f"two items of data.mixture are called {twice[0]!r}; give them a name")
+            raise ValueError(f"two items of data.mixture have the name {twice[0]!r}; set `name`")
         if self.mixture is not None and not any(item.weight for item in self.mixture):
-            raise ValueError(
-                f"all {len(names)} items of data.mixture have weight 0; give one a weight above it"
-            )
+            raise ValueError(f"all {len(names)} items of data.mixture have weight 0")
         return self
 
     @model_validator(mode="after")
-    def _chats(self) -> DataSection:
+    def _check_chats(self) -> DataSection:
         for part in self.corpora if self.has_chats else ():
             if part.format == "chat" and not (part.path or str(part.source).startswith("hf:")):
                 raise ValueError(
-                    f"data.format=chat: {part.source} holds no conversations; accepted: data.path, "
-                    "and data.source=hf:NAME"
+                    f"data.format=chat: {part.source} holds no conversations; give data.path or "
+                    "data.source=hf:NAME"
                 )
         if self.has_chats and self.tokenizer is None:
             raise ValueError(
-                "data.format=chat needs data.tokenizer, which is null: chats are no text to train a "
-                "tokenizer on"
+                "data.format=chat needs data.tokenizer, which is null: no tokenizer is trained on chats"
             )
         if self.chat_template is not None and not self.has_chats:
             raise ValueError(
-                f"data.chat_template={self.chat_template} is given, and data.format is text; "
-                "leave it out, or set data.format=chat"
+                f"data.chat_template={self.chat_template} needs data.format=chat, and it is text"
             )
         return self
 
@@ -209,64 +204,68 @@ class DataSection(Section):
 
     @property
     def text_field(self) -> str:
-        """The field that is read, given or not."""
+        """The key or column that holds the text."""
         return self.field or {"text": "text", "chat": "messages"}[self.format]
 
     @property
     def weights(self) -> dict[str, float]:
-        """The corpora by name and what of each is read, relative to the others."""
+        """Relative shares of the corpora, by name."""
         if self.mixture is None:
             return {self.source or str(self.path): 1.0}
         return {item.title: item.weight for item in self.mixture}
 
     @property
     def corpora(self) -> list[DataSection]:
-        """Sections that name one corpus each, in the order of `weights`."""
+        """A section for each corpus, in the order of `weights`."""
         if self.mixture is None:
             return [self]
-        return [self._of(item) for item in self.mixture]
-
-    def _of(self, item: Ingredient) -> DataSection:
-        own = item.model_dump(include={"format", "field", "split", "max_bytes"}, exclude_none=True)
-        place = {"source": item.source, "path": item.path, "mixture": None}
-        return self.model_copy(update=own | place)
+        own = {"format", "field", "split", "max_bytes"}
+        return [
+            self.model_copy(
+                update=item.model_dump(include=own, exclude_none=True)
+                | {"source": item.source, "path": item.path, "mixture": None}
+            )
+            for item in self.mixture
+        ]
 
 
 class OptimizerSection(Section, AdamWOptions, MuonOptions, CommonOptions):  # pyrefly: ignore
-    """How it is updated: `optimizer.*`."""
+    """The optimizer: `optimizer.*`."""
 
-    model_config = ConfigDict(extra="allow")  # options of rules that somebody has registered
+    model_config = ConfigDict(extra="allow")  # options of registered rules
 
     rule: str = "muon"
-    """Rule of the hidden matrices: `muon`, with AdamW for the rest, or `adamw`."""
+    """Rule of the hidden matrices: `muon`, with AdamW for all other parameters, or `adamw`."""
     lr: Annotated[float, Field(gt=0, le=1e30)] = 0.01
     """Peak learning rate of every group."""
     adamw_lr: Annotated[float, Field(gt=0, le=1e30)] | None = None
     """Peak learning rate of embeddings, head, norms and biases, under either rule; null for `lr`."""
     ns_coefficients: str = "jordan"
-    """Newton-Schulz polynomials, a name from muonscale.optim.newton_schulz.coefficients."""
+    """Newton-Schulz polynomials: a name from `muonscale.optim.newton_schulz.coefficients`."""
     ns_dtype: Literal["auto", "float32", "bfloat16", "float64"] = "auto"
-    """Dtype of the Newton-Schulz products; `auto` is bfloat16 where that is fast, else float32."""
+    """Dtype of the Newton-Schulz products; `auto` is bfloat16 if the device is fast at it."""
     scale: str | Annotated[float, Field(gt=0)] = "rms"
-    """Shape factor: rms, rms_exact, spectral, keller, none, another project's name for one, or a
-    number for all shapes."""
+    """Shape factor: rms, rms_exact, spectral, keller, none, the name of another project's factor, or
+    one number for all shapes."""
     nonfinite: Literal["raise", "skip"] = "raise"
-    """A NaN or an infinity in a gradient: stop with an error, or leave the step out and count it."""
+    """A gradient that is not finite: `raise` stops with an error, `skip` skips and counts the step."""
     max_grad_norm: Annotated[float, Field(gt=0)] | None = 1.0
-    """Largest norm of the raw gradients of the clipped groups; null for no clipping."""
+    """Norm to which the raw gradients of the clipped groups are clipped; null for no clipping."""
     clip: Literal["adamw", "all"] = "adamw"
-    """Which gradients are clipped: those of the AdamW rule, or all together."""
+    """Gradients that are clipped: those of the AdamW rule, or all together."""
     qk_clip: Annotated[float, Field(gt=0)] | None = None
-    """Scale the weights of attention heads whose largest logit of a step is above this (QK-clip, 100
-    in Kimi K2); null for no clipping. Every step is then heard, which takes time."""
+    """QK-clip: scale down the query and key weights of heads whose largest attention logit in a step
+    exceeds this number (100 in Kimi K2); null for no clipping. The logits are then computed in every
+    step, which takes time."""
     qk_clip_alpha: Annotated[float, Field(ge=0, le=1)] = 0.5
-    """The queries' part of it; keys take the rest."""
+    """Share of the queries in QK-clip; the keys take the rest."""
     overrides: dict[str, dict[str, Any]] = {}
     """Options for a role or a glob over parameter names, such as `{router: {rule: adamw}}`."""
     state: Path | None = None
-    """A state dict, saved by torch.save, to start from: momentum and moments, none of the options."""
+    """A state dict, saved by torch.save, to take momentum and moments from. Its options are ignored."""
     state_format: Literal["torch", "keller", "keller_2024", "moonlight", "normuon"] | None = None
-    """Which optimizer saved it, a name from muonscale.optim.migrate.convert_state; null for muonscale's."""
+    """Optimizer that saved `state`: a name from `muonscale.optim.migrate.convert_state`; null for
+    muonscale's own."""
 
     @field_validator("rule", *names_of(AdamWOptions, MuonOptions, CommonOptions))
     @classmethod
@@ -281,7 +280,7 @@ class OptimizerSection(Section, AdamWOptions, MuonOptions, CommonOptions):  # py
         return value
 
     @model_validator(mode="after")
-    def _options_of_registered_rules(self) -> OptimizerSection:
+    def _check_registered_options(self) -> OptimizerSection:
         for key, value in (self.__pydantic_extra__ or {}).items():
             if key not in option_names() or key in names_of(NarrowOptions):
                 accepted = {*type(self).model_fields, *option_names()} - {*names_of(NarrowOptions)}
@@ -290,48 +289,45 @@ class OptimizerSection(Section, AdamWOptions, MuonOptions, CommonOptions):  # py
         return self
 
     @model_validator(mode="after")
-    def _format_of_a_state(self) -> OptimizerSection:
+    def _check_state(self) -> OptimizerSection:
         if self.state_format is not None and self.state is None:
             raise ValueError(
-                f"optimizer.state_format={self.state_format} is given without optimizer.state; "
-                "give the file too, or leave it out"
+                f"optimizer.state_format={self.state_format} is given without optimizer.state"
             )
         return self
 
 
 class TransferSection(Section):
-    """Hyper-parameters found at another width: `transfer.*`."""
+    """Transfer of hyper-parameters from another width: `transfer.*`."""
 
     base: str | dict[str, Any] | None = None
-    """Where they were found: a preset, or the fields of this model that were different there, such as
-    `{hidden_size: 128, num_attention_heads: 4}`. Null for none: nothing is multiplied."""
+    """The model that the hyper-parameters were tuned on: a preset, or the fields that differ from this
+    model, such as `{hidden_size: 128, num_attention_heads: 4}`. Null for no transfer."""
     convention: Literal["spectral", "adam_table", "standard"] = "spectral"
-    """How learning rate, decay and eps change with the width; `standard` not at all."""
+    """How learning rate, decay and eps change with the width; `standard` changes nothing."""
     depth: Literal["none", "complete_p"] = "none"
-    """`complete_p` divides residual branches by the layers that the model has to one of the base's."""
+    """`complete_p` divides residual branches by the ratio of the numbers of layers."""
 
 
 class RoutingSection(Section):
-    """How a mixture of experts is kept in balance: `routing.*`."""
+    """Balance of the experts of a mixture of experts: `routing.*`."""
 
     bias_rate: float | Literal["auto"] | None = "auto"
-    """Step of the bias that routers add before they choose, after every optimizer step; null for
-    none. `auto` is 0.001 for a model whose routers have such a bias, else none."""
+    """Rate of the router bias, which is updated after every optimizer step; null for no updates.
+    `auto` is 0.001 for a model whose routers have such a bias, else null."""
     bias_update: Literal["centered", "sign"] = "centered"
-    """Its direction: the sign of mean load minus load, less the mean sign over the experts (Moonlight,
-    appendix C), or the sign alone (DeepSeek-V3)."""
+    """Direction of the update: the sign of mean load minus load (`sign`, DeepSeek-V3), or that sign
+    minus its mean over the experts (`centered`, Moonlight, appendix C)."""
     aux_loss: Annotated[float, Field(gt=0)] | None = None
-    """Coefficient of the sequence-level auxiliary loss (DeepSeek-V3, eq. 17), summed over layers;
-    null for none, whatever the model's configuration has."""
+    """Coefficient of the sequence-level auxiliary loss (DeepSeek-V3, eq. 17), summed over layers; null
+    for none. The model's own configuration is ignored."""
 
     @field_validator("bias_rate", mode="before")
     @classmethod
     def _rate(cls, value: Any) -> Any:
         number = isinstance(value, (int, float)) and not isinstance(value, bool) and value > 0
         if not number and value not in ("auto", None):
-            raise ValueError(
-                f"routing.bias_rate={value!r} is none of what is accepted: a number above 0, auto, null"
-            )
+            raise ValueError(f"routing.bias_rate={value!r}; accepted: a number above 0, auto, null")
         return value
 
 
@@ -342,53 +338,53 @@ class Stage(Section):
     """A part of a run: an item of `schedule.stages`."""
 
     until: Mark | None = None
-    """Where it ends: a fraction of the run's tokens below 1, training tokens from 1; null for the
-    last one, which ends with the run."""
+    """End of the stage: a fraction of the run's tokens if below 1, else training tokens; null for the
+    last stage, which ends with the run."""
     name: ShapeT
     """Shape of the multiplier on every learning rate."""
     warmup: Steps = 0
-    """Linear way from where the stage before ended (0 for the first) to `peak`: a fraction of the
-    stage below 1, a number of steps from 1."""
+    """Length of the linear warm-up from the end of the stage before (from 0 in the first stage) to
+    `peak`: a fraction of the stage if below 1, else steps."""
     decay: Steps = 0.2
-    """Final decay of `wsd` and `constant-linear`: a fraction of the stage below 1, steps from 1."""
+    """Length of the decay of `wsd` and `constant-linear`: a fraction of the stage if below 1, else
+    steps."""
     peak: Annotated[float, Field(gt=0)] = 1.0
     """Largest multiplier."""
     final: Annotated[float, Field(ge=0)] = 0.1
-    """Multiplier at the end of the stage; `constant` ends at its peak."""
+    """Multiplier at the end of the stage; `constant` ignores it."""
     weights: dict[str, Annotated[float, Field(ge=0)]] | None = None
-    """Weights of `data.mixture` by name in this stage, 0 for those left out; those of the mixture
-    when not given."""
+    """Weights of the corpora of `data.mixture` in this stage, by name; 0 for corpora that are left out.
+    The default is the weights of the mixture."""
     bias_rate: Annotated[float, Field(ge=0)] | None = None
-    """Rate of the router bias in this stage; `routing.bias_rate` when not given."""
+    """Rate of the router bias in this stage. The default is `routing.bias_rate`."""
 
 
 class ScheduleSection(Section):
-    """How the learning rate changes: `schedule.*`."""
+    """The learning rate schedule: `schedule.*`."""
 
     name: Literal[ShapeT, "stages"] = "cosine"
-    """Shape of the multiplier on every learning rate; `stages` takes all from the list of them."""
+    """Shape of the multiplier on every learning rate; `stages` uses the list `schedule.stages`."""
     warmup: Steps = 0.02
-    """Linear warm-up: a fraction of the run below 1, a number of steps from 1."""
+    """Length of the linear warm-up: a fraction of the run if below 1, else steps."""
     decay: Steps = 0.2
-    """Final decay of `wsd` and `constant-linear`: a fraction of the run below 1, steps from 1."""
+    """Length of the decay of `wsd` and `constant-linear`: a fraction of the run if below 1, else steps."""
     final: Annotated[float, Field(ge=0, le=1)] = 0.1
-    """Multiplier at the end of the run; `constant` has none."""
+    """Multiplier at the end of the run; `constant` ignores it."""
     stages: list[Stage] = []
-    """Parts of the run, one after the other."""
+    """Stages of the run, in order."""
 
     @model_validator(mode="after")
-    def _stages_or_a_shape(self) -> ScheduleSection:
+    def _check_name(self) -> ScheduleSection:
         if (self.name == "stages") != bool(self.stages):
             raise ValueError(
-                f"schedule.name={self.name} with {len(self.stages)} items in schedule.stages: "
-                "the list and the name `stages` belong together"
-                ", so give both or none"
+                f"schedule.name={self.name} with {len(self.stages)} items in schedule.stages: the name "
+                "`stages` needs the list, and no other name has one"
             )
         ends = [stage.until for stage in self.stages]
         if ends and (None in ends[:-1] or ends[-1] is not None):
             raise ValueError(
-                f"schedule.stages end at {', '.join(map(str, ends))}: give `until` to all of them "
-                "but the last, which ends with the run"
+                f"schedule.stages end at {', '.join(map(str, ends))}: all of them need `until` but the "
+                "last, which ends with the run"
             )
         return self
 
@@ -397,124 +393,124 @@ class BatchChange(Section):
     """An item of `train.batch_schedule`."""
 
     after: Mark
-    """From where on: a fraction of the run's tokens below 1, training tokens from 1."""
+    """Start of this batch size: a fraction of the run's tokens if below 1, else training tokens."""
     batch_tokens: Positive
     """As `train.batch_tokens`."""
 
 
 class TrainSection(Section):
-    """How long, and how much at a time: `train.*`."""
+    """Length, batch and precision of training: `train.*`."""
 
     tokens: Positive | None = None
     """Length of the run in training tokens, rounded up to whole steps."""
     steps: Positive | None = None
     """Length of the run in steps, instead of tokens."""
     batch_tokens: Positive = 8192
-    """Training tokens of one step, over all processes; a multiple of data.sequence_length."""
+    """Training tokens of a step, over all processes; a multiple of `data.sequence_length`."""
     batch_schedule: list[BatchChange] = []
-    """Other batches later in the run, in order."""
+    """Changes of the batch size during the run, in order."""
     micro_batch_tokens: Positive | None = None
-    """Tokens that one process takes through the model at a time, gradients being accumulated; a
-    multiple of data.sequence_length. Its whole share of the batch when not given."""
+    """Tokens of a micro-batch on one process, over which gradients are accumulated; a multiple of
+    `data.sequence_length`. The default is the whole share of the process."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Dtype of forward and backward passes and of the gradients that are reduced over processes;
-    parameters are float32. `auto` is bfloat16 on a GPU that has it, else float32."""
+    """Dtype of forward and backward passes and of the reduced gradients; parameters are float32. `auto`
+    is bfloat16 on a GPU that supports it, else float32."""
     activation_checkpointing: bool = False
-    """Keep only the input of every layer and compute the rest again in the backward pass."""
+    """Keep only the input of every layer, and compute the rest again in the backward pass."""
     compile: bool = False
-    """Run every layer through torch.compile; takes a minute at the start."""
+    """Compile every layer with torch.compile, which takes a minute at the start."""
 
     @model_validator(mode="after")
     def _one_length(self) -> TrainSection:
         _exactly_one({"train.tokens": self.tokens, "train.steps": self.steps})
         if self.batch_schedule and self.tokens is None:
             raise ValueError(
-                f"train.steps={self.steps} with a train.batch_schedule, which counts tokens: give "
-                "train.tokens instead"
+                f"train.steps={self.steps} with train.batch_schedule: a run with changing batches needs "
+                "train.tokens"
             )
         return self
 
 
 class ParallelSection(Section):
-    """How the processes that torchrun started share the work: `parallel.*`."""
+    """How the processes of torchrun share the work: `parallel.*`."""
 
     data: Literal["fsdp", "hsdp", "ddp"] = "fsdp"
-    """Who reads different data: `fsdp` shards parameters over all ranks (FSDP2), `hsdp` within each
-    of several replicas, `ddp` keeps all of them on every rank."""
+    """Data parallelism: `fsdp` shards parameters over all ranks (FSDP2), `hsdp` within each of several
+    replicas, and `ddp` keeps all parameters on every rank."""
     replicas: Positive | None = None
-    """Replicas of `hsdp`; one for each machine when not given."""
+    """Number of replicas of `hsdp`. The default is one per machine."""
     tensor: Positive = 1
-    """Ranks that share every layer's matrices and read the same data (tensor parallelism)."""
+    """Tensor parallelism: ranks that share the matrices of every layer and read the same data."""
     sequence: bool = False
-    """Divide the sequence among them between these matrices (sequence parallelism)."""
+    """Sequence parallelism: shard the sequence over the tensor-parallel ranks between the matrices."""
     expert: Positive = 1
-    """Data-parallel ranks among which routed experts are dealt out (expert parallelism)."""
+    """Expert parallelism: data-parallel ranks that share the routed experts."""
 
 
-# What is watched and kept of a run; none of it changes what is learned.
+# The sections below change what is measured and saved, and not the trained weights.
 
 
 class EvalSection(Section):
-    """Held-out loss and the sample: `eval.*`."""
+    """Validation loss and the sample: `eval.*`."""
 
     every: Positive = 100
-    """Steps between evaluations; the last step is always evaluated, on the whole held-out split."""
+    """Steps between evaluations. The last step is always evaluated, on the whole validation split."""
     tokens: Positive = 16384
-    """Held-out tokens of an evaluation on the way."""
+    """Validation tokens of an evaluation before the last step."""
     batch_tokens: Positive = 8192
-    """Tokens of one evaluation batch: bounds its memory."""
+    """Tokens of an evaluation batch. Smaller batches need less memory."""
     prompt: str = ""
-    """Start of the sample text written at the end."""
+    """Prompt of the sample that is generated at the end."""
     sample_tokens: Annotated[int, Field(ge=0)] = 200
-    """Length of the sample text; 0 for none."""
+    """Tokens of the sample; 0 for none."""
 
 
 class CheckpointSection(Section):
-    """What is kept to resume from and to export: `checkpoint.*`."""
+    """Checkpoints, for resuming and exporting: `checkpoint.*`."""
 
     every: Positive = 100
-    """Steps between checkpoints; one is always written at the end and on Ctrl-C or SIGTERM."""
+    """Steps between checkpoints. One is always written at the end and on Ctrl-C or SIGTERM."""
     keep: Positive = 2
-    """How many of the newest checkpoints stay on disk, those of `marks` not counted."""
+    """Number of newest checkpoints to keep, besides those of `marks`."""
     marks: list[Mark] = []
-    """Checkpoints kept for good: after a fraction of the run's tokens below 1, after training tokens
-    from 1. Each is written at the first step at or after it."""
+    """Points of the run whose checkpoints are kept: a fraction of the run's tokens if below 1, else
+    training tokens. The checkpoint is that of the first step at or after the point."""
 
 
 class TelemetrySection(Section):
-    """What is recorded of weights and updates besides their loss: `telemetry.*`."""
+    """Records about weights, updates and gradients: `telemetry.*`."""
 
     every: Positive | None = None
-    """Steps between records in metrics.jsonl; null for none. Each costs a copy of the parameters."""
+    """Steps between telemetry records; null for none. Each record copies the parameters."""
     matrices: Annotated[int, Field(ge=0)] = 8
-    """Matrices of each group whose singular values are taken, spread evenly over the group."""
+    """Matrices of each group whose singular values are computed, spread evenly over the group."""
     attention_every: Positive | None = None
-    """Steps between records of the attention logits; null for none. Such a step computes them once
-    more."""
+    """Steps between records of the attention logits; null for none. Such a step computes the logits
+    twice."""
     noise_scale_every: Positive | None = None
-    """Steps between records of the gradient noise scale; null for none. Such a step has the memory of
-    one more gradient, and ranks exchange gradients after every micro-batch."""
+    """Steps between records of the gradient noise scale; null for none. Such a step needs memory for
+    one more gradient, and reduces gradients after every micro-batch."""
 
     def noise_scale_due(self, step: int) -> bool:
-        """Return whether the noise scale is measured in a step, the first being step 0."""
+        """Return whether the noise scale is measured in a step; the first step is 0."""
         return self.noise_scale_every is not None and (step + 1) % self.noise_scale_every == 0
 
 
-TRACKERS = ("tensorboard", "wandb", "trackio")
+TRACKER_NAMES = ("tensorboard", "wandb", "trackio")
 
 
 class TrackSection(Section):
-    """Where a run is followed besides its folder: `track.*`; `track=wandb` sets `track.to`."""
+    """Experiment trackers: `track.*`; `track=wandb` sets `track.to`."""
 
     to: list[str] = []
-    """Any of `tensorboard`, `wandb` and `trackio`; one needs no brackets, and `none` is none."""
+    """Any of `tensorboard`, `wandb` and `trackio`. One name needs no brackets; `none` is an empty list."""
     project: Annotated[str, Field(min_length=1)] = "muonscale"
-    """Project of Weights & Biases and Trackio."""
+    """Project in Weights & Biases and Trackio."""
     name: Annotated[str, Field(min_length=1)] | None = None
-    """Name of the run there; that of its folder when not given."""
+    """Name of the run in the trackers. The default is the name of its folder."""
     mode: Literal["online", "offline"] | None = None
-    """`offline`: nothing leaves this machine. When not given, Weights & Biases asks `WANDB_MODE`, else
-    is online, and Trackio logs elsewhere only if one of its variables says so."""
+    """`offline` sends nothing to other machines. By default Weights & Biases follows `WANDB_MODE`, else
+    is online, and Trackio is offline unless one of its environment variables names a server."""
 
     @field_validator("to", mode="before")
     @classmethod
@@ -522,20 +518,22 @@ class TrackSection(Section):
         names = [] if value in (None, "none") else value
         names = [part.strip() for part in names.split(",")] if isinstance(names, str) else names
         if not isinstance(names, list):
-            raise ValueError(f"track={value!r} is no list of trackers; {nearest('', TRACKERS)}")
+            raise ValueError(
+                f"track={value!r} is not a list of trackers; {nearest('', TRACKER_NAMES)}"
+            )
         for name in names:
-            if name not in TRACKERS:
-                hint = nearest(name, [*TRACKERS, "none"])
-                raise ValueError(f"track={name}: there is no such tracker; {hint}")
+            if name not in TRACKER_NAMES:
+                hint = nearest(name, [*TRACKER_NAMES, "none"])
+                raise ValueError(f"track={name} is not a tracker; {hint}")
         return list(dict.fromkeys(names))
 
 
 class ProfileSection(Section):
-    """What is measured of the run itself: `profile.*`."""
+    """Profiling of single steps: `profile.*`."""
 
     steps: str | None = None
-    """Steps to profile, as `first:end` without the end: `10:15` is steps 10 to 14, counted as in
-    metrics.jsonl. Null for none."""
+    """Steps to profile, as `first:end` without the end: `10:15` is steps 10 to 14, numbered as in
+    metrics.jsonl; null for none."""
 
     @field_validator("steps", mode="before")
     @classmethod
@@ -543,14 +541,14 @@ class ProfileSection(Section):
         form = r"[1-9]\d*:[1-9]\d*"
         if value is not None and not (isinstance(value, str) and re.fullmatch(form, value)):
             raise ValueError(
-                f"profile.steps={value!r} is no range of steps; accepted: first:end, such as 10:15 for "
+                f"profile.steps={value!r} is not a range of steps; give first:end, such as 10:15 for "
                 "steps 10 to 14"
             )
         return value
 
     @property
     def step_range(self) -> range:
-        """The steps, the first being step 1; empty for none."""
+        """The steps, numbered from 1; empty for none."""
         if self.steps is None:
             return range(0)
         first, end = map(int, self.steps.split(":"))

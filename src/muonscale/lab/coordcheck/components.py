@@ -1,4 +1,4 @@
-"""What the parts of a model are called in a coordinate check, and what is known of their matrices."""
+"""Names of the parts of a model in a coordinate check, and how the shapes of their matrices grow."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ T = TypeVar("T")
 
 
 def part_namer(model: nn.Module) -> Callable[[RoleAssignment], str]:
-    """Return what names the part of a model that a parameter belongs to.
+    """Return a function that names the part of the model that a parameter belongs to.
 
-    Hidden matrices are those of `attention`, `experts`, `shared experts` or `feed-forward`; all else is
-    called by its role.
+    Hidden matrices belong to `attention`, `experts`, `shared experts` or `feed-forward`; the part of any
+    other parameter is its role.
     """
     modules = dict(model.named_modules())
 
@@ -46,31 +46,33 @@ def part_namer(model: nn.Module) -> Callable[[RoleAssignment], str]:
 
 
 def by_place(model: nn.Module, values: Mapping[str, T]) -> dict[str, T]:
-    """Return what is known of parameters by all names that a check has for them.
+    """Return values of parameters by all names that a check has for them.
 
-    With a star for every number the parameter itself, its module unless another of the module's came
-    first, and for the matrix that logits are outputs of, `LOGITS`.
+    The names are those of the parameter and of its module, with a star for every number, and `LOGITS`
+    for the matrix that computes the logits. A module has the value of its first parameter.
     """
-    found: dict[str, T] = {}
+    named: dict[str, T] = {}
     for a in assign_roles(model):
         if a.name not in values:
             continue
-        found[template(a.name)] = values[a.name]
+        named[template(a.name)] = values[a.name]
         if a.role == Role.NORM:
             continue
-        found.setdefault(template(a.name.rpartition(".")[0]), values[a.name])
+        named.setdefault(template(a.name.rpartition(".")[0]), values[a.name])
         if a.role == Role.HEAD or len(a.aliases) > 1:
-            found[LOGITS] = values[a.name]
-    return found
+            named[LOGITS] = values[a.name]
+    return named
 
 
 def falling_outputs(narrow: nn.Module, wide: nn.Module, ratio: float) -> dict[str, float]:
-    """Return minus half the exponent of out/in of every matrix whose out/in falls, as `by_place`.
+    """Return minus half the exponent of out/in of every matrix, or 0 if out/in does not fall.
+
+    The names are those of `by_place`.
 
     Args:
-        narrow: the model at the smallest width, the meta device is enough.
-        wide: at the largest.
-        ratio: of these widths.
+        narrow: the model at the smallest width; it may be on the meta device.
+        wide: the model at the largest width.
+        ratio: the largest width over the smallest.
     """
     others = {a.name: a for a in assign_roles(narrow)}
     falls, logits = {}, {}
@@ -81,7 +83,9 @@ def falling_outputs(narrow: nn.Module, wide: nn.Module, ratio: float) -> dict[st
         fall = max(0.0, -0.5 * math.log(growth) / math.log(ratio))
         if a.role != Role.EMBEDDING:
             falls[a.name] = fall
-        elif len(a.aliases) > 1:  # a table gives single rows; tied to it, the head gives sums
+        elif (
+            len(a.aliases) > 1
+        ):  # an embedding looks up single rows; the head tied to it sums over inputs
             logits[LOGITS] = fall
     return by_place(wide, falls) | logits
 

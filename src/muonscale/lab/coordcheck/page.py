@@ -1,57 +1,105 @@
-"""A coordinate check as a page of a report. Made of `coordcheck.json` alone."""
+"""A coordinate check as a page of a report and as a picture. Both need `coordcheck.json` alone."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from muonscale.lab.coordcheck.slopes import UNKNOWN, Slope, fit_slope
-from muonscale.lab.coordcheck.tolerances import CHANGE, QUANTITIES, SIZE, UPDATE, WEIGHT
-from muonscale.lab.coordcheck.words import (
+from muonscale.errors import ConfigError
+from muonscale.lab.coordcheck.slopes import UNKNOWN, fit_slope
+from muonscale.lab.coordcheck.text import (
     HEAD,
     cells,
+    check_json,
+    has_passed,
     heading,
-    told_apart,
     verdict_line,
     worst_rows,
 )
+from muonscale.lab.coordcheck.tolerances import CHANGE, QUANTITIES, SIZE, UPDATE, WEIGHT
+from muonscale.lab.report.matplotlib_charts import Drawing, draw_panels
 from muonscale.lab.report.page import Chart, Mark, Page, Section, Series, Table, Text, Verdict
 
 MEASURED = (SIZE, CHANGE, WEIGHT, UPDATE)
+
+POWERS = (-0.5, 0.5, 1.0)
+"""Exponents of the width that wrong rules have, drawn for comparison."""
 
 
 def coordcheck_page(facts: dict[str, Any]) -> Page:
     """Return the report of a check.
 
     Args:
-        facts: of `check_facts`, or read from `coordcheck.json`.
+        facts: the result of `check_facts`, or the content of `coordcheck.json`.
     """
-    title = f"Coordinate check of {facts['model']}, {facts['convention']}"
     rows = tuple(cells(row) for row in worst_rows(facts["rows"]))
     verdict = (
-        Verdict(told_apart(facts), verdict_line(facts)),
+        Verdict(has_passed(facts), verdict_line(facts)),
         *(Text(line) for line in heading(facts)),
         Table(head=HEAD, rows=rows, name="slopes", caption="The worst of each part and quantity."),
     )
+    widths, slopes = _charts(facts)
     return Page(
-        title=title,
+        title=f"Coordinate check of {facts['model']}, {facts['convention']}",
         summary=verdict_line(facts),
         sections=(
             Section(title="Verdict", blocks=verdict),
-            Section(
-                title="Against the width", blocks=tuple(width_chart(facts, q) for q in MEASURED)
-            ),
-            Section(title="Slopes by step", blocks=tuple(slope_chart(facts, q) for q in MEASURED)),
+            Section(title="Against the width", blocks=widths),
+            Section(title="Slopes by step", blocks=slopes),
         ),
     )
 
 
+def write_check(facts: dict[str, Any], folder: Path) -> None:
+    """Write `coordcheck.json`, `.png` and `.svg` into a folder, which is created.
+
+    Raises:
+        ConfigError: if they cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "coordcheck.json").write_text(check_json(facts) + "\n", encoding="utf-8")
+        for kind, data in draw_check(facts).items():
+            (folder / f"coordcheck.{kind}").write_bytes(data)
+    except OSError as error:
+        raise ConfigError(f"--out {folder} cannot be written: {error}") from error
+
+
+def draw_check(facts: dict[str, Any]) -> Drawing:
+    """Return the picture: a column for each quantity, with the widths above the slopes by step."""
+    widths, slopes = _charts(facts)
+    slopes = tuple(
+        replace(
+            chart, y_limits=(-1.1, 1.3), title="", series=tuple(map(_without_band, chart.series))
+        )
+        for chart in slopes
+    )
+    title = f"{facts['model']}, {facts['convention']}: {verdict_line(facts)}"
+    return draw_panels([widths, slopes], title, size=(14, 7))
+
+
+def _without_band(series: Series) -> Series:
+    return replace(series, low=None, high=None)
+
+
+def _charts(facts: dict[str, Any]) -> tuple[tuple[Chart, ...], tuple[Chart, ...]]:
+    """Return the charts against the width and those of the slopes, of every quantity in order."""
+    return tuple(width_chart(facts, q) for q in MEASURED), tuple(
+        slope_chart(facts, q) for q in MEASURED
+    )
+
+
 def width_chart(facts: dict[str, Any], quantity: str) -> Chart:
-    """Return a quantity of the later steps against the width, relative to the smallest one."""
+    """Return a quantity of the later steps against the width, relative to the smallest width."""
+    widths = tuple(map(float, facts["widths"]))
     series = []
-    for entry in _entries(facts, quantity):
+    for entry in facts["values"]:
+        if entry["quantity"] != quantity:
+            continue
         seeds = [[_mean_log(facts, steps) for steps in seed] for seed in entry["values"]]
         relative = [[log - seed[0] for log in seed] for seed in seeds]
         columns = list(zip(*relative, strict=True))
@@ -59,13 +107,17 @@ def width_chart(facts: dict[str, Any], quantity: str) -> Chart:
             Series(
                 name=entry["name"],
                 group=entry["role"],
-                x=tuple(map(float, facts["widths"])),
+                x=widths,
                 y=tuple(math.exp(sum(c) / len(c)) for c in columns),
                 low=tuple(math.exp(min(c)) for c in columns),
                 high=tuple(math.exp(max(c)) for c in columns),
                 kind="both",
             )
         )
+    for power in POWERS:
+        y = tuple((width / widths[0]) ** power for width in widths)
+        name = f"width^{power:g}"
+        series.append(Series(name=name, group="reference", x=widths, y=y, kind="dashed"))
     return Chart(
         name=f"{quantity}-by-width",
         title=QUANTITIES[quantity],
@@ -74,16 +126,23 @@ def width_chart(facts: dict[str, Any], quantity: str) -> Chart:
         series=tuple(series),
         log_x=True,
         log_y=True,
-        caption="Geometric means over the later steps and seeds, with the range of the seeds.",
+        caption="Geometric means over the later steps and seeds, with the range of the seeds. "
+        "Dashed lines are powers of the width for comparison.",
     )
 
 
 def slope_chart(facts: dict[str, Any], quantity: str) -> Chart:
     """Return the slope of a quantity after every step."""
-    series = []
     steps = range(facts["steps"] + 1)
-    for entry in _entries(facts, quantity):
-        slopes = [_slope_at(facts, entry, step) for step in steps]
+    series = []
+    for entry in facts["values"]:
+        if entry["quantity"] != quantity:
+            continue
+        slopes = []
+        for step in steps:
+            values = [[width[step] for width in seed] for seed in entry["values"]]
+            missing = any(value is None for seed in values for value in seed)
+            slopes.append(UNKNOWN if missing else fit_slope(facts["widths"], np.array(values)))
         series.append(
             Series(
                 name=entry["name"],
@@ -100,25 +159,11 @@ def slope_chart(facts: dict[str, Any], quantity: str) -> Chart:
         x_label="steps taken",
         y_label="slope",
         series=tuple(series),
-        marks=(
-            Mark(axis="y", at=0.1, label="tolerance"),
-            Mark(axis="y", at=-0.1, label="tolerance"),
-        ),
+        marks=tuple(Mark(axis="y", at=at, label=f"{at:+g}") for at in (0.1, -0.1)),
+        caption="Dashed lines: the usual tolerance.",
     )
 
 
-def _entries(facts: dict[str, Any], quantity: str) -> list[dict[str, Any]]:
-    return [entry for entry in facts["values"] if entry["quantity"] == quantity]
-
-
 def _mean_log(facts: dict[str, Any], steps: list[float | None]) -> float:
-    late = [steps[step] for step in facts["judged_steps"]]
-    logs = [math.log(value) if value else math.nan for value in late]
+    logs = [math.log(value) if (value := steps[at]) else math.nan for at in facts["judged_steps"]]
     return sum(logs) / len(logs)
-
-
-def _slope_at(facts: dict[str, Any], entry: dict[str, Any], step: int) -> Slope:
-    values = [[width[step] for width in seed] for seed in entry["values"]]
-    if any(value is None for seed in values for value in seed):
-        return UNKNOWN
-    return fit_slope(facts["widths"], np.array(values))

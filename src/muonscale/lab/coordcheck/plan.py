@@ -1,10 +1,10 @@
-"""From what was asked to the runs of a coordinate check: one configuration for each width and seed."""
+"""The runs of a coordinate check: one configuration for each width and seed."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from transformers import PreTrainedConfig
 
@@ -17,122 +17,97 @@ from muonscale.lab.parallel.processes import started_by_torchrun
 from muonscale.lab.targets import is_model, is_preset
 from muonscale.lab.training.dry_run import planned_shape
 from muonscale.lab.training.param_groups import build_param_groups, plan_transfer
-from muonscale.lab.verify.check import comparable
+from muonscale.lab.verify.check import use_float32
 from muonscale.transfer.multipliers import check_convention
 
 NARROWEST = 32
-"""The base where nothing else is said is at least so wide: below, laws of width hold badly."""
+"""The default base is at least this wide. Scaling with the width is inaccurate below."""
 BATCH_TOKENS = 1024
 LEAST_WIDTHS = 3
 LEAST_STEPS = 3
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asked:
-    """What `muonscale coordcheck` is asked."""
+class CoordcheckRequest:
+    """The arguments of `muonscale coordcheck`."""
 
     target: str
-    """A recipe, a run folder, a preset, or a Hugging Face `config.json` or its folder; the last two
-    are trained as the demo is."""
+    """A recipe, a run folder, a preset, or a Hugging Face `config.json` or its folder. The last two are
+    trained as the demo is."""
     overrides: Sequence[str] = ()
     widths: Sequence[int] | None = None
-    """The smallest of them is the base, that the values of `optimizer.*` are for."""
+    """The smallest width is the base, to which the values of `optimizer.*` apply."""
     seeds: int = 3
     steps: int = 6
     convention: str | None = None
-    """Instead of `transfer.convention`."""
+    """Replaces `transfer.convention`."""
     grow: GrowT = "heads"
     batch_tokens: int = BATCH_TOKENS
-    """Of a step, at least; a whole number of sequences is taken."""
+    """The least tokens of a step, which has a whole number of sequences."""
 
 
 @dataclass(frozen=True)
 class CheckPlan:
     """The runs of a check."""
 
-    asked: Asked
+    request: CoordcheckRequest
     config: Config
-    """Of all of them, but for width and seed."""
+    """The configuration of all runs, apart from width and seed."""
     shape: PreTrainedConfig
-    """Of the model as it was given."""
+    """The model as it was given."""
     widths: tuple[int, ...]
-    notes: tuple[str, ...] = field(default=())
-    """What is not as it was given."""
+    notes: tuple[str, ...] = ()
+    """Sentences on what differs from the given configuration."""
 
     def at(self, width: int, seed: int) -> Config:
         """Return the configuration of one run; the first seed is 0."""
-        return _at(self.config, self.shape, self.asked.grow, self.widths[0], width, seed)
+        return _at(self.config, self.shape, self.request.grow, self.widths[0], width, seed)
 
 
-def plan_check(asked: Asked) -> CheckPlan:
+def plan_check(request: CoordcheckRequest) -> CheckPlan:
     """Return the runs of a check; no data are read.
 
     Raises:
-        ConfigError: for what is asked and cannot be: too few widths, a width that the model cannot
-            have, an unknown convention, a model that transfer does not know.
+        ConfigError: for too few widths, a width that the model cannot have, an unknown convention, or a
+            model that transfer does not support.
     """
-    _check(asked)
-    config = _configure(asked)
+    _check(request)
+    config = _configure(request)
     shape = planned_shape(config)
-    step = width_step(shape, asked.grow)
-    widths = tuple(sorted(asked.widths)) if asked.widths else _default_widths(step)
+    step = width_step(shape, request.grow)
+    base = -(-NARROWEST // step) * step
+    widths = tuple(sorted(request.widths or (base * 2**power for power in range(4))))
     for width in widths:
-        fields_at(shape, width, asked.grow)
+        fields_at(shape, width, request.grow)
     notes = []
     if config.transfer.base is not None:
         notes.append(
             f"the base is the width {widths[0]}, and not transfer.base={config.transfer.base}"
         )
-    widest = _at(config, shape, asked.grow, widths[0], widths[-1], 0)
-    config, freed = _without_decay(config, widest)
-    if freed:
+    widest = _at(config, shape, request.grow, widths[0], widths[-1], 0)
+    config, names = _without_decay(config, widest)
+    if names:
         notes.append(
-            f"no weight decay of {', '.join(freed)}: a gain 1 + w with a factor folded in must not have "
+            f"no weight decay of {', '.join(names)}: a gain 1 + w with a factor folded in must not have "
             "any; give a run the same override, at the base width too"
         )
-    return CheckPlan(asked, config, shape, widths, tuple(notes))
+    return CheckPlan(request, config, shape, widths, tuple(notes))
 
 
-def _configure(asked: Asked) -> Config:
-    """Return the configuration that all runs have in common."""
-    config = _load(asked)
-    if config.model.weights is not None:
-        raise ConfigError(
-            f"model.weights={config.model.weights}: a coordinate check draws the weights of every width "
-            "itself; accepted: model.preset and model.config"
-        )
-    length = config.data.sequence_length
-    sequences = max(1, -(-asked.batch_tokens // length))
-    changes: dict[str, Section] = {
-        # one step more: its batch, which no step reads, is the probe
-        "train": TrainSection(
-            steps=asked.steps + 1,
-            batch_tokens=sequences * length,
-            precision=config.train.precision,
-        ),
-        "schedule": ScheduleSection(name="constant", warmup=0),
-        "parallel": ParallelSection(),
-        "optimizer": config.optimizer.model_copy(update={"nonfinite": "skip", "state": None}),
-    }
-    if asked.convention is not None:
-        changes["transfer"] = config.transfer.model_copy(update={"convention": asked.convention})
-    return comparable(config.model_copy(update=changes))
-
-
-def _check(asked: Asked) -> None:
+def _check(request: CoordcheckRequest) -> None:
     if started_by_torchrun():
         raise ConfigError(
-            f"coordcheck runs in one process, and this is one of {os.environ.get('WORLD_SIZE')} of a "
-            "job; start it without torchrun"
+            "coordcheck runs in one process, but this is one of "
+            f"{os.environ.get('WORLD_SIZE')} processes of a job; start it without torchrun"
         )
-    if asked.convention is not None:
-        check_convention(asked.convention)
-    if asked.seeds < 1 or asked.steps < LEAST_STEPS or asked.batch_tokens < 1:
+    if request.convention is not None:
+        check_convention(request.convention)
+    if request.seeds < 1 or request.steps < LEAST_STEPS or request.batch_tokens < 1:
         raise ConfigError(
-            f"--seeds {asked.seeds}, --steps {asked.steps}, --batch-tokens {asked.batch_tokens}: at "
-            f"least 1, {LEAST_STEPS} and 1"
+            f"--seeds {request.seeds}, --steps {request.steps}, --batch-tokens "
+            f"{request.batch_tokens}: they must be at least 1, {LEAST_STEPS} and 1"
         )
-    widths = asked.widths
+    widths = request.widths
     if widths is not None and (len(set(widths)) < LEAST_WIDTHS or len(set(widths)) < len(widths)):
         raise ConfigError(
             f"--widths {','.join(map(str, widths))}: a slope with an interval needs at least "
@@ -140,16 +115,34 @@ def _check(asked: Asked) -> None:
         )
 
 
-def _load(asked: Asked) -> Config:
-    if not is_model(asked.target):
-        return load_config(asked.target, asked.overrides)
-    key = "model.preset" if is_preset(asked.target) else "model.config"
-    return load_config("demo", [f"{key}={asked.target}", *asked.overrides])
-
-
-def _default_widths(step: int) -> tuple[int, ...]:
-    base = -(-NARROWEST // step) * step
-    return tuple(base * 2**power for power in range(4))
+def _configure(request: CoordcheckRequest) -> Config:
+    """Return the configuration that all runs have in common."""
+    if is_model(request.target):
+        key = "model.preset" if is_preset(request.target) else "model.config"
+        config = load_config("demo", [f"{key}={request.target}", *request.overrides])
+    else:
+        config = load_config(request.target, request.overrides)
+    if config.model.weights is not None:
+        raise ConfigError(
+            f"model.weights={config.model.weights}: a coordinate check draws the weights of every width "
+            "itself; give model.preset or model.config"
+        )
+    length = config.data.sequence_length
+    sequences = max(1, -(-request.batch_tokens // length))
+    changes: dict[str, Section] = {
+        # One more step: its batch, on which no step trains, is the probe.
+        "train": TrainSection(
+            steps=request.steps + 1,
+            batch_tokens=sequences * length,
+            precision=config.train.precision,
+        ),
+        "schedule": ScheduleSection(name="constant", warmup=0),
+        "parallel": ParallelSection(),
+        "optimizer": config.optimizer.model_copy(update={"nonfinite": "skip", "state": None}),
+    }
+    if request.convention is not None:
+        changes["transfer"] = config.transfer.model_copy(update={"convention": request.convention})
+    return use_float32(config.model_copy(update=changes))
 
 
 def _at(
@@ -167,19 +160,22 @@ def _at(
 
 
 def _without_decay(config: Config, widest: Config) -> tuple[Config, list[str]]:
-    """Return the configuration without decay of what cannot have any, and the names of that."""
+    """Return the configuration without decay of parameters that must not have any, and their names."""
     shape = planned_shape(widest)
     transfer = plan_transfer(widest, shape)
     assert transfer is not None
     groups = build_param_groups(meta_model(shape), config.optimizer)
     decayed = {name for group in groups if group["weight_decay"] for name in group["param_names"]}
-    rows = transfer.rows
-    found = [name for name in rows if rows[name].multipliers.weight_decay is None]
-    if not (freed := [name for name in found if name in decayed]):
+    names = [
+        name
+        for name, row in transfer.rows.items()
+        if row.multipliers.weight_decay is None and name in decayed
+    ]
+    if not names:
         return config, []
     given = config.optimizer.overrides
-    # the last glob wins, so these come after all others
-    others = {key: value for key, value in given.items() if key not in freed}
-    own = {name: {**given.get(name, {}), "weight_decay": 0.0} for name in freed}
+    # The last glob wins, so these come after all others.
+    others = {key: value for key, value in given.items() if key not in names}
+    own = {name: {**given.get(name, {}), "weight_decay": 0.0} for name in names}
     optimizer = config.optimizer.model_copy(update={"overrides": others | own})
-    return config.model_copy(update={"optimizer": optimizer}), freed
+    return config.model_copy(update={"optimizer": optimizer}), names

@@ -1,30 +1,33 @@
-"""A coordinate check as plain values: `coordcheck.json`, which text, figure and page are made of."""
+"""A coordinate check as plain values: the content of `coordcheck.json`."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 from typing import Any
 
 import torch
 
-from muonscale.lab.coordcheck.run import Measured
+from muonscale.lab.coordcheck.run import CheckMeasurement
 from muonscale.lab.coordcheck.slopes import CONFIDENCE
 from muonscale.lab.coordcheck.tolerances import REACH
-from muonscale.lab.coordcheck.verdict import Row, judge, judged_steps, passed, worst_of
+from muonscale.lab.coordcheck.verdict import JudgedSlope, judge, judged_steps, passed, worst_of
 
 FORMAT = 1
-"""Of the JSON."""
+"""The version of the JSON format."""
 
 
-def check_facts(found: Measured) -> dict[str, Any]:
-    """Return everything that there is to say of a check, as plain values; not a number is None."""
-    plan, asked = found.plan, found.plan.asked
+def check_facts(measurement: CheckMeasurement) -> dict[str, Any]:
+    """Return a check and its verdict as plain values; a number that is not finite is None."""
+    plan, request = measurement.plan, measurement.plan.request
     config = plan.config
-    values = {(str(k[0]), k[1], k[2]): v for k, v in found.values.items()}
-    rows = judge(plan.widths, values, found.rules, found.falls, asked.grow)
+    values = {(str(k[0]), k[1], k[2]): v for k, v in measurement.values.items()}
+    rows = judge(plan.widths, values, measurement.rules, measurement.falls, request.grow)
+    parts = []
+    for name in dict.fromkeys(row.part for row in rows):
+        own = [row for row in rows if row.part == name]
+        parts.append({"part": name, "passed": passed(own), "worst": _row(worst_of(own))})
     seed = config.run.seed
     return {
         "format": FORMAT,
@@ -35,37 +38,32 @@ def check_facts(found: Measured) -> dict[str, Any]:
         "rule": config.optimizer.rule,
         "scale": config.optimizer.scale,
         "lr": config.optimizer.lr,
-        "grow": asked.grow,
+        "grow": request.grow,
         "widths": list(plan.widths),
-        "seeds": list(range(seed, seed + asked.seeds)),
-        "steps": asked.steps,
-        "judged_steps": list(judged_steps(asked.steps)),
+        "seeds": list(range(seed, seed + request.seeds)),
+        "steps": request.steps,
+        "judged_steps": list(judged_steps(request.steps)),
         "batch_tokens": config.train.batch_tokens,
         "sequence_length": config.data.sequence_length,
         "confidence": CONFIDENCE,
         "reach": REACH,
         "notes": list(plan.notes),
         "passed": passed(rows),
-        "parts": [_part(name, rows) for name in dict.fromkeys(row.part for row in rows)],
+        "parts": parts,
         "rows": [_row(row) for row in rows],
         "values": [
             {**key._asdict(), "values": _plain(values_SWT.tolist())}
-            for key, values_SWT in found.values.items()
+            for key, values_SWT in measurement.values.items()
         ],
-        "losses": _plain(found.losses.tolist()),
-        "seconds": round(found.seconds, 1),
-        "cpu_seconds": round(found.cpu_seconds, 1),
+        "losses": _plain(measurement.losses.tolist()),
+        "seconds": round(measurement.seconds, 1),
+        "cpu_seconds": round(measurement.cpu_seconds, 1),
         "threads": torch.get_num_threads(),
         "versions": {name: version(name) for name in ("muonscale", "torch", "transformers")},
     }
 
 
-def _part(name: str, rows: Sequence[Row]) -> dict[str, Any]:
-    own = [row for row in rows if row.part == name]
-    return {"part": name, "passed": passed(own), "worst": _row(worst_of(own))}
-
-
-def _row(row: Row) -> dict[str, Any]:
+def _row(row: JudgedSlope) -> dict[str, Any]:
     return {
         "part": row.part,
         "quantity": row.quantity,

@@ -1,9 +1,9 @@
-"""Trains a model at several widths for a few steps, and measures its coordinates in between."""
+"""Trains a model at several widths for a few steps and measures its coordinates in between."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -36,98 +36,82 @@ from muonscale.lab.training.setup import (
 )
 from muonscale.lab.training.state import TrainState
 from muonscale.lab.training.step import train_step
-from muonscale.transfer.apply import Parametrization
 from muonscale.transfer.constants import known_constants
 from muonscale.transfer.coordinates import Coordinate, CoordinateProbe
 
 PROBE_SEQUENCES = 4
-"""At most so many are measured; no step is trained on them."""
+"""The probe has at most this many sequences; no step is trained on them."""
 
 
 @dataclass(frozen=True)
-class Measured:
+class CheckMeasurement:
     """The coordinates of all runs of a check."""
 
     plan: CheckPlan
     values: dict[Coordinate, np.ndarray]
-    """float64 `[seeds, widths, steps + 1]`; NaN where a coordinate is not measured (changes and updates
+    """float64 `[seeds, widths, steps + 1]`; NaN where there is no coordinate (changes and updates
     before the first step)."""
     rules: dict[str, str]
-    """Rule of every parameter, by its name with a star for every number, and of the module that has
-    it, and of the logits."""
+    """The rule of every parameter, module and of the logits, by the names that `by_place` gives."""
     falls: dict[str, float]
-    """Likewise, how outputs of a matrix fall whose out/in does (`falling_outputs`)."""
+    """How outputs of a matrix fall whose out/in falls, by the same names (`falling_outputs`)."""
     losses: np.ndarray
-    """Before every step, `[seeds, widths, steps]`."""
+    """Losses before every step, `[seeds, widths, steps]`."""
     seconds: float
-    """For training and measuring, the preparation of data left out, ..."""
+    """Wall time of training and measuring, without the preparation of data."""
     cpu_seconds: float
-    """... and of all threads together, whatever else the machine did meanwhile."""
+    """The same in CPU time of all threads."""
 
 
-def measure(plan: CheckPlan, console: RunConsole) -> Measured:
+def measure(plan: CheckPlan, console: RunConsole) -> CheckMeasurement:
     """Train every width with every seed, and measure.
 
-    The corpus is prepared, in its cache; nothing else is written.
+    The corpus is prepared in its cache. Nothing else is written.
 
     Args:
-        plan: from `plan_check`.
-        console: where to say what happens.
+        plan: the result of `plan_check`.
+        console: prints messages.
 
     Raises:
         MuonscaleError: as training would.
     """
-    asked, config = plan.asked, plan.config
+    request, config = plan.request, plan.config
     if config.run.threads is not None:
         torch.set_num_threads(config.run.threads)
     corpora = prepare_once(config, console, Processes())
     begun, busy = time.perf_counter(), time.process_time()
-    runs = {}
+    size = request.seeds, len(plan.widths), request.steps
+    coordinates: dict[Coordinate, np.ndarray] = {}
+    losses = np.full(size, np.nan)
+    rules: dict[str, str] = {}
     for number, width in enumerate(plan.widths):
-        for seed in range(asked.seeds):
+        for seed in range(request.seeds):
             start = time.perf_counter()
             run = _Run(plan.at(width, seed), corpora)
-            runs[seed, number] = run.take_steps(asked.steps)
-            losses = runs[seed, number].losses
+            for step in range(request.steps + 1):
+                if step > 0:
+                    losses[seed, number, step - 1] = run.take_step(step - 1)
+                for key, value in run.probe.measure().items():
+                    if key not in coordinates:
+                        coordinates[key] = np.full((*size[:2], size[2] + 1), np.nan)
+                    coordinates[key][seed, number, step] = value
+            rules = rules or by_place(run.state.model, run.rules)
+            first, *_, last = losses[seed, number]
             console.log(
-                f"width {width}, seed {seed}: loss {losses[0]:.3f} to {losses[-1]:.3f}, "
+                f"width {width}, seed {seed}: loss {first:.3f} to {last:.3f}, "
                 f"{time.perf_counter() - start:.1f} s"
             )
-    seconds = time.perf_counter() - begun, time.process_time() - busy
-    return _gathered(plan, runs, *seconds)
-
-
-@dataclass(frozen=True)
-class _Trace:
-    """One run."""
-
-    coordinates: list[dict[Coordinate, float]]
-    losses: list[float]
-    rules: dict[str, str]
-
-
-def _gathered(
-    plan: CheckPlan, runs: Mapping[tuple[int, int], _Trace], seconds: float, cpu_seconds: float
-) -> Measured:
-    seeds, widths, steps = plan.asked.seeds, len(plan.widths), plan.asked.steps
-    names = {key for trace in runs.values() for found in trace.coordinates for key in found}
-    values = {key: np.full((seeds, widths, steps + 1), np.nan) for key in sorted(names)}
-    losses = np.full((seeds, widths, steps), np.nan)
-    for place, trace in runs.items():
-        losses[place] = trace.losses
-        for step, found in enumerate(trace.coordinates):
-            for key, value in found.items():
-                values[key][(*place, step)] = value
+    seconds, cpu_seconds = time.perf_counter() - begun, time.process_time() - busy
+    values = {key: coordinates[key] for key in sorted(coordinates)}
     narrow, wide = (
-        meta_model(planned_shape(plan.at(w, 0))) for w in (plan.widths[0], plan.widths[-1])
+        meta_model(planned_shape(plan.at(width, 0))) for width in (plan.widths[0], plan.widths[-1])
     )
     falls = falling_outputs(narrow, wide, plan.widths[-1] / plan.widths[0])
-    rules = next(iter(runs.values())).rules
-    return Measured(plan, values, rules, falls, losses, seconds, cpu_seconds)
+    return CheckMeasurement(plan, values, rules, falls, losses, seconds, cpu_seconds)
 
 
 class _Run:
-    """One width with one seed: a run as `muonscale train` would begin it."""
+    """One width with one seed, as `muonscale train` would begin it."""
 
     def __init__(self, config: Config, corpora: dict[str, Corpus]) -> None:
         self._config = config
@@ -139,42 +123,34 @@ class _Run:
         optimizer = build_optimizer(forward.model, config.optimizer, transfer=transfer)
         stages = spans(config.schedule, config.timeline)
         routing = RouterBalance(forward.model, plan_routing(forward.model, config.routing, stages))
-        self._state = TrainState(forward, optimizer, routing, {})
+        self.state = TrainState(forward, optimizer, routing, {})
         self._batches = build_batches(config, corpora, self._processes)
-        self._rules = {name: row.rule for name, row in transfer.rows.items()}
-        self._probe = self._make_probe(forward, transfer)
-
-    def _make_probe(self, forward: Parallelized, transfer: Parametrization) -> CoordinateProbe:
-        unread = self._batches.at(self._config.steps - 1)[:PROBE_SEQUENCES]
-        return CoordinateProbe(
+        self.rules = {name: row.rule for name, row in transfer.rows.items()}
+        unread = self._batches.at(config.steps - 1)[:PROBE_SEQUENCES]
+        self.probe = CoordinateProbe(
             forward.model,
-            probe_forward(forward, unread, self._config.data.has_chats),
+            probe_forward(forward, unread, config.data.has_chats),
             transfer=transfer,
             final_norm=known_constants(forward.model).final_norm,
             part=part_namer(forward.model),
         )
 
-    def take_steps(self, steps: int) -> _Trace:
-        """Train and measure: before the first step, and after each."""
-        coordinates, losses = [self._probe.measure()], []
-        self._state.model.train()
-        for step in range(steps):
-            rows = self._batches.at(step)
-            record = train_step(self._state, rows, self._config, self._processes)
-            losses.append(record["loss"])
-            coordinates.append(self._probe.measure())
-        return _Trace(coordinates, losses, by_place(self._state.model, self._rules))
+    def take_step(self, step: int) -> float:
+        """Train a step and return the loss before it."""
+        self.state.model.train()
+        rows = self._batches.at(step)
+        return train_step(self.state, rows, self._config, self._processes)["loss"]
 
 
 def probe_forward(
     forward: Parallelized, rows: np.ndarray, marked: bool
 ) -> Callable[[], dict[tuple[str, str], Tensor]]:
-    """Return what runs a model on a batch and gives its logits and attention logits.
+    """Return a function that runs a model on a batch and returns logits and attention logits.
 
     Args:
         forward: the model.
         rows: token ids, int64 `[batch, length + 1]`, as training batches are.
-        marked: whether they are rows of chats.
+        marked: whether the rows are of chats.
     """
     batch_BL = torch.from_numpy(rows).to(next(forward.model.parameters()).device)
     ids_BL, positions_BL = batch_BL[:, :-1], None
@@ -184,13 +160,13 @@ def probe_forward(
     names = {module: name for name, module in attention_modules(forward.model).items()}
 
     def run() -> dict[tuple[str, str], Tensor]:
-        found: dict[tuple[str, str], Tensor] = {}
+        logits: dict[tuple[str, str], Tensor] = {}
 
-        def listen(module: torch.nn.Module, attention: AttentionInputs) -> None:
-            found[SCORES, names[module]] = attention.logits()
+        def record(module: torch.nn.Module, attention: AttentionInputs) -> None:
+            logits[SCORES, names[module]] = attention.logits()
 
-        with forward.evaluation(), hook_attention(forward.model, listen):
-            found[LOGITS, "logits"] = forward.logits(ids_BL, positions_BL)
-        return found
+        with forward.evaluation(), hook_attention(forward.model, record):
+            logits[LOGITS, "logits"] = forward.logits(ids_BL, positions_BL)
+        return logits
 
     return run

@@ -1,4 +1,4 @@
-"""How a number depends on the width: the exponent of a power law, with its interval."""
+"""Fits the exponent of a power law of the width, with its interval."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import numpy as np
 from scipy import stats
 
 CONFIDENCE = 0.9
-"""Of the intervals."""
+"""The confidence level of the intervals."""
 
 
 @dataclass(frozen=True)
 class Slope:
-    """The exponent of a power law of the width. NaN where some number was 0 or not finite."""
+    """The exponent of a power law of the width. NaN if a value was 0 or not finite."""
 
     value: float
     low: float
@@ -23,7 +23,7 @@ class Slope:
 
     @property
     def known(self) -> bool:
-        """Whether there is one."""
+        """Whether the slope could be fitted."""
         return math.isfinite(self.value)
 
 
@@ -35,14 +35,14 @@ def fit_slope(
 ) -> Slope:
     """Return the slope of log value against log width, over several seeds.
 
-    Least squares with an intercept for every seed, since a seed's data and first draws are alike at
-    all widths. What deviates from the line, noise or curvature, widens the interval: Student's t
-    with S*W - S - 1 degrees of freedom.
+    The fit is least squares with an intercept for every seed, since a seed has the same data and first
+    draws at all widths. Deviations from the line, by noise or curvature, widen the interval, which is
+    Student's t with S*W - S - 1 degrees of freedom.
 
     Args:
-        widths: W of them, at least 3, all different.
-        values_SW: by seed and width.
-        confidence: of the interval.
+        widths: W different widths, at least 3.
+        values_SW: values by seed and width.
+        confidence: confidence level of the interval.
     """
     values_SW = np.asarray(values_SW, dtype=np.float64)
     if not (np.isfinite(values_SW) & (values_SW > 0)).all():

@@ -1,4 +1,4 @@
-"""From what was measured at several widths to a verdict."""
+"""Judges the slopes of everything that was measured at several widths."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from muonscale.lab.coordcheck.tolerances import (
 )
 
 EARLIEST = 2
-"""No later figure is of a step before this: in the first ones random weights still show."""
+"""The first step that can be judged. Earlier ones still show the random initial weights."""
 PARTS = (
     "embedding",
     "attention",
@@ -35,31 +35,25 @@ PARTS = (
     "head",
     "logits",
 )
-"""In the order of a forward pass."""
-WORST: dict[OutcomeT, int] = {"fail": 2, "undecided": 1, "pass": 0}
+"""Parts of a model in the order of a forward pass."""
+BADNESS: dict[OutcomeT, int] = {"fail": 2, "undecided": 1, "pass": 0}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
-    """One slope that was judged."""
+class JudgedSlope:
+    """A slope and its outcome."""
 
     part: str
     quantity: str
     name: str
-    """Of the module or parameter, with a star for every number."""
+    """The name of the module or parameter, with a star for every number."""
     slope: Slope
     limit: Limit
     outcome: OutcomeT
 
-    @property
-    def badness(self) -> tuple[int, float]:
-        """What rows are compared by: outcome, then how far the slope is from what is right."""
-        off = self.limit.off(self.slope.value) if self.slope.known else math.inf
-        return WORST[self.outcome], off
-
 
 def judged_steps(steps: int) -> range:
-    """Return the later steps of a check of so many: the second half, none before `EARLIEST`."""
+    """Return the steps that are judged: the second half, none before `EARLIEST`."""
     return range(max(EARLIEST, -(-steps // 2)), steps + 1)
 
 
@@ -69,52 +63,52 @@ def judge(
     rules: Mapping[str, str],
     falls: Mapping[str, float],
     grow: str = "heads",
-) -> list[Row]:
-    """Return the slopes of a check and what comes of them, by part in the order of `PARTS`.
+) -> list[JudgedSlope]:
+    """Return the slopes of a check with their outcomes, by part in the order of `PARTS`.
 
     Args:
-        widths: W of them.
-        values: by (quantity, part, name), `[seeds, W, steps + 1]`.
-        rules: "muon" or "adamw" by name of a parameter, or of the module that has it.
-        falls: likewise, minus half the exponent of out/in of its matrix, where that falls.
+        widths: W widths.
+        values: `[seeds, W, steps + 1]` by (quantity, part, name).
+        rules: "muon" or "adamw" by the name of a parameter, or of its module.
+        falls: by the same names, minus half the exponent of out/in of the matrix, where that falls.
         grow: as for `limit_of`.
     """
     rows = []
     for (quantity, part, name), values_SWT in values.items():
-        later = [(quantity, _later(values_SWT))]
+        late = values_SWT[:, :, list(judged_steps(values_SWT.shape[2] - 1))]
+        with np.errstate(divide="ignore", invalid="ignore"):
+            means_SW = np.exp(np.log(late).mean(-1))  # geometric; 0 and non-finite values remain
+        judged = {quantity: means_SW}
         if quantity == SIZE:
-            later.append((START, values_SWT[:, :, 0]))
-        for what, values_SW in later:
-            owner = name.partition("[")[0]
-            fall = falls.get(owner, 0.0)
-            limit = limit_of(what, part, rules.get(owner), fall=fall, grow=grow)
+            judged[START] = values_SWT[:, :, 0]
+        owner = name.partition("[")[0]
+        for what, values_SW in judged.items():
+            limit = limit_of(what, part, rules.get(owner), fall=falls.get(owner, 0.0), grow=grow)
             slope = fit_slope(widths, values_SW)
             outcome = limit.judge(slope)
-            row = Row(
-                part=part, quantity=what, name=name, slope=slope, limit=limit, outcome=outcome
+            rows.append(
+                JudgedSlope(
+                    part=part, quantity=what, name=name, slope=slope, limit=limit, outcome=outcome
+                )
             )
-            rows.append(row)
-    return sorted(rows, key=_order)
+
+    def order(row: JudgedSlope) -> tuple[int, int, str]:
+        place = PARTS.index(row.part) if row.part in PARTS else len(PARTS)
+        return place, (START, SIZE, CHANGE, WEIGHT, UPDATE).index(row.quantity), row.name
+
+    return sorted(rows, key=order)
 
 
-def _later(values_SWT: np.ndarray) -> np.ndarray:
-    """Return geometric means over the later steps; 0 and what is not finite stay so."""
-    late = values_SWT[:, :, list(judged_steps(values_SWT.shape[2] - 1))]
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return np.exp(np.log(late).mean(-1))
+def worst_of(rows: Sequence[JudgedSlope]) -> JudgedSlope:
+    """Return the slope that decides: that of the worst outcome, then farthest from the right ones."""
+
+    def badness(row: JudgedSlope) -> tuple[int, float]:
+        off = row.limit.off(row.slope.value) if row.slope.known else math.inf
+        return BADNESS[row.outcome], off
+
+    return max(rows, key=badness)
 
 
-def _order(row: Row) -> tuple[int, int, str]:
-    quantities = (START, SIZE, CHANGE, WEIGHT, UPDATE)
-    place = PARTS.index(row.part) if row.part in PARTS else len(PARTS)
-    return place, quantities.index(row.quantity), row.name
-
-
-def worst_of(rows: Sequence[Row]) -> Row:
-    """Return the row that decides."""
-    return max(rows, key=lambda row: row.badness)
-
-
-def passed(rows: Sequence[Row]) -> bool:
-    """Return whether all slopes are right: one that is undecided is not."""
+def passed(rows: Sequence[JudgedSlope]) -> bool:
+    """Return whether all slopes pass; an undecided one does not."""
     return all(row.outcome == "pass" for row in rows)

@@ -1,25 +1,26 @@
-"""Where prepared corpora are kept, and how one is found, checked and put in place.
+"""The cache of prepared corpora: finds a corpus, checks it, and puts a new one into place.
 
     CACHE/requests/KEY.json     settings and file states -> fingerprint
     CACHE/FINGERPRINT/          token shards, tokenizer/, and meta.json with every file's size
 
-A folder is written under another name and renamed when it is whole, so a reader never sees half.
+A folder is written under another name and renamed when it is complete.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import secrets
 import shutil
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from muonscale.errors import DataError
+from muonscale.errors import DataError, MuonscaleError
+from muonscale.lab.files import read_object, write_json
 
 PARTIAL = ".partial-"
-# A partial folder in which nothing was written for this long was left by a killed process.
+# A partial folder is left over from a killed process if nothing was written in it for this long.
 STALE_SECONDS = 24 * 3600
 PREFIX = 16
 
@@ -37,8 +38,8 @@ def cache_folder(chosen: Path | None) -> Path:
 def cache_error(cache: Path, error: OSError) -> DataError:
     """Return the error for a cache folder that cannot be written."""
     return DataError(
-        f"prepared tokens cannot be written to {cache}: {error.strerror or error}. "
-        "Choose a folder with room that you may write to with data.cache=FOLDER"
+        f"prepared tokens cannot be written to {cache}: {error.strerror or error}; choose another "
+        "folder with data.cache=FOLDER"
     )
 
 
@@ -48,13 +49,13 @@ def entry(cache: Path, fingerprint: str) -> Path:
 
 
 def new_partial(cache: Path) -> Path:
-    """Make a folder of this process's own to write into, and remove what killed ones left."""
+    """Create a folder for this process to write into, and remove those of killed processes."""
     cache.mkdir(parents=True, exist_ok=True)
     for path in cache.glob(PARTIAL + "*"):
         if time.time() - _last_written(path) > STALE_SECONDS:
             shutil.rmtree(path, ignore_errors=True)
     path = _new_name(cache)
-    path.mkdir()  # not tempfile's: a cache may be shared, so the umask decides who reads it
+    path.mkdir()  # not by tempfile: a cache may be shared, so the umask decides who reads it
     return path
 
 
@@ -73,11 +74,11 @@ def write_meta(folder: Path, meta: dict[str, Any]) -> None:
     """Write meta.json, last of all, with the sizes of the files in the folder."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in files}
-    _write_json(folder / "meta.json", {**meta, "files": sizes})
+    write_json(folder / "meta.json", {**meta, "files": sizes})
 
 
 def damage(folder: Path, fingerprint: str) -> str | None:
-    """Return what is wrong with a prepared corpus, or None if it is whole."""
+    """Return what is wrong with a prepared corpus, None if it is complete."""
     meta = _read_json(folder / "meta.json")
     if meta is None:
         return "meta.json is missing or cannot be read"
@@ -93,7 +94,7 @@ def damage(folder: Path, fingerprint: str) -> str | None:
 
 
 def read_meta(folder: Path) -> dict[str, Any]:
-    """Return meta.json of a whole corpus."""
+    """Return meta.json of a complete corpus."""
     meta = _read_json(folder / "meta.json")
     assert meta is not None
     return meta
@@ -102,7 +103,7 @@ def read_meta(folder: Path) -> dict[str, Any]:
 def install(partial: Path, cache: Path, fingerprint: str) -> None:
     """Rename a finished folder into place.
 
-    Where another process was first with a whole one, its folder stays; a damaged one is replaced.
+    A complete folder of another process stays; a damaged one is replaced.
 
     Raises:
         OSError: if the folder cannot be renamed.
@@ -110,7 +111,10 @@ def install(partial: Path, cache: Path, fingerprint: str) -> None:
     folder = entry(cache, fingerprint)
     while damage(folder, fingerprint) is not None:
         if folder.exists():
-            _remove(folder, _new_name(cache))
+            grave = _new_name(cache)  # files that another process maps stay until it has finished
+            with suppress(FileNotFoundError):  # another process renamed it first
+                folder.rename(grave)
+            shutil.rmtree(grave, ignore_errors=True)
         try:
             partial.rename(folder)
             return
@@ -119,37 +123,24 @@ def install(partial: Path, cache: Path, fingerprint: str) -> None:
                 raise
 
 
-def _remove(folder: Path, grave: Path) -> None:
-    """Rename a folder out of the way first: what another process maps stays until it is done."""
-    try:
-        folder.rename(grave)
-    except FileNotFoundError:  # another process was first
-        return
-    shutil.rmtree(grave, ignore_errors=True)
-
-
 def find_request(cache: Path, key: str) -> dict[str, Any] | None:
-    """Return what an earlier call with the same request was given, or None."""
+    """Return the answer to an earlier request of the same key, None if there is none."""
     content = _read_json(cache / "requests" / f"{key}.json")
     return content if content and {"fingerprint", "duplicates"} <= content.keys() else None
 
 
 def save_request(cache: Path, key: str, content: dict[str, Any]) -> None:
-    """Remember which corpus answers a request."""
+    """Write down which corpus answers a request."""
     folder = cache / "requests"
     folder.mkdir(parents=True, exist_ok=True)
-    temporary = _new_name(folder)
-    _write_json(temporary, content)
+    temporary = _new_name(folder)  # of this process alone, unlike that of `write_json`
+    write_json(temporary, content)
     temporary.replace(folder / f"{key}.json")
 
 
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-
-
 def _read_json(path: Path) -> dict[str, Any] | None:
+    """Return the JSON object in a file, None if the file is missing or damaged."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return read_object(path, "it is written again")
+    except MuonscaleError:
         return None
-    return content if isinstance(content, dict) else None

@@ -1,8 +1,8 @@
-"""A corpus copied to disk once, so that it is read once and is the same for every later step.
+"""A corpus in one file, so that it is read once and is the same for every later step.
 
-Documents lie one after another in one file; here are their places and hashes. Training and
-held-out text are byte ranges of that file. An exact copy of a document is dropped: the copy could
-be trained on while the original is held out.
+The documents follow one another in the file; `DocumentStore` has their offsets and hashes. Training
+and validation text are byte ranges of the file. An exact copy of a document is dropped, since one
+could be in the training split and the other in the validation split.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from muonscale.errors import DataError
 from muonscale.lab.data.files import Document
 
 PIECE_BYTES = 1 << 18
-# With fewer documents than this, whole ones are too coarse a unit to hold out a few percent.
+# With fewer documents, the end of each goes to the validation split: whole ones are too coarse.
 WHOLE_DOCUMENTS = 20
-# A chosen document may take the held-out split this far past its share; a larger one is not taken.
+# A document is not chosen if the validation split would exceed its share by more than this factor.
 OVERSHOOT = 1.5
 
 Range = tuple[int, int]
@@ -34,10 +34,10 @@ class Piece(NamedTuple):
     size: int
     """Bytes of the text."""
     first: bool
-    """Whether it begins a range."""
+    """Whether a range begins with it."""
 
 
-class Spool:
+class DocumentStore:
     """The documents of a corpus in one file.
 
     Memory: about 120 bytes for each document.
@@ -71,9 +71,9 @@ class Spool:
 
         Args:
             documents: the corpus.
-            progress: called as said.
-            seen: hashes of documents that other spools have and this one is to leave out; those
-                copied here are added.
+            progress: the callback.
+            seen: hashes of documents in other stores, which are dropped here. Those of this store
+                are added.
 
         Raises:
             OSError: if the disk is full or read-only.
@@ -110,19 +110,19 @@ class Spool:
     def split(
         self, held_out: float, seed: int, *, whole: bool = False
     ) -> tuple[list[Range], list[Range]]:
-        """Return the byte ranges to train on and those held out.
+        """Return the byte ranges of the training split and of the validation split.
 
-        From 20 documents on, whole ones are held out, in the order of a hash of (seed, text), until
-        `held_out` of the bytes is reached. With fewer, or where documents are too large for that,
-        the end of every document is held out, from a newline on.
+        From 20 documents on, whole ones are chosen, in the order of a hash of (seed, text), until
+        `held_out` of the bytes is reached. With fewer documents, or with too large ones, the end of
+        every document is chosen, from a newline on.
 
         Args:
-            held_out: share of the bytes to hold out, between 0 and 1.
-            seed: which documents; any integer.
+            held_out: share of the bytes in the validation split, between 0 and 1.
+            seed: decides which documents are chosen; any integer.
             whole: never cut a document.
 
         Raises:
-            DataError: where no whole documents make up about that share.
+            DataError: if no set of whole documents has about that share.
         """
         ranges = list(pairwise(self.offsets))
         if whole or len(ranges) >= WHOLE_DOCUMENTS:
@@ -132,10 +132,14 @@ class Spool:
                 return kept, [ranges[number] for number in sorted(chosen)]
         if whole:
             raise DataError(
-                f"no whole conversations of the {len(ranges)} there are make up about "
-                f"data.held_out={held_out} of their text; give more of them, or hold out more"
+                f"{len(ranges)} conversations are too few for whole ones to be about "
+                f"data.held_out={held_out} of the text; give more conversations, or a larger share"
             )
-        return self._cut_tails(ranges, held_out)
+        with self.map() as text:
+            cuts = [_tail_start(text, start, end, held_out) for start, end in ranges]
+        train = [(start, cut) for (start, _), cut in zip(ranges, cuts, strict=True) if cut > start]
+        tails = [(cut, end) for (_, end), cut in zip(ranges, cuts, strict=True) if end > cut]
+        return train, tails
 
     def _choose(self, ranges: list[Range], wanted: float, seed: int) -> set[int]:
         key = hashlib.blake2b(str(seed).encode(), digest_size=16).digest()
@@ -150,13 +154,6 @@ class Spool:
                 chosen.add(number)
                 taken += size
         return chosen if taken >= wanted / 2 else set()
-
-    def _cut_tails(self, ranges: list[Range], held_out: float) -> tuple[list[Range], list[Range]]:
-        with self.map() as text:
-            cuts = [_tail(text, start, end, held_out) for start, end in ranges]
-        train = [(start, cut) for (start, _), cut in zip(ranges, cuts, strict=True) if cut > start]
-        tails = [(cut, end) for (_, end), cut in zip(ranges, cuts, strict=True) if end > cut]
-        return train, tails
 
     def map(self) -> mmap.mmap:
         """Return the text as a read-only memory map; the caller closes it."""
@@ -188,26 +185,23 @@ class Spool:
 
 
 def _cut(text: mmap.mmap, ranges: Iterable[Range]) -> Iterator[tuple[int, int, bool]]:
-    """Yield the ends of pieces, cut after a newline where there is one to keep words whole."""
+    """Yield start and end of pieces, and whether a range begins; they end at a newline if possible."""
     for start, end in ranges:
         at = start
         while at < end:
-            stop = end if end - at <= PIECE_BYTES else _piece_end(text, at)
+            stop, limit = end, at + PIECE_BYTES
+            if end > limit:
+                stop = text.rfind(b"\n", at, limit) + 1 or _character_start(text, limit)
             yield at, stop, at == start
             at = stop
 
 
-def _piece_end(text: mmap.mmap, start: int) -> int:
-    limit = start + PIECE_BYTES
-    return text.rfind(b"\n", start, limit) + 1 or _character_start(text, limit)
-
-
-def _tail(text: mmap.mmap, start: int, end: int, held_out: float) -> int:
-    """Return where a document's held-out end begins: a line, else a word, else a character."""
+def _tail_start(text: mmap.mmap, start: int, end: int, held_out: float) -> int:
+    """Return where the validation part of a document begins: at a line, a word or a character."""
     cut = end - round((end - start) * held_out)
     for separator in (b"\n", b" "):
         for found in (text.find(separator, cut, end), text.rfind(separator, start, cut)):
-            # A line that is far away would hold out far more, or less, than was asked for.
+            # A line that is far away would change the share too much.
             if found >= 0 and abs(found - cut) < (end - cut) / 2:
                 return found + 1
     return _character_start(text, cut) if cut < end else end

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,8 +15,10 @@ from muonscale.lab.data.tokens import TokenWriter, token_dtype
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-# Text tokenized at once, on all cores. The tokenizer's results take some 50 times as much memory.
+# Text that is tokenized at once, on all cores. The results take some 50 times as much memory.
 BATCH_BYTES = 1 << 22
+
+ItemT = TypeVar("ItemT")
 
 
 def encode_split(
@@ -28,11 +30,11 @@ def encode_split(
 ) -> int:
     """Write the tokens of a split's text, with an end of text before every document.
 
-    A text that spells the end of text, or another special token, does not become that token.
+    Special tokens that a text spells out stay text.
 
     Args:
         pieces: the text; a document begins at each `first` piece.
-        tokenizer: used for this alone from now on: it no longer finds special tokens.
+        tokenizer: it is changed, and no longer finds special tokens.
         folder: where the shards go.
         split: start of their names.
         progress: called with the bytes of text done.
@@ -46,20 +48,23 @@ def encode_split(
     tokenizer.backend_tokenizer.encode_special_tokens = True
     done = 0
     with TokenWriter(folder, split, token_dtype(len(tokenizer))) as writer:
-        for batch in _batches(pieces):
+        for batch in batches(pieces, lambda piece: piece.size, BATCH_BYTES):
             writer.write(_encode(batch, tokenizer))
             done += sum(piece.size for piece in batch)
             progress(done)
     return writer.count
 
 
-def _batches(pieces: Iterable[Piece]) -> Iterator[list[Piece]]:
-    batch: list[Piece] = []
+def batches(
+    items: Iterable[ItemT], size_of: Callable[[ItemT], int], limit: int
+) -> Iterator[list[ItemT]]:
+    """Yield lists of items whose sizes sum to `limit` or a little more."""
+    batch: list[ItemT] = []
     size = 0
-    for piece in pieces:
-        batch.append(piece)
-        size += piece.size
-        if size >= BATCH_BYTES:
+    for item in items:
+        batch.append(item)
+        size += size_of(item)
+        if size >= limit:
             yield batch
             batch, size = [], 0
     if batch:

@@ -1,7 +1,8 @@
 """Text, JSONL and parquet files as documents.
 
-Bytes become text here and nowhere else: what is not UTF-8, not JSON or not a string is named with
-its file and place. A large text file is read in pieces of about a megabyte.
+All bytes are decoded here. Errors name the file and the place of whatever is not UTF-8, not JSON or
+not a string. A large text file is read in pieces of about a megabyte. docs/decisions.md ("Files are
+read by our own code") says why this is not done by the datasets library.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from muonscale.errors import DataError
 
 PIECE_BYTES = 1 << 20
 BOM = b"\xef\xbb\xbf"
-# First bytes of formats that people keep text in, and that are not text.
+# The first bytes of formats that are not text, and that people keep text in.
 MAGIC = {
     b"\xff\xfe": "UTF-16 text; convert it to UTF-8",
     b"\xfe\xff": "UTF-16 text; convert it to UTF-8",
@@ -34,16 +35,16 @@ ErrorsT = Literal["strict", "replace"]
 
 
 class Convert(Protocol):
-    """Makes text of what a record holds, as `clean_text` does."""
+    """Converts the value of a record to text, as `clean_text` does."""
 
     def __call__(self, value: Any, *, field: str, errors: ErrorsT, place: str) -> str:
-        """Return the text. Raises DataError, naming the place, where there is none."""
+        """Return the text. Raises DataError, which names the place."""
         ...
 
 
 @dataclass(frozen=True)
 class Document:
-    """A document, or the next piece of the one before it."""
+    """A document, or the next piece of the document before it."""
 
     name: str
     """Path below the corpus folder, with the line or row for JSONL and parquet."""
@@ -53,10 +54,39 @@ class Document:
     """False for the second and later pieces of one document."""
 
 
+def clean_text(value: Any, *, field: str, errors: ErrorsT, place: str) -> str:
+    """Return a record's text, free of lone surrogates.
+
+    Raises:
+        DataError: if the value is not a string, or holds lone surrogates and errors is `strict`.
+    """
+    if not isinstance(value, str):
+        kind = "null" if value is None else type(value).__name__
+        raise DataError(f"{field!r} is {kind} in {place}; data.field must name a field with text")
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError as error:
+        if errors == "replace":
+            return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+        raise DataError(
+            f"{field!r} holds the lone surrogate {value[error.start]!r} in {place}; repair it, or "
+            "accept replacement characters with data.errors=replace"
+        ) from None
+    return value
+
+
+def missing_field(field: str, found: list[str], place: str) -> DataError:
+    """Return the error for a record or table without the column `data.field` names."""
+    return DataError(
+        f"no {field!r} in {place}, only {', '.join(map(repr, found)) or 'nothing'}; name the field "
+        "that holds the text with data.field"
+    )
+
+
 def list_files(path: Path) -> list[tuple[str, Path]]:
     """Return the files of a corpus with their names: the file itself, or a folder's, sorted.
 
-    Hidden files and folders are left out; everything else in a folder is part of the corpus.
+    Hidden files and folders are skipped; everything else in a folder is part of the corpus.
 
     Raises:
         DataError: if the path is missing, cannot be read or holds no file.
@@ -68,13 +98,10 @@ def list_files(path: Path) -> list[tuple[str, Path]]:
     if stat.S_ISREG(mode):
         return [(path.name, path)]
     if not stat.S_ISDIR(mode):
-        raise DataError(f"{path} is neither a file nor a folder; data.path must be one of them")
+        raise DataError(f"data.path={path} is neither a file nor a folder")
     files = sorted((file.relative_to(path).as_posix(), file) for file in _walk(path))
     if not files:
-        raise DataError(
-            f"folder {path} holds no files to read (hidden files are skipped)"
-            "; data.path must be a file, or a folder with files"
-        )
+        raise DataError(f"data.path={path} holds no files (hidden files are skipped)")
     return files
 
 
@@ -94,51 +121,46 @@ def _walk(path: Path) -> Iterator[Path]:
         yield from (Path(root) / name for name in names if not name.startswith("."))
 
 
+def _unreadable(path: Path, error: OSError) -> DataError:
+    return DataError(f"{path} cannot be read: {error.strerror or error} (data.path)")
+
+
 def read_file(
-    name: str, path: Path, *, field: str, errors: ErrorsT, convert: Convert | None = None
+    name: str, path: Path, *, field: str, errors: ErrorsT, convert: Convert = clean_text
 ) -> Iterator[Document]:
     """Yield the documents of one file, by its suffix: .jsonl and .json, .parquet, else text.
 
     Args:
-        name: name of the file in the corpus, the start of its documents' names.
+        name: name of the file in the corpus, with which the names of its documents begin.
         path: the file.
         field: key or column that holds the text in JSONL and parquet.
-        errors: `strict` refuses bytes that are not UTF-8, `replace` puts U+FFFD for them.
-        convert: makes text of what the field holds, which is text itself when not given.
+        errors: `strict` refuses bytes that are not UTF-8, `replace` substitutes U+FFFD.
+        convert: converts the value of the field to text.
 
     Raises:
-        DataError: if the file cannot be read or is not what its suffix says.
+        DataError: if the file cannot be read, or its content does not match its suffix.
     """
     suffix = path.suffix.lower()
     try:
         if not stat.S_ISREG(path.stat().st_mode):
             raise DataError(
-                f"{path} is not a regular file (a device, pipe or socket?)"
-                "; data.path must lead to files on disk"
+                f"{path} is not a regular file but a device, pipe or socket (data.path)"
             )
         if suffix == ".parquet":
-            read = _read_parquet if convert is None else partial(_read_parquet_values, convert)
-            yield from read(name, path, field, errors)
+            yield from _read_parquet(name, path, field, errors, convert)
             return
         with path.open("rb") as file:
             if suffix in (".jsonl", ".json"):
-                yield from _read_json_lines(name, path, file, field, errors, convert or clean_text)
-            elif convert is not None:
+                yield from _read_json_lines(name, path, file, field, errors, convert)
+            elif convert is clean_text:
+                yield from _read_text(name, path, file, errors)
+            else:
                 raise DataError(
-                    f"{path} is read as text, which holds no records; accepted with data.format=chat: "
+                    f"{path} is a text file, which holds no records; data.format=chat accepts "
                     ".jsonl, .json, .parquet"
                 )
-            else:
-                yield from _read_text(name, path, file, errors)
     except OSError as error:
         raise _unreadable(path, error) from error
-
-
-def _unreadable(path: Path, error: OSError) -> DataError:
-    return DataError(
-        f"{path} cannot be read: {error.strerror or error}"
-        "; data.path must be a file or a folder that you may read"
-    )
 
 
 def _read_text(name: str, path: Path, file: BinaryIO, errors: ErrorsT) -> Iterator[Document]:
@@ -194,38 +216,9 @@ def _decode(data: bytes, errors: ErrorsT, place: Callable[[int], str]) -> str:
     except UnicodeDecodeError as error:
         found = data[error.start : error.end].hex(" ")
         raise DataError(
-            f"not UTF-8: bytes {found} in {place(error.start)}. "
-            "Convert the file, or accept replacement characters with data.errors=replace"
+            f"not UTF-8: bytes {found} in {place(error.start)}; convert the file, or accept "
+            "replacement characters with data.errors=replace"
         ) from None
-
-
-def clean_text(value: Any, *, field: str, errors: ErrorsT, place: str) -> str:
-    """Return a record's text, free of lone surrogates.
-
-    Raises:
-        DataError: if the value is not a string, or holds lone surrogates and errors is `strict`.
-    """
-    if not isinstance(value, str):
-        kind = "null" if value is None else type(value).__name__
-        raise DataError(f"{field!r} is {kind} in {place}; it must be text (data.field)")
-    try:
-        value.encode("utf-8")
-    except UnicodeEncodeError as error:
-        if errors == "replace":
-            return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-        raise DataError(
-            f"{field!r} holds the lone surrogate {value[error.start]!r} in {place}, which is no "
-            "character; repair it, or accept replacement characters with data.errors=replace"
-        ) from None
-    return value
-
-
-def missing_field(field: str, found: list[str], place: str) -> DataError:
-    """Return the error for a record or table without the column `data.field` names."""
-    return DataError(
-        f"no {field!r} in {place}; it has {', '.join(map(repr, found)) or 'nothing'}. "
-        "Name the one that holds the text with data.field"
-    )
 
 
 def _read_json_lines(
@@ -242,10 +235,8 @@ def _read_json_lines(
             continue
         try:
             record = json.loads(text)
-        except ValueError as error:
-            raise DataError(
-                f"not JSON in {where}: {error}. Each line must be one JSON object"
-            ) from error
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"not JSON in {where}: {error}") from error
         if not isinstance(record, dict):
             kind = type(record).__name__
             raise DataError(f"a JSON {kind} in {where}; each line must be one JSON object")
@@ -255,60 +246,36 @@ def _read_json_lines(
         yield Document(f"{name}:{number}", value)
 
 
-def _read_parquet(name: str, path: Path, field: str, errors: ErrorsT) -> Iterator[Document]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    row = 0
-    try:
-        with pq.ParquetFile(path) as table:
-            _check_column(pa.types, table.schema_arrow, field, path)
-            for batch in table.iter_batches(columns=[field], batch_size=1024):
-                column = batch.column(0)
-                if isinstance(column, pa.DictionaryArray):
-                    column = column.dictionary_decode()
-                for value in column.cast(pa.large_binary()).to_pylist():
-                    where = f"{path}, row {row}"
-                    if value is None:
-                        clean_text(None, field=field, errors=errors, place=where)
-                    text = _decode(value, errors, lambda at, w=where: f"{w}, byte {at} of the text")
-                    yield Document(f"{name}:{row}", text)
-                    row += 1
-    except pa.ArrowException as error:
-        raise DataError(
-            f"{path} is not a parquet file that can be read: {error}"
-            "; write it anew, or leave it out"
-        ) from error
-
-
-def _read_parquet_values(
-    convert: Convert, name: str, path: Path, field: str, errors: ErrorsT
+def _read_parquet(
+    name: str, path: Path, field: str, errors: ErrorsT, convert: Convert
 ) -> Iterator[Document]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    as_text = convert is clean_text
     row = 0
     try:
         with pq.ParquetFile(path) as table:
-            if field not in table.schema_arrow.names:
-                raise missing_field(field, list(table.schema_arrow.names), str(path))
+            schema = table.schema_arrow
+            if field not in schema.names:
+                raise missing_field(field, list(schema.names), str(path))
+            kind = schema.field(field).type
+            kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+            strings = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
+            if as_text and not any(is_kind(kind) for is_kind in strings):
+                raise DataError(f"column {field!r} of {path} is {kind}; data.field must name text")
             for batch in table.iter_batches(columns=[field], batch_size=1024):
-                for value in batch.column(0).to_pylist():
+                column = batch.column(0)
+                if as_text:  # as bytes, so that an error names the one that is not UTF-8
+                    if isinstance(column, pa.DictionaryArray):
+                        column = column.dictionary_decode()
+                    column = column.cast(pa.large_binary())
+                for value in column.to_pylist():
                     where = f"{path}, row {row}"
+                    if as_text and value is not None:
+                        value = _decode(value, errors, lambda at, w=where: f"{w}, byte {at}")
                     text = convert(value, field=field, errors=errors, place=where)
                     yield Document(f"{name}:{row}", text)
                     row += 1
     except (pa.ArrowException, UnicodeDecodeError) as error:
-        raise DataError(
-            f"{path} is not a parquet file that can be read: {error}"
-            "; write it anew, or leave it out"
-        ) from error
-
-
-def _check_column(types: Any, schema: Any, field: str, path: Path) -> None:
-    if field not in schema.names:
-        raise missing_field(field, list(schema.names), str(path))
-    kind = schema.field(field).type
-    kind = kind.value_type if types.is_dictionary(kind) else kind
-    if not (types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind)):
-        raise DataError(f"column {field!r} of {path} is {kind}; it must be text (data.field)")
+        raise DataError(f"{path} is not a parquet file that can be read: {error}") from error

@@ -1,9 +1,9 @@
 """Which corpus every sequence of a run comes from, as a function of one integer.
 
-The sequences of a stage are dealt out in blocks of 1024. What a block takes of each corpus follows
-from the weights alone, so that after every block a corpus has had its share to within a sequence;
-the order within a block is a keyed permutation. A corpus is read on from stage to stage, in the order
-of `order.py`, so that nothing of it is read twice before all was read once.
+The sequences of a stage come in blocks of 1024. The number of sequences of each corpus in a block
+follows from the weights alone, so that after every block the share of a corpus is exact to within one
+sequence. The order within a block is a keyed permutation. The stages read a corpus on, in the order
+of `shuffle.py`, so that nothing of it is read twice before all of it was read once.
 """
 
 from __future__ import annotations
@@ -18,32 +18,32 @@ from numpy.typing import NDArray
 from muonscale.lab.data.shuffle import permute
 
 BLOCK = 1024
-"""Sequences; must hold one of every corpus and some to spare for the largest: see `_taken`."""
+"""Sequences of a block; it must exceed the number of corpora, see `_taken`."""
 
 
 @dataclass(frozen=True)
 class Stretch:
-    """A part of a run in which the weights stay as they are."""
+    """A part of a run with constant weights."""
 
     first: int
     """Position of its first sequence, in sequences since the start of training."""
     count: int
-    """Its sequences."""
+    """Number of its sequences."""
     shares: tuple[Fraction, ...]
-    """What part of them each corpus gives; they sum to 1."""
+    """Share of each corpus; the shares sum to 1."""
     offsets: tuple[int, ...]
-    """Sequences of each corpus that were read before."""
+    """Sequences of each corpus that were read before this stretch."""
 
     def taken(self, count: int) -> tuple[int, ...]:
-        """Return how many of its first `count` sequences, a multiple of `BLOCK` or all, are of each."""
+        """Return how many of its first `count` sequences, a multiple of BLOCK or all, each corpus has."""
         return _taken(self.shares, count)
 
 
 def _taken(shares: Sequence[Fraction], count: int) -> tuple[int, ...]:
-    """Round down, and give the rest to the corpus with the largest share.
+    """Round every share down, and give the rest to the corpus with the largest share.
 
-    From one multiple of `BLOCK` to a later end no figure falls: a small share rounded down never
-    does, and the largest one takes at least BLOCK / corpora less one for each of the others.
+    No number decreases from one multiple of `BLOCK` to the next: a share rounded down never does, and
+    the largest one grows by at least BLOCK / corpora less one for each of the others.
     """
     largest = shares.index(max(shares))
     found = [int(share * count) for share in shares]
@@ -56,8 +56,8 @@ def plan_mixture(weights: Iterable[Sequence[float]], ends: Sequence[int]) -> tup
     """Return the stretches of a run.
 
     Args:
-        weights: of the corpora, for each stretch; not negative, at least one above 0.
-        ends: sequences read until the end of each stretch, growing.
+        weights: weights of the corpora in each stretch; not negative, at least one above 0.
+        ends: sequences read until the end of each stretch, increasing.
     """
     stretches: list[Stretch] = []
     first = 0
@@ -76,7 +76,7 @@ def _read_until_now(stretches: list[Stretch]) -> tuple[int, ...]:
 
 
 def read_in_all(stretches: Sequence[Stretch]) -> tuple[int, ...]:
-    """Return how many sequences of each corpus a run reads."""
+    """Return the number of sequences of each corpus that a run reads."""
     return _read_until_now(list(stretches))
 
 
@@ -86,10 +86,10 @@ def locate(
     """Return where the next sequences come from.
 
     Args:
-        stretches: of the run.
-        position: sequences consumed since the start of training.
-        count: how many; all inside the run.
-        seed: of the order.
+        stretches: the stretches of the run.
+        position: sequences read since the start of training.
+        count: number of sequences, all inside the run.
+        seed: seed of the order.
 
     Returns:
         The number of the corpus, and the position in its own order, of each: int64 `[count]`.
@@ -103,27 +103,27 @@ def locate(
         while 0 <= at < end:
             start, stop = _block(stretch.count, at)
             size = min(end, stop) - at
-            dealt = _deal(stretch, start, stop, f"{seed}:{number}:{start}")
-            corpora.append(dealt[0][at - start : at - start + size])
-            positions.append(dealt[1][at - start : at - start + size])
+            block = _locate_block(stretch, start, stop, f"{seed}:{number}:{start}")
+            corpora.append(block[0][at - start : at - start + size])
+            positions.append(block[1][at - start : at - start + size])
             at, position, count = at + size, position + size, count - size
     if count:
-        raise IndexError(f"sequence {position} lies beyond the run")
+        raise IndexError(f"sequence {position} is beyond the run")
     return np.concatenate(corpora), np.concatenate(positions)
 
 
 def _block(count: int, at: int) -> tuple[int, int]:
-    """Return the ends of the block that a sequence is in; the last is longer, so that none is short."""
+    """Return start and end of the block of a sequence; the last block takes the remainder too."""
     blocks = max(1, count // BLOCK)
     number = min(at // BLOCK, blocks - 1)
     start = number * BLOCK
     return start, count if number == blocks - 1 else start + BLOCK
 
 
-def _deal(
+def _locate_block(
     stretch: Stretch, start: int, stop: int, key: str
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return what `locate` does for a whole block."""
+    """Return corpus and position, as `locate` does, for a whole block."""
     before = np.array(stretch.taken(start))
     amounts = np.array(stretch.taken(stop)) - before
     slots = permute(np.arange(stop - start), stop - start, key)

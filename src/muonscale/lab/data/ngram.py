@@ -1,7 +1,7 @@
-"""What can be predicted from counts alone: unigram and bigram models of token ids.
+"""Unigram and bigram models of token ids: predictions from counts alone.
 
-A *baseline* a trained model has to beat. A bigram model reads one token of context, so a language
-model above its loss has not yet learned to use more than the last token.
+They are baselines of a trained model. A bigram model reads one token of context, so a language model
+with a higher loss has not learned to use more than the last token.
 
 Witten-Bell interpolation, where T(h) is the number of distinct tokens seen after h, T the number of
 distinct tokens seen, N the number of tokens and V the vocabulary:
@@ -21,7 +21,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from muonscale.errors import DataError
-from muonscale.lab.data.loss_mask import IDS, is_marked, neighbours
+from muonscale.lab.data.loss_mask import IDS, is_marked, pair_with_previous
 
 # Pairs waiting to be merged into the table: 2**22 int64 keys and counts are 64 MiB.
 PENDING_PAIRS = 2**22
@@ -29,7 +29,7 @@ PENDING_PAIRS = 2**22
 
 @dataclass(frozen=True, kw_only=True)
 class Ngrams:
-    """Counts of tokens and of pairs of neighbours."""
+    """Counts of tokens and of pairs of adjacent tokens."""
 
     target_counts: np.ndarray
     """int64 [V]: how often each token was a target."""
@@ -114,7 +114,7 @@ def fit_ngrams(batches: Iterable[np.ndarray], vocab_size: int) -> Ngrams:
             merged, waiting = len(pending[0][0]), 0
     if not target_counts.any():
         raise DataError(
-            f"n-gram models need at least one pair of neighbouring training tokens, got {target_counts.sum()}"
+            f"n-gram models need at least one training target, got {target_counts.sum()}"
         )
     keys, counts = _merge(pending)
     previous = keys // vocab_size
@@ -132,7 +132,7 @@ def _split(batch: np.ndarray, vocab_size: int) -> tuple[np.ndarray, np.ndarray]:
     ids = batch & IDS if is_marked(batch) else batch
     if ids.size and not 0 <= ids.min() <= ids.max() < vocab_size:
         raise DataError(f"token ids must be in [0, {vocab_size}), found {ids.min()} to {ids.max()}")
-    return neighbours(batch)
+    return pair_with_previous(batch)
 
 
 def _merge(tables: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
@@ -152,6 +152,6 @@ def _mean_loss(log_probabilities: Iterable[np.ndarray]) -> float:
         tokens += log_p.size
     if tokens == 0:
         raise DataError(
-            f"there are {tokens} held-out tokens to evaluate on; give more text, or a larger data.held_out"
+            f"the validation split has {tokens} targets; give more text, or a larger data.held_out"
         )
     return total / tokens

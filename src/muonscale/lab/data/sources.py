@@ -1,11 +1,12 @@
-"""Where documents come from: the Python library, a Hugging Face dataset, files of one's own.
+"""Where documents come from: the Python library, a Hugging Face dataset, or the user's files.
 
-`read_documents` is an iterator over a whole corpus in a fixed order. `identify` says what would be
-read without reading it, so that a corpus prepared earlier is found at once.
+`read_documents` iterates over a whole corpus in a fixed order. `identify` describes a corpus without
+reading it, so that a corpus prepared earlier is found at once.
 """
 
 from __future__ import annotations
 
+import itertools
 import os
 import sys
 import sysconfig
@@ -28,7 +29,7 @@ from muonscale.lab.data.files import (
 STDLIB = "python-stdlib"
 REFERENCE = "python-reference"
 HUB = "hf:"
-# Folders that hold other people's code, tests, or tables that a program wrote.
+# Folders of third-party code, of tests, and of tables that a program wrote.
 SKIPPED_FOLDERS = {
     "site-packages",
     "dist-packages",
@@ -68,7 +69,7 @@ def _all_documents(data: DataSection) -> Iterator[Document]:
         return _read_hub(source.removeprefix(HUB), data)
     raise DataError(
         f"unknown data.source {source!r}; {nearest(source, [STDLIB, REFERENCE, HUB + 'NAME'])} "
-        "Files of your own are given with data.path"
+        "data.path names a file or a folder"
     )
 
 
@@ -86,10 +87,10 @@ def _first_bytes(documents: Iterator[Document], limit: int, *, whole: bool) -> I
 
 
 def identify(data: DataSection) -> dict[str, Any]:
-    """Return what tells this corpus from others without reading its text, as JSON values.
+    """Return what distinguishes this corpus from others, as JSON values, without reading its text.
 
-    Files are known by path, size and time of change; the Python library by its version; a hub
-    dataset by its name alone, so a prepared one is used without the network.
+    Files are identified by path, size and modification time, the Python library by its version, and
+    a hub dataset by its name alone, so that a prepared one needs no network.
 
     Raises:
         DataError: if the path is missing or unreadable.
@@ -110,16 +111,13 @@ def file_states(path: Path) -> list[list[Any]]:
         try:
             status = file.stat()
         except OSError as error:
-            raise DataError(
-                f"{file} cannot be read: {error.strerror}"
-                "; every file of data.path must be readable, so repair it or leave it out"
-            ) from error
+            raise DataError(f"{file} cannot be read: {error.strerror} (data.path)") from error
         states.append([name, status.st_size, status.st_mtime_ns])
     return states
 
 
 def known_bytes(data: DataSection) -> int | None:
-    """Return how many bytes there are to read, for a progress bar; None where nobody knows."""
+    """Return the bytes to read, for a progress bar; None if unknown."""
     if data.path is not None:
         size = sum(state[1] for state in file_states(data.path))
     elif data.source == STDLIB:
@@ -134,11 +132,8 @@ def known_bytes(data: DataSection) -> int | None:
 def _read_path(path: Path, data: DataSection) -> Iterator[Document]:
     files = list_files(path)
     if len(files) == 1 and files[0][1].is_file() and not files[0][1].stat().st_size:
-        raise DataError(
-            f"{files[0][1]} is empty; there is nothing to train on"
-            "; give a file with text as data.path"
-        )
-    convert = conversation_text if data.format == "chat" else None
+        raise DataError(f"data.path={files[0][1]} is empty")
+    convert = conversation_text if data.format == "chat" else clean_text
     for name, file in files:
         yield from read_file(name, file, field=data.text_field, errors=data.errors, convert=convert)
 
@@ -154,7 +149,7 @@ def _stdlib_files() -> list[tuple[str, Path]]:
         folders[:] = [name for name in folders if name not in SKIPPED_FOLDERS]
         paths = (Path(root, name) for name in names if name.endswith(".py"))
         found.extend((path.relative_to(folder).as_posix(), path) for path in paths)
-    # _sysconfigdata holds the settings of this build: machine-made, different on every machine.
+    # _sysconfigdata holds the settings of this build, which differ between machines.
     found = [
         (name, path)
         for name, path in found
@@ -162,8 +157,8 @@ def _stdlib_files() -> list[tuple[str, Path]]:
     ]
     if not found:
         raise DataError(
-            f"no Python source in {folder}: this Python comes without the source of its library. "
-            "Use another Python, or give text of your own with data.path"
+            f"no Python source in {folder}: this Python was installed without it; use another "
+            "Python, or your own text with data.path"
         )
     return sorted(found)
 
@@ -175,8 +170,7 @@ def _read_stdlib() -> Iterator[Document]:
                 yield Document(name, file.read())
         except (OSError, SyntaxError, UnicodeDecodeError) as error:
             raise DataError(
-                f"{path} cannot be read as Python source: {error}"
-                "; use another Python, or give text of your own with data.path"
+                f"{path} cannot be read as Python source: {error}; use your own text with data.path"
             ) from error
 
 
@@ -186,8 +180,8 @@ def _topics() -> dict[str, str]:
         from pydoc_data.topics import topics
     except ImportError as error:
         raise DataError(
-            f"data.source={REFERENCE}: this Python comes without pydoc_data ({error}). Use another "
-            "Python, or give text of your own with data.path"
+            f"data.source={REFERENCE}: this Python was installed without pydoc_data ({error}); use "
+            "another Python, or your own text with data.path"
         ) from error
     return topics
 
@@ -195,11 +189,10 @@ def _topics() -> dict[str, str]:
 def _read_hub(name: str, data: DataSection) -> Iterator[Document]:
     rows = _hub_rows(name, data)
     field, convert = data.text_field, conversation_text if data.format == "chat" else clean_text
-    number = 0
-    while True:
+    for number in itertools.count():
         try:
             row = next(rows, None)
-        except Exception as error:  # whatever the network, a server or a loader can raise
+        except Exception as error:  # the network, a server and a loader raise anything
             raise _hub_error(name, data.split, error) from error
         if row is None:
             return
@@ -208,7 +201,6 @@ def _read_hub(name: str, data: DataSection) -> Iterator[Document]:
             raise missing_field(field, list(row), place)
         text = convert(row[field], field=field, errors=data.errors, place=place)
         yield Document(f"{number}", text)
-        number += 1
 
 
 def _hub_rows(name: str, data: DataSection) -> Iterator[dict[str, Any]]:
@@ -230,7 +222,6 @@ def _hub_rows(name: str, data: DataSection) -> Iterator[dict[str, Any]]:
 def _hub_error(name: str, split: str, error: Exception) -> DataError:
     reason = (str(error) or type(error).__name__).strip().splitlines()[0]
     return DataError(
-        f"Hugging Face dataset {name!r}, split {split!r}, cannot be read: {reason}. "
-        "Check the name, data.split and the network; a folder or file of your own is given "
-        "with data.path"
+        f"Hugging Face dataset {name!r}, split {split!r}, cannot be read: {reason}; "
+        "check the name, data.split and the network"
     )

@@ -1,7 +1,6 @@
-"""The tokenizer of a run: a byte-level BPE trained on the corpus, or one that exists.
+"""The tokenizer of a run: a byte-level BPE trained on the corpus, or an existing one.
 
-Either way the result is a `PreTrainedTokenizerFast` whose end-of-text token separates documents
-and also begins a text.
+Both are a `PreTrainedTokenizerFast`. The end-of-text token separates documents and begins a text.
 """
 
 from __future__ import annotations
@@ -19,13 +18,13 @@ if TYPE_CHECKING:
 
 END_OF_TEXT = "<|endoftext|>"
 UNUSED_IDS = 2**20
-"""Ids without a token that a vocabulary may have."""
+"""Most ids without a token in a vocabulary."""
 
-# What published tokenizers call their end of text, for a tokenizer.json that comes without a config.
+# The end of text in published tokenizers, for a tokenizer.json without a config.
 KNOWN_ENDS = (END_OF_TEXT, "<|end_of_text|>", "<eos>", "</s>", "[EOS]")
 KEPT_TOKENS = ("unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
 ACCEPTED = (
-    "data.tokenizer takes a tokenizer.json file, a folder that holds one, or a Hugging Face name; "
+    "data.tokenizer accepts a tokenizer.json file, a folder that holds one, or a Hugging Face name; "
     "without it a tokenizer is trained on the corpus"
 )
 
@@ -63,7 +62,7 @@ def load_tokenizer(name: str, *, own_begin: bool = False) -> PreTrainedTokenizer
 
     Args:
         name: a tokenizer.json file, a folder with one, or a Hugging Face name.
-        own_begin: keep its own beginning of text, which chat templates write, where it has one.
+        own_begin: keep its own token for the beginning of a text, which chat templates write.
 
     Raises:
         DataError: if there is none, it cannot be loaded, or it has no end-of-text token.
@@ -80,7 +79,7 @@ def load_tokenizer(name: str, *, own_begin: bool = False) -> PreTrainedTokenizer
 
 
 def tokenizer_identity(name: str | None) -> Any:
-    """Return what tells `data.tokenizer` from others without loading it, as JSON values."""
+    """Return what identifies `data.tokenizer`, as JSON values, without loading it."""
     path = Path(name or "").expanduser()
     known = name is not None and path.exists()
     return [str(path.resolve()), file_states(path)] if known else name
@@ -96,12 +95,12 @@ def open_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
 
 
 def _load_file(path: Path) -> PreTrainedTokenizerFast:
-    backend = _backend(path)
-    end = next((token for token in KNOWN_ENDS if backend.token_to_id(token) is not None), None)
+    backend = _read_backend(path)
+    end = _known_end(backend)
     if end is None:
         raise DataError(
-            f"tokenizer {path} has no end-of-text token; a tokenizer.json alone must have one of "
-            f"{', '.join(KNOWN_ENDS)}; for another, give the folder with tokenizer_config.json"
+            f"tokenizer {path} has none of the end-of-text tokens {', '.join(KNOWN_ENDS)}; give the "
+            "folder with its tokenizer_config.json"
         )
     try:
         return _wrap(backend, end, {})
@@ -109,7 +108,11 @@ def _load_file(path: Path) -> PreTrainedTokenizerFast:
         raise DataError(f"tokenizer {path} cannot be used: {error}. {ACCEPTED}") from error
 
 
-def _backend(path: Path) -> Tokenizer:
+def _known_end(backend: Tokenizer) -> str | None:
+    return next((token for token in KNOWN_ENDS if backend.token_to_id(token) is not None), None)
+
+
+def _read_backend(path: Path) -> Tokenizer:
     """Read a tokenizer.json, without the copy that transformers makes of it."""
     from tokenizers import Tokenizer
 
@@ -126,36 +129,35 @@ def _load_pretrained(name: str, *, with_file: bool, own_begin: bool) -> PreTrain
     source = Path(name) / "tokenizer.json"
     try:
         if with_file and source.is_file():
-            _check_ids(_backend(source))  # before transformers makes a copy
+            _check_ids(_read_backend(source))  # before transformers makes a copy
         loaded: Any = loader.from_pretrained(name)
-    except Exception as error:  # network, missing files, unknown classes: no common base
+    except Exception as error:  # network, missing files, unknown classes have no common base
         reason = (str(error) or type(error).__name__).strip().splitlines()[0]
-        raise DataError(f"tokenizer {name} cannot be loaded: {reason} {ACCEPTED}") from error
+        raise DataError(
+            f"tokenizer {name} cannot be loaded: {reason.rstrip('.')}. {ACCEPTED}"
+        ) from error
     if getattr(loaded, "backend_tokenizer", None) is None:
         kind = type(loaded).__name__
         raise DataError(f"tokenizer {name} is a {kind} without a tokenizer.json. {ACCEPTED}")
     backend = loaded.backend_tokenizer
-    end = loaded.eos_token
-    if end is None:
-        end = next((token for token in KNOWN_ENDS if backend.token_to_id(token) is not None), None)
+    end = loaded.eos_token or _known_end(backend)
     if end is None:
         raise DataError(
-            f"tokenizer {name} has no end-of-text token, which separates documents; its "
-            f"tokenizer_config.json must name an eos_token, or its vocabulary hold one of "
-            f"{', '.join(KNOWN_ENDS)}"
+            f"tokenizer {name} has no end-of-text token: its tokenizer_config.json names no eos_token, "
+            f"and its vocabulary has none of {', '.join(KNOWN_ENDS)}"
         )
     own = ("bos_token",) if own_begin else ()
     kept = {key: getattr(loaded, key, None) for key in (*KEPT_TOKENS, *own, "chat_template")}
     try:
         return _wrap(backend, str(end), {key: value for key, value in kept.items() if value})
-    except Exception as error:  # a copy is made, and a tokenizer that loads may not copy
+    except Exception as error:  # this makes a copy, which fails for some tokenizers
         raise DataError(f"tokenizer {name} cannot be used: {error}. {ACCEPTED}") from error
 
 
 def _wrap(backend: Tokenizer, end: str, extra: dict[str, Any]) -> PreTrainedTokenizerFast:
-    """Return a tokenizer that never cuts, pads or tidies text.
+    """Return a tokenizer that does not truncate, pad or clean up text.
 
-    Its texts begin with `end`, unless `extra` has another `bos_token`.
+    A text begins with `end`, unless `extra` has another `bos_token`.
     """
     from transformers import PreTrainedTokenizerFast
 
@@ -171,10 +173,10 @@ def _wrap(backend: Tokenizer, end: str, extra: dict[str, Any]) -> PreTrainedToke
 
 
 def _check_ids(backend: Tokenizer) -> None:
-    """Refuse ids so large that a copy of the tokenizer, which has a place for each, fills the memory."""
+    """Refuse very large ids: a copy of the tokenizer needs memory for each id up to the largest."""
     ids = backend.get_vocab(with_added_tokens=True).values()
     if ids and max(ids) >= len(ids) + UNUSED_IDS:
         raise DataError(
-            f"its largest id is {max(ids):,} and its tokens are {len(ids):,}; accepted are at most "
-            f"{UNUSED_IDS:,} unused ids"
+            f"its largest id is {max(ids):,} and it has {len(ids):,} tokens; at most {UNUSED_IDS:,} "
+            "ids may be unused"
         )

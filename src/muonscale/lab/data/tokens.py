@@ -7,7 +7,6 @@ little-endian integers. `Sequences` cuts the stream into rows for training.
 from __future__ import annotations
 
 from pathlib import Path
-from types import TracebackType
 from typing import Any, BinaryIO, Protocol
 
 import numpy as np
@@ -24,13 +23,13 @@ def token_dtype(vocab_size: int) -> np.dtype[Any]:
 
 
 class TokenWriter:
-    """Append tokens to a split's shards; a context manager.
+    """A context manager that appends tokens to the shards of a split.
 
     Args:
-        folder: where the shards go.
-        split: start of their names.
+        folder: folder of the shards.
+        split: name of the split, with which their names begin.
         dtype: type on disk, from `token_dtype`.
-        shard_bytes: size in bytes at which the next shard begins.
+        shard_bytes: size of a shard in bytes.
     """
 
     def __init__(
@@ -48,17 +47,14 @@ class TokenWriter:
         while tokens.size:
             at = self.count % self.shard_tokens
             if at == 0:
-                self._next_shard()
+                self.close()
+                number = self.count // self.shard_tokens
+                self._file = shard_path(self.folder, self.split, number).open("wb")
             assert self._file is not None
             part = tokens[: self.shard_tokens - at]
             self._file.write(part.tobytes())
             self.count += part.size
             tokens = tokens[part.size :]
-
-    def _next_shard(self) -> None:
-        self.close()
-        number = self.count // self.shard_tokens
-        self._file = shard_path(self.folder, self.split, number).open("wb")
 
     def close(self) -> None:
         """Write what is buffered. Raises OSError where the disk is full."""
@@ -69,12 +65,7 @@ class TokenWriter:
     def __enter__(self) -> TokenWriter:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 
@@ -109,7 +100,7 @@ class TokenStore:
         """Return tokens `start` to `start + count`, across shard borders.
 
         Raises:
-            IndexError: if the range does not lie inside the store.
+            IndexError: if the range is not inside the store.
         """
         if start < 0 or count < 0 or start + count > len(self):
             raise IndexError(f"tokens {start} to {start + count} of {len(self)}")
@@ -130,31 +121,31 @@ def _map(path: Path, dtype: np.dtype[Any]) -> NDArray[Any]:
         return np.memmap(path, dtype=dtype, mode="r")
     except (OSError, ValueError) as error:
         raise DataError(
-            f"token file {path} cannot be read: {error}; remove its folder, and it is prepared anew"
+            f"token file {path} cannot be read: {error}; remove its folder to prepare it again"
         ) from error
 
 
 class Rows(Protocol):
-    """What batches are made of: rows of `length` inputs and a last target, by number."""
+    """Rows of `length` inputs and a last target, by number; batches are made of them."""
 
     def __len__(self) -> int:
-        """Return how many there are."""
+        """Return the number of rows."""
         ...
 
     def batch(self, indices: NDArray[np.integer[Any]]) -> NDArray[np.int64]:
-        """Return some of them, shape [B, length + 1]: token ids, and marks (see `marks`) if any."""
+        """Return rows, shape [B, length + 1]: token ids, with the flags of `loss_mask` if any."""
         ...
 
     def facts(self) -> dict[str, Any]:
-        """Return what there is to say of how they were made, for env.json."""
+        """Return how the rows were made, for env.json."""
         ...
 
 
 class Sequences:
     """A token stream cut into sequences of `length` inputs, each with its next token as target.
 
-    Sequence i begins at token i * length; neighbours share one token, the last target of one and
-    the first input of the next. `len(sequences)` counts them; tokens left at the end are unused.
+    Sequence i begins at token i * length. The last target of a sequence is the first input of the
+    next one. Tokens left over at the end are unused. `len(sequences)` counts the sequences.
     """
 
     def __init__(self, store: TokenStore, length: int) -> None:
@@ -179,5 +170,5 @@ class Sequences:
         return rows
 
     def facts(self) -> dict[str, Any]:
-        """Return nothing: the stream is cut as it is."""
+        """Return an empty dict."""
         return {}

@@ -1,1 +1,13 @@
-"""Laws fitted to tables of losses, with intervals. No torch."""
+"""Laws fitted to tables of runs, with intervals. Nothing here imports torch.
+
+A table of runs (`tables`) is split into groups. A *law* (`laws`) is fitted to each group and gives
+estimates, whose intervals come from *draws*: refits to tables that might have been measured instead
+(`bootstrap`). A *rung* is a set of runs of about one size; each is left out in turn (`leave_out`).
+`fit_table` does all of this and compares the groups (`ratios`); its `Findings` are written as text,
+JSON or a page.
+
+    read_table -> RunTable -> fit_table -> Findings -> format_findings | json | fit_page
+
+Studies use the laws directly, and also `crossing` (what it took to reach a loss), `steps_to_loss`,
+`token_optimal`, `rising` and `frontier`.
+"""

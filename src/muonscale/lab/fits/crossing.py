@@ -1,8 +1,8 @@
-"""How much it took to reach a loss: tokens, steps, FLOPs or seconds, read from a measured curve.
+"""The tokens, steps, FLOPs or seconds that it took to reach a loss, read from a measured curve.
 
-The curve is made to fall (isotonic regression of log loss), and a monotone cubic through it in
-(log amount, log loss) is inverted between the two measurements around the target. A target that the
-curve does not bracket gets a censored answer, never an extrapolated one.
+Isotonic regression of the log loss makes the curve fall. A monotone cubic through it in
+(log amount, log loss) is then inverted between the two measurements around the target. A target that
+the curve does not bracket gets a censored answer, never an extrapolated one.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from scipy.interpolate import PchipInterpolator
 from scipy.optimize import brentq, isotonic_regression
 
 from muonscale.errors import StudyError
-from muonscale.lab.fits.checks import enough, positive
+from muonscale.lab.fits.result import check_count, check_positive
 
 LEAST_POINTS = 2
 CensoredT = Literal["", "<", ">"]
@@ -24,20 +24,20 @@ CensoredT = Literal["", "<", ">"]
 
 @dataclass(frozen=True)
 class Crossing:
-    """How much it took to a target, or a bound on it."""
+    """The amount that it took to reach a target, or a bound on it."""
 
     amount: float
-    """With `censored`, the bound."""
+    """The amount, or the bound if `censored`."""
     censored: CensoredT
-    """`>`: not reached by the end of the curve; `<`: below the target at its first point."""
+    """`>`: not reached by the end of the curve; `<`: already below the target at its first point."""
 
     def __str__(self) -> str:
         """Return the amount, or `> end` or `< start`."""
         return f"{self.censored} {self.amount:.4g}".strip()
 
 
-def amount_to(target: float, amount: ArrayLike, loss: ArrayLike) -> Crossing:
-    """Return how much it took until a curve was at `target` first.
+def find_crossing(target: float, amount: ArrayLike, loss: ArrayLike) -> Crossing:
+    """Return the amount at which a curve first reached `target`.
 
     Args:
         target: loss to reach.
@@ -48,28 +48,25 @@ def amount_to(target: float, amount: ArrayLike, loss: ArrayLike) -> Crossing:
         StudyError: for fewer than two measurements, amounts that do not ascend, or values that are
             not positive and finite.
     """
-    (_,) = positive(target=[target])
-    amounts, losses = positive(amount=amount, loss=loss)
-    enough("a crossing", "measurements", len(amounts), LEAST_POINTS)
+    check_positive(target=[target])
+    amounts, losses = check_positive(amount=amount, loss=loss)
+    check_count("a crossing", "measurements", len(amounts), LEAST_POINTS)
     for place in np.flatnonzero(np.diff(amounts) <= 0)[:1]:
         raise StudyError(
             f"the amounts must ascend: measurement {place + 1} is at {amounts[place]:g}, "
             f"the next one at {amounts[place + 1]:g}"
         )
+    log_amount, log_target = np.log(amounts), float(np.log(target))
     log_loss = isotonic_regression(np.log(losses), increasing=False).x
-    return _invert(float(np.log(target)), np.log(amounts), log_loss)
-
-
-def _invert(target: float, log_amount: np.ndarray, log_loss: np.ndarray) -> Crossing:
-    below = np.flatnonzero(log_loss <= target)
+    below = np.flatnonzero(log_loss <= log_target)
     if len(below) == 0:
         return Crossing(float(np.exp(log_amount[-1])), ">")
     first = int(below[0])
-    if log_loss[first] == target:
+    if log_loss[first] == log_target:
         return Crossing(float(np.exp(log_amount[first])), "")
     if first == 0:
         return Crossing(float(np.exp(log_amount[0])), "<")
     curve = PchipInterpolator(log_amount, log_loss)
     bracket = log_amount[first - 1], log_amount[first]
-    place = brentq(lambda x: float(curve(x)) - target, *bracket, xtol=1e-13)
+    place = brentq(lambda x: float(curve(x)) - log_target, *bracket, xtol=1e-13)
     return Crossing(float(np.exp(place)), "")

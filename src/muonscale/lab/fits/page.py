@@ -1,13 +1,20 @@
-"""The findings of fits as a page."""
+"""The results of fits as a page."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import replace
 
-from muonscale.lab.fits.findings import Findings, Fitted, Ratio, number
-from muonscale.lab.fits.text import heading, interval, percent, remarks, summary, title, where
+from muonscale.lab.fits.findings import Findings, FitRatio, format_number
+from muonscale.lab.fits.text import (
+    format_estimate,
+    format_heading,
+    format_percent,
+    format_summary,
+    format_title,
+    list_remarks,
+    mark_extrapolated,
+)
 from muonscale.lab.report.page import (
     Block,
     Chart,
@@ -23,70 +30,98 @@ from muonscale.lab.report.page import (
 
 
 def fit_page(found: Findings, command: str = "") -> Page:
-    """Return a page with the laws, their charts, what was held out, and the groups compared.
+    """Return a page with the laws, their charts, the errors of rungs left out, and the ratios.
 
     Args:
-        found: what the fits say.
-        command: what to type to get this page; left out when empty.
+        found: results of the fits.
+        command: command that makes this page; left out if empty.
     """
     sections = fit_sections(found)
     last: list[Block] = [Text(note) for note in found.notes]
     last += [Command(command)] if command else []
     if last:
         sections.append(Section(title="How this was made", blocks=tuple(last)))
-    return Page(title=f"Fit of {found.law}", summary=f"{heading(found)}.", sections=tuple(sections))
+    return Page(
+        title=f"Fit of {found.law}",
+        summary=f"{format_heading(found)}.",
+        sections=tuple(sections),
+    )
 
 
 def fit_sections(found: Findings, prefix: str = "", part: str = "") -> list[Section]:
-    """Return the sections of a page about several fits that one fit has.
+    """Return the sections about one fit, for a page about several fits.
 
     Args:
-        found: what the fit says.
-        prefix: of the names of its charts and tables.
+        found: results of the fit.
+        prefix: start of the names of its charts and tables.
         part: heading above its sections.
     """
-    first = Section(title="Measured and fitted", blocks=(_chart(found),))
-    fits = [_fit(fitted, place, found) for place, fitted in enumerate(found.fits)]
-    ratios = [_ratio(ratio, place) for place, ratio in enumerate(found.ratios)]
-    return [_renamed(section, prefix, part) for section in (first, *fits, *ratios)]
+    sections = [
+        Section(title="Measured and fitted", blocks=(_draw_fits(found, prefix),), part=part)
+    ]
+    for place, fitted in enumerate(found.fits, start=1):
+        estimates = Table(
+            head=("what", "value", "interval", "remark"),
+            rows=tuple(map(format_estimate, fitted.estimates)),
+            name=f"{prefix}estimates-{place}",
+        )
+        blocks: list[Block] = [Text(f"{format_summary(fitted)}."), estimates]
+        if fitted.held_out:
+            blocks.append(
+                Table(
+                    head=(found.rung, "runs", "error", "remark"),
+                    rows=tuple(
+                        (
+                            format_number(item.rung),
+                            str(item.points),
+                            "" if item.error is None else format_percent(item.error),
+                            mark_extrapolated(item.extrapolated),
+                        )
+                        for item in fitted.held_out
+                    ),
+                    name=f"{prefix}held-out-{place}",
+                    caption=f"Each {found.rung}, and the error on its runs of a law that was fitted "
+                    "to all other runs.",
+                )
+            )
+        blocks += [Text(f"{line}.") for line in list_remarks(fitted)]
+        sections.append(Section(title=fitted.name or "The law", blocks=tuple(blocks), part=part))
+    for place, ratio in enumerate(found.ratios, start=1):
+        table = Table(
+            head=(ratio.at, "ratio", "interval", "remark"),
+            rows=tuple(map(format_estimate, ratio.rows)),
+            name=f"{prefix}ratios-{place}",
+        )
+        chart = _draw_ratio(ratio, f"{prefix}ratio-{place}")
+        blocks = [_judge_ratio(ratio), chart, table]
+        sections.append(Section(title=format_title(ratio), blocks=tuple(blocks), part=part))
+    return sections
 
 
-def _renamed(section: Section, prefix: str, part: str) -> Section:
-    named = (Chart, Table)
-    blocks = tuple(
-        replace(block, name=f"{prefix}{block.name}") if isinstance(block, named) else block
-        for block in section.blocks
-    )
-    return replace(section, blocks=blocks, part=part)
-
-
-def _chart(found: Findings) -> Chart:
+def _draw_fits(found: Findings, prefix: str) -> Chart:
     series: list[Series] = []
     for fitted in found.fits:
-        group = fitted.name or "all runs"
-        line = fitted.curve
-        series.append(
+        group, line = fitted.name or "all runs", fitted.curve
+        banded = not fitted.without_intervals
+        series += [
             Series(
                 name=f"{group}, measured",
                 x=fitted.measured_x,
                 y=fitted.measured_y,
                 kind="points",
                 group=group,
-            )
-        )
-        banded = not fitted.without_intervals
-        series.append(
+            ),
             Series(
                 name=f"{group}, law",
                 x=line.x,
                 y=line.y,
-                low=_gaps(line.low) if banded else None,
-                high=_gaps(line.high) if banded else None,
+                low=_drop_infinite(line.low) if banded else None,
+                high=_drop_infinite(line.high) if banded else None,
                 group=group,
-            )
-        )
+            ),
+        ]
     return Chart(
-        name="fit",
+        name=f"{prefix}fit",
         title=found.law,
         x_label=found.x_label,
         y_label=found.y_label,
@@ -97,64 +132,18 @@ def _chart(found: Findings) -> Chart:
     )
 
 
-def _fit(fitted: Fitted, place: int, found: Findings) -> Section:
-    blocks: list[Block] = [Text(f"{summary(fitted)}."), _estimates(fitted, place)]
-    if fitted.held_out:
-        blocks.append(_held_out(fitted, place, found.rung))
-    blocks += [Text(f"{line}.") for line in remarks(fitted)]
-    return Section(title=fitted.name or "The law", blocks=tuple(blocks))
-
-
-def _estimates(fitted: Fitted, place: int) -> Table:
-    rows = tuple(
-        (value.name, number(value.value), interval(value), _mark(value.extrapolated))
-        for value in fitted.estimates
-    )
-    head = ("what", "value", "interval", "remark")
-    return Table(head=head, rows=rows, name=f"estimates-{place + 1}")
-
-
-def _held_out(fitted: Fitted, place: int, rung: str) -> Table:
-    rows = tuple(
-        (
-            where(item),
-            str(item.points),
-            "" if item.error is None else percent(item.error),
-            _mark(item.extrapolated),
-        )
-        for item in fitted.held_out
-    )
-    return Table(
-        head=(rung, "runs", "error", "remark"),
-        rows=rows,
-        name=f"held-out-{place + 1}",
-        caption=f"Error of what a law fitted without the runs of one {rung} says of them.",
-    )
-
-
-def _ratio(ratio: Ratio, place: int) -> Section:
-    rows = tuple(
-        (value.name, number(value.value), interval(value), _mark(value.extrapolated))
-        for value in ratio.rows
-    )
-    table = Table(
-        head=(ratio.at, "ratio", "interval", "remark"), rows=rows, name=f"ratios-{place + 1}"
-    )
-    return Section(title=title(ratio), blocks=(_verdict(ratio), _ratio_chart(ratio, place), table))
-
-
-def _ratio_chart(ratio: Ratio, place: int) -> Chart:
+def _draw_ratio(ratio: FitRatio, name: str) -> Chart:
     values = Series(
         name=f"{ratio.first} / {ratio.second}",
         x=ratio.places,
-        y=_gaps(value.value for value in ratio.rows),
-        low=_gaps(value.low for value in ratio.rows),
-        high=_gaps(value.high for value in ratio.rows),
+        y=_drop_infinite(value.value for value in ratio.rows),
+        low=_drop_infinite(value.low for value in ratio.rows),
+        high=_drop_infinite(value.high for value in ratio.rows),
         kind="both",
     )
     return Chart(
-        name=f"ratio-{place + 1}",
-        title=title(ratio),
+        name=name,
+        title=format_title(ratio),
         x_label=ratio.at,
         y_label="ratio",
         series=(values,),
@@ -163,23 +152,19 @@ def _ratio_chart(ratio: Ratio, place: int) -> Chart:
     )
 
 
-def _verdict(ratio: Ratio) -> Verdict:
-    """Say whether the ratio lies on one side of 1 wherever it was measured."""
+def _judge_ratio(ratio: FitRatio) -> Verdict:
+    """Say whether the ratio is on one side of 1 wherever it was measured."""
     measured = [value for value in ratio.rows if not value.extrapolated]
     what = f"{ratio.what}: {ratio.first} / {ratio.second}"
     if not measured:
-        return Verdict(None, f"{what} was measured at no place.")
+        return Verdict(None, f"{what} was not measured.")
     if all(value.high < 1 for value in measured):
         return Verdict(True, f"{what} is below 1 at every place measured.")
     if all(value.low > 1 for value in measured):
         return Verdict(True, f"{what} is above 1 at every place measured.")
-    return Verdict(None, f"{what} is not told apart from 1 at every place measured.")
+    return Verdict(None, f"{what} is not significantly different from 1 at every place measured.")
 
 
-def _gaps(values: Iterable[float]) -> tuple[float, ...]:
-    """Return values of which those without end are gaps."""
+def _drop_infinite(values: Iterable[float]) -> tuple[float, ...]:
+    """Return values with NaN, a gap, for those that are infinite."""
     return tuple(value if math.isfinite(value) else math.nan for value in values)
-
-
-def _mark(extrapolated: bool) -> str:
-    return "extrapolated" if extrapolated else ""

@@ -1,7 +1,7 @@
-"""Whether the ratio of two optimizers' tokens falls anywhere when the batch grows.
+"""Whether the ratio of the tokens of two optimizers falls anywhere when the batch grows.
 
-Practical Efficiency of Muon, arXiv 2505.02222, section 3.2, says of `R(B) = T_AdamW(B) / T_Muon(B)` that
-it is non-decreasing. A finite table cannot prove that; `rising` says what it tells.
+Practical Efficiency of Muon, arXiv 2505.02222, section 3.2, says that `R(B) = T_AdamW(B) / T_Muon(B)`
+is non-decreasing. A finite table cannot prove that; `judge_rising` says what the table supports.
 """
 
 from __future__ import annotations
@@ -14,9 +14,15 @@ from numpy.typing import ArrayLike
 from scipy.stats import t as student
 
 from muonscale.lab.fits.bootstrap import LEVEL
-from muonscale.lab.fits.checks import distinct, enough, positive
-from muonscale.lab.fits.multiple import holm
-from muonscale.lab.fits.result import ROUNDING, FloatArray, Interval
+from muonscale.lab.fits.result import (
+    ROUNDING,
+    FloatArray,
+    Interval,
+    check_count,
+    check_positive,
+    count_distinct,
+)
+from muonscale.lab.fits.statistics import adjust_holm
 
 SIGNIFICANT = 0.05
 LEAST_SIZES = 2
@@ -27,67 +33,75 @@ class Drop:
     """How much lower the ratio is at a larger batch."""
 
     start: float
+    """The smaller batch size."""
     end: float
-    """The two batch sizes, the smaller first."""
+    """The larger batch size."""
     size: float
     """log R(start) - log R(end)"""
     p: float
-    """One-sided: the chance of a drop as large if there were none. NaN without noise to judge by."""
+    """One-sided p-value of a drop of this size. NaN if no noise is known."""
     p_adjusted: float
-    """For the number of pairs of batch sizes, by Holm's method."""
+    """Adjusted for the number of pairs of batch sizes, by Holm's method."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Rising:
-    """What a table tells about the claim."""
+    """What a table says about the claim."""
 
     slope: Interval
-    """Of log R over log B, by least squares."""
+    """Slope of log R over log B, by least squares."""
     drop: Drop | None
-    """The largest one; None if the ratio is nowhere lower at a larger batch."""
+    """The largest drop; None if the ratio is nowhere lower at a larger batch."""
     non_decreasing: bool | None
 
 
-def rising(
+def judge_rising(
     batch: ArrayLike,
     log_ratio: FloatArray,
     covariance: FloatArray,
     freedom: int,
     level: float = LEVEL,
 ) -> Rising:
-    """Return slope, largest drop and verdict of a ratio over batch sizes.
+    """Return the slope, the largest drop and the verdict of a ratio over batch sizes.
 
     The claim that the ratio is non-decreasing is
 
     - refuted (False) if, of all pairs of batch sizes, one has a drop from the smaller to the larger
       whose one-sided p-value, adjusted for the number of pairs (Holm), is below 5 %;
-    - supported (True) if none has, and the interval of the slope lies at or above 0;
-    - undecided (None) otherwise, and where no noise is known.
+    - supported (True) if none has, and the interval of the slope is at or above 0;
+    - undecided (None) otherwise, and if no noise is known.
 
     Args:
         batch: B, rising, `[b]`.
-        log_ratio: log R at each, `[b]`.
-        covariance: of `log_ratio`, `[b, b]`, the variance of the noise included.
+        log_ratio: log R at each B, `[b]`.
+        covariance: covariance of `log_ratio`, `[b, b]`, which includes the variance of the noise.
         freedom: degrees of freedom that the noise was estimated with; 0 if it is not known.
-        level: of the interval of the slope.
+        level: level of the interval of the slope.
 
     Raises:
         StudyError: for batch sizes that are not positive, or fewer than two.
     """
-    (batches,) = positive(batch=batch)
-    enough("a slope of the ratio", "different batch sizes", distinct(batches), LEAST_SIZES)
-    slope = _slope(np.log(batches), log_ratio, covariance, freedom, level)
-    drops = _drops(batches, log_ratio, covariance, freedom)
+    (batches,) = check_positive(batch=batch)
+    sizes = count_distinct(batches)
+    check_count("a slope of the ratio", "different batch sizes", sizes, LEAST_SIZES)
+    slope = _fit_slope(np.log(batches), log_ratio, covariance, freedom, level)
+    drops = _list_drops(batches, log_ratio, covariance, freedom)
     largest = max(drops, key=lambda drop: drop.size)
+    if freedom < 1:
+        verdict = None
+    elif any(drop.p_adjusted < SIGNIFICANT for drop in drops):
+        verdict = False
+    else:
+        verdict = True if slope.low >= -ROUNDING else None
     drop = largest if largest.size > ROUNDING else None
-    return Rising(slope=slope, drop=drop, non_decreasing=_verdict(slope, drops, freedom))
+    return Rising(slope=slope, drop=drop, non_decreasing=verdict)
 
 
-def _slope(
+def _fit_slope(
     log_b: FloatArray, log_ratio: FloatArray, covariance: FloatArray, freedom: int, level: float
 ) -> Interval:
-    centred = log_b - log_b.mean()
-    weights = centred / (centred @ centred)
+    centered = log_b - log_b.mean()
+    weights = centered / (centered @ centered)
     value = float(weights @ log_ratio)
     if freedom < 1:
         return Interval(value, np.nan, np.nan)
@@ -96,7 +110,7 @@ def _slope(
     return Interval(value, value - half, value + half)
 
 
-def _drops(
+def _list_drops(
     batches: FloatArray, log_ratio: FloatArray, covariance: FloatArray, freedom: int
 ) -> list[Drop]:
     """Return the change from every batch size to every larger one; a rise is a drop below zero."""
@@ -105,24 +119,15 @@ def _drops(
     p_values = []
     for (i, j), size in zip(pairs, sizes, strict=True):
         variance = covariance[i, i] + covariance[j, j] - 2 * covariance[i, j]
-        p_values.append(_p(size, float(np.sqrt(max(0.0, variance))), freedom))
+        error = float(np.sqrt(max(0.0, variance)))
+        if freedom < 1:
+            p_values.append(np.nan)
+        elif size <= ROUNDING:  # no drop: without noise its sign would be that of a rounding error
+            p_values.append(1.0)
+        else:
+            p_values.append(float(student.sf(size / error, freedom)) if error else 0.0)
+    adjusted = adjust_holm(p_values)
     return [
-        Drop(start=float(batches[i]), end=float(batches[j]), size=size, p=p, p_adjusted=adjusted)
-        for (i, j), size, p, adjusted in zip(pairs, sizes, p_values, holm(p_values), strict=True)
+        Drop(start=float(batches[i]), end=float(batches[j]), size=size, p=p, p_adjusted=p_adjusted)
+        for (i, j), size, p, p_adjusted in zip(pairs, sizes, p_values, adjusted, strict=True)
     ]
-
-
-def _p(size: float, error: float, freedom: int) -> float:
-    if freedom < 1:
-        return np.nan
-    if size <= ROUNDING:  # no drop: without noise its sign would be that of a rounding error
-        return 1.0
-    return float(student.sf(size / error, freedom)) if error else 0.0
-
-
-def _verdict(slope: Interval, drops: list[Drop], freedom: int) -> bool | None:
-    if freedom < 1:
-        return None
-    if any(drop.p_adjusted < SIGNIFICANT for drop in drops):
-        return False
-    return True if slope.low >= -ROUNDING else None

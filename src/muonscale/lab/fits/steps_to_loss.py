@@ -1,4 +1,4 @@
-"""Steps that one optimizer takes to one loss, by batch size: what batch laws and frontiers start from."""
+"""Steps that one optimizer takes to one loss, by batch size: the input of batch laws and frontiers."""
 
 from __future__ import annotations
 
@@ -13,23 +13,24 @@ from muonscale.lab.fits.result import FloatArray
 
 @dataclass(frozen=True, kw_only=True)
 class StepsToLoss:
-    """`S_L(B)` as it was measured; `T_L(B) = B S_L(B)` are its tokens."""
+    """The measured `S_L(B)`; its tokens are `T_L(B) = B S_L(B)`."""
 
     batches: FloatArray
-    """B, tokens, rising: `[b]`"""
+    """B in tokens, rising, `[b]`."""
     log_steps: FloatArray
     """Mean over seeds of log S, `[b]`; infinite where a run did not reach the loss."""
     error: FloatArray
-    """Standard error of `log_steps`, `[b]`; NaN where no noise is known."""
+    """Standard error of `log_steps`, `[b]`; NaN if no noise is known."""
     freedom: int
-    """Degrees of freedom that the noise was estimated with; 0 if it was not."""
+    """Degrees of freedom of the noise; 0 if it is not known."""
 
     def __post_init__(self) -> None:
         sizes = {len(self.batches), len(self.log_steps), len(self.error)}
         if len(sizes) != 1 or (np.diff(self.batches) <= 0).any():
             raise StudyError(
-                f"steps to a loss need batch sizes that rise, with a value each, got {self.batches.tolist()} with "
-                f"{len(self.log_steps)} values and {len(self.error)} errors"
+                "steps to a loss need rising batch sizes, each with a value and an error, got "
+                f"{self.batches.tolist()} with {len(self.log_steps)} values and {len(self.error)} "
+                "errors"
             )
 
     @property
@@ -45,8 +46,8 @@ class StepsToLoss:
     def draw(self, resamples: int = 1000, seed: Seed = 0, level: float = LEVEL) -> FloatArray:
         """Return log steps that might have been measured instead, `[resamples, b]`.
 
-        Normal noise, stretched by the ratio of Student's to the normal quantile for a noise that was
-        estimated itself. Batches that did not reach the loss stay infinite.
+        The noise is normal. It is stretched by the ratio of Student's to the normal quantile, since it
+        is an estimate itself. Batches that did not reach the loss stay infinite.
 
         Raises:
             StudyError: if no noise is known, or `resamples` is below 100.
@@ -55,7 +56,7 @@ class StepsToLoss:
         if self.freedom < 1 or np.isnan(self.error[self.reached]).any():
             raise StudyError(
                 f"the noise of seeds has {self.freedom} degrees of freedom, so steps have no intervals; "
-                "give at least two seeds"
+                "run at least two seeds"
             )
         noise = np.random.default_rng(seed).standard_normal((resamples, len(self.batches)))
         error = np.where(self.reached, self.error, 0) * stretch(level, self.freedom)

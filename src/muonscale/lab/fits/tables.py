@@ -1,7 +1,7 @@
-"""Tables of runs that users bring: CSV, TSV or JSON lines, a row for each run.
+"""Tables of runs: CSV, TSV or JSON lines, a row for each run.
 
-Columns are found by name, whatever its case: `ALIASES` lists the names that each may have. Columns
-with other names are kept, and can be asked for by them.
+Columns are found by name in upper or lower case; `ALIASES` lists the names that each may have. Columns
+with other names are kept under these. `DERIVED` lists what is computed if its column is missing.
 """
 
 from __future__ import annotations
@@ -10,12 +10,14 @@ import csv
 import io
 import json
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from muonscale.errors import StudyError, nearest, shown
+from muonscale.lab.fits.allocation import FLOPS
 from muonscale.lab.fits.result import BoolArray, FloatArray
 
 ALIASES = {
@@ -29,12 +31,26 @@ ALIASES = {
     "optimizer": ("optimizer", "optimiser", "rule", "group"),
     "rung": ("rung",),
 }
+DERIVED: dict[str, tuple[tuple[str, str], Callable[..., FloatArray], str]] = {
+    "flops": (
+        ("parameters", "tokens"),
+        lambda parameters, tokens: FLOPS * parameters * tokens,
+        "FLOPs are 6 x parameters x tokens: the table has no column of FLOPs.",
+    ),
+    "steps": (
+        ("tokens", "batch"),
+        lambda tokens, batch: tokens / batch,
+        "Steps are tokens / batch: the table has no column of steps.",
+    ),
+}
+"""Columns that it is computed from, the computation, and a note for the user."""
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
+BASELINE = "adamw"
 
 
 @dataclass(frozen=True)
 class RunTable:
-    """Rows of text by column, with the lines that they stood on."""
+    """Cells as text by column, with the line of each row in the file."""
 
     path: Path
     columns: dict[str, tuple[str, ...]]
@@ -51,27 +67,42 @@ class RunTable:
         Raises:
             StudyError: if several columns do.
         """
-        found = [name for name in self.columns if name.lower() in ALIASES[what]]
-        if len(found) > 1:
+        names = [name for name in self.columns if name.lower() in ALIASES[what]]
+        if len(names) > 1:
             raise StudyError(
-                f"{self.path}: columns {' and '.join(found)} both name {what}; rename one of them"
+                f"{self.path}: columns {' and '.join(names)} both name {what}; rename one of them"
             )
-        return found[0] if found else None
+        return names[0] if names else None
 
     def numbers(self, what: str) -> FloatArray:
-        """Return the column that holds `what`.
+        """Return the column that holds `what`, or compute it if the table has the columns it needs.
 
         Raises:
-            StudyError: if there is none, or a cell is not a positive finite number.
+            StudyError: if there is no such column, or a cell is not a positive finite number.
         """
         name = self.name(what)
+        if name is None and what in DERIVED:
+            sources, compute, _ = DERIVED[what]
+            if all(map(self.name, sources)):
+                return compute(*map(self.numbers, sources))
         if name is None:
             raise StudyError(
                 f"{self.path} has no column for {what}: accepted names are "
                 f"{', '.join(ALIASES[what])}; the columns are {', '.join(self.columns)}"
             )
-        cells = zip(self.lines, self.columns[name], strict=True)
-        return np.array([self._number(name, *cell) for cell in cells])
+        values = []
+        for line, cell in zip(self.lines, self.columns[name], strict=True):
+            try:
+                value = float(cell)
+            except ValueError:
+                value = math.nan
+            if not (math.isfinite(value) and value > 0):
+                raise StudyError(
+                    f"{self.path}, line {line}, column {name}: {shown(cell)} is not a positive "
+                    "finite number; leave out runs that diverged"
+                )
+            values.append(value)
+        return np.array(values)
 
     def labels(self, column: str) -> tuple[str, ...]:
         """Return the cells of a column by the name that the file gives it.
@@ -83,9 +114,7 @@ class RunTable:
             raise StudyError(f"{self.path} has no column {column}; {nearest(column, self.columns)}")
         for line, cell in zip(self.lines, self.columns[column], strict=True):
             if not cell:
-                raise StudyError(
-                    f"{self.path}, line {line}, column {column}: the cell is empty; every row needs one"
-                )
+                raise StudyError(f"{self.path}, line {line}, column {column}: the cell is empty")
         return self.columns[column]
 
     def select(self, rows: BoolArray) -> RunTable:
@@ -97,17 +126,29 @@ class RunTable:
         lines = tuple(line for line, keep in zip(self.lines, rows, strict=True) if keep)
         return RunTable(self.path, kept, lines)
 
-    def _number(self, column: str, line: int, cell: str) -> float:
-        try:
-            value = float(cell)
-        except ValueError:
-            value = math.nan
-        if not (math.isfinite(value) and value > 0):
-            raise StudyError(
-                f"{self.path}, line {line}, column {column}: {shown(cell)} is not a positive finite "
-                "number; leave out runs that diverged"
-            )
-        return value
+    def split(self, column: str | None) -> dict[str, RunTable]:
+        """Return the rows of each group, in the order of the table; one group "" without a column.
+
+        Raises:
+            StudyError: if there is no such column, or one of its cells is empty.
+        """
+        if column is None:
+            return {"": self}
+        labels = np.array(self.labels(column))
+        return {label: self.select(labels == label) for label in dict.fromkeys(labels.tolist())}
+
+
+def choose_baseline(groups: list[str], reference: str | None) -> str:
+    """Return the group that others are compared with: `reference`, else AdamW, else the first.
+
+    Raises:
+        StudyError: if no group is named `reference`.
+    """
+    if reference is not None:
+        if reference not in groups:
+            raise StudyError(f"there is no group {reference}; {nearest(reference, groups)}")
+        return reference
+    return next((group for group in groups if group.lower() == BASELINE), groups[0])
 
 
 def read_table(path: Path) -> RunTable:
@@ -122,35 +163,31 @@ def read_table(path: Path) -> RunTable:
     """
     suffix = path.suffix.lower()
     if suffix not in (*DELIMITERS, ".jsonl"):
-        raise StudyError(f"{path} ends in {suffix!r}; accepted are .csv, .tsv and .jsonl files")
+        raise StudyError(f"{path} ends in {suffix!r}; a table must be a .csv, .tsv or .jsonl file")
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise StudyError(
-            f"{path} is not UTF-8 text: {error.reason} at byte {error.start}; convert it"
+            f"{path} is not UTF-8 text: {error.reason} at byte {error.start}"
         ) from error
     if "\0" in text:
         line = text.count("\n", 0, text.index("\0")) + 1
-        raise StudyError(f"{path}, line {line}: a NUL is no text; leave it out")
-    table = _json_lines(path, text) if suffix == ".jsonl" else _delimited(path, text)
+        raise StudyError(f"{path}, line {line}: NUL characters are not text")
+    table = _read_json_lines(path, text) if suffix == ".jsonl" else _read_delimited(path, text)
     if not len(table):
-        raise StudyError(f"{path} has no rows; give one for each run")
+        raise StudyError(f"{path} has no rows; it needs one for each run")
     return table
 
 
-def _delimited(path: Path, text: str) -> RunTable:
+def _read_delimited(path: Path, text: str) -> RunTable:
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=DELIMITERS[path.suffix.lower()])
     try:
         rows = [(reader.line_num, [cell.strip() for cell in row]) for row in reader]
     except csv.Error as error:
-        raise StudyError(
-            f"{path}, line {reader.line_num}: {error}; rows must be cells between delimiters"
-        ) from error
+        raise StudyError(f"{path}, line {reader.line_num}: {error}") from error
     rows = [(line, row) for line, row in rows if any(row)]
     if not rows:
-        raise StudyError(
-            f"{path} has no line with text; the first must name the columns, the others be runs"
-        )
+        raise StudyError(f"{path} has no line with text; the first line must name the columns")
     (_, header), *body = rows
     for name in header:
         if not name or header.count(name) > 1:
@@ -159,36 +196,27 @@ def _delimited(path: Path, text: str) -> RunTable:
         if len(row) != len(header):
             raise StudyError(
                 f"{path}, line {line}: {len(row)} cells, but the header names {len(header)} columns"
-                "; give every row as many"
             )
-    return _table(path, header, [line for line, _ in body], [row for _, row in body])
+    columns = {name: tuple(row[place] for _, row in body) for place, name in enumerate(header)}
+    return RunTable(path, columns, tuple(line for line, _ in body))
 
 
-def _json_lines(path: Path, text: str) -> RunTable:
-    lines, rows = [], []
+def _read_json_lines(path: Path, text: str) -> RunTable:
+    rows: dict[int, dict[str, object]] = {}
     for number, line in enumerate(text.splitlines(), start=1):
         if not line.strip():
             continue
         try:
             row = json.loads(line)
         except (ValueError, RecursionError) as error:
-            raise StudyError(
-                f"{path}, line {number}: not JSON ({error}); every line must be an object of columns"
-            ) from error
+            raise StudyError(f"{path}, line {number}: not JSON ({error})") from error
         if not isinstance(row, dict):
             raise StudyError(
-                f"{path}, line {number} is {shown(row, 80)}; every line must be an object of columns"
+                f"{path}, line {number} is {shown(row, 80)}; every line must be an object"
             )
-        lines.append(number)
-        rows.append(row)
-    header = list(dict.fromkeys(name for row in rows for name in row))
-    return _table(path, header, lines, [[_cell(row.get(name)) for name in header] for row in rows])
-
-
-def _cell(value: object) -> str:
-    return "" if value is None else str(value)
-
-
-def _table(path: Path, header: list[str], lines: list[int], rows: list[list[str]]) -> RunTable:
-    columns = {name: tuple(row[place] for row in rows) for place, name in enumerate(header)}
-    return RunTable(path, columns, tuple(lines))
+        rows[number] = row
+    columns = {
+        name: tuple("" if row.get(name) is None else str(row[name]) for row in rows.values())
+        for name in dict.fromkeys(name for row in rows.values() for name in row)
+    }
+    return RunTable(path, columns, tuple(rows))

@@ -1,40 +1,89 @@
-"""The findings of fits for a console."""
+"""The results of fits as text for a console."""
 
 from __future__ import annotations
 
 import math
+import statistics
 
-from muonscale.lab.fits.findings import Estimate, Findings, Fitted, Ratio, number
+from muonscale.lab.console import table_text
+from muonscale.lab.fits.findings import Findings, FitEstimate, FitRatio, Fitted, format_number
 from muonscale.lab.fits.leave_out import HeldOut
 
-Row = tuple[str, str, str, str]
-"""What, value, interval, remark."""
+Cells = tuple[str, str, str, str]
+"""Name, value, interval, remark."""
+MOST_RUNGS = 10
+"""With more rungs, the console shows the median of their errors and the largest ones."""
+WORST_RUNGS = 5
 
 
-def text(found: Findings) -> str:
-    """Return the findings as aligned lines."""
-    blocks = [[heading(found)]]
-    blocks += [_fit(fitted, found.rung) for fitted in found.fits]
-    blocks += [_ratio(ratio) for ratio in found.ratios]
-    blocks += [list(found.notes)] if found.notes else []
+def format_findings(found: Findings) -> str:
+    """Return the results as aligned lines."""
+    blocks = [[format_heading(found)]]
+    for fitted in found.fits:
+        name = f"{fitted.name}: " if fitted.name else ""
+        rows = [format_estimate(value) for value in fitted.estimates]
+        rows += _format_errors(fitted.held_out, found.rung)
+        remarks = [f"  {line}" for line in list_remarks(fitted, WORST_RUNGS)]
+        blocks.append([name + format_summary(fitted), *_align(rows), *remarks])
+    for ratio in found.ratios:
+        rows = [format_estimate(value, "at ") for value in ratio.rows]
+        blocks.append([f"{format_title(ratio)}, by {ratio.at}", *_align(rows)])
+    if found.notes:
+        blocks.append(list(found.notes))
     return "\n\n".join("\n".join(block) for block in blocks)
 
 
-def heading(found: Findings) -> str:
-    """Return the law, the table, and what the intervals are."""
+def format_heading(found: Findings) -> str:
+    """Return the law, the table, and how the intervals were made."""
     return (
         f"{found.law}, fitted to {found.source}; {100 * found.level:g} % intervals from "
         f"{found.resamples:,} resamples (seed {found.seed})"
     )
 
 
-def interval(value: Estimate) -> str:
+def format_summary(fitted: Fitted) -> str:
+    """Return a line about how a fit went."""
+    line = f"{fitted.runs} runs, {fitted.status.value}, residuals {format_percent(fitted.rms)}"
+    line += f" (largest {format_percent(fitted.largest)})"
+    if fitted.seed_noise is not None:
+        line += f", seeds alone {format_percent(fitted.seed_noise)}"
+    return line
+
+
+def format_estimate(value: FitEstimate, prefix: str = "") -> Cells:
+    """Return the cells of an estimate."""
+    return (
+        prefix + value.name,
+        format_number(value.value),
+        format_interval(value),
+        mark_extrapolated(value.extrapolated),
+    )
+
+
+def format_interval(value: FitEstimate) -> str:
     """Return an interval, or nothing where there is none."""
-    return "" if math.isnan(value.low) else f"{number(value.low)} to {number(value.high)}"
+    if math.isnan(value.low):
+        return ""
+    return f"{format_number(value.low)} to {format_number(value.high)}"
 
 
-def remarks(fitted: Fitted) -> list[str]:
-    """Return the sentences that belong to a fit."""
+def format_title(ratio: FitRatio) -> str:
+    """Return what a ratio is."""
+    return f"{ratio.first} / {ratio.second}: {ratio.what}"
+
+
+def format_percent(value: float) -> str:
+    """Return a difference of logarithms in per cent."""
+    return "unknown" if math.isnan(value) else f"{100 * value:.3g} %"
+
+
+def mark_extrapolated(extrapolated: bool) -> str:
+    """Return the remark on a number from outside the measured sizes."""
+    return "extrapolated" if extrapolated else ""
+
+
+def list_remarks(fitted: Fitted, most: int | None = None) -> list[str]:
+    """Return the sentences that belong to a fit, with at most `most` about rungs."""
     lines = [fitted.remark] if fitted.remark else []
     if fitted.without_intervals:
         lines.append(f"no intervals: {fitted.without_intervals}")
@@ -42,71 +91,29 @@ def remarks(fitted: Fitted) -> list[str]:
         lines.append(f"no rung left out: {fitted.without_held_out}")
     if fitted.failed_resamples:
         lines.append(f"{fitted.failed_resamples:,} resamples did not end at a minimum")
-    lines += [
-        f"{where(item)} not left out: {item.refused}" for item in fitted.held_out if item.refused
-    ]
+    refused = [item for item in fitted.held_out if item.refused]
+    lines += [f"{format_number(item.rung)} not left out: {item.refused}" for item in refused[:most]]
+    if most is not None and len(refused) > most:
+        lines.append(f"{len(refused) - most} more rungs not left out")
     return lines
 
 
-def summary(fitted: Fitted) -> str:
-    """Return a line about how a fit went."""
-    line = f"{fitted.runs} runs, {fitted.status.value}, residuals {percent(fitted.rms)}"
-    line += f" (largest {percent(fitted.largest)})"
-    if fitted.seed_noise is not None:
-        line += f", seeds alone {percent(fitted.seed_noise)}"
-    return line
+def _format_errors(held_out: tuple[HeldOut, ...], rung: str) -> list[Cells]:
+    """Return the error without each rung; of many rungs the median, the worst and the last."""
+    errors = {item: item.error for item in held_out if item.error is not None}
+    shown, rows = set(errors), []
+    if len(errors) > MOST_RUNGS:
+        median = format_percent(statistics.median(errors.values()))
+        name = f"error without one {rung}, median of {len(errors)}"
+        rows.append((name, median, "", "all with --json or --report"))
+        worst = sorted(errors, key=lambda item: errors[item], reverse=True)[:WORST_RUNGS]
+        shown = {*worst, held_out[-1]}
+    for item, error in errors.items():
+        if item in shown:
+            name = f"error without {rung} = {format_number(item.rung)}"
+            rows.append((name, format_percent(error), "", mark_extrapolated(item.extrapolated)))
+    return rows
 
 
-def where(item: HeldOut) -> str:
-    """Return the name of a rung."""
-    return number(item.rung)
-
-
-def percent(value: float) -> str:
-    """Return a difference of logarithms in per cent."""
-    return "unknown" if math.isnan(value) else f"{100 * value:.3g} %"
-
-
-def _fit(fitted: Fitted, rung: str) -> list[str]:
-    name = f"{fitted.name}: " if fitted.name else ""
-    rows = [_row(value) for value in fitted.estimates]
-    rows += [
-        (
-            f"error without {rung} = {where(item)}",
-            percent(item.error),
-            "",
-            _mark(item.extrapolated),
-        )
-        for item in fitted.held_out
-        if item.error is not None
-    ]
-    return [name + summary(fitted), *_aligned(rows), *(f"  {line}" for line in remarks(fitted))]
-
-
-def _ratio(ratio: Ratio) -> list[str]:
-    rows = [
-        (f"at {value.name}", number(value.value), interval(value), _mark(value.extrapolated))
-        for value in ratio.rows
-    ]
-    return [f"{title(ratio)}, by {ratio.at}", *_aligned(rows)]
-
-
-def title(ratio: Ratio) -> str:
-    """Return what a ratio is."""
-    return f"{ratio.first} / {ratio.second}: {ratio.what}"
-
-
-def _row(value: Estimate) -> Row:
-    return value.name, number(value.value), interval(value), _mark(value.extrapolated)
-
-
-def _mark(extrapolated: bool) -> str:
-    return "extrapolated" if extrapolated else ""
-
-
-def _aligned(rows: list[Row]) -> list[str]:
-    widths = [max(len(row[column]) for row in rows) for column in range(3)]
-    return [
-        f"  {what:{widths[0]}}  {value:>{widths[1]}}  {ends:{widths[2]}}  {remark}".rstrip()
-        for what, value, ends, remark in rows
-    ]
+def _align(rows: list[Cells]) -> list[str]:
+    return [table_text(rows, indent=2)] if rows else []

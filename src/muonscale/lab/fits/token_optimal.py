@@ -16,13 +16,15 @@ from muonscale.lab.fits.result import ROUNDING, FloatArray
 from muonscale.lab.fits.steps_to_loss import StepsToLoss
 
 
-def token_optimal(batches: ArrayLike, log_tokens: FloatArray, tolerance: float = 0.0) -> FloatArray:
+def find_token_optimal(
+    batches: ArrayLike, log_tokens: FloatArray, tolerance: float = 0.0
+) -> FloatArray:
     """Return the largest batch size whose tokens are within `tolerance` of the least, `[...]`.
 
     Args:
         batches: B, rising, `[b]`.
         log_tokens: log T of one table or of several, `[..., b]`; infinite where the loss was not
-            reached. NaN comes back for a table in which it never was.
+            reached. The result is NaN for a table in which it never was.
         tolerance: 0.2 for at most 20 % more tokens than the least.
 
     Raises:
@@ -32,11 +34,11 @@ def token_optimal(batches: ArrayLike, log_tokens: FloatArray, tolerance: float =
         raise StudyError(f"tolerance={tolerance:g}: it must be 0 or more")
     least = log_tokens.min(axis=-1, keepdims=True)
     near = log_tokens <= least + np.log1p(tolerance) + ROUNDING
-    found = np.where(near, np.asarray(batches, np.float64), 0).max(axis=-1)
-    return np.where(np.isfinite(least[..., 0]), found, np.nan)
+    largest = np.where(near, np.asarray(batches, np.float64), 0).max(axis=-1)
+    return np.where(np.isfinite(least[..., 0]), largest, np.nan)
 
 
-def draw_optimal(
+def draw_token_optimal(
     steps: StepsToLoss,
     tolerance: float = 0.0,
     resamples: int = 1000,
@@ -46,11 +48,10 @@ def draw_optimal(
     """Return the token-optimal batch, `[1]`, and that of other tables that might have been measured.
 
     Raises:
-        StudyError: for a tolerance below zero, without the noise of seeds, or for too few resamples.
+        StudyError: for a tolerance below zero, if the noise of seeds is not known, or for too few
+            resamples.
     """
-    log_b = np.log(steps.batches)
-    found = token_optimal(steps.batches, steps.log_tokens, tolerance)
-    tables = steps.draw(resamples, seed, level) + log_b
-    return Draws(
-        np.atleast_1d(found), token_optimal(steps.batches, tables, tolerance)[:, None], level
-    )
+    best = find_token_optimal(steps.batches, steps.log_tokens, tolerance)
+    tables = steps.draw(resamples, seed, level) + np.log(steps.batches)
+    samples = find_token_optimal(steps.batches, tables, tolerance)
+    return Draws(np.atleast_1d(best), samples[:, None], level)

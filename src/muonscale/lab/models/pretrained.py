@@ -12,11 +12,11 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from muonscale.errors import CheckpointError, ConfigError
 from muonscale.lab.config.sections import ModelSection
+from muonscale.lab.files import sha256
 from muonscale.lab.models.build import meta_model, prepare_for_training
 from muonscale.lab.models.config import model_config
 from muonscale.lab.models.contexts import quiet_transformers
 from muonscale.lab.models.convert import check_all_loaded
-from muonscale.lab.run_folder import sha256
 
 HEADS = ("num_attention_heads", "num_key_value_heads", "head_dim")
 """Fields that change the meaning of the rows of a matrix, even if no shape changes."""

@@ -1,37 +1,37 @@
-"""What the two kinds of drawing share: what of a chart can be drawn, its axes, and their ticks."""
+"""What both renderers share: the drawable part of a chart, the range of an axis, and its ticks."""
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
 from matplotlib.ticker import MaxNLocator
 
-from muonscale.lab.report.page import Chart, Mark, Series, Surface
+from muonscale.lab.report.page import Chart, Mark, Numbers, Series, Surface
 
 AxisT = Literal["x", "y"]
 
 MARGIN, MARK_MARGIN = 0.04, 0.08
-"""Free space at both ends of an axis, as a part of it: else, and where a label of a mark needs it."""
+"""Free space at both ends of an axis, as a part of it; more where the label of a mark needs it."""
 
 OWN_TICKS = 9
-"""Up to so many different values of a logarithmic axis are its ticks."""
+"""A logarithmic axis with at most this many different values has its ticks at them."""
 
-APART = 0.04
+TICK_DISTANCE = 0.04
 """Least distance of these ticks, as a part of the axis."""
 
 LARGEST = 1e15
-"""From where on numbers, such as operations, are written as powers of ten."""
+"""Numbers from here on, such as FLOPs, are written as powers of ten."""
 
 UNITS = ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k"))
 
 
 @dataclass(frozen=True)
 class Axis:
-    """What is seen of an axis, in values, and where its ticks are."""
+    """The visible range of an axis, and its ticks."""
 
     low: float
     high: float
@@ -51,7 +51,7 @@ def number_text(value: float, digits: int = 4) -> str:
 
 
 def tick_texts(ticks: Sequence[float]) -> list[str]:
-    """Return ticks as text with as many digits as tell them apart."""
+    """Return ticks as text with as few digits as make them different."""
     for digits in range(3, 16):
         texts = [number_text(tick, digits) for tick in ticks]
         if len(set(texts)) == len(set(ticks)):
@@ -60,56 +60,64 @@ def tick_texts(ticks: Sequence[float]) -> list[str]:
 
 
 def drawable(chart: Chart) -> tuple[Chart, str]:
-    """Return what of a chart can be drawn, and sentences about what cannot.
+    """Return the part of a chart that can be drawn, and a sentence about what was left out.
 
-    Values that are not finite become gaps, and so do those on a logarithmic axis that are not above
-    0. An interval that reaches 0 there ends at half of the least value above it.
+    Values that are not finite become gaps, and so do values of 0 or less on a logarithmic axis. An
+    interval that reaches 0 there ends at half of the least value above 0.
     """
     dropped: list[float] = []
 
-    def allowed(value: float, log: bool) -> float:
+    def keep(value: float, log: bool) -> float:
         if math.isfinite(value) and log and value <= 0:
             dropped.append(value)
             return math.nan
         return value if math.isfinite(value) else math.nan
 
-    floor = _floor(chart) if chart.log_y else -math.inf
+    positive = [v for s in chart.series for v in (*s.y, *(s.low or ())) if 0 < v < math.inf]
+    floor = min(positive) / 2 if chart.log_y and positive else -math.inf
 
     def clean(series: Series) -> Series:
-        x = tuple(allowed(value, chart.log_x) for value in series.x)
-        y = tuple(allowed(value, chart.log_y) for value in series.y)
-        if series.low is None or series.high is None:
-            return replace(series, x=x, y=y)
-        low, high = (tuple(_above(v, floor) for v in ends) for ends in (series.low, series.high))
-        return replace(series, x=x, y=y, low=low, high=high)
+        def end(values: Numbers | None) -> Numbers | None:
+            if series.low is None or series.high is None or values is None:
+                return values
+            return tuple(max(v, floor) if math.isfinite(v) else math.nan for v in values)
+
+        x = tuple(keep(value, chart.log_x) for value in series.x)
+        y = tuple(keep(value, chart.log_y) for value in series.y)
+        return replace(series, x=x, y=y, low=end(series.low), high=end(series.high))
 
     def fits(mark: Mark) -> bool:
-        return not math.isnan(allowed(mark.at, chart.log_x if mark.axis == "x" else chart.log_y))
+        return not math.isnan(keep(mark.at, chart.log_x if mark.axis == "x" else chart.log_y))
 
     cleaned = replace(
         chart,
         series=tuple(map(clean, chart.series)),
         marks=tuple(mark for mark in chart.marks if fits(mark)),
-        surface=chart.surface and _surface(chart.surface, chart.log_x, chart.log_y, dropped),
+        surface=chart.surface and _drawable_surface(chart.surface, chart, dropped),
     )
-    return cleaned, _sentence(len(dropped))
+    if not dropped:
+        return cleaned, ""
+    which = "1 value is" if len(dropped) == 1 else f"{len(dropped)} values are"
+    return cleaned, f"{which} left out: not above 0 on a logarithmic axis."
 
 
 def axis_of(chart: Chart, which: AxisT) -> Axis | None:
-    """Return an axis of a chart that `drawable` returned; None if nothing is on it."""
+    """Return an axis of a chart that `drawable` returned; None if it has no values."""
+    if chart.bars and which == "x":
+        return Axis(-0.7, len(chart.bars) - 0.3, tuple(map(float, range(len(chart.bars)))))
     log = chart.log_x if which == "x" else chart.log_y
-    values = [value for value in _values(chart, which) if math.isfinite(value)]
+    values = [value for value in _axis_values(chart, which) if math.isfinite(value)]
     if not values:
         return None
     margin = MARK_MARGIN if any(mark.axis == which for mark in chart.marks) else MARGIN
-    low, high = _widened(min(values), max(values), log, margin)
+    low, high = _widen(min(values), max(values), log, margin)
     if which == "y" and chart.y_limits is not None:
         low, high = chart.y_limits
     return Axis(low, high, _ticks(low, high, values if which == "x" else [], log))
 
 
-def smallest(surface: Surface) -> tuple[float, float, float] | None:
-    """Return x, y and z of the smallest value of a surface; None if none is known."""
+def minimum_of(surface: Surface) -> tuple[float, float, float] | None:
+    """Return x, y and z of the smallest value of a surface; None if it has no values."""
     points = [
         (z, x, y)
         for y, row in zip(surface.y, surface.z, strict=True)
@@ -123,31 +131,21 @@ def smallest(surface: Surface) -> tuple[float, float, float] | None:
 
 
 def has_markers(series: Series) -> bool:
-    """Return whether the points of a series are marked: asked for, or nothing else would be seen."""
+    """Return whether points are marked: because the kind says so, or to make a lone point visible."""
     known = [not math.isnan(x + y) for x, y in zip(series.x, series.y, strict=True)]
     alone = not any(a and b for a, b in itertools.pairwise(known))
     return series.kind in ("points", "both") or alone
 
 
-def _above(value: float, floor: float) -> float:
-    return max(value, floor) if math.isfinite(value) else math.nan
-
-
-def _floor(chart: Chart) -> float:
-    """Return where intervals that reach 0 end on a logarithmic axis."""
-    values = [v for s in chart.series for v in (*s.y, *(s.low or ())) if 0 < v < math.inf]
-    return min(values) / 2 if values else -math.inf
-
-
-def _surface(surface: Surface, log_x: bool, log_y: bool, dropped: list[float]) -> Surface | None:
-    """Return a surface without the rows and columns that a logarithmic axis cannot have.
+def _drawable_surface(surface: Surface, chart: Chart, dropped: list[float]) -> Surface | None:
+    """Return a surface without rows and columns of 0 or less on a logarithmic axis.
 
     None if too little is left for contours.
     """
-    rows = [n for n, y in enumerate(surface.y) if not log_y or y > 0]
-    columns = [n for n, x in enumerate(surface.x) if not log_x or x > 0]
-    dropped += [y for y in surface.y if log_y and y <= 0]
-    dropped += [x for x in surface.x if log_x and x <= 0]
+    rows = [n for n, y in enumerate(surface.y) if not chart.log_y or y > 0]
+    columns = [n for n, x in enumerate(surface.x) if not chart.log_x or x > 0]
+    dropped += [y for n, y in enumerate(surface.y) if n not in rows]
+    dropped += [x for n, x in enumerate(surface.x) if n not in columns]
     z = tuple(
         tuple(v if math.isfinite(v) else math.nan for v in (surface.z[row][c] for c in columns))
         for row in rows
@@ -158,16 +156,12 @@ def _surface(surface: Surface, log_x: bool, log_y: bool, dropped: list[float]) -
     return replace(surface, x=x, y=y, z=z)
 
 
-def _sentence(dropped: int) -> str:
-    if dropped == 0:
-        return ""
-    which = "1 value is" if dropped == 1 else f"{dropped} values are"
-    return f"{which} not above 0 and left out, the axis being logarithmic."
-
-
-def _values(chart: Chart, which: AxisT) -> Iterable[float]:
-    """Return all that has to be seen on an axis: no x of a point without a y."""
-    for series in chart.series:
+def _axis_values(chart: Chart, which: AxisT) -> Iterable[float]:
+    """Yield every value that an axis must include; the x of a point without a y is not one."""
+    if chart.bars:
+        yield 0.0
+        yield from (sum(stack, 0.0) for stack in zip(*(s.y for s in chart.series), strict=True))
+    for series in () if chart.bars else chart.series:
         ends = zip(series.low or series.y, series.high or series.y, strict=True)
         for x, y, (low, high) in zip(series.x, series.y, ends, strict=True):
             if not math.isnan(x) and not math.isnan(y):
@@ -177,7 +171,7 @@ def _values(chart: Chart, which: AxisT) -> Iterable[float]:
     yield from (mark.at for mark in chart.marks if mark.axis == which)
 
 
-def _widened(low: float, high: float, log: bool, part: float) -> tuple[float, float]:
+def _widen(low: float, high: float, log: bool, part: float) -> tuple[float, float]:
     """Return limits with some space around the values."""
     if low == high:
         return (low / 2, low * 2) if log else (low - (abs(low) / 2 or 1), low + (abs(low) / 2 or 1))
@@ -193,29 +187,22 @@ def _ticks(low: float, high: float, values: Iterable[float], log: bool) -> tuple
     if not log:
         return _round_ticks(low, high)
     own = sorted(set(values))
-    least = (high / low) ** APART
+    least = (high / low) ** TICK_DISTANCE
     if 2 <= len(own) <= OWN_TICKS and all(b / a >= least for a, b in itertools.pairwise(own)):
         return tuple(own)
-    return _log_ticks(low, high)
+    # The powers of ten, then also 3, or 2 and 5 times them: the first choice with four ticks.
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    every = max(1, math.ceil(len(powers) / 9))
+    choices = [
+        [10.0**power for power in powers if power % every == 0],
+        [factor * 10.0**power for power in powers for factor in (1, 3)],
+        [factor * 10.0**power for power in powers for factor in (1, 2, 5)],
+    ]
+    visible = [tuple(t for t in choice if low <= t <= high) for choice in choices]
+    ticks = next((ticks for ticks in visible if len(ticks) >= 4), visible[-1])
+    return ticks if len(ticks) >= 3 else _round_ticks(low, high)
 
 
 def _round_ticks(low: float, high: float) -> tuple[float, ...]:
     locator = MaxNLocator(nbins=7, steps=[1, 2, 2.5, 5, 10])
     return tuple(float(t) for t in locator.tick_values(low, high) if low <= t <= high)
-
-
-def _log_ticks(low: float, high: float) -> tuple[float, ...]:
-    """Return ticks at 1, 2 and 5 of every power of ten; fewer, or round steps, as the axis needs."""
-    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    every = max(1, math.ceil(len(powers) / 9))
-    choices: list[Callable[[int], list[float]]] = [
-        lambda power: [10.0**power] if power % every == 0 else [],
-        lambda power: [10.0**power, 3 * 10.0**power],
-        lambda power: [10.0**power, 2 * 10.0**power, 5 * 10.0**power],
-    ]
-    found = [
-        tuple(t for power in powers for t in choice(power) if low <= t <= high)
-        for choice in choices
-    ]
-    many = next((ticks for ticks in found if len(ticks) >= 4), found[-1])
-    return many if len(many) >= 3 else _round_ticks(low, high)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 HEAD = ("measured on", "measure", "value", "standard error", "of")
@@ -79,14 +79,3 @@ def _number(value: object, how: str) -> str:
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         return ""
     return f"{round(value) if how.endswith('d') else value:{how}}"
-
-
-def table_text(rows: Sequence[Row]) -> str:
-    """Return rows as text, in columns."""
-    cells = [HEAD, *rows]
-    widths = [max(len(row[column]) for row in cells) for column in range(len(HEAD))]
-    lines = [
-        "  ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in cells
-    ]
-    return "\n".join(lines)

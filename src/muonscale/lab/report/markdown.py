@@ -32,7 +32,7 @@ def _block(block: Block, figures: str) -> str:
         case Verbatim():
             return f"```text\n{block.text}\n```" + _caption(block.caption)
         case Verdict():
-            return f"- **{block.words}**: {_plain(block.text)}"
+            return f"- **{block.outcome}**: {_plain(block.text)}"
         case Table():
             return _table(block)
         case Chart():

@@ -1,42 +1,48 @@
-"""Charts as PNG and SVG files, drawn by matplotlib. The same chart gives the same bytes."""
+"""Draws charts as PNG and SVG with matplotlib. The same chart gives the same bytes."""
 
 from __future__ import annotations
 
 import io
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
 from matplotlib import rc_context
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
-from matplotlib.axis import Axis as MatplotlibAxis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedFormatter, FixedLocator, FuncFormatter, NullLocator
 
 from muonscale.lab.report.axes import (
-    Axis,
     AxisT,
     axis_of,
     drawable,
     has_markers,
+    minimum_of,
     number_text,
-    smallest,
     tick_texts,
 )
 from muonscale.lab.report.page import Chart, Mark, Series, Surface
-from muonscale.lab.report.palette import BAND, EDGE, GRID, INK, Style
+from muonscale.lab.report.palette import BAND, EDGE, GRID, INK, DashT, Style, styles
+
+Drawing = dict[Literal["png", "svg"], bytes]
+"""The contents of both files of a picture."""
 
 SIZE, DPI = (8.0, 4.8), 150
 """Inches, and dots per inch of PNG."""
 
-LINES = {"solid": "-", "dash": "--", "dot": ":"}
+LINES: dict[DashT, Literal["-", "--", ":"]] = {"solid": "-", "dash": "--", "dot": ":"}
+HATCHES = {"solid": "", "dash": "///", "dot": "..."}
+"""Patterns of lines and of bars, by `Style.dash`."""
 
 CONTOURS, COLORS = 12, "cividis_r"
 
 SETTINGS: dict[str, Any] = {
-    "svg.hashsalt": "muonscale",  # names in the file do not differ from run to run
+    "svg.hashsalt": "muonscale",  # makes the names in the file reproducible
     "text.parse_math": False,
     "font.size": 10,
     "text.color": INK,
@@ -47,37 +53,99 @@ SETTINGS: dict[str, Any] = {
 }
 
 
-def draw(chart: Chart, styles: Mapping[str, Style]) -> dict[Literal["png", "svg"], bytes]:
-    """Return the contents of a PNG and an SVG file.
+def draw(chart: Chart, styles: Mapping[str, Style]) -> Drawing:
+    """Return a picture of one chart.
 
     Args:
-        chart: what is drawn; it has passed `check_page`.
-        styles: of every group, as `palette.styles` gives them.
+        chart: a chart that `check_page` accepts.
+        styles: the style of every group, from `palette.styles`.
     """
     with rc_context(SETTINGS):
-        figure = _figure(chart, styles)
-        png, svg = io.BytesIO(), io.BytesIO()
-        figure.savefig(png, format="png", dpi=DPI, metadata={"Software": None})
-        figure.savefig(svg, format="svg", metadata={"Date": None, "Creator": None})
+        return _save(_figure(chart, styles))
+
+
+def draw_panels(
+    rows: Sequence[Sequence[Chart]], title: str, size: tuple[float, float] = SIZE
+) -> Drawing:
+    """Return one picture of several charts.
+
+    Charts of a row with the same y label share the range of their y axes. If charts have groups in
+    common, one legend of the groups is below all of them; otherwise each chart has its own legend.
+
+    Args:
+        rows: the charts of each row, from top to bottom; rows have the same length.
+        title: the title of the picture.
+        size: inches.
+    """
+    charts = [chart for row in rows for chart in row]
+    groups = [{series.color_group for series in chart.series} for chart in charts]
+    shared = any(groups[0] & others for others in groups[1:])
+    together = replace(charts[0], series=tuple(s for chart in charts for s in chart.series))
+    looks = styles([together] if shared else charts)
+    with rc_context(SETTINGS):
+        figure = Figure(figsize=size, layout="constrained")
+        FigureCanvasAgg(figure)
+        figure.suptitle(textwrap.fill(title, round(14 * size[0])), fontsize="medium")
+        panels = figure.subplots(len(rows), len(rows[0]), squeeze=False)
+        for row, axes in zip(rows, panels, strict=True):
+            for chart, one in zip(_share_y(row), axes, strict=True):
+                _draw_chart(one, chart, looks)
+                if not shared:
+                    handles, labels = one.get_legend_handles_labels()
+                    place = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.12), "ncols": 2}
+                    one.legend(handles, labels, frameon=False, fontsize="small", **place)
+        if shared:
+            keys: list[Artist] = [
+                Line2D([], [], color=look.color, linestyle=LINES[look.dash], label=group)
+                for group, look in looks.items()
+            ]
+            figure.legend(handles=keys, loc="outside lower center", ncols=6, frameon=False)
+        return _save(figure)
+
+
+def _save(figure: Figure) -> Drawing:
+    png, svg = io.BytesIO(), io.BytesIO()
+    figure.savefig(png, format="png", dpi=DPI, metadata={"Software": None})
+    figure.savefig(svg, format="svg", metadata={"Date": None, "Creator": None})
     return {"png": png.getvalue(), "svg": svg.getvalue()}
 
 
+def _share_y(charts: Sequence[Chart]) -> list[Chart]:
+    if len({chart.y_label for chart in charts}) > 1:
+        return list(charts)
+    axes = [axis for chart in charts if (axis := axis_of(drawable(chart)[0], "y")) is not None]
+    if not axes:
+        return list(charts)
+    limits = min(axis.low for axis in axes), max(axis.high for axis in axes)
+    first, *rest = (replace(chart, y_limits=limits) for chart in charts)
+    return [first, *(replace(chart, y_label="") for chart in rest)]
+
+
 def _figure(chart: Chart, styles: Mapping[str, Style]) -> Figure:
-    chart, note = drawable(chart)
     figure = Figure(figsize=SIZE, layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    x, y = axis_of(chart, "x"), axis_of(chart, "y")
-    _set_axis(axes.xaxis, "x", x, chart.log_x)
-    _set_axis(axes.yaxis, "y", y, chart.log_y)
+    _draw_chart(figure.add_subplot(), chart, styles)
+    if len(chart.series) > 1:
+        longest = max(len(series.name) for series in chart.series)
+        columns = max(1, min(len(chart.series), 90 // (longest + 8)))
+        figure.legend(loc="outside lower center", ncols=columns, frameon=False)
+    return figure
+
+
+def _draw_chart(axes: Axes, chart: Chart, styles: Mapping[str, Style]) -> None:
+    chart, note = drawable(chart)
     below = [chart.x_label, note]
+    _set_axis(axes, "x", chart)
+    _set_axis(axes, "y", chart)
     if chart.surface is not None:
-        _draw_surface(figure, axes, chart.surface)
-        below.append(_least(chart.surface))
-    for series in chart.series:
-        _draw_series(axes, series, styles[series.colored_as])
+        below.append(_draw_surface(axes, chart.surface))
+    if chart.bars:
+        _draw_bars(axes, chart, styles)
+    for series in () if chart.bars else chart.series:
+        _draw_series(axes, series, styles[series.color_group])
     for mark in chart.marks:
         _draw_mark(axes, mark)
+    x, y = axis_of(chart, "x"), axis_of(chart, "y")
     if x is None or y is None:
         axes.text(0.5, 0.5, "no values", ha="center", transform=axes.transAxes)
     else:
@@ -85,37 +153,40 @@ def _figure(chart: Chart, styles: Mapping[str, Style]) -> Figure:
     axes.set_title(textwrap.fill(chart.title, 90), fontsize="medium")
     axes.set_xlabel("\n".join(filter(None, below)))
     axes.set_ylabel(textwrap.fill(chart.y_label, 50))
-    axes.grid(color=GRID, linewidth=0.8)
+    axes.grid(color=GRID, linewidth=0.8, axis="y" if chart.bars else "both")
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
-    if len(chart.series) > 1:
-        figure.legend(loc="outside lower center", ncols=_columns(chart), frameon=False)
-    return figure
 
 
-def _set_axis(axis: MatplotlibAxis, which: AxisT, seen: Axis | None, log: bool) -> None:
-    if seen is not None and log:
-        getattr(axis.axes, f"set_{which}scale")("log")
-        axis.set_major_locator(FixedLocator(list(seen.ticks)))
-        axis.set_major_formatter(FixedFormatter(tick_texts(seen.ticks)))
-        axis.set_minor_locator(NullLocator())
-    else:
+def _set_axis(axes: Axes, which: AxisT, chart: Chart) -> None:
+    axis, seen = getattr(axes, f"{which}axis"), axis_of(chart, which)
+    log = chart.log_x if which == "x" else chart.log_y
+    names = chart.bars if which == "x" else ()
+    if seen is None or not (log or names):
         axis.set_major_formatter(FuncFormatter(lambda value, _: number_text(value)))
+        return
+    if log:
+        getattr(axes, f"set_{which}scale")("log")
+    axis.set_major_locator(FixedLocator(list(seen.ticks)))
+    axis.set_major_formatter(FixedFormatter(names or tick_texts(seen.ticks)))
+    axis.set_minor_locator(NullLocator())
 
 
-def _columns(chart: Chart) -> int:
-    """Return how many names of series fit beside each other."""
-    longest = max(len(series.name) for series in chart.series)
-    return max(1, min(len(chart.series), 90 // (longest + 8)))
+def _draw_bars(axes: Axes, chart: Chart, styles: Mapping[str, Style]) -> None:
+    bottom = np.zeros(len(chart.bars))
+    for series in chart.series:
+        style = styles[series.color_group]
+        look: dict[str, Any] = {"color": style.color, "hatch": HATCHES[style.dash]}
+        look |= {"edgecolor": "white", "linewidth": 0, "width": min(0.8, 0.3 * len(chart.bars))}
+        axes.bar(series.x, series.y, bottom=bottom, label=series.name, **look)
+        bottom = bottom + series.y
 
 
 def _draw_series(axes: Axes, series: Series, style: Style) -> None:
-    look: dict[str, Any] = {"color": style.color, "label": series.name, "zorder": 3}
     line = "--" if series.kind == "dashed" else LINES[style.dash]
-    if series.kind == "points":
-        line = "none"
-    marker = "o" if has_markers(series) else "none"
-    look |= {"linestyle": line, "marker": marker, "linewidth": 1.6, "markersize": 4.5}
+    look: dict[str, Any] = {"color": style.color, "label": series.name, "zorder": 3}
+    look |= {"linestyle": "none" if series.kind == "points" else line, "linewidth": 1.6}
+    look |= {"marker": "o" if has_markers(series) else "none", "markersize": 4.5}
     axes.plot(series.x, series.y, **look)
     if series.low is None or series.high is None:
         return
@@ -143,22 +214,18 @@ def _draw_mark(axes: Axes, mark: Mark) -> None:
         axes.annotate(mark.label, (mark.at, 1), xycoords=where, **place, **text)
 
 
-def _draw_surface(figure: Figure, axes: Axes, surface: Surface) -> None:
+def _draw_surface(axes: Axes, surface: Surface) -> str:
+    """Draw contours and a star at the smallest value; return a sentence about the star."""
     z = np.ma.masked_invalid(np.array(surface.z))
     contours = axes.contourf(surface.x, surface.y, z, levels=CONTOURS, cmap=COLORS, zorder=1)
     columns, rows = np.meshgrid(surface.x, surface.y)
     known = ~np.ma.getmaskarray(z)
     axes.plot(columns[known], rows[known], ".", color="white", markersize=3, zorder=2)
-    figure.colorbar(contours, ax=axes, label=surface.label)
-    found = smallest(surface)
-    if found is not None:
-        star = {"markersize": 15, "color": "white", "markeredgecolor": "black", "zorder": 4}
-        axes.plot(found[0], found[1], "*", clip_on=False, **star)
-
-
-def _least(surface: Surface) -> str:
-    found = smallest(surface)
-    if found is None:
+    axes.figure.colorbar(contours, ax=axes, label=surface.label)
+    least = minimum_of(surface)
+    if least is None:
         return ""
-    x, y, z = map(number_text, found)
-    return f"star: least {surface.label}, {z} at ({x}, {y})"
+    star = {"markersize": 15, "color": "white", "markeredgecolor": "black", "zorder": 4}
+    axes.plot(least[0], least[1], "*", clip_on=False, **star)
+    x, y, value = map(number_text, least)
+    return f"star: least {surface.label}, {value} at ({x}, {y})"

@@ -1,12 +1,12 @@
-"""What a report is made of: data alone, drawn by others (the page by `html`, all files by `write`).
+"""What a report is made of. These classes hold data; `html`, `markdown` and `write` render it.
 
-A `Page` has sections, a section blocks: paragraphs, verdicts, commands, text as it is, tables and
-charts. Studies return pages, and know nothing of how they are drawn.
+A `Page` has sections. A section has blocks: paragraphs, verdicts, commands, verbatim text, tables and
+charts. Whatever draws a chart or prints a table starts from a `Chart` or a `Table`.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 Numbers = tuple[float, ...]
@@ -15,22 +15,22 @@ LineT = Literal["line", "points", "both", "dashed"]
 
 @dataclass(frozen=True, kw_only=True)
 class Series:
-    """A curve or a cloud of points. NaN is a gap."""
+    """A curve or a set of points. NaN is a gap."""
 
     name: str
     x: Numbers
     y: Numbers
     low: Numbers | None = None
-    """Lower end of the interval of every y."""
+    """The lower end of the interval around each y; `high` is the upper end."""
     high: Numbers | None = None
     kind: LineT = "line"
     group: str = ""
-    """Series of one group have one colour on the whole page; the name says the group when it is
-    empty. A group that has Muon or AdamW in its name gets that optimizer's colour."""
+    """Series of one group share a color on the whole page; an empty group means the name. Muon,
+    AdamW or "reference" in the name of a group decides the color (`palette.OWN`)."""
 
     @property
-    def colored_as(self) -> str:
-        """The group, given or not."""
+    def color_group(self) -> str:
+        """The group that decides the color."""
         return self.group or self.name
 
 
@@ -39,14 +39,14 @@ class Mark:
     """A straight line across a chart, such as a baseline."""
 
     axis: Literal["x", "y"]
-    """Which axis it is a value of: "y" is a horizontal line."""
+    """The axis that `at` is a value of; "y" makes a horizontal line."""
     at: float
     label: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class Surface:
-    """Values over a grid, drawn as contours with the smallest marked."""
+    """Values over a grid, drawn as contours with the smallest value marked."""
 
     x: Numbers
     y: Numbers
@@ -61,28 +61,30 @@ class Chart:
     """One pair of axes."""
 
     name: str
-    """File name without suffix; unique on its page."""
+    """The file name without suffix; unique on its page."""
     title: str
     x_label: str
     y_label: str
     series: tuple[Series, ...] = ()
     marks: tuple[Mark, ...] = ()
     surface: Surface | None = None
+    bars: tuple[str, ...] = ()
+    """Names of stacked bars at x = 0, 1, ...; each series is then a layer of the stacks."""
     log_x: bool = False
     log_y: bool = False
     y_limits: tuple[float, float] | None = None
-    """The part of the y axis that is shown at first; all values and marks when not given."""
+    """The initial range of the y axis; by default it includes all values and marks."""
     caption: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """Rows of text. A column in which all cells are numbers is aligned to the right."""
+    """Rows of text. HTML and the console align a column of numbers to the right."""
 
     head: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     name: str = ""
-    """File name of its CSV without suffix; none is written when empty."""
+    """The file name of its CSV without suffix; an empty name writes none."""
     caption: str = ""
 
 
@@ -95,32 +97,32 @@ class Text:
 
 @dataclass(frozen=True)
 class Command:
-    """What to type in a shell to get what the page shows."""
+    """A shell command that reproduces what the page shows."""
 
     text: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class Verbatim:
-    """Text with its line breaks and spaces, such as what a model wrote or a configuration."""
+    """Text that keeps its line breaks and spaces, such as a model's output or a configuration."""
 
     text: str
     caption: str = ""
     folded: bool = False
-    """Whether it is hidden behind its caption until that is clicked."""
+    """Whether the text is hidden until its caption is clicked."""
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """A claim that was tested: it holds, it does not, or (None) it is not told apart."""
+    """A claim that was tested. It holds (True), does not hold (False) or is undecided (None)."""
 
     passed: bool | None
     text: str
 
     @property
-    def words(self) -> str:
-        """What is said of the claim."""
-        return {True: "holds", False: "does not hold", None: "not told apart"}[self.passed]
+    def outcome(self) -> str:
+        """The verdict in words."""
+        return {True: "holds", False: "does not hold", None: "undecided"}[self.passed]
 
 
 Block = Text | Command | Verbatim | Verdict | Table | Chart
@@ -133,7 +135,7 @@ class Section:
     title: str
     blocks: tuple[Block, ...]
     part: str = ""
-    """Heading above this section and its neighbours of the same part, on a page about several things."""
+    """A heading above all consecutive sections of the same part."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,16 +144,19 @@ class Page:
 
     title: str
     summary: str
-    sections: tuple[Section, ...] = field(default=())
+    sections: tuple[Section, ...] = ()
+
+    @property
+    def blocks(self) -> tuple[Block, ...]:
+        """All blocks, in order."""
+        return tuple(block for section in self.sections for block in section.blocks)
 
     @property
     def charts(self) -> tuple[Chart, ...]:
         """All charts, in order."""
-        blocks = (block for section in self.sections for block in section.blocks)
-        return tuple(block for block in blocks if isinstance(block, Chart))
+        return tuple(block for block in self.blocks if isinstance(block, Chart))
 
     @property
     def tables(self) -> tuple[Table, ...]:
         """All tables, in order."""
-        blocks = (block for section in self.sections for block in section.blocks)
-        return tuple(block for block in blocks if isinstance(block, Table))
+        return tuple(block for block in self.blocks if isinstance(block, Table))

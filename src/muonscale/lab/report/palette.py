@@ -1,20 +1,24 @@
-"""Which group of series has which colour, on a light and on a dark ground.
+"""Assigns a color to each group of series, for light and dark pages.
 
-The colours are Paul Tol's (bright and vibrant schemes), which people with any kind of colour vision
-can tell apart. On a dark ground they are lighter.
+The colors are Paul Tol's bright and vibrant schemes, which are distinguishable with any kind of color
+vision. The dark page uses lighter versions.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-from muonscale.lab.report.page import Page
+from muonscale.lab.report.page import Chart
 
 DashT = Literal["solid", "dash", "dot"]
 
-MUON, ADAMW = "#4477aa", "#cc3311"
+MUON, ADAMW, REFERENCE = "#4477aa", "#cc3311", "#666666"
+
+OWN = {"adamw": ADAMW, "muon": MUON, "reference": REFERENCE}
+"""Words in the name of a group that decide its color."""
 
 SERIES = {
     MUON: "#77aadd",
@@ -24,14 +28,14 @@ SERIES = {
     "#ee7733": "#ffaa66",
     "#0099bb": "#44ccee",
     "#aa9922": "#ddcc55",
-    "#666666": "#bbbbbb",
+    REFERENCE: "#bbbbbb",
 }
-"""Colours of series: on white, and on the dark page."""
+"""Colors of series on white, and on the dark page."""
 
 INK, GRID, EDGE, PAPER = "#1f2328", "#e4e7ea", "#59636e", "#ffffff"
 
 FRAME = {INK: "#e6e9ec", GRID: "#31363c", EDGE: "#9aa4ae", PAPER: "#16181b"}
-"""Text, grid lines, axes and marks, and the ground: on white, and on the dark page."""
+"""Colors of text, grid, axes with marks, and background: on white, and on the dark page."""
 
 BAND = 0.18
 """Opacity of an interval."""
@@ -44,49 +48,45 @@ class Style:
     """How a group is drawn."""
 
     color: str
-    """On white: a key of SERIES."""
+    """The color on white, a key of SERIES."""
     dash: DashT
-    """Tells groups of one colour apart, where there are more groups than colours."""
+    """Distinguishes groups of one color where there are more groups than colors."""
 
 
-def styles(page: Page) -> dict[str, Style]:
-    """Return the style of every group of a page.
+def styles(charts: Iterable[Chart]) -> dict[str, Style]:
+    """Return the style of every group in charts that are shown together.
 
-    A group has one style in all charts. Groups that meet in a chart differ, as long as there are
-    styles; groups that never meet may look alike.
+    A group has one style in all charts. Groups in one chart have different styles as long as there are
+    enough; groups that never share a chart may share a style.
     """
-    met: dict[str, set[str]] = defaultdict(set)
-    for chart in page.charts:
-        groups = {series.colored_as for series in chart.series}
+    together: dict[str, set[str]] = defaultdict(set)
+    for chart in charts:
+        groups = dict.fromkeys(series.color_group for series in chart.series)
         for group in groups:
-            met[group] |= groups - {group}
-    order = dict.fromkeys(s.colored_as for chart in page.charts for s in chart.series)
+            together[group] |= groups.keys() - {group}
     every = [Style(color, dash) for dash in DASHES for color in SERIES]
-    found: dict[str, Style] = {}
-    for group in sorted(order, key=lambda group: _wanted(group) is None):
-        taken = {found[other] for other in met[group] if other in found}
+    assigned: dict[str, Style] = {}
+    # Groups with a color of their own choose first. Only the first of several in a chart has its color.
+    for group in sorted(together, key=lambda group: _own_color(group) is None):
+        taken = {assigned[other] for other in together[group] if other in assigned}
         free = [style for style in every if style not in taken] or every
-        # One group has the colour of its optimizer; a second one is told apart better by another.
-        wanted = [style for style in free if style == Style(_wanted(group) or "", "solid")]
-        found[group] = (wanted or free)[0]
-    return found
+        wanted = Style(_own_color(group) or "", "solid")
+        assigned[group] = wanted if wanted in free else free[0]
+    return assigned
 
 
 def dark_colors() -> dict[str, str]:
-    """Return what every colour of a figure becomes on the dark page, bands included."""
+    """Return the dark page's color for every color of a figure, including bands."""
     bands = {band_color(light): band_color(dark) for light, dark in SERIES.items()}
     return SERIES | FRAME | bands
 
 
 def band_color(color: str) -> str:
-    """Return the translucent colour of an interval, in CSS."""
+    """Return the translucent color of an interval, in CSS."""
     red, green, blue = (int(color[at : at + 2], 16) for at in (1, 3, 5))
     return f"rgba({red},{green},{blue},{BAND})"
 
 
-def _wanted(group: str) -> str | None:
-    """Return the colour that a group has because of its name."""
-    name = group.lower()
-    if "adamw" in name:
-        return ADAMW
-    return MUON if "muon" in name else None
+def _own_color(group: str) -> str | None:
+    """Return the color that a group has because of its name."""
+    return next((color for word, color in OWN.items() if word in group.lower()), None)

@@ -1,4 +1,4 @@
-"""Charts as plotly figures in JSON, in the colours of a light page; the page's script darkens them."""
+"""Charts as plotly figures in JSON, in the colors of a light page; the page's script darkens them."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from muonscale.lab.report.axes import (
     axis_of,
     drawable,
     has_markers,
+    minimum_of,
     number_text,
-    smallest,
     tick_texts,
 )
 from muonscale.lab.report.page import Chart, Mark, Series, Surface
@@ -25,44 +25,95 @@ from muonscale.lab.report.palette import EDGE, GRID, INK, PAPER, Style, band_col
 
 CONTOURS, COLORS = 12, "Cividis"
 
+PATTERNS = {"solid": "", "dash": "/", "dot": "."}
+"""Patterns of bars, by `Style.dash`."""
+
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif"
+
+LAYOUT: dict[str, Any] = {
+    # plotly's default template would add 7 kB to every figure
+    "template": "none",
+    "font": {"family": FONT, "size": 13, "color": INK},
+    "paper_bgcolor": PAPER,
+    "plot_bgcolor": PAPER,
+    "margin": {"l": 8, "r": 16, "t": 12, "b": 8},
+    "hovermode": "closest",
+    "barmode": "stack",
+    "hoverlabel": {"bgcolor": PAPER, "bordercolor": EDGE, "font": {"color": INK}},
+    "legend": {
+        "orientation": "h",
+        "x": 0,
+        "xanchor": "left",
+        "y": 1.02,
+        "yanchor": "bottom",
+        "maxheight": 0.4,
+    },
+}
 
 
 def figure_json(chart: Chart, styles: Mapping[str, Style]) -> str:
-    """Return data and layout of a plotly figure as JSON that may stand inside of a script element.
+    """Return data and layout of a plotly figure as JSON that is safe inside a script element.
 
     Args:
-        chart: what is drawn; it has passed `check_page`.
-        styles: of every group, as `palette.styles` gives them.
+        chart: a chart that `check_page` accepts.
+        styles: the style of every group, from `palette.styles`.
     """
     chart, _ = drawable(chart)
     x, y = axis_of(chart, "x"), axis_of(chart, "y")
-    surface = [] if chart.surface is None else _surface(chart.surface, chart)
-    bands = [_band(series, styles[series.colored_as]) for series in chart.series]
-    lines = [_line(series, chart, styles[series.colored_as]) for series in chart.series]
-    layout = _layout(chart)
-    layout |= {"xaxis": _axis(chart.x_label, x, chart.log_x)}
-    # The page shows what y is above the axes: turned by 90 degrees it would not fit on a phone.
-    layout |= {"yaxis": _axis("", y, chart.log_y)}
+    traces = [] if chart.surface is None else _surface(chart.surface, chart)
+    if chart.bars:
+        traces += [_bar(series, chart, styles[series.color_group]) for series in chart.series]
+    else:
+        # Bands come first, so that no band covers a line.
+        bands = [_band(series, styles[series.color_group]) for series in chart.series]
+        traces += [band for band in bands if band is not None]
+        traces += [_line(series, chart, styles[series.color_group]) for series in chart.series]
+    layout = {**LAYOUT, "shapes": [_mark(mark) for mark in chart.marks]}
+    x_axis = _axis(chart.x_label, x, chart.log_x)
+    if chart.bars and x is not None:
+        x_axis |= {"tickvals": x.ticks, "ticktext": chart.bars}
+    # The page shows the y label above the axes: turned by 90 degrees it would not fit on a phone.
+    layout |= {"xaxis": x_axis, "yaxis": _axis("", y, chart.log_y)}
     if x is None or y is None:
         layout["annotations"] = [{"text": "no values", "showarrow": False}]
-    drawn = [trace for trace in (*surface, *bands, *lines) if trace is not None]
-    # Validation happens in go.Figure; `template` would otherwise be plotly's default, of 7 kB.
-    return str(to_json(go.Figure(data=drawn, layout={**layout, "template": "none"})))
+    return str(to_json(go.Figure(data=traces, layout=layout)))
 
 
 def _text(text: str) -> str:
-    """Return text that plotly shows as it is, though it takes it for HTML."""
+    """Return text escaped for plotly, which interprets HTML."""
     return html.escape(text, quote=False)
 
 
+def _bar(series: Series, chart: Chart, style: Style) -> go.Bar:
+    pattern = {"shape": PATTERNS[style.dash], "fgcolor": "white"}
+    return go.Bar(
+        x=series.x,
+        y=series.y,
+        name=_text(series.name),
+        marker={"color": style.color, "pattern": pattern},
+        hovertemplate=f"<b>{_text(series.name)}</b><br>{_text(chart.y_label)}: "
+        "%{y:,.5~g}<extra></extra>",
+    )
+
+
 def _line(series: Series, chart: Chart, style: Style) -> go.Scatter:
-    parts = {"lines": series.kind != "points", "markers": has_markers(series)}
+    modes = {"lines": series.kind != "points", "markers": has_markers(series)}
+    hover = [f"<b>{_text(series.name)}</b>", f"{_text(chart.x_label)}: %{{x:,.6~g}}"]
+    hover.append(f"{_text(chart.y_label)}: %{{y:,.5~g}}")
+    intervals = error_bars = None
+    if series.low is not None and series.high is not None:
+        ends = list(zip(series.low, series.y, series.high, strict=True))
+        intervals = [f"{low:.5g} to {high:.5g}" for low, _, high in ends]
+        hover[-1] += " (%{customdata})"
+        if _has_bars(series):
+            error_bars = {"type": "data", "thickness": 1.5, "width": 4}
+            error_bars |= {"array": [_length(y, high) for _, y, high in ends]}
+            error_bars |= {"arrayminus": [_length(low, y) for low, y, _ in ends]}
     return go.Scatter(
         x=series.x,
         y=series.y,
         name=_text(series.name),
-        mode="+".join(part for part, there in parts.items() if there),
+        mode="+".join(mode for mode, wanted in modes.items() if wanted),
         legendgroup=_text(series.name),
         line={
             "color": style.color,
@@ -70,37 +121,15 @@ def _line(series: Series, chart: Chart, style: Style) -> go.Scatter:
             "dash": "dash" if series.kind == "dashed" else style.dash,
         },
         marker={"color": style.color, "size": 7 if series.kind == "points" else 5},
-        error_y=_error_bars(series),
-        customdata=_interval_texts(series),
-        hovertemplate=_hover(series, chart),
+        error_y=error_bars,
+        customdata=intervals,
+        hovertemplate="<br>".join(hover) + "<extra></extra>",
         showlegend=len(chart.series) > 1,
     )
 
 
-def _hover(series: Series, chart: Chart) -> str:
-    lines = [f"<b>{_text(series.name)}</b>", f"{_text(chart.x_label)}: %{{x:,.6~g}}"]
-    interval = "" if series.low is None else " (%{customdata})"
-    lines += [f"{_text(chart.y_label)}: %{{y:,.5~g}}{interval}"]
-    return "<br>".join(lines) + "<extra></extra>"
-
-
-def _interval_texts(series: Series) -> list[str] | None:
-    if series.low is None or series.high is None:
-        return None
-    ends = zip(series.low, series.high, strict=True)
-    return [f"{low:.5g} to {high:.5g}" for low, high in ends]
-
-
 def _has_bars(series: Series) -> bool:
     return series.low is not None and series.kind in ("points", "both")
-
-
-def _error_bars(series: Series) -> dict[str, Any] | None:
-    if not _has_bars(series) or series.low is None or series.high is None:
-        return None
-    up = [_length(y, high) for y, high in zip(series.y, series.high, strict=True)]
-    down = [_length(low, y) for low, y in zip(series.low, series.y, strict=True)]
-    return {"type": "data", "array": up, "arrayminus": down, "thickness": 1.5, "width": 4}
 
 
 def _length(start: float, end: float) -> float:
@@ -133,9 +162,9 @@ def _band(series: Series, style: Style) -> go.Scatter | None:
 
 
 def _surface(surface: Surface, chart: Chart) -> list[Any]:
-    found = smallest(surface)
-    assert found is not None  # `drawable` leaves no surface without values
-    x, y, z = found
+    minimum = minimum_of(surface)
+    assert minimum is not None  # `drawable` removes a surface without values
+    x, y, z = minimum
     label = _text(surface.label)
     hover = f"{_text(chart.x_label)}: %{{x:,.6~g}}<br>{_text(chart.y_label)}: %{{y:,.6~g}}"
     contour = go.Contour(
@@ -204,35 +233,14 @@ def _axis(label: str, seen: Axis | None, log: bool) -> dict[str, Any]:
     return axis
 
 
-def _layout(chart: Chart) -> dict[str, Any]:
-    return {
-        "font": {"family": FONT, "size": 13, "color": INK},
-        "paper_bgcolor": PAPER,
-        "plot_bgcolor": PAPER,
-        "margin": {"l": 8, "r": 16, "t": 12, "b": 8},
-        "hovermode": "closest",
-        "hoverlabel": {"bgcolor": PAPER, "bordercolor": EDGE, "font": {"color": INK}},
-        "legend": {
-            "orientation": "h",
-            "x": 0,
-            "xanchor": "left",
-            "y": 1.02,
-            "yanchor": "bottom",
-            "maxheight": 0.4,
-        },
-        "shapes": [_mark(mark) for mark in chart.marks],
-    }
-
-
 def _mark(mark: Mark) -> dict[str, Any]:
     across = mark.axis == "y"
-    place = (
-        {"xref": "x domain", "x0": 0, "x1": 1, "y0": mark.at, "y1": mark.at}
-        if across
-        else {"yref": "y domain", "y0": 0, "y1": 1, "x0": mark.at, "x1": mark.at}
-    )
-    label = {"text": _text(mark.label), "font": {"color": EDGE, "size": 12}}
-    label |= {"textposition": "end"} if across else {"textposition": "end", "textangle": 0}
-    label |= {"yanchor": "bottom"} if across else {"xanchor": "right", "yanchor": "top"}
+    label = {"text": _text(mark.label), "font": {"color": EDGE, "size": 12}, "textposition": "end"}
+    if across:
+        place = {"xref": "x domain", "x0": 0, "x1": 1, "y0": mark.at, "y1": mark.at}
+        label |= {"yanchor": "bottom"}
+    else:
+        place = {"yref": "y domain", "y0": 0, "y1": 1, "x0": mark.at, "x1": mark.at}
+        label |= {"textangle": 0, "xanchor": "right", "yanchor": "top"}
     line = {"color": EDGE, "width": 1, "dash": "dash"}
     return {"type": "line", "line": line, "label": label, **place}

@@ -1,4 +1,4 @@
-"""What is drawn of runs: losses, the optimizer, speed, routing, attention, spectra."""
+"""The measures of a run that reports draw: losses, optimizer, speed, routing, attention, spectra."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import TypeGuard
 
 import numpy as np
 
-from muonscale.lab.report.measures import Curves, Measure, chart_of
-from muonscale.lab.report.page import Chart, Mark, Series
+from muonscale.lab.report.measures import AGAINST, UNITS, Curves, Measure, chart_of
+from muonscale.lab.report.page import Chart, Mark
 from muonscale.lab.report.run_data import Record, RunData, UnitT, column, names
 from muonscale.optim.options import OPTIONS_OF, names_of
 
 LAYERS = 8
-"""Up to so many layers have a curve each."""
+"""Up to this many layers have a curve each."""
 
 NATS = "loss (nats per token)"
 
@@ -33,7 +33,7 @@ SPECTRA = {
     "weight_spectral_norm": ("Spectral norm of weights", "largest singular value"),
     "weight_rms": ("Size of weights", "root mean square"),
 }
-"""Fields of `matrices` in a telemetry record: title and label of the axis."""
+"""Fields of `matrices` in a telemetry record, with title and y label of the chart."""
 
 TRAINING = Measure(
     name="training-loss",
@@ -45,61 +45,69 @@ TRAINING = Measure(
 
 HELD_OUT = Measure(
     name="held-out-loss",
-    title="Held-out loss",
+    title="Validation loss",
     y_label=NATS,
-    parts=lambda records: {"held out": column(records, "held_out_loss")},
+    parts=lambda records: {"validation": column(records, "held_out_loss")},
     kind="eval",
     look="both",
 )
 
 
 def loss_charts(runs: Sequence[RunData], unit: UnitT) -> list[Chart]:
-    """Return the losses: of one run training, held-out and baselines in one chart, else two charts."""
+    """Return the losses of several runs as two charts, training and validation; of one run as one."""
+    if len(runs) == 1:
+        chart = loss_chart(runs[0], unit)
+        return [chart] if chart.series else []
     charts = [chart_of(measure, runs, unit) for measure in (TRAINING, HELD_OUT)]
-    found = [chart for chart in charts if chart is not None]
-    if len(runs) == 1 and found:
-        series = tuple(series for chart in found for series in chart.series)
-        name = found[0].name.replace(TRAINING.name, "loss").replace(HELD_OUT.name, "loss")
-        title = found[0].title.replace(TRAINING.title, "Loss").replace(HELD_OUT.title, "Loss")
-        found = [replace(found[0], name=name, title=title, series=series)]
-    marks = _baselines(runs)
-    return [
-        replace(chart, marks=marks, y_limits=_loss_limits(chart.series, marks)) for chart in found
-    ]
+    return [_with_baselines(chart, runs) for chart in charts if chart is not None]
 
 
-def _baselines(runs: Sequence[RunData]) -> tuple[Mark, ...]:
-    """Return the losses of n-grams, if they are the same for all runs that have them."""
+def loss_chart(run: RunData, unit: UnitT) -> Chart:
+    """Return training loss, validation loss and baselines of a run in one chart."""
+    charts = [chart_of(measure, [run], unit) for measure in (TRAINING, HELD_OUT)]
+    known = [chart for chart in charts if chart is not None]
+    chart = Chart(
+        name="loss" if unit == "tokens" else f"loss-{unit}",
+        title="Loss" + AGAINST[unit],
+        x_label=UNITS[unit],
+        y_label=NATS,
+        series=tuple(series for chart in known for series in chart.series),
+        caption=known[0].caption if known else "",
+    )
+    return _with_baselines(chart, [run])
+
+
+def _with_baselines(chart: Chart, runs: Sequence[RunData]) -> Chart:
+    """Mark the losses of n-grams if all runs that have them agree, and cut off diverged losses.
+
+    The y axis then ends at one and a half times the loss at the start.
+    """
     marks = []
     for name in ("unigram", "bigram"):
         values = column([run.result for run in runs if run.result], f"{name}_loss")
         if len(values) and np.ptp(values) < 1e-3:
             at = float(values[0])
             marks.append(Mark(axis="y", at=at, label=f"{name} {at:.3f}"))
-    return tuple(marks)
-
-
-def _loss_limits(series: Sequence[Series], marks: Sequence[Mark]) -> tuple[float, float] | None:
-    """Return limits that cut a diverged run at one and a half times its start; None for all others."""
-    values = [np.array(one.y) for one in series]
-    known = [finite for value in values if len(finite := value[np.isfinite(value)])]
-    if not known:
-        return None
+    chart = replace(chart, marks=tuple(marks))
+    curves = [np.array(series.y) for series in chart.series]
+    curves = [finite for curve in curves if len(finite := curve[np.isfinite(curve)])]
+    if not curves:
+        return chart
     levels = [mark.at for mark in marks]
-    start = max([float(value[0]) for value in known] + levels)
-    lowest = min([float(value.min()) for value in known] + levels)
-    if max(float(value.max()) for value in known) <= 1.5 * start:
-        return None
-    return lowest - 0.05 * (1.5 * start - lowest), 1.5 * start
+    start = max([float(curve[0]) for curve in curves] + levels)
+    lowest = min([float(curve.min()) for curve in curves] + levels)
+    if max(float(curve.max()) for curve in curves) <= 1.5 * start:
+        return chart
+    return replace(chart, y_limits=(lowest - 0.05 * (1.5 * start - lowest), 1.5 * start))
 
 
 def _by_name(*keys: str) -> Callable[[list[Record]], Curves]:
-    """Return a function that gives a curve for every name in the objects at `keys`."""
+    """Return a function that reads one curve for every name in the objects at `keys`."""
     return lambda records: {name: column(records, *keys, name) for name in names(records, *keys)}
 
 
 def _learning_rates(records: list[Record]) -> Curves:
-    """Return the rates of all groups; one curve where they are equal."""
+    """Return the learning rates of all groups, as one curve if they are equal."""
     curves = dict(_by_name("lr")(records))
     rates = list(curves.values())
     if len(rates) > 1 and all(np.array_equal(rates[0], r, equal_nan=True) for r in rates):
@@ -114,20 +122,20 @@ def _whole_norm(records: list[Record]) -> np.ndarray:
 
 
 def _update_rms(records: list[Record]) -> Curves:
-    """Return the size of Muon updates; nothing of a run without Muon, which records zeros."""
+    """Return the size of Muon updates. A run without Muon records zeros and has no curve."""
     sizes = column(records, "update_rms")
     return {"Muon updates": sizes} if np.nansum(sizes) > 0 else {}
 
 
 def _noise_scale(records: list[Record]) -> Curves:
-    """Return the noise scale, and the batch of the steps in which it is known."""
+    """Return the noise scale and, for the steps that have one, the batch size."""
     scale = column(records, "noise_scale", "scale")
     batch = np.where(np.isfinite(scale), column(records, "noise_scale", "tokens_big"), np.nan)
     return {"noise scale": scale, "batch": batch} if np.isfinite(scale).any() else {}
 
 
-def _wanted_rms(runs: Sequence[RunData]) -> tuple[Mark, ...]:
-    """Return the size that updates are scaled to, if it is the same for all runs."""
+def _target_rms(runs: Sequence[RunData]) -> tuple[Mark, ...]:
+    """Mark the RMS that updates are scaled to, if it is the same for all runs."""
     known = [run.resolved.optimizer for run in runs if run.resolved is not None]
     scaled = [o for o in known if "rms" in names_of(OPTIONS_OF[o.rule])]
     wanted = {o.rms if o.scale in ("rms", "rms_exact") else None for o in scaled}
@@ -141,7 +149,7 @@ OPTIMIZER = (
         title="Learning rate",
         y_label="learning rate",
         parts=_learning_rates,
-        caption_of_several="Of the first parameter group of each run.",
+        caption_of_several="The first parameter group of each run.",
     ),
     Measure(
         name="gradient-norm",
@@ -151,14 +159,14 @@ OPTIMIZER = (
         whole=_whole_norm,
         noisy=True,
         log_y=True,
-        caption_of_several="Of all parameters together.",
+        caption_of_several="All parameters together.",
     ),
     Measure(
         name="update-rms",
         title="Size of Muon updates",
         y_label="RMS before the learning rate",
         parts=_update_rms,
-        marks=_wanted_rms,
+        marks=_target_rms,
         noisy=True,
     ),
     Measure(
@@ -167,8 +175,8 @@ OPTIMIZER = (
         y_label="tokens",
         parts=_noise_scale,
         log_y=True,
-        caption="Of running averages. A batch far below it wastes little data, one far above it "
-        "takes hardly fewer steps.",
+        caption="Estimated from running averages. A batch far below the noise scale wastes little data; "
+        "one far above it takes hardly fewer steps.",
     ),
 )
 
@@ -212,12 +220,12 @@ ROUTING = (
             "quietest": column(records, "routing", "quietest_share"),
         },
         noisy=True,
-        caption_of_several="The busiest.",
+        caption_of_several="The busiest expert.",
     ),
     Measure(
         name="dead-experts",
         title="Experts that no token of a step chose",
-        y_label="experts, of all layers together",
+        y_label="experts in all layers together",
         parts=lambda records: {"dead experts": column(records, "routing", "dead_experts")},
         noisy=True,
     ),
@@ -232,12 +240,12 @@ ROUTING = (
 
 
 def _layers(records: list[Record], key: str) -> np.ndarray:
-    """Return a number of every layer, float64 [records, layers]; NaN in steps that were not heard."""
-    heard = [record.get("attention") for record in records]
-    found = [item.get(key) if isinstance(item, dict) else None for item in heard]
-    count = max((len(item) for item in found if isinstance(item, list)), default=0)
+    """Return a number of every layer, float64 [records, layers]; NaN in steps that recorded none."""
+    attention = [record.get("attention") for record in records]
+    lists = [item.get(key) if isinstance(item, dict) else None for item in attention]
+    count = max((len(item) for item in lists if isinstance(item, list)), default=0)
     values = np.full((len(records), count), np.nan)
-    for row, item in zip(values, found, strict=True):
+    for row, item in zip(values, lists, strict=True):
         if isinstance(item, list) and len(item) == count:
             row[:] = column([{"layer": value} for value in item], "layer")
     return values
@@ -262,7 +270,7 @@ def _over_layers(records: list[Record], key: str) -> np.ndarray:
 
 
 def _large_logits(records: list[Record]) -> Curves:
-    """Return the share of logits above 100, if there ever were any."""
+    """Return the share of logits above 100; no curve if it is always 0."""
     share = _over_layers(records, "share_above_100")
     return {"worst layer": share} if np.nansum(share) > 0 else {}
 
@@ -274,7 +282,7 @@ ATTENTION = (
         y_label="largest logit of a step",
         parts=_largest_logits,
         whole=lambda records: _over_layers(records, "max_logit"),
-        caption_of_several="Of all layers.",
+        caption_of_several="The largest of all layers.",
     ),
     Measure(
         name="large-logits",
@@ -302,40 +310,40 @@ ATTENTION = (
 
 
 def spectra(runs: Sequence[RunData]) -> list[Measure]:
-    """Return the measures of telemetry: by kind of matrix, a chart for each kind if runs are several."""
+    """Return the measures of telemetry. Several runs have a chart for every kind of matrix."""
     records = [record for run in runs for record in run.of_kind("telemetry")]
+    kinds = names(records, "matrices")
+    charts = [[kind] for kind in kinds] if len(runs) > 1 else [kinds] if kinds else []
+    measures = [
+        Measure(
+            name=field.replace("_", "-") + (f"-{some[0]}" if len(some) == 1 else ""),
+            title=f"{title}: {some[0]}" if len(some) == 1 else f"{title} by kind of matrix",
+            y_label=y_label,
+            parts=lambda records, some=some, field=field: {
+                kind: column(records, "matrices", kind, field) for kind in some
+            },
+            kind="telemetry",
+        )
+        for field, (title, y_label) in SPECTRA.items()
+        for some in charts
+    ]
     of_groups = Measure(
         name="update-to-weight",
-        title="Part of the weights that one step changes",
+        title="Update size relative to the weights",
         y_label="norm of the update / norm of the weight",
-        parts=lambda rs: {
-            n: column(rs, "groups", n, "update_to_weight") for n in names(rs, "groups")
+        parts=lambda records: {
+            name: column(records, "groups", name, "update_to_weight")
+            for name in names(records, "groups")
         },
         kind="telemetry",
         log_y=True,
-        caption_of_several="Of the first parameter group.",
+        caption_of_several="The first parameter group.",
     )
-    kinds = names(records, "matrices")
-    shown = [[kind] for kind in kinds] if len(runs) > 1 else [kinds]
-    return [_spectrum(field, some) for field in SPECTRA for some in shown if some] + [of_groups]
-
-
-def _spectrum(field: str, kinds: Sequence[str]) -> Measure:
-    title, y_label = SPECTRA[field]
-    suffix, of = (
-        (f"-{kinds[0]}", f": {kinds[0]}") if len(kinds) == 1 else ("", " by kind of matrix")
-    )
-    return Measure(
-        name=field.replace("_", "-") + suffix,
-        title=title + of,
-        y_label=y_label,
-        parts=lambda records: {k: column(records, "matrices", k, field) for k in kinds},
-        kind="telemetry",
-    )
+    return [*measures, of_groups]
 
 
 def spike_steps(run: RunData, length: str) -> list[int]:
-    """Return the steps at which the count of spikes of a length rose."""
+    """Return the steps at which the number of spikes of a norm rose."""
     train = run.of_kind("train")
     counts = np.nan_to_num(column(train, "spikes", length))
     rises = np.diff(counts, prepend=0.0) > 0
@@ -343,5 +351,5 @@ def spike_steps(run: RunData, length: str) -> list[int]:
 
 
 def finite(value: object) -> TypeGuard[float]:
-    """Return whether a value of JSON is a number."""
+    """Return whether a value read from JSON is a finite number."""
     return isinstance(value, int | float) and math.isfinite(value)

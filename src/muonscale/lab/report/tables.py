@@ -1,28 +1,61 @@
-"""The numbers of charts and tables as CSV, in full precision. A value that is not known is empty."""
+"""Charts and tables as CSV in full precision, and which columns of a table hold numbers."""
 
 from __future__ import annotations
 
 import csv
 import io
 import math
-from collections.abc import Iterable, Iterator, Sequence
+import re
+from collections.abc import Iterable, Sequence
 
-from muonscale.lab.report.page import Chart, Series, Surface, Table
+from muonscale.lab.report.page import Chart, Table
+
+_UNIT = r"%|[kMGBT]?B|[KMGT]iB|[kMBT]|ms|s|h|x"
+_AMOUNT = rf"[+\-\u2212]?[$]?(\d[\d,]*\.?\d*|\.\d+)(e[+\-]?\d+)?( ?({_UNIT}))?"
+NUMBER = re.compile(rf"{_AMOUNT}( ?(±|to) ?{_AMOUNT})?|nan|inf", re.IGNORECASE)
+"""A number or an interval, with or without a unit."""
+
+BLANK = ("", "-", "?", "\u2013", "\u2014")
+"""Cells that stand for a missing number."""
+
+
+def is_number(cell: str) -> bool:
+    """Return whether a cell of a table is a number or an interval, with or without a unit."""
+    return NUMBER.fullmatch(cell.strip()) is not None
+
+
+def is_number_column(cells: Iterable[str]) -> bool:
+    """Return whether all cells that are not blank are numbers or per cent, and there is one."""
+    known = [cell.removesuffix(" %") for cell in cells if cell.strip() not in BLANK]
+    return bool(known) and all(map(is_number, known))
 
 
 def chart_files(chart: Chart) -> dict[str, str]:
     """Return the CSV files of a chart by their names.
 
-    One of `series,x,y,low,high`, a mark being a row without the other coordinate; of a surface one
-    of `x,y,z`. Where a chart has both, the file of the series is called NAME-series.csv.
+    Series have the columns `series,x,y,low,high`; a mark is a row without the other coordinate. A
+    surface has `x,y,z`. If a chart has both, the file of the series is called NAME-series.csv. A value
+    that is not known is empty.
     """
-    lines = (*(row for series in chart.series for row in _series(series)), *_marks(chart))
+    rows: list[Sequence[str]] = []
+    for series in chart.series:
+        none = (math.nan,) * len(series.x)
+        values = zip(series.x, series.y, series.low or none, series.high or none, strict=True)
+        rows += [[series.name, *map(_number, numbers)] for numbers in values]
+    for mark in chart.marks:
+        place = (_number(mark.at), "") if mark.axis == "x" else ("", _number(mark.at))
+        rows.append([mark.label, *place, "", ""])
     files = {}
-    if chart.surface is not None:
-        files[f"{chart.name}.csv"] = _csv(("x", "y", "z"), _surface(chart.surface))
-    if chart.surface is None or lines:
-        name = f"{chart.name}{'-series' if chart.surface is not None else ''}.csv"
-        files[name] = _csv(("series", "x", "y", "low", "high"), lines)
+    if (surface := chart.surface) is not None:
+        points = [
+            [_number(x), _number(y), _number(z)]
+            for y, values in zip(surface.y, surface.z, strict=True)
+            for x, z in zip(surface.x, values, strict=True)
+        ]
+        files[f"{chart.name}.csv"] = _csv(("x", "y", "z"), points)
+    if surface is None or rows:
+        name = f"{chart.name}{'' if surface is None else '-series'}.csv"
+        files[name] = _csv(("series", "x", "y", "low", "high"), rows)
     return files
 
 
@@ -31,31 +64,12 @@ def table_file(table: Table) -> str:
     return _csv(table.head, table.rows)
 
 
-def _series(series: Series) -> Iterator[Sequence[str]]:
-    none = (math.nan,) * len(series.x)
-    ends = (series.low or none, series.high or none)
-    for numbers in zip(series.x, series.y, *ends, strict=True):
-        yield [series.name, *map(_number, numbers)]
-
-
-def _marks(chart: Chart) -> Iterator[Sequence[str]]:
-    for mark in chart.marks:
-        at = _number(mark.at)
-        yield [mark.label, *((at, "") if mark.axis == "x" else ("", at)), "", ""]
-
-
-def _surface(surface: Surface) -> Iterator[Sequence[str]]:
-    for y, row in zip(surface.y, surface.z, strict=True):
-        for x, z in zip(surface.x, row, strict=True):
-            yield [_number(x), _number(y), _number(z)]
-
-
 def _number(value: float) -> str:
     """Return a number that reads back as the same float."""
     return "" if math.isnan(value) else repr(float(value))
 
 
-def _csv(head: Iterable[str], rows: Iterable[Sequence[str]]) -> str:
+def _csv(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([list(head), *rows])
+    csv.writer(text, lineterminator="\n").writerows([head, *rows])
     return text.getvalue()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from muonscale.errors import StudyError
+from muonscale.lab.files import write_atomic
 from muonscale.lab.report.check import check_page
 from muonscale.lab.report.html import page_html
 from muonscale.lab.report.markdown import markdown
@@ -12,46 +13,47 @@ from muonscale.lab.report.matplotlib_charts import draw
 from muonscale.lab.report.page import Page
 from muonscale.lab.report.palette import styles
 from muonscale.lab.report.tables import chart_files, table_file
-from muonscale.lab.run_folder import write_atomic
 
 
 def write_page(page: Page, folder: Path) -> Path:
-    """Write a page and its figures; the same page gives the same bytes.
+    """Write a page and its figures. The same page gives the same bytes.
 
-    `report.html` needs none of the other files, `report.md` the PNGs. `figures/` has NAME.png, NAME.svg and NAME.csv of
-    every chart, and NAME.csv of every table that has a name.
+    `report.html` needs no other file; `report.md` refers to the PNGs. `figures/` has NAME.png, NAME.svg
+    and NAME.csv of every chart, and NAME.csv of every table that has a name.
 
     Args:
-        page: what is written.
-        folder: made if need be. Files of the same names are replaced, others left alone.
+        page: the report.
+        folder: created if it does not exist. Files of the same names are replaced.
 
     Returns:
         The path of report.html.
 
     Raises:
-        StudyError: if two charts or tables have one name, a chart cannot be drawn, or the folder
-            cannot be written.
+        StudyError: if two charts or tables have the same name, a chart cannot be drawn, or the
+            folder cannot be written.
     """
     check_page(page)
-    looks = styles(page)
-    drawings = {chart.name: draw(chart, looks) for chart in page.charts}
+    looks = styles(page.charts)
+    svg: dict[str, bytes] = {}
     files: dict[str, bytes] = {}
     for chart in page.charts:
-        files |= {f"{chart.name}.{kind}": data for kind, data in drawings[chart.name].items()}
+        drawing = draw(chart, looks)
+        svg[chart.name] = drawing["svg"]
+        files |= {f"{chart.name}.{kind}": data for kind, data in drawing.items()}
         files |= {name: text.encode() for name, text in chart_files(chart).items()}
     files |= {
         f"{table.name}.csv": table_file(table).encode() for table in page.tables if table.name
     }
-    text = page_html(page, looks, {name: drawn["svg"] for name, drawn in drawings.items()})
+    text = page_html(page, looks, svg)
     path = folder / "report.html"
     try:
         (folder / "figures").mkdir(parents=True, exist_ok=True)
         for name, data in files.items():
             write_atomic(folder / "figures" / name, data)
         write_atomic(folder / "report.md", markdown(page))
-        write_atomic(path, text)  # last: a page has its figures
+        write_atomic(path, text)  # last, so that a page never lacks its figures
     except OSError as error:
         raise StudyError(
-            f"report {folder} cannot be written: {error}; choose a folder that can be with --out"
+            f"the report cannot be written to {folder}: {error}; choose another folder with --out"
         ) from error
     return path

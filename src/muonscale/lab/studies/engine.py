@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from muonscale.errors import StudyError
-from muonscale.lab.run_folder import finite, write_json
+from muonscale.lab.files import finite, write_json
 from muonscale.lab.studies.cost import StudyCost, study_cost
 from muonscale.lab.studies.execute.folder import StudyFolder
 from muonscale.lab.studies.execute.local import Job, make_executor

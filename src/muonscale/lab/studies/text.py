@@ -10,6 +10,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from muonscale.lab.console import table_text
 from muonscale.lab.studies.account import (
     account,
     account_rows,
@@ -33,7 +34,8 @@ COLOURS = {
 
 def plan_text(study: Study, state: State, cost: StudyCost) -> str:
     """Return the runs and what they cost, as a table with a line of totals."""
-    rows = [("run", "parameters", "steps", "tokens", "FLOPs", "hours", "state")]
+    head = ("run", "parameters", "steps", "tokens", "FLOPs", "hours", "state")
+    rows = []
     for id, run in state.runs.items():
         one = cost.runs[id]
         rows.append(
@@ -48,10 +50,16 @@ def plan_text(study: Study, state: State, cost: StudyCost) -> str:
             )
         )
     left = [outcome.run.id for outcome in state.missing]
-    lines = [*_aligned(rows), "", _total("all", state.runs, cost), _total("left to do", left, cost)]
+    lines = [
+        table_text(rows, head),
+        "",
+        _total("all", state.runs, cost),
+        _total("left to do", left, cost),
+    ]
     if state.expected:
         whole = account(state.expected, cost)
-        lines += ["", *_aligned(account_rows(whole)), "", *account_sentences(whole)]
+        account_head, *account_lines = account_rows(whole)
+        lines += ["", table_text(account_lines, account_head), "", *account_sentences(whole)]
     lines.append(f"time: {cost.basis}; {_at_once(cost, left)}")
     if study.config.executor.kind != "slurm":
         lines.append(
@@ -76,17 +84,6 @@ def _at_once(cost: StudyCost, left: Sequence[str]) -> str:
     if hours is None:
         return f"{cost.workers} at a time"
     return f"{cost.workers} at a time: about {hours_text(hours / cost.workers)} hours to go"
-
-
-def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    widths = [max(len(row[n]) for row in rows) for n in range(len(rows[0]))]
-    return [
-        "  ".join(
-            cell.ljust(width) if n in (0, len(row) - 1) else cell.rjust(width)
-            for n, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    ]
 
 
 def plan_json(study: Study, state: State, cost: StudyCost) -> str:

@@ -22,8 +22,8 @@ from torch.distributed.checkpoint.api import CheckpointException
 
 from muonscale.errors import CheckpointError, ConfigError
 from muonscale.lab.config.load import Config
+from muonscale.lab.files import sha256, write_json
 from muonscale.lab.parallel.processes import Processes
-from muonscale.lab.run_folder import sha256, write_json
 
 MANIFEST = "manifest.json"
 FACTS = "facts.json"

@@ -9,13 +9,13 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from muonscale.lab.data.ngram import fit_ngrams
-from muonscale.lab.figures import loss_figure
+from muonscale.lab.files import write_atomic, write_json
 from muonscale.lab.models.card import model_card
 from muonscale.lab.models.convert import save_hf
 from muonscale.lab.models.generate import generate_text
 from muonscale.lab.models.structure import count_parameters
 from muonscale.lab.parallel.gather import gather_model
-from muonscale.lab.run_folder import write_atomic, write_json
+from muonscale.lab.report.loss_figure import write_loss_figure
 from muonscale.lab.training.setup import Run
 from muonscale.lab.training.signals import StopRequest
 from muonscale.lab.training.validation import validate
@@ -83,7 +83,7 @@ def _write_files(run: Run, model: PreTrainedModel | None, record: dict[str, Any]
     saved, env, metrics = folder.saved_config(), folder.environment(), folder.read_metrics()
     card = model_card(saved, env, metrics, step=run.state.step, model=model)
     save_hf(model, run.tokenizer, folder.model, card=card)
-    loss_figure(folder.path, result)
+    write_loss_figure(folder.path, result)
     return result
 
 

@@ -11,12 +11,13 @@ from torch.profiler import record_function
 from transformers import PreTrainedConfig
 
 from muonscale.lab.config.load import Config
+from muonscale.lab.files import write_json
 from muonscale.lab.models.build import meta_model
 from muonscale.lab.models.convert import save_tokenizer
 from muonscale.lab.models.flops import flops_per_token, optimizer_flops
 from muonscale.lab.models.structure import count_parameters
 from muonscale.lab.parallel.processes import Processes, init_processes, was_restarted
-from muonscale.lab.run_folder import RunFolder, write_json
+from muonscale.lab.run_folder import RunFolder
 from muonscale.lab.training.checkpoint import newest_checkpoint, saved_steps, steps_to_keep
 from muonscale.lab.training.console import RunConsole
 from muonscale.lab.training.finish import finish

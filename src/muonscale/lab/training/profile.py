@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from muonscale.lab.run_folder import write_atomic
+from muonscale.lab.files import write_atomic
 from muonscale.lab.training.profiler_memory import (
     allocations_by_operator,
     bytes_alive,

@@ -13,8 +13,9 @@ from typing import Any
 
 from muonscale.errors import CheckpointError
 from muonscale.lab.config.load import Config
+from muonscale.lab.files import write_json
 from muonscale.lab.models.pretrained import fingerprint, weight_files
-from muonscale.lab.run_folder import RunFolder, write_json
+from muonscale.lab.run_folder import RunFolder
 
 FACTS = "origin.json"
 COPIED = (".json", ".txt", ".model", ".jinja", ".tiktoken")

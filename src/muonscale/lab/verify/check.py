@@ -1,9 +1,8 @@
-"""Whether a layout trains a configured model with the numbers of one process."""
+"""Checks that a layout trains a configured model with the numbers of one process."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -29,42 +28,46 @@ from muonscale.lab.training.setup import (
     set_up,
     shared_tokenizer,
 )
-from muonscale.lab.verify.compare import Comparison, compare
+from muonscale.lab.verify.compare import LayoutComparison, compare
 from muonscale.lab.verify.launch import take_steps_on
-from muonscale.lab.verify.reordered_run import TWINS, take_twin_steps, twin_config
+from muonscale.lab.verify.reordered_run import (
+    REORDERINGS,
+    reordered_config,
+    take_reordered_steps,
+)
 from muonscale.lab.verify.trajectory import Trajectory, take_steps
 
 
 @dataclass(frozen=True)
-class Verified:
-    """What was compared, and what came of it."""
+class Verification:
+    """Two trajectories and their comparison."""
 
     config: Config
-    """As both were run."""
+    """The configuration of both runs."""
     topology: Topology
     precision: torch.dtype
-    """Of the forward and backward passes."""
+    """The dtype of the forward and backward passes."""
     one: Trajectory
     other: Trajectory
-    comparison: Comparison
+    comparison: LayoutComparison
 
 
-def verify(config: Config, topology: Topology, steps: int, console: RunConsole) -> Verified:
+def verify(config: Config, topology: Topology, steps: int, console: RunConsole) -> Verification:
     """Take the same steps in a layout and in one process, and compare them.
 
-    The corpus is prepared, in its cache; nothing else is written.
+    The corpus is prepared in its cache. Nothing else is written.
 
     Args:
-        config: of a run, which is taken from its start; its `parallel` section is left aside.
-        topology: the layout; as many processes are started here.
-        steps: optimizer steps, the first of the run.
-        console: where to say what happens.
+        config: the configuration of a run; its `parallel` section is ignored.
+        topology: the layout, whose processes are started here.
+        steps: the number of optimizer steps from the start of the run.
+        console: prints messages.
 
     Raises:
-        MuonscaleError: for what cannot be trained in this layout or cannot be compared, and for a
-            process that fails.
+        MuonscaleError: for a model that cannot be trained in this layout or cannot be compared, and for
+            a process that fails.
     """
-    config = comparable(config)
+    config = use_float32(config)
     device = resolve_device(config.run.device)
     precision = resolve_precision(config.train, device)
     check_request(config, topology, steps, device)
@@ -73,16 +76,22 @@ def verify(config: Config, topology: Topology, steps: int, console: RunConsole) 
     console.log(f"{steps} steps on {topology.world} processes ({topology})")
     other = take_steps_on(topology.world, layout_config(config, topology), steps)
     console.log(f"{steps} steps in one process")
-    one = take_steps(alone(config, device), steps)
-    console.log(f"{steps} steps in one process with other orders of summation, {len(TWINS)} times")
-    twins = [take_twin_steps(alone(twin_config(config), device), steps, twin) for twin in TWINS]
-    return Verified(config, topology, precision, one, other, compare(one, twins, other, precision))
+    one = take_steps(set_up_alone(config, device), steps)
+    console.log(
+        f"{steps} steps in one process with other orders of summation, {len(REORDERINGS)} times"
+    )
+    reordered = [
+        take_reordered_steps(set_up_alone(reordered_config(config), device), steps, reordering)
+        for reordering in REORDERINGS
+    ]
+    comparison = compare(one, reordered, other, precision)
+    return Verification(config, topology, precision, one, other, comparison)
 
 
-def comparable(config: Config) -> Config:
-    """Return the configuration with float32 wherever it leaves the dtype of products open.
+def use_float32(config: Config) -> Config:
+    """Return the configuration with float32 where its dtypes are `auto`.
 
-    In bfloat16 rounding hides what is smaller than a hundredth.
+    In bfloat16 rounding hides differences below a hundredth.
     """
     optimizer, train = config.optimizer, config.train
     if optimizer.ns_dtype == "auto":
@@ -93,7 +102,7 @@ def comparable(config: Config) -> Config:
 
 
 def layout_config(config: Config, topology: Topology) -> Config:
-    """Return the configuration of the processes of a layout, each on one thread."""
+    """Return the configuration for the processes of a layout, with one thread each."""
     parallel = ParallelSection(
         data=topology.data,
         replicas=topology.replicas if topology.data == "hsdp" else None,
@@ -105,58 +114,46 @@ def layout_config(config: Config, topology: Topology) -> Config:
     return config.model_copy(update={"parallel": parallel, "run": run})
 
 
-def alone(config: Config, device: torch.device) -> Run:
-    """Return a fresh run of one process."""
+def set_up_alone(config: Config, device: torch.device) -> Run:
+    """Set up a fresh run of one process."""
     folder = RunFolder(config.run.path)
     return set_up(config, folder, RunConsole.silent(), Processes(device=device))
 
 
 def check_request(config: Config, topology: Topology, steps: int, device: torch.device) -> None:
-    """Refuse what cannot be run here.
-
-    Raises:
-        ConfigError: naming what is in the way.
-    """
+    """Raise ConfigError if the steps cannot be taken in this layout on this machine."""
     check_schedule(config)
     check_shares(config, topology)
     if started_by_torchrun():
         raise ConfigError(
-            f"verify starts its processes itself; this is one of {os.environ['WORLD_SIZE']} of a job. "
-            "Start it without torchrun"
+            "verify starts its processes itself, but this is one of "
+            f"{os.environ['WORLD_SIZE']} processes of a job; start it without torchrun"
         )
     if topology.world == 1:
         raise ConfigError(
-            f"layout {topology} is one process: there is nothing to compare it with"
-            "; give one of several processes, such as fsdp=2"
+            f"layout {topology} is one process; give one of several processes, such as fsdp=2"
         )
     if steps > config.steps:
-        raise ConfigError(
-            f"--steps {steps} is more than the {config.steps} steps of the run"
-            "; give at most so many"
-        )
+        raise ConfigError(f"--steps {steps} is more than the {config.steps} steps of the run")
     if device.type == "cuda" and torch.cuda.device_count() < topology.world:
         raise ConfigError(
-            f"layout {topology} needs {topology.world} GPUs, one for each process, and torch finds "
-            f"{torch.cuda.device_count()} here; accepted: a layout for so many, or run.device=cpu"
+            f"layout {topology} needs {topology.world} GPUs, one for each process, but torch finds "
+            f"{torch.cuda.device_count()}; give a smaller layout, or run.device=cpu"
         )
 
 
 def check_shape(shape: PreTrainedConfig, topology: Topology) -> None:
-    """Refuse a model that cannot be put in the layout, or that draws random numbers in training.
+    """Raise ConfigError for a model that does not fit the layout, or that trains with dropout.
 
-    Each rank draws for its own share of the batch, so no dropout mask is that of one process. It is
-    not set to 0 here: the verdict would be on another model than the one that was given.
-
-    Raises:
-        ConfigError: naming what is in the way.
+    Each rank draws dropout masks for its own share of the batch, so no mask is that of one process.
+    Dropout is not set to 0 here, since the verdict would then be about another model.
     """
     check_model(meta_model(shape), topology)
     if fields := random_fields(shape):
         zeros = " ".join(f"model.fields.{name}=0" for name in fields)
+        given = ", ".join(f"{name}={value:g}" for name, value in fields.items())
         raise ConfigError(
-            f"a model with dropout draws other masks in every layout, and cannot be compared "
-            f"({', '.join(f'{name}={value:g}' for name, value in fields.items())}); "
-            f"set them to 0: {zeros}"
+            f"the model has dropout ({given}), whose masks differ between layouts; give {zeros}"
         )
 
 
@@ -165,13 +162,9 @@ def random_fields(shape: PreTrainedConfig) -> dict[str, float]:
     return {
         name: float(value)
         for name, value in shape.to_dict().items()
-        if _is_random(name) and isinstance(value, (int, float)) and value > 0
+        if ("drop" in name or "jitter" in name)
+        # heads for classification are no part of a language model
+        and not name.startswith(("summary", "classifier"))
+        and isinstance(value, (int, float))
+        and value > 0
     }
-
-
-UNUSED_HEADS: Sequence[str] = ("summary", "classifier")
-"""Of models for classification: their dropout is no part of a language model."""
-
-
-def _is_random(name: str) -> bool:
-    return ("drop" in name or "jitter" in name) and not name.startswith(tuple(UNUSED_HEADS))

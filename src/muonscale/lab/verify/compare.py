@@ -1,18 +1,18 @@
-"""Whether two trajectories differ by rounding alone; pure.
+"""Judges whether two trajectories differ by rounding alone.
 
-No tolerance is written down here. What rounding comes to is measured: on the twins of a run, which
-are the same steps in one process with the sums in other orders (`muonscale.lab.verify.reordered_run`). A
-parameter may differ by `LIMIT` times the largest of
+There is no fixed tolerance. Rounding is measured on reordered runs, which take the same steps in one process
+with sums in other orders (`muonscale.lab.verify.reordered_run`). A parameter may differ by `LIMIT` times
+the largest of
 
-- what it differs by in any of the twins;
-- the median of that over the parameters of its group, in units of their sizes, since the few sums
-  of one small parameter may happen to round alike;
+- its difference in any reordered run;
+- the median of that difference over the parameters of its group, in units of their sizes, since the few
+  sums of one small parameter may happen to round the same way;
 - an ulp of its size, and of the numbers that it is stored in.
 
-AdamW divides a gradient by its own magnitude: where the true gradient is nothing but rounding, as
-that of a key bias is, the update is as large as any other and of no certain sign. The twins have
-the same elements with the same uncertainty, so the limit follows; an element that happens to round
-alike in one of them does not do so in both.
+AdamW divides a gradient by its own magnitude. Where the true gradient is nothing but rounding, as that
+of a key bias is, the update is as large as any other and has no certain sign. A reordered run has the same
+uncertainty in the same elements, so the limit follows; an element that happens to round the same way in
+one reordered run does not do so in both.
 """
 
 from __future__ import annotations
@@ -24,41 +24,40 @@ from statistics import median
 from typing import Literal
 
 import torch
-from torch import Tensor
 
-from muonscale.lab.verify.trajectory import Trajectory, Whole
+from muonscale.lab.verify.trajectory import GatheredTensors, Trajectory, largest_magnitude
 
 KindT = Literal["losses", "gradients", "weights"]
 
 LIMIT = 30.0
-"""Times the expected rounding that a difference may be.
+"""The largest accepted difference, in units of the expected rounding.
 
 Measured in float32: right layouts reach 3 in 60 runs and have reached 6, broken ones exceed 2,000
-(docs/parallel.md, "Checking a layout"). With the first twin alone a right one has reached 87.
+(docs/parallel.md, "Checking a layout"). With the first reordered run alone a right one has reached 87.
 """
 
 FLOAT32_ULP = torch.finfo(torch.float32).eps
-"""Of the numbers that losses and weights are stored in."""
+"""Losses and weights are stored in float32."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
-    """One quantity of both trajectories."""
+class Difference:
+    """The difference of one quantity between both trajectories."""
 
     name: str
-    """Of a parameter, or `step 1`."""
+    """The name of a parameter, or `step 1`."""
     group: str
     """The optimizer's group."""
     difference: float
     """Largest difference of an element, between the layout and one process or two of its ranks."""
-    twin: float
-    """The same between one process and its twins."""
+    reordered: float
+    """Largest difference of an element between one process and its reordered runs."""
     rounding: float
-    """What rounding is expected to come to."""
+    """The expected rounding."""
 
     @property
     def ratio(self) -> float:
-        """Difference in units of the expected rounding, infinity if that is not a number."""
+        """The difference in units of the expected rounding; infinity if it is not finite."""
         if math.isinf(self.difference) or self.rounding == 0:
             return math.inf if self.difference else 0.0
         return self.difference / self.rounding
@@ -70,12 +69,12 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """A layout against one process."""
+class LayoutComparison:
+    """A layout compared with one process."""
 
-    losses: tuple[Row, ...]
-    gradients: tuple[Row, ...]
-    weights: tuple[Row, ...]
+    losses: tuple[Difference, ...]
+    gradients: tuple[Difference, ...]
+    weights: tuple[Difference, ...]
 
     @property
     def same(self) -> bool:
@@ -83,100 +82,93 @@ class Comparison:
         return self.worst[1].within
 
     @property
-    def worst(self) -> tuple[KindT, Row]:
-        """The row with the largest ratio, and what it is of."""
+    def worst(self) -> tuple[KindT, Difference]:
+        """The difference with the largest ratio, after its kind."""
         kinds: tuple[KindT, ...] = ("losses", "gradients", "weights")
         rows = [(kind, row) for kind in kinds for row in getattr(self, kind)]
         return max(rows, key=lambda pair: pair[1].ratio)
 
 
 def compare(
-    one: Trajectory, twins: Sequence[Trajectory], other: Trajectory, precision: torch.dtype
-) -> Comparison:
+    one: Trajectory, reordered: Sequence[Trajectory], other: Trajectory, precision: torch.dtype
+) -> LayoutComparison:
     """Compare a trajectory with that of one process.
 
     Args:
-        one: in one process.
-        twins: the same with sums in other orders.
-        other: in the layout.
-        precision: of the forward and backward passes.
+        one: the trajectory in one process.
+        reordered: the same with sums in other orders.
+        other: the trajectory in the layout.
+        precision: dtype of the forward and backward passes.
     """
     ulp = torch.finfo(precision).eps
-    weights = one.weights.values
-    moved = {name: one.moved[name] for name in weights}
-    stored = {name: FLOAT32_ULP * _size(weight) for name, weight in weights.items()}
-    floors = {name: ulp * moved[name] + stored[name] for name in weights}
-    sizes = {name: _size(gradient) for name, gradient in one.gradients.values.items()}
-    return Comparison(
-        _losses(one, twins, other, ulp),
-        _rows(
+    steps = [f"step {number}" for number in range(1, len(one.losses) + 1)]
+
+    def loss_differences(other: Trajectory) -> dict[str, float]:
+        pairs = zip(steps, one.losses, other.losses, strict=True)
+        return {name: gap if math.isfinite(gap := abs(a - b)) else math.inf for name, a, b in pairs}
+
+    losses = dict(zip(steps, map(abs, one.losses), strict=True))
+    gradients = {n: largest_magnitude(values) for n, values in one.gradients.values.items()}
+    moved = {name: one.moved[name] for name in one.weights.values}
+    return LayoutComparison(
+        _judge(
+            loss_differences(other),
+            [loss_differences(run) for run in reordered],
+            losses,
+            {name: ulp * size for name, size in losses.items()},
+            dict.fromkeys(steps, "loss"),
+        ),
+        _judge(
             _differences(one.gradients, other.gradients),
-            [_differences(one.gradients, twin.gradients) for twin in twins],
-            sizes,
-            {name: ulp * size for name, size in sizes.items()},
+            [_differences(one.gradients, run.gradients) for run in reordered],
+            gradients,
+            {name: ulp * size for name, size in gradients.items()},
             one.groups,
         ),
-        _rows(
+        _judge(
             _differences(one.weights, other.weights),
-            [_differences(one.weights, twin.weights) for twin in twins],
+            [_differences(one.weights, run.weights) for run in reordered],
             moved,
-            floors,
+            {
+                name: ulp * moved[name] + FLOAT32_ULP * largest_magnitude(weight)
+                for name, weight in one.weights.values.items()
+            },
             one.groups,
         ),
     )
 
 
-def _losses(
-    one: Trajectory, twins: Sequence[Trajectory], other: Trajectory, ulp: float
-) -> tuple[Row, ...]:
-    names = [f"step {number}" for number in range(1, len(one.losses) + 1)]
-    sizes = dict(zip(names, map(abs, one.losses), strict=True))
-
-    def apart(trajectory: Trajectory) -> dict[str, float]:
-        pairs = zip(names, one.losses, trajectory.losses, strict=True)
-        return {name: _finite(abs(a - b)) for name, a, b in pairs}
-
-    floors = {name: ulp * size for name, size in sizes.items()}
-    groups = dict.fromkeys(names, "loss")
-    return _rows(apart(other), [apart(twin) for twin in twins], sizes, floors, groups)
-
-
-def _rows(
+def _judge(
     differences: Mapping[str, float],
-    twins: Sequence[Mapping[str, float]],
+    reordered: Sequence[Mapping[str, float]],
     sizes: Mapping[str, float],
     floors: Mapping[str, float],
     groups: Mapping[str, str],
-) -> tuple[Row, ...]:
-    own = {name: max(twin[name] for twin in twins) for name in differences}
+) -> tuple[Difference, ...]:
+    own = {name: max(run[name] for run in reordered) for name in differences}
     relative: dict[str, list[float]] = {}
     for name, size in sizes.items():
         if size:
             relative.setdefault(groups[name], []).append(own[name] / size)
     shares = {group: median(values) for group, values in relative.items()}
     return tuple(
-        Row(
+        Difference(
             name=name,
             group=groups[name],
             difference=difference,
-            twin=own[name],
+            reordered=own[name],
             rounding=max(own[name], shares.get(groups[name], 0.0) * sizes[name], floors[name]),
         )
         for name, difference in differences.items()
     )
 
 
-def _differences(one: Whole, other: Whole) -> dict[str, float]:
+def _differences(one: GatheredTensors, other: GatheredTensors) -> dict[str, float]:
     """Return the largest difference of every parameter, between runs and between ranks of one."""
     return {
-        name: max(_size(values.double() - other.values[name].double()), other.apart[name])
+        name: max(
+            largest_magnitude(values.double() - other.values[name].double()),
+            other.rank_differences[name],
+        )
         for name, values in one.values.items()
     }
-
-
-def _size(tensor: Tensor) -> float:
-    return _finite(float(tensor.abs().max())) if tensor.numel() else 0.0
-
-
-def _finite(value: float) -> float:
-    return value if math.isfinite(value) else math.inf

@@ -1,4 +1,4 @@
-"""Processes of this machine that take the steps of a layout, started and ended by torch's launcher."""
+"""Takes steps in a layout on processes of this machine, which torch's launcher starts and ends."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ from muonscale.lab.verify.worker import read_reasons, read_trajectory, write_job
 WORKER = "muonscale.lab.verify.worker"
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
-"""Which torch's launcher takes over, to end its processes."""
+"""Signals whose handlers torch's launcher replaces, to end its processes."""
 
 GRACE_SECONDS = 5
-"""From asking a process to end to killing it."""
+"""Time from asking a process to end to killing it."""
 
 
 def take_steps_on(processes: int, config: Config, steps: int) -> Trajectory:
-    """Take steps on so many processes of their own, which have ended when this returns or raises.
+    """Take steps on new processes, which have ended when this returns or raises.
 
     Args:
-        processes: how many.
-        config: its `parallel` section says how they are arranged.
-        steps: optimizer steps.
+        processes: the number of processes.
+        config: the configuration; its `parallel` section arranges the processes.
+        steps: the number of optimizer steps.
 
     Raises:
         MuonscaleError: if a process fails, with its rank and its reason.
@@ -47,7 +47,7 @@ def take_steps_on(processes: int, config: Config, steps: int) -> Trajectory:
         write_job(folder, config, steps)
         launch = elastic_launch(_launch_config(processes, folder), sys.executable)
         try:
-            with _own_signals_again(), _unheard():
+            with _restore_signals(), _mute_logging():
                 launch("-m", WORKER, str(folder))
         except ChildFailedError as error:
             raise MuonscaleError(_reason(error, folder, processes)) from None
@@ -59,7 +59,7 @@ def take_steps_on(processes: int, config: Config, steps: int) -> Trajectory:
 
 
 def _launch_config(processes: int, folder: Path) -> LaunchConfig:
-    # an older torch has no such option and grants thirty seconds
+    # older versions of torch lack this option and wait thirty seconds
     known = "shutdown_timeout" in inspect.signature(LaunchConfig).parameters
     grace: dict[str, Any] = {"shutdown_timeout": GRACE_SECONDS} if known else {}
     return LaunchConfig(
@@ -78,8 +78,8 @@ def _launch_config(processes: int, folder: Path) -> LaunchConfig:
 
 
 @contextmanager
-def _own_signals_again() -> Generator[None]:
-    """Put the signal handlers back that the launcher replaces."""
+def _restore_signals() -> Generator[None]:
+    """Restore the signal handlers that the launcher replaces."""
     former = {number: signal.getsignal(number) for number in SIGNALS}
     try:
         yield
@@ -89,8 +89,8 @@ def _own_signals_again() -> Generator[None]:
 
 
 @contextmanager
-def _unheard() -> Generator[None]:
-    """Keep the launcher's log to itself: what there is to say is in the error."""
+def _mute_logging() -> Generator[None]:
+    """Drop the launcher's log messages; the error says what is worth knowing."""
     former = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
@@ -100,10 +100,10 @@ def _unheard() -> Generator[None]:
 
 
 def _reason(error: ChildFailedError, folder: Path, processes: int) -> str:
-    """Return which rank has failed first, and why.
+    """Return which rank failed first, and why.
 
-    A rank that was killed has left no reason, while those that miss it have; the launcher itself
-    ends the rest by SIGTERM.
+    A killed rank leaves no reason, but ranks that wait for it may. The launcher itself ends the rest
+    with SIGTERM.
     """
     for rank, failure in sorted(error.failures.items()):
         if failure.exitcode < 0 and failure.exitcode != -signal.SIGTERM:
@@ -111,12 +111,8 @@ def _reason(error: ChildFailedError, folder: Path, processes: int) -> str:
     for rank, reason in read_reasons(folder).items():
         return f"rank {rank} of {processes}: {reason}"
     rank, failure = error.get_first_failure()
-    said = _last_words(folder, failure.local_rank)
-    return f"rank {rank} of {processes} ended with exit code {failure.exitcode}{said}"
-
-
-def _last_words(folder: Path, local_rank: int) -> str:
-    for log in folder.glob(f"logs/*/attempt_0/{local_rank}/stderr.log"):
+    ended = f"rank {rank} of {processes} ended with exit code {failure.exitcode}"
+    for log in folder.glob(f"logs/*/attempt_0/{failure.local_rank}/stderr.log"):
         if lines := log.read_text("utf-8", errors="replace").strip().splitlines():
-            return f": {lines[-1]}"
-    return ""
+            return f"{ended}: {lines[-1]}"
+    return ended

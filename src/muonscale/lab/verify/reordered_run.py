@@ -1,7 +1,7 @@
-"""The same steps in one process with the sums in other orders: how much rounding alone comes to.
+"""The same steps in one process with sums in other orders: measures how much rounding alone changes.
 
-A twin takes the sequences of every batch in another order, one at a time, and adds up every matrix
-product in two parts.
+A reordered run takes the sequences of every batch in another order, one at a time, and adds up every
+matrix product in two parts.
 """
 
 from __future__ import annotations
@@ -23,26 +23,26 @@ aten = torch.ops.aten
 
 
 @dataclass(frozen=True)
-class Twin:
-    """One way to add up."""
+class Reordering:
+    """One order of summation."""
 
     order: Callable[[np.ndarray], np.ndarray]
-    """Of the sequences of a batch."""
+    """Reorders the sequences of a batch."""
     divisor: int
     """The first part of a sum of n terms has n // divisor of them."""
 
 
-TWINS = (
-    Twin(lambda batch: batch[::-1].copy(), 2),
-    Twin(lambda batch: np.concatenate([batch[1::2], batch[::2]]), 3),
+REORDERINGS = (
+    Reordering(lambda batch: batch[::-1].copy(), 2),
+    Reordering(lambda batch: np.concatenate([batch[1::2], batch[::2]]), 3),
 )
-"""Two, so that a sum that happens to round alike in one of them does not lower the limit."""
+"""Two, so that a sum that happens to round the same way in one of them does not lower the limit."""
 
 
-def twin_config(config: Config) -> Config:
+def reordered_config(config: Config) -> Config:
     """Return a configuration that takes one sequence at a time through a model that is not compiled.
 
-    Compiled products are out of reach of `SumsInParts`, and sum in an order of their own anyway.
+    `SplitSums` cannot reach compiled products, which have an order of their own anyway.
     """
     train = config.train.model_copy(
         update={"micro_batch_tokens": config.data.sequence_length, "compile": False}
@@ -50,17 +50,17 @@ def twin_config(config: Config) -> Config:
     return config.model_copy(update={"train": train})
 
 
-def take_twin_steps(run: Run, steps: int, twin: Twin) -> Trajectory:
-    """Train a fresh run of one process, configured by `twin_config`, as a twin."""
-    with SumsInParts(twin.divisor):
-        return take_steps(run, steps, lambda step: twin.order(run.batches.at(step)))
+def take_reordered_steps(run: Run, steps: int, reordering: Reordering) -> Trajectory:
+    """Train a fresh run of one process, configured by `reordered_config`, with reordered sums."""
+    with SplitSums(reordering.divisor):
+        return take_steps(run, steps, lambda step: reordering.order(run.batches.at(step)))
 
 
-class SumsInParts(TorchDispatchMode):
+class SplitSums(TorchDispatchMode):
     """Adds up every matrix product in two parts, as tensor parallelism on two ranks does.
 
-    Forward, backward and in the optimizer. Another order of the sequences alone would leave the
-    forward pass as it is to the last bit.
+    This applies to the forward and backward passes and to the optimizer. Another order of the sequences
+    alone would not change a bit of the forward pass.
 
     Args:
         divisor: the first part of n terms has n // divisor of them.
@@ -77,28 +77,16 @@ class SumsInParts(TorchDispatchMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        """Carry out an operation."""
-        if func in (aten.mm.default, aten.bmm.default):
-            return self._product(func, *args)
+        """Execute an operation."""
+        added: tuple[Tensor, ...] = ()
         if func in (aten.addmm.default, aten.baddbmm.default) and not kwargs:
-            return self._added(func, *args)
-        return func(*args, **(kwargs or {}))
-
-    def _product(self, func: Any, left: Tensor, right: Tensor) -> Tensor:
-        (left_1, right_1), rest = self._parts(left, right)
-        first = func(left_1, right_1)
-        return first if rest is None else first + func(*rest)
-
-    def _added(self, func: Any, added: Tensor, left: Tensor, right: Tensor) -> Tensor:
-        (left_1, right_1), rest = self._parts(left, right)
-        first = func(added, left_1, right_1)
-        return first if rest is None else func(first, *rest)
-
-    def _parts(
-        self, left: Tensor, right: Tensor
-    ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor] | None]:
+            added, args = args[:1], args[1:]
+        elif func not in (aten.mm.default, aten.bmm.default):
+            return func(*args, **(kwargs or {}))
+        left, right = args
         number = left.shape[-1] // self._divisor
         if number == 0:
-            return (left, right), None
-        first = left[..., :number], right[..., :number, :]
-        return first, (left[..., number:], right[..., number:, :])
+            return func(*added, left, right)
+        first = func(*added, left[..., :number], right[..., :number, :])
+        rest = left[..., number:], right[..., number:, :]
+        return func(first, *rest) if added else first + func(*rest)

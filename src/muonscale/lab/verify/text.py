@@ -9,15 +9,15 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from muonscale.lab.verify.check import Verified
-from muonscale.lab.verify.compare import LIMIT, KindT, Row
+from muonscale.lab.console import table_text
+from muonscale.lab.verify.check import Verification
+from muonscale.lab.verify.compare import LIMIT, Difference, KindT
 from muonscale.optim.parameters.collapse import collapse
-from muonscale.optim.parameters.report import aligned
 
 SHOWN = 10
 """Lines of a table, unless all are asked for."""
 
-BLUNT = (
+BFLOAT16_NOTE = (
     "note: in bfloat16 rounding is as large as many faults, and a right layout may exceed the limit; "
     "compare in float32"
 )
@@ -28,115 +28,106 @@ TITLES: dict[KindT, str] = {
     "weights": "weights after the last step",
 }
 
+NUMBERS = ("difference", "rounding", "ratio")
 
-def verdict_text(found: Verified, *, full: bool = False) -> str:
+
+def verification_text(verification: Verification, *, full: bool = False) -> str:
     """Return the report for a console.
 
     Args:
-        found: what was compared.
-        full: a line for every parameter, not the worst of each kind, and of these not the worst ten.
+        verification: the result of `check.verify`.
+        full: whether to list every parameter instead of the ten worst kinds.
     """
-    comparison = found.comparison
+    config, topology = verification.config, verification.topology
+    comparison = verification.comparison
+    dtypes = f"passes in {_dtype(verification)}, Newton-Schulz in {config.optimizer.ns_dtype}"
+    heading = [
+        f"{config.model.source} in {topology} on {topology.world} processes "
+        f"against one process; {dtypes}",
+        "rounding: the difference between runs of one process with other orders of summation",
+        f"ratio: difference / rounding, at most {LIMIT:g}",
+    ]
+    if "bfloat16" in dtypes:
+        heading.append(BFLOAT16_NOTE)
+    losses = zip(comparison.losses, verification.one.losses, verification.other.losses, strict=True)
+    kind, row = comparison.worst
+    where = f"{row.ratio:.3g} times the expected rounding ({TITLES[kind]}: {row.name})"
+    if comparison.same:
+        verdict = f"same: {topology} differs from one process by at most {where}"
+    else:
+        verdict = f"NOT THE SAME: {topology} differs from one process by {where}"
     return "\n\n".join(
         [
-            _heading(found),
-            _losses(found),
+            "\n".join(heading),
+            table_text(
+                [[row.name, f"{a:.7f}", f"{b:.7f}", *_numbers(row)] for row, a, b in losses],
+                ("loss", "one process", str(topology), *NUMBERS),
+            ),
             _table("gradients", comparison.gradients, full),
             _table("weights", comparison.weights, full),
-            _verdict(found),
+            verdict,
         ]
     )
 
 
-def _heading(found: Verified) -> str:
-    config, world = found.config, found.topology.world
-    dtypes = f"passes in {_dtype(found)}, Newton-Schulz in {config.optimizer.ns_dtype}"
-    lines = [
-        f"{config.model.source} in {found.topology} on {world} processes "
-        f"against one process; {dtypes}",
-        "rounding: what one process differs by when it takes the same steps with other orders of "
-        "summation",
-        f"ratio: difference / rounding, at most {LIMIT:g}",
-    ]
-    if "bfloat16" in dtypes:
-        lines.append(BLUNT)
-    return "\n".join(lines)
+def _table(kind: KindT, rows: Sequence[Difference], full: bool) -> str:
+    """Return a table of differences, the largest ratios first.
 
-
-def _losses(found: Verified) -> str:
-    cells = [["loss", "one process", str(found.topology), "difference", "rounding", "ratio"]]
-    pairs = zip(found.comparison.losses, found.one.losses, found.other.losses, strict=True)
-    cells += [[row.name, f"{a:.7f}", f"{b:.7f}", *_numbers(row)] for row, a, b in pairs]
-    return aligned(cells)
-
-
-def _table(kind: KindT, rows: Sequence[Row], full: bool) -> str:
-    lines = [(row.name, 1, row) for row in rows] if full else _worst_of_each(rows)
+    Without `full`, a parameter that layers repeat is one line with the worst of them.
+    """
+    lines = [(row.name, 1, row) for row in rows]
+    if not full:
+        worst: dict[str, Difference] = {}
+        for row in rows:
+            pattern = re.sub(r"\d+", "", row.name)
+            worst[pattern] = max(worst.get(pattern, row), row, key=lambda one: one.ratio)
+        collapsed = collapse([(row.name, (re.sub(r"\d+", "", row.name),)) for row in rows])
+        lines = [(line.name, line.count, worst[line.facts[0]]) for line in collapsed]
     lines.sort(key=lambda line: -line[2].ratio)
     shown = lines if full else lines[:SHOWN]
-    cells = [[TITLES[kind], "times", "group", "difference", "rounding", "ratio"]]
-    cells += [[name, f"{count}x", row.group, *_numbers(row)] for name, count, row in shown]
+    text = table_text(
+        [[name, f"{count}x", row.group, *_numbers(row)] for name, count, row in shown],
+        (TITLES[kind], "times", "group", *NUMBERS),
+    )
     rest = len(lines) - len(shown)
-    return aligned(cells) + (f"\n... and {rest} lines with smaller ratios (--full)" if rest else "")
+    return text + (f"\n... and {rest} lines with smaller ratios (--full)" if rest else "")
 
 
-def _worst_of_each(rows: Sequence[Row]) -> list[tuple[str, int, Row]]:
-    """Return parameters that layers repeat as one line, with the number and the worst of them."""
-    worst: dict[str, Row] = {}
-    for row in rows:
-        kind = _without_numbers(row.name)
-        worst[kind] = max(worst.get(kind, row), row, key=lambda one: one.ratio)
-    lines = collapse([(row.name, (_without_numbers(row.name),)) for row in rows])
-    return [(line.name, line.count, worst[line.facts[0]]) for line in lines]
-
-
-def _without_numbers(name: str) -> str:
-    return re.sub(r"\d+", "", name)
-
-
-def _numbers(row: Row) -> list[str]:
+def _numbers(row: Difference) -> list[str]:
     return [f"{row.difference:.1e}", f"{row.rounding:.1e}", f"{row.ratio:.3g}"]
 
 
-def _verdict(found: Verified) -> str:
-    kind, row = found.comparison.worst
-    where = f"{row.ratio:.3g} times the expected rounding ({TITLES[kind]}: {row.name})"
-    if found.comparison.same:
-        return f"same: {found.topology} differs from one process by at most {where}"
-    return f"NOT THE SAME: {found.topology} differs from one process by {where}"
+def _dtype(verification: Verification) -> str:
+    return str(verification.precision).removeprefix("torch.")
 
 
-def _dtype(found: Verified) -> str:
-    return str(found.precision).removeprefix("torch.")
-
-
-def verdict_json(found: Verified) -> str:
+def verification_json(verification: Verification) -> str:
     """Return the report as JSON; a number that is not finite is null."""
-    comparison, (kind, worst) = found.comparison, found.comparison.worst
+
+    def finite(value: Any) -> Any:
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+
+    def plain(row: Difference) -> dict[str, Any]:
+        facts = {**asdict(row), "ratio": row.ratio, "within": row.within}
+        return {key: finite(value) for key, value in facts.items()}
+
+    comparison = verification.comparison
+    kind, worst = comparison.worst
     tree: dict[str, Any] = {
-        "model": found.config.model.source,
-        "layout": str(found.topology),
-        "processes": found.topology.world,
-        "steps": len(found.one.losses),
-        "precision": _dtype(found),
-        "ns_dtype": found.config.optimizer.ns_dtype,
+        "model": verification.config.model.source,
+        "layout": str(verification.topology),
+        "processes": verification.topology.world,
+        "steps": len(verification.one.losses),
+        "precision": _dtype(verification),
+        "ns_dtype": verification.config.optimizer.ns_dtype,
         "limit": LIMIT,
         "same": comparison.same,
-        "worst": {"kind": kind, **_row(worst)},
+        "worst": {"kind": kind, **plain(worst)},
         "loss": {
-            "one_process": [_finite(loss) for loss in found.one.losses],
-            "layout": [_finite(loss) for loss in found.other.losses],
+            "one_process": [finite(loss) for loss in verification.one.losses],
+            "layout": [finite(loss) for loss in verification.other.losses],
         },
     }
     for name in TITLES:
-        tree[name] = [_row(row) for row in getattr(comparison, name)]
+        tree[name] = [plain(row) for row in getattr(comparison, name)]
     return json.dumps(tree, indent=2)
-
-
-def _row(row: Row) -> dict[str, Any]:
-    facts = {**asdict(row), "ratio": row.ratio, "within": row.within}
-    return {key: _finite(v) if isinstance(v, float) else v for key, v in facts.items()}
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None

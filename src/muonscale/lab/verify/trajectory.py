@@ -1,4 +1,4 @@
-"""A few training steps, and what of them can be compared between arrangements of processes."""
+"""A few training steps, and the numbers of them that layouts of processes are compared by."""
 
 from __future__ import annotations
 
@@ -20,39 +20,41 @@ from muonscale.optim.distributed.dtensor import gather_full, to_local
 
 
 @dataclass(frozen=True)
-class Whole:
-    """Tensors of all parameters, by name, on the CPU of the first rank; none on the others."""
+class GatheredTensors:
+    """Full tensors of all parameters by name, on the CPU of the first rank; empty on the others."""
 
     values: dict[str, Tensor] = field(default_factory=dict)
-    apart: dict[str, float] = field(default_factory=dict)
-    """Largest difference between what two ranks have for the same parameter; 0 in one process."""
+    rank_differences: dict[str, float] = field(default_factory=dict)
+    """Largest difference between two ranks' copies of a parameter; 0 in one process."""
 
 
 @dataclass(frozen=True)
 class Trajectory:
-    """What a few training steps gave."""
+    """The result of a few training steps."""
 
     losses: list[float]
-    """Nats per token, before each step."""
-    gradients: Whole
-    """Raw, of the first step: before clipping."""
-    weights: Whole
-    """After the last step."""
+    """Loss before each step, in nats per token."""
+    gradients: GatheredTensors
+    """Gradients of the first step before clipping."""
+    weights: GatheredTensors
+    """Weights after the last step."""
     moved: dict[str, float]
     """Largest change of an element of each parameter from the first step to the last."""
     groups: dict[str, str]
     """The optimizer's group of every parameter."""
 
     def save(self, path: Path) -> None:
-        """Write to a file."""
+        """Save to a file."""
         parts = {"gradients": vars(self.gradients), "weights": vars(self.weights)}
         torch.save(vars(self) | parts, path)
 
     @classmethod
     def load(cls, path: Path) -> Trajectory:
-        """Read what `save` wrote."""
+        """Load from a file that `save` wrote."""
         plain = torch.load(path, weights_only=True)
-        return cls(**plain | {key: Whole(**plain[key]) for key in ("gradients", "weights")})
+        return cls(
+            **plain | {key: GatheredTensors(**plain[key]) for key in ("gradients", "weights")}
+        )
 
 
 def take_steps(
@@ -60,13 +62,13 @@ def take_steps(
 ) -> Trajectory:
     """Train a fresh run for a few steps: a collective of all ranks.
 
-    Nothing is written. The raw gradients of the first step are taken by a pass of their own, since
-    a step clips them.
+    Nothing is written. A separate pass computes the gradients of the first step, since a step clips
+    them.
 
     Args:
-        run: as set up, at step 0; changed.
-        steps: optimizer steps.
-        batch_at: this rank's share of the batch of a step; the run's own when not given.
+        run: a run at step 0, which is trained.
+        steps: the number of optimizer steps.
+        batch_at: returns this rank's share of the batch of a step; the default is the run's own.
     """
     state, processes = run.state, run.processes
     batch_at = batch_at or run.batches.at
@@ -78,18 +80,24 @@ def take_steps(
     targets = count_batch_targets(rows, run.config, processes)
     share = None if targets is None else targets / processes.topology.data_ranks
     accumulate(state.forward, state.routing, first, micro_batch, targets=share)
-    gradients = whole({name: _gradient(p) for name, p in parameters.items()}, processes)
+    # A parameter without a gradient, such as an expert without tokens, has a gradient of 0.
+    gradients = gather_tensors(
+        {name: torch.zeros_like(p) if p.grad is None else p.grad for name, p in parameters.items()},
+        processes,
+    )
     before = {name: to_local(p).detach().clone() for name, p in parameters.items()}
     losses = [
         train_step(state, batch_at(step), run.config, processes)["loss"] for step in range(steps)
     ]
-    state.optimizer.check_finite()  # of the last step: no other step asks
-    moves = [largest(to_local(p).detach() - before[name]) for name, p in parameters.items()]
+    state.optimizer.check_finite()  # of the last step, which no later step checks
+    moves = [
+        largest_magnitude(to_local(p).detach() - before[name]) for name, p in parameters.items()
+    ]
     return Trajectory(
         losses,
         gradients,
-        whole({name: p.detach() for name, p in parameters.items()}, processes),
-        dict(zip(parameters, largest_of_ranks(moves, processes), strict=True)),
+        gather_tensors({name: p.detach() for name, p in parameters.items()}, processes),
+        dict(zip(parameters, max_over_ranks(moves, processes), strict=True)),
         {
             name: group["name"]
             for group in state.optimizer.param_groups
@@ -98,38 +106,34 @@ def take_steps(
     )
 
 
-def _gradient(parameter: Tensor) -> Tensor:
-    """Return a gradient; none at all, as of an expert without tokens, is a zero."""
-    return torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-
-
 @torch.no_grad()
-def whole(tensors: dict[str, Tensor], processes: Processes) -> Whole:
-    """Gather tensors on the first rank, and see how far apart the ranks' are: a collective."""
-    values, apart = {}, []
+def gather_tensors(tensors: dict[str, Tensor], processes: Processes) -> GatheredTensors:
+    """Gather tensors on the first rank and compare the ranks' copies: a collective."""
+    values, differences = {}, []
     for name, tensor in tensors.items():
         here = gather_full(tensor).detach().clone()
         if processes.many:
             mine = here.clone()
             dist.broadcast(here, 0)
-            apart.append(largest(mine - here))
+            differences.append(largest_magnitude(mine - here))
         if processes.is_first:
             values[name] = here.to("cpu", torch.float32)
     if not processes.many:
-        return Whole(values, dict.fromkeys(values, 0.0))
-    return Whole(values, dict(zip(tensors, largest_of_ranks(apart, processes), strict=True)))
+        return GatheredTensors(values, dict.fromkeys(values, 0.0))
+    largest = max_over_ranks(differences, processes)
+    return GatheredTensors(values, dict(zip(tensors, largest, strict=True)))
 
 
-def largest(tensor: Tensor) -> float:
-    """Return the largest magnitude of any element, infinity where one is not a number."""
+def largest_magnitude(tensor: Tensor) -> float:
+    """Return the largest magnitude of any element; infinity if one is not finite."""
     value = float(tensor.abs().max()) if tensor.numel() else 0.0
     return value if math.isfinite(value) else math.inf
 
 
-def largest_of_ranks(values: list[float], processes: Processes) -> list[float]:
-    """Return the largest of all ranks' values, one by one: a collective."""
+def max_over_ranks(values: list[float], processes: Processes) -> list[float]:
+    """Return the elementwise maximum of all ranks' values: a collective."""
     if not processes.many:
         return values
-    found = torch.tensor(values, device=processes.device)
-    dist.all_reduce(found, dist.ReduceOp.MAX)
-    return found.tolist()
+    largest = torch.tensor(values, device=processes.device)
+    dist.all_reduce(largest, dist.ReduceOp.MAX)
+    return largest.tolist()

@@ -1,7 +1,7 @@
-"""What one of the processes of a layout does: `python -m muonscale.lab.verify.worker FOLDER`.
+"""One process of a layout: `python -m muonscale.lab.verify.worker FOLDER`.
 
-The folder has the configuration and the number of steps; into it go the trajectory, from the first
-rank, and the reason of every rank that fails.
+The folder holds the configuration and the number of steps. The first rank writes the trajectory into it,
+and every rank that fails its reason.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from muonscale.lab.verify.trajectory import Trajectory, take_steps
 
 
 def write_job(folder: Path, config: Config, steps: int) -> None:
-    """Write what the workers are to do."""
+    """Write the configuration and the number of steps for the workers."""
     (folder / "config.json").write_text(dump_config(config), encoding="utf-8")
     (folder / "steps.json").write_text(json.dumps(steps), encoding="utf-8")
 
 
 def read_trajectory(folder: Path) -> Trajectory:
-    """Return what the workers have found."""
+    """Return the trajectory that the workers wrote."""
     return Trajectory.load(folder / "trajectory.pt")
 
 
 def read_reasons(folder: Path) -> dict[int, str]:
-    """Return why ranks have failed, the first one first."""
+    """Return why ranks failed, by rank, in the order of their failures."""
     files = sorted(folder.glob("rank-*.txt"), key=lambda file: file.stat().st_mtime_ns)
     return {int(file.stem.removeprefix("rank-")): file.read_text("utf-8") for file in files}
 
@@ -49,7 +49,7 @@ def work(folder: Path) -> None:
 
 
 def main(folder: Path) -> int:
-    """Return the exit code of a rank; its reason to fail is left in the folder."""
+    """Return the exit code of a rank; if it fails, write the reason into the folder."""
     try:
         work(folder)
     except Exception as error:

@@ -103,7 +103,7 @@ def test_special_tokens_that_a_message_spells_stay_text(tmp_path: Path) -> None:
 
 def test_a_template_whose_beginning_changes_is_refused(tmp_path: Path) -> None:
     last = "{% for m in messages %}{{ 'LAST ' if loop.last }}{{ m['content'] }}\n{% endfor %}"
-    with pytest.raises(DataError, match="another way when the rest follows") as caught:
+    with pytest.raises(DataError, match="differently") as caught:
         encoded(tmp_path, last, HELLO)
     for part in (f"data.tokenizer={tmp_path}", "{% generation %}", "data.chat_template", "Be"):
         assert part in str(caught.value)
@@ -114,8 +114,8 @@ def test_a_template_whose_beginning_changes_is_refused(tmp_path: Path) -> None:
     [
         (None, ["has no chat template", "data.chat_template=plain"]),
         ("{{ raise_exception('no system here') }}", ["no system here", "'system: Be'"]),
-        ("{{ messages[9]['x'] }}", ["does not take", "data.chat_template"]),
-        ("{% for", ["does not take"]),
+        ("{{ messages[9]['x'] }}", ["refuses", "data.chat_template"]),
+        ("{% for", ["'system: Be'"]),
         ("x{% generation %}{% endgeneration %}", ["marks no words", "{% endgeneration %}"]),
     ],
 )
@@ -285,7 +285,7 @@ def test_short_rows_without_any_target_are_refused(tmp_path: Path) -> None:
 def test_few_conversations_are_held_out_whole_or_refused(tmp_path: Path) -> None:
     corpus = prepared(tmp_path, conversations(8), held_out=0.25)
     assert corpus.stats.train.documents + corpus.stats.held_out.documents == 8
-    with pytest.raises(DataError, match=r"no whole conversations of the 8.*data.held_out=0.01"):
+    with pytest.raises(DataError, match=r"^8 .*data.held_out=0.01"):
         prepared(tmp_path, conversations(8), held_out=0.01)
 
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from muonscale.lab.data.chat.pack import pack
+from muonscale.lab.data.chat.store import pack
 
 LENGTHS = st.integers(5, 40).flatmap(
     lambda capacity: st.tuples(st.just(capacity), st.lists(st.integers(1, capacity), max_size=60))

@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 from muonscale.errors import StudyError
-from muonscale.lab.fits.multiple import holm
+from muonscale.lab.fits.statistics import adjust_holm
 from muonscale.lab.studies.analysis.seed_blocks import fit_blocks, mean_interval
 
 
@@ -93,7 +93,7 @@ def test_the_interval_of_one_mean_holds_the_luck_of_the_seed() -> None:
 
 
 def test_holm_multiplies_by_what_is_left() -> None:
-    assert holm([0.01, 0.04, 0.03, math.nan]) == pytest.approx(
+    assert adjust_holm([0.01, 0.04, 0.03, math.nan]) == pytest.approx(
         [0.03, 0.06, 0.06, math.nan], nan_ok=True
     )
-    assert holm([0.9, 0.8]) == [1.0, 1.0]
+    assert adjust_holm([0.9, 0.8]) == [1.0, 1.0]

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from muonscale.lab.files import finite
 from muonscale.lab.fits.steps_to_loss import StepsToLoss
 from muonscale.lab.report.page import Page, Table, Text, Verdict
 from muonscale.lab.report.write import write_page
-from muonscale.lab.run_folder import finite
 from muonscale.lab.studies.frontier.analysis import Steps, frontier_of
 from muonscale.lab.studies.frontier.config import FrontierSection
 from muonscale.lab.studies.frontier.report import frontier_sections

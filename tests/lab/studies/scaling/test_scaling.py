@@ -11,8 +11,9 @@ import pytest
 from pydantic import ValidationError
 
 from muonscale.lab.estimate.run_cost import run_cost
+from muonscale.lab.files import finite
 from muonscale.lab.report.write import write_page
-from muonscale.lab.run_folder import RunFolder, finite
+from muonscale.lab.run_folder import RunFolder
 from muonscale.lab.studies.engine import plan_study, run_study
 from muonscale.lab.studies.scaling.analysis import PFLOPS_DAY, Search, Setting, paper_ratio
 from muonscale.lab.studies.scaling.config import ScalingConfig

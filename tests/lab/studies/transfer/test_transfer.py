@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from muonscale.lab.files import finite
 from muonscale.lab.report.write import write_page
-from muonscale.lab.run_folder import RunFolder, finite
+from muonscale.lab.run_folder import RunFolder
 from muonscale.lab.studies.study import Outcome, PlannedRun, unique
 from muonscale.lab.studies.transfer.study import Transfer, TransferConfig
 from muonscale.lab.training.dry_run import planned_shape

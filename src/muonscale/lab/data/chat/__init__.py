@@ -1,5 +1,5 @@
 """Conversations as training data.
 
-`conversations` reads records -> `template` writes them out and says which part is the assistant's ->
-`tokenize` -> `store` keeps tokens on disk -> `pack` says which conversations share a row.
+`conversations` reads records -> `template` renders them and finds the assistant's turns ->
+`tokenize` makes tokens and targets -> `store` keeps them on disk and packs them into rows.
 """

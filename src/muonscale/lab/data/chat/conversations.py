@@ -1,4 +1,4 @@
-"""Chats as text: what is read of a record, and the one way it is written."""
+"""Conversations as text: records are checked and written in one form."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ ROLES = ("system", "user", "assistant")
 
 Messages = list[dict[str, str]]
 
-SHAPE = "it must be a list of {role, content} with text in both (data.field, data.format)"
+SHAPE = "a conversation is a list of {role, content}, both text (data.field, data.format)"
 
 
 def conversation_text(value: Any, *, field: str, errors: ErrorsT, place: str) -> str:
-    """Return a record's conversation as JSON, the same for the same roles and contents.
+    """Return a record's conversation as JSON; equal roles and contents give equal text.
 
-    Other keys of a message are not read.
+    Other keys of a message are ignored.
 
     Args:
-        value: what the record has under the field.
+        value: the value of the field in the record.
         field: name of the field, for errors.
         errors: what to do with lone surrogates, as in `clean_text`.
         place: file and line or row, for errors.
@@ -37,8 +37,7 @@ def conversation_text(value: Any, *, field: str, errors: ErrorsT, place: str) ->
     ]
     if not any(message["role"] == "assistant" for message in messages):
         raise DataError(
-            f"{field!r} has no turn of the assistant in {place}; its turns are what is learned"
-            "; leave it out, or give it one"
+            f"{field!r} has no turn of the assistant in {place}, and only its turns are learned"
         )
     return json.dumps(messages, ensure_ascii=False, separators=(",", ":"))
 
@@ -64,5 +63,5 @@ def _kind(value: Any) -> str:
 
 
 def read_conversation(text: str) -> Messages:
-    """Return the messages of what `conversation_text` returned."""
+    """Return the messages in a text of `conversation_text`."""
     return json.loads(text)

@@ -1,13 +1,13 @@
-"""A conversation written out by a chat template, and which of it the assistant has said.
+"""Conversations rendered by a chat template, and the spans of the assistant's turns.
 
-Templates that mark the assistant's words with `{% generation %}` say it themselves. For others a turn
-is what a conversation up to it has beyond the prompt for it, if that prompt is how it begins.
+A template may mark these spans with `{% generation %}`. Without marks, the span of a turn is found by
+rendering the conversation up to the turn and the prompt for the turn: it is the text after the
+prompt, provided that the conversation begins with the prompt.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -31,41 +31,41 @@ PLAIN = """\
 {%- endfor -%}
 {%- if add_generation_prompt -%}{{- 'Assistant:\\n' -}}{%- endif -%}
 """
-"""Ordinary text and the tokenizer's end of text, for a tokenizer that has no other tokens to mark turns."""
+"""Plain text and the end of text, for a tokenizer without special tokens for turns."""
 
 MARKED = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")
 SHOWN = 80
-"""Characters of a conversation that an error shows."""
+"""Characters of a conversation in an error."""
 
 Span = tuple[int, int]
 
 
 @dataclass(frozen=True)
 class Rendered:
-    """A conversation written out."""
+    """A rendered conversation."""
 
     text: str
     spans: list[Span]
-    """Where the assistant's turns are, with their ends: first character and the one after the last."""
+    """The assistant's turns with their ends: first character and the one after the last."""
 
 
 @dataclass(frozen=True)
 class ChatTemplate:
-    """How conversations are written out."""
+    """How conversations are rendered."""
 
     jinja: str
     name: str
-    """What to call it in an error."""
+    """Its name in errors."""
     variables: dict[str, Any]
-    """What it may use besides the messages: the special tokens by their names."""
+    """Variables besides the messages: the special tokens by their names."""
     ends: tuple[str, ...]
     """Spellings of the special tokens."""
 
     def render(self, messages: Messages) -> Rendered:
-        """Write a conversation out.
+        """Render a conversation.
 
         Raises:
-            DataError: where the template fails, or does not say what the assistant has said.
+            DataError: if the template fails, or the assistant's turns cannot be found.
         """
         text, spans = self._run(messages, marks=bool(MARKED.search(self.jinja)))
         if spans is None:
@@ -73,7 +73,7 @@ class ChatTemplate:
         spans = [span for span in spans if span[1] > span[0]]
         if not spans:
             raise DataError(
-                f"{self.name} marks no words of the assistant in {_shown(messages)}; put them between "
+                f"{self.name} marks no words of the assistant in {_excerpt(messages)}; put them between "
                 "{% generation %} and {% endgeneration %} in a template of your own "
                 "(data.chat_template=FILE)"
             )
@@ -92,10 +92,10 @@ class ChatTemplate:
                 add_generation_prompt=prompt,
                 **self.variables,
             )
-        except Exception as error:  # a template raises what it likes
+        except Exception as error:  # a template can raise anything
             raise DataError(
-                f"{self.name} does not take {_shown(messages)}: {error}. Leave it out, or give "
-                "another template with data.chat_template"
+                f"{self.name} refuses {_excerpt(messages)}: {error}; remove the conversation, or "
+                "give another template with data.chat_template"
             ) from error
         found: Any = spans[0] if marks else None
         return texts[0], found
@@ -107,47 +107,44 @@ class ChatTemplate:
                 before, _ = self._run(messages[:number], prompt=True)
                 after, _ = self._run(messages[: number + 1])
                 if not (text.startswith(after) and after.startswith(before)):
-                    raise self._not_found(messages)
+                    raise DataError(
+                        f"{self.name} renders the beginning of {_excerpt(messages)} differently when "
+                        "more messages follow, so that the assistant's words cannot be found; put "
+                        "them between {% generation %} and {% endgeneration %} in a copy of the "
+                        "template, and give that with data.chat_template=FILE"
+                    )
                 spans.append((len(before), len(before) + len(self._turn(after[len(before) :]))))
         return spans
 
     def _turn(self, text: str) -> str:
-        """Return a turn without the space after its end, which no model is asked to write."""
+        """Return a turn without the white space after its end, which a model need not write."""
         stripped = text.rstrip()
         return stripped if stripped.endswith(self.ends) else text
 
-    def _not_found(self, messages: Messages) -> DataError:
-        return DataError(
-            f"{self.name} writes the beginning of {_shown(messages)} in another way when the rest "
-            "follows, so that the assistant's words cannot be found; put them between "
-            "{% generation %} and {% endgeneration %} in a copy of it, and give that with "
-            "data.chat_template=FILE"
-        )
 
-
-def _shown(messages: Messages) -> str:
+def _excerpt(messages: Messages) -> str:
     first = f"{messages[0]['role']}: {messages[0]['content']}" if messages else "nothing"
     return f"the conversation that begins with {first[:SHOWN]!r}"
 
 
 def chat_template(data: DataSection, tokenizer: PreTrainedTokenizerFast) -> ChatTemplate:
-    """Return the template of a section with chats.
+    """Return the chat template of a data section.
 
     Raises:
         DataError: if there is none, or its file cannot be read.
     """
-    name = f"the chat template of data.tokenizer={data.tokenizer}"
-    jinja = given_template(data)
-    if jinja is not None:
-        name = f"data.chat_template={data.chat_template}"
-    else:
-        jinja = tokenizer.chat_template
+    name, jinja = f"data.chat_template={data.chat_template}", given_template(data)
+    if jinja is None:
+        name, jinja = (
+            f"the chat template of data.tokenizer={data.tokenizer}",
+            tokenizer.chat_template,
+        )
     if isinstance(jinja, dict):
         jinja = jinja.get("default")
     if not jinja:
         raise DataError(
             f"data.tokenizer={data.tokenizer} has no chat template; give one with "
-            "data.chat_template=FILE, or take the built-in one with data.chat_template=plain"
+            "data.chat_template=FILE, or use the built-in data.chat_template=plain"
         )
     added = tokenizer.backend_tokenizer.get_added_tokens_decoder().values()
     ends = tuple(token.content for token in added if token.special)
@@ -155,7 +152,7 @@ def chat_template(data: DataSection, tokenizer: PreTrainedTokenizerFast) -> Chat
 
 
 def given_template(data: DataSection) -> str | None:
-    """Return the text of `data.chat_template`, None where the tokenizer's own is to be used.
+    """Return the text of `data.chat_template`, None for the tokenizer's own.
 
     Raises:
         DataError: if the file cannot be read.
@@ -174,9 +171,9 @@ def given_template(data: DataSection) -> str | None:
 
 
 class Escape:
-    """Hides special tokens that messages spell, so that they stay text.
+    """Hides special tokens that messages spell out, so that they stay text.
 
-    Every spelling is one character of a private area while the template is at work.
+    While a template renders, each is replaced by one character of a private use area.
     """
 
     def __init__(self, spellings: tuple[str, ...]) -> None:
@@ -184,18 +181,15 @@ class Escape:
         self._pattern = re.compile("|".join(map(re.escape, ordered)) or "(?!)")
 
     def hide(self, messages: Messages) -> tuple[Messages, dict[str, str]]:
-        """Return the messages to be written out, and what each hiding character stands for."""
+        """Return the messages to render, and the spelling that each private character replaces."""
         whole = "".join(message["content"] for message in messages)
         found = sorted(set(self._pattern.findall(whole)))
         if not found:
             return messages, {}
         free = (chr(c) for c in range(0xF0000, 0x10FFFE) if chr(c) not in whole)
         hidden = dict(zip(found, free, strict=False))
-        put: Callable[[re.Match[str]], str] = lambda match: hidden[match[0]]  # noqa: E731
-        return (
-            [
-                {**message, "content": self._pattern.sub(put, message["content"])}
-                for message in messages
-            ],
-            {character: spelling for spelling, character in hidden.items()},
-        )
+        escaped = [
+            {**message, "content": self._pattern.sub(lambda m: hidden[m[0]], message["content"])}
+            for message in messages
+        ]
+        return escaped, {character: spelling for spelling, character in hidden.items()}

@@ -14,25 +14,26 @@ from muonscale.errors import DataError
 from muonscale.lab.data.chat.conversations import read_conversation
 from muonscale.lab.data.chat.store import FLAG, NUMBER
 from muonscale.lab.data.chat.template import ChatTemplate, Escape, Rendered
+from muonscale.lab.data.encode import batches
 from muonscale.lab.data.tokens import TokenWriter, token_dtype
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-# Text tokenized at once, on all cores.
+# Text that is tokenized at once, on all cores.
 BATCH_BYTES = 1 << 20
 
 Encoded = tuple[NDArray[np.int64], NDArray[np.bool_]]
 
 
 class ChatEncoder:
-    """Turns conversations into tokens and targets.
+    """Converts conversations to tokens and targets.
 
-    Special tokens that a template writes become these tokens; those that a message spells do not.
+    Special tokens that the template writes become tokens; those that a message spells out stay text.
 
     Args:
-        tokenizer: left as it is.
-        template: of the conversations.
+        tokenizer: the tokenizer, which is not changed.
+        template: the chat template.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast, template: ChatTemplate) -> None:
@@ -43,66 +44,60 @@ class ChatEncoder:
         copy = tokenizer.backend_tokenizer.to_str()
         self._tokens, self._plain = Tokenizer.from_str(copy), Tokenizer.from_str(copy)
         for backend in (self._tokens, self._plain):
-            # The tokenizer's own may leave spaces out of the places of tokens.
+            # The tokenizer's own may leave spaces out of the offsets of tokens.
             backend.post_processor = processors.Sequence([])  # pyrefly: ignore
         self._tokens.encode_special_tokens = False
         self._plain.encode_special_tokens = True
 
     def encode(self, texts: list[str]) -> list[Encoded]:
-        """Return token ids, int64 `[tokens]`, and which of them are targets, of conversations.
+        """Return token ids, int64 `[tokens]`, and which of them are targets, of every conversation.
 
         Args:
-            texts: as `conversation_text` writes them.
+            texts: conversations in the form of `conversation_text`.
 
         Raises:
-            DataError: for a conversation that the template does not take.
+            DataError: for a conversation that the template refuses.
         """
         parts = []
-        for number, text in enumerate(texts):
+        for text in texts:
             messages, hidden = self._escape.hide(read_conversation(text))
             rendered = self._template.render(messages)
-            parts.append((rendered, list(_cut(number, rendered.text, hidden))))
-        flat = [piece for _, pieces in parts for piece in pieces]
-        found = {
-            True: iter(self._run(flat, hidden=True)),
-            False: iter(self._run(flat, hidden=False)),
-        }
+            parts.append((rendered, list(_cut(rendered.text, hidden))))
+        encodings = {}
+        for hidden, backend in ((False, self._tokens), (True, self._plain)):
+            pieces = [text for _, cut in parts for _, text, spelled in cut if spelled == hidden]
+            encodings[hidden] = iter(backend.encode_batch(pieces, add_special_tokens=False))
         return [
-            _joined(rendered, [(piece, next(found[piece[3]])) for piece in pieces])
-            for rendered, pieces in parts
+            _join(rendered, [(piece, next(encodings[piece[2]])) for piece in cut])
+            for rendered, cut in parts
         ]
 
-    def _run(self, pieces: list[Piece], *, hidden: bool) -> list[Any]:
-        backend = self._plain if hidden else self._tokens
-        texts = [text for _, _, text, spelled in pieces if spelled == hidden]
-        return backend.encode_batch(texts, add_special_tokens=False)
+
+TextPiece = tuple[int, str, bool]
+"""Position in the rendered text, the text to tokenize, and whether it was hidden."""
 
 
-Piece = tuple[int, int, str, bool]
-"""Number of the conversation, place in its text, what is tokenized, whether it was hidden."""
-
-
-def _cut(number: int, text: str, hidden: dict[str, str]) -> Iterator[Piece]:
-    """Yield the parts of a text between hidden spellings, and these."""
+def _cut(text: str, hidden: dict[str, str]) -> Iterator[TextPiece]:
+    """Yield the hidden spellings of a text and the parts between them."""
     at = 0
     for part in re.split(f"([{''.join(hidden)}])", text) if hidden else [text]:
-        yield number, at, hidden.get(part, part), part in hidden
+        yield at, hidden.get(part, part), part in hidden
         at += len(part)
 
 
-def _joined(rendered: Rendered, parts: list[tuple[Piece, Any]]) -> Encoded:
+def _join(rendered: Rendered, parts: list[tuple[TextPiece, Any]]) -> Encoded:
     ids, places = [], []
-    for (_, start, _, spelled), encoding in parts:
+    for (start, _, spelled), encoding in parts:
         ids.append(np.array(encoding.ids, dtype=np.int64))
         offsets = np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2)
         places.append(start + np.array([[0, 1]] * len(offsets)) if spelled else start + offsets)
     first, end = np.concatenate(places).T
     spans = np.array(rendered.spans)
-    # A token is the assistant's if any of its characters is.
+    # A token belongs to a turn if any of its characters does.
     span = np.searchsorted(spans[:, 1], first, side="right")
     inside = span < len(spans)
     inside &= spans[np.minimum(span, len(spans) - 1), 0] < end
-    inside[:1] = False  # nothing comes before it to predict it from
+    inside[:1] = False  # no token before it predicts it
     return np.concatenate(ids), inside
 
 
@@ -117,15 +112,15 @@ def encode_chats(
     """Write the conversations of a split and return the number of tokens and of targets.
 
     Args:
-        texts: as `conversation_text` writes them.
-        encoder: of the conversations.
+        texts: conversations in the form of `conversation_text`.
+        encoder: the encoder of the conversations.
         folder: where the shards go.
         split: name of the split.
         vocab_size: tokens of the tokenizer.
         progress: called with the bytes of text done.
 
     Raises:
-        DataError: for a conversation that the template does not take.
+        DataError: for a conversation that the template refuses, or that has no target.
         OSError: if the disk is full or read-only.
     """
     done = targets = 0
@@ -134,11 +129,12 @@ def encode_chats(
         TokenWriter(folder, f"targets-{split}", FLAG) as flags,
         TokenWriter(folder, f"index-{split}", NUMBER) as index,
     ):
-        for batch in _batches(texts):
+        for batch in batches(texts, len, BATCH_BYTES):
             for text, (ids, inside) in zip(batch, encoder.encode(batch), strict=True):
                 if not inside.any():
                     raise DataError(
-                        f"no token of {text[:80]!r}... is a target; leave the conversation out, or use a tokenizer that has tokens for the assistant's words"
+                        f"no token of {text[:80]!r}... is a target; remove the conversation, or use "
+                        "a tokenizer with tokens for the assistant's words"
                     )
                 tokens.write(ids)
                 flags.write(inside)
@@ -147,16 +143,3 @@ def encode_chats(
                 done += len(text.encode("utf-8"))
             progress(done)
     return tokens.count, targets
-
-
-def _batches(texts: Iterable[str]) -> Iterator[list[str]]:
-    batch: list[str] = []
-    size = 0
-    for text in texts:
-        batch.append(text)
-        size += len(text)
-        if size >= BATCH_BYTES:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch

@@ -1,1 +1,1 @@
-"""One law a module: its parameters, its fit, its prediction."""
+"""The laws: one module each, registered in `registry.LAWS`. `base.Law` says what a law is."""

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from muonscale.lab.fits.crossing import CensoredT, amount_to
+from muonscale.lab.fits.crossing import CensoredT, find_crossing
 from muonscale.lab.studies.analysis.curves import MEASURES, Curve, mean_curve, read_curve
 from muonscale.lab.studies.study import Outcome
 
@@ -50,5 +50,5 @@ def reach_of(curve: Curve, measure: str, target: float) -> Reach:
     if len(spent) == 1:  # a run without evaluations on the way: its end is all that is known
         below = bool(curve.loss[-1] <= target)
         return Reach(end, "<" if below else ">", end)
-    crossing = amount_to(target, spent, curve.loss)
+    crossing = find_crossing(target, spent, curve.loss)
     return Reach(crossing.amount, crossing.censored, end)

@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 from scipy.stats import f
 
 from muonscale.errors import StudyError
-from muonscale.lab.fits.batch_table import law_estimates
-from muonscale.lab.fits.bootstrap import LEVEL, Draws, Quantity, Seed, stretch
-from muonscale.lab.fits.findings import REMARKS, Curve, Estimate, curve, estimate, number
-from muonscale.lab.fits.laws.batch import NAME as MCCANDLISH
-from muonscale.lab.fits.laws.batch import OVERHEAD, draw_batch, fit_batch
-from muonscale.lab.fits.laws.batch import log_steps as log_batch_steps
-from muonscale.lab.fits.laws.regimes import NAME as REGIMES
-from muonscale.lab.fits.laws.regimes import draw_regimes, fit_regimes, log_critical, log_steps
+from muonscale.lab.fits.bootstrap import LEVEL, Draws, Seed, stretch
+from muonscale.lab.fits.findings import FitCurve, FitEstimate, estimate, format_number, trace_curve
+from muonscale.lab.fits.laws.base import StepsLaw
+from muonscale.lab.fits.laws.batch import OVERHEAD, BatchLaw
+from muonscale.lab.fits.laws.regimes import RegimeLaw
 from muonscale.lab.fits.result import ROUNDING, FloatArray, Residuals
 from muonscale.lab.fits.rising import SIGNIFICANT
 from muonscale.lab.fits.steps_to_loss import StepsToLoss
-from muonscale.lab.fits.token_optimal import draw_optimal, token_optimal
+from muonscale.lab.fits.token_optimal import draw_token_optimal, find_token_optimal
 
 POINTS = 40
 """Of a law's curve."""
@@ -34,13 +31,13 @@ class Law:
     """One definition of a critical batch size, and what it gives."""
 
     name: str
-    estimates: tuple[Estimate, ...] = ()
+    estimates: tuple[FitEstimate, ...] = ()
     """Ends of intervals are infinite, or 0, where they lie outside the measured batch sizes."""
     status: str = ""
     remark: str = ""
     rms: float = math.nan
     """Of the residuals of log S."""
-    curve: Curve | None = None
+    curve: FitCurve | None = None
     """log S by the law, as steps by batch size."""
     without_intervals: str = ""
     refused: str = ""
@@ -65,10 +62,11 @@ def laws_of(steps: StepsToLoss, seed: tuple[int, ...]) -> Laws:
         steps: S(B).
         seed: of the draws; different ones for variants that are compared.
     """
-    regimes, regime_draws = _regimes(steps, (*seed, 1))
+    mccandlish, _ = _fit(BatchLaw, steps, (*seed, 0))
+    regimes, regime_draws = _fit(RegimeLaw, steps, (*seed, 1))
     optimal, optimal_draws = _optimal(steps, (*seed, 2))
     return Laws(
-        mccandlish=_mccandlish(steps, (*seed, 0)),
+        mccandlish=mccandlish,
         regimes=regimes,
         optimal=optimal,
         regime_draws=regime_draws,
@@ -104,52 +102,28 @@ def _joined(*remarks: str) -> str:
     return "; ".join(remark for remark in remarks if remark)
 
 
-def _mccandlish(steps: StepsToLoss, seed: Seed) -> Law:
+def _fit(law_type: type[StepsLaw], steps: StepsToLoss, seed: Seed) -> tuple[Law, Draws | None]:
     batches, counts, noise = _points(steps)
     try:
-        law = fit_batch(batches, counts)
+        law = law_type.fit(batches, counts)
     except StudyError as error:
-        return Law(name=MCCANDLISH, refused=str(error))
+        return Law(name=law_type.FORMULA, refused=str(error)), None
     draws, why = Draws.none(law.theta), ""
     try:
-        draws = draw_batch(law, batches, counts, RESAMPLES, seed, noise=noise)
+        draws = law.draw(RESAMPLES, seed, noise=noise)
     except StudyError as error:
         why = str(error)
-    return Law(
-        name=MCCANDLISH,
-        estimates=law_estimates(law, draws),
-        status=law.status.value,
-        remark=_joined(REMARKS[law.status], _misfit(steps, law.residuals)),
-        rms=law.residuals.rms,
-        curve=_curve(steps, draws, log_batch_steps),
-        without_intervals=why,
-    )
-
-
-def _regimes(steps: StepsToLoss, seed: Seed) -> tuple[Law, Draws | None]:
-    batches, counts, noise = _points(steps)
-    try:
-        law = fit_regimes(batches, counts)
-    except StudyError as error:
-        return Law(name=REGIMES, refused=str(error)), None
-    draws, why = Draws.none(law.theta), ""
-    try:
-        draws = draw_regimes(law, batches, counts, RESAMPLES, seed, noise=noise)
-    except StudyError as error:
-        why = str(error)
-    critical = estimate("B*", draws, lambda theta: log_critical(theta, law.batches), log=True)
-    critical = replace(critical, value=law.critical.value, extrapolated=law.critical.extrapolated)
+    kept = steps.batches[steps.reached]
+    grid = np.geomspace(kept[0], kept[-1], POINTS)
     found = Law(
-        name=REGIMES,
-        estimates=(
-            critical,
-            estimate("tokens up to B*", draws, lambda theta: theta[..., 0], log=True),
-            estimate("m", draws, lambda theta: theta[..., 1]),
-        ),
+        name=law.FORMULA,
+        estimates=law.estimates(draws),
         status=law.status.value,
         remark=_joined(law.remark, _misfit(steps, law.residuals)),
         rms=law.residuals.rms,
-        curve=_curve(steps, draws, log_steps),
+        curve=trace_curve(
+            draws, grid, lambda theta: np.stack([law.log_value(theta, b) for b in grid], axis=-1)
+        ),
         without_intervals=why,
     )
     return found, draws
@@ -163,10 +137,10 @@ def _optimal(steps: StepsToLoss, seed: Seed) -> tuple[Law, Draws | None]:
     draws, why = [], ""
     for tolerance in (0.0, TOLERANCE):
         try:
-            draws.append(draw_optimal(steps, tolerance, RESAMPLES, seed))
+            draws.append(draw_token_optimal(steps, tolerance, RESAMPLES, seed))
         except StudyError as error:
             why = str(error)
-            least = token_optimal(steps.batches, steps.log_tokens, tolerance)
+            least = find_token_optimal(steps.batches, steps.log_tokens, tolerance)
             draws.append(Draws.none(np.atleast_1d(least)))
     names = ("token-optimal batch", f"largest batch within {TOLERANCE:.0%} of the fewest tokens")
     found = tuple(
@@ -181,12 +155,7 @@ def _optimal(steps: StepsToLoss, seed: Seed) -> tuple[Law, Draws | None]:
 def _at_end(value: float, kept: FloatArray) -> str:
     if value in (kept[0], kept[-1]):
         which = "smallest" if value == kept[0] else "largest"
-        return f"{number(value)} is the {which} batch that reached the loss: it may lie beyond"
+        return (
+            f"{format_number(value)} is the {which} batch that reached the loss: it may lie beyond"
+        )
     return ""
-
-
-def _curve(steps: StepsToLoss, draws: Draws, log_law: object) -> Curve:
-    kept = steps.batches[steps.reached]
-    grid = np.geomspace(kept[0], kept[-1], POINTS)
-    quantity: Quantity = lambda theta: log_law(theta, np.log(grid))  # type: ignore[operator]  # noqa: E731
-    return curve(draws, grid, quantity)

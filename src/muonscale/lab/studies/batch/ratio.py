@@ -13,11 +13,11 @@ import numpy as np
 from scipy.stats import t as student
 
 from muonscale.lab.fits.bootstrap import LEVEL, Draws, join
-from muonscale.lab.fits.findings import Curve, Estimate, curve, estimate, number
+from muonscale.lab.fits.findings import FitCurve, FitEstimate, estimate, format_number, trace_curve
 from muonscale.lab.fits.laws.regimes import log_ratio, ratio_exponents
-from muonscale.lab.fits.multiple import holm
 from muonscale.lab.fits.result import FloatArray, Interval
-from muonscale.lab.fits.rising import SIGNIFICANT, Rising, rising
+from muonscale.lab.fits.rising import SIGNIFICANT, Rising, judge_rising
+from muonscale.lab.fits.statistics import adjust_holm
 from muonscale.lab.studies.analysis.seed_blocks import Blocks
 from muonscale.lab.studies.batch.laws import POINTS, Laws
 from muonscale.lab.studies.batch.measurements import Cell, Key
@@ -61,9 +61,9 @@ class Ratio:
     rising: Rising | None
     """None where both reached the loss at fewer than two batch sizes."""
     claims: list[Claim]
-    predicted: Curve | None
+    predicted: FitCurve | None
     """R by the three-regime laws of both."""
-    exponents: tuple[Estimate, ...]
+    exponents: tuple[FitEstimate, ...]
     """Of B in R in the three regimes, by these laws."""
 
 
@@ -83,7 +83,7 @@ def ratio_of(
         log_r, covariance = _log_ratios(blocks, base, other, both)
         saved = _saved(log_r, covariance, blocks.freedom)
         if len(both) > 1:
-            change = rising(both, log_r, covariance, blocks.freedom)
+            change = judge_rising(both, log_r, covariance, blocks.freedom)
     claims = [
         _above_one(rows, blocks, names),
         _non_decreasing(change),
@@ -141,8 +141,8 @@ def _above_one(rows: list[Row], blocks: Blocks[Key] | None, names: tuple[str, st
         return Claim(f"{text}: no interval to judge by", None)
     p_values = [blocks.difference(*((name, row.batch) for name in names)).p for row in told]
     lowest = min(told, key=lambda row: row.ratio)
-    text += f": the lowest is {number(lowest.ratio)} ({_ends(lowest)}) at {lowest.batch:,}"
-    if min(holm(p_values)) < SIGNIFICANT:
+    text += f": the lowest is {format_number(lowest.ratio)} ({_ends(lowest)}) at {lowest.batch:,}"
+    if min(adjust_holm(p_values)) < SIGNIFICANT:
         return Claim(text, False)
     if len(told) < len(rows):
         text += f"; both reached the loss at {len(told)} of {len(rows)}"
@@ -150,9 +150,11 @@ def _above_one(rows: list[Row], blocks: Blocks[Key] | None, names: tuple[str, st
     return Claim(text, True if everywhere else None)
 
 
-def _ends(value: Row | Interval | Estimate) -> str:
+def _ends(value: Row | Interval | FitEstimate) -> str:
     return (
-        "no interval" if math.isnan(value.low) else f"{number(value.low)} to {number(value.high)}"
+        "no interval"
+        if math.isnan(value.low)
+        else f"{format_number(value.low)} to {format_number(value.high)}"
     )
 
 
@@ -160,7 +162,9 @@ def _non_decreasing(change: Rising | None) -> Claim:
     text = "the ratio does not decrease with the batch"
     if change is None:
         return Claim(f"{text}: both reached the loss at fewer than two batch sizes", None)
-    text += f": slope of log R over log B {number(change.slope.value)} ({_ends(change.slope)})"
+    text += (
+        f": slope of log R over log B {format_number(change.slope.value)} ({_ends(change.slope)})"
+    )
     if (drop := change.drop) is None:
         return Claim(f"{text}, no drop", change.non_decreasing)
     p = "unknown" if math.isnan(drop.p_adjusted) else f"{drop.p_adjusted:.2g}"
@@ -185,7 +189,7 @@ def _larger_optimal(laws: dict[str, Laws], names: tuple[str, str]) -> Claim:
         return Claim(f"{text}, no interval to judge by", None)
     joined = join(draws[0], draws[1])
     found = joined.interval(lambda theta: theta[..., 1] / theta[..., 0])
-    text += f", ratio {number(found.value)} ({_ends(found)})"
+    text += f", ratio {format_number(found.value)} ({_ends(found)})"
     return Claim(text, True if found.low >= 1 else False if found.high < 1 else None)
 
 
@@ -203,7 +207,7 @@ def _saves(saved: Interval, names: tuple[str, str]) -> Claim:
 
 def _predicted(
     laws: dict[str, Laws], names: tuple[str, str], batches: list[int]
-) -> tuple[Curve | None, tuple[Estimate, ...]]:
+) -> tuple[FitCurve | None, tuple[FitEstimate, ...]]:
     """Return R by the three-regime laws over the batch sizes that both reached, and its exponents."""
     first, second = (laws[name].regime_draws for name in names)
     if first is None or second is None or len(batches) < 2:
@@ -214,4 +218,4 @@ def _predicted(
         estimate(name, joined, lambda theta, n=place: ratio_exponents(theta)[..., n])
         for place, name in enumerate(REGIME_NAMES)
     )
-    return curve(joined, grid, lambda theta: log_ratio(theta, np.log(grid))), exponents
+    return trace_curve(joined, grid, lambda theta: log_ratio(theta, np.log(grid))), exponents

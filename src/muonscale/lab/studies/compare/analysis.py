@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from muonscale.errors import StudyError
-from muonscale.lab.fits.multiple import holm
+from muonscale.lab.fits.statistics import adjust_holm
 from muonscale.lab.studies.analysis.reach import Reach, reach
 from muonscale.lab.studies.analysis.seed_blocks import CLAIM, Blocks, fit_blocks, mean_interval
 from muonscale.lab.studies.analysis.sweep import EdgeT, Sweep
@@ -187,7 +187,7 @@ def _comparisons(blocks: Blocks[Cell], best: list[Cell]) -> list[Comparison]:
     """Compare every two variants, both ways round, and return those that are lower."""
     pairs = list(itertools.permutations(best, 2))
     found = [blocks.difference(a, b) for a, b in pairs]
-    adjusted = holm([difference.p for difference in found])
+    adjusted = adjust_holm([difference.p for difference in found])
     return [
         Comparison(a, b, d.estimate, d.low, d.high, d.p, p, _verdict(d.high, p))
         for ((a, _), (b, _)), d, p in zip(pairs, found, adjusted, strict=True)

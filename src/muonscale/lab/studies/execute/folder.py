@@ -12,17 +12,16 @@ report/         the page, with its figures
 
 from __future__ import annotations
 
-import fcntl
-import json
-from collections.abc import Generator, Iterable, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from muonscale.errors import StudyError
 from muonscale.lab.config.load import Config, dump_config
-from muonscale.lab.run_folder import RunFolder, flatten, write_atomic, write_json
+from muonscale.lab.files import lock_folder, read_object, write_atomic, write_json
+from muonscale.lab.run_folder import RunFolder, flatten
 from muonscale.lab.studies.config import StudyConfig
 from muonscale.lab.studies.study import NOT_IDENTITY, Outcome, PlannedRun, StateT
 
@@ -38,7 +37,7 @@ class StudyFolder:
     @property
     def result(self) -> dict[str, Any] | None:
         """What was found; None of a study that has not come so far."""
-        return read_object(self.path / "result.json")
+        return read_study_file(self.path / "result.json")
 
     def run_folder(self, run: PlannedRun) -> RunFolder:
         """Return the folder of a run: the one that has its id, whatever it was called."""
@@ -66,7 +65,7 @@ class StudyFolder:
             return Outcome(run, folder, "finished", result)
         if folder.held():
             return Outcome(run, folder, "running")
-        if (failure := read_object(self.failure_of(run))) is not None:
+        if (failure := read_study_file(self.failure_of(run))) is not None:
             state: StateT = "diverged" if failure["diverged"] else "failed"
             return Outcome(run, folder, state, reason=failure["reason"])
         return Outcome(run, folder, "waiting")
@@ -124,48 +123,26 @@ class StudyFolder:
         section = run.config.run.model_copy(update={"path": self.run_folder(run).path})
         return run.config.model_copy(update={"run": section})
 
-    @contextmanager
-    def locked(self) -> Generator[None]:
-        """Hold the study against a second process that would run it.
+    def locked(self) -> AbstractContextManager[None]:
+        """Lock the study, so that no second process runs it; create the folder if necessary.
 
         Raises:
-            StudyError: if another process holds it, or it cannot be written or locked.
+            StudyError: if another process holds the lock, or the file system has no locks.
         """
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            file = (self.path / LOCK).open("w")
-        except OSError as error:
-            raise StudyError(
-                f"study folder {self.path} cannot be written: {error}"
-                "; choose another with path=FOLDER"
-            ) from error
-        with file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise StudyError(
-                    f"another process is running the study in {self.path}; watch it with: "
-                    f"muonscale study status {self.path}"
-                ) from error
-            except OSError as error:
-                raise StudyError(
-                    f"the file system of {self.path} does not lock files ({error.strerror}), which keeps "
-                    "two processes from running one study; choose a folder on another with path=FOLDER"
-                ) from error
-            yield
+        status = f"muonscale study status {self.path}"
+        return lock_folder(
+            self.path,
+            LOCK,
+            busy=f"running the study in {self.path}; watch it with: {status}",
+            choose="path=FOLDER",
+            error=StudyError,
+        )
 
 
-def read_object(path: Path) -> dict[str, Any] | None:
-    """Return the JSON object in a file, None if there is no file.
+def read_study_file(path: Path) -> dict[str, Any] | None:
+    """Return the JSON object in a file of a study, None if there is no file.
 
     Raises:
-        StudyError: if it is damaged.
+        StudyError: if the file is damaged.
     """
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError) as error:
-        raise StudyError(
-            f"{path} cannot be read: {error}; restore it, or remove it to do again what it says"
-        ) from error
+    return read_object(path, "restore it, or remove it to repeat its runs", StudyError)

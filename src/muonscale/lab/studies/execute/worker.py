@@ -18,7 +18,8 @@ from pathlib import Path
 
 from muonscale.errors import DivergedError, MuonscaleError
 from muonscale.lab.config.load import Config, load_config
-from muonscale.lab.run_folder import RunFolder, write_json
+from muonscale.lab.files import write_json
+from muonscale.lab.run_folder import RunFolder
 
 PATIENCE = 2.0
 """Seconds between looks at a folder that another process holds."""

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from muonscale.errors import StudyError
-from muonscale.lab.fits.frontier import Dominance, IsoLoss, dominance, iso_loss
-from muonscale.lab.fits.groups import baseline as baseline_of
+from muonscale.lab.fits.frontier import Dominance, IsoLoss, judge_dominance, trace_iso_loss
 from muonscale.lab.fits.result import FloatArray
 from muonscale.lab.fits.steps_to_loss import StepsToLoss
+from muonscale.lab.fits.tables import choose_baseline as baseline_of
 from muonscale.lab.studies.frontier.config import FrontierSection
 from muonscale.lab.studies.frontier.step_time import Throughput, throughput_of
 from muonscale.lab.studies.study import Outcomes
@@ -58,7 +58,7 @@ def frontier_of(
         throughput = throughput_of(section, names, outcomes, sequence_length)
         for number, (target, each) in enumerate(reached.items()):
             curves = {
-                name: iso_loss(
+                name: trace_iso_loss(
                     own,
                     _step_seconds(throughput, name, own, section.devices),
                     section.devices,
@@ -69,7 +69,7 @@ def frontier_of(
             }
             found["curves"] += [_curve(target, name, curve) for name, curve in curves.items()]
             found["verdicts"] += [
-                _verdict(target, (name, base), dominance(curve, curves[base]))
+                _verdict(target, (name, base), judge_dominance(curve, curves[base]))
                 for name, curve in curves.items()
                 if name != base and base in curves
             ]

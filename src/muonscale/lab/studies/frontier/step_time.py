@@ -15,8 +15,13 @@ import numpy as np
 from scipy.optimize import nnls
 
 from muonscale.errors import StudyError
-from muonscale.lab.fits.checks import distinct, enough, positive
-from muonscale.lab.fits.result import FloatArray, Span
+from muonscale.lab.fits.result import (
+    FloatArray,
+    SizeRange,
+    check_count,
+    check_positive,
+    count_distinct,
+)
 from muonscale.lab.studies.frontier.config import MEASURED, FrontierSection
 from muonscale.lab.studies.study import Outcome, Outcomes
 
@@ -79,7 +84,7 @@ class StepFit:
     optimizer: float
     """Seconds of the optimizer's step."""
     runs: int
-    batches: Span
+    batches: SizeRange
     """Tokens of the batches that were timed."""
     largest: float
     """Largest relative error of the passes."""
@@ -103,9 +108,9 @@ def fit_step(batches: FloatArray, passes: FloatArray, optimizer: FloatArray) -> 
         StudyError: for values that are not positive, fewer than two batch sizes, or passes that take
             no longer for more tokens.
     """
-    batches, passes = positive(batch=batches, passes=passes)
-    (optimizer,) = positive(optimizer=optimizer)
-    enough("the time of a step", "different batch sizes", distinct(batches), 2)
+    batches, passes = check_positive(batch=batches, passes=passes)
+    (optimizer,) = check_positive(optimizer=optimizer)
+    check_count("the time of a step", "different batch sizes", count_distinct(batches), 2)
     runs, sizes = len(batches), np.unique(batches)
     passes = np.array([passes[batches == size].min() for size in sizes])
     batches = sizes
@@ -121,7 +126,7 @@ def fit_step(batches: FloatArray, passes: FloatArray, optimizer: FloatArray) -> 
         per_token=float(found[1]),
         optimizer=float(optimizer.min()),
         runs=runs,
-        batches=Span.of(batches),
+        batches=SizeRange.of(batches),
         largest=float(np.abs(columns @ found / passes - 1).max()),
     )
 

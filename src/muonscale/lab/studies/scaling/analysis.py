@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from muonscale.errors import StudyError
 from muonscale.lab.fits.bootstrap import join
-from muonscale.lab.fits.findings import Findings, Ratio
-from muonscale.lab.fits.laws import power
+from muonscale.lab.fits.findings import Findings, FitRatio
+from muonscale.lab.fits.fit_table import FitRequest, fit_table
+from muonscale.lab.fits.laws.power import PowerLaw
 from muonscale.lab.fits.result import Interval
-from muonscale.lab.fits.scaling import Asked, fit_scaling
 from muonscale.lab.fits.tables import RunTable
 from muonscale.lab.studies.analysis.seed_blocks import fit_blocks
 
@@ -133,7 +133,7 @@ def rungs_of(study: Scaling, outcomes: Outcomes) -> list[Measured]:
 def laws_of(study: Scaling, measured: list[Measured], effects: Mapping[int, float]) -> Laws:
     """Fit the laws to what was measured; `effects` are those of `seed_effects`."""
     main, config = [m for m in measured if m.main], study.config
-    asked = Asked(law="compute", reference=config.baseline, resamples=config.resamples)
+    asked = FitRequest(law="compute", reference=config.baseline, resamples=config.resamples)
     of_both = replace(asked, law="chinchilla")
     lengths = any(rung.other_tokens for rung in study.config.ladder)
     why = "rungs have one length each: N and D need other_tokens to be told apart"
@@ -151,15 +151,17 @@ def laws_of(study: Scaling, measured: list[Measured], effects: Mapping[int, floa
     )
 
 
-def _fitted(table: RunTable, asked: Asked) -> Findings | str:
+def _fitted(table: RunTable, asked: FitRequest) -> Findings | str:
     return _fit_columns(tuple(table.columns.items()), asked)
 
 
 @lru_cache(maxsize=8)  # of result.json and of the report
-def _fit_columns(columns: tuple[tuple[str, tuple[str, ...]], ...], asked: Asked) -> Findings | str:
+def _fit_columns(
+    columns: tuple[tuple[str, tuple[str, ...]], ...], asked: FitRequest
+) -> Findings | str:
     table = RunTable(TABLE, dict(columns), tuple(range(1, len(columns[0][1]) + 1)))
     try:
-        return fit_scaling(table, asked)
+        return fit_table(table, asked)
     except StudyError as error:
         return str(error)
 
@@ -287,7 +289,7 @@ def _ratio(study: Scaling, table: RunTable, found: Findings | str, name: str) ->
     return empty | {"rows": rows, "trend": trend._asdict() if trend else None}
 
 
-def _rows(ratio: Ratio) -> list[dict[str, Any]]:
+def _rows(ratio: FitRatio) -> list[dict[str, Any]]:
     return [
         {
             "flops": place,
@@ -319,7 +321,7 @@ def ratio_trend(table: RunTable, name: str, baseline: str, resamples: int = 1000
         rows = [i for i, label in enumerate(labels) if label == group]
         flops, loss = (table.numbers(what)[rows] for what in ("flops", "loss"))
         try:
-            draws.append(power.draw_power(flops, loss, resamples, (0, place)))
+            draws.append(PowerLaw.fit(flops, loss).draw(resamples, (0, place)))
         except StudyError:
             return None
     joined = join(*draws)

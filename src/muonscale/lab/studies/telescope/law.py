@@ -11,15 +11,10 @@ import numpy as np
 
 from muonscale.errors import StudyError
 from muonscale.lab.fits.bootstrap import Draws
-from muonscale.lab.fits.laws.power import PowerLaw, draw_power, fit_power
-from muonscale.lab.fits.laws.power_offset import (
-    LEAST_SIZES,
-    OffsetPowerLaw,
-    draw_power_offset,
-    fit_power_offset,
-)
-from muonscale.lab.fits.noise import pooled
+from muonscale.lab.fits.laws.power import PowerLaw
+from muonscale.lab.fits.laws.power_offset import LEAST_SIZES, OffsetPowerLaw
 from muonscale.lab.fits.result import Interval
+from muonscale.lab.fits.statistics import pool_noise
 from muonscale.lab.studies.telescope.levels import Level, Losses, mean
 
 if TYPE_CHECKING:
@@ -64,15 +59,11 @@ def _fitted(
     widths: list[float], losses: list[float], noise: float | None
 ) -> tuple[OffsetPowerLaw | PowerLaw, Draws]:
     """Return the law, and what it would be under the noise of seeds."""
-    if len(widths) >= LEAST_SIZES:
-        offset = fit_power_offset(widths, losses)
-        if noise is None:
-            return offset, Draws.none(offset.theta)
-        return offset, draw_power_offset(offset, widths, losses, RESAMPLES, noise=noise)
-    power = fit_power(widths, losses)
+    law_type = OffsetPowerLaw if len(widths) >= LEAST_SIZES else PowerLaw
+    law = law_type.fit(widths, losses)
     if noise is None:
-        return power, Draws.none(power.theta)
-    return power, draw_power(widths, losses, RESAMPLES, noise=noise)
+        return law, Draws.none(law.theta)
+    return law, law.draw(RESAMPLES, noise=noise)
 
 
 def _parameter(draws: Draws, place: int, *, log: bool) -> Interval:
@@ -88,5 +79,5 @@ def _noise(groups: Sequence[Losses]) -> float | None:
     """
     place = np.repeat(np.arange(len(groups)), [len(each) for each in groups])
     values = np.log([loss for each in groups for loss in each.values()])
-    sd = pooled(place, values) if len(groups) else None
+    sd = pool_noise(place, values) if len(groups) else None
     return None if sd is None else sd / math.sqrt(min(len(each) for each in groups))

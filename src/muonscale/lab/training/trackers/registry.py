@@ -7,7 +7,6 @@ that a resumed run continues in the same place and logs nothing twice.
 
 from __future__ import annotations
 
-import json
 import uuid
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager, suppress
@@ -15,9 +14,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from muonscale.errors import CheckpointError, ConfigError
+from muonscale.errors import CheckpointError, ConfigError, shown
 from muonscale.lab.config.load import Config
-from muonscale.lab.run_folder import RunFolder, write_json
+from muonscale.lab.config.sections import TRACKER_NAMES
+from muonscale.lab.files import read_object, write_json
+from muonscale.lab.run_folder import RunFolder
 from muonscale.lab.training.trackers.records import (
     Progress,
     Tracker,
@@ -30,11 +31,9 @@ from muonscale.lab.training.trackers.tensorboard import TensorBoard
 from muonscale.lab.training.trackers.trackio import Trackio
 from muonscale.lab.training.trackers.wandb import WandB
 
-TRACKERS: dict[str, Callable[[TrackerStart], Tracker]] = {
-    "tensorboard": TensorBoard,
-    "wandb": WandB,
-    "trackio": Trackio,
-}
+TRACKERS: dict[str, Callable[[TrackerStart], Tracker]] = dict(
+    zip(TRACKER_NAMES, (TensorBoard, WandB, Trackio), strict=True)
+)
 STATE = "trackers.json"
 
 
@@ -176,24 +175,18 @@ class Trackers:
 
 def _read(path: Path) -> dict[str, Any]:
     """Return the `id` of the run, and `known`: the progress by tracker."""
-    try:
-        tree = json.loads(path.read_text(encoding="utf-8"))
-        if not _is_state(tree):
-            raise ValueError(f"it contains {json.dumps(tree)[:60]} instead of `id` and `known`")
-        return tree
-    except FileNotFoundError:
+    remedy = "remove it, and the trackers start new runs"
+    tree = read_object(path, remedy)
+    if tree is None:
         return {"id": uuid.uuid4().hex[:8], "known": {}}
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(
-            f"{path} cannot be read ({error}); remove it, and the trackers start new runs"
-        ) from error
-
-
-def _is_state(tree: Any) -> bool:
-    if not (isinstance(tree, dict) and isinstance(tree.get("id"), str)):
-        return False
     known = tree.get("known")
-    return isinstance(known, dict) and all(
-        at is None or (isinstance(at, dict) and all(type(step) is int for step in at.values()))
-        for at in known.values()
-    )
+    valid = isinstance(tree.get("id"), str) and isinstance(known, dict)
+    if not valid or not all(at is None or _is_progress(at) for at in known.values()):
+        raise CheckpointError(
+            f"{path} contains {shown(tree, 60)} instead of `id` and `known`; {remedy}"
+        )
+    return tree
+
+
+def _is_progress(value: Any) -> bool:
+    return isinstance(value, dict) and all(type(step) is int for step in value.values())

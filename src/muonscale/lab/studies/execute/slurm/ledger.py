@@ -11,8 +11,8 @@ import shutil
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
-from muonscale.lab.run_folder import write_json
-from muonscale.lab.studies.execute.folder import read_object
+from muonscale.lab.files import write_json
+from muonscale.lab.studies.execute.folder import read_study_file
 from muonscale.lab.studies.execute.slurm.queue import ON_A_NODE, NoAnswer, queued
 
 FILE = "slurm.json"
@@ -30,7 +30,7 @@ class Ledger:
 
     def __init__(self, folder: Path) -> None:
         self._path = folder / FILE
-        found = read_object(self._path) or {}
+        found = read_study_file(self._path) or {}
         self.name: str = found.get("name", f"muonscale-{secrets.token_hex(6)}")
         self._jobs: dict[str, str] = found.get("jobs", {})
 

@@ -1,0 +1,60 @@
+"""Overrides, `key=value` on the command line: how one is read and put into a tree."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import yaml
+
+from muonscale.errors import ConfigError
+from muonscale.lab.config.read import read_yaml
+
+
+def split_override(text: str, form: str, accepts: Callable[[str], bool]) -> tuple[str, Any]:
+    """Return the key and the value of an override. The value is read as YAML.
+
+    Args:
+        text: the override.
+        form: the form that it must have, for errors.
+        accepts: whether a key has this form.
+
+    Raises:
+        ConfigError: if the text has another form, or the value is not YAML.
+    """
+    key, sign, value = text.partition("=")
+    if not sign or not accepts(key):
+        raise ConfigError(f"override {text!r} must have the form {form}")
+    try:
+        return key, read_yaml(value)
+    except yaml.YAMLError as error:
+        raise ConfigError(
+            f"the value of override {text!r} is not valid YAML: {error}; text with special "
+            "characters needs quotes"
+        ) from error
+
+
+def assign(tree: Any, names: list[str], value: Any) -> None:
+    """Set the value at a path of keys and item numbers; missing sections are added.
+
+    Raises:
+        ConfigError: if the path leads through a value, or to an item that a list does not have.
+    """
+    key = ".".join(names)
+    for name in names[:-1]:
+        if isinstance(tree, dict):
+            tree.setdefault(name, {})
+        tree = tree[_place(tree, name, key)]
+        if not isinstance(tree, dict | list):
+            raise ConfigError(f"override {key}: {name} is a value, and has no keys")
+    tree[_place(tree, names[-1], key)] = value
+
+
+def _place(tree: Any, name: str, key: str) -> Any:
+    if isinstance(tree, dict):
+        return name
+    if not name.isdecimal() or int(name) >= len(tree):
+        raise ConfigError(
+            f"override {key}: {name} is none of the {len(tree)} items, which are counted from 0"
+        )
+    return int(name)

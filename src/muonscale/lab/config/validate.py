@@ -1,0 +1,63 @@
+"""Validation of a configuration, with errors that name the key, the value and what is accepted."""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar, get_args
+
+from pydantic import BaseModel, ValidationError
+
+from muonscale.errors import ConfigError, nearest, shown
+
+ModelT = TypeVar("ModelT", bound=BaseModel)
+
+
+def validate(model: type[ModelT], tree: dict[str, Any]) -> ModelT:
+    """Return a configuration from its keys and values.
+
+    Raises:
+        ConfigError: for an unknown or missing key, or a value that is not accepted.
+    """
+    _refuse_odd_text(tree)
+    try:
+        return model.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigError("\n".join(_sentence(model, item) for item in error.errors())) from None
+
+
+def _refuse_odd_text(tree: Any, key: str = "") -> None:
+    """Refuse a NUL and half a surrogate pair, which no file, path or console can hold."""
+    if isinstance(tree, str) and ("\0" in tree or any("\ud800" <= c <= "\udfff" for c in tree)):
+        raise ConfigError(f"{key or 'a key'}={shown(tree)} contains a NUL or a lone surrogate")
+    prefix = f"{key}." if key else ""
+    if isinstance(tree, dict):
+        for name, value in tree.items():
+            _refuse_odd_text(name)
+            _refuse_odd_text(value, f"{prefix}{name}")
+    elif isinstance(tree, list):
+        for number, value in enumerate(tree):
+            _refuse_odd_text(value, f"{prefix}{number}")
+
+
+def _sentence(model: type[BaseModel], item: Any) -> str:
+    """Turn one error of pydantic into a sentence."""
+    *parents, leaf = (str(part) for part in item["loc"]) if item["loc"] else ("",)
+    key = ".".join([*parents, leaf])
+    message = item["msg"].removeprefix("Value error, ")
+    match item["type"]:
+        case "extra_forbidden":
+            for name in parents:  # the rest are numbers of items, or names in a mapping
+                if name in model.model_fields:
+                    model = _section(model.model_fields[name].annotation) or model
+            return f"unknown key {key}; {nearest(leaf, model.model_fields)}"
+        case "missing":
+            return f"{key} is required; give it in the recipe or as {key}=VALUE"
+        case "value_error":
+            return message
+    return f"{key}={shown(item['input'])}: {message}"
+
+
+def _section(annotation: Any) -> type[BaseModel] | None:
+    """Return the section in an annotation such as `Section`, `list[Section] | None`."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next((found for part in get_args(annotation) if (found := _section(part))), None)

@@ -1,0 +1,141 @@
+"""Files of run and study folders: atomic writes, JSON objects, and the lock of a folder."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import math
+import os
+import time
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+from muonscale.errors import CheckpointError, MuonscaleError, shown
+
+ATTEMPTS = 10
+"""How often a lock is asked for, within half a second."""
+
+
+def write_atomic(path: Path, content: str | bytes) -> None:
+    """Write a file so that it is either the old one or the new one, whenever the power fails."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    with temporary.open("wb") as file:
+        file.write(content.encode() if isinstance(content, str) else content)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a value as indented JSON, atomically."""
+    write_atomic(path, json.dumps(value, indent=2) + "\n")
+
+
+def sha256(path: Path) -> str:
+    """Return the SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_object(
+    path: Path, remedy: str, error: type[MuonscaleError] = CheckpointError
+) -> dict[str, Any] | None:
+    """Return the JSON object in a file, None if there is no file.
+
+    Args:
+        path: the file.
+        remedy: what the user can do about a damaged file.
+        error: class of the error for a damaged file.
+
+    Raises:
+        MuonscaleError: of that class, if the file does not hold a JSON object.
+    """
+    try:
+        tree = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, RecursionError) as reason:
+        raise error(f"{path} cannot be read: {reason}; {remedy}") from reason
+    if not isinstance(tree, dict):
+        raise error(f"{path} holds {shown(tree, 60)} and not a JSON object; {remedy}")
+    return tree
+
+
+def finite(value: Any) -> Any:
+    """Return plain values with None for every number that is not finite, as JSON needs it."""
+    if isinstance(value, dict):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+@contextmanager
+def lock_folder(
+    folder: Path, name: str, *, busy: str, choose: str, error: type[MuonscaleError]
+) -> Generator[None]:
+    """Lock a folder against other processes; the folder is created if necessary.
+
+    A folder created here is removed again if it holds nothing but the lock at the end.
+
+    Args:
+        folder: the folder.
+        name: file in it that is locked.
+        busy: what another process that holds the lock does, and what the user can do about it.
+        choose: how to choose another folder.
+        error: class of the errors.
+
+    Raises:
+        MuonscaleError: if another process holds the lock, or the file system has no locks.
+    """
+    created = not folder.exists()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / name).open("w")
+    except OSError as reason:
+        raise error(
+            f"{folder} cannot be written: {reason}; choose another with {choose}"
+        ) from reason
+    with file:
+        try:
+            locked = _lock(file)
+        except OSError as reason:
+            raise error(
+                f"the file system of {folder} does not lock files ({reason.strerror}); mount it with "
+                f"locks (Lustre: -o flock), or choose a folder on another with {choose}"
+            ) from reason
+        if not locked:
+            raise error(f"another process is {busy}")
+        try:
+            yield
+        finally:
+            if created and [path.name for path in folder.iterdir()] == [name]:
+                (folder / name).unlink()
+                folder.rmdir()
+
+
+def _lock(file: IO[str]) -> bool:
+    """Lock a file, and return whether that worked: `is_locked` holds a lock for a moment."""
+    for _ in range(ATTEMPTS):
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            time.sleep(0.05)
+        else:
+            return True
+    return False
+
+
+def is_locked(path: Path) -> bool:
+    """Return whether a process holds the lock on a file, on any machine that shares its locks."""
+    try:
+        with path.open("r") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # no such file, or no locks: `lock_folder` refuses the latter
+        return False
+    return False
