@@ -103,8 +103,8 @@ def resample_residuals(
     """Return log measurements of other tables, `[resamples, n]`: the law plus resampled residuals.
 
     Residuals are divided by `sqrt(1 - leverage)`, since a fit leaves less than the noise was
-    (Davison and Hinkley, Bootstrap Methods and their Application, section 6.2), and stretched by the
-    ratio of Student's to the normal quantile, as Hesterberg's expanded percentile interval is
+    (Davison and Hinkley, Bootstrap Methods and their Application, section 6.2), and stretched by
+    the ratio of Student's to the normal quantile, as Hesterberg's expanded percentile interval is
     (arXiv 1411.5279, section 4.3). Without both, a 90 % interval from 5 points holds 79 %.
 
     Args:

@@ -1,8 +1,8 @@
 """The tokens, steps, FLOPs or seconds that it took to reach a loss, read from a measured curve.
 
-Isotonic regression of the log loss makes the curve fall. A monotone cubic through it in
-(log amount, log loss) is then inverted between the two measurements around the target. A target that
-the curve does not bracket gets a censored answer, never an extrapolated one.
+Isotonic regression of the log loss makes the curve fall. A monotone cubic through the logarithms of
+amount and loss is then inverted between the two measurements around the target. A target that the
+curve does not bracket gets a censored answer, never an extrapolated one.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Crossing:
     amount: float
     """The amount, or the bound if `censored`."""
     censored: CensoredT
-    """`>`: not reached by the end of the curve; `<`: already below the target at its first point."""
+    """`>`: not reached by the end of the curve; `<`: already reached at its first point."""
 
     def __str__(self) -> str:
         """Return the amount, or `> end` or `< start`."""

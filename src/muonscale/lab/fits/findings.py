@@ -119,8 +119,8 @@ def trace_curve(draws: Draws, x: FloatArray, log_quantity: Quantity) -> FitCurve
     return FitCurve(x=tuple(x.tolist()), y=y, low=low, high=high)
 
 
-def format_number(value: float) -> str:
-    """Return a number with four digits."""
+def format_significant(value: float) -> str:
+    """Return a number with four significant digits."""
     return f"{value:.4g}"
 
 

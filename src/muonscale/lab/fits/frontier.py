@@ -1,4 +1,4 @@
-"""Iso-loss curves: the time to a loss by number of devices, and whether one curve is inside another.
+"""Iso-loss curves: time to a loss by number of devices, and whether one is inside another.
 
 Practical Efficiency of Muon (arXiv 2505.02222, section 3.3, figures 1 and 2). On n devices a loss L
 takes the shortest time that a measured batch size allows:
@@ -111,7 +111,7 @@ def trace_iso_loss(
     shape = (len(counts), len(steps.batches))
     if step_seconds.shape != shape or not (step_seconds > 0).all():
         raise StudyError(
-            f"seconds of a step must be above 0 and have a row for each of {shape[0]} device counts "
+            f"seconds of a step must be above 0, with a row for each of {shape[0]} device counts "
             f"and a column for each of {shape[1]} batch sizes, got shape {step_seconds.shape}"
         )
     if len(counts) == 0 or counts[0] < 1 or (np.diff(counts) <= 0).any():
@@ -148,8 +148,8 @@ class Dominance:
     drawn: bool
     """Whether the noise of both is known. Otherwise there is no interval and no verdict."""
     share: float
-    """Share of draws in which the first is faster at every device count in `judged`; NaN if there is
-    no such count, or no noise is known."""
+    """Share of draws in which the first is faster at every device count in `judged`; NaN if there
+    is no such count, or no noise is known."""
     reverse: float
     """Share of draws in which the second is faster at every device count in `reverse_judged`."""
     judged: BoolArray
@@ -168,11 +168,12 @@ class Dominance:
 def judge_dominance(first: IsoLoss, second: IsoLoss) -> Dominance:
     """Judge whether the first curve is strictly inside the second.
 
-    It is (True) if the first is faster at every judged device count in at least 95 % of the draws, all
-    counts in the same draw. A count is judged if the time of the second is no upper bound there, since
-    such a time might be shorter with a batch size that was not measured. The time of the first may be
-    an upper bound, which only makes it longer. The result is False if the second is inside the first
-    by the same rule, and None otherwise, also if no count can be judged or no noise is known.
+    It is (True) if the first is faster at every judged device count in at least 95 % of the draws,
+    all counts in the same draw. A count is judged if the time of the second is no upper bound
+    there, since such a time might be shorter with a batch size that was not measured. The time of
+    the first may be an upper bound, which only makes it longer. The result is False if the second
+    is inside the first by the same rule, and None otherwise, also if no count can be judged or no
+    noise is known.
 
     Raises:
         StudyError: if the curves have different devices, numbers of draws or levels.
@@ -223,10 +224,10 @@ def judge_dominance(first: IsoLoss, second: IsoLoss) -> Dominance:
 def mean_log_seconds(log_seconds: FloatArray, devices: FloatArray) -> FloatArray:
     """Return the mean over log devices of the log time on at most that many devices, `[...]`.
 
-    With log devices and log time as the two objectives, differences of this mean are differences of the
-    frontiers' hypervolumes (Zitzler and Thiele, IEEE Transactions on Evolutionary Computation 3(4),
-    1999) over the width of the range. The reference point is at twice the largest number of devices, so
-    that the last time counts for one more doubling. Its time cancels in a difference.
+    With log devices and log time as the two objectives, differences of this mean are differences of
+    the frontiers' hypervolumes (Zitzler and Thiele, IEEE Transactions on Evolutionary Computation
+    3(4), 1999) over the width of the range. The reference point is at twice the largest number of
+    devices, so that the last time counts for one more doubling. Its time cancels in a difference.
 
     Args:
         log_seconds: log times, `[..., n]`.

@@ -13,7 +13,7 @@ from muonscale.lab.fits.result import ROUNDING, BoolArray, FloatArray, check_cou
 
 LEAST_RUNGS = 3
 RUNG_WIDTH = 0.03
-"""Sizes that differ by less are one rung: real tables have sizes that differ in the fourth digit."""
+"""Sizes that differ by less are one rung: in real tables some differ in the fourth digit."""
 Refit = Callable[[BoolArray], FloatArray]
 """Fits the law to the points to keep, `[n]`, and returns its predictions for all points, `[n]`."""
 

@@ -2,8 +2,8 @@
 
 Least squares of a law of two or three parameters use MINPACK's Levenberg-Marquardt.
 
-The five parameters of the law of N and D are so correlated that L-BFGS stops far from the minimum in
-their own coordinates. In `z` with `theta = start + W z`, where `W W^T` is the inverse of the
+The five parameters of the law of N and D are so correlated that L-BFGS stops far from the minimum
+in their own coordinates. In `z` with `theta = start + W z`, where `W W^T` is the inverse of the
 Gauss-Newton matrix at the start, the objective is nearly round, and some tens of steps reach
 rounding.
 """

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
-from muonscale.lab.fits.findings import Findings, FitRatio, format_number
+from muonscale.lab.fits.findings import Findings, FitRatio, format_significant
 from muonscale.lab.fits.text import (
     format_estimate,
     format_heading,
@@ -72,7 +72,7 @@ def fit_sections(found: Findings, prefix: str = "", part: str = "") -> list[Sect
                     head=(found.rung, "runs", "error", "remark"),
                     rows=tuple(
                         (
-                            format_number(item.rung),
+                            format_significant(item.rung),
                             str(item.points),
                             "" if item.error is None else format_percent(item.error),
                             mark_extrapolated(item.extrapolated),
@@ -80,8 +80,8 @@ def fit_sections(found: Findings, prefix: str = "", part: str = "") -> list[Sect
                         for item in fitted.held_out
                     ),
                     name=f"{prefix}held-out-{place}",
-                    caption=f"Each {found.rung}, and the error on its runs of a law that was fitted "
-                    "to all other runs.",
+                    caption=f"Each {found.rung}, and the error on its runs of a law that was "
+                    "fitted to all other runs.",
                 )
             )
         blocks += [Text(f"{line}.") for line in list_remarks(fitted)]

@@ -1,7 +1,8 @@
 """Whether the ratio of the tokens of two optimizers falls anywhere when the batch grows.
 
-Practical Efficiency of Muon, arXiv 2505.02222, section 3.2, says that `R(B) = T_AdamW(B) / T_Muon(B)`
-is non-decreasing. A finite table cannot prove that; `judge_rising` says what the table supports.
+Practical Efficiency of Muon, arXiv 2505.02222, section 3.2, says of the ratio of tokens that
+`R(B) = T_AdamW(B) / T_Muon(B)` is non-decreasing. A finite table cannot prove that; `judge_rising`
+says what the table supports.
 """
 
 from __future__ import annotations

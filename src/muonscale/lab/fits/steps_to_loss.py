@@ -1,4 +1,4 @@
-"""Steps that one optimizer takes to one loss, by batch size: the input of batch laws and frontiers."""
+"""Steps of one optimizer to one loss, by batch size: the input of batch laws and frontiers."""
 
 from __future__ import annotations
 
@@ -46,8 +46,8 @@ class StepsToLoss:
     def draw(self, resamples: int = 1000, seed: Seed = 0, level: float = LEVEL) -> FloatArray:
         """Return log steps that might have been measured instead, `[resamples, b]`.
 
-        The noise is normal. It is stretched by the ratio of Student's to the normal quantile, since it
-        is an estimate itself. Batches that did not reach the loss stay infinite.
+        The noise is normal. It is stretched by the ratio of Student's to the normal quantile, since
+        it is an estimate itself. Batches that did not reach the loss stay infinite.
 
         Raises:
             StudyError: if no noise is known, or `resamples` is below 100.
@@ -55,8 +55,8 @@ class StepsToLoss:
         check_resamples(resamples)
         if self.freedom < 1 or np.isnan(self.error[self.reached]).any():
             raise StudyError(
-                f"the noise of seeds has {self.freedom} degrees of freedom, so steps have no intervals; "
-                "run at least two seeds"
+                f"the noise of seeds has {self.freedom} degrees of freedom, so steps have no "
+                "intervals; run at least two seeds"
             )
         noise = np.random.default_rng(seed).standard_normal((resamples, len(self.batches)))
         error = np.where(self.reached, self.error, 0) * stretch(level, self.freedom)

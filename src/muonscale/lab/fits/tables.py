@@ -1,7 +1,8 @@
 """Tables of runs: CSV, TSV or JSON lines, a row for each run.
 
-Columns are found by name in upper or lower case; `ALIASES` lists the names that each may have. Columns
-with other names are kept under these. `DERIVED` lists what is computed if its column is missing.
+Columns are found by name in upper or lower case; `ALIASES` lists the names that each may have.
+Columns with other names are kept under these. `DERIVED` lists what is computed if its column is
+missing.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ import math
 import statistics
 
 from muonscale.lab.console import table_text
-from muonscale.lab.fits.findings import Findings, FitEstimate, FitRatio, Fitted, format_number
+from muonscale.lab.fits.findings import Findings, FitEstimate, FitRatio, Fitted, format_significant
 from muonscale.lab.fits.leave_out import HeldOut
 
 Cells = tuple[str, str, str, str]
@@ -24,10 +24,10 @@ def format_findings(found: Findings) -> str:
         rows = [format_estimate(value) for value in fitted.estimates]
         rows += _format_errors(fitted.held_out, found.rung)
         remarks = [f"  {line}" for line in list_remarks(fitted, WORST_RUNGS)]
-        blocks.append([name + format_summary(fitted), *_align(rows), *remarks])
+        blocks.append([name + format_summary(fitted), table_text(rows, indent=2), *remarks])
     for ratio in found.ratios:
         rows = [format_estimate(value, "at ") for value in ratio.rows]
-        blocks.append([f"{format_title(ratio)}, by {ratio.at}", *_align(rows)])
+        blocks.append([f"{format_title(ratio)}, by {ratio.at}", table_text(rows, indent=2)])
     if found.notes:
         blocks.append(list(found.notes))
     return "\n\n".join("\n".join(block) for block in blocks)
@@ -54,17 +54,17 @@ def format_estimate(value: FitEstimate, prefix: str = "") -> Cells:
     """Return the cells of an estimate."""
     return (
         prefix + value.name,
-        format_number(value.value),
-        format_interval(value),
+        format_significant(value.value),
+        format_ends(value),
         mark_extrapolated(value.extrapolated),
     )
 
 
-def format_interval(value: FitEstimate) -> str:
+def format_ends(value: FitEstimate) -> str:
     """Return an interval, or nothing where there is none."""
     if math.isnan(value.low):
         return ""
-    return f"{format_number(value.low)} to {format_number(value.high)}"
+    return f"{format_significant(value.low)} to {format_significant(value.high)}"
 
 
 def format_title(ratio: FitRatio) -> str:
@@ -92,7 +92,9 @@ def list_remarks(fitted: Fitted, most: int | None = None) -> list[str]:
     if fitted.failed_resamples:
         lines.append(f"{fitted.failed_resamples:,} resamples did not end at a minimum")
     refused = [item for item in fitted.held_out if item.refused]
-    lines += [f"{format_number(item.rung)} not left out: {item.refused}" for item in refused[:most]]
+    lines += [
+        f"{format_significant(item.rung)} not left out: {item.refused}" for item in refused[:most]
+    ]
     if most is not None and len(refused) > most:
         lines.append(f"{len(refused) - most} more rungs not left out")
     return lines
@@ -110,10 +112,6 @@ def _format_errors(held_out: tuple[HeldOut, ...], rung: str) -> list[Cells]:
         shown = {*worst, held_out[-1]}
     for item, error in errors.items():
         if item in shown:
-            name = f"error without {rung} = {format_number(item.rung)}"
+            name = f"error without {rung} = {format_significant(item.rung)}"
             rows.append((name, format_percent(error), "", mark_extrapolated(item.extrapolated)))
     return rows
-
-
-def _align(rows: list[Cells]) -> list[str]:
-    return [table_text(rows, indent=2)] if rows else []

@@ -1,8 +1,8 @@
 """The token-optimal batch: the largest batch size that reaches a loss with the fewest tokens.
 
-Practical Efficiency of Muon, arXiv 2505.02222, section 3.2: `B_tok = max{B : T(B) = min T}`. It is one
-of the batch sizes that were measured. Where T is nearly flat it jumps from one to another; with a
-tolerance, batches whose tokens are a little more than the least count too.
+Practical Efficiency of Muon, arXiv 2505.02222, section 3.2: `B_tok = max{B : T(B) = min T}`. It is
+one of the batch sizes that were measured. Where T is nearly flat it jumps from one to another; with
+a tolerance, batches whose tokens are a little more than the least count too.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def draw_token_optimal(
     seed: Seed = 0,
     level: float = LEVEL,
 ) -> Draws:
-    """Return the token-optimal batch, `[1]`, and that of other tables that might have been measured.
+    """Return the token-optimal batch, `[1]`, and those of tables that might have been measured.
 
     Raises:
         StudyError: for a tolerance below zero, if the noise of seeds is not known, or for too few

@@ -1,7 +1,7 @@
 """What a law is: a formula, the columns it needs, how it is fitted, and what it predicts.
 
-`LossLaw` is the base of laws that give a loss for a number of FLOPs, `StepsLaw` of laws that give the
-steps to a loss for a batch size.
+`LossLaw` is the base of laws that give a loss for a number of FLOPs, `StepsLaw` of laws that give
+the steps to a loss for a batch size.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from muonscale.lab.fits.bootstrap import (
     resample_points,
     resample_residuals,
 )
-from muonscale.lab.fits.findings import FitEstimate, estimate, format_number
+from muonscale.lab.fits.findings import FitEstimate, estimate, format_significant
 from muonscale.lab.fits.minimize import Model, minimize_squares
 from muonscale.lab.fits.result import FitStatus, FloatArray, Prediction, Residuals, SizeRange
 
@@ -76,7 +76,7 @@ class Law(ABC):
     @classmethod
     @abstractmethod
     def fit(cls, *columns: Any, **options: Any) -> Self:
-        """Fit the law to `COLUMNS` and `MEASURED`, `[n]` each. Raises StudyError if they forbid it."""
+        """Fit the law to `COLUMNS` and `MEASURED`, `[n]` each, or raise StudyError."""
 
     @abstractmethod
     def __call__(self, *sizes: Any, **named: Any) -> FloatArray:
@@ -188,7 +188,7 @@ class Law(ABC):
 
         Args:
             resamples: number of tables.
-            seed: seed of the tables. Laws that are compared need different ones, such as `(seed, 1)`
+            seed: seed of the tables. Laws that are compared need different ones: `(seed, 1)`
                 and `(seed, 2)`.
             level: level of the intervals.
             noise: standard deviation of a log measurement over seeds, if it is known. If it is None
@@ -240,7 +240,7 @@ class LossLaw(Law):
         """Return the parameters, and the loss at some FLOPs."""
         losses = [
             estimate(
-                f"loss at C = {format_number(flops)}",
+                f"loss at C = {format_significant(flops)}",
                 draws,
                 lambda theta, flops=flops: self.log_value(theta, flops),
                 not self.holds(flops),

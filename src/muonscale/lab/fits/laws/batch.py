@@ -1,7 +1,8 @@
 """`S(B) = Smin + Emin/B`: steps to a loss by batch size, and the critical batch size.
 
-McCandlish et al., arXiv 1812.06162, equation 2.11: with an unlimited batch a target takes Smin steps,
-with the smallest Emin tokens. Fitted by least squares of log S, as in Zhang et al., arXiv 2410.21676.
+McCandlish et al., arXiv 1812.06162, equation 2.11: with an unlimited batch a target takes Smin
+steps, with the smallest Emin tokens. The fit is least squares of log S, as in Zhang et al.,
+arXiv 2410.21676.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from numpy.typing import ArrayLike
 from scipy.optimize import nnls
 
 from muonscale.lab.fits.bootstrap import Draws
-from muonscale.lab.fits.findings import FitEstimate, estimate, format_number
+from muonscale.lab.fits.findings import FitEstimate, estimate, format_significant
 from muonscale.lab.fits.laws.base import LEAST_SHARE, Parameter, StepsLaw, check_bounds
 from muonscale.lab.fits.minimize import Model, minimize_squares
 from muonscale.lab.fits.result import (
@@ -53,7 +54,8 @@ class BatchLaw(StepsLaw):
             steps: steps of each run to the loss.
 
         Raises:
-            StudyError: for values that are not positive and finite, or fewer than three batch sizes.
+            StudyError: for values that are not positive and finite, or fewer than three batch
+            sizes.
         """
         batches, counts = check_positive(batch=batch, steps=steps)
         check_count(cls.FORMULA, "different batch sizes", count_distinct(batches), LEAST_SIZES)
@@ -112,7 +114,7 @@ class BatchLaw(StepsLaw):
         for base in at or [self.ranges[0].low]:
             rows.append(
                 estimate(
-                    f"batch with 20 % more data than {format_number(base)}",
+                    f"batch with 20 % more data than {format_significant(base)}",
                     draws,
                     lambda theta, base=base: log_overhead_batch(theta, base),
                     self.with_overhead(base).extrapolated,

@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike
 from muonscale.errors import StudyError
 from muonscale.lab.fits import allocation
 from muonscale.lab.fits.bootstrap import Draws
-from muonscale.lab.fits.findings import FitEstimate, estimate, format_number
+from muonscale.lab.fits.findings import FitEstimate, estimate, format_significant
 from muonscale.lab.fits.laws.base import LEAST_SHARE, LossLaw, Parameter, check_bounds
 from muonscale.lab.fits.laws.separable import NOTHING, search_exponents
 from muonscale.lab.fits.minimize import REFIT_GRADIENT, Model, minimize_huber, whiten
@@ -92,8 +92,8 @@ class ChinchillaLaw(LossLaw):
         correlation = float(np.corrcoef(log_n, log_d)[0, 1])
         if abs(correlation) > MOST_CORRELATED:
             raise StudyError(
-                f"N and D vary together (their logarithms correlate by {correlation:.4f}), so their "
-                "effects cannot be separated; vary one at a fixed value of the other"
+                f"N and D vary together (their logarithms correlate by {correlation:.4f}), so "
+                "their effects cannot be separated; vary one at a fixed value of the other"
             )
 
         middle_n, middle_d = log_n.mean(), log_d.mean()
@@ -101,8 +101,8 @@ class ChinchillaLaw(LossLaw):
         for term, what in ((a, "parameters N"), (b, "tokens D")):
             if term <= NOTHING * losses.min():
                 raise StudyError(
-                    f"the losses do not fall with {what}, so {cls.FORMULA} cannot be fitted to them; "
-                    "take runs over a wider range, or use `--law compute`"
+                    f"the losses do not fall with {what}, so {cls.FORMULA} cannot be fitted to "
+                    "them; take runs over a wider range, or use `--law compute`"
                 )
         e = max(e, LEAST_SHARE * losses.min())
         start = np.array(
@@ -191,7 +191,7 @@ class ChinchillaLaw(LossLaw):
             for (name, quantity), best in zip(quantities, self.allocate(flops), strict=True):
                 rows.append(
                     estimate(
-                        f"best {name} at C = {format_number(flops)}",
+                        f"best {name} at C = {format_significant(flops)}",
                         draws,
                         lambda theta, quantity=quantity, flops=flops: quantity(theta, flops),
                         best.extrapolated,

@@ -50,8 +50,8 @@ class OffsetPowerLaw(LossLaw):
             loss: loss of each run.
 
         Raises:
-            StudyError: for values that are not positive and finite, fewer than four sizes, or a loss
-                that does not fall.
+            StudyError: for values that are not positive and finite, fewer than four sizes, or a
+                loss that does not fall.
         """
         sizes, losses = check_positive(size=size, loss=loss)
         check_count(cls.FORMULA, "different sizes", count_distinct(sizes), LEAST_SIZES)

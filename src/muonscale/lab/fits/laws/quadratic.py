@@ -1,8 +1,8 @@
 """The minimum of a U-shaped curve, such as loss by learning rate: a parabola over log x.
 
-This is no `Law`: a parabola says nothing of points away from its minimum. Only a minimum with higher
-points on both sides is returned. A curve that is lowest at its end is refused, and the message says
-on which side to measure more.
+This is no `Law`: a parabola says nothing of points away from its minimum. Only a minimum with
+higher points on both sides is returned. A curve that is lowest at its end is refused, and the
+message says on which side to measure more.
 """
 
 from __future__ import annotations
@@ -69,8 +69,8 @@ def fit_minimum(x: ArrayLike, y: ArrayLike, around: int = 1, name: str = "x") ->
     for other in (place - 1, place + 1):
         if not np.isfinite(means[other]):
             raise StudyError(
-                f"the run at {name} {xs[other]:g}, next to the best one at {xs[place]:g}, diverged; "
-                "measure between them"
+                f"the run at {name} {xs[other]:g}, next to the best one at {xs[place]:g}, "
+                "diverged; measure between them"
             )
     near = _find_neighbors(means, around)
     log_x = np.log(xs[near])

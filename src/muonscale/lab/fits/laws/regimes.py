@@ -135,7 +135,7 @@ def log_steps(theta: FloatArray, log_b: float | FloatArray) -> FloatArray:
 
 
 def log_critical(theta: FloatArray, measured: SizeRange) -> FloatArray:
-    """Return log B* of laws `[..., 3]`; infinite, of either sign, where it is outside `measured`."""
+    """Return log B* of laws `[..., 3]`; plus or minus infinity if it is outside `measured`."""
     low = theta[..., 2] <= np.log(measured.low) + ROUNDING
     flat = theta[..., 1] <= -1 + ROUNDING
     return np.where(flat, np.inf, np.where(low, -np.inf, theta[..., 2]))
@@ -180,8 +180,8 @@ def _search(log_b: FloatArray, log_tokens: FloatArray) -> FloatArray:
         least = log_tokens.mean(1) - slope * beyond.mean()
         candidates.append(np.stack([least, slope, np.full_like(least, place)], axis=1))
 
-    # B* between two batch sizes, where two lines meet; NaN where they do not. The line beyond has the
-    # slope of least squares, or 1, the largest that is allowed.
+    # B* between two batch sizes, where two lines meet; NaN where they do not. The line beyond has
+    # the slope of least squares, or 1, the largest that is allowed.
     for low, high in itertools.pairwise(places):
         left, right = log_b <= low, log_b >= high
         least, after, x = log_tokens[:, left].mean(1), log_tokens[:, right], log_b[right]
@@ -211,7 +211,7 @@ def _describe_undetermined(theta: FloatArray, log_b: FloatArray) -> str:
     if theta[2] <= log_b.min() + ROUNDING:
         return "tokens grow from the smallest batch on: B* is below the batch sizes measured"
     if count_distinct(np.exp(log_b[log_b > theta[2] + ROUNDING])) < 2:
-        return "only one batch size is above B*, so that B* and the growth beyond it are not determined"
+        return "only one batch size is above B*: B* and the growth beyond it are not determined"
     if theta[1] >= -ROUNDING:
         return "beyond B* steps do not fall at all: m is at the end of its range"
     return ""

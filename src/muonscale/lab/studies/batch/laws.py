@@ -10,7 +10,13 @@ from scipy.stats import f
 
 from muonscale.errors import StudyError
 from muonscale.lab.fits.bootstrap import LEVEL, Draws, Seed, stretch
-from muonscale.lab.fits.findings import FitCurve, FitEstimate, estimate, format_number, trace_curve
+from muonscale.lab.fits.findings import (
+    FitCurve,
+    FitEstimate,
+    estimate,
+    format_significant,
+    trace_curve,
+)
 from muonscale.lab.fits.laws.base import StepsLaw
 from muonscale.lab.fits.laws.batch import OVERHEAD, BatchLaw
 from muonscale.lab.fits.laws.regimes import RegimeLaw
@@ -155,7 +161,5 @@ def _optimal(steps: StepsToLoss, seed: Seed) -> tuple[Law, Draws | None]:
 def _at_end(value: float, kept: FloatArray) -> str:
     if value in (kept[0], kept[-1]):
         which = "smallest" if value == kept[0] else "largest"
-        return (
-            f"{format_number(value)} is the {which} batch that reached the loss: it may lie beyond"
-        )
+        return f"{format_significant(value)} is the {which} batch that reached the loss: it may lie beyond"
     return ""

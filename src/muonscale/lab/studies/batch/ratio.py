@@ -13,7 +13,13 @@ import numpy as np
 from scipy.stats import t as student
 
 from muonscale.lab.fits.bootstrap import LEVEL, Draws, join
-from muonscale.lab.fits.findings import FitCurve, FitEstimate, estimate, format_number, trace_curve
+from muonscale.lab.fits.findings import (
+    FitCurve,
+    FitEstimate,
+    estimate,
+    format_significant,
+    trace_curve,
+)
 from muonscale.lab.fits.laws.regimes import log_ratio, ratio_exponents
 from muonscale.lab.fits.result import FloatArray, Interval
 from muonscale.lab.fits.rising import SIGNIFICANT, Rising, judge_rising
@@ -141,7 +147,9 @@ def _above_one(rows: list[Row], blocks: Blocks[Key] | None, names: tuple[str, st
         return Claim(f"{text}: no interval to judge by", None)
     p_values = [blocks.difference(*((name, row.batch) for name in names)).p for row in told]
     lowest = min(told, key=lambda row: row.ratio)
-    text += f": the lowest is {format_number(lowest.ratio)} ({_ends(lowest)}) at {lowest.batch:,}"
+    text += (
+        f": the lowest is {format_significant(lowest.ratio)} ({_ends(lowest)}) at {lowest.batch:,}"
+    )
     if min(adjust_holm(p_values)) < SIGNIFICANT:
         return Claim(text, False)
     if len(told) < len(rows):
@@ -154,7 +162,7 @@ def _ends(value: Row | Interval | FitEstimate) -> str:
     return (
         "no interval"
         if math.isnan(value.low)
-        else f"{format_number(value.low)} to {format_number(value.high)}"
+        else f"{format_significant(value.low)} to {format_significant(value.high)}"
     )
 
 
@@ -162,9 +170,7 @@ def _non_decreasing(change: Rising | None) -> Claim:
     text = "the ratio does not decrease with the batch"
     if change is None:
         return Claim(f"{text}: both reached the loss at fewer than two batch sizes", None)
-    text += (
-        f": slope of log R over log B {format_number(change.slope.value)} ({_ends(change.slope)})"
-    )
+    text += f": slope of log R over log B {format_significant(change.slope.value)} ({_ends(change.slope)})"
     if (drop := change.drop) is None:
         return Claim(f"{text}, no drop", change.non_decreasing)
     p = "unknown" if math.isnan(drop.p_adjusted) else f"{drop.p_adjusted:.2g}"
@@ -189,7 +195,7 @@ def _larger_optimal(laws: dict[str, Laws], names: tuple[str, str]) -> Claim:
         return Claim(f"{text}, no interval to judge by", None)
     joined = join(draws[0], draws[1])
     found = joined.interval(lambda theta: theta[..., 1] / theta[..., 0])
-    text += f", ratio {format_number(found.value)} ({_ends(found)})"
+    text += f", ratio {format_significant(found.value)} ({_ends(found)})"
     return Claim(text, True if found.low >= 1 else False if found.high < 1 else None)
 
 

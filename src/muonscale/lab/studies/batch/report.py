@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from muonscale.lab.fits.bootstrap import LEVEL
-from muonscale.lab.fits.findings import format_number
+from muonscale.lab.fits.findings import format_significant
 from muonscale.lab.fits.rising import SIGNIFICANT
 from muonscale.lab.report.page import Block, Page, Section, Table, Text, Verdict
 from muonscale.lab.studies.batch.charts import Tree, law_charts, predicted_chart, ratio_chart
@@ -161,7 +161,7 @@ def _law_rows(target: Tree, variant: Tree, law: str) -> list[tuple[str, ...]]:
             continue
         outside = "extrapolated" if estimate["extrapolated"] and not found["remark"] else ""
         interval = "-" if found["without_intervals"] else _open_ends(estimate, kept)
-        value = "-" if estimate["value"] is None else format_number(estimate["value"])
+        value = "-" if estimate["value"] is None else format_significant(estimate["value"])
         note = "; ".join(part for part in (outside, remark) if part)
         rows.append((*where, estimate["name"], value, interval, note))
     return rows
@@ -169,8 +169,8 @@ def _law_rows(target: Tree, variant: Tree, law: str) -> list[tuple[str, ...]]:
 
 def _open_ends(estimate: Tree, kept: list[int]) -> str:
     """Return an interval; an end that no measured batch size bounds is said to be open."""
-    low = f"below {kept[0]}" if not estimate["low"] else format_number(estimate["low"])
-    high = f"above {kept[-1]}" if estimate["high"] is None else format_number(estimate["high"])
+    low = f"below {kept[0]}" if not estimate["low"] else format_significant(estimate["low"])
+    high = f"above {kept[-1]}" if estimate["high"] is None else format_significant(estimate["high"])
     return f"{low} to {high}"
 
 
@@ -227,7 +227,7 @@ def _spent(p: Tree) -> tuple[str, ...]:
         bound = "" if p["bound"] is None else f" {p['bound']:,.0f}"
         return ("-", "", f"{p['state']}{bound}", "-", "-")
     ends = "-" if p["low"] is None else f"{p['low']:,.0f} to {p['high']:,.0f}"
-    steps = format_number(p["tokens"] / p["batch"])
+    steps = format_significant(p["tokens"] / p["batch"])
     return (f"{p['lr']:g}", p["edge"] or "", f"{p['tokens']:,.0f}", ends, steps)
 
 
@@ -239,7 +239,7 @@ def _laws_table(target: Tree, place: int) -> Table:
             for estimate in found["estimates"]:
                 ends = _ends({**estimate, "high": _infinite(estimate["high"])}, ".4g")
                 misses = "" if found["rms"] is None else f"{found['rms']:.2%}"
-                value = "-" if estimate["value"] is None else format_number(estimate["value"])
+                value = "-" if estimate["value"] is None else format_significant(estimate["value"])
                 rows.append((variant["name"], found["name"], estimate["name"], value, ends, misses))
     return Table(
         name=f"laws-{place}",
@@ -255,7 +255,7 @@ def _infinite(value: float | None) -> float:
 
 def _exponents(target: Tree, place: int) -> list[Block]:
     rows = tuple(
-        (ratio["other"], e["name"], format_number(e["value"]), _ends(e, ".3g"))
+        (ratio["other"], e["name"], format_significant(e["value"]), _ends(e, ".3g"))
         for ratio in target["ratios"]
         for e in ratio["exponents"]
     )

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from muonscale.lab.fits.findings import Findings, format_number
+from muonscale.lab.fits.findings import Findings, format_significant
 from muonscale.lab.fits.page import fit_sections
-from muonscale.lab.fits.text import format_interval
+from muonscale.lab.fits.text import format_ends
 from muonscale.lab.report.page import (
     Block,
     Chart,
@@ -219,7 +219,7 @@ def _or_nan(value: float | None) -> float:
 def _ratio_row(name: str, row: Mapping[str, Any]) -> tuple[str, ...]:
     ends = "" if row["low"] is None else f"{row['low']:.3f} to {_or_nan(row['high']):.3f}"
     remark = "extrapolated" if row["extrapolated"] else ""
-    return name, format_number(row["flops"]), f"{row['ratio']:.3f}", ends, remark
+    return name, format_significant(row["flops"]), f"{row['ratio']:.3f}", ends, remark
 
 
 def _paper_place() -> float:
@@ -310,7 +310,7 @@ def _law_sections(
         return [Section(title="No law", blocks=(Text(f"{why}."),), part=part)]
     first = next(iter(fitted))
     rows = tuple(
-        (names[name], fit.name, value.name, format_number(value.value), format_interval(value))
+        (names[name], fit.name, value.name, format_significant(value.value), format_ends(value))
         for name, law in fitted.items()
         for fit in law.fits
         for value in fit.estimates
@@ -321,8 +321,8 @@ def _law_sections(
             names[name],
             f"{ratio.first} / {ratio.second}",
             row.name,
-            format_number(row.value),
-            format_interval(row),
+            format_significant(row.value),
+            format_ends(row),
         )
         for name, law in fitted.items()
         for ratio in law.ratios
