@@ -20,7 +20,7 @@ from muonscale.lab.studies.scaling.config import ScalingConfig
 from muonscale.lab.studies.scaling.study import Scaling
 from muonscale.lab.studies.study import Outcome, PlannedRun, unique
 from muonscale.lab.training.dry_run import planned_shape
-from muonscale.lab.training.groups import plan_transfer
+from muonscale.lab.training.param_groups import plan_transfer
 from tests.lab.studies.conftest import cost_once
 
 Loss = Callable[[PlannedRun], float]

@@ -14,7 +14,7 @@ from muonscale.lab.run_folder import RunFolder
 from muonscale.lab.studies.study import Outcome, PlannedRun, unique
 from muonscale.lab.studies.transfer.study import Transfer, TransferConfig
 from muonscale.lab.training.dry_run import planned_shape
-from muonscale.lab.training.groups import plan_transfer
+from muonscale.lab.training.param_groups import plan_transfer
 
 Best = Callable[[PlannedRun], float]
 GRID = [0.005, 0.01, 0.02, 0.04, 0.08]

@@ -12,7 +12,7 @@ from muonscale.lab.studies.study import Outcome
 
 if TYPE_CHECKING:
     from muonscale.lab.estimate.activations import Activations
-    from muonscale.lab.estimate.resolve import Planned
+    from muonscale.lab.estimate.resolve import ResolvedPlan
 
 
 class Stated:
@@ -56,8 +56,8 @@ class Stated:
         return self._facts[key]
 
     def _estimate(self, optimizer: str, batch_tokens: int, devices: int) -> dict[str, Any]:
-        from muonscale.lab.estimate.estimate import estimate_planned
-        from muonscale.lab.estimate.resolve import Asked, resolve
+        from muonscale.lab.estimate.estimate import estimate_plan
+        from muonscale.lab.estimate.resolve import PlanRequest, resolve
 
         run = self._runs.get((optimizer, batch_tokens))
         if run is None:
@@ -65,7 +65,7 @@ class Stated:
                 f"no finished run of {optimizer} has a batch of {batch_tokens} tokens; finish one, with: muonscale study run"
             )
         section = self._section
-        asked = Asked(
+        asked = PlanRequest(
             target=str(run.folder.path),
             devices=devices,
             device=section.throughput,
@@ -74,15 +74,15 @@ class Stated:
             micro_batch=self._micro_batch(run, batch_tokens // devices),
         )
         planned = resolve(asked)
-        return estimate_planned(planned, self._kept(optimizer, planned)).facts
+        return estimate_plan(planned, self._kept(optimizer, planned)).facts
 
-    def _kept(self, optimizer: str, planned: Planned) -> Activations:
+    def _kept(self, optimizer: str, planned: ResolvedPlan) -> Activations:
         """Return the activations of a micro-batch: counted once for all batches and devices it serves."""
         from muonscale.lab.estimate.activations import activation_bytes
 
         key = optimizer, planned.workload.micro_tokens
         if key not in self._activations:
-            found = activation_bytes(planned.shape, planned.placed.topology, planned.workload)
+            found = activation_bytes(planned.shape, planned.placement.topology, planned.workload)
             self._activations[key] = found
         return self._activations[key]
 

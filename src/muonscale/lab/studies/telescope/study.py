@@ -119,7 +119,7 @@ class Telescope:
         """Refuse a model that cannot be carried to another width before the first grid is swept."""
         from muonscale.lab.models.build import meta_model
         from muonscale.lab.training.dry_run import planned_shape
-        from muonscale.lab.training.groups import plan_transfer
+        from muonscale.lab.training.param_groups import plan_transfer
         from muonscale.lab.training.setup import build_optimizer
 
         width = min(width for width in self._fields if width != self.config.base_width)
