@@ -116,7 +116,7 @@ def refused_layouts() -> str:
         try:
             parse_layout(text)
         except ConfigError as error:
-            if "is not understood" in str(error):
+            if "is not valid" in str(error):
                 continue  # misspelt
             cells.append([code(text), str(error)])
     return table(["layout", "answer"], cells)

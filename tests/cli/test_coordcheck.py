@@ -53,7 +53,7 @@ def test_json_is_all_that_is_printed_and_the_exit_code_is_that_of_the_verdict(
     ("words", "said"),
     [
         (["--widths", "64"], "at least 3 different widths"),
-        (["--widths", "32,sixty,128"], "whole numbers with commas"),
+        (["--widths", "32,sixty,128"], "--widths 32,sixty,128"),
         (["--widths", "32,50,128"], "multiples of 16"),
         (["--convention", "mup"], "'mup'"),
         (["--grow", "depth"], "grow is 'depth'"),

@@ -77,7 +77,7 @@ def test_a_check_of_coordinates_has_its_own_page(
 ) -> None:
     (tmp_path / "coordcheck.json").write_text("{}")
     module = "muonscale.lab.coordcheck.page"
-    asked = fake(monkeypatch, module, "coordcheck_page", "The coordinates")
+    asked = fake(monkeypatch, module, "read_check_page", "The coordinates")
     assert muonscale("report", tmp_path).code == 0
     assert asked == [tmp_path]
 

@@ -12,7 +12,7 @@ from muonscale.errors import ConfigError, StudyError
 from muonscale.lab.estimate.devices import find_device
 from muonscale.lab.estimate.estimate import estimate
 from muonscale.lab.estimate.figure import check_format
-from muonscale.lab.estimate.resolve import Asked as AskedPlan
+from muonscale.lab.estimate.resolve import PlanRequest
 from muonscale.lab.fits.bootstrap import check_degrees, check_resamples
 from muonscale.lab.fits.crossing import find_crossing
 from muonscale.lab.fits.fit_table import FitRequest, fit_table
@@ -106,7 +106,7 @@ def curve(x: tuple[float, ...] = (1, 2), y: tuple[float, ...] = (1, 2), **ends: 
 
 
 def plan(**asked: Any) -> Callable[[Path], object]:
-    return lambda _: estimate(AskedPlan(target="demo", **asked))
+    return lambda _: estimate(PlanRequest(target="demo", **asked))
 
 
 def written(folder: Path) -> object:
@@ -214,7 +214,7 @@ ROWS: dict[str, Row] = {
     "surface": Row(S, ("rows of",), page(chart(surface=Surface(x=(1, 2), y=(1, 2), z=((1,),), label="l")))),
     "contours": Row(S, ("1 x 1",), page(chart(surface=Surface(x=(1,), y=(1,), z=((1,),), label="l")))),
     "table": Row(S, ("2 cells",), page(Table(head=("a",), rows=(("1", "2"),)))),
-    "page of": Row(S, ("holds none",), lambda folder: page_of([folder])),
+    "page of": Row(S, ("coordcheck.json",), lambda folder: page_of([folder])),
     "report": Row(S, ("--out",), written),
     # plans
     "device": Row(C, ("'h10'", "h100"), lambda _: find_device("h10")),
@@ -222,6 +222,6 @@ ROWS: dict[str, Row] = {
     "figure folder": Row(C, ("nowhere",), lambda _: check_format(Path("nowhere/f.png"))),
     "mfu": Row(C, ("2",), plan(mfu=2)),
     "bandwidth": Row(C, ("-1",), plan(bandwidth=-1e9)),
-    "number of devices": Row(C, ("2 devices", "says 4"), plan(layout="fsdp=2", devices=4)),
+    "number of devices": Row(C, ("2 devices", "is 4"), plan(layout="fsdp=2", devices=4)),
     "many devices": Row(C, ("99999",), plan(devices=99999)),
 }  # fmt: skip

@@ -34,10 +34,10 @@ def bench(
 ) -> None:
     """Measure the time of an optimizer step on this machine.
 
-    The step is measured for every shape of matrix in a model, beside torch's AdamW and torch's Muon.
-    Parameters and gradients are random. A model that does not fit into memory is refused before
-    anything is allocated. Examples: `muonscale bench demo`; `muonscale bench moonlight-nano --tokens 65536`;
-    `muonscale bench path/to/config.json --layers 1 --no-model`.
+    The step is measured for every shape of matrix in a model, beside torch's AdamW and torch's
+    Muon. Parameters and gradients are random. A model that does not fit into memory is refused
+    before anything is allocated. Examples: `muonscale bench demo`; `muonscale bench moonlight-nano
+    --tokens 65536`; `muonscale bench path/to/config.json --layers 1 --no-model`.
     """
     from muonscale.lab.bench.model import BenchRequest, bench_json
     from muonscale.lab.bench.model import bench as measure

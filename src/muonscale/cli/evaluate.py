@@ -8,11 +8,19 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from muonscale.cli.arguments import Json, Overrides, split_source
+from muonscale.cli.arguments import (
+    Json,
+    Overrides,
+    SampleSeed,
+    Temperature,
+    Tokens,
+    TopK,
+    split_source,
+)
 from muonscale.errors import ConfigError
 
 if TYPE_CHECKING:
-    from muonscale.lab.evaluation.command import Found
+    from muonscale.lab.evaluation.command import EvalResult
 
 KINDS = ("texts", "tasks", "samples")
 """Kinds of measurements that are counted; a suite counts as its tasks."""
@@ -37,17 +45,10 @@ def evaluate(
     prompt: Annotated[
         list[str] | None, typer.Option(help="A text to continue; may be given several times.")
     ] = None,
-    tokens: Annotated[
-        int, typer.Option(min=1, help="Maximum number of new tokens of a sample.")
-    ] = 200,
-    temperature: Annotated[
-        float,
-        typer.Option(min=0.0, help="Sampling temperature; 0 always picks the most likely token."),
-    ] = 0.8,
-    top_k: Annotated[
-        int, typer.Option(min=1, help="Sample from this many of the most likely tokens.")
-    ] = 50,
-    seed: Annotated[int, typer.Option(min=0, max=2**62, help="Seed of the first sample.")] = 0,
+    tokens: Tokens = 200,
+    temperature: Temperature = 0.8,
+    top_k: TopK = 50,
+    seed: SampleSeed = 0,
     tasks: Annotated[
         str | None,
         typer.Option(metavar="NAME[,NAME]", help="Tasks of lm-evaluation-harness."),
@@ -78,22 +79,24 @@ def evaluate(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Measure the validation loss, samples and benchmark tasks of a model.
+    """Measure validation loss, samples and benchmarks of a model.
 
     A run is evaluated on its own validation split unless `data.path=` names another text. A model
     folder needs `data.path=`, or `--samples` or `--tasks`. Examples: `muonscale eval runs/demo`; `muonscale eval runs/demo@300
     data.path=other.txt --all`; `muonscale eval models/mine --tasks arc_easy,hellaswag --limit 100`.
     """
     from muonscale.lab.console import stderr_console
-    from muonscale.lab.evaluation.command import Samples, Tasks, evaluate_model
-    from muonscale.lab.evaluation.options import Options
+    from muonscale.lab.evaluation.command import SampleRequest, TaskRequest, evaluate_model
+    from muonscale.lab.evaluation.harness import HarnessOptions
     from muonscale.lab.training.console import RunConsole
 
     path, step = split_source(source)
     names = tuple(name.strip() for name in tasks.split(",")) if tasks is not None else ()
     if "" in names:
         raise ConfigError(f"--tasks {tasks!r} must be names separated by commas")
-    options = Options(include=include_path, limit=limit, batch_size=batch_size, run_code=run_code)
+    options = HarnessOptions(
+        include=include_path, limit=limit, batch_size=batch_size, run_code=run_code
+    )
     console = RunConsole(stderr_console())
     with console.stages() as report:
         found = evaluate_model(
@@ -101,7 +104,7 @@ def evaluate(
             step,
             overrides or [],
             whole=whole,
-            samples=Samples(
+            samples=SampleRequest(
                 count=samples,
                 prompts=tuple(prompt or ()),
                 tokens=tokens,
@@ -109,15 +112,15 @@ def evaluate(
                 top_k=top_k,
                 seed=seed,
             ),
-            tasks=Tasks(names=names, suite=suite, shots=shots, options=options),
+            tasks=TaskRequest(names=names, suite=suite, shots=shots, options=options),
             out=out,
-            say=console.say,
+            log=console.log,
             report=report,
         )
     typer.echo(json.dumps(found.measured, indent=2) if as_json else _text(found))
 
 
-def _text(found: Found) -> str:
+def _text(found: EvalResult) -> str:
     """Return the new measurements as a table, the samples, and where the results are."""
     from muonscale.lab.console import table_text
     from muonscale.lab.report.eval_table import HEAD, notes_of, rows_of
@@ -133,12 +136,12 @@ def _text(found: Found) -> str:
     return "\n".join([*lines, "", _kept(found)])
 
 
-def _kept(found: Found) -> str:
+def _kept(found: EvalResult) -> str:
     """Return a sentence with the numbers of new and of earlier measurements in the file."""
-    from muonscale.lab.files import finite
+    from muonscale.lab.files import drop_nonfinite
 
     new = {kind: len(found.new.get(kind, ())) for kind in KINDS}
-    fresh = {kind: finite(found.new.get(kind, [])) for kind in KINDS}
+    fresh = {kind: drop_nonfinite(found.new.get(kind, [])) for kind in KINDS}
     kept = {kind: sum(e not in fresh[kind] for e in found.measured[kind]) for kind in KINDS}
     also = f"; from earlier evaluations: {_join(kept)}" if any(kept.values()) else ""
     return f"in {found.folder / 'result.json'}, new: {_join(new)}{also}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import math
 import os
@@ -33,6 +34,12 @@ def write_json(path: Path, value: Any) -> None:
     write_atomic(path, json.dumps(value, indent=2) + "\n")
 
 
+def sha256(path: Path) -> str:
+    """Return the SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def read_object(
     path: Path, remedy: str, error: type[MuonscaleError] = CheckpointError
 ) -> dict[str, Any] | None:
@@ -57,12 +64,12 @@ def read_object(
     return tree
 
 
-def finite(value: Any) -> Any:
+def drop_nonfinite(value: Any) -> Any:
     """Return plain values with None for every number that is not finite, as JSON needs it."""
     if isinstance(value, dict):
-        return {key: finite(item) for key, item in value.items()}
+        return {key: drop_nonfinite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [finite(item) for item in value]
+        return [drop_nonfinite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

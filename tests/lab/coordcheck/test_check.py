@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 
-from muonscale.errors import ConfigError
+from muonscale.errors import ConfigError, StudyError
 from muonscale.lab.coordcheck.page import coordcheck_page, draw_check, write_check
 from muonscale.lab.coordcheck.plan import CoordcheckRequest, plan_check
 from muonscale.lab.coordcheck.text import check_text, verdict_line
+from muonscale.lab.report.folders import page_of
 from muonscale.lab.report.page import Chart, Table, Verdict
 from muonscale.optim.parameters.roles import Role
 from muonscale.transfer import parametrization
@@ -164,6 +165,7 @@ def test_text_page_and_figure_say_the_same(right: dict[str, Any], tmp_path: Path
     write_check(right, tmp_path / "out")
     assert json.loads((tmp_path / "out" / "coordcheck.json").read_text()) == right
     assert {path.suffix for path in (tmp_path / "out").iterdir()} == {".json", ".png", ".svg"}
+    assert page_of([tmp_path / "out"]) == page
     svg = draw_check(right)["svg"].decode()
     for part in right["parts"]:
         assert f"<!-- {part['part']} -->" in svg
@@ -175,6 +177,13 @@ def test_an_output_folder_that_cannot_be_made_is_named(
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match=r"--out .*file cannot be written"):
         write_check(right, tmp_path / "file")
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "{}"])
+def test_a_damaged_check_is_named(content: str, tmp_path: Path) -> None:
+    (tmp_path / "coordcheck.json").write_text(content)
+    with pytest.raises(StudyError, match=r"coordcheck\.json"):
+        page_of([tmp_path])
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import pytest
 from muonscale.lab.config.load import load_config
 from muonscale.lab.report.check import check_page
 from muonscale.lab.report.page import Chart, Command, Page, Section, Table, Text, Verbatim
-from muonscale.lab.report.run_tables import same_again
+from muonscale.lab.report.run_tables import reproduce_command
 from muonscale.lab.report.runs import runs_page
 from tests.lab.report.folders import (
     RESULT,
@@ -51,7 +51,7 @@ def test_a_run_has_its_figures_and_what_it_was(tmp_path: Path) -> None:
     page = runs_page([write_run(tmp_path / "run", records())])
     assert page.title == "Run run"
     assert page.summary == (
-        "llama-nano trained with Muon at a learning rate of 0.02: held-out loss 3.250 nats per "
+        "llama-nano trained with Muon at a learning rate of 0.02: validation loss 3.250 nats per "
         "token, 1.000 below a bigram model."
     )
     assert [section.title for section in page.sections] == [
@@ -59,7 +59,7 @@ def test_a_run_has_its_figures_and_what_it_was(tmp_path: Path) -> None:
         "Versions",
     ]  # fmt: skip
     results = cells(page, "results")
-    assert results["held-out loss, nats per token"] == "3.2500"
+    assert results["validation loss, nats per token"] == "3.2500"
     assert results["its difference to the bigram baseline"] == "-1.0000"
     assert results["training tokens"] == "163,840"
     assert results["optimizer's share of the time"] == "8.6%"
@@ -186,14 +186,14 @@ def test_an_unfinished_run_says_how_far_it_is_and_how_to_go_on(tmp_path: Path) -
     folder = write_run(tmp_path / "run", records(20), result=None)
     page = runs_page([folder])
     assert texts(page, "Results") == ["The run is not finished: 20 of 40 steps are recorded."]
-    assert cells(page, "results")["held-out loss, nats per token"] == "3.4000"
+    assert cells(page, "results")["validation loss, nats per token"] == "3.4000"
     assert texts(page, "Commands")[-1] == f"muonscale train {folder} --resume"
     assert charts(page)["loss"].marks == ()
 
 
 DAMAGE = {
     "config.json": ("{", "config.json cannot be read"),
-    "env.json": ("[1]", "env.json is not a JSON object; what it would say is not shown."),
+    "env.json": ("[1]", "env.json is not a JSON object"),
     "result.json": ("{", "result.json cannot be read"),
     "metrics.jsonl": ("", "metrics.jsonl has no records: there are no curves."),
 }
@@ -254,7 +254,7 @@ def test_the_command_from_a_recipe_makes_the_same_run(tmp_path: Path) -> None:
     cases = [("demo", source), ("moonlight-nano-stages", []), ("essential-1b-dclm", source)]
     for recipe, more in cases:
         config = load_config(recipe, [*words, *more])
-        program, verb, *rest = shlex.split(same_again(config, "x/y"))
+        program, verb, *rest = shlex.split(reproduce_command(config, "x/y"))
         assert (program, verb) == ("muonscale", "train")
         assert load_config(rest[0], rest[1:]) == config
         assert rest[0] == recipe and len(rest) == 1 + len(words) + len(more)

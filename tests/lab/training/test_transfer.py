@@ -14,7 +14,7 @@ from muonscale.lab.config.load import load_config
 from muonscale.lab.models.build import build_model
 from muonscale.lab.targets import inspect
 from muonscale.lab.training.dry_run import planned_shape
-from muonscale.lab.training.groups import base_shape, plan_transfer
+from muonscale.lab.training.param_groups import base_shape, plan_transfer
 from tests.conftest import Muonscale
 
 NARROW = (
@@ -111,7 +111,7 @@ def test_multipliers_show_before_a_run(muonscale: Muonscale, tiny: list[str]) ->
     assert rows["lm_head.weight"]["base"][1] == 8
     assert json.loads(inspect("llama-pico").json())["transfer"] is None
     seen = inspect("llama-pico", [*GROWN, "optimizer.lr=0.4"])
-    head = next(row for row in seen.routing.rows if row.role == "head")
+    head = next(row for row in seen.groups.rows if row.role == "head")
     assert head.lr == pytest.approx(0.1)
 
 

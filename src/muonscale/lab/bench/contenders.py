@@ -1,7 +1,8 @@
 """The optimizers that are measured: the configured one, and torch's AdamW and Muon.
 
-All share parameters and gradients, which no step changes. In a round each of the others is timed right
-beside a step of ours, in alternating order, so that a change in the machine's speed affects both.
+All share parameters and gradients, which no step changes. In a round each of the others is timed
+right beside a step of ours, in alternating order, so that a change in the machine's speed affects
+both.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Forward and backward passes of a model at its micro-batch, for comparison with an optimizer step."""
+"""Forward and backward passes of a model at its micro-batch, to compare with a step."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from muonscale.lab.bench.measure import seconds_of
 from muonscale.lab.config.load import Config
 from muonscale.lab.estimate.activations import activation_bytes
 from muonscale.lab.estimate.memory import rank_memory
-from muonscale.lab.estimate.resolve import Planned
+from muonscale.lab.estimate.resolve import ResolvedPlan
 from muonscale.lab.parallel.processes import Processes
 from muonscale.lab.training.setup import build_parallelized
 from muonscale.lab.training.step import next_token_loss
@@ -18,17 +18,17 @@ UNTIMED = 2
 """Micro-batches that are run before timing."""
 
 
-def passes_need(planned: Planned) -> int:
+def passes_need(planned: ResolvedPlan) -> int:
     """Return the bytes of weights, gradients and the passes of a micro-batch, without optimizer state."""
-    activations = activation_bytes(planned.shape, planned.placed.topology, planned.workload)
-    memory = rank_memory(planned.placed, planned.workload, activations, planned.device.kind)
+    activations = activation_bytes(planned.shape, planned.placement.topology, planned.workload)
+    memory = rank_memory(planned.placement, planned.workload, activations, planned.device.kind)
     return memory.parameters + memory.gradients + memory.passes
 
 
 def time_passes(
     config: Config, shape: PreTrainedConfig, micro_tokens: int, rounds: int, device: torch.device
 ) -> list[float]:
-    """Return the seconds of each of `rounds` micro-batches of random tokens, forward and backward."""
+    """Return the seconds of `rounds` micro-batches of random tokens, forward and backward."""
     forward = build_parallelized(config, shape, Processes(device=device), None)
     forward.model.train()
     length = config.data.sequence_length

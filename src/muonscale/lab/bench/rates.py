@@ -37,14 +37,14 @@ def addmm_rate(out: int, in_: int, dtype: torch.dtype, device: torch.device = CP
 
 
 def best_rate(dtype: torch.dtype, device: torch.device = CPU) -> float:
-    """Return the best FLOP/s of `addmm` on 256 x 256, the speed that the machine reaches in `dtype`."""
+    """Return the best FLOP/s of `addmm` on 256 x 256, the speed that the machine reaches."""
     return max(addmm_rate(256, 256, dtype, device) for _ in range(5))
 
 
 def weighted_rate(
     shapes: Iterable[tuple[int, int, int]], dtype: torch.dtype, device: torch.device = CPU
 ) -> float:
-    """Return the FLOP/s of `addmm` over matrices (number, out, in), weighted by direct operations."""
+    """Return the FLOP/s of `addmm` over matrices (number, out, in), by `direct_flops`."""
     work: Counter[tuple[int, int]] = Counter()
     for count, out, in_ in shapes:
         work[out, in_] += count * direct_flops(out, in_)

@@ -55,8 +55,8 @@ def bench_text(facts: dict[str, Any]) -> str:
         lines += [
             f"forward and backward: {_milliseconds(passes['seconds'])} ms for a micro-batch of "
             f"{passes['micro_tokens']:,} tokens",
-            f"the optimizer is {shares[OURS]:.1%} of a training step of {facts['tokens']:,} tokens with "
-            f"ours, {shares[ADAMW]:.1%} with AdamW",
+            f"the optimizer is {shares[OURS]:.1%} of a training step of {facts['tokens']:,} tokens "
+            f"with ours, {shares[ADAMW]:.1%} with AdamW",
         ]
     return "\n".join(lines)
 

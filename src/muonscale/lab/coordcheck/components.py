@@ -1,4 +1,4 @@
-"""Names of the parts of a model in a coordinate check, and how the shapes of their matrices grow."""
+"""Names of the parts of a model, and how the shapes of their matrices grow with the width."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ T = TypeVar("T")
 def part_namer(model: nn.Module) -> Callable[[RoleAssignment], str]:
     """Return a function that names the part of the model that a parameter belongs to.
 
-    Hidden matrices belong to `attention`, `experts`, `shared experts` or `feed-forward`; the part of any
-    other parameter is its role.
+    Hidden matrices belong to `attention`, `experts`, `shared experts` or `feed-forward`; the part
+    of any other parameter is its role.
     """
     modules = dict(model.named_modules())
 
@@ -48,8 +48,8 @@ def part_namer(model: nn.Module) -> Callable[[RoleAssignment], str]:
 def by_place(model: nn.Module, values: Mapping[str, T]) -> dict[str, T]:
     """Return values of parameters by all names that a check has for them.
 
-    The names are those of the parameter and of its module, with a star for every number, and `LOGITS`
-    for the matrix that computes the logits. A module has the value of its first parameter.
+    The names are those of the parameter and of its module, with a star for every number, and
+    `LOGITS` for the matrix that computes the logits. A module has the value of its first parameter.
     """
     named: dict[str, T] = {}
     for a in assign_roles(model):

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from muonscale.errors import ConfigError
+from muonscale.errors import ConfigError, StudyError
 from muonscale.lab.coordcheck.slopes import UNKNOWN, fit_slope
 from muonscale.lab.coordcheck.text import (
     HEAD,
@@ -21,6 +21,7 @@ from muonscale.lab.coordcheck.text import (
     worst_rows,
 )
 from muonscale.lab.coordcheck.tolerances import CHANGE, QUANTITIES, SIZE, UPDATE, WEIGHT
+from muonscale.lab.files import read_object
 from muonscale.lab.report.matplotlib_charts import Drawing, draw_panels
 from muonscale.lab.report.page import Chart, Mark, Page, Section, Series, Table, Text, Verdict
 
@@ -28,6 +29,19 @@ MEASURED = (SIZE, CHANGE, WEIGHT, UPDATE)
 
 POWERS = (-0.5, 0.5, 1.0)
 """Exponents of the width that wrong rules have, drawn for comparison."""
+
+
+def read_check_page(folder: Path) -> Page:
+    """Return the report of the check in a folder.
+
+    Raises:
+        StudyError: if its `coordcheck.json` cannot be read.
+    """
+    path, remedy = folder / "coordcheck.json", "run the check again"
+    try:
+        return coordcheck_page(read_object(path, remedy, StudyError) or {})
+    except (KeyError, TypeError) as error:
+        raise StudyError(f"{path} is incomplete: {error!r}; {remedy}") from error
 
 
 def coordcheck_page(facts: dict[str, Any]) -> Page:

@@ -16,7 +16,7 @@ from muonscale.lab.models.widen import GrowT, fields_at, width_step
 from muonscale.lab.parallel.processes import started_by_torchrun
 from muonscale.lab.targets import is_model, is_preset
 from muonscale.lab.training.dry_run import planned_shape
-from muonscale.lab.training.groups import configured_groups, plan_transfer
+from muonscale.lab.training.param_groups import build_param_groups, plan_transfer
 from muonscale.lab.verify.check import use_float32
 from muonscale.transfer.multipliers import check_convention
 
@@ -32,8 +32,8 @@ class CoordcheckRequest:
     """The arguments of `muonscale coordcheck`."""
 
     target: str
-    """A recipe, a run folder, a preset, or a Hugging Face `config.json` or its folder. The last two are
-    trained as the demo is."""
+    """A recipe, a run folder, a preset, or a Hugging Face `config.json` or its folder. The last two
+    are trained as the demo is."""
     overrides: Sequence[str] = ()
     widths: Sequence[int] | None = None
     """The smallest width is the base, to which the values of `optimizer.*` apply."""
@@ -68,8 +68,8 @@ def plan_check(request: CoordcheckRequest) -> CheckPlan:
     """Return the runs of a check; no data are read.
 
     Raises:
-        ConfigError: for too few widths, a width that the model cannot have, an unknown convention, or a
-            model that transfer does not support.
+        ConfigError: for too few widths, a width that the model cannot have, an unknown convention,
+            or a model that transfer does not support.
     """
     _check(request)
     config = _configure(request)
@@ -88,8 +88,8 @@ def plan_check(request: CoordcheckRequest) -> CheckPlan:
     config, names = _without_decay(config, widest)
     if names:
         notes.append(
-            f"no weight decay of {', '.join(names)}: a gain 1 + w with a factor folded in must not have "
-            "any; give a run the same override, at the base width too"
+            f"no weight decay of {', '.join(names)}: a gain 1 + w with a factor folded in must not "
+            "have any; give a run the same override, at the base width too"
         )
     return CheckPlan(request, config, shape, widths, tuple(notes))
 
@@ -124,8 +124,8 @@ def _configure(request: CoordcheckRequest) -> Config:
         config = load_config(request.target, request.overrides)
     if config.model.weights is not None:
         raise ConfigError(
-            f"model.weights={config.model.weights}: a coordinate check draws the weights of every width "
-            "itself; give model.preset or model.config"
+            f"model.weights={config.model.weights}: a coordinate check draws the weights of "
+            "every width itself; give model.preset or model.config"
         )
     length = config.data.sequence_length
     sequences = max(1, -(-request.batch_tokens // length))
@@ -160,11 +160,11 @@ def _at(
 
 
 def _without_decay(config: Config, widest: Config) -> tuple[Config, list[str]]:
-    """Return the configuration without decay of parameters that must not have any, and their names."""
+    """Return the configuration without decay where none may be, and the parameters' names."""
     shape = planned_shape(widest)
     transfer = plan_transfer(widest, shape)
     assert transfer is not None
-    groups = configured_groups(meta_model(shape), config.optimizer)
+    groups = build_param_groups(meta_model(shape), config.optimizer)
     decayed = {name for group in groups if group["weight_decay"] for name in group["param_names"]}
     names = [
         name

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import asdict
 from importlib.metadata import version
 from typing import Any
@@ -13,6 +12,7 @@ from muonscale.lab.coordcheck.run import CheckMeasurement
 from muonscale.lab.coordcheck.slopes import CONFIDENCE
 from muonscale.lab.coordcheck.tolerances import REACH
 from muonscale.lab.coordcheck.verdict import JudgedSlope, judge, judged_steps, passed, worst_of
+from muonscale.lab.files import drop_nonfinite
 
 FORMAT = 1
 """The version of the JSON format."""
@@ -29,7 +29,7 @@ def check_facts(measurement: CheckMeasurement) -> dict[str, Any]:
         own = [row for row in rows if row.part == name]
         parts.append({"part": name, "passed": passed(own), "worst": _row(worst_of(own))})
     seed = config.run.seed
-    return {
+    facts = {
         "format": FORMAT,
         "model": config.model.source,
         "model_type": plan.shape.model_type,
@@ -52,15 +52,16 @@ def check_facts(measurement: CheckMeasurement) -> dict[str, Any]:
         "parts": parts,
         "rows": [_row(row) for row in rows],
         "values": [
-            {**key._asdict(), "values": _plain(values_SWT.tolist())}
+            {**key._asdict(), "values": values_SWT.tolist()}
             for key, values_SWT in measurement.values.items()
         ],
-        "losses": _plain(measurement.losses.tolist()),
+        "losses": measurement.losses.tolist(),
         "seconds": round(measurement.seconds, 1),
         "cpu_seconds": round(measurement.cpu_seconds, 1),
         "threads": torch.get_num_threads(),
         "versions": {name: version(name) for name in ("muonscale", "torch", "transformers")},
     }
+    return drop_nonfinite(facts)
 
 
 def _row(row: JudgedSlope) -> dict[str, Any]:
@@ -68,15 +69,9 @@ def _row(row: JudgedSlope) -> dict[str, Any]:
         "part": row.part,
         "quantity": row.quantity,
         "name": row.name,
-        "slope": _plain(row.slope.value),
-        "low": _plain(row.slope.low),
-        "high": _plain(row.slope.high),
+        "slope": row.slope.value,
+        "low": row.slope.low,
+        "high": row.slope.high,
         **asdict(row.limit),
         "outcome": row.outcome,
     }
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, list):
-        return [_plain(item) for item in value]
-    return value if math.isfinite(value) else None

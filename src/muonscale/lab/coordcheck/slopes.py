@@ -35,9 +35,9 @@ def fit_slope(
 ) -> Slope:
     """Return the slope of log value against log width, over several seeds.
 
-    The fit is least squares with an intercept for every seed, since a seed has the same data and first
-    draws at all widths. Deviations from the line, by noise or curvature, widen the interval, which is
-    Student's t with S*W - S - 1 degrees of freedom.
+    The fit is least squares with an intercept for every seed, since a seed has the same data and
+    first draws at all widths. Deviations from the line, by noise or curvature, widen the interval,
+    which is Student's t with S*W - S - 1 degrees of freedom.
 
     Args:
         widths: W different widths, at least 3.

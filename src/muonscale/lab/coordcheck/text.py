@@ -40,8 +40,8 @@ def heading(facts: dict[str, Any]) -> list[str]:
         f"{facts['steps']} steps of {facts['batch_tokens']:,} tokens",
         f"transfer.convention={facts['convention']}, optimizer.rule={facts['rule']}, "
         f"scale={facts['scale']}, lr={facts['lr']:g} at width {widths[0]}",
-        f"slope: exponent of the width with its {100 * facts['confidence']:.0f} % interval, over steps "
-        f"{steps[0]} to {steps[-1]} unless the quantity says before training",
+        f"slope: exponent of the width with its {100 * facts['confidence']:.0f} % interval, over "
+        f"steps {steps[0]} to {steps[-1]} unless the quantity says before training",
         *(f"note: {note}" for note in facts["notes"]),
     ]
 

@@ -1,6 +1,7 @@
 """The slopes that a right parametrization has, by quantity and part of the model.
 
-A wrong rule is wrong by a power of the width of at least 1/2, so a verdict has to distinguish 0 from 1/2.
+A wrong rule is wrong by a power of the width of at least 1/2, so a verdict has to distinguish 0
+from 1/2.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from muonscale.lab.coordcheck.slopes import Slope
 from muonscale.optim.options import OPTIONS_OF
 
 WRONG = 0.5
-"""The smallest exponent of a wrong rule: multipliers are integer powers of the root of the width."""
+"""The smallest exponent of a wrong rule, as multipliers are powers of the root of the width."""
 REACH = WRONG / 2
 """The interval of a flat slope must end before this, nearer to 0 than to a wrong exponent."""
 
@@ -44,8 +45,8 @@ class Limit:
     def judge(self, slope: Slope) -> OutcomeT:
         """Return the outcome for a slope.
 
-        It passes if it is within the tolerance and its interval ends before `REACH`. It fails if none of
-        its interval is within the tolerance, or the slope itself is beyond `REACH`.
+        It passes if it is within the tolerance and its interval ends before `REACH`. It fails if
+        none of its interval is within the tolerance, or the slope itself is beyond `REACH`.
         """
         if not slope.known:
             return "fail"
@@ -75,10 +76,11 @@ def limit_of(
 ) -> Limit:
     """Return the limit for a slope.
 
-    A matrix whose outputs grow more slowly than its inputs (a head, a router, a latent vector with a
-    part of fixed size) sees ever fewer of their directions. For inputs that are independent of the
-    matrix, its outputs fall as the root of out/in: exactly before training, and later as long as a token
-    is unlike others. An update of Muon has no more directions than its matrix; one of AdamW has.
+    A matrix whose outputs grow more slowly than its inputs (a head, a router, a latent vector with
+    a part of fixed size) sees ever fewer of their directions. For inputs that are independent of
+    the matrix, its outputs fall as the root of out/in: exactly before training, and later as long
+    as a token is unlike others. An update of Muon has no more directions than its matrix; one of
+    AdamW has.
 
     Args:
         quantity: a key of `QUANTITIES`.

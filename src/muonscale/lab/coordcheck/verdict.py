@@ -100,7 +100,7 @@ def judge(
 
 
 def worst_of(rows: Sequence[JudgedSlope]) -> JudgedSlope:
-    """Return the slope that decides: that of the worst outcome, then farthest from the right ones."""
+    """Return the slope that decides: the worst outcome, then the farthest from its limit."""
 
     def badness(row: JudgedSlope) -> tuple[int, float]:
         off = row.limit.off(row.slope.value) if row.slope.known else math.inf

@@ -25,7 +25,7 @@ TIMES = {
 
 
 def check_format(path: Path) -> None:
-    """Raise ConfigError if the suffix of a file is not in `FORMATS`, or its folder does not exist."""
+    """Raise ConfigError for a suffix that is not in `FORMATS`, or a folder that does not exist."""
     if path.suffix not in FORMATS:
         raise ConfigError(f"--figure {path} must end in {' or '.join(FORMATS)}")
     if not path.parent.is_dir():
@@ -52,7 +52,7 @@ def write_figure(facts: dict[str, Any], path: Path) -> None:
 
 
 def memory_chart(memory: dict[str, Any]) -> Chart:
-    """Return the memory at every moment of a step, with the device's limit unless it is far above."""
+    """Return the memory at every moment of a step, and the device's unless it is far above."""
     unit, factor = ("GiB", 2**30) if memory["peak"] >= 2**30 else ("MiB", 2**20)
     moments = memory["moments"]
     limit = Mark(axis="y", at=memory["device"] / factor, label="device")

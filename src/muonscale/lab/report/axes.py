@@ -131,7 +131,7 @@ def minimum_of(surface: Surface) -> tuple[float, float, float] | None:
 
 
 def has_markers(series: Series) -> bool:
-    """Return whether points are marked: because the kind says so, or to make a lone point visible."""
+    """Return whether points are marked, by kind or because a lone point needs it."""
     known = [not math.isnan(x + y) for x, y in zip(series.x, series.y, strict=True)]
     alone = not any(a and b for a, b in itertools.pairwise(known))
     return series.kind in ("points", "both") or alone

@@ -9,15 +9,15 @@ from typing import Any
 from muonscale.errors import CheckpointError
 from muonscale.lab.report.matplotlib_charts import draw
 from muonscale.lab.report.palette import styles
-from muonscale.lab.report.run_data import column, read_run
-from muonscale.lab.report.run_measures import finite, loss_chart
+from muonscale.lab.report.run_data import column, is_finite, read_run
+from muonscale.lab.report.run_measures import loss_chart
 
 
 def write_loss_figure(run_folder: Path, result: dict[str, Any] | None = None) -> Path:
     """Draw the losses of a run into `loss.png` in its folder and return that path.
 
-    The picture shows the training loss with its moving mean, the validation loss, and the unigram and
-    bigram losses of the result. Losses that are not finite are left out.
+    The picture shows the training loss with its moving mean, the validation loss, and the unigram
+    and bigram losses of the result. Losses that are not finite are left out.
 
     Args:
         run_folder: a run folder with at least one record in its `metrics.jsonl`.
@@ -29,15 +29,15 @@ def write_loss_figure(run_folder: Path, result: dict[str, Any] | None = None) ->
     run = read_run(run_folder, run_folder.resolve().name)
     if not run.records:
         raise CheckpointError(
-            f"{run_folder / 'metrics.jsonl'} has no records to draw; training writes one at every step"
+            f"{run_folder / 'metrics.jsonl'} has no records; training writes one at every step"
         )
     if result is not None:
         run = replace(run, result=result)
     losses = column(run.of_kind("eval"), "held_out_loss").tolist()
-    known = [loss for loss in (*losses, run.result.get("held_out_loss")) if finite(loss)]
+    known = [loss for loss in (*losses, run.result.get("held_out_loss")) if is_finite(loss)]
     rule, lr = run.setting("optimizer", "rule"), run.setting("optimizer", "lr")
     title = [run.label]
-    title += [f"{rule}, lr {lr:g}"] if rule and finite(lr) else []
+    title += [f"{rule}, lr {lr:g}"] if rule and is_finite(lr) else []
     title += [f"validation loss {known[-1]:.3f}"] if known else []
     chart = loss_chart(run, "tokens")
     below = "\n".join(filter(None, (chart.x_label, chart.caption)))

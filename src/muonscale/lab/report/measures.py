@@ -1,9 +1,9 @@
-"""Charts of numbers that training records: all curves of one run, or one curve for each of several."""
+"""Charts of recorded numbers: all curves of one run, or one curve for each of several runs."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import Literal
 
 import numpy as np
@@ -15,12 +15,12 @@ UNITS = {"tokens": "training tokens", "step": "step", "seconds": "seconds of tra
 AGAINST = {"tokens": "", "step": " against steps", "seconds": " against time"}
 
 SMOOTHED, SHOWN = 20, 600
-"""The number of records from which a noisy number is smoothed; the number of points of a long curve."""
+"""The least records for smoothing a noisy number; the number of points of a long curve."""
 
 Curves = Mapping[str, np.ndarray]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Measure:
     """A number in the records of runs."""
 
@@ -29,8 +29,9 @@ class Measure:
     y_label: str
     parts: Callable[[list[Record]], Curves]
     """Reads its curves from the records of one run, by name."""
+    _: KW_ONLY
     whole: Callable[[list[Record]], np.ndarray] | None = None
-    """Reads the one curve that represents a run among others; the default is the first of `parts`."""
+    """Reads the curve that represents a run among others; by default the first of `parts`."""
     marks: Callable[[Sequence[RunData]], tuple[Mark, ...]] | None = None
     kind: KindT = "train"
     noisy: bool = False
@@ -95,7 +96,7 @@ def _series_of(measure: Measure, run: RunData, unit: UnitT, several: bool) -> li
     if several:
         first = next(iter(curves.values()), np.array([]))
         curves = {run.label: first if measure.whole is None else measure.whole(records)}
-    x = run.where(records, unit)
+    x = run.positions(records, unit)
     series = []
     for name, y in curves.items():
         known = np.isfinite(y)

@@ -1,7 +1,7 @@
 """What a report is made of. These classes hold data; `html`, `markdown` and `write` render it.
 
-A `Page` has sections. A section has blocks: paragraphs, verdicts, commands, verbatim text, tables and
-charts. Whatever draws a chart or prints a table starts from a `Chart` or a `Table`.
+A `Page` has sections. A section has blocks: paragraphs, verdicts, commands, verbatim text, tables
+and charts. Whatever draws a chart or prints a table starts from a `Chart` or a `Table`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Assigns a color to each group of series, for light and dark pages.
 
-The colors are Paul Tol's bright and vibrant schemes, which are distinguishable with any kind of color
-vision. The dark page uses lighter versions.
+The colors are Paul Tol's bright and vibrant schemes, which are distinguishable with any kind of
+color vision. The dark page uses lighter versions.
 """
 
 from __future__ import annotations
@@ -56,8 +56,8 @@ class Style:
 def styles(charts: Iterable[Chart]) -> dict[str, Style]:
     """Return the style of every group in charts that are shown together.
 
-    A group has one style in all charts. Groups in one chart have different styles as long as there are
-    enough; groups that never share a chart may share a style.
+    A group has one style in all charts. Groups in one chart have different styles as long as there
+    are enough; groups that never share a chart may share a style.
     """
     together: dict[str, set[str]] = defaultdict(set)
     for chart in charts:
@@ -66,7 +66,7 @@ def styles(charts: Iterable[Chart]) -> dict[str, Style]:
             together[group] |= groups.keys() - {group}
     every = [Style(color, dash) for dash in DASHES for color in SERIES]
     assigned: dict[str, Style] = {}
-    # Groups with a color of their own choose first. Only the first of several in a chart has its color.
+    # Groups with their own colors choose first. In a chart only the first of a color gets it.
     for group in sorted(together, key=lambda group: _own_color(group) is None):
         taken = {assigned[other] for other in together[group] if other in assigned}
         free = [style for style in every if style not in taken] or every

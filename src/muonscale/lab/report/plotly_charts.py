@@ -1,4 +1,4 @@
-"""Charts as plotly figures in JSON, in the colors of a light page; the page's script darkens them."""
+"""Charts as plotly figures in JSON, in the colors of a light page, which a script darkens."""
 
 from __future__ import annotations
 

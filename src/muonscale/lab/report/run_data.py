@@ -1,4 +1,4 @@
-"""What a run folder holds, read so that a run that is unfinished or damaged is shown as far as it goes."""
+"""Reads a run folder so that a report can show an unfinished or damaged run as far as it goes."""
 
 from __future__ import annotations
 
@@ -6,9 +6,8 @@ import json
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard
 
 import numpy as np
 
@@ -23,80 +22,79 @@ UnitT = Literal["tokens", "step", "seconds"]
 
 @dataclass(frozen=True, kw_only=True)
 class RunData:
-    """A run folder. Files that are missing or cannot be read are empty, and a note says so."""
+    """The content of a run folder. A missing or unreadable file is empty, and a note says so."""
 
     label: str
-    """What it is called on the page."""
+    """The name of the run on the page."""
     path: Path
     config: Record
-    """config.json as it is."""
+    """The content of config.json."""
     resolved: Config | None
-    """The configuration; None where this version cannot read it."""
+    """The configuration; None if this version cannot read it."""
     env: Record
     result: Record
     records: tuple[Record, ...]
-    """Of metrics.jsonl by step; of a step that was written twice, after a resume, the last."""
+    """Records of metrics.jsonl by step. Of a step repeated after a resume, the last one."""
     notes: tuple[str, ...]
-    """Sentences on what is missing or damaged."""
+    """Sentences on files that are missing or damaged."""
     evaluation: Record = field(default_factory=dict)
-    """eval/result.json, what `muonscale eval` has measured."""
+    """The content of eval/result.json, which `muonscale eval` writes."""
 
     def of_kind(self, kind: KindT) -> list[Record]:
         """Return the records of one kind."""
         return [record for record in self.records if record["kind"] == kind]
 
-    def where(self, records: Sequence[Record], unit: UnitT) -> np.ndarray:
-        """Return the places of records in the run, float64 [n]; NaN where it is not known.
+    def positions(self, records: Sequence[Record], unit: UnitT) -> np.ndarray:
+        """Return the x of records in a unit, float64 [n]; NaN where it is unknown.
 
-        Seconds are those of training steps, without evaluations and checkpoints.
+        Seconds count training steps only, without evaluations and checkpoints.
         """
         if unit == "step":
             return column(records, "step")
-        at = self._tokens if unit == "tokens" else self._seconds
+        train = self.of_kind("train")
+        if unit == "tokens":
+            x = column(train, "tokens")
+        else:
+            x = np.cumsum(np.nan_to_num(column(train, "step_ms"))) / 1000
+        at = {0: 0.0} | {r["step"]: float(value) for r, value in zip(train, x, strict=True)}
         known = np.array([at.get(record["step"], math.nan) for record in records])
-        if unit == "seconds":
-            return known
         own = column(records, "tokens")
-        return np.where(np.isfinite(own), own, known)
+        return known if unit == "seconds" else np.where(np.isfinite(own), own, known)
 
     @property
     def last_step(self) -> int:
-        """The last step that was recorded, 0 without any."""
+        """The last recorded step; 0 if there is none."""
         return max((record["step"] for record in self.of_kind("train")), default=0)
 
     @property
     def finished(self) -> bool:
-        """Whether the run has its result."""
+        """Whether the run has a result."""
         return bool(self.result)
 
     def setting(self, section: str, key: str) -> Any:
-        """Return a value of the configuration; None where it is not known."""
-        found = self.config.get(section)
-        return found.get(key) if isinstance(found, dict) else None
-
-    @cached_property
-    def _tokens(self) -> dict[int, float]:
-        train = self.of_kind("train")
-        return {0: 0.0, **_by_step(train, column(train, "tokens"))}
-
-    @cached_property
-    def _seconds(self) -> dict[int, float]:
-        train = self.of_kind("train")
-        return {
-            0: 0.0,
-            **_by_step(train, np.cumsum(np.nan_to_num(column(train, "step_ms"))) / 1000),
-        }
+        """Return a value of the configuration; None if it has none."""
+        return _at(self.config, (section, key))
 
 
 def read_run(path: Path, label: str) -> RunData:
-    """Read a run folder; nothing in it raises an error."""
+    """Read a run folder. Nothing in it raises an error."""
     notes: list[str] = []
     config = _read_object(path / "config.json", notes, needed=True)
     env = _read_object(path / "env.json", notes, needed=True)
     result = _read_object(path / "result.json", notes, needed=False)
     records = _read_records(path / "metrics.jsonl", notes)
-    resolved = _resolved(path, notes) if config else None
-    found = RunData(
+    resolved = None
+    if config:
+        try:
+            resolved = load_config(str(path.resolve()))
+        except ConfigError as error:
+            notes.append(f"This version does not understand config.json: {error}")
+    try:
+        evaluation = read_results(path / "eval")
+    except CheckpointError:
+        evaluation = {}
+        notes.append("eval/result.json cannot be read and is not shown.")
+    run = RunData(
         label=label,
         path=path,
         config=config,
@@ -104,21 +102,33 @@ def read_run(path: Path, label: str) -> RunData:
         env=env,
         result=result,
         records=records,
-        evaluation=_read_evaluation(path, notes),
+        evaluation=evaluation,
         notes=tuple(notes),
     )
-    return found if found.finished else _with_progress(found)
+    if run.finished:
+        return run
+    of = "" if resolved is None else f" of {resolved.steps:,}"
+    note = f"The run is not finished: {run.last_step:,}{of} steps are recorded."
+    return replace(run, notes=(note, *run.notes))
 
 
 def column(records: Iterable[Record], *keys: str) -> np.ndarray:
     """Return the number at `keys` of every record, float64 [n]; NaN where there is none."""
-    return np.array([_number(_at(record, keys)) for record in records], dtype=np.float64)
+    values = (_at(record, keys) for record in records)
+    numbers = [float(value) if is_finite(value) else math.nan for value in values]
+    return np.array(numbers, dtype=np.float64)
 
 
 def names(records: Iterable[Record], *keys: str) -> list[str]:
     """Return the keys of the objects at `keys` of records, each once, in order."""
-    found = (_at(record, keys) for record in records)
-    return list(dict.fromkeys(name for item in found if isinstance(item, dict) for name in item))
+    items = (_at(record, keys) for record in records)
+    return list(dict.fromkeys(name for item in items if isinstance(item, dict) for name in item))
+
+
+def is_finite(value: object) -> TypeGuard[float]:
+    """Return whether a value read from JSON is a finite number."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return number and math.isfinite(value)
 
 
 def _at(record: Any, keys: Sequence[str]) -> Any:
@@ -127,37 +137,17 @@ def _at(record: Any, keys: Sequence[str]) -> Any:
     return record
 
 
-def _number(value: object) -> float:
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    return float(value) if number and math.isfinite(value) else math.nan
-
-
-def _by_step(records: Sequence[Record], values: np.ndarray) -> dict[int, float]:
-    return {r["step"]: float(value) for r, value in zip(records, values, strict=True)}
-
-
 def _read_object(path: Path, notes: list[str], *, needed: bool) -> Record:
     try:
         tree = json.loads(path.read_text(encoding="utf-8"))
+        problem = "" if isinstance(tree, dict) else "is not a JSON object"
     except FileNotFoundError:
-        if needed:
-            notes.append(f"{path.name} is missing; what it would say is not shown.")
-        return {}
+        tree, problem = {}, "is missing" if needed else ""
     except (OSError, ValueError) as error:
-        notes.append(f"{path.name} cannot be read ({error}); what it would say is not shown.")
-        return {}
-    if not isinstance(tree, dict):
-        notes.append(f"{path.name} is not a JSON object; what it would say is not shown.")
-        return {}
-    return tree
-
-
-def _read_evaluation(path: Path, notes: list[str]) -> Record:
-    try:
-        return read_results(path / "eval")
-    except CheckpointError:
-        notes.append("eval/result.json cannot be read; what it would say is not shown.")
-        return {}
+        tree, problem = {}, f"cannot be read ({error})"
+    if problem:
+        notes.append(f"{path.name} {problem}; its content is not shown.")
+    return tree if isinstance(tree, dict) else {}
 
 
 def _read_records(path: Path, notes: list[str]) -> tuple[Record, ...]:
@@ -171,10 +161,14 @@ def _read_records(path: Path, notes: list[str]) -> tuple[Record, ...]:
     records: dict[tuple[str, int], Record] = {}
     damaged = []
     for number, line in enumerate(lines, start=1):
-        record = _record(line)
-        if record is not None:
-            records[record["kind"], record["step"]] = record
-        elif number < len(lines):  # the last one is cut short when a run is killed
+        try:
+            record = json.loads(line)
+        except ValueError:
+            record = None
+        kind, step = (_at(record, (key,)) for key in ("kind", "step"))
+        if record is not None and isinstance(kind, str) and isinstance(step, int):
+            records[kind, step] = record
+        elif number < len(lines):  # the last line is cut short when a run is killed
             damaged.append(str(number))
     if damaged:
         which = f"Line {damaged[0]}" if len(damaged) == 1 else f"Lines {', '.join(damaged[:10])}"
@@ -183,28 +177,3 @@ def _read_records(path: Path, notes: list[str]) -> tuple[Record, ...]:
     if not records:
         notes.append(f"{path.name} has no records: there are no curves.")
     return tuple(sorted(records.values(), key=lambda record: record["step"]))
-
-
-def _record(line: str) -> Record | None:
-    try:
-        record = json.loads(line)
-    except ValueError:
-        return None
-    whole = isinstance(record, dict) and isinstance(record.get("kind"), str)
-    return record if whole and isinstance(record.get("step"), int) else None
-
-
-def _resolved(path: Path, notes: list[str]) -> Config | None:
-    try:
-        return load_config(str(path.resolve()))
-    except ConfigError as error:
-        notes.append(f"This version does not understand config.json: {error}")
-        return None
-
-
-def _with_progress(run: RunData) -> RunData:
-    """Return an unfinished run with a sentence on how far it has come."""
-    steps = None if run.resolved is None else run.resolved.steps
-    of = "" if steps is None else f" of {steps:,}"
-    note = f"The run is not finished: {run.last_step:,}{of} steps are recorded."
-    return replace(run, notes=(note, *run.notes))

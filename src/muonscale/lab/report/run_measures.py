@@ -1,11 +1,9 @@
-"""The measures of a run that reports draw: losses, optimizer, speed, routing, attention, spectra."""
+"""The measures of a run: losses, optimizer, speed, routing, attention, spectra."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import TypeGuard
 
 import numpy as np
 
@@ -19,52 +17,60 @@ LAYERS = 8
 
 NATS = "loss (nats per token)"
 
+ENTROPY = "SVD entropy (1: all singular values are equal)"
 SPECTRA = {
-    "weight_svd_entropy": (
-        "SVD entropy of weights",
-        "SVD entropy (1: all singular values are equal)",
-    ),
+    "weight_svd_entropy": ("SVD entropy of weights", ENTROPY),
     "weight_stable_rank": ("Stable rank of weights", "stable rank"),
-    "update_svd_entropy": (
-        "SVD entropy of updates",
-        "SVD entropy (1: all singular values are equal)",
-    ),
+    "update_svd_entropy": ("SVD entropy of updates", ENTROPY),
     "update_stable_rank": ("Stable rank of updates", "stable rank"),
     "weight_spectral_norm": ("Spectral norm of weights", "largest singular value"),
     "weight_rms": ("Size of weights", "root mean square"),
 }
 """Fields of `matrices` in a telemetry record, with title and y label of the chart."""
 
-TRAINING = Measure(
-    name="training-loss",
-    title="Training loss",
-    y_label=NATS,
-    parts=lambda records: {"training": column(records, "loss")},
-    noisy=True,
-)
 
-HELD_OUT = Measure(
-    name="held-out-loss",
-    title="Validation loss",
-    y_label=NATS,
-    parts=lambda records: {"validation": column(records, "held_out_loss")},
+def _read(paths: dict[str, str]) -> Callable[[list[Record]], Curves]:
+    """Return a function that reads curves by their paths in a record, keys joined by dots."""
+    return lambda records: {n: column(records, *path.split(".")) for n, path in paths.items()}
+
+
+def _percent(name: str, part: str, whole: str) -> Callable[[list[Record]], Curves]:
+    """Return a function that reads one number in percent of another, by their paths."""
+
+    def read(records: list[Record]) -> Curves:
+        return {name: 100 * column(records, *part.split(".")) / column(records, *whole.split("."))}
+
+    return read
+
+
+def _read_all(*keys: str) -> Callable[[list[Record]], Curves]:
+    """Return a function that reads one curve for every name in the objects at `keys`."""
+    return lambda records: {name: column(records, *keys, name) for name in names(records, *keys)}
+
+
+TRAINING = Measure("training-loss", "Training loss", NATS, _read({"training": "loss"}), noisy=True)
+VALIDATION = Measure(
+    "held-out-loss",
+    "Validation loss",
+    NATS,
+    _read({"validation": "held_out_loss"}),
     kind="eval",
     look="both",
 )
 
 
 def loss_charts(runs: Sequence[RunData], unit: UnitT) -> list[Chart]:
-    """Return the losses of several runs as two charts, training and validation; of one run as one."""
+    """Return the losses: of several runs training and validation, of one run both in one chart."""
     if len(runs) == 1:
         chart = loss_chart(runs[0], unit)
         return [chart] if chart.series else []
-    charts = [chart_of(measure, runs, unit) for measure in (TRAINING, HELD_OUT)]
+    charts = [chart_of(measure, runs, unit) for measure in (TRAINING, VALIDATION)]
     return [_with_baselines(chart, runs) for chart in charts if chart is not None]
 
 
 def loss_chart(run: RunData, unit: UnitT) -> Chart:
     """Return training loss, validation loss and baselines of a run in one chart."""
-    charts = [chart_of(measure, [run], unit) for measure in (TRAINING, HELD_OUT)]
+    charts = [chart_of(measure, [run], unit) for measure in (TRAINING, VALIDATION)]
     known = [chart for chart in charts if chart is not None]
     chart = Chart(
         name="loss" if unit == "tokens" else f"loss-{unit}",
@@ -101,14 +107,9 @@ def _with_baselines(chart: Chart, runs: Sequence[RunData]) -> Chart:
     return replace(chart, y_limits=(lowest - 0.05 * (1.5 * start - lowest), 1.5 * start))
 
 
-def _by_name(*keys: str) -> Callable[[list[Record]], Curves]:
-    """Return a function that reads one curve for every name in the objects at `keys`."""
-    return lambda records: {name: column(records, *keys, name) for name in names(records, *keys)}
-
-
 def _learning_rates(records: list[Record]) -> Curves:
     """Return the learning rates of all groups, as one curve if they are equal."""
-    curves = dict(_by_name("lr")(records))
+    curves = _read_all("lr")(records)
     rates = list(curves.values())
     if len(rates) > 1 and all(np.array_equal(rates[0], r, equal_nan=True) for r in rates):
         return {"all groups": rates[0]}
@@ -117,7 +118,7 @@ def _learning_rates(records: list[Record]) -> Curves:
 
 def _whole_norm(records: list[Record]) -> np.ndarray:
     """Return the norm of all gradients together."""
-    norms = list(_by_name("grad_norm")(records).values())
+    norms = list(_read_all("grad_norm")(records).values())
     return np.sqrt(np.sum(np.square(norms), axis=0)) if norms else np.full(len(records), np.nan)
 
 
@@ -138,109 +139,106 @@ def _target_rms(runs: Sequence[RunData]) -> tuple[Mark, ...]:
     """Mark the RMS that updates are scaled to, if it is the same for all runs."""
     known = [run.resolved.optimizer for run in runs if run.resolved is not None]
     scaled = [o for o in known if "rms" in names_of(OPTIONS_OF[o.rule])]
-    wanted = {o.rms if o.scale in ("rms", "rms_exact") else None for o in scaled}
-    rms = wanted.pop() if len(wanted) == 1 else None
+    targets = {o.rms if o.scale in ("rms", "rms_exact") else None for o in scaled}
+    rms = targets.pop() if len(targets) == 1 else None
     return () if rms is None else (Mark(axis="y", at=rms, label=f"optimizer.rms {rms:g}"),)
 
 
 OPTIMIZER = (
     Measure(
-        name="learning-rate",
-        title="Learning rate",
-        y_label="learning rate",
-        parts=_learning_rates,
+        "learning-rate",
+        "Learning rate",
+        "learning rate",
+        _learning_rates,
         caption_of_several="The first parameter group of each run.",
     ),
     Measure(
-        name="gradient-norm",
-        title="Gradient norm",
-        y_label="norm before clipping",
-        parts=_by_name("grad_norm"),
+        "gradient-norm",
+        "Gradient norm",
+        "norm before clipping",
+        _read_all("grad_norm"),
         whole=_whole_norm,
         noisy=True,
         log_y=True,
         caption_of_several="All parameters together.",
     ),
     Measure(
-        name="update-rms",
-        title="Size of Muon updates",
-        y_label="RMS before the learning rate",
-        parts=_update_rms,
+        "update-rms",
+        "Size of Muon updates",
+        "RMS before the learning rate",
+        _update_rms,
         marks=_target_rms,
         noisy=True,
     ),
     Measure(
-        name="noise-scale",
-        title="Gradient noise scale",
-        y_label="tokens",
-        parts=_noise_scale,
+        "noise-scale",
+        "Gradient noise scale",
+        "tokens",
+        _noise_scale,
         log_y=True,
-        caption="Estimated from running averages. A batch far below the noise scale wastes little data; "
-        "one far above it takes hardly fewer steps.",
+        caption="Estimated from running averages. A batch far below the noise scale wastes little "
+        "data; one far above it takes hardly fewer steps.",
     ),
 )
 
 SPEED = (
     Measure(
-        name="tokens-per-second",
-        title="Speed",
-        y_label="training tokens per second",
-        parts=lambda records: {"speed": column(records, "tokens_per_second")},
+        "tokens-per-second",
+        "Speed",
+        "training tokens per second",
+        _read({"speed": "tokens_per_second"}),
         noisy=True,
     ),
     Measure(
-        name="optimizer-share",
-        title="The optimizer's share of a step",
-        y_label="% of the time of a step",
-        parts=lambda records: {
-            "optimizer": 100 * column(records, "optimizer_ms") / column(records, "step_ms")
-        },
+        "optimizer-share",
+        "The optimizer's share of a step",
+        "% of the time of a step",
+        _percent("optimizer", "optimizer_ms", "step_ms"),
         noisy=True,
     ),
 )
 
 ROUTING = (
     Measure(
-        name="max-violation",
-        title="Balance of the experts: MaxVio",
-        y_label="(largest load - mean load) / mean load",
-        parts=lambda records: {
-            "mean over layers": column(records, "routing", "max_violation"),
-            "worst layer": column(records, "routing", "max_violation_worst"),
-        },
+        "max-violation",
+        "Balance of the experts: MaxVio",
+        "(largest load - mean load) / mean load",
+        _read(
+            {
+                "mean over layers": "routing.max_violation",
+                "worst layer": "routing.max_violation_worst",
+            }
+        ),
         noisy=True,
         caption_of_several="Mean over layers.",
     ),
     Measure(
-        name="expert-shares",
-        title="Busiest and quietest expert",
-        y_label="part of a layer's choices",
-        parts=lambda records: {
-            "busiest": column(records, "routing", "busiest_share"),
-            "quietest": column(records, "routing", "quietest_share"),
-        },
+        "expert-shares",
+        "Busiest and quietest expert",
+        "part of a layer's choices",
+        _read({"busiest": "routing.busiest_share", "quietest": "routing.quietest_share"}),
         noisy=True,
         caption_of_several="The busiest expert.",
     ),
     Measure(
-        name="dead-experts",
-        title="Experts that no token of a step chose",
-        y_label="experts in all layers together",
-        parts=lambda records: {"dead experts": column(records, "routing", "dead_experts")},
+        "dead-experts",
+        "Experts that no token of a step chose",
+        "experts in all layers together",
+        _read({"dead experts": "routing.dead_experts"}),
         noisy=True,
     ),
     Measure(
-        name="routing-entropy",
-        title="Entropy of affinities to experts",
-        y_label="entropy, 1 is uniform",
-        parts=lambda records: {"entropy": column(records, "routing", "entropy")},
+        "routing-entropy",
+        "Entropy of affinities to experts",
+        "entropy, 1 is uniform",
+        _read({"entropy": "routing.entropy"}),
         noisy=True,
     ),
 )
 
 
 def _layers(records: list[Record], key: str) -> np.ndarray:
-    """Return a number of every layer, float64 [records, layers]; NaN in steps that recorded none."""
+    """Return a number of every layer, float64 [records, layers]; NaN where none is recorded."""
     attention = [record.get("attention") for record in records]
     lists = [item.get(key) if isinstance(item, dict) else None for item in attention]
     count = max((len(item) for item in lists if isinstance(item, list)), default=0)
@@ -249,6 +247,11 @@ def _layers(records: list[Record], key: str) -> np.ndarray:
         if isinstance(item, list) and len(item) == count:
             row[:] = column([{"layer": value} for value in item], "layer")
     return values
+
+
+def _over_layers(records: list[Record], key: str) -> np.ndarray:
+    values = _layers(records, key)
+    return np.fmax.reduce(values, axis=1) if values.shape[1] else np.full(len(records), np.nan)
 
 
 def _largest_logits(records: list[Record]) -> Curves:
@@ -264,11 +267,6 @@ def _largest_logits(records: list[Record]) -> Curves:
     }
 
 
-def _over_layers(records: list[Record], key: str) -> np.ndarray:
-    values = _layers(records, key)
-    return np.fmax.reduce(values, axis=1) if values.shape[1] else np.full(len(records), np.nan)
-
-
 def _large_logits(records: list[Record]) -> Curves:
     """Return the share of logits above 100; no curve if it is always 0."""
     share = _over_layers(records, "share_above_100")
@@ -277,34 +275,30 @@ def _large_logits(records: list[Record]) -> Curves:
 
 ATTENTION = (
     Measure(
-        name="attention-logits",
-        title="Largest attention logits",
-        y_label="largest logit of a step",
-        parts=_largest_logits,
+        "attention-logits",
+        "Largest attention logits",
+        "largest logit of a step",
+        _largest_logits,
         whole=lambda records: _over_layers(records, "max_logit"),
         caption_of_several="The largest of all layers.",
     ),
     Measure(
-        name="large-logits",
-        title="Attention logits above 100",
-        y_label="share of the logits of the worst layer",
-        parts=_large_logits,
+        "large-logits",
+        "Attention logits above 100",
+        "share of the logits of the worst layer",
+        _large_logits,
     ),
     Measure(
-        name="qk-clip",
-        title="Heads clipped by QK-clip",
-        y_label="% of heads",
-        parts=lambda records: {
-            "clipped": 100
-            * column(records, "qk_clip", "clipped")
-            / column(records, "qk_clip", "heads")
-        },
+        "qk-clip",
+        "Heads clipped by QK-clip",
+        "% of heads",
+        _percent("clipped", "qk_clip.clipped", "qk_clip.heads"),
     ),
     Measure(
-        name="qk-clip-gamma",
-        title="Strongest QK-clip",
-        y_label="smallest gamma of a step",
-        parts=lambda records: {"gamma": column(records, "qk_clip", "smallest")},
+        "qk-clip-gamma",
+        "Strongest QK-clip",
+        "smallest gamma of a step",
+        _read({"gamma": "qk_clip.smallest"}),
     ),
 )
 
@@ -316,22 +310,20 @@ def spectra(runs: Sequence[RunData]) -> list[Measure]:
     charts = [[kind] for kind in kinds] if len(runs) > 1 else [kinds] if kinds else []
     measures = [
         Measure(
-            name=field.replace("_", "-") + (f"-{some[0]}" if len(some) == 1 else ""),
-            title=f"{title}: {some[0]}" if len(some) == 1 else f"{title} by kind of matrix",
-            y_label=y_label,
-            parts=lambda records, some=some, field=field: {
-                kind: column(records, "matrices", kind, field) for kind in some
-            },
+            field.replace("_", "-") + (f"-{some[0]}" if len(some) == 1 else ""),
+            f"{title}: {some[0]}" if len(some) == 1 else f"{title} by kind of matrix",
+            y_label,
+            _read({kind: f"matrices.{kind}.{field}" for kind in some}),
             kind="telemetry",
         )
         for field, (title, y_label) in SPECTRA.items()
         for some in charts
     ]
-    of_groups = Measure(
-        name="update-to-weight",
-        title="Update size relative to the weights",
-        y_label="norm of the update / norm of the weight",
-        parts=lambda records: {
+    update_to_weight = Measure(
+        "update-to-weight",
+        "Update size relative to the weights",
+        "norm of the update / norm of the weight",
+        lambda records: {
             name: column(records, "groups", name, "update_to_weight")
             for name in names(records, "groups")
         },
@@ -339,17 +331,12 @@ def spectra(runs: Sequence[RunData]) -> list[Measure]:
         log_y=True,
         caption_of_several="The first parameter group.",
     )
-    return [*measures, of_groups]
+    return [*measures, update_to_weight]
 
 
-def spike_steps(run: RunData, length: str) -> list[int]:
+def spike_steps(run: RunData, norm: str) -> list[int]:
     """Return the steps at which the number of spikes of a norm rose."""
     train = run.of_kind("train")
-    counts = np.nan_to_num(column(train, "spikes", length))
+    counts = np.nan_to_num(column(train, "spikes", norm))
     rises = np.diff(counts, prepend=0.0) > 0
     return [record["step"] for record, rose in zip(train, rises, strict=True) if rose]
-
-
-def finite(value: object) -> TypeGuard[float]:
-    """Return whether a value read from JSON is a finite number."""
-    return isinstance(value, int | float) and math.isfinite(value)

@@ -1,4 +1,4 @@
-"""Tables about runs: results, settings, data, versions; and the commands that made them."""
+"""Tables about runs (results, settings, data, versions), and the commands that made the runs."""
 
 from __future__ import annotations
 
@@ -11,14 +11,13 @@ from typing import Any
 import yaml
 
 from muonscale.lab.config.load import Config, dump_config, load_config, recipe_names
-from muonscale.lab.report.eval_table import HEAD, rows_of
+from muonscale.lab.report.eval_table import HEAD, format_number, rows_of
 from muonscale.lab.report.page import Table
-from muonscale.lab.report.run_data import RunData
-from muonscale.lab.report.run_measures import finite
+from muonscale.lab.report.run_data import RunData, is_finite
 from muonscale.optim.options import unused_options
 
 RESULTS = {
-    "held_out_loss": ("held-out loss, nats per token", ".4f"),
+    "held_out_loss": ("validation loss, nats per token", ".4f"),
     "unigram_loss": ("unigram baseline", ".4f"),
     "bigram_loss": ("bigram baseline", ".4f"),
     "bits_per_byte": ("bits per byte", ".4f"),
@@ -31,10 +30,10 @@ RESULTS = {
     "optimizer_share": ("optimizer's share of the time", ".1%"),
     "skipped_steps": ("skipped steps", ",d"),
 }
-"""Fields of result.json, what they are called, and how they are written."""
+"""Fields of result.json, with their titles and formats."""
 
 COMPARED = {
-    "held_out_loss": "held-out loss",
+    "held_out_loss": "validation loss",
     "bits_per_byte": "bits per byte",
     "unigram_loss": "unigram",
     "bigram_loss": "bigram",
@@ -42,6 +41,7 @@ COMPARED = {
     "tokens_per_second": "tokens/s",
     "optimizer_share": "optimizer",
 }
+"""Fields that are compared between runs, with their titles."""
 
 SETTINGS = {
     "model": ("preset", "config", "weights"),
@@ -52,62 +52,65 @@ SETTINGS = {
     "transfer": ("base",),
     "run": ("seed",),
 }
-"""Keys of the configuration that are shown first."""
+"""Keys of the configuration that `settings_table` shows."""
+
+ALTERNATIVES = ("data.source", "data.path", "data.mixture", "model.preset", "model.config",
+    "model.weights", "train.tokens", "train.steps")  # fmt: skip
+"""Keys of which one of several is given for the same thing."""
 
 LOCAL = ("run.path", "run.threads", "run.device", "data.cache")
-"""Keys that say where a run was, not what it was."""
+"""Keys that describe where a run was made, not what it is."""
 
 
 def result_table(run: RunData) -> Table:
-    """Return the results of a run, or what was last recorded of one that is not finished."""
-    result = run.result or _last_records(run)
+    """Return the results of a run; of an unfinished run, the last recorded numbers."""
+    result = _results(run)
     rows = [
-        (title, _written(result[key], how))
+        (title, format_number(result[key], how))
         for key, (title, how) in RESULTS.items()
-        if finite(result.get(key))
+        if is_finite(result.get(key))
     ]
     losses = result.get("held_out_losses")
     for name, loss in losses.items() if isinstance(losses, dict) else ():
-        rows.insert(1, (f"held-out loss on {name}", _written(loss, ".4f")))
-    if finite(result.get("bigram_loss")) and finite(result.get("held_out_loss")):
+        rows.insert(1, (f"validation loss on {name}", format_number(loss, ".4f")))
+    if is_finite(result.get("bigram_loss")) and is_finite(result.get("held_out_loss")):
         difference = result["held_out_loss"] - result["bigram_loss"]
         rows.insert(1, ("its difference to the bigram baseline", f"{difference:+.4f}"))
     return Table(head=("", "value"), rows=tuple(rows), name="results")
 
 
 def comparison_table(runs: Sequence[RunData]) -> Table:
-    """Return the results of several runs beside each other."""
+    """Return the results of several runs, one row for each."""
     rows = []
     for run in runs:
-        result = run.result or _last_records(run)
-        values = [_written(result.get(key), RESULTS[key][1]) for key in COMPARED]
+        result = _results(run)
+        values = [format_number(result.get(key), RESULTS[key][1]) for key in COMPARED]
         state = "finished" if run.finished else f"stopped after step {run.last_step:,}"
         rows.append((run.label, state, *values))
-    caption = "Losses in nats per token. Of an unfinished run the last evaluation."
+    caption = "Losses in nats per token; of an unfinished run, the last evaluation."
     return Table(
         head=("run", "state", *COMPARED.values()), rows=tuple(rows), name="results", caption=caption
     )
 
 
 def evaluation_table(runs: Sequence[RunData]) -> Table | None:
-    """Return what `muonscale eval` has measured of checkpoints of runs; None if nothing."""
-    found = [
-        (run.label, _written(one.get("step"), ",d"), *row)
+    """Return what `muonscale eval` measured of checkpoints of runs; None if nothing."""
+    rows = [
+        (run.label, format_number(one.get("step"), ",d"), *row)
         for run in runs
         for one in run.evaluation.get("checkpoints", ())
         for row in rows_of(one)
     ]
     head = ("run", "step", *HEAD)
     if len(runs) == 1:
-        found, head = [row[1:] for row in found], head[1:]
+        rows, head = [row[1:] for row in rows], head[1:]
     caption = "Measured by `muonscale eval` after training. Standard errors are the harness's."
-    rows = tuple(found)
-    return Table(head=head, rows=rows, name="evaluation", caption=caption) if rows else None
+    return _table(head, rows, "evaluation", caption)
 
 
 def settings_table(run: RunData) -> Table:
-    """Return the settings that people ask for first."""
-    flat = flattened(run.config)
+    """Return the settings that describe a run in short."""
+    flat = _flatten(run.config)
     unused = [f"optimizer.{name}" for name in unused_options(flat.get("optimizer.rule"))]
     single = {"source": flat.get("data.source"), "path": flat.get("data.path")}
     corpora = [_mapping(corpus) for corpus in flat.get("data.mixture") or [single]]
@@ -120,33 +123,32 @@ def settings_table(run: RunData) -> Table:
 
 
 def differences_table(runs: Sequence[RunData]) -> Table | None:
-    """Return the keys in which runs differ, with their values; None if they do not."""
-    flat = [flattened(run.config) for run in runs]
+    """Return the keys in which runs differ, with their values; None if there are none."""
+    flat = [_flatten(run.config) for run in runs]
     keys = list(dict.fromkeys(key for tree in flat for key in tree if key not in LOCAL))
     rows = [
         (key, *(_plain(tree.get(key)) for tree in flat))
         for key in keys
         if any(tree.get(key) != flat[0].get(key) for tree in flat)
     ]
-    head = ("key", *(run.label for run in runs))
-    return Table(head=head, rows=tuple(rows), name="differences") if rows else None
+    return _table(("key", *(run.label for run in runs)), rows, "differences")
 
 
 def data_table(runs: Sequence[RunData]) -> Table | None:
-    """Return what runs read of their corpora; None if none has written it."""
+    """Return how much runs read of their corpora; None if no run recorded it."""
     rows = [
-        (run.label, name, *_corpus(corpus))
+        (run.label, name, *_corpus_cells(corpus))
         for run in runs
         for name, corpus in _mapping(run.env.get("data")).items()
     ]
-    head = ("run", "corpus", "training tokens", "held-out tokens", "read", "share", "epochs")
+    head = ("run", "corpus", "training tokens", "validation tokens", "read", "share", "epochs")
     if len(runs) == 1:
         rows, head = [row[1:] for row in rows], head[1:]
-    return Table(head=head, rows=tuple(rows), name="data") if rows else None
+    return _table(head, rows, "data")
 
 
 def versions_table(runs: Sequence[RunData]) -> Table | None:
-    """Return versions and devices of runs; None if none has written them."""
+    """Return versions and devices of runs; None if no run recorded them."""
     keys = ("platform", "device", "device_name", "processes", "layout", "threads", "precision")
     keys += ("ns_dtype", "experts")
     known = [
@@ -158,11 +160,11 @@ def versions_table(runs: Sequence[RunData]) -> Table | None:
     columns = [run.label for run in runs if run.env] if len(runs) > 1 else ["value"]
     rows = [(name, *(_plain(tree.get(name)) for tree in known)) for name in names]
     rows = [row for row in rows if any(row[1:])]
-    return Table(head=("", *columns), rows=tuple(rows), name="versions") if rows else None
+    return _table(("", *columns), rows, "versions")
 
 
-def started_with(run: RunData) -> str | None:
-    """Return the command that the run was last started with; None where it is not known."""
+def last_command(run: RunData) -> str | None:
+    """Return the command that last started the run; None if it is unknown."""
     words = run.env.get("command")
     if not isinstance(words, list) or not words:
         return None
@@ -170,30 +172,31 @@ def started_with(run: RunData) -> str | None:
     return shlex.join([program, *map(str, words[1:])])
 
 
-def same_again(config: Config, path: str) -> str:
-    """Return the command that makes a run with a configuration, from the recipe nearest to it.
+def reproduce_command(config: Config, path: str) -> str:
+    """Return the command that trains with a configuration, starting from the nearest recipe.
 
     Args:
-        config: what the run is made with; its `run.path` is left out.
-        path: where the command puts the run.
+        config: the configuration; its `run.path` is ignored.
+        path: the folder of the new run.
     """
-    wanted = flattened(json.loads(dump_config(config)))
-    best: tuple[str, list[str]] | None = None
-    for name in recipe_names():
-        given = flattened(json.loads(dump_config(load_config(name))))
-        words = [
+    wanted = _flatten(json.loads(dump_config(config)))
+
+    def overrides(recipe: str) -> list[str]:
+        given = _flatten(json.loads(dump_config(load_config(recipe))))
+        return [
             f"{key}={_yaml(value)}"
             for key, value in wanted.items()
-            if value != given.get(key) and key != "run.path" and not _replaced(key, value)
+            # A key of ALTERNATIVES that is None needs no override: another one is given.
+            if value != given.get(key) and not (value is None and key in ALTERNATIVES)
+            if key != "run.path"
         ]
-        if best is None or len(words) < len(best[1]):
-            best = (name, words)
-    assert best is not None
-    return shlex.join(["muonscale", "train", best[0], *best[1], f"run.path={path}"])
+
+    words = min(([recipe, *overrides(recipe)] for recipe in recipe_names()), key=len)
+    return shlex.join(["muonscale", "train", *words, f"run.path={path}"])
 
 
-def flattened(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """Return `section.key` to value; what is deeper than that stays a value."""
+def _flatten(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values of a configuration by `section.key`; deeper mappings stay values."""
     return {
         f"{section}.{key}": value
         for section, values in tree.items()
@@ -202,53 +205,49 @@ def flattened(tree: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _replaced(key: str, value: Any) -> bool:
-    """Return whether a key is one of several for the same thing, and not the one that is given."""
-    several = ("data.source", "data.path", "data.mixture", "model.preset", "model.config")
-    return value is None and key in (*several, "model.weights", "train.tokens", "train.steps")
-
-
 def _yaml(value: Any) -> str:
-    """Return a value as an override has it; JSON is YAML."""
-    return value if isinstance(value, str) and value and _is_word(value) else json.dumps(value)
+    """Return a value as an override writes it: as plain text if YAML reads it so, else as JSON."""
+    if isinstance(value, str) and value and (value[0].isalpha() or value[0] == "/"):
+        try:
+            if yaml.safe_load(value) == value:
+                return value
+        except yaml.YAMLError:
+            pass
+    return json.dumps(value)
 
 
-def _is_word(text: str) -> bool:
-    """Return whether YAML takes a text for the text that it is."""
-    try:
-        return (text[0].isalpha() or text[0] == "/") and yaml.safe_load(text) == text
-    except yaml.YAMLError:
-        return False
-
-
-def _last_records(run: RunData) -> dict[str, Any]:
-    """Return what is known of a run without a result, by the names of result.json."""
-    found: dict[str, Any] = {}
-    if train := run.of_kind("train"):
-        found |= {key: train[-1].get(key) for key in ("step", "tokens", "skipped_steps")}
-    if evaluations := run.of_kind("eval"):
+def _results(run: RunData) -> dict[str, Any]:
+    """Return the result of a run; of an unfinished run, its last records by the same keys."""
+    result = dict(run.result)
+    if not result and (train := run.of_kind("train")):
+        result |= {key: train[-1].get(key) for key in ("step", "tokens", "skipped_steps")}
+    if not run.result and (evaluations := run.of_kind("eval")):
         keys = ("held_out_loss", "bits_per_byte", "held_out_losses")
-        found |= {key: evaluations[-1].get(key) for key in keys}
-    return found
+        result |= {key: evaluations[-1].get(key) for key in keys}
+    return result
 
 
-def _corpus(corpus: Any) -> tuple[str, ...]:
+def _table(
+    head: tuple[str, ...], rows: Sequence[tuple[str, ...]], name: str, caption: str = ""
+) -> Table | None:
+    return Table(head=head, rows=tuple(rows), name=name, caption=caption) if rows else None
+
+
+def _corpus_cells(corpus: Any) -> tuple[str, ...]:
     train, held_out, read = (
         _mapping(_mapping(corpus).get(k)) for k in ("train", "held_out", "read")
     )
     values = (train.get("tokens"), held_out.get("tokens"), read.get("tokens"))
-    counts = [_written(value, ",d") for value in values]
-    return (*counts, _written(read.get("share"), ".1%"), _written(read.get("epochs"), ".2f"))
+    counts = [format_number(value, ",d") for value in values]
+    return (
+        *counts,
+        format_number(read.get("share"), ".1%"),
+        format_number(read.get("epochs"), ".2f"),
+    )
 
 
 def _mapping(value: Any) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
-
-
-def _written(value: Any, how: str) -> str:
-    if not finite(value):
-        return ""
-    return f"{round(value) if how.endswith('d') else value:{how}}"
 
 
 def _plain(value: Any) -> str:

@@ -34,8 +34,8 @@ def chart_files(chart: Chart) -> dict[str, str]:
     """Return the CSV files of a chart by their names.
 
     Series have the columns `series,x,y,low,high`; a mark is a row without the other coordinate. A
-    surface has `x,y,z`. If a chart has both, the file of the series is called NAME-series.csv. A value
-    that is not known is empty.
+    surface has `x,y,z`. If a chart has both, the file of the series is called NAME-series.csv. A
+    value that is not known is empty.
     """
     rows: list[Sequence[str]] = []
     for series in chart.series:

@@ -18,8 +18,8 @@ from muonscale.lab.report.tables import chart_files, table_file
 def write_page(page: Page, folder: Path) -> Path:
     """Write a page and its figures. The same page gives the same bytes.
 
-    `report.html` needs no other file; `report.md` refers to the PNGs. `figures/` has NAME.png, NAME.svg
-    and NAME.csv of every chart, and NAME.csv of every table that has a name.
+    `report.html` needs no other file; `report.md` refers to the PNGs. `figures/` has NAME.png,
+    NAME.svg and NAME.csv of every chart, and NAME.csv of every table that has a name.
 
     Args:
         page: the report.

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from muonscale.errors import StudyError
-from muonscale.lab.files import finite, write_json
+from muonscale.lab.files import drop_nonfinite, write_json
 from muonscale.lab.report.page import Page
 from muonscale.lab.studies.cost import StudyCost, estimate_cost
 from muonscale.lab.studies.execute.executor import make_executor
@@ -150,7 +150,7 @@ def analyze_study(study: Study, state: StudyState) -> dict[str, Any]:
         "runs": len(state.runs),
         "missing": len(state.missing),
         "stopped": None,
-        **finite(study.analyze(state.outcomes)),
+        **drop_nonfinite(study.analyze(state.outcomes)),
         "failed": failed,
     }
 

@@ -1,18 +1,18 @@
 """Judges whether two trajectories differ by rounding alone.
 
-There is no fixed tolerance. Rounding is measured on reordered runs, which take the same steps in one process
-with sums in other orders (`muonscale.lab.verify.reordered_run`). A parameter may differ by `LIMIT` times
-the largest of
+There is no fixed tolerance. Rounding is measured on reordered runs, which take the same steps in
+one process with sums in other orders (`muonscale.lab.verify.reordered_run`). A parameter may differ
+by `LIMIT` times the largest of
 
 - its difference in any reordered run;
-- the median of that difference over the parameters of its group, in units of their sizes, since the few
-  sums of one small parameter may happen to round the same way;
+- the median of that difference over the parameters of its group, in units of their sizes, since the
+  few sums of one small parameter may happen to round the same way;
 - an ulp of its size, and of the numbers that it is stored in.
 
-AdamW divides a gradient by its own magnitude. Where the true gradient is nothing but rounding, as that
-of a key bias is, the update is as large as any other and has no certain sign. A reordered run has the same
-uncertainty in the same elements, so the limit follows; an element that happens to round the same way in
-one reordered run does not do so in both.
+AdamW divides a gradient by its own magnitude. Where the true gradient is nothing but rounding, as
+that of a key bias is, the update is as large as any other and has no certain sign. A reordered run
+has the same uncertainty in the same elements, so the limit follows; an element that happens to
+round the same way in one reordered run does not do so in both.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ LIMIT = 30.0
 """The largest accepted difference, in units of the expected rounding.
 
 Measured in float32: right layouts reach 3 in 60 runs and have reached 6, broken ones exceed 2,000
-(docs/parallel.md, "Checking a layout"). With the first reordered run alone a right one has reached 87.
+(docs/parallel.md, "Checking a layout"). With the first reordered run alone a right one has reached
+87.
 """
 
 FLOAT32_ULP = torch.finfo(torch.float32).eps
@@ -41,7 +42,7 @@ FLOAT32_ULP = torch.finfo(torch.float32).eps
 
 
 @dataclass(frozen=True, kw_only=True)
-class Difference:
+class TrajectoryDifference:
     """The difference of one quantity between both trajectories."""
 
     name: str
@@ -72,9 +73,9 @@ class Difference:
 class LayoutComparison:
     """A layout compared with one process."""
 
-    losses: tuple[Difference, ...]
-    gradients: tuple[Difference, ...]
-    weights: tuple[Difference, ...]
+    losses: tuple[TrajectoryDifference, ...]
+    gradients: tuple[TrajectoryDifference, ...]
+    weights: tuple[TrajectoryDifference, ...]
 
     @property
     def same(self) -> bool:
@@ -82,7 +83,7 @@ class LayoutComparison:
         return self.worst[1].within
 
     @property
-    def worst(self) -> tuple[KindT, Difference]:
+    def worst(self) -> tuple[KindT, TrajectoryDifference]:
         """The difference with the largest ratio, after its kind."""
         kinds: tuple[KindT, ...] = ("losses", "gradients", "weights")
         rows = [(kind, row) for kind in kinds for row in getattr(self, kind)]
@@ -144,7 +145,7 @@ def _judge(
     sizes: Mapping[str, float],
     floors: Mapping[str, float],
     groups: Mapping[str, str],
-) -> tuple[Difference, ...]:
+) -> tuple[TrajectoryDifference, ...]:
     own = {name: max(run[name] for run in reordered) for name in differences}
     relative: dict[str, list[float]] = {}
     for name, size in sizes.items():
@@ -152,7 +153,7 @@ def _judge(
             relative.setdefault(groups[name], []).append(own[name] / size)
     shares = {group: median(values) for group, values in relative.items()}
     return tuple(
-        Difference(
+        TrajectoryDifference(
             name=name,
             group=groups[name],
             difference=difference,

@@ -102,8 +102,8 @@ def _mute_logging() -> Generator[None]:
 def _reason(error: ChildFailedError, folder: Path, processes: int) -> str:
     """Return which rank failed first, and why.
 
-    A killed rank leaves no reason, but ranks that wait for it may. The launcher itself ends the rest
-    with SIGTERM.
+    A killed rank leaves no reason, but ranks that wait for it may. The launcher itself ends the
+    rest with SIGTERM.
     """
     for rank, failure in sorted(error.failures.items()):
         if failure.exitcode < 0 and failure.exitcode != -signal.SIGTERM:

@@ -1,7 +1,7 @@
-"""The same steps in one process with sums in other orders: measures how much rounding alone changes.
+"""The same steps in one process with sums in other orders, which measures rounding.
 
-A reordered run takes the sequences of every batch in another order, one at a time, and adds up every
-matrix product in two parts.
+A reordered run takes the sequences of every batch in another order, one at a time, and adds up
+every matrix product in two parts.
 """
 
 from __future__ import annotations
@@ -40,7 +40,8 @@ REORDERINGS = (
 
 
 def reordered_config(config: Config) -> Config:
-    """Return a configuration that takes one sequence at a time through a model that is not compiled.
+    """Return a configuration that takes one sequence at a time through a model that is not
+    compiled.
 
     `SplitSums` cannot reach compiled products, which have an order of their own anyway.
     """
@@ -59,8 +60,8 @@ def take_reordered_steps(run: Run, steps: int, reordering: Reordering) -> Trajec
 class SplitSums(TorchDispatchMode):
     """Adds up every matrix product in two parts, as tensor parallelism on two ranks does.
 
-    This applies to the forward and backward passes and to the optimizer. Another order of the sequences
-    alone would not change a bit of the forward pass.
+    This applies to the forward and backward passes and to the optimizer. Another order of the
+    sequences alone would not change a bit of the forward pass.
 
     Args:
         divisor: the first part of n terms has n // divisor of them.

@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
 from muonscale.lab.console import table_text
+from muonscale.lab.files import drop_nonfinite
 from muonscale.lab.verify.check import Verification
-from muonscale.lab.verify.compare import LIMIT, Difference, KindT
+from muonscale.lab.verify.compare import LIMIT, KindT, TrajectoryDifference
 from muonscale.optim.parameters.collapse import collapse
 
 SHOWN = 10
 """Lines of a table, unless all are asked for."""
 
 BFLOAT16_NOTE = (
-    "note: in bfloat16 rounding is as large as many faults, and a right layout may exceed the limit; "
-    "compare in float32"
+    "note: in bfloat16 rounding is as large as many faults, and a right layout may exceed the "
+    "limit; compare in float32"
 )
 
 TITLES: dict[KindT, str] = {
@@ -70,14 +70,14 @@ def verification_text(verification: Verification, *, full: bool = False) -> str:
     )
 
 
-def _table(kind: KindT, rows: Sequence[Difference], full: bool) -> str:
+def _table(kind: KindT, rows: Sequence[TrajectoryDifference], full: bool) -> str:
     """Return a table of differences, the largest ratios first.
 
     Without `full`, a parameter that layers repeat is one line with the worst of them.
     """
     lines = [(row.name, 1, row) for row in rows]
     if not full:
-        worst: dict[str, Difference] = {}
+        worst: dict[str, TrajectoryDifference] = {}
         for row in rows:
             pattern = re.sub(r"\d+", "", row.name)
             worst[pattern] = max(worst.get(pattern, row), row, key=lambda one: one.ratio)
@@ -93,7 +93,7 @@ def _table(kind: KindT, rows: Sequence[Difference], full: bool) -> str:
     return text + (f"\n... and {rest} lines with smaller ratios (--full)" if rest else "")
 
 
-def _numbers(row: Difference) -> list[str]:
+def _numbers(row: TrajectoryDifference) -> list[str]:
     return [f"{row.difference:.1e}", f"{row.rounding:.1e}", f"{row.ratio:.3g}"]
 
 
@@ -104,12 +104,8 @@ def _dtype(verification: Verification) -> str:
 def verification_json(verification: Verification) -> str:
     """Return the report as JSON; a number that is not finite is null."""
 
-    def finite(value: Any) -> Any:
-        return None if isinstance(value, float) and not math.isfinite(value) else value
-
-    def plain(row: Difference) -> dict[str, Any]:
-        facts = {**asdict(row), "ratio": row.ratio, "within": row.within}
-        return {key: finite(value) for key, value in facts.items()}
+    def plain(row: TrajectoryDifference) -> dict[str, Any]:
+        return {**asdict(row), "ratio": row.ratio, "within": row.within}
 
     comparison = verification.comparison
     kind, worst = comparison.worst
@@ -124,10 +120,10 @@ def verification_json(verification: Verification) -> str:
         "same": comparison.same,
         "worst": {"kind": kind, **plain(worst)},
         "loss": {
-            "one_process": [finite(loss) for loss in verification.one.losses],
-            "layout": [finite(loss) for loss in verification.other.losses],
+            "one_process": verification.one.losses,
+            "layout": verification.other.losses,
         },
     }
     for name in TITLES:
         tree[name] = [plain(row) for row in getattr(comparison, name)]
-    return json.dumps(tree, indent=2)
+    return json.dumps(drop_nonfinite(tree), indent=2)

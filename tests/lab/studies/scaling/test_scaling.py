@@ -11,7 +11,7 @@ import pytest
 from pydantic import ValidationError
 
 from muonscale.lab.estimate.run_cost import run_cost
-from muonscale.lab.files import finite
+from muonscale.lab.files import drop_nonfinite
 from muonscale.lab.report.write import write_page
 from muonscale.lab.run_folder import RunFolder
 from muonscale.lab.studies.engine import plan_study, run_study
@@ -20,7 +20,7 @@ from muonscale.lab.studies.scaling.config import ScalingConfig
 from muonscale.lab.studies.scaling.study import ScalingStudy
 from muonscale.lab.studies.study import Outcome, PlannedRun, index_runs
 from muonscale.lab.training.dry_run import planned_shape
-from muonscale.lab.training.groups import plan_transfer
+from muonscale.lab.training.param_groups import plan_transfer
 from tests.lab.studies.conftest import cost_once
 
 Loss = Callable[[PlannedRun], float]
@@ -178,7 +178,7 @@ def test_laws_and_ratio_are_those_that_made_the_losses(
         reached = (8.4 / loss) ** (1 / 0.048)
         assert row["ratio"] == pytest.approx(reached / row["flops"], rel=1e-6)
     assert ratio["trend"]["value"] == pytest.approx(0.05 / 0.048 - 1, rel=1e-5)
-    page = given.report(finite(found), outcomes)
+    page = given.report(drop_nonfinite(found), outcomes)
     assert write_page(page, tmp_path / "report").exists()
     claims = [block for block in page.sections[0].blocks if hasattr(block, "passed")]
     assert [claim.passed for claim in claims] == [True, False, True]
@@ -222,7 +222,7 @@ def test_one_length_each_tells_no_law_of_both(study: Callable[..., ScalingStudy]
     outcomes = outcomes_of(given, power({"adamw": (9, 0.05), "muon": (8, 0.05)}))
     found = given.analyze(outcomes)
     assert "other_tokens" in found["chinchilla"]["with-embeddings"]["why"]
-    given.report(finite(found), outcomes)
+    given.report(drop_nonfinite(found), outcomes)
 
 
 @pytest.mark.parametrize(
@@ -239,7 +239,7 @@ def test_verdicts_of_either_sign(
 ) -> None:
     given = study()
     outcomes = outcomes_of(given, power({"adamw": (9.0, 0.05), "muon": muon}, noise=0.004))
-    page = given.report(finite(given.analyze(outcomes)), outcomes)
+    page = given.report(drop_nonfinite(given.analyze(outcomes)), outcomes)
     claims = [block for block in page.sections[0].blocks if hasattr(block, "passed")]
     assert [claim.passed for claim in claims[:2]] == verdicts
 
@@ -272,12 +272,12 @@ def test_a_rung_where_everything_diverges_stops_it(
     found = given.analyze(outcomes)
     assert "adamw on rung 96x2" in found["stopped"]
     assert not [row for row in found["rungs"] if row["rung"] == "96x2"]
-    write_page(given.report(finite(found), outcomes), tmp_path / "report")
+    write_page(given.report(drop_nonfinite(found), outcomes), tmp_path / "report")
 
 
 def test_nothing_run_yet_is_a_page(study: Callable[..., ScalingStudy], tmp_path: Path) -> None:
     given = study(lr=[0.01, 0.02])
-    write_page(given.report(finite(given.analyze({})), {}), tmp_path / "report")
+    write_page(given.report(drop_nonfinite(given.analyze({})), {}), tmp_path / "report")
 
 
 def test_the_best_setting_has_all_seeds() -> None:

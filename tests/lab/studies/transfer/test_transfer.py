@@ -8,14 +8,14 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from muonscale.lab.files import finite
+from muonscale.lab.files import drop_nonfinite
 from muonscale.lab.report.write import write_page
 from muonscale.lab.run_folder import RunFolder
 from muonscale.lab.studies.study import Outcome, PlannedRun, index_runs
 from muonscale.lab.studies.transfer.config import TransferConfig
 from muonscale.lab.studies.transfer.study import TransferStudy
 from muonscale.lab.training.dry_run import planned_shape
-from muonscale.lab.training.groups import plan_transfer
+from muonscale.lab.training.param_groups import plan_transfer
 
 Best = Callable[[PlannedRun], float]
 GRID = [0.005, 0.01, 0.02, 0.04, 0.08]
@@ -74,7 +74,7 @@ def test_an_optimum_that_stays_transfers(
     study: Callable[..., TransferStudy], tmp_path: Path
 ) -> None:
     found = valley(study(), lambda run: 0.019)
-    page = study().report(finite(found), {})
+    page = study().report(drop_nonfinite(found), {})
     assert write_page(page, tmp_path / "report").exists()
     assert {chart.name for chart in page.charts} == {
         *("optimum", "best-loss", "curves-muon-spectral", "curves-muon-standard")

@@ -71,7 +71,7 @@ class StudyFolder:
                         "move the folder away to do the run again"
                     )
             return Outcome(run, folder, "finished", result)
-        if folder.held():
+        if folder.is_locked():
             return Outcome(run, folder, "running")
         if (failure := read_study_file(self.job(run).failure)) is not None:
             state = "diverged" if failure["diverged"] else "failed"

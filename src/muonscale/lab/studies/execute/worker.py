@@ -59,9 +59,9 @@ def train_run(config: Path, failure: Path) -> int:
     try:
         resolved = load_config(str(config))
         folder = RunFolder(resolved.run.path)
-        if folder.held():  # by a process that outlived a killed study
+        if folder.is_locked():  # by a process that outlived a killed study
             print(f"another process is training in {folder.path}: waiting for it", flush=True)
-        while folder.held():
+        while folder.is_locked():
             time.sleep(PATIENCE)
         train(resolved, resume=True, console=RunConsole())
     except Interrupted as stop:

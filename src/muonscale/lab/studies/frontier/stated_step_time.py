@@ -50,8 +50,8 @@ class StatedStepTime:
             StudyError: if no run of the optimizer has this batch size.
         """
         from muonscale.lab.estimate.activations import activation_bytes
-        from muonscale.lab.estimate.estimate import estimate_planned
-        from muonscale.lab.estimate.resolve import Asked, resolve
+        from muonscale.lab.estimate.estimate import estimate_plan
+        from muonscale.lab.estimate.resolve import PlanRequest, resolve
 
         key = optimizer, batch_tokens, devices
         if key in self._facts:
@@ -63,7 +63,7 @@ class StatedStepTime:
                 "muonscale study run"
             )
         section = self._section
-        asked = Asked(
+        asked = PlanRequest(
             target=str(run.folder.path),
             devices=devices,
             device=section.throughput,
@@ -76,9 +76,9 @@ class StatedStepTime:
         kept = optimizer, planned.workload.micro_tokens
         if kept not in self._activations:
             self._activations[kept] = activation_bytes(
-                planned.shape, planned.placed.topology, planned.workload
+                planned.shape, planned.placement.topology, planned.workload
             )
-        self._facts[key] = estimate_planned(planned, self._activations[kept]).facts
+        self._facts[key] = estimate_plan(planned, self._activations[kept]).facts
         return self._facts[key]
 
     def _micro_batch(self, run: Outcome, share: int) -> int | None:

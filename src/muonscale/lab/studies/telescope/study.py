@@ -128,7 +128,7 @@ class TelescopeStudy:
         """Raise, before the first grid is swept, if the model cannot be carried to another width."""
         from muonscale.lab.models.build import meta_model
         from muonscale.lab.training.dry_run import planned_shape
-        from muonscale.lab.training.groups import plan_transfer
+        from muonscale.lab.training.param_groups import plan_transfer
         from muonscale.lab.training.setup import build_optimizer
 
         width = min(width for width in self._fields if width != self.config.base_width)
