@@ -42,7 +42,7 @@ def roles() -> str:
 def architecture(preset: str) -> str:
     """Return the parameters of a preset, layers as one line."""
     found = inspect_model(preset)
-    rows = [(row.name, _facts(row)) for row in found.routing.rows]
+    rows = [(row.name, _facts(row)) for row in found.groups.rows]
     lines = collapse(rows)
     return (
         f"`{preset}`, of the architecture `{found.model_type}` "

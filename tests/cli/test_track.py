@@ -354,9 +354,9 @@ def test_a_missing_package_is_refused_before_anything_is_done(
 @pytest.mark.parametrize(
     ("word", "said"),
     [
-        ("track=wanbd", "track=wanbd: there is no such tracker; did you mean wandb?"),
-        ("track=[tensorboard, none]", "track=none: there is no such tracker"),
-        ("track=7", "track=7 is no list of trackers"),
+        ("track=wanbd", "did you mean wandb?"),
+        ("track=[tensorboard, none]", "track=none"),
+        ("track=7", "track=7"),
         ("track.mode=offlin", "track.mode='offlin'"),
         ("track.two=wandb", "unknown key track.two; did you mean to?"),
         ("trak=wandb", "must have the form section.key=value"),

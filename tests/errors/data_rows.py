@@ -190,9 +190,9 @@ ROWS: dict[str, Row] = {
 
 
 def prepared_chat(folder: Path) -> object:
-    from muonscale.lab.data.chat.template import given_template
+    from muonscale.lab.data.chat.template import read_template
 
     data = DataSection(
         path=folder, format="chat", tokenizer="t", chat_template=folder / "nowhere.jinja"
     )
-    return given_template(data)
+    return read_template(data)

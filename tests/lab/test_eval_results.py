@@ -24,9 +24,9 @@ def test_a_later_call_keeps_what_it_does_not_repeat(tmp_path: Path) -> None:
     mine.add("tasks", task("one", 0.3))
     mine.add("tasks", task("one", 0.4, limit=5))
     mine.add("texts", {"fingerprint": "x", "split": "all", "sequence_length": 8, "loss": 2.0})
-    found = [(t["task"], t["limit"], t["values"]["acc,none"]) for t in mine.measured()["tasks"]]
+    found = [(t["task"], t["limit"], t["values"]["acc,none"]) for t in mine.read()["tasks"]]
     assert found == [("two", None, 0.2), ("one", None, 0.3), ("one", 5, 0.4)]
-    assert mine.measured()["texts"][0]["loss"] == 2.0
+    assert mine.read()["texts"][0]["loss"] == 2.0
 
 
 def test_checkpoints_are_apart_by_step_and_by_weights(tmp_path: Path) -> None:

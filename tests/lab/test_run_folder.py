@@ -136,7 +136,7 @@ def test_a_file_system_without_locks_is_not_another_process(
         folder.locked(),
     ):
         pass
-    assert (tmp_path / "run.lock").exists() and not folder.held()
+    assert (tmp_path / "run.lock").exists() and not folder.is_locked()
 
 
 def test_a_folder_that_cannot_be_made_is_a_sentence() -> None:
@@ -167,8 +167,8 @@ def test_who_asks_whether_a_folder_is_held_keeps_nobody_out(tmp_path: Path) -> N
     with folder.locked():
         (folder.path / "config.json").touch()  # so that the folder stays
     with (folder.path / "run.lock").open() as asking:
-        fcntl.flock(asking, fcntl.LOCK_SH)  # what `held` has for a moment
+        fcntl.flock(asking, fcntl.LOCK_SH)  # as `is_locked` does for a moment
         threading.Timer(0.15, lambda: fcntl.flock(asking, fcntl.LOCK_UN)).start()
         with folder.locked():
-            assert folder.held()
-        assert not folder.held()
+            assert folder.is_locked()
+        assert not folder.is_locked()

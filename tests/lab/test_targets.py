@@ -20,11 +20,11 @@ def test_moonlight_has_the_published_number_of_parameters() -> None:
     assert round(seen.size.without_embeddings / 1e9, 2) == 15.29
     assert seen.size.total - seen.size.without_embeddings == 2 * 163840 * 2048
     # every layer q, kv_a, kv_b, o; a dense MLP; then a router, 3 shared and 3 per expert
-    assert seen.routing.num_matrices == 27 * 4 + 3 + 26 * (1 + 3 + 64 * 3)
+    assert seen.groups.num_matrices == 27 * 4 + 3 + 26 * (1 + 3 + 64 * 3)
     experts = 26 * 64
-    shapes = seen.routing.matrix_shapes()
+    shapes = seen.groups.matrix_shapes()
     assert shapes.count((1408, 2048)) == 2 * experts and shapes.count((2048, 1408)) == experts
-    roles = {(row.role, row.rule) for row in seen.routing.rows}
+    roles = {(row.role, row.rule) for row in seen.groups.rows}
     assert roles == {
         ("hidden", "muon"),
         ("router", "muon"),
@@ -62,7 +62,7 @@ def test_a_preset_a_recipe_and_its_file_are_the_same_model(tmp_path: Path) -> No
         str(tmp_path): [],
         str(tmp_path / "config.json"): [],
     }
-    first, *others = [inspect(target, words).routing for target, words in targets.items()]
+    first, *others = [inspect(target, words).groups for target, words in targets.items()]
     assert all(other == first for other in others)
     assert first.num_matrices == 14
 
@@ -71,17 +71,17 @@ def test_the_vocabulary_of_a_hugging_face_configuration_is_kept(tmp_path: Path) 
     fields = {"model_type": "gpt2", "n_embd": 16, "n_layer": 2, "n_head": 2, "vocab_size": 77}
     (tmp_path / "config.json").write_text(json.dumps(fields))
     for target in (tmp_path, tmp_path / "config.json"):
-        rows = {row.name: row for row in inspect(str(target)).routing.rows}
+        rows = {row.name: row for row in inspect(str(target)).groups.rows}
         assert rows["transformer.wte.weight"].shape == (77, 16)
         assert rows["transformer.h.0.attn.c_attn.weight"].holds == ((1, 16, 16),) * 3
     changed = inspect(str(tmp_path), ["model.fields.n_layer=3", "optimizer.rule=adamw"])
-    assert changed.routing.num_matrices == 0
-    assert any("h.2." in row.name for row in changed.routing.rows)
+    assert changed.groups.num_matrices == 0
+    assert any("h.2." in row.name for row in changed.groups.rows)
 
 
 def test_overrides_are_for_one_call() -> None:
     def vocabulary(*overrides: str) -> int:
-        rows = {row.name: row for row in inspect("llama-pico", overrides).routing.rows}
+        rows = {row.name: row for row in inspect("llama-pico", overrides).groups.rows}
         return rows["lm_head.weight"].shape[0]
 
     usual = vocabulary()

@@ -8,7 +8,14 @@ from typing import Annotated
 import typer
 
 from muonscale.cli import fit, models
-from muonscale.cli.arguments import Arguments, split_arguments
+from muonscale.cli.arguments import (
+    Arguments,
+    SampleSeed,
+    Temperature,
+    Tokens,
+    TopK,
+    split_arguments,
+)
 from muonscale.cli.bench import bench
 from muonscale.cli.coordcheck import coordcheck
 from muonscale.cli.evaluate import evaluate
@@ -56,15 +63,10 @@ def generate(
         Path, typer.Argument(metavar="RUN", help="A run folder, or a Hugging Face model folder.")
     ],
     prompt: Annotated[str, typer.Argument(help="The text to continue.")] = "",
-    tokens: Annotated[int, typer.Option(min=1, help="Maximum number of new tokens.")] = 200,
-    temperature: Annotated[
-        float,
-        typer.Option(min=0.0, help="Sampling temperature; 0 always picks the most likely token."),
-    ] = 0.8,
-    top_k: Annotated[
-        int, typer.Option(min=1, help="Sample from this many of the most likely tokens.")
-    ] = 50,
-    seed: Annotated[int, typer.Option(min=0, max=2**62, help="Seed of the sampling.")] = 0,
+    tokens: Tokens = 200,
+    temperature: Temperature = 0.8,
+    top_k: TopK = 50,
+    seed: SampleSeed = 0,
 ) -> None:
     """Generate text with a trained model."""
     from muonscale.lab.models.convert import load_hf
@@ -104,7 +106,7 @@ app.command()(coordcheck)
 
 @app.command()
 def recipes() -> None:
-    """List the recipes for `train` and for `study` that come with muonscale."""
+    """List the recipes of `train` and of `study`."""
     from muonscale.lab.config.load import recipe_names, recipe_summary
     from muonscale.lab.studies.kinds import study_names, study_summary
 

@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from muonscale.cli.arguments import Json, Overrides, split_source
+from muonscale.cli.arguments import (
+    Json,
+    Overrides,
+    SampleSeed,
+    Temperature,
+    Tokens,
+    TopK,
+    split_source,
+)
 from muonscale.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -37,17 +45,10 @@ def evaluate(
     prompt: Annotated[
         list[str] | None, typer.Option(help="A text to continue; may be given several times.")
     ] = None,
-    tokens: Annotated[
-        int, typer.Option(min=1, help="Maximum number of new tokens of a sample.")
-    ] = 200,
-    temperature: Annotated[
-        float,
-        typer.Option(min=0.0, help="Sampling temperature; 0 always picks the most likely token."),
-    ] = 0.8,
-    top_k: Annotated[
-        int, typer.Option(min=1, help="Sample from this many of the most likely tokens.")
-    ] = 50,
-    seed: Annotated[int, typer.Option(min=0, max=2**62, help="Seed of the first sample.")] = 0,
+    tokens: Tokens = 200,
+    temperature: Temperature = 0.8,
+    top_k: TopK = 50,
+    seed: SampleSeed = 0,
     tasks: Annotated[
         str | None,
         typer.Option(metavar="NAME[,NAME]", help="Tasks of lm-evaluation-harness."),
@@ -78,7 +79,7 @@ def evaluate(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Measure the validation loss, samples and benchmark tasks of a model.
+    """Measure validation loss, samples and benchmarks of a model.
 
     A run is evaluated on its own validation split unless `data.path=` names another text. A model
     folder needs `data.path=`, or `--samples` or `--tasks`. Examples: `muonscale eval runs/demo`; `muonscale eval runs/demo@300
@@ -135,10 +136,10 @@ def _text(found: Found) -> str:
 
 def _kept(found: Found) -> str:
     """Return a sentence with the numbers of new and of earlier measurements in the file."""
-    from muonscale.lab.files import finite
+    from muonscale.lab.files import drop_nonfinite
 
     new = {kind: len(found.new.get(kind, ())) for kind in KINDS}
-    fresh = {kind: finite(found.new.get(kind, [])) for kind in KINDS}
+    fresh = {kind: drop_nonfinite(found.new.get(kind, [])) for kind in KINDS}
     kept = {kind: sum(e not in fresh[kind] for e in found.measured[kind]) for kind in KINDS}
     also = f"; from earlier evaluations: {_join(kept)}" if any(kept.values()) else ""
     return f"in {found.folder / 'result.json'}, new: {_join(new)}{also}"

@@ -24,7 +24,7 @@ def verify(
     full: Annotated[bool, typer.Option("--full", help="Print a line for every parameter.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Check that training in a layout equals training on one process.
+    """Check that a layout trains as one process does.
 
     The first steps of the run are done on several processes of this machine, and again on one, with
     the same data. Losses, raw gradients and weights may differ only by rounding. The exit code is 0

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from muonscale.errors import CheckpointError
-from muonscale.lab.files import finite, read_object, write_json
+from muonscale.lab.files import drop_nonfinite, read_object, write_json
 
 KindT = Literal["texts", "tasks", "samples", "suites"]
 Entry = dict[str, Any]
@@ -66,9 +66,9 @@ class Record:
         others = [old for old in mine[kind] if _key(kind, old) != _key(kind, measured)]
         mine[kind] = [*others, measured]
         rest = [one for one in tree["checkpoints"] if not self._is_mine(one)]
-        write_json(self.folder / FILE, finite({"checkpoints": [*rest, mine]}))
+        write_json(self.folder / FILE, drop_nonfinite({"checkpoints": [*rest, mine]}))
 
-    def measured(self) -> Entry:
+    def read(self) -> Entry:
         """Return all measurements of this checkpoint."""
         return self._mine(read_results(self.folder))
 

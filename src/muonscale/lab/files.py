@@ -57,12 +57,12 @@ def read_object(
     return tree
 
 
-def finite(value: Any) -> Any:
+def drop_nonfinite(value: Any) -> Any:
     """Return plain values with None for every number that is not finite, as JSON needs it."""
     if isinstance(value, dict):
-        return {key: finite(item) for key, item in value.items()}
+        return {key: drop_nonfinite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [finite(item) for item in value]
+        return [drop_nonfinite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

@@ -27,7 +27,7 @@ from typing import Any
 from muonscale.errors import CheckpointError, shown
 from muonscale.lab.config.load import Config, dump_config
 from muonscale.lab.files import (
-    finite,
+    drop_nonfinite,
     is_locked,
     lock_folder,
     read_object,
@@ -187,7 +187,7 @@ class RunFolder:
             error=CheckpointError,
         )
 
-    def held(self) -> bool:
+    def is_locked(self) -> bool:
         """Return whether a process is training in this folder."""
         return is_locked(self.path / LOCK)
 
@@ -233,7 +233,7 @@ def _parse_record(line: str) -> dict[str, Any] | None:
 
 
 def _line(record: dict[str, Any]) -> str:
-    return json.dumps(finite(record)) + "\n"
+    return json.dumps(drop_nonfinite(record)) + "\n"
 
 
 def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

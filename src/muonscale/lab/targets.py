@@ -36,7 +36,7 @@ class Inspection:
     """The target, as it was given."""
     model_type: str
     size: ParameterCount
-    routing: GroupingReport
+    groups: GroupingReport
     transfer: Parametrization | None = None
     """Multipliers of lr, decay and eps, if `transfer.base` is given."""
 
@@ -46,12 +46,12 @@ class Inspection:
             f"model  {self.name} ({self.model_type}): {self.size.total:,} parameters, "
             f"{self.size.without_embeddings:,} without embeddings and head",
             "",
-            self.routing.table(full=full),
+            self.groups.table(full=full),
             "",
-            self.routing.summary(),
+            self.groups.summary(),
             *transfer_lines(self.transfer, full=full),
         ]
-        guessed = [row.name for row in self.routing.rows if GUESSED in row.why]
+        guessed = [row.name for row in self.groups.rows if GUESSED in row.why]
         if guessed:
             lines.append(
                 f"note: {len(guessed)} bare parameters are {GUESSED} (first: {guessed[0]}); "
@@ -62,7 +62,7 @@ class Inspection:
     def json(self) -> str:
         """Return the report as JSON: every row, and totals by rule."""
         tree: dict[str, Any] = {"model": self.name, "model_type": self.model_type}
-        tree |= self.routing.as_dict()
+        tree |= self.groups.as_dict()
         tree["transfer"] = None if self.transfer is None else self.transfer.as_dict()
         tree["parameters_without_embeddings"] = self.size.without_embeddings
         return json.dumps(tree, indent=2)

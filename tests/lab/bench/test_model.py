@@ -33,7 +33,7 @@ def measured(*overrides: str, target: str = "llama-pico", **options: Any) -> dic
 
 
 def test_every_parameter_is_in_one_bucket() -> None:
-    rows = inspect("llama-pico").routing.rows
+    rows = inspect("llama-pico").groups.rows
     parts = make_buckets(rows)
     names = [name for part in parts for name in part.names]
     assert sorted(names) == sorted(row.name for row in rows)
@@ -42,7 +42,7 @@ def test_every_parameter_is_in_one_bucket() -> None:
 
 
 def test_some_layers_stand_for_all() -> None:
-    rows = inspect("llama-nano").routing.rows
+    rows = inspect("llama-nano").groups.rows
     parts = make_buckets(rows, layers=1)
     for part in (part for part in parts if part.rule == "muon"):
         assert all(".0." in name for name in part.names)
@@ -69,7 +69,7 @@ def test_the_optimizer_is_the_configured_one() -> None:
 
 def test_what_is_measured_of_a_small_model() -> None:
     found = measured("train.batch_tokens=256", "data.sequence_length=32", "eval.batch_tokens=32")
-    rows = inspect("llama-pico", ["data.vocab_size=300"]).routing.rows
+    rows = inspect("llama-pico", ["data.vocab_size=300"]).groups.rows
     for part in found["parts"]:
         ours, adamw = part["sides"][OURS], part["sides"]["torch.optim.AdamW"]
         here = [r for r in rows if r.rule == part["rule"]]

@@ -105,9 +105,9 @@ def test_muon_plus_falls_as_the_paper_says() -> None:
 
 
 def test_muon_plus_takes_the_fused_queries_keys_and_values_for_one_matrix() -> None:
-    rows = {row.name: row for row in inspect("muon-plus-gpt-small").routing.rows}
+    rows = {row.name: row for row in inspect("muon-plus-gpt-small").groups.rows}
     assert rows["transformer.h.0.attn.c_attn.weight"].holds == ((1, 3 * 768, 768),)
-    plain = {row.name: row for row in inspect("gpt-small").routing.rows}
+    plain = {row.name: row for row in inspect("gpt-small").groups.rows}
     assert plain["transformer.h.0.attn.c_attn.weight"].holds == ((1, 768, 768),) * 3
 
 
@@ -165,7 +165,7 @@ def test_a_name_of_two_things_is_the_recipe_that_trains_the_preset(name: str) ->
     config, shape = resolve_target(name, [])
     assert config == load_config(name)
     assert shape.hidden_size == 128
-    assert {row.lr for row in inspect(name).routing.rows} == {config.optimizer.lr}
+    assert {row.lr for row in inspect(name).groups.rows} == {config.optimizer.lr}
 
 
 def test_no_other_name_is_of_two_things() -> None:

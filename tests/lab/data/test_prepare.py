@@ -327,9 +327,9 @@ def test_loser_of_a_race_uses_the_winners_folder_unless_it_is_damaged(
         (folder / "who").write_text(name)
         cache.write_meta(folder, {"fingerprint": "f" * 64})
         if name == "loser" and not whole:
-            (cache.entry(tmp_path, "f" * 64) / "who").unlink()
+            (cache.entry_path(tmp_path, "f" * 64) / "who").unlink()
         cache.install(folder, tmp_path, "f" * 64)
-    found = (cache.entry(tmp_path, "f" * 64) / "who").read_text()
+    found = (cache.entry_path(tmp_path, "f" * 64) / "who").read_text()
     assert found == ("winner" if whole else "loser")
 
 
@@ -456,6 +456,6 @@ def test_a_corpus_that_an_earlier_one_holds_is_refused(three: DataSection, tmp_p
 
 
 def test_every_corpus_gives_the_tokenizer_as_much() -> None:
-    assert prepare._even_parts([100, 1000, 10], 90) == [40, 40, 10]
-    assert prepare._even_parts([5, 6], 100) == [5, 6]
-    assert prepare._even_parts([50], 30) == [30]
+    assert prepare._divide_evenly([100, 1000, 10], 90) == [40, 40, 10]
+    assert prepare._divide_evenly([5, 6], 100) == [5, 6]
+    assert prepare._divide_evenly([50], 30) == [30]

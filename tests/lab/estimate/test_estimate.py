@@ -24,7 +24,7 @@ def test_newton_schulz_costs_what_its_products_do() -> None:
     # five steps of X @ X.T, one square product and one with X, whole on a GPU: 4 S^2 L + 2 S^3
     seen = planned("fsdp=4", "optimizer.ns_form=direct")
     expected = 0
-    for row in inspect("llama-pico").routing.rows:
+    for row in inspect("llama-pico").groups.rows:
         if row.rule == "muon":
             for count, out, in_ in row.holds:
                 short, long = sorted((out, in_))

@@ -16,7 +16,7 @@ from torch.nn.functional import cross_entropy
 
 from muonscale.errors import ConfigError
 from muonscale.lab.config.load import Config, load_config
-from muonscale.lab.files import finite
+from muonscale.lab.files import drop_nonfinite
 from muonscale.lab.parallel.processes import Processes
 from muonscale.lab.parallel.topology import Topology
 from muonscale.lab.training.microbatch_grads import PartLengths, check_parts, part_size
@@ -90,7 +90,7 @@ def test_a_step_that_is_not_finite_is_recorded_as_null_and_left_out(bad: float) 
     before = noise.scale
     record = noise.measure(bad, 2.0, small=1, big=2)
     assert before is not None and noise.scale == before == record["scale"]
-    told = json.loads(json.dumps(finite(record), allow_nan=False))
+    told = json.loads(json.dumps(drop_nonfinite(record), allow_nan=False))
     assert told["gradient_sq"] is None and told["trace"] is None
 
 

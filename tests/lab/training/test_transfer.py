@@ -111,7 +111,7 @@ def test_multipliers_show_before_a_run(muonscale: Muonscale, tiny: list[str]) ->
     assert rows["lm_head.weight"]["base"][1] == 8
     assert json.loads(inspect("llama-pico").json())["transfer"] is None
     seen = inspect("llama-pico", [*GROWN, "optimizer.lr=0.4"])
-    head = next(row for row in seen.routing.rows if row.role == "head")
+    head = next(row for row in seen.groups.rows if row.role == "head")
     assert head.lr == pytest.approx(0.1)
 
 

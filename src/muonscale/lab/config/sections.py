@@ -523,7 +523,7 @@ class TrackSection(Section):
             )
         for name in names:
             if name not in TRACKER_NAMES:
-                hint = nearest(name, [*TRACKER_NAMES, "none"])
+                hint = nearest(name, {*TRACKER_NAMES, "none"} - {name})
                 raise ValueError(f"track={name} is not a tracker; {hint}")
         return list(dict.fromkeys(names))
 

@@ -43,7 +43,7 @@ def cache_error(cache: Path, error: OSError) -> DataError:
     )
 
 
-def entry(cache: Path, fingerprint: str) -> Path:
+def entry_path(cache: Path, fingerprint: str) -> Path:
     """Return the folder of a prepared corpus, whether it exists or not."""
     return cache / fingerprint[:PREFIX]
 
@@ -77,7 +77,7 @@ def write_meta(folder: Path, meta: dict[str, Any]) -> None:
     write_json(folder / "meta.json", {**meta, "files": sizes})
 
 
-def damage(folder: Path, fingerprint: str) -> str | None:
+def find_damage(folder: Path, fingerprint: str) -> str | None:
     """Return what is wrong with a prepared corpus, None if it is complete."""
     meta = _read_json(folder / "meta.json")
     if meta is None:
@@ -108,8 +108,8 @@ def install(partial: Path, cache: Path, fingerprint: str) -> None:
     Raises:
         OSError: if the folder cannot be renamed.
     """
-    folder = entry(cache, fingerprint)
-    while damage(folder, fingerprint) is not None:
+    folder = entry_path(cache, fingerprint)
+    while find_damage(folder, fingerprint) is not None:
         if folder.exists():
             grave = _new_name(cache)  # files that another process maps stay until it has finished
             with suppress(FileNotFoundError):  # another process renamed it first

@@ -27,7 +27,7 @@ OVERSHOOT = 1.5
 Range = tuple[int, int]
 
 
-class Piece(NamedTuple):
+class TextPiece(NamedTuple):
     """A part of a document, small enough to tokenize at once."""
 
     text: str
@@ -160,11 +160,11 @@ class DocumentStore:
         with self.path.open("rb") as file:
             return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
-    def pieces(self, ranges: Iterable[Range]) -> Iterator[Piece]:
+    def pieces(self, ranges: Iterable[Range]) -> Iterator[TextPiece]:
         """Yield the text of ranges in pieces of at most 256 KiB."""
         with self.map() as text:
             for start, end, first in _cut(text, ranges):
-                yield Piece(text[start:end].decode("utf-8"), end - start, first)
+                yield TextPiece(text[start:end].decode("utf-8"), end - start, first)
 
     def texts(self, ranges: Iterable[Range]) -> Iterator[str]:
         """Yield the text of every range whole."""
@@ -172,7 +172,7 @@ class DocumentStore:
             for start, end in ranges:
                 yield text[start:end].decode("utf-8")
 
-    def sample(self, ranges: Sequence[Range], size: int) -> Iterator[Piece]:
+    def sample(self, ranges: Sequence[Range], size: int) -> Iterator[TextPiece]:
         """Yield about `size` bytes of pieces, spread evenly over the ranges."""
         total = sum(end - start for start, end in ranges)
         seen = taken = 0
@@ -180,7 +180,7 @@ class DocumentStore:
             for start, end, first in _cut(text, ranges):
                 if taken * total <= seen * size:
                     taken += end - start
-                    yield Piece(text[start:end].decode("utf-8"), end - start, first)
+                    yield TextPiece(text[start:end].decode("utf-8"), end - start, first)
                 seen += end - start
 
 

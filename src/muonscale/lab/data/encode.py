@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from muonscale.lab.data.document_store import Piece
+from muonscale.lab.data.document_store import TextPiece
 from muonscale.lab.data.tokens import TokenWriter, token_dtype
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ ItemT = TypeVar("ItemT")
 
 
 def encode_split(
-    pieces: Iterable[Piece],
+    pieces: Iterable[TextPiece],
     tokenizer: PreTrainedTokenizerFast,
     folder: Path,
     split: str,
@@ -71,7 +71,7 @@ def batches(
         yield batch
 
 
-def _encode(batch: list[Piece], tokenizer: PreTrainedTokenizerFast) -> NDArray[np.int64]:
+def _encode(batch: list[TextPiece], tokenizer: PreTrainedTokenizerFast) -> NDArray[np.int64]:
     texts = [piece.text for piece in batch]
     encodings = tokenizer.backend_tokenizer.encode_batch_fast(texts, add_special_tokens=False)
     end = np.array([tokenizer.eos_token_id], dtype=np.int64)

@@ -26,7 +26,7 @@ IGNORED = -100
 
 
 @dataclass(frozen=True)
-class Batch:
+class TokenBatch:
     """Marked rows `[B, L + 1]` as inputs and targets of a model."""
 
     inputs_BL: Tensor
@@ -37,14 +37,14 @@ class Batch:
     """Positions of the inputs in their conversations, from 0, int64."""
 
 
-def unpack(rows_BL: Tensor) -> Batch:
+def unpack(rows_BL: Tensor) -> TokenBatch:
     """Return inputs, targets and positions of marked rows, int64 `[B, L + 1]`."""
     ids_BL = rows_BL & IDS
     targets_BL = ids_BL[:, 1:].masked_fill((rows_BL[:, 1:] & NO_TARGET) != 0, IGNORED)
     begins_BL = (rows_BL[:, :-1] & BEGIN) != 0
     at_L = torch.arange(begins_BL.shape[1], device=begins_BL.device)
     starts_BL = torch.where(begins_BL, at_L, 0).cummax(dim=1).values
-    return Batch(ids_BL[:, :-1], targets_BL, at_L - starts_BL)
+    return TokenBatch(ids_BL[:, :-1], targets_BL, at_L - starts_BL)
 
 
 def is_marked(rows: NDArray[np.int64]) -> bool:

@@ -21,7 +21,7 @@ from muonscale.errors import DataError
 from muonscale.lab.config.sections import DataSection
 from muonscale.lab.data import cache
 from muonscale.lab.data.chat.store import ChatStore
-from muonscale.lab.data.chat.template import chat_template, given_template
+from muonscale.lab.data.chat.template import find_template, read_template
 from muonscale.lab.data.chat.tokenize import ChatEncoder, encode_chats
 from muonscale.lab.data.document_store import DocumentStore, Range
 from muonscale.lab.data.encode import encode_split
@@ -144,7 +144,7 @@ def _request_keys(data: DataSection, seed: int) -> list[str]:
 
 def _request(data: DataSection, seed: int) -> dict[str, Any]:
     settings = data.model_dump(mode="json", include={"max_bytes", "errors"})
-    chat = {"chat": CHAT_FORMAT, "template": given_template(data)} if data.format == "chat" else {}
+    chat = {"chat": CHAT_FORMAT, "template": read_template(data)} if data.format == "chat" else {}
     return {
         "format": FORMAT,
         "corpus": identify(data),
@@ -161,8 +161,8 @@ def _find(folder: Path, key: str, report: Report) -> dict[str, Any] | None:
     known = cache.find_request(folder, key)
     if known is None:
         return None
-    place = cache.entry(folder, known["fingerprint"])
-    problem = cache.damage(place, known["fingerprint"])
+    place = cache.entry_path(folder, known["fingerprint"])
+    problem = cache.find_damage(place, known["fingerprint"])
     if problem is not None:
         report(f"preparing {place} again: {problem}", 0, None)
         return None
@@ -187,7 +187,7 @@ def _build(
         known = []
         for key, part, documents, split in zip(keys, data.corpora, stores, splits, strict=True):
             fingerprint = _fingerprint(documents, tokenizer, data, seed)
-            if cache.damage(cache.entry(folder, fingerprint), fingerprint) is not None:
+            if cache.find_damage(cache.entry_path(folder, fingerprint), fingerprint) is not None:
                 place = partial / key
                 place.mkdir()
                 meta = _encode(documents, split, tokenizer, part, place, report)
@@ -207,7 +207,7 @@ def _read(data: DataSection, folder: Path, report: Report) -> list[DocumentStore
     stores = []
     for number, part in enumerate(data.corpora):
         documents = DocumentStore(folder / f"text-{number}")
-        progress = _throttled("reading", known_bytes(part), report)
+        progress = _throttle("reading", known_bytes(part), report)
         documents.fill(read_documents(part), progress, seen)
         report("reading", documents.size, documents.size)
         if not documents.size:
@@ -217,7 +217,7 @@ def _read(data: DataSection, folder: Path, report: Report) -> list[DocumentStore
     return stores
 
 
-def _throttled(stage: str, total: int | None, report: Report) -> Callable[[int], None]:
+def _throttle(stage: str, total: int | None, report: Report) -> Callable[[int], None]:
     last = 0
     report(stage, 0, total)
 
@@ -237,11 +237,11 @@ def _make_tokenizer(
     if data.tokenizer is not None:
         tokenizer = load_tokenizer(data.tokenizer, own_begin=data.has_chats)
         if data.has_chats:
-            tokenizer.chat_template = chat_template(data, tokenizer).jinja
+            tokenizer.chat_template = find_template(data, tokenizer).jinja
         return tokenizer
     sizes = [sum(end - start for start, end in ranges) for _, ranges in texts]
-    wanted = _even_parts(sizes, SAMPLE_BYTES)
-    progress = _throttled("training tokenizer", sum(wanted), report)
+    wanted = _divide_evenly(sizes, SAMPLE_BYTES)
+    progress = _throttle("training tokenizer", sum(wanted), report)
 
     def sample() -> Iterator[str]:
         done = 0
@@ -263,7 +263,7 @@ def _make_tokenizer(
     return tokenizer
 
 
-def _even_parts(sizes: list[int], total: int) -> list[int]:
+def _divide_evenly(sizes: list[int], total: int) -> list[int]:
     """Divide a total evenly; the part that exceeds a size goes to the others."""
     parts = [0] * len(sizes)
     for done, number in enumerate(sorted(range(len(sizes)), key=sizes.__getitem__)):
@@ -301,8 +301,8 @@ def _encode(
     report: Report,
 ) -> dict[str, Any]:
     chat = data.format == "chat"
-    encoder = ChatEncoder(tokenizer, chat_template(data, tokenizer)) if chat else None
-    progress = _throttled("tokenizing", documents.size, report)
+    encoder = ChatEncoder(tokenizer, find_template(data, tokenizer)) if chat else None
+    progress = _throttle("tokenizing", documents.size, report)
     stats: dict[str, Any] = {}
     before = 0
     for name, ranges in zip(SPLITS, splits, strict=True):
@@ -326,7 +326,7 @@ def _encode(
 
 
 def _open(home: Path, known: dict[str, Any], data: DataSection) -> Corpus:
-    folder = cache.entry(home, known["fingerprint"])
+    folder = cache.entry_path(home, known["fingerprint"])
     meta = cache.read_meta(folder)
     dtype = token_dtype(meta["vocab_size"])
 

@@ -143,7 +143,7 @@ def evaluate_model(
         for kind, measured in _benchmarks(harness, tasks, subject, forward.precision):
             add(kind, measured)
             say(f"measured: {measured.get('task', measured.get('suite'))}")
-    return Found(folder=record.folder, new=new, measured=record.measured())
+    return Found(folder=record.folder, new=new, measured=record.read())
 
 
 def _record(subject: Subject, folder: Path) -> Record:

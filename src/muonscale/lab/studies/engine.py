@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from muonscale.errors import StudyError
-from muonscale.lab.files import finite, write_json
+from muonscale.lab.files import drop_nonfinite, write_json
 from muonscale.lab.studies.cost import StudyCost, study_cost
 from muonscale.lab.studies.execute.folder import StudyFolder
 from muonscale.lab.studies.execute.local import Job, make_executor
@@ -118,7 +118,7 @@ def find(study: Study, state: State) -> dict[str, Any]:
         "runs": len(state.runs),
         "missing": len(state.missing),
         "stopped": None,
-        **finite(study.analyse(state.outcomes)),
+        **drop_nonfinite(study.analyse(state.outcomes)),
         "failed": failed,
     }
 

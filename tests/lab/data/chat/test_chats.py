@@ -17,7 +17,7 @@ from muonscale.lab.config.sections import DataSection
 from muonscale.lab.data import prepare
 from muonscale.lab.data.chat.conversations import conversation_text
 from muonscale.lab.data.chat.store import PackedChats
-from muonscale.lab.data.chat.template import PLAIN, chat_template
+from muonscale.lab.data.chat.template import PLAIN, find_template
 from muonscale.lab.data.chat.tokenize import ChatEncoder
 from muonscale.lab.data.loss_mask import BEGIN, IDS, NO_TARGET
 from muonscale.lab.data.prepare import Corpus
@@ -40,7 +40,7 @@ def encoded(tmp_path: Path, template: str | None, chat: Any, **section: Any) -> 
     name = characters_tokenizer(tmp_path / "tokenizer", template)
     data = DataSection(path=tmp_path, format="chat", tokenizer=name, **section)
     tokenizer = load_tokenizer(name, own_begin=True)
-    encoder = ChatEncoder(tokenizer, chat_template(data, tokenizer))
+    encoder = ChatEncoder(tokenizer, find_template(data, tokenizer))
     text = conversation_text(chat, field="messages", errors="strict", place="here")
     ((ids, inside),) = encoder.encode([text])
     shown = [tokenizer.decode([i]) if t else "." for i, t in zip(ids.tolist(), inside, strict=True)]
@@ -95,7 +95,7 @@ def test_special_tokens_that_a_message_spells_stay_text(tmp_path: Path) -> None:
         assert targets == "." * (1 + said + 2 + 11) + "<|end|><|start|>x<|end|>."
         data = DataSection(path=tmp_path, format="chat", tokenizer=str(tmp_path / "tokenizer"))
         tokenizer = load_tokenizer(str(data.tokenizer))
-        encoder = ChatEncoder(tokenizer, chat_template(data, tokenizer))
+        encoder = ChatEncoder(tokenizer, find_template(data, tokenizer))
         ((ids, _),) = encoder.encode([json.dumps(chat)])
         ends = int(tokenizer.convert_tokens_to_ids("<|end|>"))
         assert np.count_nonzero(ids == ends) == 2
@@ -196,7 +196,7 @@ def test_text_files_and_bytes_beyond_the_limit(tmp_path: Path) -> None:
     [
         (["data.format=chat"], "needs data.tokenizer"),
         (["data.format=chat", "data.tokenizer=t"], "python-stdlib holds no conversations"),
-        (["data.chat_template=plain"], "data.format is text"),
+        (["data.chat_template=plain"], "data.format=chat"),
         (["data.format=chats"], "data.format='chats'"),
     ],
 )

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from muonscale.lab.files import finite
+from muonscale.lab.files import drop_nonfinite
 from muonscale.lab.fits.steps_to_loss import StepsToLoss
 from muonscale.lab.report.page import Page, Table, Text, Verdict
 from muonscale.lab.report.write import write_page
@@ -53,7 +53,7 @@ def found_of(
     targets: Steps, outcomes: dict[str, Outcome], baseline: str | None = None
 ) -> dict[str, Any]:
     section = FrontierSection(devices=DEVICES)
-    found = finite(frontier_of(section, targets, outcomes, LENGTH, baseline=baseline))
+    found = drop_nonfinite(frontier_of(section, targets, outcomes, LENGTH, baseline=baseline))
     json.dumps(found, allow_nan=False)
     return found
 

@@ -11,7 +11,7 @@ import pytest
 from pydantic import ValidationError
 
 from muonscale.lab.estimate.run_cost import run_cost
-from muonscale.lab.files import finite
+from muonscale.lab.files import drop_nonfinite
 from muonscale.lab.report.write import write_page
 from muonscale.lab.run_folder import RunFolder
 from muonscale.lab.studies.engine import plan_study, run_study
@@ -176,7 +176,7 @@ def test_laws_and_ratio_are_those_that_made_the_losses(
         reached = (8.4 / loss) ** (1 / 0.048)
         assert row["ratio"] == pytest.approx(reached / row["flops"], rel=1e-6)
     assert ratio["trend"]["value"] == pytest.approx(0.05 / 0.048 - 1, rel=1e-5)
-    page = given.page(finite(found), outcomes)
+    page = given.page(drop_nonfinite(found), outcomes)
     assert write_page(page, tmp_path / "report").exists()
     claims = [block for block in page.sections[0].blocks if hasattr(block, "passed")]
     assert [claim.passed for claim in claims] == [True, False, True]
@@ -220,7 +220,7 @@ def test_one_length_each_tells_no_law_of_both(study: Callable[..., Scaling]) -> 
     outcomes = outcomes_of(given, power({"adamw": (9, 0.05), "muon": (8, 0.05)}))
     found = given.analyse(outcomes)
     assert "other_tokens" in found["chinchilla"]["with-embeddings"]["why"]
-    given.page(finite(found), outcomes)
+    given.page(drop_nonfinite(found), outcomes)
 
 
 @pytest.mark.parametrize(
@@ -237,7 +237,7 @@ def test_verdicts_of_either_sign(
 ) -> None:
     given = study()
     outcomes = outcomes_of(given, power({"adamw": (9.0, 0.05), "muon": muon}, noise=0.004))
-    page = given.page(finite(given.analyse(outcomes)), outcomes)
+    page = given.page(drop_nonfinite(given.analyse(outcomes)), outcomes)
     claims = [block for block in page.sections[0].blocks if hasattr(block, "passed")]
     assert [claim.passed for claim in claims[:2]] == verdicts
 
@@ -270,12 +270,12 @@ def test_a_rung_where_everything_diverges_stops_it(
     found = given.analyse(outcomes)
     assert "adamw on rung 96x2" in found["stopped"]
     assert not [row for row in found["rungs"] if row["rung"] == "96x2"]
-    write_page(given.page(finite(found), outcomes), tmp_path / "report")
+    write_page(given.page(drop_nonfinite(found), outcomes), tmp_path / "report")
 
 
 def test_nothing_run_yet_is_a_page(study: Callable[..., Scaling], tmp_path: Path) -> None:
     given = study(lr=[0.01, 0.02])
-    write_page(given.page(finite(given.analyse({})), {}), tmp_path / "report")
+    write_page(given.page(drop_nonfinite(given.analyse({})), {}), tmp_path / "report")
 
 
 def test_the_best_setting_has_all_seeds() -> None:

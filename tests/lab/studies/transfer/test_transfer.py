@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from muonscale.lab.files import finite
+from muonscale.lab.files import drop_nonfinite
 from muonscale.lab.report.write import write_page
 from muonscale.lab.run_folder import RunFolder
 from muonscale.lab.studies.study import Outcome, PlannedRun, unique
@@ -71,7 +71,7 @@ def test_a_model_is_widened_and_multiplied_from_the_first_width(
 
 def test_an_optimum_that_stays_transfers(study: Callable[..., Transfer], tmp_path: Path) -> None:
     found = valley(study(), lambda run: 0.019)
-    page = study().page(finite(found), {})
+    page = study().page(drop_nonfinite(found), {})
     assert write_page(page, tmp_path / "report").exists()
     assert {chart.name for chart in page.charts} == {
         *("optimum", "best-loss", "curves-muon-spectral", "curves-muon-standard")

@@ -127,13 +127,13 @@ def _excerpt(messages: Messages) -> str:
     return f"the conversation that begins with {first[:SHOWN]!r}"
 
 
-def chat_template(data: DataSection, tokenizer: PreTrainedTokenizerFast) -> ChatTemplate:
+def find_template(data: DataSection, tokenizer: PreTrainedTokenizerFast) -> ChatTemplate:
     """Return the chat template of a data section.
 
     Raises:
         DataError: if there is none, or its file cannot be read.
     """
-    name, jinja = f"data.chat_template={data.chat_template}", given_template(data)
+    name, jinja = f"data.chat_template={data.chat_template}", read_template(data)
     if jinja is None:
         name, jinja = (
             f"the chat template of data.tokenizer={data.tokenizer}",
@@ -151,7 +151,7 @@ def chat_template(data: DataSection, tokenizer: PreTrainedTokenizerFast) -> Chat
     return ChatTemplate(jinja, name, dict(tokenizer.special_tokens_map), ends)
 
 
-def given_template(data: DataSection) -> str | None:
+def read_template(data: DataSection) -> str | None:
     """Return the text of `data.chat_template`, None for the tokenizer's own.
 
     Raises:

@@ -73,11 +73,11 @@ class ChatEncoder:
         ]
 
 
-TextPiece = tuple[int, str, bool]
+RenderedPiece = tuple[int, str, bool]
 """Position in the rendered text, the text to tokenize, and whether it was hidden."""
 
 
-def _cut(text: str, hidden: dict[str, str]) -> Iterator[TextPiece]:
+def _cut(text: str, hidden: dict[str, str]) -> Iterator[RenderedPiece]:
     """Yield the hidden spellings of a text and the parts between them."""
     at = 0
     for part in re.split(f"([{''.join(hidden)}])", text) if hidden else [text]:
@@ -85,7 +85,7 @@ def _cut(text: str, hidden: dict[str, str]) -> Iterator[TextPiece]:
         at += len(part)
 
 
-def _join(rendered: Rendered, parts: list[tuple[TextPiece, Any]]) -> Encoded:
+def _join(rendered: Rendered, parts: list[tuple[RenderedPiece, Any]]) -> Encoded:
     ids, places = [], []
     for (start, _, spelled), encoding in parts:
         ids.append(np.array(encoding.ids, dtype=np.int64))

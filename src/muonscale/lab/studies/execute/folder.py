@@ -63,7 +63,7 @@ class StudyFolder:
         if (result := folder.result()) is not None:
             self._check_same(run, folder)
             return Outcome(run, folder, "finished", result)
-        if folder.held():
+        if folder.is_locked():
             return Outcome(run, folder, "running")
         if (failure := read_study_file(self.failure_of(run))) is not None:
             state: StateT = "diverged" if failure["diverged"] else "failed"

@@ -61,9 +61,9 @@ def record_failure(path: Path, reason: str, *, diverged: bool = False) -> None:
 def _wait_for(config: Config) -> None:
     """Wait until no process trains in the run's folder: one may have outlived a killed study."""
     folder = RunFolder(config.run.path)
-    if folder.held():
+    if folder.is_locked():
         print(f"another process is training in {folder.path}: waiting for it", flush=True)
-    while folder.held():
+    while folder.is_locked():
         time.sleep(PATIENCE)
 
 
