@@ -12,7 +12,7 @@ from muonscale.lab.coordcheck.run import CheckMeasurement
 from muonscale.lab.coordcheck.slopes import CONFIDENCE
 from muonscale.lab.coordcheck.tolerances import REACH
 from muonscale.lab.coordcheck.verdict import JudgedSlope, judge, judged_steps, passed, worst_of
-from muonscale.lab.files import finite
+from muonscale.lab.files import drop_nonfinite
 
 FORMAT = 1
 """The version of the JSON format."""
@@ -61,7 +61,7 @@ def check_facts(measurement: CheckMeasurement) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "versions": {name: version(name) for name in ("muonscale", "torch", "transformers")},
     }
-    return finite(facts)
+    return drop_nonfinite(facts)
 
 
 def _row(row: JudgedSlope) -> dict[str, Any]:

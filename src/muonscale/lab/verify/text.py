@@ -9,7 +9,7 @@ from dataclasses import asdict
 from typing import Any
 
 from muonscale.lab.console import table_text
-from muonscale.lab.files import finite
+from muonscale.lab.files import drop_nonfinite
 from muonscale.lab.verify.check import Verification
 from muonscale.lab.verify.compare import LIMIT, KindT, TrajectoryDifference
 from muonscale.optim.parameters.collapse import collapse
@@ -126,4 +126,4 @@ def verification_json(verification: Verification) -> str:
     }
     for name in TITLES:
         tree[name] = [plain(row) for row in getattr(comparison, name)]
-    return json.dumps(finite(tree), indent=2)
+    return json.dumps(drop_nonfinite(tree), indent=2)
