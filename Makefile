@@ -57,6 +57,7 @@ check: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/pyrefly check --summary=none --python-interpreter-path $(BIN)/python
 	$(BIN)/lint-imports
+	$(BIN)/python tools/check_words.py
 
 docs: $(VENV)/.dev
 	$(BIN)/python -m docs.generate

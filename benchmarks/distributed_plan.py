@@ -16,8 +16,14 @@ from muonscale.lab.bench.measure import peak_extra_bytes
 from muonscale.lab.config.load import load_config
 from muonscale.lab.estimate.activations import activation_bytes
 from muonscale.lab.estimate.memory import RankMemory, rank_memory
-from muonscale.lab.estimate.resolve import Asked, Planned, resolve
-from muonscale.lab.estimate.traffic import bytes_by_kind, flow_of, messages, moved
+from muonscale.lab.estimate.resolve import PlanRequest, ResolvedPlan, resolve
+from muonscale.lab.estimate.traffic import (
+    Message,
+    activation_flow,
+    count_exchanges,
+    optimizer_messages,
+    shared_messages,
+)
 from muonscale.lab.parallel.processes import Processes
 from muonscale.lab.parallel.topology import Topology, parse_layout
 from muonscale.lab.run_folder import RunFolder
@@ -56,6 +62,14 @@ MIXTURE = {
     "qk_rope_head_dim": 16,
     "v_head_dim": 32,
 }
+
+
+def bytes_by_kind(messages: list[Message]) -> dict[str, int]:
+    """Return the bytes sent, by kind of collective."""
+    kinds: dict[str, int] = {}
+    for message in messages:
+        kinds[message.kind] = kinds.get(message.kind, 0) + message.sent
+    return kinds
 
 
 def start(words: list[str], topology: Topology) -> Run:
@@ -97,10 +111,14 @@ def counted(words: list[str], layout: str) -> dict[str, Any]:
 
 def said(words: list[str], layout: str, rank: int) -> tuple[dict[str, int], RankMemory]:
     """Return what the plan says of a rank: bytes sent by collective, and memory."""
-    planned: Planned = resolve(Asked(target="demo", overrides=words, layout=layout, device="cpu"))
-    placed, workload = planned.placed, planned.workload
-    flow = flow_of(planned.shape, planned.model, placed)
-    sent = bytes_by_kind(messages(placed, workload, flow, moved(placed), rank))
+    planned: ResolvedPlan = resolve(
+        PlanRequest(target="demo", overrides=words, layout=layout, device="cpu")
+    )
+    placed, workload = planned.placement, planned.workload
+    flow = activation_flow(planned.shape, planned.model, placed)
+    messages = shared_messages(placed, workload, flow)
+    messages += optimizer_messages(placed, count_exchanges(placed), rank)
+    sent = bytes_by_kind(messages)
     activations = activation_bytes(planned.shape, placed.topology, workload)
     return sent, rank_memory(placed, workload, activations, planned.device.kind, rank)
 

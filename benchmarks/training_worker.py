@@ -23,7 +23,7 @@ import torch.distributed as dist
 from distributed_memory import rounds_of
 
 from muonscale.lab.config.load import load_config
-from muonscale.lab.parallel.processes import joined
+from muonscale.lab.parallel.processes import init_processes
 from muonscale.lab.run_folder import RunFolder
 from muonscale.lab.training.console import RunConsole
 from muonscale.lab.training.loop import run_steps
@@ -82,7 +82,10 @@ def main() -> None:
     words = [f"run.path={path}", f"eval.every={NEVER}", f"checkpoint.every={NEVER}", *sys.argv[5:]]
     config = load_config("demo", words)
     folder = RunFolder(path)
-    with joined(config.parallel, resolve_device("auto")) as processes, rounds_of(mib * 2**20):
+    with (
+        init_processes(config.parallel, resolve_device("auto")) as processes,
+        rounds_of(mib * 2**20),
+    ):
         if processes.is_first:
             folder.path.mkdir(exist_ok=True)
         run = set_up(config, folder, RunConsole.silent(), processes)

@@ -30,7 +30,7 @@ def optimizer() -> str:
             found[row.name].append(row)
     cells = [[code(name), *_where(same)] for name, same in found.items()]
     plain = f"plain tensors on {_numbers(list(SIZES))}"
-    cells += [["`replicated`", plain, "the whole parameter on all ranks, state dealt out"]]
+    cells += [["`replicated`", plain, "the whole parameter on all ranks, state partitioned"]]
     rules = "; ".join(f"{code(name)} ({_options(options)})" for name, options in RULES.items())
     tolerances = ", ".join(code(f"{name}={value:g}") for name, value in TOLERANCES.items())
     return (
@@ -116,7 +116,7 @@ def refused_layouts() -> str:
         try:
             parse_layout(text)
         except ConfigError as error:
-            if "is not understood" in str(error):
+            if "is not valid" in str(error):
                 continue  # misspelt
             cells.append([code(text), str(error)])
     return table(["layout", "answer"], cells)

@@ -109,7 +109,7 @@ def test_a_folder_is_measured_on_a_text_that_has_to_be_named(
     assert text["loss"] == pytest.approx(result(run)["held_out_loss"], rel=1e-6)
     for words, reason in [
         ((), "data.path"),
-        (("data.held_out=0.5",), "no text"),
+        (("data.held_out=0.5",), "text"),
         (("--all",), "nothing to evaluate"),
         ((where[0], "data.tokenizer=x"), "its own tokenizer"),
         ((where[0], "data.sequence_length=100000"), "positions of the model"),
@@ -126,22 +126,22 @@ def test_the_training_part_of_the_run_is_never_evaluated(
     muonscale: Muonscale, run: Path, corpus_file: Path, cache: Path
 ) -> None:
     answer = muonscale("eval", run, "--all")
-    assert answer.code == 2 and "trained on" in answer.err
+    assert answer.code == 2 and "training data" in answer.err
     # The run's own file, named as another text, is known by its fingerprint.
     answer = muonscale("eval", run, f"data.path={corpus_file}", "--all")
-    assert answer.code == 2 and "trained on" in answer.err
+    assert answer.code == 2 and "training data" in answer.err
     for words in (
         ["data.held_out=0.5"],
         [f"data.path={corpus_file}", "data.held_out=0.5", "--all"],
     ):
         answer = muonscale("eval", run, *words)
-        assert answer.code == 2 and "which of the run's data" in answer.err
+        assert answer.code == 2 and "validation split" in answer.err
     named = only_text(muonscale, run, f"data.path={corpus_file}")  # the same split, by its name
     assert named["loss"] == pytest.approx(result(run)["held_out_loss"], rel=1e-6)
     assert named["data"] == "own" and named["bigram_loss"] == result(run)["bigram_loss"]
     shutil.rmtree(run / "checkpoints")  # nothing says now what it was trained on, but its path
     answer = muonscale("eval", run, f"data.path={corpus_file}", "--all")
-    assert answer.code == 2 and "trained on" in answer.err
+    assert answer.code == 2 and "training data" in answer.err
 
 
 def test_a_value_that_is_no_yaml_and_a_prompt_that_is_no_text_are_refused(
@@ -166,7 +166,7 @@ def test_a_corpus_that_only_a_stage_reads_is_evaluated(
     run = tmp_path / "run"
     assert only_text(muonscale, run)["loss"] == pytest.approx(result(run)["held_out_loss"])
     answer = muonscale("eval", run, f"data.path={other}", "--all")
-    assert answer.code == 2 and "trained on" in answer.err
+    assert answer.code == 2 and "training data" in answer.err
 
 
 def test_data_that_have_changed_are_refused(

@@ -46,7 +46,7 @@ def test_plan_prints_json_and_takes_every_option(muonscale: Muonscale, tmp_path:
     [
         (["lama-pico"], "llama-pico"),
         (["llama-pico", "--device", "h10"], "h100"),
-        (["llama-pico", "--layout", "fsdp=2x2"], "not understood"),
+        (["llama-pico", "--layout", "fsdp=2x2"], "not valid"),
         (["llama-pico", "--figure", "plan.gif"], ".png or .svg"),
         (["llama-pico", "--figure", "nowhere/plan.png"], "no folder"),
         (["llama-pico", "train.batch_token=3"], "batch_tokens"),

@@ -42,7 +42,7 @@ def test_two_processes_train_as_one_and_only_the_first_one_speaks(
         output = two.output()
     assert two.code == 0, output
     assert losses(tmp_path / "two") == pytest.approx(expected, rel=1e-4)
-    for word in ("model  ", "step 3/12", "held out, nats per token"):
+    for word in ("model  ", "step 3/12", "validation loss in nats per token"):
         assert output.count(word) == 1, output
     held_out = [r["held_out_loss"] for r in records(tmp_path / "one", "eval")]
     assert [r["held_out_loss"] for r in records(tmp_path / "two", "eval")] == pytest.approx(
@@ -126,11 +126,11 @@ def test_torchrun_restarts_a_job_which_then_goes_on_by_itself(
     with job(2, into(words, tmp_path / "whole")) as whole:
         assert whole.code == 0, whole.output()
     run = tmp_path / "run"
-    with job(2, into(words, run), "--max-restarts=1") as restarted:
-        restarted.wait_for(lambda: len(losses(run)) >= 33)
-        restarted.rank(0).kill()
-        output = restarted.output()
-    assert restarted.code == 0, output
+    with job(2, into(words, run), "--max-restarts=1") as was_restarted:
+        was_restarted.wait_for(lambda: len(losses(run)) >= 33)
+        was_restarted.rank(0).kill()
+        output = was_restarted.output()
+    assert was_restarted.code == 0, output
     assert f"resuming {run} at step 20" in output, output
     assert weights(run) == weights(tmp_path / "whole")
 

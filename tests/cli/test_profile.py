@@ -81,15 +81,15 @@ def test_a_run_that_stops_leaves_what_it_has_profiled_and_goes_on(
 ) -> None:
     from muonscale.lab.training import loop
 
-    step = loop.next_step
+    step = loop.train_step
 
-    def dies(run: Any, watch: Any) -> dict[str, Any]:
-        if run.state.step == 7:
+    def dies(state: Any, *args: Any, **options: Any) -> dict[str, Any]:
+        if state.step == 7:
             raise KeyboardInterrupt
-        return step(run, watch)
+        return step(state, *args, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "next_step", dies)
+        patch.setattr(loop, "train_step", dies)
         assert muonscale("train", *tiny, "profile.steps=6:10").code == 130
     assert muonscale("train", tmp_path / "run", "--resume").code == 0
     names = {path.name.split(".")[0] for path in (tmp_path / "run" / "profile").iterdir()}

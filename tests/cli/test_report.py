@@ -40,7 +40,7 @@ def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, list[P
     folder = tmp_path / "study"
     folder.mkdir()
     (folder / "study.json").write_text("{}")
-    return folder, fake(monkeypatch, "muonscale.lab.studies.kinds", "study_page", "The study")
+    return folder, fake(monkeypatch, "muonscale.lab.studies.engine", "report_folder", "The study")
 
 
 def test_a_run_that_was_trained_has_a_report(finished: Path, muonscale: Muonscale) -> None:

@@ -13,9 +13,9 @@ from transformers import AutoModelForCausalLM
 from muonscale.lab.config.load import load_config
 from muonscale.lab.data.prepare import prepare
 from muonscale.lab.data.tokens import Sequences
-from muonscale.lab.models.loss import held_out_loss
 from tests.cli.test_train import metrics, refused, weights
 from tests.conftest import Muonscale
+from tests.lab.models.losses import loss_on_batches
 
 
 @pytest.fixture
@@ -75,7 +75,7 @@ def test_held_out_losses_are_told_apart(
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "model")
     for name, corpus in corpora.items():
         rows = Sequences(corpus.held_out, 32)
-        loss, _ = held_out_loss(model, [rows.batch(range(len(rows)))])  # type: ignore[arg-type]
+        loss, _ = loss_on_batches(model, [rows.batch(range(len(rows)))])  # type: ignore[arg-type]
         assert result["held_out_losses"][name] == pytest.approx(loss, rel=1e-5)
     both = result["held_out_losses"]
     assert result["held_out_loss"] == pytest.approx(0.75 * both["code"] + 0.25 * both["prose"])

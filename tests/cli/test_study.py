@@ -50,7 +50,7 @@ def test_plan_run_and_status(muonscale: Muonscale, recipe: str, tmp_path: Path) 
 
     run = muonscale("study", "run", recipe)
     assert run.code == 0, run.err
-    assert "[4/4] muon lr=0.02 seed=0: held-out loss" in run.out
+    assert "[4/4] muon lr=0.02 seed=0: validation loss" in run.out
     result = json.loads((tmp_path / "study" / "result.json").read_text())
     (place,) = result["places"]
     assert [v["name"] for v in place["variants"]] == ["adamw", "muon"]

@@ -77,9 +77,9 @@ def test_attention_is_recorded_on_sampled_steps_and_changes_nothing(
         assert len(record["attention"]["max_logit"]) == len(layers)
         assert set(record["attention"]["share_above_100"]) == {0.0}
     result = json.loads((seen / "result.json").read_text())
-    assert result["attention"]["heard_steps"] == 3
+    assert result["attention"]["recorded_steps"] == 3
     assert 0 < result["attention"]["seconds"] < result["train_seconds"]
-    assert "attention heard in 3 steps" in answer.out
+    assert "recorded in 3 steps" in answer.out
     assert result["spikes"] == {"grad_norm": 0, "update_rms": 0}
     plain_result = json.loads((plain / "result.json").read_text())
     assert "attention" not in plain_result
@@ -141,5 +141,5 @@ def test_what_cannot_be_clipped_is_refused_before_anything_is_written(
     words = [*tiny, "model.preset=gemma-nano", "optimizer.qk_clip=100"]
     for more in ([], ["--dry-run"]):
         answer = muonscale("train", *words, *more)
-        assert answer.code == 2 and "normalises queries or keys" in answer.err
+        assert answer.code == 2 and "normalizes queries or keys" in answer.err
     assert not (tmp_path / "run" / "metrics.jsonl").exists()

@@ -160,7 +160,7 @@ def test_tensorboard_has_the_metrics_of_the_run(
     assert_same(found, {"telemetry/groups/hidden/update_rms": rms})
     result = json.loads((run / "result.json").read_text())
     assert found["result/perplexity"] == [(12, pytest.approx(result["perplexity"]))]
-    assert result["trackers"] == {"tensorboard": "told to the end"}
+    assert result["trackers"] == {"tensorboard": "complete"}
     assert weights(run) == plain
 
 
@@ -170,15 +170,15 @@ def interrupted(
     """Train until step 8 has been told, lose what came after the checkpoint of step 5."""
     from muonscale.lab.training import loop
 
-    step = loop.next_step
+    step = loop.train_step
 
-    def dies(run: Any, watch: Any) -> dict[str, Any]:
-        if run.state.step == 8:
+    def dies(state: Any, *args: Any, **options: Any) -> dict[str, Any]:
+        if state.step == 8:
             raise KeyboardInterrupt
-        return step(run, watch)
+        return step(state, *args, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "next_step", dies)
+        patch.setattr(loop, "train_step", dies)
         assert muonscale("train", *tiny, *words).code == STOPPED
 
 
@@ -298,7 +298,7 @@ def test_a_tracker_that_fails_is_one_warning(
     said = f"switched off: failed to {point}: RuntimeError: out of order"
     assert answer.out.count(f"warning: track=wandb is {said}") == 1
     result = json.loads((tmp_path / "run" / "result.json").read_text())
-    assert result["trackers"] == {"wandb": said, "tensorboard": "told to the end"}
+    assert result["trackers"] == {"wandb": said, "tensorboard": "complete"}
     environment = json.loads((tmp_path / "run" / "env.json").read_text())
     assert environment["trackers"]["wandb"] == (said if point == "begin" else "nowhere")
     assert_same(scalars(tmp_path / "run"), expected(tmp_path / "run"))

@@ -54,7 +54,7 @@ def test_the_json_says_the_same_and_one_that_is_not_the_same_gives_exit_code_1(
     ("words", "said"),
     [
         ([], "--layout"),
-        (["--layout", "fsdp=two"], "'fsdp=two' is not understood"),
+        (["--layout", "fsdp=two"], "'fsdp=two' is not valid"),
         (["--layout", "fsdp=1"], "one process"),
         (["--layout", "tp=3"], "does not divide num_attention_heads"),
         (["--layout", "fsdp=2", "--steps", 13], "--steps 13"),

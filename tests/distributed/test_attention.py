@@ -19,8 +19,8 @@ from muonscale.lab.parallel.apply import parallelize
 from muonscale.lab.parallel.forward import Parallelized
 from muonscale.lab.parallel.processes import Processes
 from muonscale.lab.parallel.topology import parse_layout
-from muonscale.lab.training.attention import watch_attention
-from muonscale.lab.training.router_balance import Routing, plan_routing
+from muonscale.lab.training.attention import monitor_attention
+from muonscale.lab.training.router_balance import RouterBalance, plan_routing
 from muonscale.lab.training.schedule import spans
 from muonscale.lab.training.setup import build_optimizer
 from muonscale.lab.training.state import TrainState
@@ -90,10 +90,10 @@ def followed(forward: Parallelized, kind: str, processes: Processes, micro: int)
     model.train()
     group = dist.group.WORLD if processes.topology.data == "ddp" else None
     optimizer = build_optimizer(model, config.optimizer, group if processes.many else None)
-    routing = Routing(
+    routing = RouterBalance(
         model, plan_routing(model, config.routing, spans(config.schedule, config.timeline))
     )
-    attention = watch_attention(model, config)
+    attention = monitor_attention(model, config)
     state = TrainState(forward, optimizer, routing, {}, attention=attention)
     records = []
     for step in range(STEPS):

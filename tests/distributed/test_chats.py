@@ -15,11 +15,11 @@ from muonscale.lab.data.loss_mask import BEGIN, NO_TARGET
 from muonscale.lab.parallel.forward import Parallelized
 from muonscale.lab.parallel.processes import Processes
 from muonscale.lab.parallel.topology import parse_layout
-from muonscale.lab.training.router_balance import Routing, plan_routing
+from muonscale.lab.training.router_balance import RouterBalance, plan_routing
 from muonscale.lab.training.schedule import spans
 from muonscale.lab.training.setup import build_optimizer
 from muonscale.lab.training.state import TrainState
-from muonscale.lab.training.step import accumulate, targets_in_all, train_step
+from muonscale.lab.training.step import accumulate, count_batch_targets, train_step
 from muonscale.optim.distributed.dtensor import gather_full
 from tests.distributed.test_parallelize import put
 from tests.optim.conftest import causal_lm
@@ -81,13 +81,13 @@ def followed(forward: Parallelized, processes: Processes, micro: int) -> dict[st
     config, model = config_of(micro), forward.model
     model.train()
     group = dist.group.WORLD if processes.many and processes.topology.data == "ddp" else None
-    routing = Routing(
+    routing = RouterBalance(
         model, plan_routing(model, config.routing, spans(config.schedule, config.timeline))
     )
     state = TrainState(forward, build_optimizer(model, config.optimizer, group), routing, {})
     ranks = processes.topology.data_ranks
     shares = [np.split(batch(step), ranks)[processes.data_rank] for step in range(STEPS)]
-    targets = targets_in_all(shares[0], config, processes)
+    targets = count_batch_targets(shares[0], config, processes)
     assert targets is not None
     accumulate(forward, routing, torch.from_numpy(shares[0]), micro, targets=targets / ranks)
     gradients: dict[str, Any] = {name: p.grad for name, p in model.named_parameters()}

@@ -14,7 +14,7 @@ from muonscale.lab.config.load import load_config
 from muonscale.lab.parallel.forward import Parallelized
 from muonscale.lab.parallel.processes import Processes
 from muonscale.lab.parallel.topology import parse_layout
-from muonscale.lab.training.router_balance import Routing, plan_routing
+from muonscale.lab.training.router_balance import RouterBalance, plan_routing
 from muonscale.lab.training.schedule import spans
 from muonscale.lab.training.setup import build_optimizer
 from muonscale.lab.training.state import TrainState
@@ -70,7 +70,7 @@ def followed(
     model.train()
     group = dist.group.WORLD if processes.topology.data == "ddp" else None
     optimizer = build_optimizer(model, config.optimizer, group if processes.many else None)
-    routing = Routing(
+    routing = RouterBalance(
         model, plan_routing(model, config.routing, spans(config.schedule, config.timeline))
     )
     state = TrainState(forward, optimizer, routing, {})

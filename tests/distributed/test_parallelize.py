@@ -15,7 +15,7 @@ from muonscale.lab.config.sections import TrainSection
 from muonscale.lab.models.build import meta_model
 from muonscale.lab.parallel.apply import parallelize
 from muonscale.lab.parallel.forward import Parallelized
-from muonscale.lab.parallel.placements import layouts
+from muonscale.lab.parallel.placements import parameter_shardings
 from muonscale.lab.parallel.processes import Processes
 from muonscale.lab.parallel.topology import parse_layout
 from muonscale.optim.distributed.dtensor import is_sharded, sharding_of
@@ -64,7 +64,7 @@ def put(kind: str, layout: str, **section: Any) -> tuple[Parallelized, Processes
 
 def on_ranks(kind: str, layout: str, micro: int, **section: Any) -> Any:
     forward, processes = put(kind, layout, **section)
-    expected = layouts(
+    expected = parameter_shardings(
         meta_model(causal_lm(kind).config), processes.topology, {}, rank=processes.rank
     )
     ranks = range(processes.topology.world) if processes.topology.data == "ddp" else None

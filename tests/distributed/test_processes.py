@@ -33,10 +33,10 @@ def test_sums_are_over_the_data_and_count_no_rank_twice(world) -> None:
 
 
 def stopped_by(rank: int | None) -> int | None:
-    stop = StopRequest(processes("ddp=3", "stop").any)
+    stop = StopRequest(processes("ddp=3", "stop").max_flag)
     if dist.get_rank() == rank:
         stop.signum = 15
-    return stop.asked()
+    return stop.requested()
 
 
 @pytest.mark.parametrize(("rank", "expected"), [(None, None), (0, 15), (2, 15)])

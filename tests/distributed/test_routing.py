@@ -14,11 +14,11 @@ from torch import Tensor
 from muonscale.lab.config.load import load_config
 from muonscale.lab.models.moe.routers import find_routers
 from muonscale.lab.parallel.forward import Parallelized
-from muonscale.lab.parallel.gather import whole_model
+from muonscale.lab.parallel.gather import gather_model
 from muonscale.lab.parallel.processes import Processes
 from muonscale.lab.parallel.topology import parse_layout
 from muonscale.lab.training.checkpoint import folder_name, saved_steps
-from muonscale.lab.training.router_balance import Routing, plan_routing
+from muonscale.lab.training.router_balance import RouterBalance, plan_routing
 from muonscale.lab.training.schedule import spans
 from muonscale.lab.training.setup import build_optimizer
 from muonscale.lab.training.state import TrainState
@@ -77,7 +77,7 @@ def state_on(forward: Parallelized, processes: Processes, micro: int) -> tuple[T
     model.train()
     group = dist.group.WORLD if processes.topology.data == "ddp" else None
     optimizer = build_optimizer(model, config.optimizer, group if processes.many else None)
-    routing = Routing(
+    routing = RouterBalance(
         model, plan_routing(model, config.routing, spans(config.schedule, config.timeline))
     )
     return TrainState(forward, optimizer, routing, {}), config
@@ -98,7 +98,7 @@ def followed(state: TrainState, config: Any, processes: Processes, micro: int) -
     accumulate(state.forward, state.routing, share[0], micro)
     gradients: dict[str, Any] = {n: p.grad for n, p in state.model.named_parameters()}
     found: dict[str, Any] = {
-        "loads": state.routing._over_ranks(processes)[0].tolist(),
+        "loads": state.routing._reduce(processes)[0].tolist(),
         "gradients": {n: gather_full(g).clone() for n, g in gradients.items()},
     }
     records = [train_step(state, ids.numpy(), config, processes) for ids in share]
@@ -120,7 +120,7 @@ def on_ranks(kind: str, layout: str, checkpointing: bool) -> dict[str, Any]:
     micro = max(1, B // processes.topology.data_ranks // 2)
     state, config = state_on(forward, processes, micro)
     found = followed(state, config, processes, micro)
-    whole = whole_model(state.model, processes)
+    whole = gather_model(state.model, processes)
     found["whole"] = None if whole is None else biases(whole)
     return found
 

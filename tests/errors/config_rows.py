@@ -8,10 +8,11 @@ from pathlib import Path
 from muonscale.errors import ConfigError, GroupingError
 from muonscale.lab.config.load import Config, load_config
 from muonscale.lab.config.sections import ParallelSection
-from muonscale.lab.parallel.topology import arrange, check_shares, parse_layout
+from muonscale.lab.parallel.topology import arrange, parse_layout
 from muonscale.lab.targets import inspect
-from muonscale.lab.training.kept_checkpoints import kept_steps
-from muonscale.lab.training.microbatch_grads import check_parts
+from muonscale.lab.training.checkpoint import steps_to_keep
+from muonscale.lab.training.micro_batches import check_shares
+from muonscale.lab.training.noise_scale import check_noise_scale
 from muonscale.lab.training.schedule import check_schedule
 from tests.errors.row import Row
 
@@ -37,7 +38,7 @@ def shares(world: int, *overrides: str) -> Callable[[Path], object]:
     def call(_: Path) -> object:
         config = load_config("demo", overrides)
         check_shares(config, arrange(config.parallel, world))
-        return check_parts(config, arrange(config.parallel, world))
+        return check_noise_scale(config, arrange(config.parallel, world))
 
     return call
 
@@ -108,7 +109,7 @@ ROWS: dict[str, Row] = {
     "telemetry": Row(C, ("unknown key telemetry.evry", "every"), load("telemetry.evry=1")),
     "required": Row(C, ("run",), file("model: {preset: llama-pico}")),
     # what only a run shows
-    "marks": Row(C, ("5,000",), lambda _: kept_steps(load_config("demo", ["train.steps=1", "train.batch_tokens=256", "checkpoint.marks=[5000]"]))),
+    "marks": Row(C, ("5,000",), lambda _: steps_to_keep(load_config("demo", ["train.steps=1", "train.batch_tokens=256", "checkpoint.marks=[5000]"]))),
     "warm-up": Row(C, ("warmup=9",), lambda _: check_schedule(load_config("demo", ["train.steps=5", "schedule.name=wsd", "schedule.warmup=9"]))),
     "noise of chats": Row(C, ("=2",), shares(1, "data.path=a", "data.format=chat", "data.tokenizer=t", "telemetry.noise_scale_every=2")),
     "noise of one": Row(C, ("=2",), shares(1, "telemetry.noise_scale_every=2", "train.batch_tokens=256", "data.sequence_length=256")),
@@ -118,7 +119,7 @@ ROWS: dict[str, Row] = {
     "no model": Row(C, ("'lama-nan'",), looked(model="lama-nan")),
     "field": Row(C, ("hidden_sze", "hidden_size"), looked("model.fields.hidden_sze=3")),
     "decided field": Row(C, ("model.fields.vocab_size",), looked("model.fields.vocab_size=3")),
-    "refused field": Row(C, ("other model.fields",), looked("model.fields.hidden_size=abc")),
+    "refused field": Row(C, ("model.fields", "hidden_size"), looked("model.fields.hidden_size=abc")),
     "unbuildable": Row(C, ("transformers cannot build",), looked("model.fields.hidden_act=gellu")),
     "positions": Row(C, ("8 positions",), looked("model.fields.max_position_embeddings=8")),
     "rope": Row(C, ("rope_theta", "inside rope_parameters"), looked("model.fields.rope_theta=5", "model.fields.rope_parameters={rope_type: default}")),
@@ -128,11 +129,11 @@ ROWS: dict[str, Row] = {
     "layout": Row(C, ("'tq=2'",), layout("tq=2")),
     "layout twice": Row(C, ("tp",), layout("tp=2,tp=2")),
     "two kinds": Row(C, ("fsdp",), layout("fsdp=2,ddp=2")),
-    "sequence": Row(C, ("that is 1",), layout("fsdp=2,sp")),
+    "sequence": Row(C, ("which is 1",), layout("fsdp=2,sp")),
     "tensor with ddp": Row(C, ("here 2",), layout("ddp=2,tp=2")),
     "expert with tensor": Row(C, ("here 2",), layout("fsdp=2,tp=2,ep=2")),
     "expert with hsdp": Row(C, ("here 2",), layout("hsdp=2x2,ep=2")),
-    "expert of ddp": Row(C, ("got 2", "fsdp"), layout("ddp=4,ep=2")),
+    "expert of ddp": Row(C, ("not over 2", "fsdp"), layout("ddp=4,ep=2")),
     "expert parts": Row(C, ("expert parallelism 3",), layout("fsdp=4,ep=3")),
     "tensor parts": Row(C, ("parallel.tensor=3", "4 processes"), ranks(4, tensor=3)),
     "replicas": Row(C, ("parallel.replicas=2",), ranks(4, replicas=2)),

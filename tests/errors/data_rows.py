@@ -21,7 +21,7 @@ from muonscale.lab.data.ngram import fit_ngrams
 from muonscale.lab.data.prepare import prepare
 from muonscale.lab.data.sources import identify, read_documents
 from muonscale.lab.data.tokenizer import load_tokenizer
-from muonscale.lab.models.convert import check_place, load_hf
+from muonscale.lab.models.convert import check_target, load_hf
 from muonscale.lab.models.hub import checkpoint_folder
 from muonscale.lab.models.loss import mean_loss
 from muonscale.lab.models.moe.gate_scale import gate_scale
@@ -148,15 +148,15 @@ ROWS: dict[str, Row] = {
     "broken folder": Row(D, ("cannot be loaded",), tokenizer("{", "tokenizer.json")),
     "no end": Row(D, ("end-of-text", "</s>"), tokenizer(json.dumps({"version": "1.0", "added_tokens": [], "model": {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "a"}}))),
     # evaluation and models
-    "no held-out": Row(D, ("0 held-out", "data.held_out"), lambda _: mean_loss(0.0, 0)),
+    "no held-out": Row(D, ("0 validation", "data.held_out"), lambda _: mean_loss(0.0, 0)),
     "no pairs": Row(D, ("got 0",), lambda _: fit_ngrams([], 5)),
     "token ids": Row(D, ("[0, 3)", "9"), lambda _: fit_ngrams([np.array([[1, 9]])], 3)),
-    "gate": Row(C, ("5 of 4",), lambda _: gate_scale(4, 5)),
+    "gate": Row(C, ("k=5", "4"), lambda _: gate_scale(4, 5)),
     "no checkpoint": Row(K, ("no config.json", "export"), lambda f: load_hf(f)),
-    "broken checkpoint": Row(K, ("export",), run(lambda r: load_hf(r.path), config_json="{}")),
-    "a place": Row(K, ("left as it is",), run(lambda r: check_place(r.path), a_txt="x")),
+    "broken checkpoint": Row(K, ("cannot be loaded",), run(lambda r: load_hf(r.path), config_json="{}")),
+    "a place": Row(K, ("not an exported model",), run(lambda r: check_target(r.path), a_txt="x")),
     "no folder": Row(K, ("./nowhere",), lambda _: checkpoint_folder("./nowhere")),
-    "no weights": Row(K, ("Hugging Face",), lambda f: weight_files(f / "nowhere")),
+    "no weights": Row(K, ("model.weights", "nowhere"), lambda f: weight_files(f / "nowhere")),
     "other weights": Row(K, ("model.safetensors",), lambda f: weight_files(f)),
     "index": Row(K, ("cannot be read",), run(lambda r: weight_files(r.path), model_safetensors_index_json="{")),
     "no shards": Row(K, ("lacks 1 of its 1",), run(lambda r: weight_files(r.path), model_safetensors_index_json='{"weight_map": {"a": "b.safetensors"}}')),

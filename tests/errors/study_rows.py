@@ -12,7 +12,7 @@ from muonscale.errors import ConfigError, StudyError
 from muonscale.lab.estimate.devices import find_device
 from muonscale.lab.estimate.estimate import estimate
 from muonscale.lab.estimate.figure import check_format
-from muonscale.lab.estimate.resolve import Asked as AskedPlan
+from muonscale.lab.estimate.resolve import PlanRequest
 from muonscale.lab.fits.bootstrap import check_degrees, check_resamples
 from muonscale.lab.fits.crossing import find_crossing
 from muonscale.lab.fits.fit_table import FitRequest, fit_table
@@ -27,8 +27,8 @@ from muonscale.lab.report.folders import page_of
 from muonscale.lab.report.page import Chart, Page, Section, Series, Surface, Table
 from muonscale.lab.report.write import write_page
 from muonscale.lab.studies.analysis.seed_blocks import fit_blocks
-from muonscale.lab.studies.batch.analysis import steps_of
-from muonscale.lab.studies.execute.local import make_executor
+from muonscale.lab.studies.batch.analysis import read_steps
+from muonscale.lab.studies.execute.executor import make_executor
 from muonscale.lab.studies.execute.slurm.options import check_options
 from muonscale.lab.studies.frontier.step_time import fit_step
 from muonscale.lab.studies.kinds import load_study
@@ -106,7 +106,7 @@ def curve(x: tuple[float, ...] = (1, 2), y: tuple[float, ...] = (1, 2), **ends: 
 
 
 def plan(**asked: Any) -> Callable[[Path], object]:
-    return lambda _: estimate(AskedPlan(target="demo", **asked))
+    return lambda _: estimate(PlanRequest(target="demo", **asked))
 
 
 def written(folder: Path) -> object:
@@ -137,7 +137,7 @@ ROWS: dict[str, Row] = {
     "rates": Row(C, ("lr=[0.2, 0.1]",), study("compare", "lr=[0.2, 0.1]")),
     "effort": Row(C, ("5 learning rates and lr has 1",), study("compare", "lr=[0.2]")),
     "rates of": Row(C, ("'sgd'", "variant"), study("compare", "lr_of={sgd: [1, 2, 3, 4, 5]}")),
-    "seeds": Row(C, ("[0, 1]",), study("compare", "confirm_seeds=[0]")),
+    "seeds": Row(C, ("confirm_seeds", "repeats 0"), study("compare", "confirm_seeds=[0]")),
     "widths": Row(C, ("[64, 32]",), study("transfer", "widths=[64, 32]")),
     "values": Row(C, ("0.3, 0.2]",), study("transfer", "values=[0.1, 0.3, 0.2]")),
     "batches": Row(C, ("[4096, 1024, 2048]",), study("batch", "batches=[4096, 1024, 2048]")),
@@ -149,23 +149,23 @@ ROWS: dict[str, Row] = {
     "frontier mfu": Row(C, ("0.2", "h100"), study("batch", "frontier.mfu=0.2")),
     "frontier work": Row(C, ("repeated",), study("batch", "frontier.throughput=h100", "frontier.optimizer_work=repeated")),
     "ladder": Row(C, ("other_tokens",), study("scaling", "ladder=[{width: 32, tokens: 5000}, {width: 32, tokens: 9000}, {width: 64, tokens: 9000}]")),
-    "lengths": Row(C, ("[5000]",), study("scaling", "ladder=[{width: 32, tokens: 5000, other_tokens: [5000]}, {width: 64, tokens: 9000}, {width: 96, tokens: 9000}]")),
+    "lengths": Row(C, ("other_tokens", "5000"), study("scaling", "ladder=[{width: 32, tokens: 5000, other_tokens: [5000]}, {width: 64, tokens: 9000}, {width: 96, tokens: 9000}]")),
     "scaling lr": Row(C, ("[0.2, 0.1]",), study("scaling", "lr=[0.2, 0.1]")),
     "scaling choice": Row(C, ("'x'",), study("scaling", "lr=x")),
     "scaling baseline": Row(C, ("'sgd'", "adamw"), study("scaling", "baseline=sgd")),
     "scaling seeds": Row(C, ("[1, 1]",), study("scaling", "seeds=[1, 1]")),
     "calibration": Row(C, ("=100", "base_width=32"), study("telescope", "calibration_width=100")),
     "target": Row(C, ("target_width=64",), study("telescope", "target_width=64")),
-    "telescope name": Row(C, ("hyperparameters.width",), study("telescope", "hyperparameters={width: {key: optimizer.lr, centre: 1, ratio: 2}}")),
-    "telescope key": Row(C, ("'lr'", "section.key"), study("telescope", "hyperparameters={a: {key: lr, centre: 1, ratio: 2}}")),
-    "telescope own": Row(C, ("run.seed",), study("telescope", "hyperparameters={a: {key: run.seed, centre: 1, ratio: 2}}")),
-    "telescope twice": Row(C, ("optimizer.lr",), study("telescope", "hyperparameters={a: {key: optimizer.lr, centre: 1, ratio: 2}, b: {key: optimizer.lr, centre: 1, ratio: 2}}")),
+    "telescope name": Row(C, ("hyperparameters.width",), study("telescope", "hyperparameters={width: {key: optimizer.lr, center: 1, ratio: 2}}")),
+    "telescope key": Row(C, ("'lr'", "section.key"), study("telescope", "hyperparameters={a: {key: lr, center: 1, ratio: 2}}")),
+    "telescope own": Row(C, ("run.seed",), study("telescope", "hyperparameters={a: {key: run.seed, center: 1, ratio: 2}}")),
+    "telescope twice": Row(C, ("optimizer.lr",), study("telescope", "hyperparameters={a: {key: optimizer.lr, center: 1, ratio: 2}, b: {key: optimizer.lr, center: 1, ratio: 2}}")),
     "telescope set": Row(C, ("set.optimizer.lr",), study("telescope", "set.optimizer.lr=1")),
     "telescope seeds": Row(C, ("[1, 1]",), study("telescope", "seeds=[1, 1]")),
     "slurm options": Row(S, ("kind=inline",), executor("inline", slurm={"mem": 1})),
     "workers": Row(S, ("workers=3",), executor("inline", workers=3)),
     "slurm option": Row(S, ("'slurm_tme'", "slurm_time"), lambda _: check_options({"slurm_tme": 3})),
-    "findings": Row(S, ("['x']",), lambda _: steps_of({"x": 1})),
+    "findings": Row(S, ("['x']",), lambda _: read_steps({"x": 1})),
     "no losses": Row(S, ("1 groups",), lambda _: fit_blocks({"muon": {}})),
     "no seed in common": Row(S, ("[0, 1]",), lambda _: fit_blocks({"muon": {0: 1.0}, "adamw": {1: 2.0}})),
     "step times": Row(S, ("2 tokens", "5 s"), lambda _: fit_step(np.array([1.0, 2.0]), np.array([5.0, 1.0]), np.array([1.0, 1.0]))),
@@ -222,6 +222,6 @@ ROWS: dict[str, Row] = {
     "figure folder": Row(C, ("nowhere",), lambda _: check_format(Path("nowhere/f.png"))),
     "mfu": Row(C, ("2",), plan(mfu=2)),
     "bandwidth": Row(C, ("-1",), plan(bandwidth=-1e9)),
-    "number of devices": Row(C, ("2 devices", "says 4"), plan(layout="fsdp=2", devices=4)),
+    "number of devices": Row(C, ("2 devices", "is 4"), plan(layout="fsdp=2", devices=4)),
     "many devices": Row(C, ("99999",), plan(devices=99999)),
 }  # fmt: skip

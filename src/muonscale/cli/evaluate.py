@@ -20,7 +20,7 @@ from muonscale.cli.arguments import (
 from muonscale.errors import ConfigError
 
 if TYPE_CHECKING:
-    from muonscale.lab.evaluation.command import Found
+    from muonscale.lab.evaluation.command import EvalResult
 
 KINDS = ("texts", "tasks", "samples")
 """Kinds of measurements that are counted; a suite counts as its tasks."""
@@ -86,15 +86,17 @@ def evaluate(
     data.path=other.txt --all`; `muonscale eval models/mine --tasks arc_easy,hellaswag --limit 100`.
     """
     from muonscale.lab.console import stderr_console
-    from muonscale.lab.evaluation.command import Samples, Tasks, evaluate_model
-    from muonscale.lab.evaluation.options import Options
+    from muonscale.lab.evaluation.command import SampleRequest, TaskRequest, evaluate_model
+    from muonscale.lab.evaluation.harness import HarnessOptions
     from muonscale.lab.training.console import RunConsole
 
     path, step = split_source(source)
     names = tuple(name.strip() for name in tasks.split(",")) if tasks is not None else ()
     if "" in names:
         raise ConfigError(f"--tasks {tasks!r} must be names separated by commas")
-    options = Options(include=include_path, limit=limit, batch_size=batch_size, run_code=run_code)
+    options = HarnessOptions(
+        include=include_path, limit=limit, batch_size=batch_size, run_code=run_code
+    )
     console = RunConsole(stderr_console())
     with console.stages() as report:
         found = evaluate_model(
@@ -102,7 +104,7 @@ def evaluate(
             step,
             overrides or [],
             whole=whole,
-            samples=Samples(
+            samples=SampleRequest(
                 count=samples,
                 prompts=tuple(prompt or ()),
                 tokens=tokens,
@@ -110,15 +112,15 @@ def evaluate(
                 top_k=top_k,
                 seed=seed,
             ),
-            tasks=Tasks(names=names, suite=suite, shots=shots, options=options),
+            tasks=TaskRequest(names=names, suite=suite, shots=shots, options=options),
             out=out,
-            say=console.say,
+            log=console.log,
             report=report,
         )
     typer.echo(json.dumps(found.measured, indent=2) if as_json else _text(found))
 
 
-def _text(found: Found) -> str:
+def _text(found: EvalResult) -> str:
     """Return the new measurements as a table, the samples, and where the results are."""
     from muonscale.lab.console import table_text
     from muonscale.lab.report.eval_table import HEAD, notes_of, rows_of
@@ -134,7 +136,7 @@ def _text(found: Found) -> str:
     return "\n".join([*lines, "", _kept(found)])
 
 
-def _kept(found: Found) -> str:
+def _kept(found: EvalResult) -> str:
     """Return a sentence with the numbers of new and of earlier measurements in the file."""
     from muonscale.lab.files import drop_nonfinite
 

@@ -44,10 +44,10 @@ def plan(
     `muonscale plan path/to/config.json train.batch_tokens=4194304 --layout fsdp=64`.
     """
     from muonscale.lab.estimate.estimate import estimate
-    from muonscale.lab.estimate.resolve import Asked
+    from muonscale.lab.estimate.resolve import PlanRequest
     from muonscale.lab.estimate.text import plan_text
 
-    asked = Asked(
+    asked = PlanRequest(
         target=model,
         overrides=overrides or [],
         devices=devices,

@@ -14,11 +14,12 @@ from transformers import PreTrainedConfig
 from muonscale.errors import ConfigError, MuonscaleError, nearest
 from muonscale.lab.config.load import Config, load_config, recipe_names, resolve_config
 from muonscale.lab.files import read_object
-from muonscale.lab.models.build import meta_model, model_config
+from muonscale.lab.models.build import meta_model
+from muonscale.lab.models.config import model_config
 from muonscale.lab.models.presets import PRESETS
 from muonscale.lab.models.structure import ParameterCount, count_parameters
 from muonscale.lab.training.dry_run import planned_shape, transfer_lines
-from muonscale.lab.training.groups import plan_transfer
+from muonscale.lab.training.param_groups import plan_transfer
 from muonscale.lab.training.setup import build_optimizer
 from muonscale.optim.parameters.report import GroupingReport, grouping_report
 from muonscale.optim.parameters.roles import GUESSED

@@ -10,8 +10,9 @@ from transformers import PreTrainedConfig
 from muonscale.lab.config.sections import ModelSection
 from muonscale.lab.coordcheck.components import by_place, falling_outputs, part_namer
 from muonscale.lab.coordcheck.verdict import PARTS
-from muonscale.lab.models.build import meta_model, model_config
-from muonscale.lab.models.widen import widened
+from muonscale.lab.models.build import meta_model
+from muonscale.lab.models.config import model_config
+from muonscale.lab.models.widen import widen_config
 from muonscale.optim.parameters.roles import assign_roles
 
 EXPECTED = {
@@ -51,7 +52,7 @@ def test_parts_are_told_apart_and_known_to_the_verdict(preset: str) -> None:
 
 def test_outputs_fall_where_out_over_in_does() -> None:
     shape = shape_of("moonlight-nano")
-    narrow, wide = (meta_model(widened(shape, width)) for width in (32, 256))
+    narrow, wide = (meta_model(widen_config(shape, width)) for width in (32, 256))
     falls = falling_outputs(narrow, wide, 8)
     for place in ("model.layers.*.mlp.gate", "model.layers.*.mlp.gate.weight", "lm_head.weight"):
         assert falls[place] == pytest.approx(0.5)
@@ -66,7 +67,7 @@ def test_outputs_fall_where_out_over_in_does() -> None:
 
 def test_a_tied_head_falls_and_its_table_does_not() -> None:
     shape = shape_of("gpt-nano")
-    narrow, wide = (meta_model(widened(shape, width)) for width in (32, 256))
+    narrow, wide = (meta_model(widen_config(shape, width)) for width in (32, 256))
     falls = falling_outputs(narrow, wide, 8)
     assert falls["logits"] == pytest.approx(0.5) and "transformer.wte.weight" not in falls
     rules = {a.name: "adamw" if "wte" in a.name else "muon" for a in assign_roles(wide)}

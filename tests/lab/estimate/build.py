@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from muonscale.lab.estimate.resolve import Asked, Planned, resolve
+from muonscale.lab.estimate.resolve import PlanRequest, ResolvedPlan, resolve
 
 MOONLIGHT = Path(__file__).parents[2] / "fixtures" / "moonlight-16b"
 
@@ -15,10 +15,10 @@ SMALL = ["data.sequence_length=32", "train.steps=3", "train.batch_tokens=768"]
 
 def planned(
     layout: str, *overrides: str, target: str = "llama-pico", device: str = "h100"
-) -> Planned:
+) -> ResolvedPlan:
     """Return a small model on an arrangement, in float32."""
     words = [*SMALL, "train.precision=float32", *overrides]
-    return resolve(Asked(target=target, overrides=words, layout=layout, device=device))
+    return resolve(PlanRequest(target=target, overrides=words, layout=layout, device=device))
 
 
 def small_mixture(folder: Path) -> str:

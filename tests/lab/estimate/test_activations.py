@@ -8,18 +8,18 @@ import torch
 import torch.nn.functional as F
 
 from muonscale.lab.estimate.activations import BYTES_PER_LOGIT, Activations, activation_bytes
-from muonscale.lab.estimate.resolve import Planned
+from muonscale.lab.estimate.resolve import ResolvedPlan
 from muonscale.lab.models.build import build_model
 from muonscale.lab.models.structure import decoder_layers
 from tests.lab.estimate.build import planned, small_mixture
 from tests.peak import peak_bytes
 
 
-def counted(seen: Planned) -> Activations:
-    return activation_bytes(seen.shape, seen.placed.topology, seen.workload)
+def counted(seen: ResolvedPlan) -> Activations:
+    return activation_bytes(seen.shape, seen.placement.topology, seen.workload)
 
 
-def kept_in_memory(seen: Planned) -> int:
+def kept_in_memory(seen: ResolvedPlan) -> int:
     """Return what autograd keeps of a real model's layers and what is before and after them."""
     model = build_model(seen.shape, seed=0).train()
     parameters = {p.untyped_storage().data_ptr() for p in model.parameters()}

@@ -9,7 +9,7 @@ import pytest
 from muonscale.errors import ConfigError
 from muonscale.lab.estimate.estimate import estimate
 from muonscale.lab.estimate.flops import newton_schulz_flops
-from muonscale.lab.estimate.resolve import Asked, resolve
+from muonscale.lab.estimate.resolve import PlanRequest, resolve
 from muonscale.lab.estimate.text import plan_text
 from muonscale.lab.targets import inspect
 from tests.lab.estimate.build import MOONLIGHT, SMALL, planned
@@ -17,7 +17,7 @@ from tests.lab.estimate.build import MOONLIGHT, SMALL, planned
 
 def facts(*overrides: str, target: str = "llama-pico", **asked: Any) -> dict[str, Any]:
     words = [*SMALL, *overrides]
-    return estimate(Asked(target=target, overrides=words, **asked)).facts
+    return estimate(PlanRequest(target=target, overrides=words, **asked)).facts
 
 
 def test_newton_schulz_costs_what_its_products_do() -> None:
@@ -29,14 +29,14 @@ def test_newton_schulz_costs_what_its_products_do() -> None:
             for count, out, in_ in row.holds:
                 short, long = sorted((out, in_))
                 expected += count * 5 * (4 * short**2 * long + 2 * short**3)
-    assert sum(newton_schulz_flops(seen.placed)) == expected
+    assert sum(newton_schulz_flops(seen.placement)) == expected
 
 
 def test_ranks_of_a_tensor_parallel_group_share_what_is_whole_on_both() -> None:
     seen = planned("fsdp=2,tp=2", "optimizer.ns_form=direct", target="llama-nano")
-    assert sum(newton_schulz_flops(seen.placed)) == sum(
+    assert sum(newton_schulz_flops(seen.placement)) == sum(
         newton_schulz_flops(
-            planned("fsdp=4", "optimizer.ns_form=direct", target="llama-nano").placed
+            planned("fsdp=4", "optimizer.ns_form=direct", target="llama-nano").placement
         )
     )
 
@@ -71,7 +71,7 @@ def test_what_does_not_fit_is_said_plainly() -> None:
                   "eval.batch_tokens=4096", layout="fsdp=1")  # fmt: skip
     memory = found["memory"]
     assert memory["peak"] > memory["device"] == 80 * 10**9 and not memory["fits"]
-    assert "of 74.51 GiB; activations take most: --micro-batch 4096" in plan_text(found)
+    assert "of 74.51 GiB; activations need most: --micro-batch 4096" in plan_text(found)
     less = facts("data.sequence_length=4096", "train.batch_tokens=40960000",
                  "eval.batch_tokens=4096", layout="fsdp=1", micro_batch=4096)  # fmt: skip
     assert less["memory"]["fits"] and less["memory"]["advice"] is None
@@ -88,10 +88,10 @@ def test_devices_are_arranged_as_the_configuration_says() -> None:
 @pytest.mark.parametrize(
     ("asked", "said"),
     [
-        ({"devices": 4, "layout": "fsdp=2"}, "--layout fsdp=2 is 2 devices and --devices says 4"),
-        ({"devices": 5000}, "accepted are 1 to 4096"),
-        ({"devices": 0}, "accepted are 1 to 4096"),
-        ({"layout": "fsdp=8192"}, "accepted are 1 to 4096"),
+        ({"devices": 4, "layout": "fsdp=2"}, "--layout fsdp=2 has 2 devices, and --devices is 4"),
+        ({"devices": 5000}, "accepted: 1 to 4096"),
+        ({"devices": 0}, "accepted: 1 to 4096"),
+        ({"layout": "fsdp=8192"}, "accepted: 1 to 4096"),
         ({"devices": 5}, "5 data-parallel ranks cannot share evenly"),
         ({"micro_batch": 512}, "train.micro_batch_tokens=512 does not divide"),
         ({"micro_batch": 33}, "multiple of"),
@@ -108,19 +108,19 @@ def test_what_cannot_be_is_refused(asked: dict[str, Any], said: str) -> None:
 
 
 def test_a_model_without_a_recipe_gets_a_sequence_for_every_rank() -> None:
-    found = estimate(Asked(target=str(MOONLIGHT), devices=64)).facts
+    found = estimate(PlanRequest(target=str(MOONLIGHT), devices=64)).facts
     assert found["layout"]["sequence_length"] == 8192
     assert found["layout"]["batch_tokens"] == 64 * 8192
     assert found["time"]["hours"] is None
     said = [row for row in found["assumptions"] if row["what"] == "not given"]
     assert len(said) == 2
-    given = resolve(Asked(target=str(MOONLIGHT), overrides=["data.sequence_length=1000"]))
+    given = resolve(PlanRequest(target=str(MOONLIGHT), overrides=["data.sequence_length=1000"]))
     assert given.workload.batch_tokens == 1000 and len(given.defaults) == 1
 
 
 def test_a_preset_is_planned_like_its_published_configuration() -> None:
     seen = [
-        resolve(Asked(target=target, devices=64))
+        resolve(PlanRequest(target=target, devices=64))
         for target in ("moonlight-16b-a3b", str(MOONLIGHT))
     ]
     assert seen[0].shape.max_position_embeddings == seen[1].shape.max_position_embeddings == 8192
@@ -130,15 +130,15 @@ def test_a_preset_is_planned_like_its_published_configuration() -> None:
 
 
 def test_a_name_of_a_preset_and_a_recipe_is_planned_as_the_recipe() -> None:
-    seen = resolve(Asked(target="moonlight-nano", device="cpu"))
+    seen = resolve(PlanRequest(target="moonlight-nano", device="cpu"))
     assert seen.timed and not seen.defaults
     assert seen.config.train.batch_tokens == 4096 and seen.config.steps == 269
-    shape = resolve(Asked(target="llama-nano", device="cpu"))
+    shape = resolve(PlanRequest(target="llama-nano", device="cpu"))
     assert not shape.timed and shape.config.train.batch_tokens == 256
 
 
 def test_moonlight_on_64_devices_is_what_its_shapes_say() -> None:
-    found = estimate(Asked(target=str(MOONLIGHT), devices=64)).facts
+    found = estimate(PlanRequest(target=str(MOONLIGHT), devices=64)).facts
     parts = found["memory"]["parts"]
     # all first axes but that of the 576 rows of kv_a (padded nowhere: 64 x 9) divide by 64
     assert parts["parameters"] == parts["gradients"] == 4 * found["model"]["parameters"] // 64
@@ -150,7 +150,9 @@ def test_moonlight_on_64_devices_is_what_its_shapes_say() -> None:
 
 
 def test_json_holds_integers_for_bytes_and_every_key_of_the_table() -> None:
-    tree = json.loads(estimate(Asked(target="llama-pico", overrides=SMALL, layout="fsdp=2")).json())
+    tree = json.loads(
+        estimate(PlanRequest(target="llama-pico", overrides=SMALL, layout="fsdp=2")).json()
+    )
     assert list(tree) == [
         "model", "layout", "flops", "memory", "traffic", "balance", "time", "papers", "assumptions",
     ]  # fmt: skip

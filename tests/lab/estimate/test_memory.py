@@ -9,13 +9,12 @@ import torch
 from muonscale.lab.estimate.memory import (
     RankMemory,
     gathered_bytes,
-    gradient_bytes,
     parameter_bytes,
     state_bytes,
     step_bytes,
     unreduced_bytes,
 )
-from muonscale.lab.estimate.resolve import Planned
+from muonscale.lab.estimate.resolve import ResolvedPlan
 from muonscale.lab.models.build import build_model
 from muonscale.lab.training.setup import build_optimizer
 from tests.lab.estimate.build import planned, small_mixture
@@ -24,7 +23,7 @@ from tests.peak import peak_bytes
 MUON = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
-def shapes(seen: Planned) -> dict[str, tuple[int, ...]]:
+def shapes(seen: ResolvedPlan) -> dict[str, tuple[int, ...]]:
     return {name: tuple(p.shape) for name, p in seen.model.named_parameters()}
 
 
@@ -39,14 +38,14 @@ def test_shards_are_those_of_torch_padded_to_the_largest(ranks: int) -> None:
     seen = planned(f"fsdp={ranks}")
     largest = sum(chunk_rows(shape, ranks, 0) for shape in shapes(seen).values())
     for rank in range(ranks):
-        assert parameter_bytes(seen.placed, rank) == 4 * largest
-        assert gradient_bytes(seen.placed, rank) == 4 * largest
+        assert parameter_bytes(seen.placement, rank) == 4 * largest
+        assert parameter_bytes(seen.placement, rank) == 4 * largest
         state = {True: 0, False: 0}
         for name, shape in shapes(seen).items():
             on_muon = any(part in name for part in MUON)
             own = chunk_rows(shape, ranks, rank)
             state[on_muon] += own * (4 if on_muon else 8)
-        assert state_bytes(seen.placed, rank) == state
+        assert state_bytes(seen.placement, rank) == state
 
 
 def test_state_is_that_of_the_real_optimizer() -> None:
@@ -54,7 +53,7 @@ def test_state_is_that_of_the_real_optimizer() -> None:
     model = build_model(seen.shape, seed=0)
     optimizer = build_optimizer(model, seen.config.optimizer)
     held = sum(v.nbytes for state in optimizer.state.values() for v in state.values() if v.ndim)
-    assert sum(state_bytes(seen.placed, 0).values()) == held
+    assert sum(state_bytes(seen.placement, 0).values()) == held
 
 
 def test_what_a_step_takes_on_one_process_is_near_what_it_does_take() -> None:
@@ -64,7 +63,7 @@ def test_what_a_step_takes_on_one_process_is_near_what_it_does_take() -> None:
     for parameter in model.parameters():
         parameter.grad = torch.randn_like(parameter)
     optimizer.step()
-    stated = step_bytes(seen.placed, "cpu", 0)
+    stated = step_bytes(seen.placement, "cpu", 0)
     assert 0.75 < stated / peak_bytes(optimizer.step) < 1.5
 
 
@@ -72,10 +71,10 @@ def test_state_under_data_parallelism_is_dealt_out_once() -> None:
     seen = planned("ddp=3")
     sizes = {name: math.prod(shape) for name, shape in shapes(seen).items()}
     on_muon = sum(n for name, n in sizes.items() if any(part in name for part in MUON))
-    states = [state_bytes(seen.placed, rank) for rank in range(3)]
+    states = [state_bytes(seen.placement, rank) for rank in range(3)]
     assert sum(state[True] for state in states) == 4 * on_muon
     assert sum(state[False] for state in states) == 8 * (sum(sizes.values()) - on_muon)
-    assert parameter_bytes(seen.placed, 2) == 4 * sum(sizes.values())
+    assert parameter_bytes(seen.placement, 2) == 4 * sum(sizes.values())
 
 
 def test_tensor_parallelism_divides_matrices_and_not_norms() -> None:
@@ -83,21 +82,21 @@ def test_tensor_parallelism_divides_matrices_and_not_norms() -> None:
     expected = 0
     for name, shape in shapes(seen).items():
         expected += math.prod(shape) // (1 if "norm" in name else 2)
-    assert parameter_bytes(seen.placed, 0) == parameter_bytes(seen.placed, 1) == 4 * expected
-    assert gathered_bytes(seen.placed, seen.workload, 0) == 0
+    assert parameter_bytes(seen.placement, 0) == parameter_bytes(seen.placement, 1) == 4 * expected
+    assert gathered_bytes(seen.placement, seen.workload, 0) == 0
 
 
 def test_two_layers_and_what_is_outside_them_are_gathered() -> None:
     seen = planned("fsdp=2", "train.precision=bfloat16")
     layer = sum(math.prod(s) for name, s in shapes(seen).items() if ".layers.0." in name)
     outside = sum(math.prod(s) for name, s in shapes(seen).items() if ".layers." not in name)
-    assert gathered_bytes(seen.placed, seen.workload, 0) == 2 * (2 * layer + outside)
-    assert unreduced_bytes(seen.placed, seen.workload) == 2 * 2 * max(layer, outside)
+    assert gathered_bytes(seen.placement, seen.workload, 0) == 2 * (2 * layer + outside)
+    assert unreduced_bytes(seen.placement, seen.workload) == 2 * 2 * max(layer, outside)
 
 
 def test_autocast_copies_the_weights_of_a_process_alone() -> None:
     seen = planned("fsdp=1", "train.precision=bfloat16")
-    assert gathered_bytes(seen.placed, seen.workload, 0) == 2 * seen.placed.elements
+    assert gathered_bytes(seen.placement, seen.workload, 0) == 2 * seen.placement.elements
 
 
 def test_dealt_out_experts_are_neither_held_nor_gathered_elsewhere(tmp_path: Path) -> None:
@@ -105,12 +104,12 @@ def test_dealt_out_experts_are_neither_held_nor_gathered_elsewhere(tmp_path: Pat
     alone, dealt = planned("fsdp=4", target=target), planned("fsdp=4,ep=4", target=target)
     stacks = {n: s for n, s in shapes(alone).items() if ".experts." in n}
     of_a_layer = sum(math.prod(s) for n, s in stacks.items() if ".layers.1." in n)
-    fewer = gathered_bytes(alone.placed, alone.workload, 0) - gathered_bytes(
-        dealt.placed, dealt.workload, 0
+    fewer = gathered_bytes(alone.placement, alone.workload, 0) - gathered_bytes(
+        dealt.placement, dealt.workload, 0
     )
     # two layers in flight, of each three quarters of the experts
     assert fewer == 4 * 2 * of_a_layer * 3 // 4
-    assert parameter_bytes(dealt.placed, 3) == parameter_bytes(alone.placed, 3)
+    assert parameter_bytes(dealt.placement, 3) == parameter_bytes(alone.placement, 3)
 
 
 def memory_of(**parts: object) -> RankMemory:

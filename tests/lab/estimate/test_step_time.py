@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from muonscale.lab.estimate.devices import find_device
-from muonscale.lab.estimate.step_time import Work, break_even, slower_than, step_time
+from muonscale.lab.estimate.step_time import RankWork, break_even, slower_than, step_time
 from muonscale.lab.estimate.traffic import Message
 
 DEVICE = replace(
@@ -15,7 +15,7 @@ DEVICE = replace(
     intra=1e9,
     inter=1e8,
 )
-WORK = Work(
+WORK = RankWork(
     flops=4e11,
     precision="bfloat16",
     checkpointing=False,
@@ -64,7 +64,7 @@ def test_the_exchange_is_hidden_but_for_a_round() -> None:
     assert small.newton_schulz + small.exchange == pytest.approx(0.2 + 0.1 / 4)
     large = step_time(WORK, [message("matrices", 10**9)], DEVICE, 0.4)
     assert large.newton_schulz + large.exchange == pytest.approx(1.0 + 0.2 / 4)
-    team = step_time(WORK, [message("matrices", 10**8, kind="team")], DEVICE, 0.4)
+    team = step_time(WORK, [message("matrices", 10**8, kind="subgroup")], DEVICE, 0.4)
     assert team.exchange == pytest.approx(0.1)
 
 

@@ -5,12 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from muonscale.lab.estimate.resolve import Planned
+from muonscale.lab.estimate.resolve import ResolvedPlan
 from muonscale.lab.estimate.traffic import (
-    bytes_by_kind,
-    flow_of,
-    messages,
-    moved,
+    Message,
+    activation_flow,
+    count_exchanges,
     optimizer_messages,
     shared_messages,
 )
@@ -19,12 +18,20 @@ from tests.lab.estimate.build import planned, small_mixture
 TOKENS = 768
 
 
-def common(seen: Planned) -> dict[str, int]:
-    flow = flow_of(seen.shape, seen.model, seen.placed)
-    return bytes_by_kind(shared_messages(seen.placed, seen.workload, flow))
+def bytes_by_kind(messages: list[Message]) -> dict[str, int]:
+    """Return the bytes sent, by kind of collective."""
+    kinds: dict[str, int] = {}
+    for message in messages:
+        kinds[message.kind] = kinds.get(message.kind, 0) + message.sent
+    return kinds
 
 
-def elements(seen: Planned, *, layers: bool) -> int:
+def common(seen: ResolvedPlan) -> dict[str, int]:
+    flow = activation_flow(seen.shape, seen.model, seen.placement)
+    return bytes_by_kind(shared_messages(seen.placement, seen.workload, flow))
+
+
+def elements(seen: ResolvedPlan, *, layers: bool) -> int:
     return sum(
         p.numel() for name, p in seen.model.named_parameters() if (".layers." in name) == layers
     )
@@ -45,24 +52,24 @@ def test_shards_that_do_not_divide_travel_padded() -> None:
     seen = planned("fsdp=3")
     padded = sum(3 * -(-p.shape[0] // 3) * p[0].numel() for _, p in seen.model.named_parameters())
     assert common(seen)["reduce_scatter"] == 4 * padded * 2 // 3
-    assert padded > seen.placed.elements
+    assert padded > seen.placement.elements
 
 
 def test_replicas_sum_their_shards_once_a_step() -> None:
     seen = planned("hsdp=2x2", "train.micro_batch_tokens=64")
-    shard = seen.placed.elements // 2
+    shard = seen.placement.elements // 2
     assert common(seen)["all_reduce"] == 4 * shard  # 2 (R - 1) / R of it, with R = 2
 
 
 def test_data_parallelism_sums_gradients_once_a_step_and_updates_travel() -> None:
     seen = planned("ddp=2", "train.micro_batch_tokens=64")
-    assert common(seen) == {"all_reduce": 4 * seen.placed.elements}
-    exchanges = moved(seen.placed)
-    both = [bytes_by_kind(optimizer_messages(seen.placed, exchanges, r)) for r in range(2)]
+    assert common(seen) == {"all_reduce": 4 * seen.placement.elements}
+    exchanges = count_exchanges(seen.placement)
+    both = [bytes_by_kind(optimizer_messages(seen.placement, exchanges, r)) for r in range(2)]
     assert both[0] == both[1]  # padded to who has most
     # whole updates, float32: at least half of all elements, and little more
-    assert 1 <= both[0]["all_gather"] / (4 * seen.placed.elements / 2) < 1.1
-    plain = moved(planned("ddp=2", "optimizer.rule=adamw").placed)
+    assert 1 <= both[0]["all_gather"] / (4 * seen.placement.elements / 2) < 1.1
+    plain = count_exchanges(planned("ddp=2", "optimizer.rule=adamw").placement)
     assert not plain.matrices and plain.partitioned
 
 
@@ -93,7 +100,7 @@ def test_tokens_go_to_their_experts_and_back_both_ways(tmp_path: Path) -> None:
     alone = planned("fsdp=4", target=small_mixture(tmp_path))
     stacks = sum(p.numel() for name, p in seen.model.named_parameters() if ".experts." in name)
     # half of the experts each, shared by two ranks instead of four
-    before, after = alone.placed.elements, seen.placed.elements - stacks
+    before, after = alone.placement.elements, seen.placement.elements - stacks
     assert common(alone)["reduce_scatter"] == 4 * before * 3 // 4
     assert common(seen)["reduce_scatter"] == 4 * (after * 3 // 4 + stacks // 2 // 2)
 
@@ -101,20 +108,20 @@ def test_tokens_go_to_their_experts_and_back_both_ways(tmp_path: Path) -> None:
 @pytest.mark.parametrize("layout", ["fsdp=3", "hsdp=2x3", "ddp=4", "fsdp=2,tp=2", "fsdp=3,tp=2,sp"])
 def test_what_is_sent_for_the_optimizer_is_received(layout: str) -> None:
     seen = planned(layout)
-    exchanges = moved(seen.placed)
-    ranks = range(seen.placed.topology.world)
-    found = [m for rank in ranks for m in optimizer_messages(seen.placed, exchanges, rank)]
+    exchanges = count_exchanges(seen.placement)
+    ranks = range(seen.placement.topology.world)
+    found = [m for rank in ranks for m in optimizer_messages(seen.placement, exchanges, rank)]
     assert sum(m.sent for m in found) == sum(m.received for m in found) > 0
 
 
 def test_two_ranks_exchange_half_of_every_matrix_each_way() -> None:
     seen = planned("fsdp=2")
-    exchanges = moved(seen.placed)
-    own = [optimizer_messages(seen.placed, exchanges, rank) for rank in range(2)]
+    exchanges = count_exchanges(seen.placement)
+    own = [optimizer_messages(seen.placement, exchanges, rank) for rank in range(2)]
     on_muon = sum(
         math.prod(layout.shape)
-        for name, layout in seen.placed.layouts.items()
-        if seen.placed.rules[name].on_matrices
+        for name, layout in seen.placement.shardings.items()
+        if seen.placement.rules[name].on_matrices
     )
     # half of a matrix goes to its owner and comes back: together all of it, in float32
     assert sum(m.sent for found in own for m in found) == 4 * on_muon
@@ -123,14 +130,15 @@ def test_two_ranks_exchange_half_of_every_matrix_each_way() -> None:
 
 def test_one_process_sends_nothing() -> None:
     seen = planned("fsdp=1")
-    flow = flow_of(seen.shape, seen.model, seen.placed)
-    assert messages(seen.placed, seen.workload, flow, moved(seen.placed), 0) == []
+    flow = activation_flow(seen.shape, seen.model, seen.placement)
+    assert shared_messages(seen.placement, seen.workload, flow) == []
+    assert optimizer_messages(seen.placement, count_exchanges(seen.placement), 0) == []
 
 
 def test_a_group_is_within_a_machine_by_its_extent() -> None:
     seen = planned("hsdp=2x3,tp=2")
-    flow = flow_of(seen.shape, seen.model, seen.placed)
-    found = {(m.purpose, m.kind): m for m in shared_messages(seen.placed, seen.workload, flow)}
+    flow = activation_flow(seen.shape, seen.model, seen.placement)
+    found = {(m.purpose, m.kind): m for m in shared_messages(seen.placement, seen.workload, flow)}
     assert found["tensor", "all_reduce"].within(2)
     assert found["parameters", "all_gather"].within(6)
     assert not found["parameters", "all_gather"].within(4)

@@ -14,8 +14,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from muonscale.errors import ConfigError
-from muonscale.lab.evaluation.harness import Harness
-from muonscale.lab.evaluation.options import Options, Request
+from muonscale.lab.evaluation.harness import Harness, HarnessOptions, HarnessTask
 from tests.conftest import Muonscale
 
 DOCS = (Path(__file__).parents[3] / "docs" / "evaluation.md").read_text(encoding="utf-8")
@@ -137,7 +136,7 @@ def test_the_log_likelihoods_are_those_of_plain_torch(run: Path, tmp_path: Path)
     model = AutoModelForCausalLM.from_pretrained(run / "model")
     tokenizer = AutoTokenizer.from_pretrained(run / "model")
     with harness._noted():
-        lm = harness._language_model(model, tokenizer, torch.float32, Options(batch_size=4))
+        lm = harness._language_model(model, tokenizer, torch.float32, HarnessOptions(batch_size=4))
         pairs = [(row["q"], " " + option) for row in CHOICES for option in row["options"]]
         requests = [Instance("loglikelihood", {}, pair, i) for i, pair in enumerate(pairs)]
         found = [value for value, _ in lm.loglikelihood(requests, disable_tqdm=True)]
@@ -207,4 +206,4 @@ def test_without_the_extra_the_command_that_installs_it_is_said(
     monkeypatch.setattr("muonscale.lab.evaluation.harness.find_spec", lambda name: None)
     assert importlib.util.find_spec("muonscale")
     with pytest.raises(ConfigError, match=r"pip install \"muonscale\[eval\]\""):
-        Harness([Request("arc_easy")], Options())
+        Harness([HarnessTask("arc_easy")], HarnessOptions())

@@ -29,9 +29,9 @@ def test_the_shots_are_those_of_the_paper() -> None:
 
 
 def test_tasks_choose_from_a_suite() -> None:
-    assert [b.name for b in MOONLIGHT.chosen(("cmmlu", "mmlu"))] == ["CMMLU", "MMLU"]
+    assert [b.name for b in MOONLIGHT.select(("cmmlu", "mmlu"))] == ["CMMLU", "MMLU"]
     with pytest.raises(ConfigError, match="gsm8k"):
-        MOONLIGHT.chosen(("gsm8",))
+        MOONLIGHT.select(("gsm8",))
     with pytest.raises(ConfigError, match="did you mean moonlight"):
         find_suite("monlight")
 

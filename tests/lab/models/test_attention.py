@@ -10,7 +10,7 @@ from muonscale.errors import ConfigError
 from muonscale.lab.models.attention import (
     LogitStatistics,
     attention_modules,
-    heard,
+    hook_attention,
     logit_statistics,
 )
 from tests.lab.models.logits import CONFIGS, build, counted, eager_logits, ids
@@ -23,7 +23,7 @@ def hearing(model: Any, batch: torch.Tensor, **call: Any) -> list[LogitStatistic
     def listen(module: Any, statistics: Any) -> None:
         found[modules.index(module)] = statistics()
 
-    with heard(model, listen), torch.no_grad():
+    with hook_attention(model, listen), torch.no_grad():
         model(input_ids=batch, use_cache=False, **call)
     return [found[number] for number in range(len(modules))]
 
@@ -51,11 +51,11 @@ def test_eager_attention_can_be_heard_too_and_outputs_are_unchanged(kind: str) -
         model = build(kind, attention)
         with torch.no_grad():
             expected = model(input_ids=ids(), use_cache=False).logits
-            with heard(model, lambda module, statistics: None):
+            with hook_attention(model, lambda module, statistics: None):
                 found = model(input_ids=ids(), use_cache=False).logits
         assert torch.equal(found, expected)
         assert model.config._attn_implementation == attention
-    with heard(model, lambda module, statistics: None):
+    with hook_attention(model, lambda module, statistics: None):
         assert model.config._attn_implementation != attention
 
 
@@ -134,14 +134,17 @@ def test_16_bit_queries_are_multiplied_in_float32() -> None:
 def test_attention_that_cannot_be_heard_is_refused_by_name() -> None:
     config = hf.BloomConfig(hidden_size=16, n_layer=1, n_head=2, vocab_size=50)
     model = hf.AutoModelForCausalLM.from_config(config)
-    with pytest.raises(ConfigError, match=r"model_type 'bloom' \(BloomForCausalLM\) does not go"):
+    with pytest.raises(ConfigError, match=r"model_type 'bloom' \(BloomForCausalLM\)"):
         attention_modules(model)
 
 
 @pytest.mark.parametrize("kind", CONFIGS)
 def test_all_logits_that_are_seen_can_be_had(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model, found = build(kind), []
-    with heard(model, lambda module, attention: found.append(attention.logits())), torch.no_grad():
+    with (
+        hook_attention(model, lambda module, attention: found.append(attention.logits())),
+        torch.no_grad(),
+    ):
         model(input_ids=ids(), use_cache=False)
     for logits, expected in zip(
         found, eager_logits(build(kind, "eager"), ids(), monkeypatch), strict=True

@@ -11,7 +11,8 @@ import torch
 
 from muonscale.errors import ConfigError
 from muonscale.lab.config.sections import ModelSection
-from muonscale.lab.models.build import build_model, meta_model, model_config
+from muonscale.lab.models.build import build_model, meta_model
+from muonscale.lab.models.config import model_config
 from muonscale.lab.models.flops import active_parameters, flops_per_token
 from muonscale.lab.models.structure import count_parameters
 
@@ -144,7 +145,7 @@ def test_what_a_section_cannot_say_is_refused(section: dict, message: str):
     ("tree", "message"),
     [
         ("{", "cannot be read as JSON"),
-        ([1], "must hold a JSON object"),
+        ([1], "must contain a JSON object"),
         ({"hidden_size": 8}, "no model_type"),
         ({"model_type": "vit"}, "'vit' is not a causal language model"),
         ({"model_type": "lama"}, "did you mean llama"),

@@ -9,8 +9,9 @@ from transformers import PreTrainedModel
 
 from muonscale.lab.config.load import dump_config, load_config
 from muonscale.lab.config.sections import ModelSection
-from muonscale.lab.models.build import build_model, model_config
+from muonscale.lab.models.build import build_model
 from muonscale.lab.models.card import model_card
+from muonscale.lab.models.config import model_config
 
 ENV = {
     "versions": {"torch": "2.13.0", "muonscale": "0.1.0"},
@@ -76,7 +77,7 @@ def test_every_part_is_there(model: PreTrainedModel) -> None:
         "| training tokens seen | 2,000 |",
         "| epochs | 1.25 |",
         "| tokenizer | gpt2 |",
-        "| held-out loss, nats per token | 4.5000 |",
+        "| validation loss, nats per token | 4.5000 |",
         "| measured after step | 2 |",
         "| `optimizer.ns_coefficients` | jordan |",
         "| `optimizer.betas` | [0.9, 0.95] |",
@@ -136,7 +137,7 @@ def test_experts_are_described(model: PreTrainedModel) -> None:
     text = model_card(config("model.preset=moonlight-nano"), env, [], step=1, model=mixture)
     body = sum(p.numel() for p in mixture.parameters()) - 2 * 300 * 128
     idle = 3 * (8 - 2) * 3 * 128 * 88  # three layers with six of eight experts not chosen
-    assert f"| of these met by a token | {body - idle:,} |" in text
+    assert f"| active per token | {body - idle:,} |" in text
     assert "| routed experts | 8 |" in text and "| `routing.bias_update` | centered |" in text
 
 

@@ -18,7 +18,8 @@ from transformers import (
 
 from muonscale.errors import CheckpointError
 from muonscale.lab.config.sections import ModelSection
-from muonscale.lab.models.build import build_model, model_config
+from muonscale.lab.models.build import build_model
+from muonscale.lab.models.config import model_config
 from muonscale.lab.models.convert import load_hf, save_hf, save_tokenizer
 
 IDS = torch.tensor([[1, 5, 9, 60, 33]])
@@ -165,9 +166,9 @@ def test_a_folder_of_something_else_is_never_replaced(tmp_path: Path, tokenizer)
     run.mkdir()
     for name in ("config.json", "metrics.jsonl"):
         (run / name).write_text("{}")
-    with pytest.raises(CheckpointError, match="not an exported model; it is left"):
+    with pytest.raises(CheckpointError, match="not an exported model"):
         save_hf(build(), tokenizer, run)
-    with pytest.raises(CheckpointError, match="not an exported model; it is left"):
+    with pytest.raises(CheckpointError, match="not an exported model"):
         save_hf(build(), tokenizer, run / "config.json")
     assert sorted(path.name for path in run.iterdir()) == ["config.json", "metrics.jsonl"]
 

@@ -10,7 +10,8 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerF
 
 from muonscale.errors import CheckpointError, ConfigError
 from muonscale.lab.config.sections import ModelSection
-from muonscale.lab.models.build import build_model, model_config
+from muonscale.lab.models.build import build_model
+from muonscale.lab.models.config import model_config
 from muonscale.lab.models.generate import generate_text
 
 POSITIONS = 16
@@ -87,9 +88,7 @@ def test_an_empty_prompt_starts_from_the_end_of_text(model, tokenizer):
 
 def test_an_empty_prompt_without_an_end_of_text_is_refused(model):
     inner = Tokenizer(models.WordLevel({"w1": 0}, unk_token="w1"))
-    with pytest.raises(
-        ConfigError, match=r"the prompt is .., and the tokenizer has no end-of-text"
-    ):
+    with pytest.raises(ConfigError, match=r"the tokenizer has no end-of-text"):
         generate_text(
             model, PreTrainedTokenizerFast(tokenizer_object=inner), "", tokens=1, **GREEDY
         )
@@ -172,7 +171,7 @@ def test_weights_that_are_not_finite_are_refused(
     broken = build_model(model.config, seed=0)
     with torch.no_grad():
         broken.lm_head.weight.fill_(float("nan"))
-    with pytest.raises(CheckpointError, match=r"prompt of 1 tokens.*take another checkpoint"):
+    with pytest.raises(CheckpointError, match=r"prompt of 1 tokens"):
         generate_text(broken, tokenizer, "w1", tokens=2, seed=0, **SAMPLED)
 
 

@@ -9,8 +9,10 @@ from transformers import PreTrainedModel
 
 from muonscale.errors import DataError
 from muonscale.lab.config.sections import ModelSection
-from muonscale.lab.models.build import build_model, model_config
-from muonscale.lab.models.loss import bits_per_byte, held_out_loss
+from muonscale.lab.models.build import build_model
+from muonscale.lab.models.config import model_config
+from muonscale.lab.models.loss import bits_per_byte
+from tests.lab.models.losses import loss_on_batches
 
 
 @pytest.fixture(scope="module")
@@ -37,42 +39,42 @@ def test_every_token_weighs_the_same_in_uneven_batches(model, batches):
             for row in torch.from_numpy(batch):
                 log_p = model(row[None, :-1]).logits[0].double().log_softmax(-1)
                 losses += [-float(log_p[i, row[i + 1]]) for i in range(len(row) - 1)]
-    loss, tokens = held_out_loss(model, batches)
+    loss, tokens = loss_on_batches(model, batches)
     assert tokens == len(losses) == 5 * 16 + 2 + 2 * 32
     assert loss == pytest.approx(math.fsum(losses) / len(losses), rel=1e-6)
-    batch_means = [held_out_loss(model, [batch])[0] for batch in batches]
+    batch_means = [loss_on_batches(model, [batch])[0] for batch in batches]
     assert abs(loss - sum(batch_means) / 3) > 1e-3  # weighing by batch would be seen
 
 
 @pytest.mark.parametrize("training", [True, False])
 def test_the_model_goes_back_to_its_mode(model, batches, training: bool):
     model.train(training)
-    held_out_loss(model, batches)
+    loss_on_batches(model, batches)
     assert model.training is training
     with pytest.raises(IndexError):
-        held_out_loss(model, [np.zeros(3, np.int64)])
+        loss_on_batches(model, [np.zeros(3, np.int64)])
     assert model.training is training
 
 
 def test_evaluation_is_deterministic_and_without_dropout(model, batches):
     model.train()
     before = torch.get_rng_state()
-    assert held_out_loss(model, batches) == held_out_loss(model, batches)
+    assert loss_on_batches(model, batches) == loss_on_batches(model, batches)
     assert torch.equal(torch.get_rng_state(), before)
     assert all(p.grad is None for p in model.parameters())
 
 
 def test_read_only_arrays_are_evaluated_without_a_warning(model, batches, recwarn):
-    expected = held_out_loss(model, batches)
+    expected = loss_on_batches(model, batches)
     for batch in batches:
         batch.flags.writeable = False
-    assert held_out_loss(model, batches) == expected
+    assert loss_on_batches(model, batches) == expected
     assert not recwarn.list
 
 
 def test_no_tokens_are_refused(model):
-    with pytest.raises(DataError, match="there are 0 held-out tokens"):
-        held_out_loss(model, [])
+    with pytest.raises(DataError, match="there are 0 validation tokens"):
+        loss_on_batches(model, [])
 
 
 def test_bits_per_byte_of_a_uniform_byte_model_are_eight():

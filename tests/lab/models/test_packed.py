@@ -19,8 +19,8 @@ from muonscale.lab.data.loss_mask import (
     pair_with_previous,
     unpack,
 )
-from muonscale.lab.models.build import quiet_transformers
-from muonscale.lab.models.packed import KEEPS_APART, check_keeps_apart
+from muonscale.lab.models.contexts import quiet_transformers
+from muonscale.lab.models.packed import ISOLATES_CONVERSATIONS, check_isolates_conversations
 from muonscale.lab.parallel.forward import Parallelized
 
 SMALL: dict[str, Any] = {
@@ -76,7 +76,7 @@ def marked(*conversations: torch.Tensor) -> torch.Tensor:
     return row
 
 
-@pytest.mark.parametrize("kind", KEEPS_APART)
+@pytest.mark.parametrize("kind", ISOLATES_CONVERSATIONS)
 @torch.no_grad()
 def test_packed_logits_are_those_of_each_conversation_alone(kind: str) -> None:
     model = small_model(kind)
@@ -91,9 +91,9 @@ def test_packed_logits_are_those_of_each_conversation_alone(kind: str) -> None:
 
 
 def test_other_models_are_refused() -> None:
-    check_keeps_apart(LlamaConfig())
-    with pytest.raises(ConfigError, match=r"'mamba' is not known to keep them apart.*llama"):
-        check_keeps_apart(MambaConfig())
+    check_isolates_conversations(LlamaConfig())
+    with pytest.raises(ConfigError, match=r"'mamba'.*llama"):
+        check_isolates_conversations(MambaConfig())
 
 
 def test_marks_by_hand() -> None:

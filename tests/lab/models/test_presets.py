@@ -13,7 +13,8 @@ import torch
 from transformers import PreTrainedConfig
 
 from muonscale.lab.config.sections import ModelSection
-from muonscale.lab.models.build import build_model, meta_model, model_config
+from muonscale.lab.models.build import build_model, meta_model
+from muonscale.lab.models.config import model_config
 from muonscale.lab.models.flops import active_parameters
 from muonscale.lab.models.moe.gate_scale import gate_scale
 from muonscale.lab.models.presets import PRESETS

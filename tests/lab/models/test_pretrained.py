@@ -106,7 +106,7 @@ def test_unexpected_weights_are_refused_and_known_leftovers_are_not(tmp_path: Pa
     load_weights(tmp_path, shape)
     name = "model.layers.0.self_attn.q_proj.lora_A.weight"
     change(tmp_path, lambda tensors: tensors.update({name: torch.ones(4)}))
-    with pytest.raises(CheckpointError, match=r"holds 1 weights .*\(llama\).*lora_A"):
+    with pytest.raises(CheckpointError, match=r"contains 1 weights .*\(llama\).*lora_A"):
         load_weights(tmp_path, shape)
 
 
@@ -142,7 +142,7 @@ def test_what_holds_no_weights_is_refused(tmp_path: Path) -> None:
     config = json.loads((tmp_path / "config.json").read_text())
     config["quantization_config"] = {"quant_method": "fp8"}
     (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ConfigError, match="quantised"):
+    with pytest.raises(ConfigError, match="quantized"):
         shape_of(tmp_path)
 
 
@@ -176,7 +176,7 @@ def test_a_vocabulary_may_be_padded_and_keeps_its_special_tokens(tmp_path: Path)
 )
 def test_fields_that_change_weights_are_refused(kind, fields, name: str, tmp_path: Path) -> None:
     saved(kind, tmp_path)
-    with pytest.raises(ConfigError, match="may change only what leaves all weights") as error:
+    with pytest.raises(ConfigError, match=r"model\.fields must not change") as error:
         shape_of(tmp_path, **fields)
     assert name in str(error.value)
 

@@ -68,7 +68,7 @@ def test_values_stay_as_they_are() -> None:
 
 @pytest.mark.parametrize(("kind", "norm"), [("gemma3", "q_norm"), ("qwen3", "q_norm")])
 def test_models_that_normalise_queries_are_refused(kind: str, norm: str) -> None:
-    with pytest.raises(ConfigError, match=rf"normalises queries or keys .*\.{norm}\).*null"):
+    with pytest.raises(ConfigError, match=rf"normalizes queries or keys .*\.{norm}\).*null"):
         query_key_clips(build(kind))
 
 
@@ -83,5 +83,5 @@ def test_attention_that_is_not_known_is_refused() -> None:
         eos_token_id=None,
     )
     model = hf.AutoModelForCausalLM.from_config(config)
-    with pytest.raises(ConfigError, match=r"PhiAttention of model_type 'phi' is not understood"):
+    with pytest.raises(ConfigError, match=r"PhiAttention of model_type 'phi'"):
         query_key_clips(model)

@@ -10,11 +10,12 @@ from transformers import CONFIG_MAPPING, GPT2Config, LlamaConfig, PreTrainedConf
 
 from muonscale.errors import ConfigError
 from muonscale.lab.config.sections import ModelSection
-from muonscale.lab.models.build import meta_model, model_config
+from muonscale.lab.models.build import meta_model
+from muonscale.lab.models.config import model_config
 from muonscale.lab.models.widen import (
     KNOWN,
     fields_at,
-    widened,
+    widen_config,
     widened_fields,
     width_of,
     width_step,
@@ -38,11 +39,11 @@ def test_the_fields_give_a_model_of_the_width_as_overrides_and_as_a_configuratio
 ) -> None:
     shape = shape_of(preset)
     for width in (2 * width_step(shape, grow), 256):
-        wide = widened(shape, width, grow)
+        wide = widen_config(shape, width, grow)
         assert wide.to_dict() == shape_of(preset, **fields_at(shape, width, grow)).to_dict()
         assert width_of(wide) == width
         meta_model(wide)
-    assert widened(shape, width_of(shape), grow).to_dict() == shape.to_dict()
+    assert widen_config(shape, width_of(shape), grow).to_dict() == shape.to_dict()
     assert widened_fields(shape, 2, grow) == fields_at(shape, 256, grow)
     assert widened_fields(shape, 0.5, grow) == widened_fields(shape, Fraction(1, 2), grow)
 
@@ -50,7 +51,7 @@ def test_the_fields_give_a_model_of_the_width_as_overrides_and_as_a_configuratio
 @pytest.mark.parametrize("preset", NANO)
 def test_every_side_of_every_matrix_grows_or_is_fixed_by_something_else(preset: str) -> None:
     shape = shape_of(preset)
-    narrow, wide = (dict(meta_model(widened(shape, w)).named_parameters()) for w in (128, 256))
+    narrow, wide = (dict(meta_model(widen_config(shape, w)).named_parameters()) for w in (128, 256))
     fixed = {300, 32, 8, 1}  # vocabulary, positions, experts
     latent = {64 + 16: 128 + 16}  # MLA: a latent vector and a key of rotary size
     for name, parameter in wide.items():
@@ -68,7 +69,7 @@ def test_every_side_of_every_matrix_grows_or_is_fixed_by_something_else(preset: 
 def test_transfer_takes_a_model_and_its_wide_twin_either_way_of_growing(preset: str) -> None:
     shape = shape_of(preset)
     for grow in ("heads", "head_dim"):
-        model, base = (meta_model(widened(shape, w, grow)) for w in (256, 64))  # type: ignore[arg-type]
+        model, base = (meta_model(widen_config(shape, w, grow)) for w in (256, 64))  # type: ignore[arg-type]
         transfer = parametrize(model, base, parameter_groups(model, lr=1.0, weight_decay=0.0))
         assert any(row.multipliers.lr != 1 for row in transfer.rows.values())
 
@@ -85,7 +86,7 @@ def test_all_fields_are_of_the_configuration(kind: str) -> None:
         assert isinstance(there[name], int)
     for name in known.sizes:
         assert name in there
-    wide = widened(config, 2 * width_of(config))
+    wide = widen_config(config, 2 * width_of(config))
     assert getattr(wide, known.heads[0]) == 2 * getattr(config, known.heads[0])
 
 
@@ -120,7 +121,7 @@ def test_rotary_heads_stay_even_and_others_need_not() -> None:
 
 def test_what_is_not_known_is_refused_by_name() -> None:
     config = CONFIG_MAPPING["gpt_bigcode"]()
-    with pytest.raises(ConfigError, match=r"model_type 'gpt_bigcode' grow .*accepted: deepseek_v3"):
+    with pytest.raises(ConfigError, match=r"model_type 'gpt_bigcode' .*accepted: deepseek_v3"):
         width_step(config)
     with pytest.raises(ConfigError, match=r"grow is 'head_dims'.*head_dim"):
         width_step(shape_of("llama-nano"), "head_dims")  # type: ignore[arg-type]

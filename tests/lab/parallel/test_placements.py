@@ -6,7 +6,12 @@ import pytest
 
 from muonscale.errors import ConfigError
 from muonscale.lab.models.structure import expert_modules
-from muonscale.lab.parallel.placements import check_model, expert_axis, layouts, tensor_styles
+from muonscale.lab.parallel.placements import (
+    check_model,
+    expert_axis,
+    parameter_shardings,
+    tensor_styles,
+)
 from muonscale.lab.parallel.styles import parallel_styles
 from muonscale.lab.parallel.topology import parse_layout
 from muonscale.optim.matrices.sharding import Cut, Sharding
@@ -59,7 +64,7 @@ def test_a_sequence_is_not_divided_where_a_layer_would_not_know() -> None:
 def test_experts_that_ranks_cannot_share_are_refused() -> None:
     assert expert_axis((4, 24, 8), parse_layout("fsdp=8,ep=2")) == 1
     assert expert_axis((8, 24, 8), parse_layout("fsdp=4,ep=2")) == 0
-    with pytest.raises(ConfigError, match="5 ranks share each 2 of the experts"):
+    with pytest.raises(ConfigError, match="5 ranks share 2 of the experts"):
         expert_axis((4, 24, 8), parse_layout("fsdp=10,ep=2"))
 
 
@@ -74,7 +79,7 @@ def test_what_is_not_shared_along_the_tensor_axis_has_twins() -> None:
     shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
     norm, query = "model.norm.weight", "model.layers.0.self_attn.q_proj.weight"
     for rank, ranks in ((0, (0, 2, 4)), (5, (1, 3, 5))):
-        found = layouts(model, topology, {}, rank=rank)
+        found = parameter_shardings(model, topology, {}, rank=rank)
         assert found[norm] == Sharding(shapes[norm], mesh=(3,), cuts=(Cut(0),), ranks=ranks)
         assert found[query] == Sharding(
             shapes[query], mesh=(3, 2), cuts=(Cut(0, 2), Cut(0)), ranks=tuple(range(6))

@@ -27,17 +27,17 @@ def test_sizes_multiply_to_the_number_of_processes(
 
 
 REFUSED = [
-    ("fdsp=2", "'fdsp=2' is not understood; accepted: fsdp=N"),
-    ("fsdp=0", "not understood"),
-    ("hsdp=4", "not understood"),
-    ("", "not understood"),
+    ("fdsp=2", "'fdsp=2' is not valid; accepted: fsdp=N"),
+    ("fsdp=0", "not valid"),
+    ("hsdp=4", "not valid"),
+    ("", "not valid"),
     ("fsdp=2,fsdp=4", "gives fsdp twice"),
     ("fsdp=2,ddp=2", "both fsdp and ddp"),
-    ("fsdp=2,sp", "give both"),
-    ("ddp=2,tp=2", "goes with fsdp or hsdp, not with ddp"),
-    ("fsdp=4,tp=2,ep=2", "do not go together"),
-    ("hsdp=2x2,ep=2", "goes with fsdp or ddp, not with hsdp"),
-    ("ddp=4,ep=2", "to all 4 ranks or to none, got 2"),
+    ("fsdp=2,sp", "needs tensor parallelism"),
+    ("ddp=2,tp=2", "works with fsdp or hsdp, not with ddp"),
+    ("fsdp=4,tp=2,ep=2", "exclude each other"),
+    ("hsdp=2x2,ep=2", "works with fsdp or ddp, not with hsdp"),
+    ("ddp=4,ep=2", "over all 4 ranks or none, not over 2"),
     ("fsdp=4,ep=3", "3 does not divide 4"),
 ]
 
@@ -72,11 +72,11 @@ def test_the_processes_are_arranged_as_configured(
         (
             {"replicas": 2},
             4,
-            "parallel.replicas=2 is for parallel.data=hsdp, and that is fsdp; leave",
+            "parallel.replicas=2 is only for parallel.data=hsdp, not fsdp",
         ),
         ({"data": "hsdp", "replicas": 3}, 4, "parallel.replicas=3 does not divide 4"),
         ({"expert": 2}, 1, "does not divide 1"),
-        ({"sequence": True}, 2, "give both"),
+        ({"sequence": True}, 2, "needs tensor parallelism"),
     ],
 )
 def test_a_configuration_that_does_not_fit_is_refused(

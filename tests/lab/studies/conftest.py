@@ -9,7 +9,8 @@ import pytest
 from muonscale.lab.config.load import Config
 from muonscale.lab.estimate import run_cost as of_run
 from muonscale.lab.estimate.run_cost import RunCost, run_cost
-from muonscale.lab.studies.compare.study import Compare, CompareConfig
+from muonscale.lab.studies.compare.config import CompareConfig
+from muonscale.lab.studies.compare.study import CompareStudy
 from muonscale.lab.studies.study import Study
 
 Make = Callable[..., Any]
@@ -64,6 +65,6 @@ def compare(tiny_keys: dict[str, Any], tmp_path: Path) -> Callable[..., Study]:
             "seeds": [0, 1],
             "executor": {"kind": "inline"},
         }
-        return Compare(CompareConfig.model_validate(given | keys))
+        return CompareStudy(CompareConfig.model_validate(given | keys))
 
     return make

@@ -31,10 +31,10 @@ class Losses:
         planner = Planner(self.config)
         return [planner.run({"run": name}, keys, seed=0) for name, keys in self.each.items()]
 
-    def analyse(self, outcomes: Outcomes) -> dict[str, Any]:
+    def analyze(self, outcomes: Outcomes) -> dict[str, Any]:
         return {"losses": {o.run.label: o.loss for o in outcomes.values()}}
 
-    def page(self, found: Any, outcomes: Outcomes) -> Page:
+    def report(self, found: Any, outcomes: Outcomes) -> Page:
         return Page(title="losses", summary=json.dumps(found))
 
 
@@ -68,7 +68,7 @@ def test_runs_are_done_once(losses: Make) -> None:
     found = run_study(study, said.append)
     assert found["losses"]["a"] != found["losses"]["b"]
     assert said[0].startswith("2 of 2 runs to do")
-    assert said[2].startswith("[2/2] b: held-out loss")
+    assert said[2].startswith("[2/2] b: validation loss")
     before = mtimes(study)
     again = run_study(study, said.append)
     assert again == found
@@ -199,7 +199,7 @@ def test_a_worker_that_dies_is_a_failure_and_the_pool_goes_on(
     )
     script = tmp_path / "worker.py"
     script.write_text(
-        "import sitecustomize\nfrom muonscale.lab.studies import worker\nworker.serve()\n"
+        "import sitecustomize\nfrom muonscale.lab.studies.execute import worker\nworker.serve()\n"
     )
     popen = subprocess.Popen
 

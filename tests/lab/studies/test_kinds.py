@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 
 from muonscale.errors import ConfigError
-from muonscale.lab.studies.compare.study import Compare, CompareConfig
+from muonscale.lab.studies.compare.config import CompareConfig
+from muonscale.lab.studies.compare.study import CompareStudy
 from muonscale.lab.studies.kinds import load_study, study_names
-from muonscale.lab.studies.study import unique
+from muonscale.lab.studies.study import index_runs
 from muonscale.lab.studies.telescope.config import TelescopeConfig
 
 RECIPE = """
@@ -34,15 +35,15 @@ def test_overrides_replace_keys(recipe: str) -> None:
     assert config.lr == [0.1]
     assert config.set == {"train.tokens": 5000}
     assert config.executor.workers == 3
-    assert isinstance(study, Compare)
+    assert isinstance(study, CompareStudy)
 
 
 def test_overrides_reach_keys_of_any_depth() -> None:
     study = load_study(
-        "telescope-nano", ["hyperparameters.lr.centre=0.03", "executor.slurm.timeout_min=5"]
+        "telescope-nano", ["hyperparameters.lr.center=0.03", "executor.slurm.timeout_min=5"]
     )
     assert isinstance(study.config, TelescopeConfig)
-    assert study.config.hyperparameters["lr"].centre == 0.03
+    assert study.config.hyperparameters["lr"].center == 0.03
     assert study.config.hyperparameters["lr"].key == "optimizer.lr"
     assert study.config.executor.slurm == {"timeout_min": 5}
 
@@ -50,7 +51,7 @@ def test_overrides_reach_keys_of_any_depth() -> None:
 @pytest.mark.parametrize("name", study_names())
 def test_shipped_studies_can_be_planned(name: str) -> None:
     study = load_study(name)
-    assert unique(study.plan({}))
+    assert index_runs(study.plan({}))
     assert study.config.path == Path("studies") / name
 
 
@@ -75,10 +76,8 @@ def test_wrong_overrides_are_refused(recipe: str, override: str, said: str) -> N
 
 
 def test_a_wrong_key_inside_a_named_item_is_told(tmp_path: Path) -> None:
-    override = "hyperparameters={lr: {key: optimizer.lr, center: 1}}"
-    with pytest.raises(
-        ConfigError, match=r"unknown key hyperparameters\.lr\.center; did you mean centre"
-    ):
+    override = "hyperparameters={lr: {key: optimizer.lr, centre: 1}}"
+    with pytest.raises(ConfigError, match=r"hyperparameters\.lr\.centre; did you mean center"):
         load_study("telescope-nano", [override])
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from muonscale.errors import ConfigError, StudyError
 from muonscale.lab.config.load import load_config
-from muonscale.lab.studies.study import PlannedRun, Study, unique
+from muonscale.lab.studies.study import PlannedRun, Study, index_runs
 
 
 def planned(*overrides: str, name: str = "a") -> PlannedRun:
@@ -53,8 +53,8 @@ def test_a_folder_can_be_read_and_ends_with_the_id() -> None:
 
 def test_one_configuration_under_two_names_is_refused() -> None:
     with pytest.raises(StudyError, match="same configuration"):
-        unique([planned(name="a"), planned(name="b")])
-    assert len(unique([planned(), planned()])) == 1
+        index_runs([planned(name="a"), planned(name="b")])
+    assert len(index_runs([planned(), planned()])) == 1
 
 
 def test_the_study_sets_seed_path_and_threads(compare: Callable[..., Study]) -> None:

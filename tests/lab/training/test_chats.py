@@ -12,11 +12,11 @@ from muonscale.lab.config.run_length import Timeline
 from muonscale.lab.config.sections import RoutingSection, ScheduleSection
 from muonscale.lab.data.loss_mask import BEGIN, NO_TARGET, count_targets
 from muonscale.lab.data.ngram import fit_ngrams
-from muonscale.lab.models.loss import held_out_loss
 from muonscale.lab.parallel.forward import Parallelized
-from muonscale.lab.training.router_balance import Routing, plan_routing
+from muonscale.lab.training.router_balance import RouterBalance, plan_routing
 from muonscale.lab.training.schedule import spans
 from muonscale.lab.training.step import accumulate
+from tests.lab.models.losses import loss_on_batches
 from tests.optim.conftest import causal_lm
 
 STAGES = spans(ScheduleSection(), Timeline.constant(10))
@@ -70,7 +70,7 @@ def test_gradients_are_those_of_the_mean_over_all_targets(kind: str, micro: int)
     expected.backward()
     wanted = gradients(model)
     model.zero_grad()
-    routing = Routing(model, plan_routing(model, RoutingSection(bias_rate=None), STAGES))  # type: ignore[arg-type]
+    routing = RouterBalance(model, plan_routing(model, RoutingSection(bias_rate=None), STAGES))  # type: ignore[arg-type]
     forward = Parallelized(model, model)  # type: ignore[arg-type]
     loss = accumulate(
         forward, routing, torch.from_numpy(batch), micro, targets=count_targets(batch)
@@ -84,7 +84,7 @@ def test_gradients_are_those_of_the_mean_over_all_targets(kind: str, micro: int)
 
 def test_held_out_loss_is_per_target() -> None:
     model, batch = causal_lm("llama"), marked_rows()
-    loss, targets = held_out_loss(model, [batch[:1], batch[1:]])  # type: ignore[arg-type]
+    loss, targets = loss_on_batches(model, [batch[:1], batch[1:]])  # type: ignore[arg-type]
     assert targets == count_targets(batch) == 5 + 9 + 1 + 6
     assert loss == pytest.approx(by_hand(model, batch).item(), rel=1e-5)
 

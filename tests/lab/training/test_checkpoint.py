@@ -48,7 +48,9 @@ def test_only_the_newest_stay(tmp_path: Path) -> None:
 
 def test_marked_ones_stay_and_are_not_counted(tmp_path: Path) -> None:
     for step in range(1, 8):
-        save_checkpoint(tmp_path, step, tensors(1.0), {}, Processes(), keep=2, marked={1, 3, 6, 99})
+        save_checkpoint(
+            tmp_path, step, tensors(1.0), {}, Processes(), keep=2, permanent={1, 3, 6, 99}
+        )
     assert saved_steps(tmp_path) == [7, 6, 5, 3, 1]
 
 
@@ -153,7 +155,7 @@ def test_a_file_or_a_link_is_no_checkpoint_and_makes_room(link: bool, tmp_path: 
 def test_a_checkpoint_under_the_name_of_another_step_is_damaged(tmp_path: Path) -> None:
     save(tmp_path, 1)
     (tmp_path / "step-00000001").rename(tmp_path / "step-00000007")
-    assert find_damage(tmp_path / "step-00000007") == "it holds step 1"
+    assert find_damage(tmp_path / "step-00000007") == "it contains step 1"
 
 
 @pytest.mark.parametrize("name", [".metadata", "__0_0.distcp", "facts.json"])

@@ -20,7 +20,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, Ernie4_5_MoeConfig
 
 from muonscale.lab.config.sections import ModelSection
 from muonscale.lab.data.tokenizer import open_tokenizer
-from muonscale.lab.models.build import build_model, model_config
+from muonscale.lab.models.build import build_model
+from muonscale.lab.models.config import model_config
 from muonscale.lab.models.presets import PRESETS
 from muonscale.lab.training.export import shape_of, unfilled_model
 from muonscale.lab.training.setup import model_facts
@@ -317,9 +318,9 @@ def test_what_cannot_be_exported_gets_a_sentence(
     refused(muonscale("export", f"{run}@20M", out), "'20M'", "whole number")
     refused(muonscale("export", run, out, "--dtype", "float16"), "float16", "float32, bfloat16")
     refused(muonscale("export", run, out, "--max-shard-size", "5x"), "5x", "such as 5GB")
-    refused(muonscale("export", tmp_path / "none", out), "not a readable run folder")
+    refused(muonscale("export", tmp_path / "none", out), "not a run folder")
     refused(muonscale("export", run / "model", out), "not a run folder")
-    refused(muonscale("export", run, run), "not an exported model; it is left")
+    refused(muonscale("export", run, run), "not an exported model")
     shutil.rmtree(run / "checkpoints")
     refused(muonscale("export", run, out), "no checkpoints yet")
     assert not out.exists()
@@ -348,7 +349,7 @@ def test_a_checkpoint_has_a_card_of_its_own_step(
         "after 3 steps and 768 training tokens",
         "| routed experts | 4 |",
         "| source | corpus.txt |",
-        f"| held-out loss, nats per token | {loss:.4f} |",
+        f"| validation loss, nats per token | {loss:.4f} |",
         "| measured after step | 2 |",
         "| `optimizer.lr` | 0.05 |",
         "| `routing.bias_rate` | auto |",

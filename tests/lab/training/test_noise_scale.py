@@ -19,8 +19,15 @@ from muonscale.lab.config.load import Config, load_config
 from muonscale.lab.files import drop_nonfinite
 from muonscale.lab.parallel.processes import Processes
 from muonscale.lab.parallel.topology import Topology
-from muonscale.lab.training.microbatch_grads import PartLengths, check_parts, part_size
-from muonscale.lab.training.noise_scale import DECAY, Estimate, NoiseScale, estimate
+from muonscale.lab.training.micro_batches import micro_batch_size
+from muonscale.lab.training.noise_scale import (
+    DECAY,
+    MicroBatchNorms,
+    NoiseEstimate,
+    NoiseScale,
+    check_noise_scale,
+    estimate_noise,
+)
 from muonscale.lab.training.state import TrainState
 from muonscale.lab.training.step import accumulate, train_step
 from tests.lab.models.logits import build
@@ -53,7 +60,7 @@ def test_the_estimates_are_unbiased(small: int) -> None:
         parts = [square_of_mean(batch[i : i + small]) for i in range(0, 4, small)]
         small_sq: Any = sum(parts) / len(parts)
         big_sq: Any = square_of_mean(batch)
-        found.append(estimate(small_sq, big_sq, small=small, big=4))
+        found.append(estimate_noise(small_sq, big_sq, small=small, big=4))
     assert (
         tuple(Fraction(sum(c)) / len(found) for c in zip(*found, strict=True))  # type: ignore[arg-type]
         == exactly(population)
@@ -62,12 +69,14 @@ def test_the_estimates_are_unbiased(small: int) -> None:
 
 
 def test_two_lengths_give_both_terms() -> None:
-    assert estimate(7 + 60 / 4, 7 + 60 / 12, small=4, big=12) == pytest.approx(Estimate(7, 60))
+    assert estimate_noise(7 + 60 / 4, 7 + 60 / 12, small=4, big=12) == pytest.approx(
+        NoiseEstimate(7, 60)
+    )
 
 
 def test_numerator_and_denominator_are_averaged_apart() -> None:
     noise = NoiseScale()
-    found = [Estimate(4.0, 10.0), Estimate(-1.0, 30.0), Estimate(0.5, 20.0)]
+    found = [NoiseEstimate(4.0, 10.0), NoiseEstimate(-1.0, 30.0), NoiseEstimate(0.5, 20.0)]
     for each in found:
         noise.add(each)
     weights = [DECAY**2, DECAY, 1.0]
@@ -79,7 +88,7 @@ def test_numerator_and_denominator_are_averaged_apart() -> None:
 def test_there_is_no_scale_while_an_average_is_not_positive(wrong: tuple[float, float]) -> None:
     noise = NoiseScale()
     assert noise.scale is None
-    noise.add(Estimate(*wrong))
+    noise.add(NoiseEstimate(*wrong))
     assert noise.scale is None
 
 
@@ -96,7 +105,7 @@ def test_a_step_that_is_not_finite_is_recorded_as_null_and_left_out(bad: float) 
 
 def test_it_comes_back_from_json_as_it_was() -> None:
     first, second = NoiseScale(), NoiseScale()
-    first.add(Estimate(0.1, 1 / 3))
+    first.add(NoiseEstimate(0.1, 1 / 3))
     second.restore(json.loads(json.dumps(first.facts())))
     assert second == first
     second.restore(None)
@@ -109,7 +118,14 @@ def test_it_comes_back_from_json_as_it_was() -> None:
 def test_a_part_is_a_micro_batch_or_half_of_the_only_one(
     sequences: int, micro: int, part: int
 ) -> None:
-    assert part_size(sequences, micro) == part
+    config = config_of(
+        "data.sequence_length=16",
+        "eval.batch_tokens=16",
+        f"train.batch_tokens={16 * sequences}",
+        f"train.micro_batch_tokens={16 * micro}",
+    )
+    assert micro_batch_size(config, sequences) == micro
+    assert micro_batch_size(config, sequences, at_least_two=True) == part
 
 
 def ids(rows: int, seed: int = 1) -> Tensor:
@@ -128,20 +144,22 @@ def plain_gradient(net: Any, rows: Tensor) -> Tensor:
     return torch.cat([p.grad.flatten().double() for p in net.parameters()])
 
 
-def measured(net: Any, rows: Tensor, micro: int) -> Estimate:
+def measured(net: Any, rows: Tensor, micro: int) -> NoiseEstimate:
     """Return what one step measures of rows, in sequences."""
     state, _ = state_of(net)
     state.optimizer.zero_grad()
-    lengths = PartLengths(state.optimizer, Processes())
-    accumulate(state.forward, state.routing, rows, micro, lengths=lengths)
+    lengths = MicroBatchNorms(state.optimizer, Processes())
+    accumulate(state.forward, state.routing, rows, micro, norms=lengths)
     whole = torch.cat([p.grad.flatten().double() for p in net.parameters()])
     small = len(rows) // lengths.count
     assert small == micro
-    return estimate(lengths.mean_square(), float(whole.square().sum()), small=small, big=len(rows))
+    return estimate_noise(
+        lengths.mean_square(), float(whole.square().sum()), small=small, big=len(rows)
+    )
 
 
-def mean_of(found: list[Estimate]) -> Estimate:
-    return Estimate(*(sum(c) / len(found) for c in zip(*found, strict=True)))
+def mean_of(found: list[NoiseEstimate]) -> NoiseEstimate:
+    return NoiseEstimate(*(sum(c) / len(found) for c in zip(*found, strict=True)))
 
 
 def test_over_all_batches_it_is_what_the_gradients_of_single_sequences_say() -> None:
@@ -174,8 +192,8 @@ def test_the_gradient_of_micro_batches_is_the_same_to_the_bit(kind: str) -> None
     for measures in (False, True):
         net = build(kind, dtype=torch.float32)
         state, _ = state_of(net)
-        lengths = PartLengths(state.optimizer, Processes()) if measures else None
-        accumulate(state.forward, state.routing, ids(6), 2, lengths=lengths)
+        lengths = MicroBatchNorms(state.optimizer, Processes()) if measures else None
+        accumulate(state.forward, state.routing, ids(6), 2, norms=lengths)
         gradients.append({name: p.grad for name, p in net.named_parameters()})
     for name, gradient in gradients[0].items():
         assert torch.equal(gradient, gradients[1][name]), name
@@ -245,20 +263,26 @@ def config_of(*words: str) -> Config:
 
 def test_batches_without_equal_parts_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"noise_scale_every=5 with data\.format=chat"):
-        check_parts(
+        check_noise_scale(
             config_of("data.format=chat", "data.path=x.jsonl", "data.tokenizer=x"), Topology()
         )
     single = ["data.sequence_length=64", "eval.batch_tokens=64"]
     with pytest.raises(ConfigError, match=r"train\.batch_tokens=64 is a single sequence of 64"):
-        check_parts(config_of(*single, "train.batch_tokens=64"), Topology())
+        check_noise_scale(config_of(*single, "train.batch_tokens=64"), Topology())
     with pytest.raises(ConfigError, match="each of 4 data-parallel ranks"):
-        check_parts(config_of(*single, "train.batch_tokens=256"), Topology(data="ddp", replicas=4))
-    check_parts(config_of(*single, "train.batch_tokens=512"), Topology(data="ddp", replicas=4))
-    check_parts(load_config("demo", [*single, "train.batch_tokens=64"]), Topology())
+        check_noise_scale(
+            config_of(*single, "train.batch_tokens=256"), Topology(data="ddp", replicas=4)
+        )
+    check_noise_scale(
+        config_of(*single, "train.batch_tokens=512"), Topology(data="ddp", replicas=4)
+    )
+    check_noise_scale(load_config("demo", [*single, "train.batch_tokens=64"]), Topology())
 
 
 def test_a_smaller_batch_later_in_the_run_is_refused_too() -> None:
     words = ["data.sequence_length=64", "train.batch_tokens=512", "eval.batch_tokens=64"]
     later = "train.batch_schedule=[{after: 0.5, batch_tokens: 64}]"
     with pytest.raises(ConfigError, match=r"train\.batch_tokens=64 is a single sequence"):
-        check_parts(config_of(*words, later, "train.steps=null", "train.tokens=5120"), Topology())
+        check_noise_scale(
+            config_of(*words, later, "train.steps=null", "train.tokens=5120"), Topology()
+        )

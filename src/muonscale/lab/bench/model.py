@@ -28,9 +28,8 @@ from muonscale.lab.bench.passes import passes_need, time_passes
 from muonscale.lab.bench.rates import addmm_rate, direct_flops, weighted_rate
 from muonscale.lab.console import bytes_text
 from muonscale.lab.estimate.memory import step_bytes
-from muonscale.lab.estimate.resolve import Asked as PlanRequest
-from muonscale.lab.estimate.resolve import Planned, resolve
-from muonscale.lab.training.groups import plan_transfer
+from muonscale.lab.estimate.resolve import PlanRequest, ResolvedPlan, resolve
+from muonscale.lab.training.param_groups import plan_transfer
 from muonscale.lab.training.setup import build_optimizer, resolve_device
 from muonscale.optim.muon import Muon
 from muonscale.optim.parameters.report import grouping_report
@@ -83,7 +82,7 @@ class Measurement:
             if value is not None and value < 1:
                 raise ConfigError(f"--{name} {value}: at least 1")
 
-        def plan(device: str) -> Planned:
+        def plan(device: str) -> ResolvedPlan:
             words = request.overrides
             return resolve(PlanRequest(target=request.target, overrides=words, device=device))
 
@@ -126,11 +125,14 @@ class Measurement:
             name: sum(row["sides"][name]["seconds"]["median"] * row["scale"] for row in rows)
             for name in (OURS, ADAMW)
         }
-        dtypes = {str(matrix.products).removeprefix("torch.") for matrix in planned.placed.matrices}
+        dtypes = {
+            str(matrix.products_dtype).removeprefix("torch.")
+            for matrix in planned.placement.matrices
+        }
         tokens = request.tokens or planned.workload.batch_tokens
         facts = {
             "model": request.target,
-            "parameters": planned.placed.elements,
+            "parameters": planned.placement.elements,
             "device": str(self.device),
             "threads": torch.get_num_threads(),
             "products": ", ".join(sorted(dtypes)) or None,
@@ -151,7 +153,7 @@ class Measurement:
 
     def bytes_needed(self, bucket: Bucket | None) -> int:
         """Return the bytes that measuring a bucket needs; None is the whole model."""
-        workspace = step_bytes(self.planned.placed, self.planned.device.kind, 0)
+        workspace = step_bytes(self.planned.placement, self.planned.device.kind, 0)
         if bucket is None:
             elements = sum(each.elements for each in self.buckets)
             on_matrices = sum(each.elements for each in self.buckets if each.on_matrices)
@@ -182,7 +184,7 @@ class Measurement:
             "no_torch_muon": reason,
         }
         if bucket.on_matrices:
-            products = self.planned.placed.matrices[0].products
+            products = self.planned.placement.matrices[0].products_dtype
             matrix_rate = weighted_rate(bucket.matrices, products, self.device)
             rate = facts[OURS]["flops"] / facts[OURS]["seconds"]["median"]
             row |= {"newton_schulz_flops": round(facts[OURS]["flops"] * bucket.scale)}

@@ -9,7 +9,7 @@ from muonscale.lab.bench.measure import seconds_of
 from muonscale.lab.config.load import Config
 from muonscale.lab.estimate.activations import activation_bytes
 from muonscale.lab.estimate.memory import rank_memory
-from muonscale.lab.estimate.resolve import Planned
+from muonscale.lab.estimate.resolve import ResolvedPlan
 from muonscale.lab.parallel.processes import Processes
 from muonscale.lab.training.setup import build_parallelized
 from muonscale.lab.training.step import next_token_loss
@@ -18,10 +18,10 @@ UNTIMED = 2
 """Micro-batches that are run before timing."""
 
 
-def passes_need(planned: Planned) -> int:
-    """Return the bytes of weights, gradients and the passes of a micro-batch."""
-    activations = activation_bytes(planned.shape, planned.placed.topology, planned.workload)
-    memory = rank_memory(planned.placed, planned.workload, activations, planned.device.kind)
+def passes_need(planned: ResolvedPlan) -> int:
+    """Return the bytes of weights, gradients and the passes of a micro-batch, without optimizer state."""
+    activations = activation_bytes(planned.shape, planned.placement.topology, planned.workload)
+    memory = rank_memory(planned.placement, planned.workload, activations, planned.device.kind)
     return memory.parameters + memory.gradients + memory.passes
 
 

@@ -159,12 +159,6 @@ class Config(Section):
         """Optimizer steps of the whole run."""
         return self.timeline.steps
 
-    @property
-    def micro_batch_sequences(self) -> int | None:
-        """Sequences of a micro-batch on one process; None for its whole share of the batch."""
-        tokens = self.train.micro_batch_tokens
-        return None if tokens is None else tokens // self.data.sequence_length
-
 
 def recipe_names() -> list[str]:
     """Return the names of the recipes shipped with the package."""

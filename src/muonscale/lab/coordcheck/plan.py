@@ -16,7 +16,7 @@ from muonscale.lab.models.widen import GrowT, fields_at, width_step
 from muonscale.lab.parallel.processes import started_by_torchrun
 from muonscale.lab.targets import is_model, is_preset
 from muonscale.lab.training.dry_run import planned_shape
-from muonscale.lab.training.groups import configured_groups, plan_transfer
+from muonscale.lab.training.param_groups import build_param_groups, plan_transfer
 from muonscale.lab.verify.check import use_float32
 from muonscale.transfer.multipliers import check_convention
 
@@ -164,7 +164,7 @@ def _without_decay(config: Config, widest: Config) -> tuple[Config, list[str]]:
     shape = planned_shape(widest)
     transfer = plan_transfer(widest, shape)
     assert transfer is not None
-    groups = configured_groups(meta_model(shape), config.optimizer)
+    groups = build_param_groups(meta_model(shape), config.optimizer)
     decayed = {name for group in groups if group["weight_decay"] for name in group["param_names"]}
     names = [
         name

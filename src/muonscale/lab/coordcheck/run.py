@@ -16,15 +16,15 @@ from muonscale.lab.coordcheck.plan import CheckPlan
 from muonscale.lab.coordcheck.tolerances import LOGITS, SCORES
 from muonscale.lab.data.loss_mask import unpack
 from muonscale.lab.data.prepare import Corpus
-from muonscale.lab.models.attention import Heard, attention_modules, heard
+from muonscale.lab.models.attention import AttentionInputs, attention_modules, hook_attention
 from muonscale.lab.models.build import meta_model
 from muonscale.lab.parallel.forward import Parallelized
 from muonscale.lab.parallel.processes import Processes
 from muonscale.lab.training.batches import build_batches
 from muonscale.lab.training.console import RunConsole
 from muonscale.lab.training.dry_run import planned_shape
-from muonscale.lab.training.groups import plan_transfer
-from muonscale.lab.training.router_balance import Routing, plan_routing
+from muonscale.lab.training.param_groups import plan_transfer
+from muonscale.lab.training.router_balance import RouterBalance, plan_routing
 from muonscale.lab.training.schedule import spans
 from muonscale.lab.training.setup import (
     build_optimizer,
@@ -97,7 +97,7 @@ def measure(plan: CheckPlan, console: RunConsole) -> CheckMeasurement:
                     coordinates[key][seed, number, step] = value
             rules = rules or by_place(run.state.model, run.rules)
             first, *_, last = losses[seed, number]
-            console.say(
+            console.log(
                 f"width {width}, seed {seed}: loss {first:.3f} to {last:.3f}, "
                 f"{time.perf_counter() - start:.1f} s"
             )
@@ -122,7 +122,7 @@ class _Run:
         forward = build_parallelized(config, shape, self._processes, None, transfer)
         optimizer = build_optimizer(forward.model, config.optimizer, transfer=transfer)
         stages = spans(config.schedule, config.timeline)
-        routing = Routing(forward.model, plan_routing(forward.model, config.routing, stages))
+        routing = RouterBalance(forward.model, plan_routing(forward.model, config.routing, stages))
         self.state = TrainState(forward, optimizer, routing, {})
         self._batches = build_batches(config, corpora, self._processes)
         self.rules = {name: row.rule for name, row in transfer.rows.items()}
@@ -162,10 +162,10 @@ def probe_forward(
     def run() -> dict[tuple[str, str], Tensor]:
         logits: dict[tuple[str, str], Tensor] = {}
 
-        def record(module: torch.nn.Module, attention: Heard) -> None:
+        def record(module: torch.nn.Module, attention: AttentionInputs) -> None:
             logits[SCORES, names[module]] = attention.logits()
 
-        with forward.evaluation(), heard(forward.model, record):
+        with forward.evaluation(), hook_attention(forward.model, record):
             logits[LOGITS, "logits"] = forward.logits(ids_BL, positions_BL)
         return logits
 

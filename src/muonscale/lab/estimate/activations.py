@@ -1,14 +1,14 @@
-"""What autograd keeps of a micro-batch, measured without memory: on the meta device.
+"""The tensors that autograd saves for a micro-batch, measured on the meta device.
 
-The model is run on tensors that have no storage, and what its operations keep for the backward pass
-is added up, each storage once, parameters left out, layer by layer. Attention is stood in for by
-one that keeps what fused kernels keep: queries, keys, values, outputs, and one float32 per query.
+The model runs on tensors without storage. The tensors saved for the backward pass are added up by
+layer, each storage once, without parameters. Attention is replaced by a function that saves what
+fused kernels save: queries, keys, values, outputs, and one float32 per query.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -25,14 +25,14 @@ from muonscale.lab.parallel.placements import CUT_AXIS, sequence_norms, tensor_s
 from muonscale.lab.parallel.topology import Topology
 
 COUNTED = "muonscale_counted"
-"""Our attention's name in transformers."""
+"""Name of our attention function in transformers."""
 
 KORTHIKANTI = 17
-"""Elements kept per token and unit of width in a layer with fused attention: 34 bytes in 16 bits.
+"""Saved elements per token and unit of width in a layer with fused attention: 34 bytes in 16 bits.
 Korthikanti et al. 2022, arXiv 2205.05198, section 4.1."""
 
 BYTES_PER_LOGIT = 12
-"""At the height of the loss: float32 log-probabilities, their gradient, and that of the logits."""
+"""Peak of the loss: float32 log-probabilities, their gradient, and the gradient of the logits."""
 
 OUTSIDE = "outside"
 
@@ -42,33 +42,33 @@ class Activations:
     """Bytes on one rank for one micro-batch."""
 
     layers: tuple[int, ...]
-    """Kept in each layer."""
+    """Saved bytes of each layer."""
     inputs: int
-    """All layers' inputs, which checkpointing keeps."""
+    """Bytes of the inputs of all layers, which checkpointing saves."""
     outside: int
-    """Kept before and after the layers, logits excluded."""
+    """Saved bytes before and after the layers, without logits."""
     logits: int
     measured: bool
-    """On the meta device; else by `KORTHIKANTI`."""
+    """Whether they were measured on the meta device, or computed with `KORTHIKANTI`."""
 
     @property
     def plain(self) -> int:
-        """Kept without checkpointing."""
+        """Peak without checkpointing."""
         return sum(self.layers) + self.outside
 
     @property
     def checkpointed(self) -> int:
-        """Kept with it, at the height of the backward pass."""
+        """Peak with checkpointing, in the backward pass."""
         return self.inputs + max(self.layers) + self.outside
 
 
-class _Fused(torch.autograd.Function):
-    """Shapes of fused attention."""
+class _FusedAttention(torch.autograd.Function):
+    """Shapes and saved tensors of fused attention."""
 
     @staticmethod
     def forward(ctx: Any, q_BHLD: Tensor, k_BHLD: Tensor, v_BHLD: Tensor) -> Tensor:
         batch, heads, length, _ = q_BHLD.shape
-        # The result lies as the queries do, which decides whether merging the heads is a copy.
+        # The output has the strides of the queries, which decide whether merging the heads is a copy.
         out = torch.empty_like(q_BHLD)
         if out.shape[-1] != v_BHLD.shape[-1]:
             out = q_BHLD.new_empty(batch, length, heads, v_BHLD.shape[-1]).transpose(1, 2)
@@ -78,7 +78,7 @@ class _Fused(torch.autograd.Function):
 
 
 class _Grouped(torch.autograd.Function):
-    """Shapes of the product of every expert with its rows."""
+    """Shapes and saved tensors of the product of every expert with its rows."""
 
     @staticmethod
     def forward(ctx: Any, rows_RI: Tensor, stack_EIO: Tensor) -> Tensor:
@@ -87,34 +87,33 @@ class _Grouped(torch.autograd.Function):
 
 
 class _AnyDtype(TorchFunctionMode):
-    """Lets grouped products through in every dtype: without values torch knows bfloat16 alone."""
+    """Allows grouped products in every dtype; on the meta device torch supports only bfloat16."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        """Answer a grouped product by its shape, and pass on the rest."""
+        """Replace grouped products, and call all other functions."""
         if func is torch._grouped_mm:
             return _Grouped.apply(*args[:2])
         return func(*args, **(kwargs or {}))
 
 
-def _counted(
+def _count_attention(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Any, **_: Any
 ) -> tuple[Tensor, None]:
-    out: Any = _Fused.apply(query, key, value)
+    out: Any = _FusedAttention.apply(query, key, value)
     return out.transpose(1, 2).contiguous(), None
 
 
 def activation_bytes(
     shape: PreTrainedConfig, topology: Topology, workload: Workload
 ) -> Activations:
-    """Return what a rank keeps of one micro-batch.
+    """Return the activations of one micro-batch on a rank.
 
     Args:
-        shape: of the model.
-        topology: tensor parallelism makes matrices, heads and what they keep smaller, sequence
-            parallelism what norms keep.
-        workload: tokens and precision; tokens of a mixture are taken to be spread evenly.
+        shape: Hugging Face configuration of the model.
+        topology: tensor parallelism divides matrices and heads, sequence parallelism norms.
+        workload: tokens and precision; experts are assumed to get equal numbers of tokens.
     """
     tokens, itemsize = workload.micro_tokens, workload.precision.itemsize
     inputs = tokens * shape.hidden_size * itemsize
@@ -132,14 +131,14 @@ def activation_bytes(
 
 
 def _measure(shape: PreTrainedConfig, topology: Topology, workload: Workload) -> dict[str, int]:
-    """Return the bytes by layer, and `OUTSIDE` them."""
-    AttentionInterface.register(COUNTED, _counted)
+    """Return the saved bytes by layer, and `OUTSIDE` of layers."""
+    AttentionInterface.register(COUNTED, _count_attention)
     model = meta_model(shape)
     model.to(dtype=workload.precision).train()  # pyrefly: ignore
     model.set_attn_implementation(COUNTED)
     if topology.tensor > 1:
-        _cut(model, topology.tensor)
-    meter = _Meter(model)
+        _shrink(model, topology.tensor)
+    meter = _SavedTensors(model)
     norms = sequence_norms(model) if topology.sequence else []
     sequences = workload.micro_tokens // workload.sequence_length
     ids_BL = torch.zeros(sequences, workload.sequence_length, dtype=torch.long, device="meta")
@@ -148,8 +147,8 @@ def _measure(shape: PreTrainedConfig, topology: Topology, workload: Workload) ->
     return meter.totals(topology.tensor)
 
 
-def _cut(model: PreTrainedModel, ways: int) -> None:
-    """Leave of every shared matrix what one of `ways` ranks has; heads follow from the shapes."""
+def _shrink(model: PreTrainedModel, ways: int) -> None:
+    """Replace tensor-parallel matrices by their part on one of `ways` ranks."""
     for name, style in tensor_styles(model).items():
         axis = CUT_AXIS[style]
         if axis is None:
@@ -160,8 +159,8 @@ def _cut(model: PreTrainedModel, ways: int) -> None:
                 setattr(model.get_submodule(name), leaf, nn.Parameter(local.clone()))
 
 
-class _Meter:
-    """Adds up what is kept while a model runs."""
+class _SavedTensors:
+    """Adds up the tensors that autograd saves while a model runs."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         self._model = model
@@ -172,7 +171,7 @@ class _Meter:
 
     @contextmanager
     def measuring(self, norms: list[str]) -> Generator[None]:
-        """Measure within the block; `norms` are counted apart."""
+        """Measure inside the block; `norms` are counted separately."""
         hooks = []
         for number, layer in enumerate(decoder_layers(self._model)):
             hooks += self._around(layer, "_layer", f"layer {number}", OUTSIDE)
@@ -192,19 +191,15 @@ class _Meter:
 
         return [module.register_forward_pre_hook(enter), module.register_forward_hook(leave)]
 
-    @property
-    def _keep(self) -> Callable[[Tensor], Tensor]:
-        def keep(tensor: Tensor) -> Tensor:
-            number = tensor.untyped_storage()._cdata
-            if number not in self._parameters:
-                self._kept.setdefault(number, (self._layer, self._in_norm, tensor))
-            return tensor
-
-        return keep
+    def _keep(self, tensor: Tensor) -> Tensor:
+        number = tensor.untyped_storage()._cdata
+        if number not in self._parameters:
+            self._kept.setdefault(number, (self._layer, self._in_norm, tensor))
+        return tensor
 
     def totals(self, ways: int) -> dict[str, int]:
-        """Return the bytes by layer; of what norms keep a rank has one of `ways`."""
-        found: defaultdict[str, int] = defaultdict(int)
+        """Return the bytes by layer; the tensors of norms are divided by `ways`."""
+        totals: defaultdict[str, int] = defaultdict(int)
         for layer, in_norm, tensor in self._kept.values():
-            found[layer] += tensor.untyped_storage().nbytes() // (ways if in_norm else 1)
-        return dict(found)
+            totals[layer] += tensor.untyped_storage().nbytes() // (ways if in_norm else 1)
+        return dict(totals)

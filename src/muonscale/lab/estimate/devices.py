@@ -1,7 +1,7 @@
-"""Devices as data: what one process can compute, keep and send.
+"""Rates and memory of devices, per process.
 
-Peak rates are the vendors' for dense products (no sparsity), memory the vendor's GB as 10^9 bytes.
-Bandwidths are those of one direction, per process.
+Peak rates are the vendors' values for dense products. Memory is the vendor's value in GB of 10^9
+bytes. Bandwidths are per direction.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ GB = 10**9
 
 @dataclass(frozen=True, kw_only=True)
 class Device:
-    """What one process runs on."""
+    """The device of one process."""
 
     name: str
     kind: str
-    """As torch calls it: `cuda` (ROCm too) or `cpu`."""
+    """Device type of torch: `cuda` (also for ROCm) or `cpu`."""
     flops: Mapping[str, float]
-    """Operations per second of matrix products, by dtype."""
+    """FLOP/s of matrix products, by dtype."""
     memory: int
-    """Bytes."""
+    """Bytes of memory."""
     memory_bandwidth: float
     """Bytes per second between the processor and its memory."""
     intra: float
@@ -37,7 +37,7 @@ class Device:
     """Bytes per second to other machines."""
     ranks_per_machine: int
     source: str
-    """Where the figures are from."""
+    """Source of the figures."""
 
 
 def _gpu(
@@ -49,7 +49,7 @@ def _gpu(
     inter: float,
     source: str,
 ) -> Device:
-    """Return a GPU of a machine with eight; teraFLOP/s of bf16, fp32, fp64; GB; GB/s."""
+    """Return a GPU of a machine with eight; units are TFLOP/s of bf16, fp32, fp64; GB; GB/s."""
     dtypes = ("bfloat16", "float32", "float64")
     return Device(
         name=name,
@@ -76,7 +76,7 @@ GPUS = (
 
 
 def this_cpu() -> Device:
-    """Return this machine as one process: its memory, and rates assumed for two server cores."""
+    """Return this machine as the device of one process, with assumed rates of two server cores."""
     fast_bfloat16 = ns_dtype("cpu") == torch.bfloat16
     return Device(
         name="cpu",
@@ -99,14 +99,14 @@ def find_device(name: str, *, inter: float | None = None) -> Device:
     """Return a device by name.
 
     Args:
-        name: of `GPUS`, or `cpu`.
-        inter: bytes per second of a process to other machines, instead of the device's.
+        name: name of a device in `GPUS`, or `cpu`.
+        inter: bytes per second of a process to other machines; that of the device by default.
 
     Raises:
         ConfigError: for an unknown one, with the nearest names.
     """
     known = {device.name: device for device in GPUS}
     if name != "cpu" and name not in known:
-        raise ConfigError(f"no device is called {name!r}: {nearest(name, [*known, 'cpu'])}")
+        raise ConfigError(f"unknown device {name!r}: {nearest(name, [*known, 'cpu'])}")
     device = this_cpu() if name == "cpu" else known[name]
     return device if inter is None else replace(device, inter=inter)

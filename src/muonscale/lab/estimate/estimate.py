@@ -1,6 +1,6 @@
-"""What a configuration would cost on so many devices, as one table of facts.
+"""The cost estimate of a configuration on a number of devices.
 
-The facts are a tree of plain values, the same that `--json` prints: text and picture are made of it.
+It is a tree of plain values, printed by `--json`. Text and figure are made from it.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from muonscale.lab.estimate.activations import Activations, activation_bytes
 from muonscale.lab.estimate.assumptions import assumptions
 from muonscale.lab.estimate.flops import StepFlops, step_flops
 from muonscale.lab.estimate.memory import RankMemory, elements, rank_memory
-from muonscale.lab.estimate.placement import Placed
-from muonscale.lab.estimate.resolve import Asked, Planned, resolve
-from muonscale.lab.estimate.step_time import StepTime, Work, break_even, slower_than, step_time
+from muonscale.lab.estimate.placement import Placement
+from muonscale.lab.estimate.resolve import PlanRequest, ResolvedPlan, resolve
+from muonscale.lab.estimate.step_time import RankWork, StepTime, break_even, slower_than, step_time
 from muonscale.lab.estimate.traffic import (
     Message,
-    Moved,
-    flow_of,
-    moved,
+    OptimizerTraffic,
+    activation_flow,
+    count_exchanges,
     optimizer_messages,
     shared_messages,
 )
@@ -30,43 +30,43 @@ from muonscale.lab.models.flops import active_parameters
 from muonscale.lab.models.structure import count_parameters
 
 DERIVED = ("gathered_layer", "gradients_stay")
-"""Of the memory of a rank, what is not a part of its own."""
+"""Fields of `RankMemory` that are not separate parts."""
 
 PAPERS = {
     "moonlight": {"flops_ratio": 0.52, "source": "Liu et al., arXiv 2502.16982"},
     "essential": {"fewer_tokens": [0.10, 0.15], "source": "arXiv 2505.02222"},
 }
-"""What Muon was found to save against AdamW."""
+"""Published savings of Muon over AdamW."""
 
 
 @dataclass(frozen=True)
-class Estimate:
-    """The facts."""
+class CostEstimate:
+    """The facts of a cost estimate."""
 
     facts: dict[str, Any]
 
     def json(self) -> str:
-        """Return them as JSON; bytes are integers, times seconds."""
+        """Return the facts as JSON; times are in seconds."""
         return json.dumps(self.facts, indent=2)
 
 
-def estimate(asked: Asked) -> Estimate:
-    """Return what a configuration would cost.
+def estimate(request: PlanRequest) -> CostEstimate:
+    """Return the cost estimate of a configuration.
 
     Raises:
-        ConfigError: for a device, a layout, a number or a batch that cannot be.
+        ConfigError: for an unknown device, or an impossible layout, number or batch.
     """
-    planned = resolve(asked)
-    activations = activation_bytes(planned.shape, planned.placed.topology, planned.workload)
-    return estimate_planned(planned, activations)
+    planned = resolve(request)
+    activations = activation_bytes(planned.shape, planned.placement.topology, planned.workload)
+    return estimate_plan(planned, activations)
 
 
-def estimate_planned(planned: Planned, activations: Activations) -> Estimate:
-    """Return what a plan would cost, its activations counted before."""
-    flops = step_flops(planned.shape, planned.model, planned.placed, planned.workload)
-    flow = flow_of(planned.shape, planned.model, planned.placed)
-    common = shared_messages(planned.placed, planned.workload, flow)
-    exchanges = moved(planned.placed)
+def estimate_plan(planned: ResolvedPlan, activations: Activations) -> CostEstimate:
+    """Return the cost estimate of a resolved plan, given its activations."""
+    flops = step_flops(planned.shape, planned.model, planned.placement, planned.workload)
+    flow = activation_flow(planned.shape, planned.model, planned.placement)
+    common = shared_messages(planned.placement, planned.workload, flow)
+    exchanges = count_exchanges(planned.placement)
     facts = {
         "model": _model(planned, flops),
         "layout": _layout(planned),
@@ -78,24 +78,24 @@ def estimate_planned(planned: Planned, activations: Activations) -> Estimate:
         "papers": PAPERS,
         "assumptions": assumptions(planned, activations),
     }
-    return Estimate(facts)
+    return CostEstimate(facts)
 
 
-def _model(planned: Planned, flops: StepFlops) -> dict[str, Any]:
+def _model(planned: ResolvedPlan, flops: StepFlops) -> dict[str, Any]:
     size = count_parameters(planned.model)
     return {
-        "name": planned.asked.target,
+        "name": planned.request.target,
         "model_type": planned.shape.model_type,
         "parameters": size.total,
         "without_embeddings": size.without_embeddings,
         "active_without_embeddings": active_parameters(planned.shape, planned.model),
-        "mixture_of_experts": bool(planned.placed.stacks),
+        "mixture_of_experts": bool(planned.placement.stacks),
         "flops_per_token": flops.per_token,
     }
 
 
-def _layout(planned: Planned) -> dict[str, Any]:
-    topology, workload = planned.placed.topology, planned.workload
+def _layout(planned: ResolvedPlan) -> dict[str, Any]:
+    topology, workload = planned.placement.topology, planned.workload
     timeline = planned.config.timeline
     return {
         "devices": topology.world,
@@ -118,27 +118,27 @@ def _dtype(dtype: object) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _flops(planned: Planned, flops: StepFlops) -> dict[str, Any]:
-    step = flops.passes * planned.placed.topology.world
+def _flops(planned: ResolvedPlan, flops: StepFlops) -> dict[str, Any]:
+    step = flops.passes * planned.placement.topology.world
     ns = sum(flops.newton_schulz)
     return {
         "model_per_step": flops.per_token * planned.workload.batch_tokens,
         "devices_per_step": step,
         "newton_schulz_per_step": ns,
         "newton_schulz_share": ns / (ns + step),
-        "newton_schulz_dtype": _products(planned.placed),
+        "newton_schulz_dtype": _products_dtype(planned.placement),
     }
 
 
-def _products(placed: Placed) -> str | None:
-    return _dtype(placed.matrices[0].products) if placed.matrices else None
+def _products_dtype(placement: Placement) -> str | None:
+    return _dtype(placement.matrices[0].products_dtype) if placement.matrices else None
 
 
-def _memory(planned: Planned, activations: Activations, flops: StepFlops) -> dict[str, Any]:
-    placed, kind = planned.placed, planned.device.kind
-    # The first rank has the largest shards; who works most needs most to do so.
+def _memory(planned: ResolvedPlan, activations: Activations, flops: StepFlops) -> dict[str, Any]:
+    placement, kind = planned.placement, planned.device.kind
+    # The first rank has the largest shards, the busiest one the largest workspace.
     memories = [
-        rank_memory(placed, planned.workload, activations, kind, rank)
+        rank_memory(placement, planned.workload, activations, kind, rank)
         for rank in sorted({0, flops.busiest})
     ]
     memory = max(memories, key=lambda each: each.peak)
@@ -156,28 +156,30 @@ def _memory(planned: Planned, activations: Activations, flops: StepFlops) -> dic
     }
 
 
-def _advice(planned: Planned, memory: RankMemory, activations: Activations) -> str:
-    """Return what would help most, in a line."""
-    workload, topology = planned.workload, planned.placed.topology
+def _advice(planned: ResolvedPlan, memory: RankMemory, activations: Activations) -> str:
+    """Return the most effective change, in a line."""
+    workload, topology = planned.workload, planned.placement.topology
     if memory.passes >= memory.resident:
         if memory.gathered + memory.unreduced > memory.activations + memory.logits:
-            if planned.placed.stacks and topology.expert == 1:
-                return "layers take most: deal experts out (ep=N), or shard over fewer ranks (hsdp)"
-            return "layers take most: divide matrices (tp=N)"
+            if planned.placement.stacks and topology.expert == 1:
+                return "gathered layers need most: shard experts (ep=N), or use fewer shards (hsdp)"
+            return "gathered layers need most: divide matrices (tp=N)"
         if workload.micro_tokens > workload.sequence_length:
-            return f"activations take most: --micro-batch {workload.sequence_length} or more"
+            return f"activations need most: --micro-batch {workload.sequence_length} or more"
         if not workload.checkpointing and 2 * activations.checkpointed < activations.plain:
-            return "activations take most: train.activation_checkpointing=true"
-        return "activations and logits take most: divide them (tp=N,sp), or shorter sequences"
+            return "activations need most: train.activation_checkpointing=true"
+        return "activations and logits need most: divide them (tp=N,sp), or shorten sequences"
     if topology.data == "ddp":
-        return "parameters and state take most: shard them (fsdp=N)"
-    return "parameters and state take most: more devices, or shards over more of them"
+        return "parameters and state need most: shard them (fsdp=N)"
+    return "parameters and state need most: use more devices or shards"
 
 
-def _traffic(planned: Planned, common: list[Message], exchanges: Moved) -> dict[str, Any]:
-    placed = planned.placed
-    ranks = range(placed.topology.world)
-    by_rank = [optimizer_messages(placed, exchanges, rank) for rank in ranks]
+def _traffic(
+    planned: ResolvedPlan, common: list[Message], exchanges: OptimizerTraffic
+) -> dict[str, Any]:
+    placement = planned.placement
+    ranks = range(placement.topology.world)
+    by_rank = [optimizer_messages(placement, exchanges, rank) for rank in ranks]
     sent = [_sent(common) + _sent(own) for own in by_rank]
     received = [_received(common) + _received(own) for own in by_rank]
     busiest = max(ranks, key=lambda rank: max(sent[rank], received[rank]))
@@ -187,46 +189,47 @@ def _traffic(planned: Planned, common: list[Message], exchanges: Moved) -> dict[
         for m in own:
             mean[m.purpose, m.kind] += m.sent
             most[m.purpose, m.kind] = max(most[m.purpose, m.kind], m.sent, m.received)
-    rows = [_row(m.purpose, m.kind, m.sent, m.sent) for m in common]
-    rows += [_row(*key, mean[key] // len(ranks), most[key]) for key in mean]
+    rows = [(m.purpose, m.kind, m.sent, m.sent) for m in common]
+    rows += [(*key, mean[key] // len(ranks), most[key]) for key in mean]
+    columns = ("purpose", "collective", "mean", "busiest")
     return {
-        "messages": rows,
+        "messages": [dict(zip(columns, row, strict=True)) for row in rows],
         "busiest_sent": sent[busiest],
         "busiest_received": received[busiest],
         "mean_sent": sum(sent) // len(ranks),
     }
 
 
-def _row(purpose: str, kind: str, mean: int, busiest: int) -> dict[str, Any]:
-    return {"purpose": purpose, "collective": kind, "mean": mean, "busiest": busiest}
+def _sent(messages: Sequence[Message]) -> int:
+    return sum(message.sent for message in messages)
 
 
-def _sent(found: Sequence[Message]) -> int:
-    return sum(message.sent for message in found)
+def _received(messages: Sequence[Message]) -> int:
+    return sum(message.received for message in messages)
 
 
-def _received(found: Sequence[Message]) -> int:
-    return sum(message.received for message in found)
-
-
-def _balance(planned: Planned, flops: StepFlops) -> dict[str, Any]:
+def _balance(planned: ResolvedPlan, flops: StepFlops) -> dict[str, Any]:
     mean = sum(flops.newton_schulz) / len(flops.newton_schulz)
-    plans = [domain.plan for domain in planned.placed.matrices]
-    split = {(n, t.parameter, t.matrix) for n, p in enumerate(plans) for t in p.tasks if t.split}
+    assignments = [rank_group.assignment for rank_group in planned.placement.matrices]
+    split = {
+        (n, t.parameter, t.matrix) for n, p in enumerate(assignments) for t in p.tasks if t.split
+    }
     return {
         "busiest_over_mean": max(flops.newton_schulz) / mean if mean else None,
-        "matrices": len({(n, t.parameter, t.matrix) for n, p in enumerate(plans) for t in p.tasks}),
+        "matrices": len(
+            {(n, t.parameter, t.matrix) for n, p in enumerate(assignments) for t in p.tasks}
+        ),
         "split_matrices": len(split),
-        "team_size": max((plan.subgroup_size for plan in plans), default=1),
-        "rounds": max((plan.rounds for plan in plans), default=0),
+        "subgroup_size": max((each.subgroup_size for each in assignments), default=1),
+        "rounds": max((each.rounds for each in assignments), default=0),
     }
 
 
 def _time(
-    planned: Planned, common: list[Message], exchanges: Moved, flops: StepFlops
+    planned: ResolvedPlan, common: list[Message], exchanges: OptimizerTraffic, flops: StepFlops
 ) -> dict[str, Any]:
-    step = _slowest(planned, planned.placed, common, exchanges, flops)
-    plain = _slowest(planned, planned.adamw, common, moved(planned.adamw), flops)
+    step = _slowest(planned, planned.placement, common, exchanges, flops)
+    plain = _slowest(planned, planned.adamw, common, count_exchanges(planned.adamw), flops)
     rate = planned.workload.batch_tokens / step.total
     return {
         "parts": asdict(step),
@@ -242,26 +245,26 @@ def _time(
 
 
 def _slowest(
-    planned: Planned, placed: Placed, common: list[Message], exchanges: Moved, flops: StepFlops
+    planned: ResolvedPlan,
+    placement: Placement,
+    common: list[Message],
+    exchanges: OptimizerTraffic,
+    flops: StepFlops,
 ) -> StepTime:
-    """Return the step of the rank that takes longest: with most to work out, or most to send."""
-    work = _work(planned, placed, flops)
-    ranks = [optimizer_messages(placed, exchanges, r) for r in range(placed.topology.world)]
-    heaviest = max(ranks, key=lambda own: max(_sent(own), _received(own)))
-    return step_time(work, [*common, *heaviest], planned.device, planned.asked.mfu)
-
-
-def _work(planned: Planned, placed: Placed, flops: StepFlops) -> Work:
+    """Return the step of the slowest rank, assuming the largest FLOPs and the largest traffic."""
     touched = sum(
-        placed.rules[name].elements_touched * elements(layout, 0)
-        for name, layout in placed.layouts.items()
+        placement.rules[name].elements_touched * elements(sharding, 0)
+        for name, sharding in placement.shardings.items()
     )
-    return Work(
+    work = RankWork(
         flops=flops.passes,
         precision=_dtype(planned.workload.precision),
         checkpointing=planned.workload.checkpointing,
-        ns_flops=max(flops.newton_schulz) if placed.matrices else 0,
-        products=_products(placed) or "float32",
-        rounds=max((domain.plan.rounds for domain in placed.matrices), default=1),
+        ns_flops=max(flops.newton_schulz) if placement.matrices else 0,
+        products=_products_dtype(placement) or "float32",
+        rounds=max((rank_group.assignment.rounds for rank_group in placement.matrices), default=1),
         touched=touched,
     )
+    ranks = [optimizer_messages(placement, exchanges, r) for r in range(placement.topology.world)]
+    heaviest = max(ranks, key=lambda own: max(_sent(own), _received(own)))
+    return step_time(work, [*common, *heaviest], planned.device, planned.request.mfu)

@@ -1,7 +1,8 @@
-"""Bytes of one rank, by part.
+"""The memory of one rank, in bytes by part.
 
-Parameters and optimizer state are there all the time. The rest is not there together: three moments
-are told apart, at which most of it is, and the most is that of the largest.
+Parameters and optimizer state are allocated all the time. The other parts are not allocated at the
+same time: the peak is the largest sum at one of three moments, the loss, the backward pass and the
+optimizer step.
 """
 
 from __future__ import annotations
@@ -13,19 +14,19 @@ from dataclasses import dataclass, replace
 import torch
 
 from muonscale.lab.estimate.activations import Activations
-from muonscale.lab.estimate.placement import Domain, Placed
+from muonscale.lab.estimate.placement import Placement, RankGroupPlan
 from muonscale.lab.estimate.workload import Workload
-from muonscale.optim.distributed.assignment import MatrixTask, OwnerAssignment, shapes_of
+from muonscale.optim.distributed.assignment import MatrixTask, shapes_of
 from muonscale.optim.distributed.memory import StepOptions, step_memory
 from muonscale.optim.matrices.batches import row_state_sharding
 from muonscale.optim.matrices.sharding import Sharding, local_shape
 from muonscale.optim.newton_schulz.orthogonalize import WORKSPACE_BYTES, workspace_size
 
 PARAMETER_BYTES = 4
-"""Parameters, gradients and states are float32."""
+"""Bytes of an element of parameters, gradients and states, which are float32."""
 
 LAYERS_IN_FLIGHT = 2
-"""Gathered at a time: the one that is worked on and the next."""
+"""Number of layers gathered at the same time: the current one and the next."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,27 +38,27 @@ class RankMemory:
     matrix_state: int
     elementwise_state: int
     gathered: int
-    """Layers in flight and what is outside the layers, in the dtype of the passes; without FSDP the
-    copies that autocast makes."""
+    """Gathered layers and the parameters outside of layers, in the dtype of the passes; without FSDP
+    the copies that autocast makes."""
     gathered_layer: int
     """One of these layers."""
     unreduced: int
-    """Gradients of the largest layer before they are reduced, and packed."""
+    """Gradients of the largest layer before they are reduced, and a packed copy."""
     activations: int
     logits: int
     step_workspace: int
     gradients_stay: bool
-    """Whether gradients are there from the beginning: those of earlier micro-batches, or DDP's
-    buckets. Else they come while activations go."""
+    """Whether gradients exist before the backward pass: those of earlier micro-batches, or DDP's
+    buckets. Otherwise they replace activations."""
 
     @property
     def resident(self) -> int:
-        """There all the time."""
+        """Bytes allocated all the time."""
         return self.parameters + self.matrix_state + self.elementwise_state
 
     @property
     def moments(self) -> dict[str, dict[str, int]]:
-        """What is there when the loss is computed, in the backward pass, and in the step, by part."""
+        """Bytes by part at the loss, in the backward pass, and in the optimizer step."""
         held = {"parameters": self.parameters, "gradients": self.gradients}
         held |= {"matrix_state": self.matrix_state, "elementwise_state": self.elementwise_state}
         early = held | ({} if self.gradients_stay else {"gradients": 0})
@@ -74,226 +75,203 @@ class RankMemory:
 
     @property
     def passes(self) -> int:
-        """Most besides what is there all the time while the model runs forward and backward."""
+        """Peak of the forward and backward passes without the resident bytes."""
         most = max(sum(self.moments[name].values()) for name in ("loss", "backward"))
         return most - self.resident
 
     @property
     def peak(self) -> int:
-        """Most at one time."""
+        """Peak of all moments."""
         return max(sum(parts.values()) for parts in self.moments.values())
 
 
 def rank_memory(
-    placed: Placed, workload: Workload, activations: Activations, kind: str, rank: int = 0
+    placement: Placement, workload: Workload, activations: Activations, device: str, rank: int = 0
 ) -> RankMemory:
-    """Return what a rank needs.
+    """Return the memory of a rank.
 
     Args:
-        placed: the model and its optimizer.
-        workload: of a step.
-        activations: of a micro-batch.
-        kind: of device.
-        rank: global.
+        placement: sharding of the model and its optimizer.
+        workload: work of a step.
+        activations: activations of a micro-batch.
+        device: device type.
+        rank: global rank.
     """
-    state = state_bytes(placed, rank)
-    layer = workload.precision.itemsize * largest_layer(placed) if sharded(placed) else 0
-    kept = activations.checkpointed if workload.checkpointing else activations.plain
+    state = state_bytes(placement, rank)
+    layer = workload.precision.itemsize * largest_layer(placement) if sharded(placement) else 0
+    parameters = parameter_bytes(placement, rank)
     return RankMemory(
-        parameters=parameter_bytes(placed, rank),
-        gradients=gradient_bytes(placed, rank),
+        parameters=parameters,
+        gradients=parameters,
         matrix_state=state[True],
         elementwise_state=state[False],
-        gathered=gathered_bytes(placed, workload, rank),
+        gathered=gathered_bytes(placement, workload, rank),
         gathered_layer=layer,
-        unreduced=unreduced_bytes(placed, workload),
-        activations=kept,
+        unreduced=unreduced_bytes(placement, workload),
+        activations=activations.checkpointed if workload.checkpointing else activations.plain,
         logits=activations.logits,
-        step_workspace=step_bytes(placed, kind, rank),
-        gradients_stay=workload.micro_batches > 1 or placed.topology.data == "ddp",
+        step_workspace=step_bytes(placement, device, rank),
+        gradients_stay=workload.micro_batches > 1 or placement.topology.data == "ddp",
     )
 
 
-def parameter_bytes(placed: Placed, rank: int) -> int:
-    """Return the bytes of the parameters on a global rank. FSDP pads all shards to the largest."""
-    padded = sharded(placed)
-    return PARAMETER_BYTES * sum(
-        elements(layout, 0 if padded else _mesh_rank(placed, layout, rank))
-        for layout in placed.layouts.values()
-    )
+def parameter_bytes(placement: Placement, rank: int) -> int:
+    """Return the bytes of the parameters on a global rank, and of their gradients.
 
-
-def gradient_bytes(placed: Placed, rank: int) -> int:
-    """Return the bytes of their gradients: float32, laid out as they are."""
-    return parameter_bytes(placed, rank)
-
-
-def state_bytes(placed: Placed, rank: int) -> dict[bool, int]:
-    """Return the bytes of the optimizer state on a global rank; step counters excluded.
-
-    By whether the rule is one on matrices.
+    FSDP pads all shards to the largest.
     """
-    found = {True: 0, False: 0}
-    for name, layout in placed.layouts.items():
-        if not layout.partitioned:
-            held = elements(layout, _mesh_rank(placed, layout, rank))
-            found[placed.rules[name].on_matrices] += PARAMETER_BYTES * placed.values[name] * held
-    for domain in placed.matrices:
-        found[True] += PARAMETER_BYTES * _owned(domain, placed, rank)
-        found[True] += PARAMETER_BYTES * _row_states(domain, placed, rank)
-    for domain in placed.partitioned:
-        found[False] += PARAMETER_BYTES * _owned(domain, placed, rank)
-    return found
+    padded = sharded(placement)
+    return PARAMETER_BYTES * sum(
+        elements(sharding, 0 if padded else _mesh_rank(placement, sharding, rank))
+        for sharding in placement.shardings.values()
+    )
 
 
-def elements(layout: Sharding, mesh_rank: int) -> int:
-    """Return how many elements of a parameter a mesh rank holds."""
-    return math.prod(local_shape(layout, mesh_rank))
+def state_bytes(placement: Placement, rank: int) -> dict[bool, int]:
+    """Return the bytes of the optimizer state on a global rank, without step counters.
+
+    The key is whether the rule is a matrix rule.
+    """
+    values = {True: 0, False: 0}
+    for name, sharding in placement.shardings.items():
+        if not sharding.partitioned:
+            local = elements(sharding, _mesh_rank(placement, sharding, rank))
+            values[placement.rules[name].on_matrices] += placement.values[name] * local
+    for group in placement.matrices:
+        values[True] += _owned_values(group, placement, rank)
+        group_rank = group.group_rank(rank, placement.topology.world)
+        for number, parameter in enumerate(group.assignment.parameters):
+            if not (per_row := group.row_states.get(parameter.name, 0)):
+                continue
+            if parameter.sharding.partitioned:
+                tasks = (t for t in group.assignment.tasks if t.parameter == number)
+                rows = sum(task.shape[0] for task in tasks if task.owner == group_rank)
+            else:
+                sharding = row_state_sharding(parameter.sharding)
+                rows = elements(sharding, _mesh_rank(placement, sharding, rank))
+            values[True] += per_row * rows
+    for group in placement.partitioned:
+        values[False] += _owned_values(group, placement, rank)
+    return {key: PARAMETER_BYTES * count for key, count in values.items()}
 
 
-def sharded(placed: Placed) -> bool:
+def _owned_values(group: RankGroupPlan, placement: Placement, rank: int) -> int:
+    """Return the number of elementwise state values of the partitioned matrices that a rank owns."""
+    group_rank = group.group_rank(rank, placement.topology.world)
+    parameters = group.assignment.parameters
+    return sum(
+        placement.values[parameters[task.parameter].name] * math.prod(task.shape)
+        for task in group.assignment.tasks
+        if task.owner == group_rank and parameters[task.parameter].sharding.partitioned
+    )
+
+
+def elements(sharding: Sharding, mesh_rank: int) -> int:
+    """Return the number of elements of a parameter on a mesh rank."""
+    return math.prod(local_shape(sharding, mesh_rank))
+
+
+def _mesh_rank(placement: Placement, sharding: Sharding, rank: int) -> int:
+    """Return the mesh rank of a rank; shards have equal shapes on all tensor-parallel ranks."""
+    return rank // (placement.topology.world // len(sharding.ranks))
+
+
+def sharded(placement: Placement) -> bool:
     """Return whether FSDP gathers parameters and scatters gradients."""
-    return placed.topology.data != "ddp" and placed.topology.data_ranks > 1
+    return placement.topology.data != "ddp" and placement.topology.data_ranks > 1
 
 
-def shard_ranks(placed: Placed, name: str) -> int:
-    """Return over how many ranks FSDP shards a parameter."""
-    topology = placed.topology
-    if topology.expert > 1 and name in placed.stacks:
+def shard_ranks(placement: Placement, name: str) -> int:
+    """Return the number of ranks over which FSDP shards a parameter."""
+    topology = placement.topology
+    if topology.expert > 1 and name in placement.stacks:
         return topology.expert_shards
     return topology.shards
 
 
-def gathered_elements(placed: Placed) -> dict[str, int]:
-    """Return the elements that FSDP gathers at a time, padding included, by unit."""
-    found: defaultdict[str, int] = defaultdict(int)
-    for name, layout in placed.layouts.items():
-        found[placed.units[name]] += shard_ranks(placed, name) * elements(layout, 0)
-    return dict(found)
+def gathered_elements(placement: Placement) -> dict[str, int]:
+    """Return the elements that FSDP gathers at a time, including padding, by unit."""
+    units: defaultdict[str, int] = defaultdict(int)
+    for name, sharding in placement.shardings.items():
+        units[placement.units[name]] += shard_ranks(placement, name) * elements(sharding, 0)
+    return dict(units)
 
 
-def largest_layer(placed: Placed) -> int:
-    """Return the elements of the largest layer that FSDP gathers, padding included."""
-    return max(size for unit, size in gathered_elements(placed).items() if unit)
+def largest_layer(placement: Placement) -> int:
+    """Return the elements of the largest layer that FSDP gathers, including padding."""
+    return max(size for unit, size in gathered_elements(placement).items() if unit)
 
 
-def gathered_bytes(placed: Placed, workload: Workload, rank: int) -> int:
-    """Return the bytes of parameters in the dtype of the passes, besides the float32 ones."""
+def gathered_bytes(placement: Placement, workload: Workload, rank: int) -> int:
+    """Return the bytes of parameters in the dtype of the passes, in addition to the float32 ones."""
     itemsize = workload.precision.itemsize
-    if sharded(placed):
-        units = gathered_elements(placed)
-        return itemsize * (units.get("", 0) + LAYERS_IN_FLIGHT * largest_layer(placed))
+    if sharded(placement):
+        units = gathered_elements(placement)
+        return itemsize * (units.get("", 0) + LAYERS_IN_FLIGHT * largest_layer(placement))
     copied = itemsize < PARAMETER_BYTES
-    return copied * itemsize * parameter_bytes(placed, rank) // PARAMETER_BYTES
+    return copied * itemsize * parameter_bytes(placement, rank) // PARAMETER_BYTES
 
 
-def unreduced_bytes(placed: Placed, workload: Workload) -> int:
-    """Return the bytes of the gradients of the largest unit, whole and once more packed."""
-    if not sharded(placed):
+def unreduced_bytes(placement: Placement, workload: Workload) -> int:
+    """Return the bytes of the gradients of the largest unit and of their packed copy."""
+    if not sharded(placement):
         return 0
-    return 2 * workload.precision.itemsize * max(gathered_elements(placed).values())
+    return 2 * workload.precision.itemsize * max(gathered_elements(placement).values())
 
 
-def step_bytes(placed: Placed, kind: str, rank: int) -> int:
-    """Return the most that an optimizer step needs at one time on a global rank.
+def step_bytes(placement: Placement, device: str, rank: int) -> int:
+    """Return the peak workspace of an optimizer step on a global rank.
 
-    Of a split matrix its part is counted and Gram matrices of its short side, not what travels
-    within its team.
+    Of a split matrix it counts the part of this rank and Gram matrices of its short side, but not the
+    messages within its subgroup.
     """
-    needs = [_muon_step(domain, placed, kind, rank) for domain in placed.matrices]
-    needs += [_carried_step(domain, placed, rank) for domain in placed.partitioned]
-    # One direction per element; a GPU keeps the old state until the gradients are known to be finite.
+    needs = [_matrix_step_bytes(group, placement, device, rank) for group in placement.matrices]
+    for group in placement.partitioned:
+        # The updates of the rank's own state, and all updates as they arrive.
+        whole = sum(torch.Size(p.sharding.shape).numel() for p in group.assignment.parameters)
+        needs.append(PARAMETER_BYTES * (whole + _owned_values(group, placement, rank)))
+    # One direction per element. A GPU keeps the old state until the gradients are known to be finite.
     needs.append(
         PARAMETER_BYTES
         * sum(
-            elements(layout, _mesh_rank(placed, layout, rank))
-            * (1 if kind == "cpu" else 1 + placed.values[name])
-            for name, layout in placed.layouts.items()
-            if not placed.rules[name].on_matrices and not layout.partitioned
+            elements(sharding, _mesh_rank(placement, sharding, rank))
+            * (1 if device == "cpu" else 1 + placement.values[name])
+            for name, sharding in placement.shardings.items()
+            if not placement.rules[name].on_matrices and not sharding.partitioned
         )
     )
     return max(needs)
 
 
-def _mesh_rank(placed: Placed, layout: Sharding, rank: int) -> int:
-    """Return the mesh rank of a rank; all tensor-parallel ranks have shardings of equal shape."""
-    return rank // (placed.topology.world // len(layout.ranks))
-
-
-def _owned(domain: Domain, placed: Placed, rank: int) -> int:
-    """Return the elementwise state values of the matrices that a rank owns."""
-    position = domain.position(rank, placed.topology.world)
-    parameters = domain.plan.parameters
-    return sum(
-        placed.values[parameters[task.parameter].name] * math.prod(task.shape)
-        for task in domain.plan.tasks
-        if task.owner == position and parameters[task.parameter].sharding.partitioned
-    )
-
-
-def _row_states(domain: Domain, placed: Placed, rank: int) -> int:
-    found = 0
-    position = domain.position(rank, placed.topology.world)
-    for number, parameter in enumerate(domain.plan.parameters):
-        if not (count := domain.row_states.get(parameter.name, 0)):
-            continue
-        if parameter.sharding.partitioned:
-            own = (t for t in domain.plan.tasks if t.parameter == number and t.owner == position)
-            found += count * sum(task.shape[0] for task in own)
-        else:
-            layout = row_state_sharding(parameter.sharding)
-            found += count * elements(layout, _mesh_rank(placed, layout, rank))
-    return found
-
-
-def _muon_step(domain: Domain, placed: Placed, kind: str, rank: int) -> int:
-    if len(domain.plan.ranks) == 1:
-        return _alone(domain, kind)
+def _matrix_step_bytes(group: RankGroupPlan, placement: Placement, device: str, rank: int) -> int:
+    assignment = group.assignment
+    if len(assignment.ranks) == 1:
+        # A batch of matrices of one shape, its directions and its updates.
+        counts = Counter(shape for p in assignment.parameters for shape in shapes_of(p.sharding))
+        largest = max(torch.Size(p.sharding.shape).numel() for p in assignment.parameters)
+        needs = []
+        for shape, count in counts.items():
+            most = max(WORKSPACE_BYTES // 4, largest) // math.prod(shape)
+            count = max(1, min(count, most))
+            batch = (2 + group.nesterov) * PARAMETER_BYTES * count * math.prod(shape)
+            needs.append(batch + workspace_size((count, *shape), group.products_dtype, device))
+        return max(needs)
     options = StepOptions(
-        products=domain.products,
-        comm_dtype=domain.wire,
-        nesterov=domain.nesterov,
-        post_norm=domain.post_norm,
-        device=kind,
+        products=group.products_dtype,
+        comm_dtype=group.comm_dtype,
+        nesterov=group.nesterov,
+        post_norm=group.copies_after,
+        device=device,
     )
-    position = domain.position(rank, placed.topology.world)
-    stated = step_memory(_in_parts(domain.plan), position, options).transient
-    return stated + _gram_bytes(domain, position)
+    group_rank = group.group_rank(rank, placement.topology.world)
+    # Split matrices have the shape of one rank's part.
+    parts = (t if t.split is None else replace(t, shape=_part_shape(t)) for t in assignment.tasks)
+    step = step_memory(replace(assignment, tasks=tuple(parts)), group_rank, options)
+    # The Gram matrices of split matrices are larger than those of their parts would be.
+    split = [task for task in assignment.tasks if task.split and task.owner == group_rank]
+    more = (min(task.shape) ** 2 - min(_part_shape(task)) ** 2 for task in split)
+    return step.transient + 4 * group.products_dtype.itemsize * max(more, default=0)
 
 
-def _in_parts(plan: OwnerAssignment) -> OwnerAssignment:
-    """Return a plan whose split matrices have the shape of a member's part."""
-    tasks = (
-        task if task.split is None else replace(task, shape=_part(task)) for task in plan.tasks
-    )
-    return replace(plan, tasks=tuple(tasks))
-
-
-def _part(task: MatrixTask) -> tuple[int, int]:
+def _part_shape(task: MatrixTask) -> tuple[int, int]:
     return task.rows[1] - task.rows[0], task.columns[1] - task.columns[0]
-
-
-def _gram_bytes(domain: Domain, position: int) -> int:
-    """Return what the Gram matrices of split ones take more than those of their parts alone would."""
-    split = [task for task in domain.plan.tasks if task.split and task.owner == position]
-    more = (min(t.shape) ** 2 - min(_part(t)) ** 2 for t in split)
-    return 4 * domain.products.itemsize * max(more, default=0)
-
-
-def _alone(domain: Domain, kind: str) -> int:
-    """Return what a step needs on one rank: a batch of one shape, its directions and its updates."""
-    counts = Counter(shape for p in domain.plan.parameters for shape in shapes_of(p.sharding))
-    largest = max(torch.Size(p.sharding.shape).numel() for p in domain.plan.parameters)
-    needs = []
-    for shape, count in counts.items():
-        most = max(WORKSPACE_BYTES // 4, largest) // math.prod(shape)
-        count = max(1, min(count, most))
-        batch = (2 + domain.nesterov) * PARAMETER_BYTES * count * math.prod(shape)
-        needs.append(batch + workspace_size((count, *shape), domain.products, kind))
-    return max(needs)
-
-
-def _carried_step(domain: Domain, placed: Placed, rank: int) -> int:
-    """Return what updates of dealt-out state take: a rank's own, and all as they arrive."""
-    whole = sum(torch.Size(p.sharding.shape).numel() for p in domain.plan.parameters)
-    return PARAMETER_BYTES * (whole + _owned(domain, placed, rank))

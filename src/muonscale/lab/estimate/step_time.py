@@ -1,9 +1,9 @@
-"""Seconds of a step, from operations and bytes, at stated rates.
+"""Seconds of a step, computed from FLOPs, bytes and stated rates.
 
-Assumed hidden: FSDP's and DDP's messages behind the forward and backward passes, as far as these
-last; Muon's exchange behind Newton-Schulz of another round. Assumed not hidden: activations of
-tensor and expert parallelism, and what teams send. A message whose ranks are in one machine goes at
-that bandwidth, any other at the one between machines.
+Two overlaps are assumed: the messages of FSDP and DDP with the forward and backward passes, and Muon's
+exchange with Newton-Schulz of another round. Activations of tensor and expert parallelism and messages
+within subgroups do not overlap. A message between ranks of one machine has the bandwidth within a
+machine, any other that between machines.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from muonscale.lab.estimate.devices import Device
 from muonscale.lab.estimate.traffic import Message
 
 NS_MFU = 0.5
-"""Of the peak, for Newton-Schulz: large square products, but in batches; assumption, untested."""
+"""MFU of Newton-Schulz: large square products, but in batches; assumption, untested."""
 
 RECOMPUTED = 4 / 3
-"""Passes with activation checkpointing over those without: the forward pass is done twice."""
+"""Ratio of FLOPs with and without activation checkpointing, which repeats the forward pass."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,100 +28,100 @@ class StepTime:
     passes: float
     """Forward and backward."""
     exposed: float
-    """Of parameters and gradients on their way, what the passes do not hide."""
+    """Messages of parameters and gradients that the passes do not hide."""
     hidden: float
-    """What they hide."""
+    """Messages of parameters and gradients that the passes hide."""
     activations: float
-    """Of tensor and expert parallelism."""
+    """Messages of tensor and expert parallelism."""
     newton_schulz: float
     exchange: float
-    """Of the optimizer, what is not hidden."""
+    """Messages of the optimizer that are not hidden."""
     elementwise: float
-    """Moments and parameters, by memory bandwidth."""
+    """Elementwise updates, by memory bandwidth."""
 
     @property
     def optimizer(self) -> float:
-        """Of the optimizer step."""
+        """Seconds of the optimizer step."""
         return self.newton_schulz + self.exchange + self.elementwise
 
     @property
     def total(self) -> float:
-        """Of the step."""
+        """Seconds of the step."""
         return self.passes + self.exposed + self.activations + self.optimizer
 
 
 @dataclass(frozen=True, kw_only=True)
-class Work:
-    """What a rank does in a step."""
+class RankWork:
+    """The work of the busiest rank in a step."""
 
     flops: float
-    """Of the model, recomputation excluded."""
+    """FLOPs of the model, without recomputation."""
     precision: str
     checkpointing: bool
     ns_flops: int
-    """Of the rank with most."""
+    """FLOPs of Newton-Schulz on the rank with the most."""
     products: str
     """Dtype of Newton-Schulz."""
     rounds: int
-    """Of the exchange."""
+    """Rounds of the exchange."""
     touched: int
-    """Float32 values that the elementwise part of the optimizer reads or writes."""
+    """Float32 values that elementwise updates read or write."""
 
 
-def step_time(work: Work, found: Iterable[Message], device: Device, mfu: float) -> StepTime:
+def step_time(work: RankWork, messages: Iterable[Message], device: Device, mfu: float) -> StepTime:
     """Return the seconds of a step.
 
     Args:
-        work: of the busiest rank.
-        found: its messages.
-        device: rates.
-        mfu: part of the peak that the model's passes reach.
+        work: work of the busiest rank.
+        messages: its messages.
+        device: rates of the device.
+        mfu: share of the peak that the model's passes reach.
     """
-    found = list(found)
+    messages = list(messages)
     rate = mfu * device.flops[work.precision]
     passes = work.flops * (RECOMPUTED if work.checkpointing else 1) / rate
-    wide = _seconds(found, device, ("parameters", "gradients"))
+    wide = _seconds(messages, device, ("parameters", "gradients"))
     hidden = min(wide, passes)
     ns = work.ns_flops / (NS_MFU * device.flops[work.products])
     return StepTime(
         passes=passes,
         exposed=wide - hidden,
         hidden=hidden,
-        activations=_seconds(found, device, ("tensor", "experts")),
+        activations=_seconds(messages, device, ("tensor", "experts")),
         newton_schulz=ns,
-        exchange=_exchange(found, device, ns, work.rounds),
+        exchange=_exchange(messages, device, ns, work.rounds),
         elementwise=4 * work.touched / device.memory_bandwidth,
     )
 
 
-def _exchange(found: list[Message], device: Device, ns: float, rounds: int) -> float:
-    """Return what of the optimizer's messages is not hidden.
+def _exchange(messages: list[Message], device: Device, ns: float, rounds: int) -> float:
+    """Return the time of the optimizer's messages that is not hidden.
 
-    Of two things done alternately in so many rounds, the longer is on the clock, and one round of
-    the other.
+    Newton-Schulz and the exchange alternate in rounds. Together they take the longer of the two, and
+    one round of the other.
     """
-    of_matrices = [m for m in found if m.purpose == "matrices"]
-    on_wire = _seconds([m for m in of_matrices if m.kind != "team"], device, ("matrices",))
+    of_matrices = [m for m in messages if m.purpose == "matrices"]
+    on_wire = _seconds([m for m in of_matrices if m.kind != "subgroup"], device, ("matrices",))
     both = max(ns, on_wire) + min(ns, on_wire) / rounds
-    team = _seconds([m for m in of_matrices if m.kind == "team"], device, ("matrices",))
-    return both - ns + team + _seconds(found, device, ("partitioned",))
+    subgroup = _seconds([m for m in of_matrices if m.kind == "subgroup"], device, ("matrices",))
+    return both - ns + subgroup + _seconds(messages, device, ("partitioned",))
 
 
-def _seconds(found: list[Message], device: Device, purposes: tuple[str, ...]) -> float:
-    """Return how long the messages for some purposes take, one after another, both ways at once."""
+def _seconds(messages: list[Message], device: Device, purposes: tuple[str, ...]) -> float:
+    """Return the time of the messages for some purposes: sequential, sending while receiving."""
     return sum(
         max(m.sent, m.received)
         / (device.intra if m.within(device.ranks_per_machine) else device.inter)
-        for m in found
+        for m in messages
         if m.purpose in purposes
     )
 
 
 def slower_than(muon: float, adamw: float) -> float:
-    """Return by which part a step with Muon is longer than one with AdamW."""
+    """Return the relative extra time of a step with Muon over one with AdamW."""
     return muon / adamw - 1
 
 
 def break_even(muon: float, adamw: float) -> float:
-    """Return by which part fewer steps Muon must need to take no longer: 1 - t_AdamW / t_Muon."""
+    """Return the relative saving of steps at which Muon takes the same time: 1 - t_AdamW / t_Muon."""
     return 1 - adamw / muon

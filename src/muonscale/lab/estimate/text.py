@@ -106,7 +106,7 @@ def _newton_schulz(facts: dict[str, Any]) -> list[Row]:
     flops, balance = facts["flops"], facts["balance"]
     if not balance["matrices"]:
         return [("matrices", "0", "every parameter is on AdamW")]
-    split = f"{balance['split_matrices']:,} split over subgroups of {balance['team_size']}"
+    split = f"{balance['split_matrices']:,} split over subgroups of {balance['subgroup_size']}"
     return [
         (
             "matrices",

@@ -1,7 +1,7 @@
-"""Bytes that a rank sends and receives in one step, message by message.
+"""Bytes that a rank sends and receives in one step, by message.
 
-Collectives are counted as rings do them: of an all-gather a rank sends its part to each of the other
-W - 1, of a reduce-scatter as much, of an all-reduce both. What travels at the start of a run, and
+Collectives are assumed to be rings: in an all-gather a rank sends its part to each of the other
+W - 1 ranks, in a reduce-scatter the same, in an all-reduce both. Messages at the start of a run, and
 messages of a few bytes (agreement on gradients, norms for clipping, counts of tokens), are left out.
 """
 
@@ -15,126 +15,136 @@ from typing import Literal
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from muonscale.lab.estimate.memory import PARAMETER_BYTES, elements, shard_ranks, sharded
-from muonscale.lab.estimate.placement import Domain, Placed
+from muonscale.lab.estimate.placement import Placement, RankGroupPlan
 from muonscale.lab.estimate.workload import Workload
+from muonscale.lab.models.structure import parameters_of
 from muonscale.lab.parallel.placements import sequence_norms, tensor_styles
 from muonscale.lab.parallel.topology import Topology
 from muonscale.optim.distributed.assignment import OwnerAssignment, Traffic, traffic
 
-KindT = Literal["all_gather", "reduce_scatter", "all_reduce", "all_to_all", "team"]
-"""`team`: all-reduces and all-gathers of Gram matrices within a team that shares a matrix."""
+KindT = Literal["all_gather", "reduce_scatter", "all_reduce", "all_to_all", "subgroup"]
+"""`subgroup`: all-reduces and all-gathers of Gram matrices in a subgroup that shares a matrix."""
 
 PurposeT = Literal["parameters", "gradients", "tensor", "experts", "matrices", "partitioned"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Message:
-    """What one rank sends and receives for one purpose in one step."""
+    """The traffic of one rank for one purpose in one step."""
 
     purpose: PurposeT
     kind: KindT
     sent: int
-    """Bytes."""
+    """Bytes sent."""
     received: int
+    """Bytes received."""
     ranks: int
-    """That take part."""
+    """Number of ranks that take part."""
     stride: int
-    """How far apart neighbours among them are."""
+    """Distance between consecutive ranks."""
 
     def within(self, ranks_per_machine: int) -> bool:
-        """Return whether all of them are in one machine."""
+        """Return whether all ranks are on one machine."""
         return self.ranks * self.stride <= ranks_per_machine
 
 
 @dataclass(frozen=True, kw_only=True)
-class Flow:
-    """What of a model decides how much its activations travel."""
+class ActivationFlow:
+    """Properties of a model that determine the traffic of its activations."""
 
     width: int
     vocabulary: int
     mixtures: int
-    """Layers with routed experts."""
+    """Number of layers with routed experts."""
     chosen: int
-    """Experts that a token goes to in each."""
+    """Experts per token in each of them."""
     readers: int
-    """Modules that read activations into tensor-parallel matrices, per model."""
+    """Number of modules that pass activations to tensor-parallel matrices."""
     writers: int
-    """Tensor-parallel matrices whose results are summed, per model."""
+    """Number of tensor-parallel matrices whose results are summed."""
     norms: frozenset[str]
-    """Parameters of norms that see a divided sequence."""
+    """Parameters of norms that get a sharded sequence."""
 
 
-def flow_of(shape: PreTrainedConfig, model: PreTrainedModel, placed: Placed) -> Flow:
-    """Return what of a model decides how much its activations travel."""
-    topology = placed.topology
+def activation_flow(
+    shape: PreTrainedConfig, model: PreTrainedModel, placement: Placement
+) -> ActivationFlow:
+    """Return the properties of a model that determine the traffic of its activations."""
+    topology = placement.topology
     styles = tensor_styles(model) if topology.tensor > 1 else {}
     norms = sequence_norms(model) if topology.sequence else []
     rows = [name for name, style in styles.items() if style == "rows"]
-    return Flow(
+    return ActivationFlow(
         width=shape.hidden_size,
         vocabulary=shape.vocab_size,
-        mixtures=len({name.rpartition(".")[0] for name in placed.stacks}),
+        mixtures=len({name.rpartition(".")[0] for name in placement.stacks}),
         chosen=getattr(shape, "num_experts_per_tok", None) or 0,
         readers=len({name.rpartition(".")[0] for name in rows}),
         writers=sum(style == "columns" for style in styles.values()),
-        norms=frozenset(
-            f"{name}.{leaf}"
-            for name in norms
-            for leaf, _ in model.get_submodule(name).named_parameters()
-        ),
+        norms=parameters_of(model, norms),
     )
 
 
-def messages(
-    placed: Placed, workload: Workload, flow: Flow, moved: Moved, rank: int
+def shared_messages(
+    placement: Placement, workload: Workload, flow: ActivationFlow
 ) -> list[Message]:
-    """Return what a global rank sends and receives in one step."""
-    return [
-        *shared_messages(placed, workload, flow),
-        *optimizer_messages(placed, moved, rank),
-    ]
-
-
-def shared_messages(placed: Placed, workload: Workload, flow: Flow) -> list[Message]:
-    """Return those that are alike on all ranks: all but the optimizer's."""
-    topology = placed.topology
-    found = list(_fsdp(placed, workload)) if sharded(placed) else []
+    """Return the messages that are equal on all ranks: all but the optimizer's."""
+    topology = placement.topology
+    result = list(_fsdp(placement, workload)) if sharded(placement) else []
     if topology.data == "ddp" and topology.data_ranks > 1:
-        found.append(_ddp(placed, workload))
+        # All gradients but those of sharded experts.
+        count = sum(elements(s, 0) for s in placement.shardings.values() if s.replicated)
+        nbytes = _ring_all_reduce(count * workload.precision.itemsize, topology.data_ranks)
+        result.append(_message("gradients", "all_reduce", nbytes, topology.data_ranks, 1))
     if topology.tensor > 1:
-        found += _tensor(topology, workload, flow)
-        found += _after_backward(placed, flow)
+        result += _tensor(topology, workload, flow)
+        # Gradients that every tensor-parallel rank has a part of, once a step.
+        names = placement.partial | flow.norms
+        count = sum(elements(placement.shardings[name], 0) for name in names)
+        nbytes = _ring_all_reduce(count * PARAMETER_BYTES, topology.tensor)
+        result.append(_message("tensor", "all_reduce", nbytes, topology.tensor, 1))
     if topology.expert > 1:
-        found.append(_experts(topology, workload, flow))
-    return [message for message in found if message.sent]
+        # Every token is sent to its experts and back, forward and backward.
+        ways = topology.expert
+        copies = workload.rank_tokens * flow.chosen * flow.mixtures
+        trips = 4 + 2 * workload.checkpointing
+        nbytes = trips * copies * flow.width * workload.precision.itemsize * (ways - 1) // ways
+        result.append(_message("experts", "all_to_all", nbytes, ways, 1))
+    return [message for message in result if message.sent]
 
 
-def optimizer_messages(placed: Placed, moved: Moved, rank: int) -> list[Message]:
-    """Return those of the optimizer step on a global rank."""
-    found: list[Message] = []
-    world = placed.topology.world
-    for purpose, domains, exchanges in (
-        ("matrices", placed.matrices, moved.matrices),
-        ("partitioned", placed.partitioned, moved.partitioned),
+def optimizer_messages(
+    placement: Placement, exchanges: OptimizerTraffic, rank: int
+) -> list[Message]:
+    """Return the messages of the optimizer step on a global rank."""
+    result: list[Message] = []
+    world = placement.topology.world
+    for purpose, rank_groups, traffics in (
+        ("matrices", placement.matrices, exchanges.matrices),
+        ("partitioned", placement.partitioned, exchanges.partitioned),
     ):
-        for domain, exchange in zip(domains, exchanges, strict=True):
-            position = domain.position(rank, world)
-            stride = world // len(domain.plan.ranks)
-            found += _exchanged(purpose, domain, exchange, position, stride)  # type: ignore[arg-type]
-    return [message for message in found if message.sent or message.received]
+        for rank_group, exchange in zip(rank_groups, traffics, strict=True):
+            position = rank_group.group_rank(rank, world)
+            stride = world // len(rank_group.assignment.ranks)
+            result += _exchange_messages(purpose, rank_group, exchange, position, stride)  # type: ignore[arg-type]
+    return [message for message in result if message.sent or message.received]
 
 
-def _fsdp(placed: Placed, workload: Workload) -> Iterator[Message]:
+def _fsdp(placement: Placement, workload: Workload) -> Iterator[Message]:
     """Yield all-gathers (twice for layers, once for the rest) and reduce-scatters, per micro-batch."""
-    topology, itemsize = placed.topology, workload.precision.itemsize
+    topology, itemsize = placement.topology, workload.precision.itemsize
     for experts in (False, True):
-        names = [n for n in placed.layouts if _apart(placed, n) == experts]
+        names = [
+            name
+            for name in placement.shardings
+            if (topology.expert > 1 and name in placement.stacks) == experts
+        ]
         if not names:
             continue
-        ranks = shard_ranks(placed, names[0])
+        ranks = shard_ranks(placement, names[0])
         stride = topology.expert if experts else topology.tensor
-        part = {name: (ranks - 1) * elements(placed.layouts[name], 0) for name in names}
-        twice = sum(count * (2 if placed.units[name] else 1) for name, count in part.items())
+        part = {name: (ranks - 1) * elements(placement.shardings[name], 0) for name in names}
+        twice = sum(count * (2 if placement.units[name] else 1) for name, count in part.items())
         for purpose, kind, count in (
             ("parameters", "all_gather", twice),
             ("gradients", "reduce_scatter", sum(part.values())),
@@ -142,31 +152,18 @@ def _fsdp(placed: Placed, workload: Workload) -> Iterator[Message]:
             nbytes = count * itemsize * workload.micro_batches
             yield _message(purpose, kind, nbytes, ranks, stride)
     if topology.replicas > 1:
-        count = sum(elements(layout, 0) for layout in placed.layouts.values())
-        nbytes = _ring(count * itemsize, topology.replicas)
+        count = sum(elements(layout, 0) for layout in placement.shardings.values())
+        nbytes = _ring_all_reduce(count * itemsize, topology.replicas)
         stride = topology.shards * topology.tensor
         yield _message("gradients", "all_reduce", nbytes, topology.replicas, stride)
 
 
-def _apart(placed: Placed, name: str) -> bool:
-    """Return whether FSDP shards a parameter over the ranks that share experts."""
-    return placed.topology.expert > 1 and name in placed.stacks
+def _tensor(topology: Topology, workload: Workload, flow: ActivationFlow) -> Iterator[Message]:
+    """Yield the traffic of activations along the tensor-parallel axis.
 
-
-def _ddp(placed: Placed, workload: Workload) -> Message:
-    """Return the all-reduce of all gradients but those of experts that are dealt out."""
-    ranks = placed.topology.data_ranks
-    count = sum(elements(layout, 0) for layout in placed.layouts.values() if layout.replicated)
-    nbytes = _ring(count * workload.precision.itemsize, ranks)
-    return _message("gradients", "all_reduce", nbytes, ranks, 1)
-
-
-def _tensor(topology: Topology, workload: Workload, flow: Flow) -> Iterator[Message]:
-    """Yield what activations send along the tensor-parallel axis.
-
-    Forward, the results of every writer are summed; backward, the gradients of every reader. The
-    embedding's rows are summed forward, the gradients of the head's input backward, and logits are
-    gathered. With a divided sequence a sum is a reduce-scatter here and an all-gather there.
+    The forward pass sums the results of every writer, the backward pass the gradients of every
+    reader. The embedding's rows are summed forward, the gradients of the head's input backward, and
+    logits are gathered. With a sharded sequence a sum is a reduce-scatter and a later all-gather.
     """
     ways, itemsize = topology.tensor, workload.precision.itemsize
     width = workload.rank_tokens * flow.width * itemsize
@@ -174,7 +171,7 @@ def _tensor(topology: Topology, workload: Workload, flow: Flow) -> Iterator[Mess
     again = workload.checkpointing
     if not topology.sequence:
         sums = flow.writers * (1 + again) + flow.readers + 2
-        yield _message("tensor", "all_reduce", _ring(sums * width, ways), ways, 1)
+        yield _message("tensor", "all_reduce", _ring_all_reduce(sums * width, ways), ways, 1)
         yield _message("tensor", "all_gather", logits, ways, 1)
         return
     step = width * (ways - 1) // ways
@@ -182,74 +179,69 @@ def _tensor(topology: Topology, workload: Workload, flow: Flow) -> Iterator[Mess
     scatters = flow.readers + flow.writers * (1 + again) + 1
     yield _message("tensor", "all_gather", gathers * step + logits, ways, 1)
     yield _message("tensor", "reduce_scatter", scatters * step, ways, 1)
-    yield _message("tensor", "all_reduce", _ring(width, ways), ways, 1)
-
-
-def _after_backward(placed: Placed, flow: Flow) -> Iterator[Message]:
-    """Yield the sums of gradients that every tensor-parallel rank has a part of, once a step."""
-    ways = placed.topology.tensor
-    names = placed.partial | flow.norms
-    count = sum(elements(placed.layouts[name], 0) for name in names)
-    yield _message("tensor", "all_reduce", _ring(count * PARAMETER_BYTES, ways), ways, 1)
-
-
-def _experts(topology: Topology, workload: Workload, flow: Flow) -> Message:
-    """Return the way of every token to its experts and back, forward and backward."""
-    ways = topology.expert
-    copies = workload.rank_tokens * flow.chosen * flow.mixtures
-    trips = 4 + 2 * workload.checkpointing
-    nbytes = trips * copies * flow.width * workload.precision.itemsize * (ways - 1) // ways
-    return _message("experts", "all_to_all", nbytes, ways, 1)
+    yield _message("tensor", "all_reduce", _ring_all_reduce(width, ways), ways, 1)
 
 
 @dataclass(frozen=True)
-class Moved:
-    """What all ranks exchange for the optimizer, by domain."""
+class OptimizerTraffic:
+    """The exchanges of the optimizer, by rank group."""
 
-    matrices: tuple[Exchanged, ...]
-    partitioned: tuple[Exchanged, ...]
+    matrices: tuple[ExchangeTraffic, ...]
+    partitioned: tuple[ExchangeTraffic, ...]
 
 
 @dataclass(frozen=True)
-class Exchanged:
-    """Elements that the ranks of a domain exchange."""
+class ExchangeTraffic:
+    """Elements that the ranks of a rank group exchange."""
 
     pieces: Traffic
-    """In rounds where every rank sends others what they hold."""
+    """Elements in rounds in which ranks send each other parts of matrices."""
     to_all: int
-    """Sent by every rank, padded, in rounds where all of them hold all of it."""
+    """Elements that every rank sends, with padding, in rounds with all-gathers of replicated ones."""
 
 
-def moved(placed: Placed) -> Moved:
-    """Return what the domains exchange; seconds for thousands of ranks."""
-    return Moved(
-        tuple(_exchange(domain.plan) for domain in placed.matrices),
-        tuple(_exchange(domain.plan) for domain in placed.partitioned),
+def count_exchanges(placement: Placement) -> OptimizerTraffic:
+    """Return the exchanges of all rank groups. It takes seconds for thousands of ranks."""
+    return OptimizerTraffic(
+        tuple(_exchange(rank_group.assignment) for rank_group in placement.matrices),
+        tuple(_exchange(rank_group.assignment) for rank_group in placement.partitioned),
     )
 
 
-def _exchange(plan: OwnerAssignment) -> Exchanged:
-    """Return what the ranks of a plan exchange, as `muonscale.optim.distributed.exchange` does it."""
+def _exchange(assignment: OwnerAssignment) -> ExchangeTraffic:
+    """Return the traffic of an assignment; see `muonscale.optim.distributed.exchange`."""
     shared = {
         task.round
-        for task in plan.tasks
-        if task.split is not None or not plan.parameters[task.parameter].sharding.replicated
+        for task in assignment.tasks
+        if task.split is not None or not assignment.parameters[task.parameter].sharding.replicated
     }
     sizes: dict[int, list[int]] = {
-        number: [0] * len(plan.ranks) for number in range(plan.rounds) if number not in shared
+        number: [0] * len(assignment.ranks)
+        for number in range(assignment.rounds)
+        if number not in shared
     }
-    for task in plan.tasks:
+    for task in assignment.tasks:
         if task.round in sizes:
             sizes[task.round][task.owner] += math.prod(task.shape)
-    to_all = sum((len(plan.ranks) - 1) * max(each) for each in sizes.values())
-    rest = replace(plan, tasks=tuple(task for task in plan.tasks if task.round in shared))
-    return Exchanged(traffic(rest), to_all)
+    to_all = sum((len(assignment.ranks) - 1) * max(each) for each in sizes.values())
+    rest = replace(
+        assignment, tasks=tuple(task for task in assignment.tasks if task.round in shared)
+    )
+    return ExchangeTraffic(traffic(rest), to_all)
 
 
-def _exchanged(
-    purpose: PurposeT, domain: Domain, exchange: Exchanged, position: int, stride: int
+def _exchange_messages(
+    purpose: PurposeT,
+    rank_group: RankGroupPlan,
+    exchange: ExchangeTraffic,
+    position: int,
+    stride: int,
 ) -> Iterator[Message]:
-    pieces, itemsize, ranks = exchange.pieces, domain.wire.itemsize, len(domain.plan.ranks)
+    pieces, itemsize, ranks = (
+        exchange.pieces,
+        rank_group.comm_dtype.itemsize,
+        len(rank_group.assignment.ranks),
+    )
     yield Message(
         purpose=purpose,
         kind="all_to_all",
@@ -259,12 +251,12 @@ def _exchanged(
         stride=stride,
     )
     yield _message(purpose, "all_gather", itemsize * exchange.to_all, ranks, stride)
-    team = PARAMETER_BYTES * pieces.shared[position]
-    yield _message(purpose, "team", team, domain.plan.subgroup_size, stride)
+    shared = PARAMETER_BYTES * pieces.shared[position]
+    yield _message(purpose, "subgroup", shared, rank_group.assignment.subgroup_size, stride)
 
 
-def _ring(nbytes: int, ranks: int) -> int:
-    """Return what a rank sends of an all-reduce of so many bytes."""
+def _ring_all_reduce(nbytes: int, ranks: int) -> int:
+    """Return the bytes that a rank sends in an all-reduce of `nbytes`."""
     return 2 * (ranks - 1) * nbytes // ranks
 
 
@@ -277,11 +269,3 @@ def _message(purpose: str, kind: str, nbytes: int, ranks: int, stride: int) -> M
         ranks=ranks,
         stride=stride,
     )
-
-
-def bytes_by_kind(found: list[Message]) -> dict[str, int]:
-    """Return the bytes sent, by kind of collective."""
-    kinds: dict[str, int] = {}
-    for message in found:
-        kinds[message.kind] = kinds.get(message.kind, 0) + message.sent
-    return kinds

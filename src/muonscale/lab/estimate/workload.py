@@ -1,4 +1,4 @@
-"""What one step works through on one rank: tokens, micro-batches, dtypes."""
+"""The work of one step on one rank: tokens, micro-batches, dtypes."""
 
 from __future__ import annotations
 
@@ -8,59 +8,56 @@ import torch
 
 from muonscale.lab.config.load import Config
 from muonscale.lab.estimate.devices import Device
-from muonscale.lab.parallel.topology import Topology, check_shares
+from muonscale.lab.parallel.topology import Topology
+from muonscale.lab.training.micro_batches import check_shares, micro_batch_size
 
 
 @dataclass(frozen=True, kw_only=True)
 class Workload:
-    """A step, as one rank sees it."""
+    """The work of one step on one rank."""
 
     sequence_length: int
     batch_tokens: int
-    """Of one step, over all ranks; of the largest where the batch changes."""
+    """Tokens of one step over all ranks, for the largest batch of the run."""
     rank_tokens: int
-    """Of one step, on a rank; ranks of a tensor-parallel group have the same ones."""
+    """Tokens of one step on a rank; the ranks of a tensor-parallel group read the same tokens."""
     micro_tokens: int
-    """That go through the model at a time."""
+    """Tokens of a micro-batch."""
     precision: torch.dtype
-    """Of forward and backward passes and of reduced gradients."""
+    """Dtype of forward and backward passes and of reduced gradients."""
     checkpointing: bool
-    """Whether activations are computed again in the backward pass."""
+    """Whether activations are recomputed in the backward pass."""
     steps: int
+    """Steps of the run."""
     tokens: int
-    """Of the run."""
+    """Tokens of the run."""
 
     @property
     def micro_batches(self) -> int:
-        """Forward and backward passes in a step."""
+        """Number of micro-batches in a step."""
         return self.rank_tokens // self.micro_tokens
 
 
 def make_workload(config: Config, topology: Topology, device: Device) -> Workload:
-    """Return the workload of a configuration on an arrangement.
+    """Return the workload of a configuration under a topology.
 
     Raises:
-        ConfigError: where the batch does not divide into whole sequences for every rank, or a rank's
-            share into micro-batches.
+        ConfigError: as `check_shares`.
     """
     length, timeline = config.data.sequence_length, config.timeline
-    batch = timeline.largest_batch * length
     check_shares(config, topology)
+    batch = timeline.largest_batch
     share = batch // topology.data_ranks
-    micro = config.train.micro_batch_tokens or share
+    precision = config.train.precision
+    if precision == "auto":
+        precision = "float32" if device.kind == "cpu" else "bfloat16"
     return Workload(
         sequence_length=length,
-        batch_tokens=batch,
-        rank_tokens=share,
-        micro_tokens=micro,
-        precision=_precision(config.train.precision, device),
+        batch_tokens=batch * length,
+        rank_tokens=share * length,
+        micro_tokens=micro_batch_size(config, share) * length,
+        precision=torch.bfloat16 if precision == "bfloat16" else torch.float32,
         checkpointing=config.train.activation_checkpointing,
         steps=config.steps,
         tokens=timeline.tokens_before(config.steps),
     )
-
-
-def _precision(name: str, device: Device) -> torch.dtype:
-    if name == "auto":
-        name = "float32" if device.kind == "cpu" else "bfloat16"
-    return torch.bfloat16 if name == "bfloat16" else torch.float32

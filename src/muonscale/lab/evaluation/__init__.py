@@ -1,1 +1,4 @@
-"""What a trained model is worth: held-out loss, baselines, samples."""
+"""Evaluate a trained model: validation loss and perplexity, samples, benchmark tasks.
+
+`target` (the model and the settings) -> `perplexity`, `harness` with `suites` -> `command` (eval).
+"""

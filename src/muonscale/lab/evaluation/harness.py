@@ -1,7 +1,7 @@
 """Tasks of lm-evaluation-harness (Gao et al., https://github.com/EleutherAI/lm-evaluation-harness).
 
-The numbers are those of the harness for the same model, with the seeds of its own command line.
-It is imported when a task is asked for: its index of tasks takes ten seconds.
+The results equal those of the harness for the same model, with the seeds of its command line. The
+harness is imported only when it is needed: building its index of tasks takes ten seconds.
 """
 
 from __future__ import annotations
@@ -22,20 +22,43 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from muonscale.errors import ConfigError, DataError, MuonscaleError
-from muonscale.lab.evaluation.options import Options, Request
-from muonscale.lab.models.build import quiet_transformers, seeded_rng
+from muonscale.lab.models.contexts import quiet_transformers, seed_rng
 
 INSTALL = 'tasks need lm-evaluation-harness; install it with: pip install "muonscale[eval]"'
 
 LOGGERS = ("lm_eval", "huggingface_hub", "datasets")
-"""Who warns while tasks are loaded and run."""
+"""Loggers whose warnings are collected while tasks are loaded and run."""
 
 ALLOW_CODE = "HF_ALLOW_CODE_EVAL"
-"""Environment variable without which the metrics of code refuse to run it."""
+"""Environment variable that the metrics of code require."""
+
+
+@dataclass(frozen=True)
+class HarnessTask:
+    """A task to run."""
+
+    task: str
+    """Task, group or tag of the harness."""
+    shots: int | None = None
+    """Examples in the prompt; those of the task by default."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class HarnessOptions:
+    """How tasks are run."""
+
+    include: Path | None = None
+    """Folder of the user's own task files."""
+    limit: int | None = None
+    """Maximum number of documents of a task; all by default."""
+    batch_size: int = 8
+    """Sequences in a batch of the model."""
+    run_code: bool = False
+    """Whether code that the model writes may be run."""
 
 
 def check_installed() -> None:
-    """Refuse to go on without the harness.
+    """Check that the harness is installed.
 
     Raises:
         ConfigError: with the command that installs it.
@@ -45,36 +68,36 @@ def check_installed() -> None:
 
 
 @dataclass(frozen=True)
-class _Loaded:
-    request: Request
+class _LoadedTask:
+    request: HarnessTask
     built: Any
-    """What the manager's `load` returns."""
+    """Result of the manager's `load`."""
 
 
 class Harness:
-    """Tasks that are loaded, with their documents, and can be run.
+    """Loaded tasks with their documents.
 
     Args:
-        requests: the tasks.
-        options: how.
+        requests: the tasks to load.
+        options: how to run them.
 
     Raises:
-        ConfigError: if the harness is not installed, a name is unknown, a task has fixed shots and
-            others are asked for, or runs code and may not.
+        ConfigError: if the harness is not installed, a name is unknown, a task does not support the
+            number of shots, or needs `run_code`.
         DataError: if a task cannot be loaded.
     """
 
-    def __init__(self, requests: Sequence[Request], options: Options) -> None:
+    def __init__(self, requests: Sequence[HarnessTask], options: HarnessOptions) -> None:
         check_installed()
         if options.include is not None and not options.include.is_dir():
-            raise ConfigError(
-                f"--include-path {options.include}: there is no such folder; give one with task files"
-            )
+            raise ConfigError(f"--include-path {options.include}: there is no such folder")
         self.options = options
-        with _noted(), _code_allowed(options):
+        with _collect_warnings(), _allow_code(options):
             manager = _manager([request.task for request in requests], options.include)
             for request in requests:
-                _check_code(request.task, manager, options)
+                # Before it is loaded: some tasks run code on loading.
+                if (manager.task_index[request.task].cfg or {}).get("unsafe_code"):
+                    _require_run_code(request.task, options)
             self._loaded = [_load(request, manager, options) for request in requests]
 
     def run(
@@ -83,34 +106,34 @@ class Harness:
         tokenizer: PreTrainedTokenizerBase,
         precision: torch.dtype = torch.float32,
     ) -> Iterator[dict[str, Any]]:
-        """Yield what is measured on every task, as eval/result.json has it.
+        """Yield the results of every task, in the format of eval/result.json.
 
         Args:
             model: a causal language model, on its device.
             tokenizer: its tokenizer; may get a padding token.
-            precision: of the forward passes; float32 leaves the weights as they are.
+            precision: dtype of the forward passes; with float32 the weights keep their dtypes.
 
         Raises:
             DataError: if a task fails.
         """
         training = model.training
-        with _noted():
+        with _collect_warnings():
             lm = _language_model(model, tokenizer, precision, self.options)
             for loaded in self._loaded:
-                _check_room(loaded, lm.max_length)
+                _check_positions(loaded, lm.max_length)
         try:
             for loaded in self._loaded:
                 yield from self._run(loaded, lm)
         finally:
             model.train(training)
 
-    def _run(self, loaded: _Loaded, lm: Any) -> Iterator[dict[str, Any]]:
+    def _run(self, loaded: _LoadedTask, lm: Any) -> Iterator[dict[str, Any]]:
         from lm_eval import evaluator
 
         task = loaded.request.task
-        with _noted() as said, _code_allowed(self.options), _seeded(lm.device):
+        with _collect_warnings() as warnings, _allow_code(self.options), _seed_harness(lm.device):
             try:
-                found = evaluator.evaluate(
+                results = evaluator.evaluate(
                     lm,
                     loaded.built,
                     limit=self.options.limit,
@@ -119,14 +142,12 @@ class Harness:
                 )
             except (KeyboardInterrupt, MuonscaleError):
                 raise
-            except Exception as error:  # tasks bring code of their own, which raises what it likes
-                raise DataError(
-                    f"task {task} failed: {_first_line(error)}; leave it out, or see its files"
-                ) from error
-        cut = sum("runcat" in message for message in said)
-        for name in [task] if task in found["results"] else list(loaded.built["tasks"]):
+            except Exception as error:  # the code of tasks raises errors of any class
+                raise DataError(f"task {task} failed: {_first_line(error)}") from error
+        cut = sum("runcat" in message for message in warnings)
+        for name in [task] if task in results["results"] else list(loaded.built["tasks"]):
             yield {
-                **_measured(name, found, loaded.request.shots),
+                **_task_result(name, results, loaded.request.shots),
                 "limit": self.options.limit,
                 "batch_size": self.options.batch_size,
                 "truncations": cut,
@@ -151,42 +172,33 @@ def _manager(names: Sequence[str], include: Path | None) -> Any:
     return manager
 
 
-def _check_code(name: str, manager: Any, options: Options) -> None:
-    """Refuse what says that it runs code before it is loaded: some does so on loading."""
-    config = manager.task_index[name].cfg or {}
-    if config.get("unsafe_code"):
-        _refuse_code(name, options)
-
-
-def _refuse_code(name: str, options: Options) -> None:
+def _require_run_code(name: str, options: HarnessOptions) -> None:
     if not options.run_code:
         raise ConfigError(
-            f"task {name} runs the code that the model writes, on this machine; allow it with "
-            "--run-code, best in a container without a network, or leave the task out"
+            f"task {name} runs code that the model writes on this machine; allow it with --run-code, "
+            "preferably in a container without a network"
         )
 
 
-def _load(request: Request, manager: Any, options: Options) -> _Loaded:
+def _load(request: HarnessTask, manager: Any, options: HarnessOptions) -> _LoadedTask:
     try:
         built = manager.load([request.task])
     except Exception as error:  # datasets, the network, yaml, imports: no common base
         raise DataError(
-            f"task {request.task} cannot be loaded: {_first_line(error)} (its data come from the "
-            "Hugging Face Hub, unless they are in the local cache); leave it out where there is no network"
+            f"task {request.task} cannot be loaded: {_first_line(error)} (its data are "
+            "downloaded from the Hugging Face Hub unless they are in the local cache)"
         ) from error
     for name, task in built["tasks"].items():
         if getattr(task, "UNSAFE_CODE", False):
-            _refuse_code(name, options)
+            _require_run_code(name, options)
         _set_shots(name, task, request.shots)
-    return _Loaded(request, built)
+    return _LoadedTask(request, built)
 
 
 def _set_shots(name: str, task: Any, shots: int | None) -> None:
     own = task.get_config("num_fewshot")
     if shots is not None and own == 0 and shots != 0:
-        raise ConfigError(
-            f"task {name} is made for 0 shots and takes no others, not {shots}; leave out --shots"
-        )
+        raise ConfigError(f"task {name} supports only 0 shots, not {shots}")
     if shots is not None or own is None:
         task.set_config("num_fewshot", shots or 0)
     from lm_eval.defaults import DEFAULT_OTHER_SEED
@@ -198,7 +210,7 @@ def _language_model(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     precision: torch.dtype,
-    options: Options,
+    options: HarnessOptions,
 ) -> Any:
     from lm_eval.models.huggingface import HFLM
 
@@ -212,7 +224,7 @@ def _language_model(
     )
 
 
-def _check_room(loaded: _Loaded, positions: int) -> None:
+def _check_positions(loaded: _LoadedTask, positions: int) -> None:
     from lm_eval.defaults import DEFAULT_MAX_GEN_TOKS
 
     for name, task in loaded.built["tasks"].items():
@@ -222,36 +234,36 @@ def _check_room(loaded: _Loaded, positions: int) -> None:
         tokens = int(options.get("max_gen_toks", DEFAULT_MAX_GEN_TOKS))
         if tokens >= positions:
             raise ConfigError(
-                f"task {name} has the model write up to {tokens} tokens, and it has {positions} "
-                "positions for them and the question; a task file of your own may say fewer "
+                f"task {name} generates up to {tokens} tokens, and the model has {positions} positions for "
+                "them and the question; a task file of your own may set fewer "
                 "(generation_kwargs.max_gen_toks)"
             )
 
 
-def _measured(name: str, found: Any, asked: int | None) -> dict[str, Any]:
+def _task_result(name: str, results: Any, requested: int | None) -> dict[str, Any]:
     """Return the values of a task or group, and of the tasks in it.
 
-    The harness says no shots of a group of groups: these are those that were asked for.
+    The harness reports no shots for a group of groups; the requested ones are used.
     """
-    below = found.get("group_subtasks", {}).get(name, [])
+    below = results.get("group_subtasks", {}).get(name, [])
     return {
         "task": name,
-        "shots": found["n-shot"].get(name, asked),
-        "version": found["versions"].get(name),
-        "documents": _documents(name, found),
-        "values": _values(found["results"][name]),
-        **({"tasks": {each: _values(found["results"][each]) for each in below}} if below else {}),
+        "shots": results["n-shot"].get(name, requested),
+        "version": results["versions"].get(name),
+        "documents": _documents(name, results),
+        "values": _values(results["results"][name]),
+        **({"tasks": {each: _values(results["results"][each]) for each in below}} if below else {}),
     }
 
 
-def _documents(name: str, found: Any) -> int:
-    if name in found["n-samples"]:
-        return found["n-samples"][name]["effective"]
-    return sum(_documents(each, found) for each in found["group_subtasks"].get(name, []))
+def _documents(name: str, results: Any) -> int:
+    if name in results["n-samples"]:
+        return results["n-samples"][name]["effective"]
+    return sum(_documents(each, results) for each in results["group_subtasks"].get(name, []))
 
 
 def _values(metrics: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Return `metric,filter` to value and standard error (None where the harness has none)."""
+    """Return value and standard error (or None) by `metric,filter`."""
     values = {}
     for key, value in metrics.items():
         metric, comma, kept = key.partition(",")
@@ -264,29 +276,25 @@ def _values(metrics: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 @contextmanager
-def _noted() -> Generator[list[str]]:
-    """Collect the warnings of the harness and of what it loads from, in place of showing them."""
-    said: list[str] = []
-
-    class Listener(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            said.append(record.getMessage())
-
-    listener: logging.Handler = Listener(logging.WARNING)
+def _collect_warnings() -> Generator[list[str]]:
+    """Collect the warnings of the harness and its libraries instead of printing them."""
+    warnings: list[str] = []
+    handler = logging.Handler(logging.WARNING)
+    handler.emit = lambda record: warnings.append(record.getMessage())
     loggers = [logging.getLogger(name) for name in LOGGERS]
     former = [(logger.propagate, logger.handlers) for logger in loggers]
     for logger in loggers:
-        logger.propagate, logger.handlers = False, [listener]
+        logger.propagate, logger.handlers = False, [handler]
     try:
         with quiet_transformers():
-            yield said
+            yield warnings
     finally:
         for logger, (propagate, handlers) in zip(loggers, former, strict=True):
             logger.propagate, logger.handlers = propagate, handlers
 
 
 @contextmanager
-def _code_allowed(options: Options) -> Generator[None]:
+def _allow_code(options: HarnessOptions) -> Generator[None]:
     former = os.environ.get(ALLOW_CODE)
     if options.run_code:
         os.environ[ALLOW_CODE] = "1"
@@ -300,15 +308,15 @@ def _code_allowed(options: Options) -> Generator[None]:
 
 
 @contextmanager
-def _seeded(device: torch.device) -> Generator[None]:
-    """Seed all that tasks may draw from as the harness does, and put it back after."""
+def _seed_harness(device: torch.device) -> Generator[None]:
+    """Seed all random number generators as the harness does, and restore them after the block."""
     from lm_eval.defaults import DEFAULT_OTHER_SEED, DEFAULT_RANDOM_SEED
 
     python, array = random.getstate(), np.random.get_state()
     random.seed(DEFAULT_RANDOM_SEED)
     np.random.seed(DEFAULT_OTHER_SEED)
     try:
-        with seeded_rng(DEFAULT_OTHER_SEED, device):
+        with seed_rng(DEFAULT_OTHER_SEED, device):
             yield
     finally:
         random.setstate(python)

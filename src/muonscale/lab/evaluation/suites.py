@@ -1,8 +1,8 @@
-"""Sets of benchmarks that a paper reports, as tasks of lm-evaluation-harness.
+"""Benchmarks of a paper as tasks of lm-evaluation-harness.
 
-A suite says which task of the harness stands for each benchmark, with how many examples in the
-prompt, and what the paper has measured. The papers used harnesses of their own: prompts, the way
-answers are read, and splits differ, so that their numbers are a reference and nothing to reproduce.
+A suite lists the corresponding task of the harness for each benchmark, the number of examples in the
+prompt, and the value in the paper. The papers used their own harnesses: prompts, parsing of answers
+and splits differ, so their values are a reference and cannot be reproduced exactly.
 """
 
 from __future__ import annotations
@@ -14,39 +14,39 @@ from muonscale.errors import ConfigError, nearest
 
 @dataclass(frozen=True, kw_only=True)
 class Benchmark:
-    """A row of a suite."""
+    """A benchmark of a paper and the corresponding task."""
 
     name: str
-    """What the paper calls it."""
+    """Name in the paper."""
     task: str
     """Task or group of the harness."""
     shots: int
     """Examples in the prompt."""
     metric: str
-    """Which of the harness's values is the nearest to the paper's, as `metric,filter`."""
+    """The closest value of the harness, as `metric,filter`."""
     paper: float
     """The paper's value, in percent."""
     runs_code: bool = False
-    """Whether it runs what the model writes."""
+    """Whether it runs code that the model writes."""
     note: str = ""
-    """What is different from the paper, or not said in it."""
+    """Differences from the paper, and facts that it does not state."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Suite:
-    """Benchmarks of a paper."""
+    """The benchmarks of a paper."""
 
     name: str
     source: str
     benchmarks: tuple[Benchmark, ...]
     left_out: dict[str, str]
-    """Benchmarks of the paper that are not run, and why."""
+    """Reasons for benchmarks of the paper that are left out."""
 
-    def chosen(self, tasks: tuple[str, ...]) -> tuple[Benchmark, ...]:
-        """Return the benchmarks of tasks of the harness, or all of them where none is named.
+    def select(self, tasks: tuple[str, ...]) -> tuple[Benchmark, ...]:
+        """Return the benchmarks of some tasks of the harness, or all if none is given.
 
         Raises:
-            ConfigError: for a task that the suite does not have.
+            ConfigError: for a task that is not in the suite.
         """
         known = {benchmark.task: benchmark for benchmark in self.benchmarks}
         for task in tasks:
@@ -92,7 +92,7 @@ MOONLIGHT = Suite(
             metric="pass@1,create_test",
             paper=48.1,
             runs_code=True,
-            note="shots as the harness has them; the paper says pass@1",
+            note="shots of the harness; the paper reports pass@1",
         ),
         Benchmark(
             name="MBPP",
@@ -101,7 +101,7 @@ MOONLIGHT = Suite(
             metric="pass_at_1,none",
             paper=63.8,
             runs_code=True,
-            note="shots as the harness has them; the paper says pass@1",
+            note="shots of the harness; the paper reports pass@1",
         ),
         Benchmark(
             name="GSM8K", task="gsm8k", shots=4, metric="exact_match,strict-match", paper=77.4
@@ -112,7 +112,7 @@ MOONLIGHT = Suite(
             shots=4,
             metric="math_verify,none",
             paper=45.3,
-            note="shots as the harness has them; the paper does not say",
+            note="shots of the harness; the paper does not state them",
         ),
         Benchmark(
             name="C-Eval",

@@ -1,4 +1,4 @@
-"""The model card of an exported model: README.md, from what its run folder holds."""
+"""The model card of an exported model: README.md, from the files of its run folder."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SHAPE = {
     "vocab_size": "vocabulary",
     "max_position_embeddings": "positions",
 }
-"""Fields of a Hugging Face configuration, and what the card calls them."""
+"""Fields of a Hugging Face configuration, and their names in the card."""
 
 LOADING = """\
 ```python
@@ -50,11 +50,11 @@ def model_card(
 ) -> str:
     """Return the text of README.md: front matter of the Hugging Face hub, then Markdown.
 
-    What is not known is left out. Of local paths the last name alone is given.
+    Unknown facts are left out. Only the last name of a local path is shown.
 
     Args:
         config: config.json of the run.
-        env: env.json of the run, or nothing.
+        env: env.json of the run, possibly empty.
         metrics: records of metrics.jsonl.
         step: optimizer steps after which the model was saved.
         model: the model, for its architecture and size.
@@ -64,9 +64,11 @@ def model_card(
         (r["tokens"] for r in records if r["kind"] == "train" and r["step"] == step), None
     )
     seen = "" if tokens is None else f" and {tokens:,} training tokens"
+    weights = config["model"].get("weights")
+    start = f"the weights of `{Path(weights).name}`" if weights else "random weights"
     parts = [
         f"# {Path(config['run']['path']).name}",
-        f"`{type(model).__name__}`, trained from {_start(config)} with muonscale: the checkpoint after "
+        f"`{type(model).__name__}`, trained from {start} with muonscale: the checkpoint after "
         f"{step:,} steps{seen}.",
         "## Model",
         _table(_architecture(config, model)),
@@ -75,16 +77,11 @@ def model_card(
         *_evaluation(records),
         "## Training",
         _table(_training(config, env)),
-        *_origin(env),
+        *_command_and_versions(env),
         "## Loading",
         LOADING,
     ]
     return f"---\n{_front_matter(config, model.config)}\n---\n\n" + "\n\n".join(parts) + "\n"
-
-
-def _start(config: Mapping[str, Any]) -> str:
-    weights = config["model"].get("weights")
-    return f"the weights of `{Path(weights).name}`" if weights else "random weights"
 
 
 def _front_matter(config: Mapping[str, Any], shape: PreTrainedConfig) -> str:
@@ -108,7 +105,7 @@ def _architecture(config: Mapping[str, Any], model: PreTrainedModel) -> dict[str
         "preset": config["model"].get("preset"),
         "parameters": size.total,
         "without embeddings and head": size.without_embeddings,
-        "of these met by a token": None if active == size.without_embeddings else active,
+        "active per token": None if active == size.without_embeddings else active,
     }
     for field, name in SHAPE.items():
         rows.setdefault(name, getattr(shape, field, None))
@@ -130,7 +127,7 @@ def _data(config: Mapping[str, Any], env: Mapping[str, Any], tokens: int | None)
 def _corpora(
     section: Mapping[str, Any], known: Mapping[str, Any], tokens: int | None
 ) -> dict[str, Any]:
-    """Return what was read of a corpus, or what the whole run is to read of each of several."""
+    """Return how much of a corpus was read, or how much the whole run reads of each of several."""
     sizes = {name: corpus["train"]["tokens"] for name, corpus in known.items()}
     if section.get("mixture") is None:
         size = next(iter(sizes.values()), None)
@@ -147,22 +144,23 @@ def _corpora(
 
 def _evaluation(records: list[Mapping[str, Any]]) -> list[str]:
     """Return the section of the last evaluation, if there is one."""
-    found = [r for r in records if r["kind"] == "eval" and r.get("held_out_loss") is not None]
-    if not found:
+    evaluations = [r for r in records if r["kind"] == "eval" and r.get("held_out_loss") is not None]
+    if not evaluations:
         return []
-    last = max(found, key=lambda record: record["step"])
+    last = max(evaluations, key=lambda record: record["step"])
+    bits = last.get("bits_per_byte")
     rows = {
-        "held-out loss, nats per token": f"{last['held_out_loss']:.4f}",
-        "bits per byte": _rounded(last.get("bits_per_byte")),
+        "validation loss, nats per token": f"{last['held_out_loss']:.4f}",
+        "bits per byte": None if bits is None else f"{bits:.4f}",
         **{f"on {name}": f"{v:.4f}" for name, v in last.get("held_out_losses", {}).items()},
-        "held-out tokens": last.get("held_out_tokens"),
+        "validation tokens": last.get("held_out_tokens"),
         "measured after step": last["step"],
     }
     return ["## Evaluation", _table(rows)]
 
 
 def _training(config: Mapping[str, Any], env: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings of the optimizer and the run by their keys, and what they ran on."""
+    """Return the settings of optimizer and run by their keys, and the device, dtypes and processes."""
     optimizer = dict(config["optimizer"])
     unused = unused_options(optimizer["rule"])
     if optimizer.get("post_norm") is None:
@@ -184,8 +182,8 @@ def _training(config: Mapping[str, Any], env: Mapping[str, Any]) -> dict[str, An
     return rows | {name: env.get(key) for name, key in used.items()}
 
 
-def _origin(env: Mapping[str, Any]) -> list[str]:
-    """Return the sections of the command and the versions, as far as they are known."""
+def _command_and_versions(env: Mapping[str, Any]) -> list[str]:
+    """Return the sections of the command and the versions, if they are known."""
     parts = []
     if command := env.get("command"):
         program = Path(command[0]).name.replace("__main__.py", "muonscale")
@@ -197,18 +195,14 @@ def _origin(env: Mapping[str, Any]) -> list[str]:
 
 
 def _public(word: str) -> str:
-    """Return a word of a command line without the local folders that a path in it begins with."""
+    """Return a word of a command line with the folders of a local path removed."""
     key, sign, value = word.rpartition("=")
     local = value.startswith(("/", "~", "./", "../"))
     return key + sign + (Path(value).name if local else value)
 
 
-def _rounded(value: float | None) -> str | None:
-    return None if value is None else f"{value:.4f}"
-
-
 def _table(rows: Mapping[str, Any]) -> str:
-    """Return a Markdown table of two columns, without the rows that hold nothing."""
+    """Return a Markdown table of two columns, without empty rows."""
     lines = [
         f"| {name} | {_cell(value)} |"
         for name, value in rows.items()

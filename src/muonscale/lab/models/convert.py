@@ -1,4 +1,4 @@
-"""Models in and out as standard Hugging Face checkpoints.
+"""Save and load models as standard Hugging Face checkpoints.
 
 An export is a folder of safetensors weights, `config.json`, `generation_config.json`, the
 tokenizer's files and a model card, which transformers 4 and 5 load without this package.
@@ -22,11 +22,11 @@ from transformers import (
 )
 
 from muonscale.errors import CheckpointError
-from muonscale.lab.models.build import quiet_transformers
+from muonscale.lab.models.contexts import quiet_transformers
 
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 SHARD_SIZE = "5GB"
-"""Largest file of weights, unless one tensor is larger."""
+"""Maximum size of a file of weights; a larger tensor has its own file."""
 
 
 def save_hf(
@@ -40,106 +40,88 @@ def save_hf(
     """Write a model and its tokenizer as a Hugging Face checkpoint.
 
     The files are written to a hidden folder beside `folder`, which is then renamed: a reader sees a
-    whole checkpoint or none. An earlier checkpoint there is replaced. The model is not changed;
-    the key-value cache, off in training, is on in the files.
+    complete checkpoint or none. An earlier checkpoint there is replaced. The model is not changed.
+    The key-value cache, off in training, is on in the files.
 
     Args:
-        model: on the CPU; its weights are written in their own dtypes.
+        model: model on the CPU; its weights are written in their own dtypes.
         tokenizer: its tokenizer.
-        folder: where to.
-        card: text of README.md, or none.
-        max_shard_size: largest file of weights, such as `5GB`; more than one file has an index.
+        folder: target folder.
+        card: text of README.md, or None.
+        max_shard_size: maximum size of a file, such as `5GB`; several files get an index.
 
     Raises:
-        CheckpointError: if `folder` holds something else than a checkpoint, or cannot be written.
+        CheckpointError: if `folder` contains anything but a checkpoint, or cannot be written.
     """
-    check_place(folder)
+    check_target(folder)
     try:
-        with _replaced(folder.absolute()) as fresh:
-            _write(model, tokenizer, fresh, max_shard_size)
+        with _replace(folder.absolute()) as fresh:
+            with quiet_transformers():
+                model.save_pretrained(fresh, max_shard_size=max_shard_size)
+                model.generation_config.save_pretrained(fresh)
+            for weights in fresh.glob(
+                "*.safetensors"
+            ):  # save_pretrained gives only the owner access
+                weights.chmod((fresh / "config.json").stat().st_mode)
+            _edit(fresh / "config.json", _add_old_names)
+            _edit(fresh / "generation_config.json", _set_generation_defaults)
+            _write_tokenizer(tokenizer, fresh)
             if card is not None:
                 (fresh / "README.md").write_text(card, encoding="utf-8")
     except OSError as error:
-        raise CheckpointError(
-            f"the model cannot be written to {folder}: {error}"
-            "; choose a folder with room that you may write to"
-        ) from error
+        raise CheckpointError(f"the model cannot be written to {folder}: {error}") from error
 
 
-def check_place(folder: Path) -> None:
-    """Refuse a folder that a checkpoint may not be written to.
+def check_target(folder: Path) -> None:
+    """Check that a checkpoint may be written to a folder.
 
     Raises:
         CheckpointError: if it exists, is not empty, and is not a checkpoint.
     """
-    if folder.exists() and not _replaceable(folder):
+    if not folder.exists():
+        return
+    names = {path.name for path in folder.iterdir()} if folder.is_dir() else {"a file"}
+    if names and ("config.json" not in names or names.isdisjoint(WEIGHTS)):
         raise CheckpointError(
-            f"{folder} exists and is not an exported model; it is left as it is. "
-            "Give a new or an empty folder."
+            f"{folder} exists and is not an exported model, and is not overwritten; give a new or an "
+            "empty folder"
         )
 
 
 def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Write a tokenizer alone, in place of one that is there.
+    """Write a tokenizer without a model, replacing an existing one.
 
     Raises:
         CheckpointError: if it cannot be written.
     """
     try:
-        with _replaced(folder.absolute()) as fresh:
+        with _replace(folder.absolute()) as fresh:
             _write_tokenizer(tokenizer, fresh)
     except OSError as error:
-        raise CheckpointError(
-            f"the tokenizer cannot be written to {folder}: {error}"
-            "; choose a folder with room that you may write to"
-        ) from error
+        raise CheckpointError(f"the tokenizer cannot be written to {folder}: {error}") from error
 
 
 @contextmanager
-def _replaced(folder: Path) -> Generator[Path]:
-    """Yield a hidden folder beside another one, whose place it takes if the block ends well."""
+def _replace(folder: Path) -> Generator[Path]:
+    """Yield a hidden folder beside `folder` and rename it to `folder` if the block succeeds."""
     fresh = folder.with_name(f".{folder.name}.{os.getpid()}.new")
     try:
         shutil.rmtree(fresh, ignore_errors=True)
         fresh.mkdir(parents=True)
         yield fresh
-        _replace(fresh, folder)
+        old = fresh.with_suffix(".old")
+        if folder.exists():
+            folder.rename(old)  # a folder with files cannot be renamed over
+        fresh.rename(folder)
+        shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
-
-
-def _replaceable(folder: Path) -> bool:
-    if not folder.is_dir():
-        return False
-    names = {path.name for path in folder.iterdir()}
-    return not names or ("config.json" in names and not names.isdisjoint(WEIGHTS))
-
-
-def _replace(fresh: Path, folder: Path) -> None:
-    old = fresh.with_suffix(".old")
-    if folder.exists():
-        folder.rename(old)  # a folder with files cannot be renamed over
-    fresh.rename(folder)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def _write(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, max_shard_size: str
-) -> None:
-    with quiet_transformers():
-        model.save_pretrained(folder, max_shard_size=max_shard_size)
-        model.generation_config.save_pretrained(folder)
-    for weights in folder.glob("*.safetensors"):  # written for the owner alone
-        weights.chmod((folder / "config.json").stat().st_mode)
-    _edit(folder / "config.json", _both_spellings)
-    _edit(folder / "generation_config.json", _generation_defaults)
-    _write_tokenizer(tokenizer, folder)
 
 
 def _write_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     with quiet_transformers():
         tokenizer.save_pretrained(folder)
-    _edit(folder / "tokenizer_config.json", _known_tokenizer_class)
+    _edit(folder / "tokenizer_config.json", _use_old_tokenizer_class)
 
 
 def _edit(path: Path, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
@@ -147,13 +129,13 @@ def _edit(path: Path, change: Callable[[dict[str, Any]], dict[str, Any]]) -> Non
     path.write_text(json.dumps(tree, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def _both_spellings(config: dict[str, Any]) -> dict[str, Any]:
-    """Add transformers 4's names of the fields that transformers 5 renamed, and turn the cache on."""
+def _add_old_names(config: dict[str, Any]) -> dict[str, Any]:
+    """Add transformers 4's names of renamed fields, and turn the cache on."""
     config["use_cache"] = True
     if "dtype" in config:
         config["torch_dtype"] = config["dtype"]
     rope = config.get("rope_parameters") or {}
-    if "full_attention" in rope:  # Gemma 3: one set for each kind of layer
+    if "full_attention" in rope:  # Gemma 3 has one set for each kind of layer
         config["rope_local_base_freq"] = rope["sliding_attention"]["rope_theta"]
         rope = rope["full_attention"]
     for name in ("rope_theta", "partial_rotary_factor"):
@@ -164,7 +146,7 @@ def _both_spellings(config: dict[str, Any]) -> dict[str, Any]:
     return config
 
 
-def _generation_defaults(generation: dict[str, Any]) -> dict[str, Any]:
+def _set_generation_defaults(generation: dict[str, Any]) -> dict[str, Any]:
     generation.pop("_from_model_config", None)
     generation["use_cache"] = True
     eos = generation.get("eos_token_id")
@@ -173,8 +155,8 @@ def _generation_defaults(generation: dict[str, Any]) -> dict[str, Any]:
     return generation
 
 
-def _known_tokenizer_class(tokenizer: dict[str, Any]) -> dict[str, Any]:
-    """Name the class of transformers 4, which transformers 5 also knows."""
+def _use_old_tokenizer_class(tokenizer: dict[str, Any]) -> dict[str, Any]:
+    """Use the class name of transformers 4, which transformers 5 also supports."""
     if tokenizer.get("tokenizer_class") == "TokenizersBackend":
         tokenizer["tokenizer_class"] = "PreTrainedTokenizerFast"
     return tokenizer
@@ -187,12 +169,12 @@ def load_hf(folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         The model on the CPU, in the dtype it was saved in, in evaluation mode, and the tokenizer.
 
     Raises:
-        CheckpointError: if the folder is missing, is not a checkpoint, or lacks some weights.
+        CheckpointError: if the folder is missing, is not a checkpoint, or lacks weights.
     """
     if not (folder / "config.json").is_file():
         raise CheckpointError(
-            f"{folder} is not a Hugging Face checkpoint: it has no config.json"
-            "; give a run folder, or a folder that export wrote"
+            f"{folder} is not a Hugging Face checkpoint: it has no config.json; give a run "
+            "folder, or a folder that export wrote"
         )
     options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
     try:
@@ -203,21 +185,18 @@ def load_hf(folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
             tokenizer = AutoTokenizer.from_pretrained(folder, **options)
     except Exception as error:  # transformers, safetensors and tokenizers each raise their own
         reason = " ".join(str(error).split())
-        raise CheckpointError(
-            f"{folder} cannot be loaded as a checkpoint: {reason}"
-            "; give one that export wrote, or transformers' save_pretrained"
-        ) from error
-    refuse_missing(report, folder)
+        raise CheckpointError(f"{folder} cannot be loaded as a checkpoint: {reason}") from error
+    check_all_loaded(report, folder)
     assert tokenizer is not None
     return model, tokenizer
 
 
-def refuse_missing(report: dict[str, Any], folder: Path) -> None:
-    """Refuse a checkpoint that lacks weights: transformers fills in random numbers and only warns.
+def check_all_loaded(report: dict[str, Any], folder: Path) -> None:
+    """Check that no weights were missing: transformers initializes them randomly and only warns.
 
     Args:
-        report: what transformers says of loading it.
-        folder: of the checkpoint.
+        report: the loading info of transformers.
+        folder: folder of the checkpoint.
 
     Raises:
         CheckpointError: if any are missing.
@@ -225,5 +204,4 @@ def refuse_missing(report: dict[str, Any], folder: Path) -> None:
     if missing := sorted(report["missing_keys"]) + sorted(map(str, report["mismatched_keys"])):
         raise CheckpointError(
             f"{folder} lacks {len(missing)} weights of its model, such as {missing[0]}"
-            "; give a folder with all of them"
         )

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from muonscale.errors import ConfigError
 from muonscale.lab.models.structure import expert_modules, lookup_tables, output_head
 from muonscale.optim.matrices.batches import cached_matrix_shapes
 from muonscale.optim.matrices.spec import PLAIN
@@ -16,10 +17,10 @@ from muonscale.optim.rules.step_inputs import named
 
 
 def active_elements(config: PreTrainedConfig, model: PreTrainedModel) -> dict[str, int] | None:
-    """Return how many elements of every parameter a token meets, by name: k of the E routed experts.
+    """Return how many elements of each parameter a token uses, by name: k of the E routed experts.
 
     Returns:
-        The numbers, or None where the configuration does not say how many experts a token goes to
+        The numbers, or None if the configuration does not say how many experts a token uses
         (`num_experts_per_tok`), or experts are not stacked parameters `[E, ...]`.
     """
     stacks = {
@@ -39,7 +40,7 @@ def active_elements(config: PreTrainedConfig, model: PreTrainedModel) -> dict[st
 
 
 def active_parameters(config: PreTrainedConfig, model: PreTrainedModel) -> int | None:
-    """Return the parameters that a token meets, without embeddings and head; None as there."""
+    """Return the number of parameters that a token uses, without embeddings and head, or None."""
     active = active_elements(config, model)
     if active is None:
         return None
@@ -50,7 +51,7 @@ def active_parameters(config: PreTrainedConfig, model: PreTrainedModel) -> int |
 def matrix_flops_per_token(
     config: PreTrainedConfig, model: PreTrainedModel
 ) -> dict[str, int] | None:
-    """Return 6 * N by parameter: none for embeddings that are only looked up; None as there."""
+    """Return 6 * N by parameter, 0 for embeddings that are only looked up; None if unknown."""
     active = active_elements(config, model)
     if active is None:
         return None
@@ -58,6 +59,14 @@ def matrix_flops_per_token(
     return {
         name: 0 if id(p) in looked_up else 6 * active[name] for name, p in model.named_parameters()
     }
+
+
+def unknown_experts(config: PreTrainedConfig) -> ConfigError:
+    """Return the error for a mixture of experts whose active experts are not known."""
+    return ConfigError(
+        f"model_type {config.model_type!r}: the configuration does not say how many experts a token "
+        "uses, so its FLOPs cannot be counted; accepted: stacked experts and num_experts_per_tok"
+    )
 
 
 def attention_flops_per_token(config: PreTrainedConfig, sequence_length: int) -> int:
@@ -80,13 +89,13 @@ def flops_per_token(
 
         6 * N + 6 * layers * heads * (qk + v) * sequence_length
 
-    where N counts every parameter a token meets but embeddings that are only looked up (a tied one
-    is also the head's matrix, and counts), and k of E routed experts. The second term is
-    attention's, without the causal half: with heads of one size, 12 * layers * heads * head_dim.
+    N counts every parameter that a token uses except embeddings that are only looked up; a tied one
+    is also the matrix of the head, and counts. The second term is that of attention, counted
+    without the causal mask: with heads of one size, 12 * layers * heads * head_dim.
 
     Returns:
-        The operations, or None for a mixture of experts that does not say how many of them a token
-        goes to.
+        The operations, or None for a mixture of experts whose configuration does not say how many
+        experts a token uses.
 
     References:
         Kaplan et al. 2020, arXiv 2001.08361, section 2.1 (6 N);

@@ -1,4 +1,4 @@
-"""Text from a model, through transformers' `generate`."""
+"""Generate text with transformers' `generate`."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from muonscale.errors import CheckpointError, ConfigError
-from muonscale.lab.models.build import quiet_transformers, seeded_rng
-from muonscale.lab.models.loss import evaluating
+from muonscale.lab.models.contexts import evaluation_mode, quiet_transformers, seed_rng
 
 
 def generate_text(
@@ -23,22 +22,21 @@ def generate_text(
     top_k: int | None,
     seed: int,
 ) -> str:
-    """Return the prompt and the text the model writes after it.
+    """Return the prompt and its continuation by the model.
 
-    The text ends after `tokens` tokens or at the end-of-text token. Where it outgrows the model's
-    positions, the model goes on from the last half of them, so that every token is predicted from
-    at least that much of the text. Only the options given here apply, not the checkpoint's own
-    defaults for generation. Training is not disturbed: the random number generators and the
-    model are afterwards what they were.
+    The text ends after `tokens` tokens or at the end-of-text token. When it exceeds the model's
+    positions, the model continues from the last half of them, so that every token is predicted from
+    at least that much of the text. The checkpoint's own generation defaults are ignored. The random
+    number generators and the model do not change.
 
     Args:
         model: a causal language model.
         tokenizer: its tokenizer.
-        prompt: how the text begins; empty for a new text, after the end-of-text token.
-        tokens: the most tokens to write, at least 0.
-        temperature: divides the logits; 0 always takes the likeliest token.
-        top_k: draw from this many likeliest tokens, or from all if None.
-        seed: of the draws.
+        prompt: beginning of the text; if empty, the text begins after an end-of-text token.
+        tokens: maximum number of new tokens, at least 0.
+        temperature: divides the logits; 0 always selects the most likely token.
+        top_k: sample from this many most likely tokens, or from all if None.
+        seed: seed of the samples.
 
     Raises:
         ConfigError: if the prompt is longer than the model's positions, an option is out of range,
@@ -61,15 +59,15 @@ def generate_text(
     try:
         with (
             quiet_transformers(),
-            evaluating(model),
+            evaluation_mode(model),
             _without_defaults(model),
-            seeded_rng(seed, model.device),
+            seed_rng(seed, model.device),
         ):
             ids = _continue(model, ids, tokens, options)
-    except RuntimeError as error:  # torch draws from no distribution that holds a NaN
+    except RuntimeError as error:  # torch cannot sample from a distribution that contains a NaN
         raise CheckpointError(
-            f"no token can be drawn after the prompt of {len(ids)} tokens: {error}; the weights may be "
-            "damaged or diverged, so take another checkpoint, or temperature 0"
+            f"no token can be sampled after the prompt of {len(ids)} tokens: {error}; the weights may be "
+            "damaged or diverged: try another checkpoint, or temperature 0"
         ) from error
     text = tokenizer.decode(ids, skip_special_tokens=True)
     assert isinstance(text, str)
@@ -78,7 +76,7 @@ def generate_text(
 
 @contextmanager
 def _without_defaults(model: PreTrainedModel) -> Generator[None]:
-    """Set the checkpoint's own options aside, such as a top_p, which generate() takes for those not given."""
+    """Remove the checkpoint's own options, such as a top_p, which generate() would use as defaults."""
     defaults = model.generation_config
     model.generation_config = GenerationConfig()
     try:
@@ -89,12 +87,12 @@ def _without_defaults(model: PreTrainedModel) -> Generator[None]:
 
 def _first_ids(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
     if any("\ud800" <= letter <= "\udfff" for letter in prompt):
-        raise ConfigError(f"the prompt {prompt!a} is not UTF-8 text; give it as such")
+        raise ConfigError(f"the prompt {prompt!a} is not UTF-8 text")
     if prompt:
         return tokenizer.encode(prompt, add_special_tokens=False)
     if tokenizer.eos_token_id is None:
         raise ConfigError(
-            f"the prompt is {prompt!r}, and the tokenizer has no end-of-text token to start from; give one"
+            f"the prompt {prompt!r} is empty, and the tokenizer has no end-of-text token to start from"
         )
     return [tokenizer.eos_token_id]
 
@@ -106,16 +104,15 @@ def _continue(
     positions = getattr(model.config, "max_position_embeddings", None) or len(ids) + tokens
     if len(ids) > positions:
         raise ConfigError(
-            f"the prompt has {len(ids)} tokens, more than the model's {positions} positions; "
-            "give a shorter one"
+            f"the prompt has {len(ids)} tokens, more than the model's {positions} positions"
         )
     weight = model.get_input_embeddings().weight
     assert isinstance(weight, torch.Tensor)
     rows = weight.shape[0]
     if max(ids) >= rows:
         raise CheckpointError(
-            f"the tokenizer gives token {max(ids)}, and the model has embeddings for {rows}: they are "
-            "not of one checkpoint; give a folder in which they belong together"
+            f"the tokenizer returns token {max(ids)}, and the model has embeddings for {rows}: they are "
+            "not from the same checkpoint"
         )
     wanted = len(ids) + tokens
     window = ids

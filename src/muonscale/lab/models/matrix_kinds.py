@@ -1,14 +1,14 @@
-"""Kinds of matrices of a transformer, by what they do: the groups in which Moonlight reports spectra.
+"""Kinds of matrices of a transformer by function: the groups of Moonlight's spectra.
 
-    AttnQO         queries and outputs of attention, down- and up-projections of queries included
-    AttnKV         keys and values, and their latent vector's down- and up-projection
+    AttnQO         queries and outputs of attention, including down- and up-projections of queries
+    AttnKV         keys and values, including down- and up-projections of their latent vector
     Experts        routed experts
-    SharedExperts  experts that every token meets
-    Router         what chooses experts
+    SharedExperts  experts that every token uses
+    Router         projections that choose experts
     Dense          feed-forward layers without experts
 
-Modules decide, by their class and what the module around them calls them; parameters that hold
-several matrices (a fused QKV) may hold several kinds.
+The kind follows from the class of the modules around a parameter and their attribute names. A
+parameter with several matrices (a fused QKV) may have several kinds.
 
 References:
     Liu et al., Muon is Scalable for LLM Training, arXiv 2502.16982, section 3.4.
@@ -41,20 +41,20 @@ ATTENTION: dict[str, tuple[str, ...]] = {
     "kv_b_proj": ("AttnKV",),
     "c_attn": ("AttnQO", "AttnKV", "AttnKV"),
 }
-"""Kinds of the matrices of a projection, by what an attention module calls it."""
+"""Kinds of the matrices of a projection, by its name in an attention module."""
 
 SHARED = ("shared_experts", "shared_expert")
-"""What a mixture of experts calls the feed-forward that every token meets."""
+"""Names of the shared experts in mixtures of experts."""
 
 
 def matrix_kinds(model: nn.Module, groups: Iterable[Mapping[str, Any]]) -> dict[str, list[Place]]:
-    """Return the matrices of every kind that a model has, as `measure_kinds` takes them.
+    """Return the matrices of a model by kind, as an argument of `measure_kinds`.
 
-    Matrices that are of no kind (embeddings, a projection that is not known) are left out.
+    Matrices without a kind (embeddings, unknown projections) are left out.
 
     Args:
         model: a causal language model of transformers, sharded or not.
-        groups: of its optimizer.
+        groups: parameter groups of its optimizer.
     """
     modules = dict(model.named_modules())
     found: dict[str, list[Place]] = {}
@@ -73,11 +73,11 @@ def matrix_kinds(model: nn.Module, groups: Iterable[Mapping[str, Any]]) -> dict[
 
 
 KINDS = ("AttnQO", "AttnKV", "Experts", "SharedExperts", "Router", "Dense")
-"""In the order of the paper."""
+"""The kinds in the order of the paper."""
 
 
 def _kinds(name: str, role: Role, modules: Mapping[str, nn.Module]) -> tuple[str, ...]:
-    """Return the kind of a parameter's matrices, or of each of them; empty if it is of none."""
+    """Return the common kind of a parameter's matrices, or one for each; empty if there is none."""
     if role == Role.ROUTER:
         return ("Router",)
     path = name.split(".")[:-1]

@@ -1,7 +1,7 @@
-"""Which models keep the conversations of a row apart.
+"""Models that isolate the conversations packed into a row.
 
-Transformers derives from position ids that begin again where attention has to stop, but some models
-take such ids and do not look at them for that. Here are those that were seen to.
+Position ids that restart mark the boundaries of conversations. Not all models of transformers stop
+attention there. The models listed here were tested.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from transformers import PreTrainedConfig
 
 from muonscale.errors import ConfigError
 
-KEEPS_APART = (
+ISOLATES_CONVERSATIONS = (
     "deepseek_v2",
     "deepseek_v3",
     "dots1",
@@ -40,17 +40,17 @@ KEEPS_APART = (
     "stablelm",
     "starcoder2",
 )
-"""By model_type: in a row of several, every conversation has the logits that it has alone."""
+"""Values of model_type. A conversation in a row has the logits that it has alone."""
 
 
-def check_keeps_apart(shape: PreTrainedConfig) -> None:
-    """Refuse a model that might see one conversation in the middle of another.
+def check_isolates_conversations(shape: PreTrainedConfig) -> None:
+    """Check that the conversations of a row do not attend to each other.
 
     Raises:
-        ConfigError: naming the models that do not.
+        ConfigError: naming the models that isolate them.
     """
-    if shape.model_type not in KEEPS_APART:
+    if shape.model_type not in ISOLATES_CONVERSATIONS:
         raise ConfigError(
-            f"data.format=chat: a row holds several conversations, and model_type "
-            f"{shape.model_type!r} is not known to keep them apart; accepted: {', '.join(KEEPS_APART)}"
+            f"data.format=chat packs several conversations into a row, and model_type "
+            f"{shape.model_type!r} is not known to isolate them; accepted: {', '.join(ISOLATES_CONVERSATIONS)}"
         )

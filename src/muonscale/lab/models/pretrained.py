@@ -1,9 +1,8 @@
-"""A Hugging Face checkpoint as the start of a run: its shape, its weights, and what identifies them."""
+"""A Hugging Face checkpoint as the start of a run: its configuration, weights and fingerprint."""
 
 from __future__ import annotations
 
 import copy
-import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -13,16 +12,14 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from muonscale.errors import CheckpointError, ConfigError
 from muonscale.lab.config.sections import ModelSection
-from muonscale.lab.models.build import (
-    meta_model,
-    model_config,
-    quiet_transformers,
-    ready_to_train,
-)
-from muonscale.lab.models.convert import refuse_missing
+from muonscale.lab.files import sha256
+from muonscale.lab.models.build import meta_model, prepare_for_training
+from muonscale.lab.models.config import model_config
+from muonscale.lab.models.contexts import quiet_transformers
+from muonscale.lab.models.convert import check_all_loaded
 
 HEADS = ("num_attention_heads", "num_key_value_heads", "head_dim")
-"""Fields that can leave every shape as it is and still say what the rows of a matrix are."""
+"""Fields that change the meaning of the rows of a matrix, even if no shape changes."""
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -33,12 +30,12 @@ def pretrained_config(
     """Return the configuration of `model.weights`, with its own vocabulary and special tokens.
 
     Args:
-        model: with `weights`; its fields may change only what leaves all weights as they are.
-        tokens: of the tokenizer; the vocabulary may have more rows, as padded ones have.
+        model: section with `weights`; its fields must not change any weight.
+        tokens: size of the tokenizer; a padded vocabulary may have more rows.
         sequence_length: tokens of a training sequence.
 
     Raises:
-        ConfigError: for quantised weights, a tokenizer or a sequence that is too long, and fields
+        ConfigError: for quantized weights, a tokenizer or a sequence that is too long, and fields
             that change weights.
     """
     assert model.weights is not None
@@ -48,14 +45,14 @@ def pretrained_config(
     )
     if getattr(saved, "quantization_config", None) is not None:
         raise ConfigError(
-            f"model.weights={model.weights} are quantised (quantization_config in its config.json), "
-            "and cannot be trained; take a checkpoint in float32, bfloat16 or float16"
+            f"model.weights={model.weights} are quantized (quantization_config in its config.json), "
+            "and cannot be trained; use a checkpoint in float32, bfloat16 or float16"
         )
     _check_fields(model, saved, shape)
     if tokens > shape.vocab_size:
         raise ConfigError(
             f"data.tokenizer has {tokens:,} tokens and model.weights={model.weights} embeddings for "
-            f"{shape.vocab_size:,}: take the tokenizer that the checkpoint was trained with"
+            f"{shape.vocab_size:,}: use the tokenizer of the checkpoint"
         )
     _check_positions(model.weights, shape, sequence_length)
     return shape
@@ -65,8 +62,8 @@ def _check_fields(model: ModelSection, saved: PreTrainedConfig, shape: PreTraine
     if not model.fields:
         return
     rule = (
-        f"with model.weights={model.weights}, model.fields may change only what leaves all weights "
-        f"as they are, so leave others out; given: {', '.join(model.fields)}"
+        f"with model.weights={model.weights}, model.fields must not change any weight; given: "
+        f"{', '.join(model.fields)}"
     )
     before, after = _shapes(saved), _shapes(shape)
     for name in sorted(before.keys() | after.keys()):
@@ -82,7 +79,7 @@ def _check_fields(model: ModelSection, saved: PreTrainedConfig, shape: PreTraine
 
 
 def _shapes(config: PreTrainedConfig) -> Shapes:
-    """Return the shape of every parameter, of tied ones under the first name."""
+    """Return the shape of every parameter; tied ones are listed under the first name."""
     return {name: tuple(p.shape) for name, p in meta_model(config).named_parameters()}
 
 
@@ -92,11 +89,11 @@ def _check_positions(folder: Path, shape: PreTrainedConfig, sequence_length: int
         return
     longer = copy.deepcopy(shape)
     longer.max_position_embeddings = sequence_length
-    advice = f"take data.sequence_length={positions} or less"
+    advice = f"set data.sequence_length={positions} or less"
     if _shapes(longer) == _shapes(shape):
         advice += (
-            f", or say model.fields.max_position_embeddings={sequence_length}, with "
-            "model.fields.rope_parameters for so many if need be"
+            f", or model.fields.max_position_embeddings={sequence_length}, with model.fields."
+            "rope_parameters for that length if necessary"
         )
     raise ConfigError(
         f"data.sequence_length={sequence_length} is more than the {positions} positions that "
@@ -107,16 +104,15 @@ def _check_positions(folder: Path, shape: PreTrainedConfig, sequence_length: int
 def load_weights(folder: Path, shape: PreTrainedConfig) -> PreTrainedModel:
     """Return a checkpoint's model on the CPU in float32, ready to train; never from the network.
 
-    It has the checkpoint's own defaults for generation.
+    It has the checkpoint's generation defaults.
 
     Args:
-        folder: with safetensors files, in any dtype.
-        shape: from `pretrained_config`.
+        folder: folder with safetensors files, in any dtype.
+        shape: result of `pretrained_config`.
 
     Raises:
-        CheckpointError: if the files are missing or damaged, lack weights of the model or hold
-            others. Those that the architecture is known to save in vain, such as rotary
-            frequencies, may be there.
+        CheckpointError: if the files are missing or damaged, lack weights of the model, or contain
+            others. Weights that transformers ignores, such as rotary frequencies, are accepted.
     """
     weight_files(folder)
     try:
@@ -133,21 +129,14 @@ def load_weights(folder: Path, shape: PreTrainedConfig) -> PreTrainedModel:
             )
     except Exception as error:  # transformers and safetensors each raise their own
         reason = " ".join(str(error).split())
-        raise CheckpointError(
-            f"the weights in {folder} cannot be loaded: {reason}"
-            "; take the checkpoint anew, as safetensors"
-        ) from error
-    refuse_missing(report, folder)
-    _refuse_unexpected(report, folder, shape.model_type)
-    return ready_to_train(model)
-
-
-def _refuse_unexpected(report: dict[str, Any], folder: Path, model_type: str) -> None:
+        raise CheckpointError(f"the weights in {folder} cannot be loaded: {reason}") from error
+    check_all_loaded(report, folder)
     if unexpected := sorted(report["unexpected_keys"]):
         raise CheckpointError(
-            f"{folder} holds {len(unexpected)} weights that its model ({model_type}) does not have, "
-            f"such as {unexpected[0]}: they would be lost, so take a checkpoint without them"
+            f"{folder} contains {len(unexpected)} weights that its model ({shape.model_type}) does not "
+            f"have, such as {unexpected[0]}; they would be lost, so use a checkpoint without them"
         )
+    return prepare_for_training(model)
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -161,34 +150,22 @@ def weight_files(folder: Path) -> list[Path]:
     index = folder / "model.safetensors.index.json"
     if not index.is_file():
         if not folder.is_dir():
-            raise CheckpointError(
-                f"model.weights={folder}: there is no such folder"
-                "; give the folder of a Hugging Face checkpoint"
-            )
+            raise CheckpointError(f"model.weights={folder}: there is no such folder")
         raise CheckpointError(
-            f"model.weights={folder} holds neither model.safetensors nor {index.name}; weights in other "
-            "files are not read"
-            ", so save it as safetensors first"
+            f"model.weights={folder} contains neither model.safetensors nor {index.name}; save "
+            "the weights as safetensors first"
         )
     try:
         names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(
-            f"{index} cannot be read: {error}; take the checkpoint anew"
-        ) from error
+        raise CheckpointError(f"{index} cannot be read: {error}") from error
     if missing := [name for name in names if not (folder / name).is_file()]:
         raise CheckpointError(
             f"{folder} lacks {len(missing)} of its {len(names)} files of weights, such as {missing[0]}"
-            "; give a folder with all of them"
         )
     return [folder / name for name in names]
 
 
 def fingerprint(files: list[Path]) -> dict[str, Any]:
-    """Return size and SHA-256 of every file, by name: of the whole files, since headers are alike."""
-    found = {}
-    for path in files:
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        found[path.name] = {"bytes": path.stat().st_size, "sha256": digest}
-    return found
+    """Return size and SHA-256 of every file, by name."""
+    return {path.name: {"bytes": path.stat().st_size, "sha256": sha256(path)} for path in files}

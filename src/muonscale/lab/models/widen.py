@@ -1,7 +1,7 @@
-"""The same architecture at another width: which fields of a Hugging Face configuration grow with it.
+"""Change the width of a Hugging Face configuration.
 
-A *factor* is the new width over the old one. Depth, vocabulary and the number of experts stay as
-they are, so that a model and its wide twin are what `muonscale.transfer` takes.
+A *factor* is the new width over the old one. Depth, vocabulary and the number of experts do not
+change, as `muonscale.transfer` requires.
 """
 
 from __future__ import annotations
@@ -16,24 +16,24 @@ from transformers import PreTrainedConfig
 from muonscale.errors import ConfigError, nearest
 
 GrowT = Literal["heads", "head_dim"]
-"""What becomes of attention in a wider model: more heads of the same size, or as many larger ones."""
+"""How attention grows in a wider model: by the number of heads or by their size."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class WidthFields:
-    """The fields of one architecture that have to do with its width, as the configuration stores them."""
+    """The fields of an architecture that depend on its width, by their stored names."""
 
     width: str = "hidden_size"
     sizes: tuple[str, ...] = ("intermediate_size",)
-    """They grow with the width."""
+    """Sizes that are proportional to the width."""
     heads: tuple[str, ...] = ("num_attention_heads", "num_key_value_heads")
     """Numbers of heads, the queries' first."""
     head_sizes: tuple[str, ...] = ("head_dim",)
-    """Where it is not given, a head has `width / heads`."""
+    """Sizes of heads; if there is none, a head has `width / heads`."""
     rotary: tuple[str, ...] = ("head_dim",)
-    """Sizes of heads that are turned in pairs, and so have to be even."""
+    """Sizes with rotary positions, which must be even."""
     scores: tuple[str, ...] = ()
-    """What scores are divided by the root of: it grows with the size of a head, but need not be whole."""
+    """Squared divisor of the scores: proportional to the size of a head, and not always an integer."""
 
 
 _LLAMA = WidthFields()
@@ -61,11 +61,11 @@ KNOWN: dict[str, WidthFields] = {
     "qwen3": _LLAMA,
     "qwen3_moe": WidthFields(sizes=("intermediate_size", "moe_intermediate_size")),
 }
-"""By the `model_type` of transformers."""
+"""Fields by the `model_type` of transformers."""
 
 
 def width_of(config: PreTrainedConfig) -> int:
-    """Return the width of a model: the size of its residual stream.
+    """Return the width of a model, the size of its residual stream.
 
     Raises:
         ConfigError: for an architecture that is not in `KNOWN`.
@@ -74,7 +74,7 @@ def width_of(config: PreTrainedConfig) -> int:
 
 
 def width_step(config: PreTrainedConfig, grow: GrowT = "heads") -> int:
-    """Return the smallest width at which every size of the model is whole; the others are multiples.
+    """Return the smallest possible width of a model. All other possible widths are multiples of it.
 
     Raises:
         ConfigError: for an architecture that is not in `KNOWN`.
@@ -85,18 +85,18 @@ def width_step(config: PreTrainedConfig, grow: GrowT = "heads") -> int:
 def widened_fields(
     config: PreTrainedConfig, factor: Fraction | float, grow: GrowT = "heads"
 ) -> dict[str, Any]:
-    """Return the fields of the same model `factor` times as wide: all that have to do with its width.
+    """Return the fields that depend on the width, for a model `factor` times as wide.
 
-    They are overrides for `model.fields`, and for `transfer.base`.
+    They are overrides for `model.fields` and for `transfer.base`.
 
     Args:
-        config: of a model of a known architecture.
-        factor: above 0; below 1 for a narrower model.
-        grow: "heads" keeps the size of a head and multiplies their number; "head_dim" the reverse.
+        config: configuration of a model of a known architecture.
+        factor: new width over old width, above 0.
+        grow: "heads" multiplies the number of heads, "head_dim" their size.
 
     Raises:
         ConfigError: for an architecture that is not in `KNOWN`, or a factor at which a field is not
-            whole; says which widths are possible.
+            an integer; it lists the possible widths.
 
     Example:
         >>> from transformers import LlamaConfig
@@ -112,12 +112,13 @@ def widened_fields(
         is_now = f": {bad} would be {float(factor * growing[bad]):g}" if bad else ""
         raise ConfigError(
             f"{config.model_type} of width {width} cannot have the width {float(factor * width):g} with "
-            f"{_HOW[grow]}{is_now}; possible are the multiples of {step}"
+            f"{_HOW[grow]}{is_now}; accepted: multiples of {step}"
         )
     fields: dict[str, Any] = {name: int(factor * value) for name, value in growing.items()}
     if grow == "head_dim":
         for name in _fields_of(config).scores:
-            fields[name] = _plain(factor * Fraction(getattr(config, name)))
+            value = factor * Fraction(getattr(config, name))
+            fields[name] = int(value) if value.denominator == 1 else float(value)
     return fields
 
 
@@ -126,10 +127,10 @@ def fields_at(config: PreTrainedConfig, width: int, grow: GrowT = "heads") -> di
     return widened_fields(config, Fraction(width, width_of(config)), grow)
 
 
-def widened(config: PreTrainedConfig, width: int, grow: GrowT = "heads") -> PreTrainedConfig:
+def widen_config(config: PreTrainedConfig, width: int, grow: GrowT = "heads") -> PreTrainedConfig:
     """Return the configuration of the same model at another width; errors as `widened_fields`."""
     tree = config.to_dict()
-    if grow == "head_dim" and "qk_rope_head_dim" in tree:  # these two follow from others
+    if grow == "head_dim" and "qk_rope_head_dim" in tree:  # these two are derived from others
         tree = {k: v for k, v in tree.items() if k not in ("head_dim", "qk_head_dim")}
     return type(config).from_dict(tree | fields_at(config, width, grow))
 
@@ -144,7 +145,7 @@ def _fields_of(config: PreTrainedConfig) -> WidthFields:
     kind = config.model_type
     if kind not in KNOWN:
         raise ConfigError(
-            f"it is not known which fields of model_type {kind!r} grow with its width; accepted: "
+            f"the fields of model_type {kind!r} that depend on its width are not known; accepted: "
             f"{', '.join(sorted(KNOWN))}"
         )
     return KNOWN[kind]
@@ -156,15 +157,16 @@ def _growing(config: PreTrainedConfig, grow: GrowT) -> dict[str, int]:
         raise ConfigError(f"grow is {grow!r}: {nearest(grow, get_args(GrowT))}")
     known = _fields_of(config)
     names = known.heads if grow == "heads" else known.head_sizes
-    found = {name: getattr(config, name, None) for name in (known.width, *known.sizes, *names)}
-    return {name: value for name, value in found.items() if value is not None}
+    values = {name: getattr(config, name, None) for name in (known.width, *known.sizes, *names)}
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def _step(config: PreTrainedConfig, growing: dict[str, int], width: int) -> int:
     """Return the smallest possible width.
 
-    A factor f is possible if f*v is whole for every v, and even for those that come in pairs: if
-    f is a multiple of 2/g, g being the greatest common divisor of all 2*v, and v of the even ones.
+    A factor f is possible if f*v is an integer for every field v, and even for rotary sizes. This is
+    so if f is a multiple of 2/g, where g is the greatest common divisor of 2*v over the plain fields
+    and v over the rotary ones.
     """
     known = _fields_of(config)
     terms = [value if name in known.rotary else 2 * value for name, value in growing.items()]
@@ -172,7 +174,3 @@ def _step(config: PreTrainedConfig, growing: dict[str, int], width: int) -> int:
         size = width // getattr(config, known.heads[0])
         terms.append(size if "head_dim" in known.rotary else 2 * size)
     return width * 2 // math.gcd(*terms)
-
-
-def _plain(value: Fraction) -> float | int:
-    return int(value) if value.denominator == 1 else float(value)

@@ -1,8 +1,8 @@
-"""A model on the ranks of an arrangement, by torch's own wrappers.
+"""Shard a model over ranks with torch's own wrappers.
 
-Parameters end up as `muonscale.lab.parallel.placements.layouts` says. Where there are many ranks, the
-model is built on the meta device and filled from the first rank, layer by layer, so that under
-FSDP no other rank ever holds the whole.
+The result agrees with `muonscale.lab.parallel.placements.parameter_shardings`. With many ranks the
+model is built on the meta device and filled from the first rank, layer by layer, so that with FSDP no
+other rank allocates the whole model.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from transformers import PreTrainedModel
 from muonscale.errors import ConfigError
 from muonscale.lab.config.sections import TrainSection
 from muonscale.lab.models.moe.routers import keep_float32
-from muonscale.lab.models.structure import decoder_layers, expert_modules
-from muonscale.lab.parallel.experts import deal_out_experts
+from muonscale.lab.models.structure import decoder_layers, expert_modules, parameters_of
+from muonscale.lab.parallel.experts import shard_experts
 from muonscale.lab.parallel.forward import Parallelized
 from muonscale.lab.parallel.placements import check_model, expert_axis, tensor_styles
 from muonscale.lab.parallel.processes import Processes
@@ -42,22 +42,30 @@ def parallelize(
     processes: Processes,
     precision: torch.dtype,
 ) -> Parallelized:
-    """Put a model on the ranks; a collective.
+    """Shard a model over the ranks: a collective.
 
     Args:
-        model: the model itself where there is one process, else on the meta device; changed.
-        source: on the first rank of several, the model with the weights to start from.
+        model: the model itself with one process, otherwise a model on the meta device; changed.
+        source: on the first of several ranks, the model with the initial weights.
         section: activation checkpointing and compilation.
-        processes: this one and the others.
+        processes: the processes of the run.
         precision: dtype of forward and backward passes; parameters stay float32.
 
     Raises:
-        ConfigError: for a model that cannot be put there.
+        ConfigError: for a model that cannot be sharded under the topology.
     """
     topology = processes.topology
     keep_float32(model)
     if section.activation_checkpointing:
-        _recompute_layers(model)
+        if not model.supports_gradient_checkpointing:
+            raise ConfigError(
+                f"train.activation_checkpointing=true: transformers does not support it for model_type "
+                f"{model.config.model_type!r}"
+            )
+        if hasattr(model, "activation_checkpointing_enable"):
+            model.activation_checkpointing_enable()
+        else:  # its name in older releases; newer ones warn about it
+            model.gradient_checkpointing_enable()
     if not processes.many:
         _compile(model, section)
         return Parallelized(model, model, precision)
@@ -70,19 +78,6 @@ def parallelize(
     return builder.finish()
 
 
-def _recompute_layers(model: PreTrainedModel) -> None:
-    if not model.supports_gradient_checkpointing:
-        raise ConfigError(
-            f"train.activation_checkpointing: transformers cannot recompute the layers of model_type "
-            f"{model.config.model_type!r}"
-            "; set it to false"
-        )
-    if hasattr(model, "activation_checkpointing_enable"):
-        model.activation_checkpointing_enable()
-    else:  # its name in older releases, where newer ones warn
-        model.gradient_checkpointing_enable()
-
-
 def _compile(model: PreTrainedModel, section: TrainSection) -> None:
     if section.compile:
         for layer in decoder_layers(model):
@@ -90,7 +85,7 @@ def _compile(model: PreTrainedModel, section: TrainSection) -> None:
 
 
 class _Meshes:
-    """The meshes of an arrangement, made when first asked for, on all ranks alike."""
+    """The device meshes of a topology, created at first use."""
 
     def __init__(self, topology: Topology, device: torch.device) -> None:
         self._topology, self._device = topology, device.type
@@ -112,16 +107,13 @@ class _Meshes:
 
     @cached_property
     def data(self) -> DeviceMesh:
-        """Of the ranks that read different data."""
-        return (
-            self._dense["replicate", "shard"]
-            if self._topology.data == "hsdp"
-            else self._dense["shard"]
-        )
+        """Mesh of the ranks that read different data."""
+        hybrid = self._topology.data == "hsdp"
+        return self._dense["replicate", "shard"] if hybrid else self._dense["shard"]
 
     @cached_property
     def tensor(self) -> DeviceMesh:
-        """Of the ranks that share the matrices of a layer."""
+        """Mesh of the ranks that share the matrices of a layer."""
         return self._dense["tensor"]
 
     @cached_property
@@ -131,17 +123,17 @@ class _Meshes:
 
     @cached_property
     def expert(self) -> DeviceMesh:
-        """Of the ranks that hold different experts."""
+        """Mesh of the ranks with different experts."""
         return self._sparse["expert"]
 
     @cached_property
     def expert_shard(self) -> DeviceMesh:
-        """Of the ranks that share the same experts."""
+        """Mesh of the ranks with the same experts."""
         return self._sparse["expert_shard"]
 
 
 class _Builder:
-    """Fills a model of the meta device and shards it, a part at a time."""
+    """Fills a model on the meta device and shards it, one part at a time."""
 
     def __init__(
         self,
@@ -162,7 +154,7 @@ class _Builder:
             self._styles = parallel_styles(model, sequence=self._topology.sequence)
 
     def build(self, part: nn.Module) -> None:
-        """Fill and shard a part of the model; what was built before stays as it is."""
+        """Fill and shard a part of the model, except for modules that were built before."""
         for module in part.modules():
             self._fill(module)
         for module in part.modules():
@@ -171,30 +163,28 @@ class _Builder:
                 style = self._styles.pop(name)
                 parallelize_module(module, self._meshes.tensor, style, src_data_rank=None)
             if name in self._experts:
-                self._deal_out(self._experts.pop(name))
+                self._shard_experts(self._experts.pop(name))
         if part is self._model:
-            self._tie()
+            # Tied parameters become one parameter again; their uses are sharded equally.
+            for (module, leaf), *others in self._ties:
+                for other, other_leaf in others:
+                    setattr(other, other_leaf, getattr(module, leaf))
         if self._sharded:
             fully_shard(part, mesh=self._meshes.data, mp_policy=self._policy)
 
     def finish(self) -> Parallelized:
-        """Return the model, wrapped."""
+        """Return the sharded model."""
         model, topology = self._model, self._topology
         if topology.data == "ddp":
-            return Parallelized(model, self._replicated(), self._precision)
+            return Parallelized(model, self._replicate(), self._precision)
         styles = tensor_styles(model) if topology.tensor > 1 else {}
-        partial = [
-            f"{name}.{leaf}"
-            for name, style in styles.items()
-            if style == "partial"
-            for leaf, _ in model.get_submodule(name).named_parameters()
-        ]
+        partial = parameters_of(model, [name for name, s in styles.items() if s == "partial"])
         return Parallelized(
             model,
             model,
             self._precision,
             casts=self._sharded,
-            partial=tuple(partial),
+            partial=partial,
             heads=self._meshes.tensor.get_group() if partial else None,
         )
 
@@ -209,7 +199,7 @@ class _Builder:
         return MixedPrecisionPolicy(param_dtype=self._precision, reduce_dtype=self._precision)
 
     def _fill(self, module: nn.Module) -> None:
-        """Give a module's own parameters and buffers the values of the first rank's."""
+        """Fill a module's own parameters and buffers with the values of the first rank."""
         for leaf, parameter in list(module.named_parameters(recurse=False)):
             if parameter.is_meta:
                 if parameter not in self._filled:
@@ -228,17 +218,11 @@ class _Builder:
         dist.broadcast(values, 0)
         return values
 
-    def _tie(self) -> None:
-        """Make one parameter again of what was one, where both uses of it were cut alike."""
-        for (module, leaf), *others in self._ties:
-            for other, other_leaf in others:
-                setattr(other, other_leaf, getattr(module, leaf))
-
-    def _deal_out(self, module: nn.Module) -> None:
+    def _shard_experts(self, module: nn.Module) -> None:
         topology, number = self._topology, float(self._topology.data_ranks)
-        deal_out_experts(module, self._meshes.expert)
+        shard_experts(module, self._meshes.expert)
         if topology.data == "ddp":
-            # Its gradients have the tokens of all ranks already: a sum, where others are means.
+            # Its gradients are sums over the tokens of all ranks; those of other parameters are means.
             for parameter in module.parameters():
                 parameter.register_hook(lambda gradient: gradient / number)
             return
@@ -252,14 +236,16 @@ class _Builder:
         assert isinstance(module, FSDPModule)
         module.set_gradient_divide_factor(number)
         if topology.expert_shards > 1:  # with one, torch 2.13 would divide twice
-            module.set_force_sum_reduction_for_comms(True)  # gloo knows no other with such a factor
+            module.set_force_sum_reduction_for_comms(
+                True
+            )  # gloo supports no other reduction with a factor
 
-    def _replicated(self) -> DistributedDataParallel:
+    def _replicate(self) -> DistributedDataParallel:
         names = [name for name, p in self._model.named_parameters() if is_sharded(p)]
         DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self._model, names)
-        known = inspect.signature(DistributedDataParallel).parameters
-        # its name in older releases, where newer ones warn; buffers are the first rank's already
-        sync = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+        names = inspect.signature(DistributedDataParallel).parameters
+        # Newer releases warn about the old name. Buffers are equal on all ranks already.
+        sync = "forward_sync_buffers" if "forward_sync_buffers" in names else "broadcast_buffers"
         options: dict[str, Any] = {sync: False, "gradient_as_bucket_view": True}
         wrapped = DistributedDataParallel(self._model, **options)
         if self._precision == torch.bfloat16:
@@ -267,13 +253,13 @@ class _Builder:
         return wrapped
 
 
-def _reduce_in_bfloat16(state, bucket):  # torch compares annotations, and these would be strings
-    """Send the gradients of a bucket in bfloat16: torch's hook, whose name is refused under gloo."""
+def _reduce_in_bfloat16(state, bucket):  # without annotations, which torch would compare as strings
+    """Reduce gradients in bfloat16 with torch's hook, whose own name torch refuses with gloo."""
     return bf16_compress_hook(state, bucket)
 
 
 def _ties(model: nn.Module) -> list[list[tuple[nn.Module, str]]]:
-    """Return the uses of every parameter that has several."""
+    """Return the uses (module, attribute) of every parameter that is used more than once."""
     uses: dict[Tensor, list[tuple[nn.Module, str]]] = {}
     for module in model.modules():
         for leaf, parameter in module.named_parameters(recurse=False):

@@ -1,6 +1,6 @@
-"""Expert parallelism: every token travels to the ranks that hold its experts, and back.
+"""Expert parallelism: every token is sent to the ranks of its experts, and its outputs are sent back.
 
-Works on the `experts(hidden, expert numbers, weights)` modules of transformers, whose parameters
+It supports the `experts(hidden, expert numbers, weights)` modules of transformers, whose parameters
 are stacks `[experts, ...]`.
 """
 
@@ -19,13 +19,13 @@ from torch.distributed.tensor import Shard, distribute_tensor
 from muonscale.optim.distributed.dtensor import to_local
 
 
-def deal_out_experts(module: nn.Module, mesh: DeviceMesh) -> None:
-    """Give every rank of a mesh its experts, and let tokens travel.
+def shard_experts(module: nn.Module, mesh: DeviceMesh) -> None:
+    """Shard the experts of a module over a mesh, and dispatch tokens to them.
 
     Args:
-        module: a module of stacked experts; changed in place. Each rank keeps the neighbours
-            `[rank * E / ranks, (rank + 1) * E / ranks)` of its experts.
-        mesh: of one axis, whose size divides the number of experts.
+        module: a module of stacked experts; changed in place. Each rank keeps the experts
+            `[rank * E / ranks, (rank + 1) * E / ranks)`.
+        mesh: mesh of one axis, whose size divides the number of experts.
     """
     for name, parameter in list(module.named_parameters(recurse=False)):
         stack = distribute_tensor(parameter.data, mesh, [Shard(0)], src_data_rank=None)
@@ -36,7 +36,7 @@ def deal_out_experts(module: nn.Module, mesh: DeviceMesh) -> None:
 
 
 class _Dispatch:
-    """The forward pass of experts that are dealt out."""
+    """The forward pass of sharded experts."""
 
     def __init__(
         self,
@@ -58,35 +58,30 @@ class _Dispatch:
         arriving = torch.empty_like(counts)
         dist.all_to_all_single(arriving, counts, group=self._group)
         send, receive = counts.sum(1).tolist(), arriving.sum(1).tolist()
-        there_RH = self._travel(hidden_NH[order // K], send, receive)
+        rows_RH = _ExchangeRows.apply(hidden_NH[order // K], send, receive, self._group)
         numbers = torch.arange(self._here, device=experts.device).repeat(self._group.size())
         numbers = numbers.repeat_interleave(arriving.flatten(), output_size=sum(receive))
-        done_RH = self._travel(self._work(there_RH, numbers), receive, send)
+        with _local_parameters(self._module) as parameters:
+            if len(rows_RH):
+                ones = rows_RH.new_ones(len(rows_RH), 1)
+                outputs_RH = self._forward(rows_RH, numbers.unsqueeze(1), ones)
+            else:  # No token arrived: compute gradients of zero, so that all ranks reduce the same ones.
+                outputs_RH = rows_RH + sum(p.flatten()[:1].sum() * 0 for p in parameters)
+        done_RH = _ExchangeRows.apply(outputs_RH, receive, send, self._group)
         back = torch.empty_like(order)
         back[order] = torch.arange(len(order), device=order.device)
         outputs_NKH = done_RH[back].unflatten(0, (-1, K))
         return (outputs_NKH * weights_NK.unsqueeze(-1)).sum(1).to(hidden_NH.dtype)
 
-    def _travel(self, rows: Tensor, send: list[int], receive: list[int]) -> Tensor:
-        return _Travel.apply(rows, send, receive, self._group)
 
-    def _work(self, rows: Tensor, numbers: Tensor) -> Tensor:
-        with _local_parameters(self._module) as parameters:
-            if len(rows):
-                ones = rows.new_ones(len(rows), 1)
-                return self._forward(rows, numbers.unsqueeze(1), ones)
-            # No token has come. Gradients of zero, so that all ranks reduce the same ones.
-            return rows + sum(p.flatten()[:1].sum() * 0 for p in parameters)
-
-
-class _Travel(torch.autograd.Function):
-    """Rows to the ranks they are for; their gradients come back the same way."""
+class _ExchangeRows(torch.autograd.Function):
+    """Sends rows to other ranks; the backward pass returns their gradients."""
 
     @staticmethod
     def forward(
         ctx: Any, rows: Tensor, send: list[int], receive: list[int], group: dist.ProcessGroup
     ) -> Tensor:
-        ctx.way_back = receive, send, group
+        ctx.reverse = receive, send, group
         arrived = rows.new_empty(sum(receive), rows.shape[1])
         dist.all_to_all_single(arrived, rows.contiguous(), receive, send, group=group)
         return arrived
@@ -94,12 +89,12 @@ class _Travel(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (gradient,) = gradients
-        return _Travel.apply(gradient, *ctx.way_back), None, None, None
+        return _ExchangeRows.apply(gradient, *ctx.reverse), None, None, None
 
 
 @contextmanager
 def _local_parameters(module: nn.Module) -> Generator[list[Tensor]]:
-    """Let the module see its part of every parameter as a plain tensor."""
+    """Replace the parameters of a module by their local tensors inside the block."""
     whole: dict[str, Any] = dict(module._parameters)
     parts = {name: to_local(p) for name, p in whole.items() if p is not None}
     module._parameters.update(parts)  # type: ignore[arg-type]

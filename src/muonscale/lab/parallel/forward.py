@@ -1,9 +1,9 @@
-"""A model as one rank has it: its forward pass, and its gradients when the backward pass is over."""
+"""The model on one rank: its forward pass, and the completion of gradients after the backward pass."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Generator
+from collections.abc import Collection, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -15,29 +15,30 @@ from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 from transformers import PreTrainedModel
 
-from muonscale.lab.models.loss import causal_logits, evaluating
+from muonscale.lab.models.contexts import evaluation_mode
+from muonscale.lab.models.loss import causal_logits
 from muonscale.optim.distributed.dtensor import placements_differ, to_local
 
 
 @dataclass
 class Parallelized:
-    """A model on the ranks of an arrangement."""
+    """A model on the ranks of a topology."""
 
     model: PreTrainedModel
-    """Whose parameters are trained."""
+    """The model whose parameters are trained."""
     wrapped: nn.Module
-    """What is called: the model, or what wraps it."""
+    """The module to call: the model or its wrapper."""
     precision: torch.dtype = torch.float32
-    """Of the forward and backward passes."""
+    """Dtype of forward and backward passes."""
     casts: bool = False
-    """Whether parameters come in that dtype by themselves, as under FSDP."""
-    partial: tuple[str, ...] = ()
-    """Parameters whose gradients are of this rank's attention heads only, ..."""
+    """Whether parameters are gathered in that dtype, as with FSDP."""
+    partial: Collection[str] = ()
+    """Parameters whose gradients on this rank come from its own attention heads only."""
     heads: dist.ProcessGroup | None = None
-    """... and the ranks that have the others."""
+    """Group of the ranks with the other heads."""
 
     def logits(self, ids_BL: Tensor, positions_BL: Tensor | None = None) -> Tensor:
-        """Return `[B, L, V]` logits of token ids, as `causal_logits`."""
+        """Return `[B, L, V]` logits of token ids; see `causal_logits`."""
         autocast = self.precision != torch.float32 and not self.casts
         with (
             torch.autocast(ids_BL.device.type, dtype=self.precision, enabled=autocast),
@@ -49,7 +50,7 @@ class Parallelized:
 
     @contextmanager
     def micro_batch(self, *, last: bool) -> Generator[None]:
-        """Hold back, in all micro-batches but the last, what ranks need to exchange once only."""
+        """Delay communication that is needed once per step to the last micro-batch."""
         if isinstance(self.wrapped, DistributedDataParallel) and not last:
             with self.wrapped.no_sync():
                 yield
@@ -60,15 +61,15 @@ class Parallelized:
 
     @contextmanager
     def evaluation(self) -> Generator[None]:
-        """Evaluation mode, without gradients; afterwards parameters lie as they did before."""
-        with evaluating(self.model):
+        """Use evaluation mode without gradients inside the block; reshard parameters after it."""
+        with evaluation_mode(self.model):
             yield
         for module in self.model.modules():
             if isinstance(module, FSDPModule):
-                module.reshard()  # FSDP would keep the outermost group gathered for a backward pass
+                module.reshard()  # FSDP keeps the outermost group gathered for a backward pass
 
     def complete_gradients(self) -> None:
-        """Sum what is still to be summed of the gradients: a collective of all ranks."""
+        """Reduce the gradients that the backward pass has not reduced: a collective of all ranks."""
         for name, parameter in self.model.named_parameters():
             gradient: Any = parameter.grad
             if gradient is None:

@@ -1,4 +1,4 @@
-"""The whole of a model that lies on many ranks, on the first one."""
+"""Gather a sharded model on the first rank."""
 
 from __future__ import annotations
 
@@ -11,11 +11,10 @@ from muonscale.optim.distributed.dtensor import gather_full
 
 
 @torch.no_grad()
-def whole_model(model: PreTrainedModel, processes: Processes) -> PreTrainedModel | None:
-    """Return a model with the weights of all ranks, on the CPU of the first; None on the others.
+def gather_model(model: PreTrainedModel, processes: Processes) -> PreTrainedModel | None:
+    """Return the whole model on the CPU of the first rank, and None on the others.
 
-    Where there is one process it is the model itself. A collective: parameters are gathered one at
-    a time.
+    With one process it is the model itself. A collective: parameters are gathered one at a time.
     """
     if not processes.many:
         return model

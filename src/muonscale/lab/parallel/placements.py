@@ -1,8 +1,7 @@
-"""Which ranks hold which part of every parameter, under an arrangement; pure, for a model on any device.
+"""The sharding of every parameter under a topology, for a model on any device.
 
-`muonscale.lab.parallel.apply` puts a model there with torch; `muonscale plan` asks what it would
-cost. Along the tensor-parallel axis the plan of transformers' own configuration says which
-matrices are cut, and how.
+`muonscale.lab.parallel.apply` shards a model accordingly; `muonscale plan` estimates its cost. Along
+the tensor-parallel axis the sharding follows the plan in transformers' configuration.
 """
 
 from __future__ import annotations
@@ -11,26 +10,25 @@ import re
 from collections.abc import Mapping
 from typing import Literal
 
-from torch import nn
 from transformers import PreTrainedModel
 
 from muonscale.errors import ConfigError
-from muonscale.lab.models.structure import decoder_layers, expert_modules
+from muonscale.lab.models.structure import decoder_layers, expert_modules, parameters_of
 from muonscale.lab.parallel.topology import Topology
 from muonscale.optim.matrices.sharding import Cut, Sharding
 from muonscale.optim.matrices.spec import PLAIN, MatrixSpec
 
 StyleT = Literal["rows", "columns", "embedding", "head", "partial"]
-"""How a module is shared along the tensor-parallel axis: `rows` of its matrix (outputs) or `columns`
-(inputs); `embedding` and `head` by vocabulary; `partial` whole, with gradients that have to be
-summed because every rank sees other attention heads."""
+"""Sharding of a module along the tensor-parallel axis: by `rows` of its matrix (outputs) or `columns`
+(inputs); `embedding` and `head` by vocabulary; `partial` replicated, with gradients that are summed
+because every rank computes other attention heads."""
 
 STYLES: dict[str, StyleT] = {
     "colwise": "rows",
     "rowwise": "columns",
     "replicated_with_grad_allreduce": "partial",
 }
-"""By transformers' words for them. Its others are for routed experts, which stay whole here."""
+"""Styles by their names in transformers. Its others are for routed experts, replicated here."""
 
 CUT_AXIS: dict[StyleT, int | None] = {
     "rows": 0,
@@ -42,7 +40,7 @@ CUT_AXIS: dict[StyleT, int | None] = {
 
 
 def tensor_styles(model: PreTrainedModel) -> dict[str, StyleT]:
-    """Return the modules that are shared along the tensor-parallel axis, by name.
+    """Return the style of each module that is sharded along the tensor-parallel axis, by name.
 
     Raises:
         ConfigError: if transformers has no such plan for the architecture.
@@ -68,11 +66,10 @@ def tensor_styles(model: PreTrainedModel) -> dict[str, StyleT]:
 
 
 def check_model(model: PreTrainedModel, topology: Topology) -> None:
-    """Refuse a model that cannot be put on the ranks of an arrangement.
+    """Check that a model can be sharded under a topology.
 
     Raises:
-        ConfigError: for heads, experts or a vocabulary that do not divide, or experts that are not
-            there.
+        ConfigError: for heads or experts that cannot be divided, or a model without experts.
     """
     if topology.tensor > 1:
         tensor_styles(model)
@@ -84,36 +81,31 @@ def check_model(model: PreTrainedModel, topology: Topology) -> None:
             if number is not None and number % topology.tensor:
                 raise ConfigError(
                     f"tensor parallelism {topology.tensor} does not divide {name}={number}"
-                    "; give a divisor"
                 )
     if topology.expert > 1:
         stacks = expert_modules(model)
         if not stacks:
             raise ConfigError(
-                f"model_type {model.config.model_type!r} has no routed experts to deal out; "
-                "set expert parallelism to 1"
+                f"model_type {model.config.model_type!r} has no routed experts; set expert "
+                "parallelism to 1"
             )
         for module in stacks.values():
-            _check_experts(module, topology)
-
-
-def _check_experts(module: nn.Module, topology: Topology) -> None:
-    number = next(module.parameters(recurse=False)).shape[0]
-    if number % topology.expert:
-        raise ConfigError(
-            f"expert parallelism {topology.expert} does not divide {number} experts; give a divisor"
-        )
-    for parameter in module.parameters(recurse=False):
-        expert_axis(tuple(parameter.shape), topology)
+            for parameter in module.parameters(recurse=False):
+                if parameter.shape[0] % topology.expert:
+                    raise ConfigError(
+                        f"expert parallelism {topology.expert} does not divide "
+                        f"{parameter.shape[0]} experts"
+                    )
+                expert_axis(tuple(parameter.shape), topology)
 
 
 def expert_axis(shape: tuple[int, ...], topology: Topology) -> int:
-    """Return along which axis the ranks that share the same experts divide a stack of them.
+    """Return the axis along which the ranks with the same experts shard a stack of them.
 
-    Whole experts where there are enough of them, else rows of each.
+    It is axis 0 if the experts can be divided, and otherwise axis 1, their rows.
 
     Raises:
-        ConfigError: where neither divides.
+        ConfigError: if neither can be divided.
     """
     shards = topology.expert_shards
     if shape[0] // topology.expert % shards == 0:
@@ -121,91 +113,83 @@ def expert_axis(shape: tuple[int, ...], topology: Topology) -> int:
     if shape[1] % shards == 0:
         return 1
     raise ConfigError(
-        f"{shards} ranks share each {shape[0] // topology.expert} of the experts {shape}, and divide "
-        "neither their number nor their rows; take more expert parallelism"
+        f"{shards} ranks share {shape[0] // topology.expert} of the experts {shape}, and cannot divide "
+        "their number or their rows; increase expert parallelism"
     )
 
 
-def layouts(
+def parameter_shardings(
     model: PreTrainedModel,
     topology: Topology,
     matrices: Mapping[str, MatrixSpec],
     *,
     rank: int = 0,
 ) -> dict[str, Sharding]:
-    """Return how every parameter lies.
+    """Return the sharding of every parameter by name.
 
     Args:
-        model: on any device, not yet put on ranks.
-        topology: the arrangement.
-        matrices: stored in parameters, by name; one plain matrix where a name is missing.
-        rank: of those that do not share a parameter along the tensor-parallel axis, whose layout.
+        model: model on any device, not yet sharded.
+        topology: the arrangement of the ranks.
+        matrices: matrices of parameters by name; the default is one plain matrix.
+        rank: tensor-parallel rank whose sharding is returned for parameters that differ by it.
 
     Raises:
         ConfigError: as `check_model`.
     """
     check_model(model, topology)
     styles = tensor_styles(model) if topology.tensor > 1 else {}
-    stacks = {
-        f"{name}.{child}"
-        for name, module in expert_modules(model).items()
-        for child, _ in module.named_parameters(recurse=False)
-    }
+    stacks = parameters_of(model, expert_modules(model))
     norms = set(sequence_norms(model)) if topology.sequence else set()
-    found = {}
+    shardings = {}
     for name, parameter in model.named_parameters():
         owner, _, leaf = name.rpartition(".")
-        shape, held = tuple(parameter.shape), matrices.get(name, PLAIN)
+        shape, spec = tuple(parameter.shape), matrices.get(name, PLAIN)
         if topology.expert > 1 and name in stacks:
-            found[name] = _stack_layout(shape, held, topology)
+            shardings[name] = _shard_experts(shape, spec, topology)
         elif owner in norms:
-            found[name] = _shared_layout(shape, held, topology, None)
+            shardings[name] = _shard_tensor_parallel(shape, spec, topology, None)
         elif owner in styles and styles[owner] != "partial":
             axis = CUT_AXIS[styles[owner]]
             if leaf == "bias" and axis == 1:
                 axis = None
-            found[name] = _shared_layout(shape, held, topology, axis)
+            shardings[name] = _shard_tensor_parallel(shape, spec, topology, axis)
         else:
-            found[name] = _data_layout(shape, held, topology, rank)
-    return found
+            shardings[name] = _shard_data_parallel(shape, spec, topology, rank)
+    return shardings
 
 
 def sequence_norms(model: PreTrainedModel) -> list[str]:
-    """Return the norms that see a divided sequence: those beside attention and feed-forward."""
+    """Return the norms that get a sharded sequence: those beside attention and feed-forward."""
     names = {module: name for name, module in model.named_modules()}
     layers = decoder_layers(model)
     own = [child for layer in layers for child in layer.children()]
     own += [child for child in model.base_model.children() if child is not layers]
-    return [names[m] for m in own if _is_norm(m)]
+    return [names[m] for m in own if "norm" in type(m).__name__.lower() and not list(m.children())]
 
 
-def _is_norm(module: nn.Module) -> bool:
-    return "norm" in type(module).__name__.lower() and not list(module.children())
-
-
-def _data_layout(
-    shape: tuple[int, ...], held: MatrixSpec, topology: Topology, rank: int
+def _shard_data_parallel(
+    shape: tuple[int, ...], spec: MatrixSpec, topology: Topology, rank: int
 ) -> Sharding:
-    """Return the layout of a parameter that only data-parallel ranks share."""
+    """Return the sharding of a parameter over data-parallel ranks only."""
     ranks = tuple(range(rank % topology.tensor, topology.world, topology.tensor))
     if len(ranks) == 1:
-        return Sharding(shape, held, ranks=ranks)
+        return Sharding(shape, spec, ranks=ranks)
     if topology.data == "ddp":
-        return Sharding(shape, held, (len(ranks),), (None,), ranks, partitioned=True)
+        return Sharding(shape, spec, (len(ranks),), (None,), ranks, partitioned=True)
     mesh, cuts = _data_axes(topology, Cut(0))
-    return Sharding(shape, held, mesh, cuts, ranks)
+    return Sharding(shape, spec, mesh, cuts, ranks)
 
 
-def _shared_layout(
-    shape: tuple[int, ...], held: MatrixSpec, topology: Topology, axis: int | None
+def _shard_tensor_parallel(
+    shape: tuple[int, ...], spec: MatrixSpec, topology: Topology, axis: int | None
 ) -> Sharding:
-    """Return the layout of a parameter that is on the tensor-parallel axis too."""
+    """Return the sharding of a parameter over data-parallel and tensor-parallel ranks."""
     inner = None if axis is None else Cut(axis)
     mesh, cuts = _data_axes(topology, Cut(0, topology.tensor if axis == 0 else 1))
     ranks = tuple(range(topology.world))
     if topology.data_ranks == 1:
-        return Sharding(shape, held, (topology.tensor,), (inner,), ranks)
-    return Sharding(shape, held, (*mesh, topology.tensor), (*cuts, inner), ranks)
+        return Sharding(shape, spec, (topology.tensor,), (inner,), ranks)
+    return Sharding(shape, spec, (*mesh, topology.tensor), (*cuts, inner), ranks)
 
 
 def _data_axes(topology: Topology, cut: Cut) -> tuple[tuple[int, ...], tuple[Cut | None, ...]]:
@@ -214,11 +198,12 @@ def _data_axes(topology: Topology, cut: Cut) -> tuple[tuple[int, ...], tuple[Cut
     return (topology.shards,), (cut,)
 
 
-def _stack_layout(shape: tuple[int, ...], held: MatrixSpec, topology: Topology) -> Sharding:
+def _shard_experts(shape: tuple[int, ...], spec: MatrixSpec, topology: Topology) -> Sharding:
+    """Return the sharding of a stack of routed experts."""
     ranks = tuple(range(topology.world))
     if topology.data == "ddp":
-        return Sharding(shape, held, (topology.expert,), (Cut(0),), ranks)
+        return Sharding(shape, spec, (topology.expert,), (Cut(0),), ranks)
     axis = expert_axis(shape, topology)
     cut = Cut(axis, topology.expert if axis == 0 else 1)
     mesh = (topology.expert_shards, topology.expert)
-    return Sharding(shape, held, mesh, (cut, Cut(0)), ranks)
+    return Sharding(shape, spec, mesh, (cut, Cut(0)), ranks)

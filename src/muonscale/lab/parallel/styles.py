@@ -1,8 +1,8 @@
-"""Tensor and sequence parallelism of a Hugging Face model in torch's words, module by module.
+"""Tensor and sequence parallelism of a Hugging Face model as torch's parallel styles of its modules.
 
-Between the matrices of a layer activations are whole on every rank, or divided along the sequence;
-into attention and feed-forward they go as DTensors, so that the gradients of all the matrices that
-read them are summed in one message.
+Between the matrices of a layer activations are replicated, or sharded along the sequence. Attention
+and feed-forward get them as DTensors, so that the gradients of all matrices that read them are
+summed in one message.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ from muonscale.lab.models.structure import decoder_layers
 from muonscale.lab.parallel.placements import sequence_norms, tensor_styles
 
 SEQUENCE = Shard(1)
-"""Of activations `[batch, length, width]`."""
+"""Sharding of activations `[batch, length, width]` along the sequence."""
 
 
 def parallel_styles(model: PreTrainedModel, *, sequence: bool) -> dict[str, ParallelStyle]:
-    """Return what is done to which module, by name.
+    """Return the parallel styles of modules, by name.
 
     Args:
-        model: a causal language model that transformers has a tensor-parallel plan for.
-        sequence: divide the sequence between the matrices.
+        model: a causal language model with a tensor-parallel plan in transformers.
+        sequence: shard the sequence between the matrices.
 
     Raises:
-        ConfigError: if there is no such plan, or it leaves out what would see a divided sequence.
+        ConfigError: if there is no plan, or it leaves out a module that would get a part of a sequence.
     """
     between: Placement = SEQUENCE if sequence else Replicate()
     kinds = tensor_styles(model)
@@ -72,25 +72,25 @@ def _check_covered(model: PreTrainedModel, names: dict[nn.Module, str], readers:
 
 
 class _Enter(ParallelStyle):
-    """Brings the activations that a module reads to other placements."""
+    """Redistributes the activations that a module reads."""
 
     def __init__(self, given: Placement, wanted: Placement, *, as_dtensor: bool) -> None:
         super().__init__()
         self._given, self._wanted, self._as_dtensor = given, wanted, as_dtensor
 
     def _apply(self, module: nn.Module, device_mesh: DeviceMesh) -> nn.Module:
-        def bring(
+        def redistribute(
             module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
         ) -> tuple[tuple[Any, ...], dict[str, Any]]:
             if args:
-                return (self._bring(args[0], device_mesh), *args[1:]), kwargs
-            hidden = self._bring(kwargs["hidden_states"], device_mesh)
+                return (self._redistribute(args[0], device_mesh), *args[1:]), kwargs
+            hidden = self._redistribute(kwargs["hidden_states"], device_mesh)
             return args, {**kwargs, "hidden_states": hidden}
 
-        module.register_forward_pre_hook(bring, with_kwargs=True)
+        module.register_forward_pre_hook(redistribute, with_kwargs=True)
         return module
 
-    def _bring(self, hidden: Any, mesh: DeviceMesh) -> Any:
+    def _redistribute(self, hidden: Any, mesh: DeviceMesh) -> Any:
         if not isinstance(hidden, DTensor):
             hidden = DTensor.from_local(hidden, mesh, [self._given], run_check=False)
         hidden = hidden.redistribute(placements=[self._wanted])

@@ -1,24 +1,21 @@
-"""The loss of a model on one text or several, as all ranks measure it together."""
+"""The loss of a model on texts, measured by all ranks together."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from muonscale.lab.data.tokens import Rows
 from muonscale.lab.models.loss import mean_loss, summed_loss
-
-if TYPE_CHECKING:
-    from muonscale.lab.parallel.forward import Parallelized
-    from muonscale.lab.parallel.processes import Processes
+from muonscale.lab.parallel.forward import Parallelized
+from muonscale.lab.parallel.processes import Processes
 
 
 @dataclass(frozen=True)
 class TextLoss:
-    """What a model came to on a text."""
+    """The loss of a model on a text."""
 
     loss: float
     """Nats per target."""
@@ -35,10 +32,10 @@ def losses_on(
     """Return the loss on every text: a collective of all ranks, which share every batch.
 
     Args:
-        forward: the model as this rank has it.
+        forward: the model on this rank.
         texts: batches of rows, int64 `[B, L + 1]`, by name; the same on all ranks.
-        processes: this one and the others.
-        stopped: asked before every batch, so that a long evaluation can be left; a collective.
+        processes: the processes of the run.
+        stopped: checked before every batch, so that a long evaluation can be stopped; a collective.
 
     Returns:
         The losses by name; None if it was stopped.
@@ -46,27 +43,31 @@ def losses_on(
     Raises:
         DataError: for a text without targets.
     """
-    found: dict[str, TextLoss] = {}
+    losses: dict[str, TextLoss] = {}
     with forward.evaluation():
         for name, batches in texts.items():
             total, targets = 0.0, 0
             for batch in batches:
                 if stopped():
                     return None
-                loss, number = _loss_of_share(forward, batch, processes)
-                total, targets = total + loss, targets + number
+                share = batch[processes.data_rank :: processes.topology.data_ranks]
+                # A rank without a row takes part in the forward pass that the others wait for.
+                rows = share if len(share) else batch[:1]
+                loss, number = summed_loss(forward.logits, rows, processes.device)
+                if len(share):
+                    total, targets = total + loss, targets + number
             sums = processes.sum(total, targets)
-            found[name] = TextLoss(mean_loss(*sums), int(sums[1]))
-    return found
+            losses[name] = TextLoss(mean_loss(*sums), int(sums[1]))
+    return losses
 
 
 def batches_of(rows: Rows, batch_rows: int, *, at_most: int | None = None) -> Iterator[np.ndarray]:
     """Yield rows of a text in batches `[B, L + 1]`.
 
     Args:
-        rows: of the text.
+        rows: rows of the text.
         batch_rows: rows of a batch.
-        at_most: so many of them, spread evenly over the text; all when not given.
+        at_most: maximum number of rows, spread evenly over the text; all by default.
     """
     total = len(rows)
     count = total if at_most is None else max(1, min(at_most, total))
@@ -76,15 +77,5 @@ def batches_of(rows: Rows, batch_rows: int, *, at_most: int | None = None) -> It
 
 
 def weighted_mean(weights: Mapping[str, float], values: Mapping[str, float]) -> float:
-    """Return the mean of figures by name; weights sum to 1, and what weighs nothing may be missing."""
+    """Return the weighted mean of values by name. Weights sum to 1; values of weight 0 may be missing."""
     return sum(weight * values[name] for name, weight in weights.items() if weight)
-
-
-def _loss_of_share(
-    forward: Parallelized, batch: np.ndarray, processes: Processes
-) -> tuple[float, int]:
-    """Return the summed loss and the targets of this rank's rows of a batch."""
-    share = batch[processes.data_rank :: processes.topology.data_ranks]
-    # A rank without a sequence still takes part in the forward pass that others wait for.
-    loss, number = summed_loss(forward.logits, share if len(share) else batch[:1], processes.device)
-    return (loss, number) if len(share) else (0.0, 0)

@@ -19,7 +19,7 @@ from muonscale.lab.report.runs import runs_page
 FolderT = Literal["run", "study", "coordcheck"]
 
 READERS: dict[FolderT, tuple[str, str]] = {
-    "study": ("muonscale.lab.studies.kinds", "study_page"),
+    "study": ("muonscale.lab.studies.engine", "report_folder"),
     "coordcheck": ("muonscale.lab.coordcheck.page", "read_check_page"),
 }
 """Module and name of the function that returns the page of a folder."""

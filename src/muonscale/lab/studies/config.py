@@ -1,10 +1,11 @@
-"""The configuration of a study: what all kinds have, and how a recipe becomes one.
+"""The configuration keys that every kind of study has, and checks that several kinds share.
 
-A study recipe is a YAML file of these keys; `key=value` on the command line overrides it.
+A study recipe is a YAML file of these keys; `key=value` on the command line overrides one.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -14,44 +15,60 @@ from pydantic import Field, field_validator
 from muonscale.errors import nearest
 from muonscale.lab.config.sections import Positive, Section
 
+Number = Annotated[float, Field(gt=0)]
+Seeds = Annotated[list[int], Field(min_length=1)]
+ConventionT = Literal["spectral", "adam_table", "standard"]
+"""A parametrization of `muonscale.transfer`."""
+
+SET_BY_STUDY = ("run.path", "run.seed", "run.threads")
+"""Keys of a run that the study sets itself."""
+
 
 class ExecutorSection(Section):
     """Where runs are done: `executor.*`."""
 
     kind: Literal["local", "inline", "slurm"] = "local"
-    """`local`: processes of this machine, several at a time; `inline`: one after the other in this
-    process; `slurm`: a job array of a cluster."""
+    """`local`: several processes of this machine at a time; `inline`: this process, one run after the
+    other; `slurm`: a job array on a cluster."""
     workers: Positive | None = None
-    """Runs at a time; as many as this machine has cores for when not given, all under Slurm."""
+    """Runs at a time; by default as many as this machine has cores for, and all of them under Slurm."""
     threads: Positive = 1
     """CPU threads of a run."""
     flops_per_second: Annotated[float, Field(gt=0)] | None = None
-    """Of one run, for the hours a plan says; measured here when not given."""
+    """Speed of one run, from which a plan computes hours; measured here when not given."""
     slurm: dict[str, Any] = {}
     """Options of submitit's executor, such as `{slurm_partition: gpu, timeout_min: 240}`."""
+
+    @property
+    def concurrent_runs(self) -> int | None:
+        """The number of runs at a time; None where the cluster decides."""
+        if self.workers is not None or self.kind == "slurm":
+            return self.workers
+        cores = len(os.sched_getaffinity(0))
+        return 1 if self.kind == "inline" else max(1, cores // self.threads)
 
 
 class StudyConfig(Section):
     """Keys that every study has."""
 
     study: str
-    """Its kind."""
+    """The kind of study."""
     path: Path
     """Folder of the study."""
     base: str = "demo"
     """The recipe of `muonscale train` that all runs start from: a name, a YAML file or a run."""
     set: dict[str, Any] = {}
-    """Keys of that recipe that are different in all runs, such as `{train.tokens: 1000000}`."""
+    """Keys of that recipe to change in all runs, such as `{train.tokens: 1000000}`."""
     executor: ExecutorSection = ExecutorSection()
 
     @field_validator("set", mode="before")
     @classmethod
-    def _dotted(cls, value: Any) -> Any:
-        return check_dotted(value, "set")
+    def _check_set(cls, value: Any) -> Any:
+        return check_overrides(value, "set")
 
 
-def check_dotted(value: Any, where: str) -> Any:
-    """Return overrides as they are; refuse what is none.
+def check_overrides(value: Any, where: str) -> Any:
+    """Return overrides of a recipe unchanged.
 
     Raises:
         ValueError: for a key that does not have the form section.key.
@@ -61,51 +78,56 @@ def check_dotted(value: Any, where: str) -> Any:
     for key in value:
         if "." not in str(key):
             raise ValueError(
-                f"{where}: {key!r} is not a key of a recipe, which are section.key"
-                "; give one such as train.tokens"
+                f"{where}: {key!r} is not a key of a recipe; give section.key, such as train.tokens"
             )
     return value
 
 
 def check_variants(where: str, given: Iterable[str], variants: Collection[str]) -> None:
-    """Refuse the first name of `given` that is no variant.
-
-    Raises:
-        ValueError: naming the key, the name and the nearest variants.
-    """
+    """Raise ValueError with the nearest variant for the first name of `given` that is none."""
     for name in sorted(given):
         if name not in variants:
             raise ValueError(f"{where}: no variant {name!r}; {nearest(name, variants)}")
 
 
-def check_equal_effort(lr: Sequence[float], lr_of: Mapping[str, Sequence[float]]) -> None:
-    """Refuse learning rates of a variant that are not as many as those of the others.
+def check_rising(name: str, values: Sequence[float], least: int = 1) -> None:
+    """Raise ValueError for values that do not rise, or are fewer than `least`."""
+    if sorted(set(values)) != list(values) or len(values) < least:
+        number = f"be {least} values or more that " if least > 1 else ""
+        raise ValueError(f"{name}={values} must {number}rise from one to the next")
 
-    Raises:
-        ValueError: naming the variant and both numbers.
-    """
+
+def check_distinct(name: str, values: Sequence[float]) -> None:
+    """Raise ValueError for a value that is given twice."""
+    for value in values:
+        if list(values).count(value) > 1:
+            raise ValueError(f"{name}={values} repeats {value}; give each value once")
+
+
+def check_equal_effort(lr: Sequence[float], lr_of: Mapping[str, Sequence[float]]) -> None:
+    """Raise ValueError for a variant with another number of learning rates than the rest."""
     for name, rates in lr_of.items():
         if len(rates) != len(lr):
             raise ValueError(
-                f"lr_of.{name} has {len(rates)} learning rates and lr has {len(lr)}: variants "
-                "are tuned with equal effort, so give as many"
+                f"lr_of.{name} has {len(rates)} learning rates and lr has {len(lr)}: variants are "
+                f"tuned with equal effort, so give {len(lr)}"
             )
 
 
-def named_overrides(value: Any, where: str, known: Mapping[str, object]) -> dict[str, Any]:
-    """Return names and their overrides, of a list of known names or of a mapping.
+def parse_named_overrides(
+    value: Any, where: str, known: Mapping[str, object]
+) -> dict[str, dict[str, Any]]:
+    """Return overrides by name, from a list of known names or a mapping of names to overrides.
 
     Raises:
-        ValueError: for a name without keys that is not known, or keys that are none.
+        ValueError: for a name without overrides that is not known, or a wrong key.
     """
     listed = isinstance(value, list) and all(isinstance(name, str) for name in value)
     given = {name: {} for name in value} if listed else value
     if not isinstance(given, dict):
         raise ValueError(f"{where}={value!r} must be a list of names, or map names to keys")
     for name, keys in given.items():
-        if not check_dotted(keys or {}, f"{where}.{name}") and name not in known:
-            hint = nearest(name, known) if known else "none is known here"
-            raise ValueError(
-                f"{where}: {name!r} has no keys of its own, and is no known name; {hint}"
-            )
+        if not check_overrides(keys or {}, f"{where}.{name}") and name not in known:
+            hint = f"; {nearest(name, known)}" if known else ""
+            raise ValueError(f"{where}: {name!r} is no known name and has no keys of its own{hint}")
     return {str(name): keys or {} for name, keys in given.items()}

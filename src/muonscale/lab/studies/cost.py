@@ -1,4 +1,4 @@
-"""What a study costs before anything of it is run: tokens, operations, hours."""
+"""The cost of a study: tokens, FLOPs and hours of its runs, and the account of all it will do."""
 
 from __future__ import annotations
 
@@ -10,116 +10,258 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from muonscale.lab.studies.config import ExecutorSection
-from muonscale.lab.studies.execute.local import default_workers
-from muonscale.lab.studies.study import Outcomes, PlannedRun
+from muonscale.lab.studies.study import ExpectedRuns, Outcomes, PartT, PlannedRun
 
 if TYPE_CHECKING:
     from muonscale.lab.estimate.run_cost import RunCost
 
 NOT_OF_A_STEP = {"lr", "weight_decay", "overrides"}
-"""Keys of the optimizer that leave the work of a step as it is."""
+"""Keys of the optimizer that do not change the work of a step."""
 
 
 @dataclass(frozen=True)
 class StudyCost:
-    """What the runs of a study cost."""
+    """The cost of the runs of a study."""
 
     runs: Mapping[str, RunCost]
     """By id."""
     seconds: Mapping[str, float]
-    """Expected training time of those for which it is known."""
+    """Expected training time by id, of the runs where it is known."""
     basis: str
-    """Where the seconds come from."""
+    """How the seconds are known."""
     workers: int | None
     """Runs at a time; None where the cluster decides."""
 
     def total(self, ids: Iterable[str]) -> tuple[int, int, int]:
-        """Return the number of runs, their tokens and their operations."""
+        """Return the number of runs, their tokens and their FLOPs."""
         costs = [self.runs[id] for id in ids]
         return len(costs), sum(c.tokens for c in costs), sum(c.flops for c in costs)
 
     def row(self, run: PlannedRun) -> dict[str, Any]:
-        """Return what a run is and costs, as plain values."""
+        """Return a run and its cost as plain values."""
         cost = self.runs[run.id]
         where = {"id": run.id, "coordinates": dict(run.coordinates)}
         return where | asdict(cost) | {"flops": cost.flops}
 
     def hours(self, ids: Iterable[str]) -> float | None:
-        """Return the hours that runs take one after the other, None where one is not known."""
+        """Return the hours that runs take one after the other, None if one is not known."""
         times = [self.seconds.get(id) for id in ids]
-        if None in times:
-            return None
-        return sum(t for t in times if t is not None) / 3600
+        return None if None in times else sum(t for t in times if t is not None) / 3600
 
 
-def study_cost(
+def estimate_cost(
     runs: Mapping[str, PlannedRun], outcomes: Outcomes, executor: ExecutorSection, *, measure: bool
 ) -> StudyCost:
-    """Return what runs cost.
+    """Return the cost of runs.
 
     Args:
-        runs: by id.
-        outcomes: of them; finished ones tell how long a step takes.
+        runs: runs by id.
+        outcomes: their outcomes; finished runs say how long a step takes.
         executor: where they are done.
-        measure: take a few steps where no finished run tells, rather than not say the time.
+        measure: time a few steps where no finished run says how long one takes.
     """
-    kinds: dict[str, list[PlannedRun]] = defaultdict(list)
+    groups: dict[str, list[PlannedRun]] = defaultdict(list)
     for run in runs.values():
-        kinds[_kind(run)].append(run)
+        config = run.config
+        work = [
+            config.model.model_dump(mode="json"),
+            config.data.model_dump(
+                mode="json", include={"vocab_size", "tokenizer", "sequence_length"}
+            ),
+            config.optimizer.model_dump(mode="json", exclude=NOT_OF_A_STEP),
+            config.train.model_dump(mode="json", exclude={"tokens", "steps"}),
+        ]
+        groups[json.dumps(work, sort_keys=True)].append(run)
     costs: dict[str, RunCost] = {}
     seconds: dict[str, float] = {}
     bases = set()
-    for alike in kinds.values():
-        found, one_step, basis = _kind_cost(alike, outcomes, executor, measure=measure)
+    for group in groups.values():
+        found, step_seconds, basis = _step_cost(group, outcomes, executor, measure=measure)
         bases.add(basis)
-        for run in alike:
+        for run in group:
             steps = run.config.steps
             tokens = run.config.timeline.tokens_before(steps)
             cost = costs[run.id] = replace(found, steps=steps, tokens=tokens)
             if executor.flops_per_second is not None:
                 seconds[run.id] = cost.flops / executor.flops_per_second
-            elif one_step is not None:
-                seconds[run.id] = steps * one_step
-    workers = executor.workers
-    if workers is None and executor.kind != "slurm":
-        workers = 1 if executor.kind == "inline" else default_workers(executor.threads)
+            elif step_seconds is not None:
+                seconds[run.id] = steps * step_seconds
     ordered = {id: costs[id] for id in runs}
-    return StudyCost(ordered, seconds, "; ".join(sorted(bases)), workers)
+    return StudyCost(ordered, seconds, "; ".join(sorted(bases)), executor.concurrent_runs)
 
 
-def _kind(run: PlannedRun) -> str:
-    """Return what decides the work of a step."""
-    config = run.config
-    parts = [
-        config.model.model_dump(mode="json"),
-        config.data.model_dump(mode="json", include={"vocab_size", "tokenizer", "sequence_length"}),
-        config.optimizer.model_dump(mode="json", exclude=NOT_OF_A_STEP),
-        config.train.model_dump(mode="json", exclude={"tokens", "steps"}),
-    ]
-    return json.dumps(parts, sort_keys=True)
-
-
-def _kind_cost(
-    alike: list[PlannedRun], outcomes: Outcomes, executor: ExecutorSection, *, measure: bool
+def _step_cost(
+    group: list[PlannedRun], outcomes: Outcomes, executor: ExecutorSection, *, measure: bool
 ) -> tuple[RunCost, float | None, str]:
-    """Return the cost of a run, the seconds of its steps if known, and where they come from."""
+    """Return the cost of a run whose steps all runs of the group share, the seconds of a step if known,
+    and how they are known."""
     from muonscale.lab.estimate.run_cost import measure_step, run_cost
 
-    config = alike[0].config
+    config = group[0].config
     cost = run_cost(config)
-    if executor.flops_per_second is not None:
-        return (
-            cost,
-            None,
-            f"{executor.flops_per_second:.3g} FLOP/s, as executor.flops_per_second says",
-        )
-    done = [outcomes[run.id] for run in alike if run.id in outcomes]
-    timed = [o for o in done if o.result is not None and o.result["train_seconds"] is not None]
-    known = [o.result["train_seconds"] / o.run.config.steps for o in timed if o.result]
+    if (speed := executor.flops_per_second) is not None:
+        return cost, None, f"{speed:.3g} FLOP/s, as executor.flops_per_second says"
+    done = [outcomes[run.id] for run in group if run.id in outcomes]
+    known = [
+        o.result["train_seconds"] / o.run.config.steps
+        for o in done
+        if o.result is not None and o.result["train_seconds"] is not None
+    ]
     if known:
         return cost, statistics.median(known), "finished runs"
     if measure and executor.kind != "slurm":
-        one_step = measure_step(config, cost, threads=executor.threads)
-        if one_step is not None:
-            return cost, one_step, "a few steps timed here, one run alone"
-    return cost, None, "not known: give executor.flops_per_second"
+        step = measure_step(config, cost, threads=executor.threads)
+        if step is not None:
+            return cost, step, "a few steps timed here, one run alone"
+    return cost, None, "unknown; give executor.flops_per_second"
+
+
+@dataclass(frozen=True)
+class AccountLine:
+    """Runs that cost the same."""
+
+    name: str
+    part: PartT
+    runs: int
+    most: int
+    """The largest number they may become."""
+    flops: int
+    """FLOPs of one run, Newton-Schulz included."""
+    seconds: float | None
+    """Seconds of one run, if known."""
+
+
+@dataclass(frozen=True)
+class AccountTotal:
+    """The sum of several lines."""
+
+    runs: int
+    flops: int
+    seconds: float | None
+    """None if the seconds of one line are not known."""
+
+    @property
+    def hours(self) -> str:
+        """The hours as text."""
+        return format_hours(None if self.seconds is None else self.seconds / 3600)
+
+
+Shares = tuple[float, float | None]
+"""A share of FLOPs and of seconds."""
+
+PARTS: dict[PartT, str] = {
+    "tuning": "tuning",
+    "final": "final runs",
+    "check": "checking",
+    "instead": "not done",
+}
+
+
+@dataclass(frozen=True)
+class Account:
+    """The cost of a study from its first run to its last, and of what it replaces."""
+
+    lines: tuple[AccountLine, ...]
+
+    @classmethod
+    def of(cls, expected: Iterable[ExpectedRuns], cost: StudyCost) -> Account:
+        """Return the account of expected runs; `cost` has to hold their examples."""
+        return cls(
+            tuple(
+                AccountLine(
+                    e.name,
+                    e.part,
+                    e.runs,
+                    e.most,
+                    cost.runs[e.example.id].flops,
+                    cost.seconds.get(e.example.id),
+                )
+                for e in expected
+            )
+        )
+
+    def total(self, *parts: PartT, most: bool = False) -> AccountTotal:
+        """Return the sum of some parts, or the most that it may become."""
+        counted = [
+            (line.most if most else line.runs, line) for line in self.lines if line.part in parts
+        ]
+        known = all(line.seconds is not None for _, line in counted)
+        return AccountTotal(
+            sum(number for number, _ in counted),
+            sum(number * line.flops for number, line in counted),
+            sum(number * (line.seconds or 0.0) for number, line in counted) if known else None,
+        )
+
+    @property
+    def tuning_share(self) -> Shares:
+        """Tuning over tuning and final runs together."""
+        return self._share(self.total("tuning"), self.total("tuning", "final"))
+
+    @property
+    def of_instead(self) -> Shares | None:
+        """Tuning and final runs over the runs that they replace."""
+        if not any(line.part == "instead" for line in self.lines):
+            return None
+        return self._share(self.total("tuning", "final"), self.total("instead"))
+
+    def _share(self, part: AccountTotal, whole: AccountTotal) -> Shares:
+        seconds = None
+        if part.seconds is not None and whole.seconds:
+            seconds = part.seconds / whole.seconds
+        return part.flops / whole.flops, seconds
+
+    def tree(self) -> dict[str, Any]:
+        """Return the account as plain values for JSON."""
+
+        def named(shares: Shares | None) -> dict[str, float | None] | None:
+            return None if shares is None else {"flops": shares[0], "seconds": shares[1]}
+
+        return {
+            "lines": [asdict(line) for line in self.lines],
+            "sums": {part: asdict(self.total(part)) for part in PARTS},
+            "most": asdict(self.total("tuning", "final", most=True)),
+            "tuning_share": named(self.tuning_share),
+            "of_instead": named(self.of_instead),
+        }
+
+    def rows(self) -> list[tuple[str, ...]]:
+        """Return the account as rows of a table, the head first."""
+        head = ("account", "runs", "at most", "FLOPs of one", "FLOPs", "hours", "for")
+        return [
+            head,
+            *(
+                (
+                    line.name,
+                    str(line.runs),
+                    str(line.most),
+                    f"{line.flops:.3g}",
+                    f"{line.runs * line.flops:.3g}",
+                    format_hours(None if line.seconds is None else line.runs * line.seconds / 3600),
+                    PARTS[line.part],
+                )
+                for line in self.lines
+            ),
+        ]
+
+    def sentences(self) -> list[str]:
+        """Return the totals of the account as sentences."""
+
+        def format_shares(shares: Shares) -> str:
+            seconds = "" if shares[1] is None else f", {shares[1]:.1%} of seconds"
+            return f"{shares[0]:.1%} of FLOPs{seconds}"
+
+        whole, most = self.total("tuning", "final"), self.total("tuning", "final", most=True)
+        found = [
+            f"tuning and final runs: {whole.flops:.3g} FLOPs, {whole.hours} hours of runs; at most "
+            f"{most.flops:.3g} FLOPs, {most.hours} hours",
+            f"share of tuning: {format_shares(self.tuning_share)}",
+        ]
+        if self.of_instead is not None:
+            names = " and ".join(line.name for line in self.lines if line.part == "instead")
+            found.append(f"share of what it replaces ({names}): {format_shares(self.of_instead)}")
+        return found
+
+
+def format_hours(hours: float | None) -> str:
+    """Return hours as text; a question mark where they are not known."""
+    return "?" if hours is None else f"{hours:.2f}" if hours >= 0.1 else f"{hours:.4f}"

@@ -1,81 +1,85 @@
-"""Doing a study: plan, run what is missing, plan again with what was found, until nothing is new.
+"""Doing a study: plan, run what is missing, plan again with the outcomes, until nothing is new.
 
-Whatever happens on the way, a second call goes on where the first was stopped: finished runs are
-found by their id, stopped ones resume, and what is written at the end depends on the run folders
-alone.
+A second call continues where the first was stopped: finished runs are found by their id, stopped ones
+resume, and the files written at the end depend on the run folders alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import json
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from muonscale.errors import StudyError
 from muonscale.lab.files import drop_nonfinite, write_json
-from muonscale.lab.studies.cost import StudyCost, study_cost
+from muonscale.lab.report.page import Page
+from muonscale.lab.studies.cost import StudyCost, estimate_cost
+from muonscale.lab.studies.execute.executor import make_executor
 from muonscale.lab.studies.execute.folder import StudyFolder
-from muonscale.lab.studies.execute.local import Job, make_executor
+from muonscale.lab.studies.kinds import command_of, load_study
+from muonscale.lab.studies.report_blocks import closing_sections
 from muonscale.lab.studies.study import (
-    Expected,
+    ExpectedRuns,
     Forecasting,
     Outcome,
     Outcomes,
     PlannedRun,
     Study,
-    unique,
+    index_runs,
 )
 
 Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
-class State:
+class StudyState:
     """A study as it is now."""
 
     runs: Mapping[str, PlannedRun]
-    """Those known so far, by id."""
+    """The runs known so far, by id."""
     outcomes: Outcomes
-    expected: tuple[Expected, ...] = ()
-    """Of a plan: all runs from the first to the last, where the study can count them."""
+    expected: tuple[ExpectedRuns, ...] = ()
+    """In a plan: all runs from the first to the last, if the study can count them."""
 
     @property
     def missing(self) -> list[Outcome]:
-        """Those that have not ended."""
+        """Runs that have not ended."""
         return [outcome for outcome in self.outcomes.values() if not outcome.ended]
 
     @property
     def failed(self) -> list[Outcome]:
-        """Those that ended without a result, other than by diverging."""
+        """Runs that ended without a result, other than by diverging."""
         return [outcome for outcome in self.outcomes.values() if outcome.state == "failed"]
 
 
-def look(study: Study) -> State:
-    """Return the runs that a study wants, as far as they are known, and what has become of them."""
+def look(study: Study) -> StudyState:
+    """Return the runs that a study wants, as far as they are known, and their outcomes."""
     folder = StudyFolder(study.config.path)
     outcomes: dict[str, Outcome] = {}
     while True:
-        runs = unique(study.plan(outcomes))
+        runs = index_runs(study.plan(outcomes))
         if runs.keys() <= outcomes.keys():
-            return State(runs, {id: outcomes[id] for id in runs})
+            return StudyState(runs, {id: outcomes[id] for id in runs})
         outcomes = folder.outcomes(runs)
 
 
-def plan_study(study: Study, *, measure: bool = True) -> tuple[State, StudyCost]:
-    """Return the runs of a study and what they cost, expected ones included; writes nothing."""
+def plan_study(study: Study, *, measure: bool = True) -> tuple[StudyState, StudyCost]:
+    """Return the runs of a study and their cost, expected ones included; it writes nothing."""
     state = look(study)
     if isinstance(study, Forecasting):
         state = replace(state, expected=tuple(study.expected(state.outcomes)))
-    runs = {**{part.like.id: part.like for part in state.expected}, **state.runs}
-    return state, study_cost(runs, state.outcomes, study.config.executor, measure=measure)
+    runs = {**{part.example.id: part.example for part in state.expected}, **state.runs}
+    return state, estimate_cost(runs, state.outcomes, study.config.executor, measure=measure)
 
 
 def run_study(study: Study, say: Say, *, retry: bool = False) -> dict[str, Any]:
-    """Do what is missing of a study, write result.json and the report, and return what was found.
+    """Do the missing runs of a study, write result.json and the report, and return the findings.
 
     Args:
-        study: what to do.
-        say: where to say what happens, a line at a time.
+        study: the study.
+        say: called with each line of progress.
         retry: do failed runs once more.
 
     Raises:
@@ -86,87 +90,93 @@ def run_study(study: Study, say: Say, *, retry: bool = False) -> dict[str, Any]:
     with folder.locked():
         folder.create(study.config)
         if retry:
-            _forget_failures(folder, look(study))
+            for outcome in look(study).failed:
+                folder.job(outcome.run).failure.unlink(missing_ok=True)
         while (state := look(study)).missing:
             _write_plan(folder, study, state)
-            waiting = [outcome.run for outcome in state.missing]
-            say(f"{len(waiting)} of {len(state.runs)} runs to do, in {folder.path}")
-            folder.write_configs(waiting)
-            progress = _Progress(folder, state, say)
-            executor.run([_job(folder, run) for run in waiting], progress.ended)
-            _check_done(folder, waiting)
+            _do_missing(folder, executor.run, state, say)
         _write_plan(folder, study, state)
         return write_report(study, state)
 
 
-def write_report(study: Study, state: State) -> dict[str, Any]:
-    """Write the report and result.json of what is there, and return what was found."""
-    from muonscale.lab.report.write import write_page
+def _do_missing(
+    folder: StudyFolder, execute: Callable[..., None], state: StudyState, say: Say
+) -> None:
+    """Do the missing runs, and say how each has ended."""
+    waiting = [outcome.run for outcome in state.missing]
+    say(f"{len(waiting)} of {len(state.runs)} runs to do, in {folder.path}")
+    folder.write_configs(waiting)
+    done = len(state.runs) - len(waiting)
 
-    folder = StudyFolder(study.config.path)
-    found = find(study, state)
-    write_page(study.page(found, state.outcomes), folder.path / "report")
-    write_json(folder.path / "result.json", found)
-    return found
+    def ended(id: str) -> None:
+        nonlocal done
+        done += 1
+        outcome = folder.outcome(state.runs[id])
+        say(f"[{done}/{len(state.runs)}] {outcome.run.label}: {describe_outcome(outcome)}")
+
+    execute([folder.job(run) for run in waiting], ended)
+    # Without this check a run that an executor leaves undone for no reason is tried forever.
+    if left := [run for run in waiting if not folder.outcome(run).ended]:
+        raise StudyError(
+            f"{len(left)} runs were stopped before they ended, the first being {left[0].label!r} (see "
+            f"{folder.job(left[0]).log}); resume with: muonscale study run {folder.path}"
+        )
 
 
-def find(study: Study, state: State) -> dict[str, Any]:
-    """Return what is found in the runs that have ended, as plain values for JSON."""
-    failed = [{"run": o.run.label, "reason": o.reason} for o in state.failed]
-    return {
-        "study": study.config.study,
-        "runs": len(state.runs),
-        "missing": len(state.missing),
-        "stopped": None,
-        **drop_nonfinite(study.analyse(state.outcomes)),
-        "failed": failed,
-    }
-
-
-def _write_plan(folder: StudyFolder, study: Study, state: State) -> None:
-    cost = study_cost(state.runs, state.outcomes, study.config.executor, measure=False)
+def _write_plan(folder: StudyFolder, study: Study, state: StudyState) -> None:
+    cost = estimate_cost(state.runs, state.outcomes, study.config.executor, measure=False)
     rows = [
         cost.row(run) | {"folder": folder.run_folder(run).path.name} for run in state.runs.values()
     ]
     write_json(folder.path / "plan.json", {"runs": rows})
 
 
-def _job(folder: StudyFolder, run: PlannedRun) -> Job:
-    return Job(run.id, folder.config_of(run), folder.log_of(run), folder.failure_of(run))
+def write_report(study: Study, state: StudyState) -> dict[str, Any]:
+    """Write the report and result.json of the runs that have ended, and return the findings."""
+    from muonscale.lab.report.write import write_page  # matplotlib: not for `study status`
+
+    folder = StudyFolder(study.config.path)
+    found = analyze_study(study, state)
+    write_page(build_report(study, found, state.outcomes), folder.path / "report")
+    write_json(folder.path / "result.json", found)
+    return found
 
 
-def _forget_failures(folder: StudyFolder, state: State) -> None:
-    for outcome in state.failed:
-        folder.failure_of(outcome.run).unlink(missing_ok=True)
+def analyze_study(study: Study, state: StudyState) -> dict[str, Any]:
+    """Return the findings of the runs that have ended, as plain values for JSON."""
+    failed = [{"run": o.run.label, "reason": o.reason} for o in state.failed]
+    return {
+        "study": study.config.study,
+        "runs": len(state.runs),
+        "missing": len(state.missing),
+        "stopped": None,
+        **drop_nonfinite(study.analyze(state.outcomes)),
+        "failed": failed,
+    }
 
 
-def _check_done(folder: StudyFolder, runs: Iterable[PlannedRun]) -> None:
-    """Refuse to try for ever what an executor has left undone without a reason."""
-    left = [run for run in runs if not folder.outcome(run).ended]
-    if left:
-        raise StudyError(
-            f"{len(left)} runs were stopped before they ended, the first being {left[0].label!r} (see "
-            f"{folder.log_of(left[0])}); go on with: muonscale study run {folder.path}"
-        )
+def build_report(study: Study, found: Mapping[str, Any], outcomes: Outcomes) -> Page:
+    """Return the report of findings, with the sections that all studies have."""
+    page = study.report(found, outcomes)
+    closing = closing_sections(found, outcomes, command_of(study.config))
+    return replace(page, sections=(*page.sections, *closing))
 
 
-class _Progress:
-    """Says what has become of each run as it ends."""
+def report_folder(path: Path) -> Page:
+    """Return the report of a study folder, of the runs that have ended so far.
 
-    def __init__(self, folder: StudyFolder, state: State, say: Say) -> None:
-        self._folder, self._runs, self._say = folder, state.runs, say
-        self._done, self._all = len(state.runs) - len(state.missing), len(state.runs)
-
-    def ended(self, id: str) -> None:
-        self._done += 1
-        outcome = self._folder.outcome(self._runs[id])
-        self._say(f"[{self._done}/{self._all}] {outcome.run.label}: {described(outcome)}")
+    Raises:
+        MuonscaleError: if it is no study folder, or is damaged.
+    """
+    study = load_study(str(path), [f"path={json.dumps(str(path))}"])
+    state = look(study)
+    return build_report(study, analyze_study(study, state), state.outcomes)
 
 
-def described(outcome: Outcome) -> str:
-    """Return what has become of a run, as words."""
+def describe_outcome(outcome: Outcome) -> str:
+    """Return the outcome of a run as text."""
     if outcome.result is not None:
         seconds = outcome.result["train_seconds"]
         time = "" if seconds is None else f", trained in {seconds:.0f} s"
-        return f"held-out loss {outcome.loss:.4f}{time}"
+        return f"validation loss {outcome.loss:.4f}{time}"
     return f"{outcome.state}: {outcome.reason}" if outcome.reason else outcome.state

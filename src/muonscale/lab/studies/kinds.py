@@ -3,26 +3,34 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from importlib import import_module
-from pathlib import Path
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from muonscale.errors import ConfigError, nearest, shown
 from muonscale.lab.config.overrides import assign, split_override
 from muonscale.lab.config.read import RECIPES, read_tree, shipped_names, shipped_summary
 from muonscale.lab.config.validate import validate
-from muonscale.lab.report.page import Page
-from muonscale.lab.studies.engine import find, look
+from muonscale.lab.studies.batch.config import BatchConfig
+from muonscale.lab.studies.batch.study import BatchStudy
+from muonscale.lab.studies.compare.config import CompareConfig
+from muonscale.lab.studies.compare.study import CompareStudy
+from muonscale.lab.studies.config import StudyConfig
+from muonscale.lab.studies.scaling.config import ScalingConfig
+from muonscale.lab.studies.scaling.study import ScalingStudy
 from muonscale.lab.studies.study import Study
+from muonscale.lab.studies.telescope.config import TelescopeConfig
+from muonscale.lab.studies.telescope.study import TelescopeStudy
+from muonscale.lab.studies.transfer.config import TransferConfig
+from muonscale.lab.studies.transfer.study import TransferStudy
 
-KINDS = {
-    "compare": ("muonscale.lab.studies.compare.study", "CompareConfig", "Compare"),
-    "transfer": ("muonscale.lab.studies.transfer.study", "TransferConfig", "Transfer"),
-    "scaling": ("muonscale.lab.studies.scaling.study", "ScalingConfig", "Scaling"),
-    "batch": ("muonscale.lab.studies.batch.study", "BatchConfig", "Batch"),
-    "telescope": ("muonscale.lab.studies.telescope.study", "TelescopeConfig", "Telescope"),
+KINDS: dict[str, tuple[type[StudyConfig], Callable[[Any], Study]]] = {
+    "compare": (CompareConfig, CompareStudy),
+    "transfer": (TransferConfig, TransferStudy),
+    "scaling": (ScalingConfig, ScalingStudy),
+    "batch": (BatchConfig, BatchStudy),
+    "telescope": (TelescopeConfig, TelescopeStudy),
 }
-"""By the value of `study`: module, configuration and class."""
+"""Configuration and class by the value of `study`."""
 
 STUDIES = RECIPES / "studies"
 
@@ -66,17 +74,13 @@ def load_study(recipe: str, overrides: Sequence[str] = ()) -> Study:
     kind = tree.get("study")
     if not isinstance(kind, str) or kind not in KINDS:
         raise ConfigError(f"{recipe}: unknown study={shown(kind)}; {nearest(kind, KINDS)}")
-    module, config, study = KINDS[kind]
-    home = import_module(module)
-    return getattr(home, study)(validate(getattr(home, config), tree))
+    config, study = KINDS[kind]
+    return study(validate(config, tree))
 
 
-def study_page(path: Path) -> Page:
-    """Return the report of a study folder, from the runs that have ended so far.
-
-    Raises:
-        MuonscaleError: if it is no study folder, or is damaged.
-    """
-    study = load_study(str(path), [f"path={json.dumps(str(path))}"])
-    state = look(study)
-    return study.page(find(study, state), state.outcomes)
+def command_of(config: StudyConfig) -> str:
+    """Return the command that does a study: by its name, if it comes with the package."""
+    for name in study_names():
+        if load_study(name, [f"path={json.dumps(str(config.path))}"]).config == config:
+            return f"muonscale study run {name}"
+    return f"muonscale study run {config.path}"

@@ -1,60 +1,112 @@
-"""Blocks that the reports of all studies have."""
+"""Blocks, series and number formats that the reports of all studies share.
+
+Findings come from JSON, where None stands for a number that is not finite.
+"""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from muonscale.lab.report.page import Block, Chart, Command, Section, Table, Text
-from muonscale.lab.studies.config import StudyConfig
+from muonscale.lab.report.page import Block, Chart, Command, LineT, Section, Series, Table, Text
 from muonscale.lab.studies.study import Outcomes
 
+Found = Mapping[str, Any]
+"""Findings, or a part of them."""
 
-def command_block(config: StudyConfig) -> Command:
-    """Return the command that does the study: by its name, if it comes with the package."""
-    from muonscale.lab.studies.kinds import load_study, study_names
-
-    for name in study_names():
-        shipped = load_study(name, [f"path={json.dumps(str(config.path))}"]).config
-        if shipped == config:
-            return Command(f"muonscale study run {name}")
-    return Command(f"muonscale study run {config.path}")
+LOSS = "validation loss (nats per token)"
 
 
-def drawn(*charts: Chart) -> list[Block]:
+def format_number(value: float | None, form: str = ".4f") -> str:
+    """Return a number as text, a dash where there is none."""
+    return "-" if value is None or math.isnan(value) else format(value, form)
+
+
+def format_interval(row: Found, form: str = ".4f", missing: str = "-") -> str:
+    """Return the ends `low` and `high` of an interval as text; None at the high end is infinite."""
+    if row["low"] is None:
+        return missing
+    high = math.inf if row["high"] is None else row["high"]
+    return f"{row['low']:{form}} to {high:{form}}"
+
+
+def format_estimate(row: Found, form: str, value: str = "value") -> str:
+    """Return a number with its interval in brackets, if it has one."""
+    ends = "" if row["low"] is None else f" ({format_interval(row, form)})"
+    return f"{row[value]:{form}}{ends}"
+
+
+def interval_series(
+    name: str,
+    rows: Sequence[Found],
+    x: str,
+    y: str,
+    *,
+    ends: tuple[str, str] | None = ("low", "high"),
+    kind: LineT = "both",
+    group: str = "",
+) -> Series:
+    """Return a series of one point per row.
+
+    Args:
+        name: name of the series.
+        rows: rows of the findings.
+        x: key of the horizontal values.
+        y: key of the vertical values.
+        ends: keys of the ends of the intervals; None for a series without intervals.
+        kind: how the series is drawn.
+        group: series of one group have one color.
+    """
+
+    def column(key: str) -> tuple[float, ...]:
+        return tuple(math.nan if row[key] is None else row[key] for row in rows)
+
+    low, high = (column(key) for key in ends) if ends else (None, None)
+    return Series(name=name, x=column(x), y=column(y), low=low, high=high, kind=kind, group=group)
+
+
+def seed_series(name: str, points: Iterable[Found], x: str, kind: LineT = "both") -> Series:
+    """Return mean losses with bars from the lowest to the highest seed, without diverged points.
+
+    Args:
+        name: name of the series.
+        points: rows with a `mean` and `losses` by seed.
+        x: key of the horizontal values.
+        kind: how the series is drawn.
+    """
+    rows = []
+    for point in points:
+        if point["mean"] is not None:
+            losses = [loss for loss in point["losses"].values() if loss is not None]
+            rows.append({**point, "low": min(losses), "high": max(losses)})
+    return interval_series(name, rows, x, "mean", kind=kind)
+
+
+def keep_nonempty(*charts: Chart) -> list[Block]:
     """Return the charts that have something to show: a study that has just begun has few."""
     return [chart for chart in charts if chart.surface or any(s.x for s in chart.series)]
 
 
-def failures_section(found: Mapping[str, Any]) -> list[Section]:
-    """Return what failed and why; nothing where nothing did."""
-    if not found.get("failed"):
-        return []
-    rows = tuple((item["run"], item["reason"]) for item in found["failed"])
-    text = Text("These runs ended without a result. They are in no figure and in no number above.")
-    return [Section(title="Failed runs", blocks=(text, Table(head=("run", "reason"), rows=rows)))]
-
-
-def versions_section(outcomes: Outcomes) -> Section:
-    """Return what the runs were done with: versions, device, threads, seconds."""
+def closing_sections(found: Found, outcomes: Outcomes, command: str) -> list[Section]:
+    """Return the sections at the end of every report: failed runs, and how the study was done."""
+    sections = []
+    if found["failed"]:
+        rows = tuple((item["run"], item["reason"]) for item in found["failed"])
+        text = Text(
+            "These runs ended without a result. They are in no figure and in no number above."
+        )
+        table = Table(head=("run", "reason"), rows=rows)
+        sections.append(Section(title="Failed runs", blocks=(text, table)))
     done = [o for o in outcomes.values() if o.result is not None]
     facts: dict[str, set[str]] = {}
     for outcome in done:
         env = outcome.folder.environment()
-        rows = {**env["versions"], "device": env["device_name"], "threads": env["threads"]}
-        for key, value in rows.items():
+        each = {**env["versions"], "device": env["device_name"], "threads": env["threads"]}
+        for key, value in each.items():
             facts.setdefault(key, set()).add(str(value))
+    rows = tuple((key, ", ".join(sorted(values))) for key, values in facts.items())
     hours = sum(o.result["train_seconds"] for o in done if o.result is not None) / 3600
-    return Section(
-        title="How it was done",
-        blocks=(
-            Table(
-                head=("what", "value"),
-                rows=tuple((key, ", ".join(sorted(values))) for key, values in facts.items()),
-            ),
-            Text(
-                f"{len(done)} finished runs of {len(outcomes)}, {hours:.2f} hours of training steps."
-            ),
-        ),
-    )
+    count = f"{len(done)} of {len(outcomes)} runs have finished, with {hours:.2f} hours of training steps."
+    blocks = (Command(command), Table(head=("what", "value"), rows=rows), Text(count))
+    return [*sections, Section(title="How it was done", blocks=blocks)]

@@ -1,4 +1,4 @@
-"""A plan and a status as text, tables and JSON."""
+"""The plan and the status of a study as text, tables and JSON."""
 
 from __future__ import annotations
 
@@ -11,19 +11,12 @@ from rich.table import Table
 from rich.text import Text
 
 from muonscale.lab.console import table_text
-from muonscale.lab.studies.account import (
-    account,
-    account_rows,
-    account_sentences,
-    account_tree,
-    hours_text,
-)
-from muonscale.lab.studies.cost import StudyCost
-from muonscale.lab.studies.engine import State, described
+from muonscale.lab.studies.cost import Account, StudyCost, format_hours
+from muonscale.lab.studies.engine import StudyState, describe_outcome
 from muonscale.lab.studies.execute.folder import StudyFolder
 from muonscale.lab.studies.study import Outcome, Study
 
-COLOURS = {
+COLORS = {
     "finished": "green",
     "running": "cyan",
     "waiting": "dim",
@@ -32,8 +25,8 @@ COLOURS = {
 }
 
 
-def plan_text(study: Study, state: State, cost: StudyCost) -> str:
-    """Return the runs and what they cost, as a table with a line of totals."""
+def plan_text(study: Study, state: StudyState, cost: StudyCost) -> str:
+    """Return the runs and their cost as a table, then totals."""
     head = ("run", "parameters", "steps", "tokens", "FLOPs", "hours", "state")
     rows = []
     for id, run in state.runs.items():
@@ -45,7 +38,7 @@ def plan_text(study: Study, state: State, cost: StudyCost) -> str:
                 f"{one.steps:,}",
                 f"{one.tokens:,}",
                 f"{one.flops:.3g}",
-                hours_text(cost.hours([id])),
+                format_hours(cost.hours([id])),
                 state.outcomes[id].state,
             )
         )
@@ -57,36 +50,33 @@ def plan_text(study: Study, state: State, cost: StudyCost) -> str:
         _total("left to do", left, cost),
     ]
     if state.expected:
-        whole = account(state.expected, cost)
-        account_head, *account_lines = account_rows(whole)
-        lines += ["", table_text(account_lines, account_head), "", *account_sentences(whole)]
-    lines.append(f"time: {cost.basis}; {_at_once(cost, left)}")
+        account = Account.of(state.expected, cost)
+        account_head, *account_rows = account.rows()
+        lines += ["", table_text(account_rows, account_head), "", *account.sentences()]
+    lines.append(f"time: {cost.basis}; {_describe_workers(cost, left)}")
     if study.config.executor.kind != "slurm":
+        begun = (study.config.path / "study.json").exists()
         lines.append(
-            f"start it with: muonscale study run {study.config.path if _begun(study) else 'STUDY'}"
+            f"start it with: muonscale study run {study.config.path if begun else 'STUDY'}"
         )
     return "\n".join(lines)
 
 
-def _begun(study: Study) -> bool:
-    return (study.config.path / "study.json").exists()
-
-
 def _total(name: str, ids: Any, cost: StudyCost) -> str:
     number, tokens, flops = cost.total(ids)
-    return f"{name}: {number} runs, {tokens:,} tokens, {flops:.3g} FLOPs, {hours_text(cost.hours(ids))} hours of runs"
+    return f"{name}: {number} runs, {tokens:,} tokens, {flops:.3g} FLOPs, {format_hours(cost.hours(ids))} hours of runs"
 
 
-def _at_once(cost: StudyCost, left: Sequence[str]) -> str:
+def _describe_workers(cost: StudyCost, left: Sequence[str]) -> str:
     hours = cost.hours(left)
     if cost.workers is None:
-        return "how many run at a time is the cluster's to say"
+        return "the cluster decides how many run at a time"
     if hours is None:
         return f"{cost.workers} at a time"
-    return f"{cost.workers} at a time: about {hours_text(hours / cost.workers)} hours to go"
+    return f"{cost.workers} at a time: about {format_hours(hours / cost.workers)} hours to go"
 
 
-def plan_json(study: Study, state: State, cost: StudyCost) -> str:
+def plan_json(study: Study, state: StudyState, cost: StudyCost) -> str:
     """Return the plan as JSON."""
     rows = [
         cost.row(run) | {"state": state.outcomes[id].state, "hours": cost.hours([id])}
@@ -99,34 +89,33 @@ def plan_json(study: Study, state: State, cost: StudyCost) -> str:
     }
     tree = {"study": study.config.study, "runs": rows, "totals": totals, "time": cost.basis}
     if state.expected:
-        tree["account"] = account_tree(account(state.expected, cost))
+        tree["account"] = Account.of(state.expected, cost).tree()
     return json.dumps(tree, indent=2)
 
 
-def status_table(study: Study, state: State) -> Group:
-    """Return a line of counts, then the runs and how far they are; those that wait are one row.
+def status_table(study: Study, state: StudyState) -> Group:
+    """Return counts by state, then a table of runs and their progress, with one row for waiting runs.
 
-    The lines above and below the table are no part of it: rich would wrap them at its width.
+    The lines above and below are not in the table, since rich would wrap them at its width.
     """
-    counts = {name: sum(o.state == name for o in state.outcomes.values()) for name in COLOURS}
+    counts = {name: sum(o.state == name for o in state.outcomes.values()) for name in COLORS}
     summary = ", ".join(f"{number} {name}" for name, number in counts.items() if number)
-    parts: list[RenderableType] = [Text(f"{study.config.path}: {summary}")]
     table = Table(box=None)
     for name in ("run", "state", "step", "loss", "tokens/s", "left"):
         table.add_column(name, justify="left" if name in ("run", "state") else "right")
     for outcome in state.outcomes.values():
         if outcome.state != "waiting":
-            table.add_row(outcome.run.label, *_progress(outcome), style=COLOURS[outcome.state])
+            table.add_row(outcome.run.label, *_progress(outcome), style=COLORS[outcome.state])
     if counts["waiting"]:
-        table.add_row(f"{counts['waiting']} more", "waiting", style=COLOURS["waiting"])
-    parts.append(table)
+        table.add_row(f"{counts['waiting']} more", "waiting", style=COLORS["waiting"])
+    parts: list[RenderableType] = [Text(f"{study.config.path}: {summary}"), table]
     if stopped := _stopped(study, state):
         parts.append(Text(f"stopped: {stopped}"))
     return Group(*parts)
 
 
-def _stopped(study: Study, state: State) -> str | None:
-    """Return why a study whose runs have all ended cannot go on, as its result says."""
+def _stopped(study: Study, state: StudyState) -> str | None:
+    """Return why a study whose runs have all ended cannot continue."""
     result = None if state.missing else StudyFolder(study.config.path).result
     return result.get("stopped") if result else None
 
@@ -150,15 +139,15 @@ def _progress(outcome: Outcome) -> tuple[str, ...]:
     return outcome.state, f"{last['step']}/{steps}", loss, speed, f"{left / 60:.0f} min"
 
 
-def status_json(study: Study, state: State) -> str:
-    """Return what has become of every run, as JSON."""
+def status_json(study: Study, state: StudyState) -> str:
+    """Return the outcome of every run as JSON."""
     rows = [
         {
             "id": id,
             "run": outcome.run.label,
             "state": outcome.state,
             "folder": str(outcome.folder.path),
-            "said": described(outcome),
+            "said": describe_outcome(outcome),
         }
         for id, outcome in state.outcomes.items()
     ]

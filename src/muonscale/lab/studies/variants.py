@@ -1,4 +1,4 @@
-"""Optimizers by the names that studies use: overrides of a recipe, as data."""
+"""Optimizers, architectures and corpora by name, as overrides of a recipe."""
 
 from __future__ import annotations
 
@@ -6,9 +6,12 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field, field_validator
 
 from muonscale.lab.config.load import Config
+from muonscale.lab.studies.config import Seeds, StudyConfig, parse_named_overrides
 from muonscale.lab.studies.study import Planner
 
 Overrides = Mapping[str, Any]
@@ -19,7 +22,7 @@ class Variant:
     """An optimizer to compare."""
 
     overrides: Overrides | Callable[[Config], Overrides]
-    """Keys of the recipe; where they depend on the model, a function of the run's configuration."""
+    """Keys of the recipe, or a function of the run's configuration if they depend on the model."""
     what: str
     source: str
 
@@ -34,7 +37,7 @@ def _muon(what: str, source: str, **options: Any) -> Variant:
 
 
 def _one_factor(config: Config) -> Overrides:
-    """Return the baseline of Moonlight's table 1, whose factor is that of a square matrix for all."""
+    """Return the baseline of Moonlight's table 1: one factor for all shapes, that of a square matrix."""
     from muonscale.lab.training.dry_run import planned_shape
 
     factor = config.optimizer.rms * math.sqrt(planned_shape(config).hidden_size)
@@ -52,8 +55,8 @@ VARIANTS: dict[str, Variant] = {
     ),
     "muon": _muon("Muon as the recipe has it", f"{_MOONLIGHT}, equation 4"),
     "muon-no-wd": _muon("no weight decay", f"{_MOONLIGHT}, figure 2", weight_decay=0.0),
-    "muon-plus-row": _muon("rows normalised", f"{_PLUS}, section 3", post_norm="row"),
-    "muon-plus-col": _muon("columns normalised", f"{_PLUS}, section 3", post_norm="col"),
+    "muon-plus-row": _muon("rows normalized", f"{_PLUS}, section 3", post_norm="row"),
+    "muon-plus-col": _muon("columns normalized", f"{_PLUS}, section 3", post_norm="col"),
     "muon-plus-row-col": _muon("rows, then columns", f"{_PLUS}, section 3", post_norm="row_col"),
     "muon-plus-col-row": _muon("columns, then rows", f"{_PLUS}, section 3", post_norm="col_row"),
     "normuon": _muon("rows by their variance", "arXiv 2510.05491", post_norm="normuon"),
@@ -76,7 +79,7 @@ VARIANTS: dict[str, Variant] = {
         for rms in (0.05, 0.1, 0.2, 0.4, 0.8)
     },
 }
-"""By name. What a variant does not say is the recipe's."""
+"""Variants by name. Keys that a variant does not set are the recipe's."""
 
 ARCHITECTURES: dict[str, Overrides] = {
     "gpt2": {"model.preset": "gpt-nano"},
@@ -89,19 +92,30 @@ CORPORA: dict[str, Overrides] = {
     "python-reference": {"data.source": "python-reference"},
 }
 AXES: dict[str, dict[str, Overrides]] = {"architecture": ARCHITECTURES, "corpus": CORPORA}
-"""Values of axes that need no overrides of their own."""
+"""Values of axes that come with their overrides."""
 
 
-def variant_keys(
+class VariantsConfig(StudyConfig):
+    """Keys of a study of optimizers."""
+
+    variants: Annotated[dict[str, dict[str, Any]], Field(min_length=1)]
+    """Optimizers: names of `muonscale.lab.studies.variants`, or names of your own with keys of the
+    recipe. Keys given to a known name are added to its own."""
+    seeds: Seeds = [0, 1]
+    """Seeds of every run."""
+
+    @field_validator("variants", mode="before")
+    @classmethod
+    def _parse_variants(cls, value: Any) -> Any:
+        return parse_named_overrides(value, "variants", VARIANTS)
+
+
+def resolve_variant(
     planner: Planner, name: str, own: Overrides, others: Overrides = MappingProxyType({})
 ) -> Overrides:
-    """Return the keys of a variant: those of its name, if it is known, and its own on top.
+    """Return the keys of a variant: those of its name, if it is known, then its own.
 
-    Args:
-        planner: of the study.
-        name: of the variant.
-        own: keys that the study gives it.
-        others: keys of the place where it is run, which its own may depend on.
+    `others` are keys of the place where it is run, on which its keys may depend.
     """
     if name not in VARIANTS:
         return own

@@ -1,8 +1,8 @@
-"""What training does about attention logits: hear them, say how large they are, clip (QK-clip).
+"""Attention logits in training: record how large they are, and clip them (QK-clip).
 
-`AttentionWatch` hears the forward passes of training, and no others: evaluation and the
-recomputation of activation checkpointing are outside of `listening`. In steps that are neither
-sampled nor clipped the model is exactly what it is without it.
+`AttentionMonitor` records only the forward passes of training: evaluation and the recomputation of
+activation checkpointing are outside of `record`. In steps that are neither recorded nor clipped the
+model runs unchanged.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 
 from muonscale.errors import ConfigError
 from muonscale.lab.config.load import Config
-from muonscale.lab.models.attention import LogitStatistics, attention_modules, heard
+from muonscale.lab.models.attention import LogitStatistics, attention_modules, hook_attention
 from muonscale.lab.models.query_key import query_key_clips
 from muonscale.lab.parallel.processes import Processes
 from muonscale.optim.diagnostics.qk_clip import clip_factors
@@ -28,7 +28,7 @@ from muonscale.optim.muon import Muon
 
 @dataclass(frozen=True)
 class AttentionPlan:
-    """What the configuration comes to for a model."""
+    """When attention logits are recorded, and how they are clipped."""
 
     every: int | None
     """Steps between records; None for none."""
@@ -37,8 +37,8 @@ class AttentionPlan:
     alpha: float
 
     @property
-    def needed(self) -> bool:
-        """Whether there is anything to hear."""
+    def enabled(self) -> bool:
+        """Whether logits are recorded in any step."""
         return self.every is not None or self.tau is not None
 
 
@@ -46,29 +46,29 @@ def plan_attention(model: PreTrainedModel, config: Config) -> AttentionPlan:
     """Resolve `telemetry.attention_every` and `optimizer.qk_clip` for a model on any device.
 
     Raises:
-        ConfigError: for a model whose attention cannot be heard, or clipped.
+        ConfigError: for a model whose attention logits cannot be recorded, or clipped.
     """
     section = config.optimizer
     plan = AttentionPlan(config.telemetry.attention_every, section.qk_clip, section.qk_clip_alpha)
-    if plan.needed:
+    if plan.enabled:
         attention_modules(model)
     if plan.tau is not None:
         query_key_clips(model)
     return plan
 
 
-def watch_attention(model: PreTrainedModel, config: Config) -> AttentionWatch | None:
-    """Return what the configuration asks to be heard of a model on the ranks; None for nothing."""
+def monitor_attention(model: PreTrainedModel, config: Config) -> AttentionMonitor | None:
+    """Return the monitor that the configuration asks for, or None."""
     plan = plan_attention(model, config)
-    return AttentionWatch(model, plan) if plan.needed else None
+    return AttentionMonitor(model, plan) if plan.enabled else None
 
 
-class AttentionWatch:
-    """Hears the attention of a model while it trains, in the steps that are to be heard.
+class AttentionMonitor:
+    """Records the attention logits of a model in training, in the steps that need them.
 
     Args:
-        model: on the ranks.
-        plan: when, and what for.
+        model: the model on the ranks.
+        plan: when to record, and how to clip.
     """
 
     def __init__(self, model: PreTrainedModel, plan: AttentionPlan) -> None:
@@ -79,68 +79,78 @@ class AttentionWatch:
         self._clips = query_key_clips(model) if plan.tau is not None else []
         self._due = self._on = False
         self._seen: dict[int, LogitStatistics] = {}
-        self._watch = _Stopwatch()
+        self._stopwatch = _Stopwatch()
 
     def facts(self) -> dict[str, Any]:
-        """Return what is heard and done, for env.json."""
+        """Return the layers and the plan, for env.json."""
         return {"layers": self._names, **vars(self._plan)}
 
     def begin(self, step: int) -> None:
-        """Forget what was heard: a step begins, the first being step 0."""
+        """Reset the records at the beginning of a step, the first being step 0."""
         every = self._plan.every
         self._due = every is not None and (step + 1) % every == 0
         self._on = self._due or self._plan.tau is not None
         self._seen = {}
-        self._watch = _Stopwatch()
+        self._stopwatch = _Stopwatch()
 
     @contextmanager
-    def listening(self) -> Generator[None]:
-        """Hear the model in this block, in steps that are heard: around a forward pass alone."""
-        with heard(self._model, self._hear) if self._on else nullcontext():
+    def record(self) -> Generator[None]:
+        """Record the logits of the forward pass in this block, in steps that need them."""
+
+        def add(module: nn.Module, statistics: Callable[[], LogitStatistics]) -> None:
+            number = self._numbers[module]
+            with self._stopwatch.running():
+                new, before = statistics(), self._seen.get(number)
+                self._seen[number] = new if before is None else before + new
+
+        with hook_attention(self._model, add) if self._on else nullcontext():
             yield
 
-    def _hear(self, module: nn.Module, statistics: Callable[[], LogitStatistics]) -> None:
-        number = self._numbers[module]
-        with self._watch.running():
-            found = statistics()
-            before = self._seen.get(number)
-            self._seen[number] = found if before is None else before + found
-
     def finish(self, optimizer: Muon, processes: Processes) -> dict[str, Any]:
-        """Clip by the logits of the step that was taken, and say how large they were: a collective.
+        """Clip by the logits of the step that was taken, and return its metrics: a collective.
 
         Args:
-            optimizer: has made the step; float32 copies of weights are scaled with them.
-            processes: this one and the others.
+            optimizer: its float32 copies of the weights are scaled with them.
+            processes: the processes of the run.
 
         Returns:
-            In sampled steps `attention`: by layer `max_logit`, over heads, batch and ranks, and
-            `share_above_100`. With QK-clip `qk_clip`: number of `heads`, how many were `clipped`,
-            and the `smallest` gamma. `attention_ms`: time it took to hear. Nothing in other steps.
+            In recorded steps `attention`: by layer `max_logit`, over heads, batch and ranks, and
+            `share_above_100`. With QK-clip `qk_clip`: number of `heads`, number of `clipped` heads,
+            and the `smallest` gamma. `attention_ms`: time spent on recording. Empty in other steps.
         """
         if not self._on:
             return {}
-        layers, above_M, pairs_M = self._over_ranks(processes)
-        figures: dict[str, Any] = {}
+        layers, above_M, pairs_M = self._reduce(processes)
+        metrics: dict[str, Any] = {}
         if self._due:
-            figures["attention"] = {
+            metrics["attention"] = {
                 "max_logit": [float(largest_H.max()) for largest_H in layers],
                 "share_above_100": (above_M / pairs_M).tolist(),
             }
         if self._plan.tau is not None:
-            figures["qk_clip"] = self._clip(layers, self._plan.tau, optimizer)
-        return figures | {"attention_ms": 1000 * self._watch.seconds()}
+            metrics["qk_clip"] = self._clip(layers, self._plan.tau, optimizer)
+        return metrics | {"attention_ms": 1000 * self._stopwatch.seconds()}
 
-    def _over_ranks(self, processes: Processes) -> tuple[list[Tensor], Tensor, Tensor]:
-        """Return the largest logit of every head by layer, and counts `[M]`, of all ranks."""
-        if silent := [n for i, n in enumerate(self._names) if i not in self._seen]:
+    def _reduce(self, processes: Processes) -> tuple[list[Tensor], Tensor, Tensor]:
+        """Return the largest logit of every head by layer, and counts `[M]`, over all ranks."""
+        if missing := [n for i, n in enumerate(self._names) if i not in self._seen]:
             raise ConfigError(
-                f"the attention of {', '.join(silent)} was not heard: it does not go through "
+                f"no attention logits of {', '.join(missing)} were recorded: it does not use "
                 "transformers' attention interface; accepted: telemetry.attention_every=null and "
                 "optimizer.qk_clip=null"
             )
         seen = [self._seen[number] for number in range(len(self._names))]
-        here = [_of_all_heads(s.largest_H, self._model, processes) for s in seen]
+        here = []
+        ways = processes.topology.tensor
+        for largest_H in (statistics.largest_H for statistics in seen):
+            heads = len(largest_H)
+            if ways > 1 and self._model.config.num_attention_heads != heads:
+                # The heads of other tensor-parallel ranks are -inf here.
+                first = processes.rank % ways * heads
+                all_heads = largest_H.new_full((heads * ways,), -torch.inf)
+                all_heads[first : first + heads] = largest_H
+                largest_H = all_heads
+            here.append(largest_H)
         counts = [torch.stack([s.above, s.pairs]) for s in seen]
         largest = processes.max_tensor(torch.cat(here).to(processes.device)).cpu()
         above_M, pairs_M = processes.sum_tensor(torch.stack(counts)).cpu().unbind(1)
@@ -160,19 +170,8 @@ class AttentionWatch:
         }
 
 
-def _of_all_heads(largest_H: Tensor, model: PreTrainedModel, processes: Processes) -> Tensor:
-    """Return `[heads of all ranks]`, those of other tensor-parallel ranks -inf."""
-    ways, heads = processes.topology.tensor, len(largest_H)
-    if ways == 1 or model.config.num_attention_heads == heads:
-        return largest_H
-    first = processes.rank % ways * heads
-    every = largest_H.new_full((heads * ways,), -torch.inf)
-    every[first : first + heads] = largest_H
-    return every
-
-
 class _Stopwatch:
-    """Adds up how long blocks take, on a GPU without waiting for it."""
+    """Adds up the duration of blocks. On a GPU it measures with events and does not synchronize."""
 
     def __init__(self) -> None:
         self._seconds = 0.0
@@ -187,12 +186,12 @@ class _Stopwatch:
             end.record()
             self._events.append((start, end))
             return
-        begun = time.perf_counter()
+        start_seconds = time.perf_counter()
         yield
-        self._seconds += time.perf_counter() - begun
+        self._seconds += time.perf_counter() - start_seconds
 
     def seconds(self) -> float:
-        """Return the sum; waits for the last block."""
+        """Wait for the last block and return the sum."""
         if self._events:
             self._events[-1][1].synchronize()
         return self._seconds + sum(a.elapsed_time(b) for a, b in self._events) / 1000

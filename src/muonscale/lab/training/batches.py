@@ -19,32 +19,32 @@ from muonscale.lab.parallel.text_loss import batches_of, weighted_mean
 from muonscale.lab.training.schedule import spans
 
 CHUNK = 256
-"""Sequences read at a time where a whole split is walked through."""
+"""Sequences read at a time when a whole split is read."""
 
 
 @dataclass(frozen=True)
 class Batches:
-    """The batches of a run. A batch is int64 [batch, length + 1], marked where it is of chats.
+    """The batches of a run. A batch is int64 [batch, length + 1], with a loss mask for chats.
 
-    The ranks of a run share every training batch, neighbours in it together.
+    The ranks share every training batch; each reads a contiguous part of it.
     """
 
     train: Mapping[str, Rows]
-    """Of every corpus."""
+    """Training split of every corpus."""
     held_out: Mapping[str, Rows]
-    """Likewise."""
+    """Validation split of every corpus."""
     weights: dict[str, float]
-    """Of the corpora in the held-out loss; they sum to 1."""
+    """Weights of the corpora in the validation loss; they sum to 1."""
     timeline: Timeline
     stretches: tuple[Stretch, ...]
-    """What is read of which corpus."""
+    """The part of each corpus that each part of the run reads."""
     evaluation_size: int
     """Sequences of one evaluation batch."""
     seed: int
     rank: int = 0
-    """Whose share of the training batches this is, ..."""
+    """Data-parallel rank of this process."""
     ranks: int = 1
-    """... of how many."""
+    """Number of data-parallel ranks."""
 
     def at(self, step: int) -> np.ndarray:
         """Return this rank's share of the training batch of a step, the first being step 0."""
@@ -63,7 +63,7 @@ class Batches:
         return rows
 
     def share(self, name: str) -> dict[str, Any]:
-        """Return what the run reads of a corpus: tokens, share of all tokens, epochs, rows of chats."""
+        """Return how much of a corpus the run reads: tokens, share of all, epochs, rows of chats."""
         read = dict(zip(self.train, read_in_all(self.stretches), strict=True))
         return {
             "tokens": read[name] * self.timeline.length,
@@ -73,9 +73,9 @@ class Batches:
         }
 
     def seen(self, *, at_most: int) -> Iterator[np.ndarray]:
-        """Yield what the run reads, in order, up to `at_most` sequences.
+        """Yield the sequences of the run in order, up to `at_most`.
 
-        One corpus is not read again after its first epoch.
+        A single corpus is read once at most.
         """
         count = min(self.timeline.sequences_before(self.timeline.steps), at_most)
         if len(self.train) == 1:
@@ -85,21 +85,21 @@ class Batches:
             yield self._rows(start, min(CHUNK, count - start))
 
     def evaluation(self, name: str, sequences: int | None = None) -> Iterator[np.ndarray]:
-        """Return held-out batches of a corpus.
+        """Return validation batches of a corpus.
 
         Args:
-            name: of the corpus.
-            sequences: so many, spread evenly over the split; all when not given.
+            name: the corpus.
+            sequences: number of sequences, spread evenly over the split; all by default.
         """
         return batches_of(self.held_out[name], self.evaluation_size, at_most=sequences)
 
     def mean(self, losses: Mapping[str, float]) -> float:
-        """Return the mean of figures of the corpora, weighted as the mixture."""
+        """Return the mean of a figure over the corpora, weighted as the mixture."""
         return weighted_mean(self.weights, losses)
 
 
 def build_batches(config: Config, corpora: Mapping[str, Corpus], processes: Processes) -> Batches:
-    """Return the training and held-out batches of a run."""
+    """Return the training and validation batches of a run."""
     length, weights = config.data.sequence_length, config.data.weights
     stages = spans(config.schedule, config.timeline)
     given = [weights if s.stage.weights is None else s.stage.weights for s in stages]

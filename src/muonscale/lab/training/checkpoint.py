@@ -1,14 +1,13 @@
-"""Checkpoints that are either whole or absent.
+"""Checkpoints that are either complete or absent.
 
-A checkpoint is a folder `step-00000100` written by torch.distributed.checkpoint under a temporary
-name and renamed when a manifest with the size and SHA-256 of every file is in place. The manifest is
-verified before anything is read; a damaged checkpoint is passed over for the one before it. All
-ranks write and read, in a folder that all of them see; the first one says when it is whole.
+A checkpoint is a folder `step-00000100`. torch.distributed.checkpoint writes it under a temporary
+name; it is renamed after a manifest with the size and SHA-256 of every file has been written. The
+manifest is verified before anything is read, and a damaged checkpoint is skipped for the one before
+it. All ranks write and read, in a folder that all of them can access; the first rank renames.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -21,14 +20,32 @@ from typing import Any
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.api import CheckpointException
 
-from muonscale.errors import CheckpointError
-from muonscale.lab.files import write_json
+from muonscale.errors import CheckpointError, ConfigError
+from muonscale.lab.config.load import Config
+from muonscale.lab.files import sha256, write_json
 from muonscale.lab.parallel.processes import Processes
 
 MANIFEST = "manifest.json"
 FACTS = "facts.json"
 TENSORS = ".metadata"
-"""Where torch.distributed.checkpoint says which file holds what of which tensor."""
+"""File in which torch.distributed.checkpoint records which file contains which tensor."""
+
+
+def steps_to_keep(config: Config) -> set[int]:
+    """Return the steps whose checkpoints are never removed: the first step after every mark.
+
+    Raises:
+        ConfigError: naming a mark beyond the end of the run.
+    """
+    timeline = config.timeline
+    total = timeline.tokens_before(timeline.steps)
+    for mark in config.checkpoint.marks:
+        if mark > total:
+            raise ConfigError(
+                f"checkpoint.marks: {mark:,g} tokens are beyond the end of the run, which has "
+                f"{total:,}; accepted: fractions of it below 1, or tokens from 1 up to its end"
+            )
+    return {max(1, timeline.step_at(mark)) for mark in config.checkpoint.marks}
 
 
 def folder_name(step: int) -> str:
@@ -50,7 +67,7 @@ def save_checkpoint(
     processes: Processes,
     *,
     keep: int,
-    marked: Collection[int] = (),
+    permanent: Collection[int] = (),
 ) -> None:
     """Write the checkpoint of a step and remove all but the `keep` newest: a collective.
 
@@ -58,13 +75,13 @@ def save_checkpoint(
         root: folder of the checkpoints.
         step: optimizer steps done.
         tensors: nested state dict of tensors.
-        facts: what else the run needs, as JSON.
-        processes: this one and the others.
-        keep: checkpoints that stay on disk, this one included, besides ...
-        marked: ... those of these steps, which are never removed.
+        facts: the rest of the run's state, as JSON.
+        processes: the processes of the run.
+        keep: number of checkpoints to keep, including this one and excluding permanent ones.
+        permanent: steps whose checkpoints are never removed.
 
     Raises:
-        CheckpointError: if it cannot be written. Checkpoints written before stay as they are.
+        CheckpointError: if it cannot be written. Earlier checkpoints are not changed.
     """
     target = root / folder_name(step)
     temporary = root / f".writing-{target.name}"
@@ -75,41 +92,56 @@ def save_checkpoint(
 
     def complete(manifest: dict[str, dict[str, Any]]) -> None:
         write_json(temporary / MANIFEST, manifest)
-        _clear(target)
+        # What exists under this name is damaged, and may be a file or a link.
+        if target.is_dir() and not target.is_symlink():
+            shutil.rmtree(target, ignore_errors=True)
+        else:
+            target.unlink(missing_ok=True)
         temporary.rename(target)
-        _sync_folder(root)
-        # A later one was damaged when this run went on from before it: it does not count.
-        others = [saved for saved in saved_steps(root) if saved <= step and saved not in marked]
+        handle = os.open(root, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+        # A later one is damaged, since this run continued from before it: it does not count.
+        others = [saved for saved in saved_steps(root) if saved <= step and saved not in permanent]
         for old in others[keep:]:
             shutil.rmtree(root / folder_name(old), ignore_errors=True)
 
     try:
         processes.on_first(begin)
-        with _silent():
+        with _ignore_missing_group():
             dcp.save(tensors, checkpoint_id=str(temporary), no_dist=not processes.many)
         processes.on_first(lambda: write_json(temporary / FACTS, facts))
-        manifest = _manifest(temporary, processes)
+        # The ranks share the hashing.
+        files = sorted(p for p in temporary.rglob("*") if p.is_file())
+        share = {
+            str(p.relative_to(temporary)): {"bytes": p.stat().st_size, "sha256": sha256(p)}
+            for p in files[processes.rank :: processes.topology.world]
+        }
+        entries = (item for part in processes.gather(share) for item in part.items())
+        manifest = dict(sorted(entries))
         processes.on_first(lambda: complete(manifest))
     except (OSError, CheckpointException, RuntimeError) as error:
         if processes.is_first:
             shutil.rmtree(temporary, ignore_errors=True)
-        raise CheckpointError(_not_written(root, step, error)) from error
+        raise CheckpointError(_write_failure(root, step, error)) from error
 
 
 def newest_checkpoint(root: Path, report: Callable[[str], None]) -> Path | None:
-    """Return what `whole_checkpoint` does, and remove what a killed writer has left."""
+    """Return the result of `whole_checkpoint`, and remove the files of a killed writer."""
     for stale in root.glob(".writing-*"):
         shutil.rmtree(stale, ignore_errors=True)
     return whole_checkpoint(root, report)
 
 
 def whole_checkpoint(root: Path, report: Callable[[str], None]) -> Path | None:
-    """Return the newest whole checkpoint, saying of each damaged one why it is passed over.
+    """Return the newest complete checkpoint, reporting every damaged one that is skipped.
 
-    It only reads: another process may be writing a checkpoint meanwhile.
+    It only reads: another process may write a checkpoint at the same time.
 
     Raises:
-        CheckpointError: if there are checkpoints and none of them is whole.
+        CheckpointError: if there are checkpoints and none of them is complete.
     """
     steps = saved_steps(root)
     for step in steps:
@@ -120,17 +152,17 @@ def whole_checkpoint(root: Path, report: Callable[[str], None]) -> Path | None:
         report(f"checkpoint {folder} is damaged ({damage}); trying the one before it")
     if steps:
         raise CheckpointError(
-            f"none of the {len(steps)} checkpoints in {root} is whole; "
+            f"none of the {len(steps)} checkpoints in {root} is complete; "
             "start again in another folder with run.path=FOLDER"
         )
     return None
 
 
 def find_damage(folder: Path) -> str | None:
-    """Compare a checkpoint with its manifest; return what is wrong, None if nothing is.
+    """Compare a checkpoint with its manifest; return what is wrong, or None.
 
-    A manifest that leaves out a file that is read, or facts of another step than the folder's name
-    says, are damage too.
+    A file that is missing from the manifest, and facts of another step than the folder name says,
+    count as damage.
     """
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
@@ -141,19 +173,19 @@ def find_damage(folder: Path) -> str | None:
             path = folder / name
             if path.stat().st_size != entry["bytes"]:
                 return f"{name} has {path.stat().st_size} bytes instead of {entry['bytes']}"
-            if _sha256(path) != entry["sha256"]:
+            if sha256(path) != entry["sha256"]:
                 return f"the content of {name} has changed"
         step = load_facts(folder).get("step")
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         return f"{type(error).__name__}: {error}"
     named = folder.name.removeprefix("step-")
     if step is not None and named.isdecimal() and step != int(named):
-        return f"it holds step {step}"
+        return f"it contains step {step}"
     return None
 
 
 def load_facts(folder: Path) -> dict[str, Any]:
-    """Return what `save_checkpoint` was given as `facts`."""
+    """Return the `facts` that `save_checkpoint` wrote."""
     return json.loads((folder / FACTS).read_text(encoding="utf-8"))
 
 
@@ -164,7 +196,7 @@ def load_tensors(folder: Path, tensors: dict[str, Any], processes: Processes) ->
         CheckpointError: if a tensor is missing or has another shape.
     """
     try:
-        with _silent():
+        with _ignore_missing_group():
             dcp.load(tensors, checkpoint_id=str(folder), no_dist=not processes.many)
     except (CheckpointException, RuntimeError, ValueError, KeyError) as error:
         raise CheckpointError(
@@ -174,52 +206,21 @@ def load_tensors(folder: Path, tensors: dict[str, Any], processes: Processes) ->
 
 
 @contextmanager
-def _silent() -> Generator[None]:
-    """Silence torch's remark that there is no process group: one process needs none."""
+def _ignore_missing_group() -> Generator[None]:
+    """Hide torch's warning that there is no process group: one process needs none."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")
         yield
 
 
-def _manifest(folder: Path, processes: Processes) -> dict[str, dict[str, Any]]:
-    """Return size and hash of every file; the ranks share the work."""
-    files = sorted(p for p in folder.rglob("*") if p.is_file())
-    share = {
-        str(p.relative_to(folder)): {"bytes": p.stat().st_size, "sha256": _sha256(p)}
-        for p in files[processes.rank :: processes.topology.world]
-    }
-    return dict(sorted(item for part in processes.gather(share) for item in part.items()))
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _clear(path: Path) -> None:
-    """Make room for a folder: what is there is damaged, and may be a file or a link."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def _not_written(root: Path, step: int, error: BaseException) -> str:
+def _write_failure(root: Path, step: int, error: BaseException) -> str:
     causes = error.failures.values() if isinstance(error, CheckpointException) else [error]
     reason = "; ".join(str(cause[0] if isinstance(cause, tuple) else cause) for cause in causes)
-    free = shutil.disk_usage(root).free  # torch's writer does not say that a disk is full
+    free = shutil.disk_usage(root).free  # torch's writer does not report that a disk is full
     left = saved_steps(root)
     last = f"the last good one is step {left[0]}" if left else "there is none before it"
     return (
         f"checkpoint of step {step} cannot be written to {root}: {reason} "
         f"({free:,} bytes are free there); {last}. "
-        "Mend the cause and continue with --resume."
+        "Remove the cause and continue with --resume."
     )

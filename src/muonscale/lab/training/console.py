@@ -1,4 +1,4 @@
-"""What a run says while it goes: a live progress bar on a terminal, plain lines elsewhere."""
+"""Console output of a run: a live progress bar on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -20,26 +20,26 @@ from rich.progress import (
 Report = Callable[[str, int, int | None], None]
 
 PLAIN_LINES = 20
-"""How many progress lines a run prints where there is no terminal."""
+"""Number of progress lines that a run prints without a terminal."""
 
 
 class RunConsole:
-    """Prints a run's messages to standard output and its progress where it fits."""
+    """Prints the messages and the progress of a run to standard output."""
 
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or Console(highlight=False, soft_wrap=True)
 
     @classmethod
     def silent(cls) -> RunConsole:
-        """Return one that says nothing: of the ranks of a run only the first one speaks."""
+        """Return one that prints nothing, for all ranks but the first."""
         return cls(Console(quiet=True))
 
-    def say(self, text: str) -> None:
+    def log(self, text: str) -> None:
         """Print a message."""
         self.console.print(text, markup=False)
 
     def warn(self, text: str) -> None:
-        """Print something the user should not miss."""
+        """Print a warning."""
         self.console.print(f"warning: {text}", markup=False, style="yellow")
 
     @contextmanager
@@ -61,7 +61,7 @@ class RunConsole:
             def announce(stage: str, done: int, total: int | None) -> None:
                 if stage not in seen:
                     seen.add(stage)
-                    self.say(f"data: {stage}")
+                    self.log(f"data: {stage}")
 
             yield announce
 
@@ -75,31 +75,23 @@ class RunConsole:
                     task, completed=record["step"], status=describe(record)
                 )
         else:
-            every = max(1, total // PLAIN_LINES)
-            clock = _TimeLeft(done, total)
+            every, seconds = max(1, total // PLAIN_LINES), 0.0
 
-            def line(record: dict[str, Any]) -> None:
-                left = clock(record)
-                if record["step"] % every == 0 or record["step"] in (done + 1, total):
-                    self.say(f"step {record['step']}/{total}  {describe(record)}  left {left}")
+            def show_line(record: dict[str, Any]) -> None:
+                nonlocal seconds
+                seconds += record["step_ms"] / 1000
+                step = record["step"]
+                left = round(seconds / (step - done) * (total - step))
+                if step % every == 0 or step in (done + 1, total):
+                    clock = f"{left // 60}:{left % 60:02d}"
+                    self.log(f"step {step}/{total}  {describe(record)}  left {clock}")
                     sys.stdout.flush()
 
-            yield line
-
-
-class _TimeLeft:
-    def __init__(self, done: int, total: int) -> None:
-        self.done, self.total, self.seconds = done, total, 0.0
-
-    def __call__(self, record: dict[str, Any]) -> str:
-        self.seconds += record["step_ms"] / 1000
-        taken = record["step"] - self.done
-        left = round(self.seconds / taken * (self.total - record["step"]))
-        return f"{left // 60}:{left % 60:02d}"
+            yield show_line
 
 
 def describe(record: dict[str, Any]) -> str:
-    """Return the figures of a training record that a person watches."""
+    """Return the main figures of a training record as text."""
     lr = next(iter(record["lr"].values()))
     return (
         f"loss {record['loss']:.3f}  lr {lr:.2e}  {record['tokens_per_second']:,.0f} tok/s  "

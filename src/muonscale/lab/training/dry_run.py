@@ -1,4 +1,4 @@
-"""What a run would be, without running it: nothing is written, the model is on the meta device."""
+"""Describe a run without running it. Nothing is written, and the model is on the meta device."""
 
 from __future__ import annotations
 
@@ -7,15 +7,16 @@ from transformers import PreTrainedConfig
 from muonscale.errors import CheckpointError
 from muonscale.lab.config.load import Config, dump_config
 from muonscale.lab.data.tokenizer import load_tokenizer
-from muonscale.lab.models.build import meta_model, model_config
+from muonscale.lab.models.build import meta_model
+from muonscale.lab.models.config import model_config
 from muonscale.lab.models.flops import flops_per_token
 from muonscale.lab.models.pretrained import weight_files
 from muonscale.lab.models.structure import count_parameters
 from muonscale.lab.parallel.topology import Topology
 from muonscale.lab.training.attention import plan_attention
-from muonscale.lab.training.groups import plan_transfer
-from muonscale.lab.training.kept_checkpoints import kept_steps
-from muonscale.lab.training.microbatch_grads import check_parts
+from muonscale.lab.training.checkpoint import steps_to_keep
+from muonscale.lab.training.noise_scale import check_noise_scale
+from muonscale.lab.training.param_groups import plan_transfer
 from muonscale.lab.training.router_balance import plan_routing
 from muonscale.lab.training.schedule import check_schedule, multiplier, spans
 from muonscale.lab.training.setup import build_optimizer, model_shape
@@ -23,45 +24,52 @@ from muonscale.lab.training.trackers.registry import check_trackers
 from muonscale.optim.parameters.report import grouping_report
 from muonscale.transfer.apply import Parametrization
 
-BARS = "▁▂▃▄▅▆▇█"
+BARS, SKETCH_WIDTH = "▁▂▃▄▅▆▇█", 40
 
 
 def dry_run(config: Config) -> str:
-    """Return the resolved configuration, model size, tokens, FLOPs, schedule and routing as text.
+    """Return configuration, model size, tokens, FLOPs, schedule and parameter groups as text.
 
     Raises:
-        MuonscaleError: as training would for the configuration, the model and the routing.
+        MuonscaleError: as training would for the configuration, the model and the groups.
     """
     check_schedule(config)
     if (state := config.optimizer.state) is not None and not state.is_file():
         raise CheckpointError(
             f"optimizer.state={state}: there is no such file; give one that torch.save wrote"
         )
-    kept_steps(config)
+    steps_to_keep(config)
     check_trackers(config)
-    check_parts(config, Topology())
+    check_noise_scale(config, Topology())
     shape = planned_shape(config)
     model = meta_model(shape)
     plan_routing(model, config.routing, spans(config.schedule, config.timeline))
     plan_attention(model, config)
     size = count_parameters(model)
-    flops = flops_per_token(shape, model, config.data.sequence_length)
+    per_token = flops_per_token(shape, model, config.data.sequence_length)
     tokens = config.timeline.tokens_before(config.steps)
+    flops = "not counted: the configuration does not say how many experts a token uses"
+    if per_token is not None:
+        flops = f"{per_token:.3e} per token, {per_token * tokens:.3e} in all (forward and backward)"
+    last = max(1, SKETCH_WIDTH - 1)
+    steps = [number * (config.steps - 1) // last for number in range(SKETCH_WIDTH)]
+    values = [multiplier(config.schedule, step, config.timeline) for step in steps]
+    sketch = "".join(BARS[round(value * (len(BARS) - 1))] for value in values)
     transfer = plan_transfer(config, shape)
     optimizer = build_optimizer(model, config.optimizer, transfer=transfer)
-    routing = grouping_report(optimizer.param_groups)
+    groups = grouping_report(optimizer.param_groups)
     return "\n".join(
         [
             dump_config(config),
             f"model      {size.total:,} parameters, {size.without_embeddings:,} without embeddings "
             f"and head, vocabulary {shape.vocab_size:,}",
             f"tokens     {config.steps} steps of {config.timeline.described_batches}: {tokens:,}",
-            f"FLOPs      {_flops(flops, tokens)}",
-            f"schedule   {config.schedule.name} {_sketch(config)} peak {config.optimizer.lr:g}",
+            f"FLOPs      {flops}",
+            f"schedule   {config.schedule.name} {sketch} peak {config.optimizer.lr:g}",
             *_stages(config),
             "",
-            routing.table(full=False),
-            routing.summary(),
+            groups.table(full=False),
+            groups.summary(),
             *transfer_lines(transfer),
         ]
     )
@@ -73,9 +81,9 @@ def transfer_lines(transfer: Parametrization | None, *, full: bool = False) -> l
 
 
 def planned_shape(config: Config) -> PreTrainedConfig:
-    """Return the model's configuration; the ids of a tokenizer yet to be trained are known.
+    """Return the Hugging Face configuration of the model, before its tokenizer is trained.
 
-    Weights to start from are not read, but have to be there.
+    The weights to start from are not read, but must exist.
     """
     if config.model.weights is not None:
         weight_files(config.model.weights)
@@ -86,12 +94,6 @@ def planned_shape(config: Config) -> PreTrainedConfig:
             config.model, vocab_size=size, sequence_length=length, bos_id=0, eos_id=0
         )
     return model_shape(config, load_tokenizer(name, own_begin=config.data.has_chats))
-
-
-def _flops(per_token: int | None, tokens: int) -> str:
-    if per_token is None:
-        return "not counted: the model does not say how many experts a token meets"
-    return f"{per_token:.3e} per token, {per_token * tokens:.3e} in all (forward and backward)"
 
 
 def _stages(config: Config) -> list[str]:
@@ -113,9 +115,3 @@ def _stages(config: Config) -> list[str]:
             line += "; " + ", ".join(shares)
         lines.append(line)
     return lines
-
-
-def _sketch(config: Config, width: int = 40) -> str:
-    steps = [i * (config.steps - 1) // max(1, width - 1) for i in range(width)]
-    values = [multiplier(config.schedule, step, config.timeline) for step in steps]
-    return "".join(BARS[round(value * (len(BARS) - 1))] for value in values)

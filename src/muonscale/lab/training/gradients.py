@@ -1,4 +1,4 @@
-"""Norms and clipping of raw gradients, before the optimizer sees them."""
+"""Norms and clipping of raw gradients, before the optimizer step."""
 
 from __future__ import annotations
 
@@ -18,11 +18,19 @@ from muonscale.optim.rules.base import rule_of
 def gradient_norms(optimizer: Optimizer, processes: Processes | None = None) -> dict[str, Tensor]:
     """Return the Frobenius norm of each group's gradients, by group name, 0-D tensors.
 
-    A collective of all ranks, if there are several; of a sharded parameter each has a part.
+    A collective of all ranks, if there are several.
     """
     groups = optimizer.param_groups
     if processes is None or not processes.many:
-        return {group["name"]: _norm(group) for group in groups}
+        norms = {}
+        for group in groups:
+            grads, device = _local_gradients(group), group["params"][0].device
+            norms[group["name"]] = (
+                torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
+                if grads
+                else torch.zeros((), device=device)
+            )
+        return norms
     world = processes.topology.world
     squares = [sum_of_squares(group["params"], world, processes.device) for group in groups]
     sums = torch.stack(squares)
@@ -30,27 +38,24 @@ def gradient_norms(optimizer: Optimizer, processes: Processes | None = None) -> 
     return dict(zip([group["name"] for group in groups], sums.sqrt().float(), strict=True))
 
 
-def sum_of_squares(params: list[Tensor], world: int, device: torch.device) -> Tensor:
+def sum_of_squares(params: list[Any], world: int, device: torch.device) -> Tensor:
     """Return this rank's part of the sum of squares of gradients, float64, 0-D.
 
-    What several ranks hold alike is divided by their number, so that the sum over all is right.
+    Replicated values are divided by the number of replicas, so that the sum over all ranks is right.
     """
     total = torch.zeros((), dtype=torch.float64, device=device)
     for parameter in params:
-        if parameter.grad is not None:
-            square = torch.linalg.vector_norm(to_local(parameter.grad)).double().square()
-            total += square * _parts(parameter) / world
+        if parameter.grad is None:
+            continue
+        shards = 1
+        if is_sharded(parameter):
+            placements = enumerate(parameter.placements)
+            shards = math.prod(
+                parameter.device_mesh.size(axis) for axis, p in placements if not p.is_replicate()
+            )
+        square = torch.linalg.vector_norm(to_local(parameter.grad)).double().square()
+        total += square * shards / world
     return total
-
-
-def _parts(parameter: Any) -> int:
-    """Return into how many parts a parameter is cut."""
-    if not is_sharded(parameter):
-        return 1
-    mesh = parameter.device_mesh
-    return math.prod(
-        mesh.size(axis) for axis, p in enumerate(parameter.placements) if not p.is_replicate()
-    )
 
 
 def clip_gradients(
@@ -62,29 +67,22 @@ def clip_gradients(
 ) -> None:
     """Scale the gradients of the clipped groups so that their joint norm is at most `max_norm`.
 
-    Under `clip="adamw"` the groups of a scale-free rule such as Muon keep their gradients: the length
-    of their step does not depend on them.
+    With `clip="adamw"` the gradients of scale-free rules such as Muon are not clipped: the size of
+    their update does not depend on them.
 
     Args:
         optimizer: its groups have `name` and `rule`.
-        norms: what `gradient_norms` returned.
+        norms: result of `gradient_norms`.
         max_norm: largest joint norm.
         clip: groups of the AdamW rule only, or all groups together.
     """
     groups = [g for g in optimizer.param_groups if clip == "all" or not rule_of(g).scale_free]
-    grads = [grad for group in groups for grad in _held(group)]
+    grads = [grad for group in groups for grad in _local_gradients(group)]
     if not grads:
         return
     joint = torch.linalg.vector_norm(torch.stack([norms[g["name"]] for g in groups]))
     torch._foreach_mul_(grads, (max_norm / (joint + 1e-12)).clamp(max=1.0))
 
 
-def _held(group: dict[str, Any]) -> list[Tensor]:
-    """Return what of a group's gradients is on this rank."""
+def _local_gradients(group: dict[str, Any]) -> list[Tensor]:
     return [to_local(p.grad) for p in group["params"] if p.grad is not None]
-
-
-def _norm(group: dict[str, Any]) -> Tensor:
-    if not (grads := _held(group)):
-        return torch.zeros((), device=group["params"][0].device)
-    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))

@@ -1,6 +1,6 @@
-"""What torch's profiler has recorded of memory: every allocation and release, operator by operator.
+"""Allocations and releases of memory in a recording of torch's profiler, by operator.
 
-Scratch space that libraries such as a BLAS take for themselves is not torch's and is not in it.
+Memory that libraries such as a BLAS allocate themselves is not included.
 """
 
 from __future__ import annotations
@@ -15,23 +15,23 @@ from typing import Any
 from torch.profiler import profile
 
 MEMORY = "[memory]"
-"""Name of the profiler's events of memory."""
+"""Name of the profiler's memory events."""
 
 
 @dataclass(frozen=True)
-class Change:
-    """One allocation (bytes above 0) or release (below)."""
+class MemoryChange:
+    """An allocation (bytes above 0) or a release (bytes below 0)."""
 
     ns: int
     bytes: int
     thread: int
 
 
-def memory_changes(recorded: profile) -> list[Change]:
-    """Return what was allocated and released in the CPU's memory, in order of time."""
+def memory_changes(recorded: profile) -> list[MemoryChange]:
+    """Return the allocations and releases of CPU memory, in order of time."""
     events = _events(recorded)
     changes = [
-        Change(event.start_ns(), event.nbytes(), event.start_thread_id())
+        MemoryChange(event.start_ns(), event.nbytes(), event.start_thread_id())
         for event in events
         if event.name() == MEMORY and event.device_type().name == "CPU"
     ]
@@ -42,8 +42,8 @@ def _events(recorded: profile) -> list[Any]:
     return recorded.profiler.kineto_results.events()  # pyrefly: ignore [missing-attribute]
 
 
-def alive(changes: Sequence[Change]) -> list[int]:
-    """Return the bytes alive after each change, of those at the beginning that were 0."""
+def bytes_alive(changes: Sequence[MemoryChange]) -> list[int]:
+    """Return the allocated bytes after each change, relative to the beginning."""
     total, after = 0, []
     for change in changes:
         total += change.bytes
@@ -51,31 +51,31 @@ def alive(changes: Sequence[Change]) -> list[int]:
     return after
 
 
-def allocated_by(recorded: profile, changes: Sequence[Change]) -> Counter[str]:
-    """Return the bytes that every operator has allocated itself, released again or not.
+def allocations_by_operator(recorded: profile, changes: Sequence[MemoryChange]) -> Counter[str]:
+    """Return the bytes that every operator has allocated itself, whether released or not.
 
-    An operator is the innermost one that runs on the thread of the allocation; `outside` is none.
+    An allocation belongs to the innermost operator running on its thread; `outside` if there is none.
     """
     spans: dict[int, list[tuple[int, int, str]]] = {}
     for event in _events(recorded):
         if event.device_type().name == "CPU" and event.name() != MEMORY:
             span = (event.start_ns(), event.end_ns(), event.name())
             spans.setdefault(event.start_thread_id(), []).append(span)
-    found: Counter[str] = Counter()
+    totals: Counter[str] = Counter()
     for thread, here in spans.items():
         mine = [change for change in changes if change.thread == thread and change.bytes > 0]
         for change, name in _innermost(mine, sorted(here, key=lambda s: (s[0], -s[1]))):
-            found[name] += change.bytes
+            totals[name] += change.bytes
     for change in changes:
         if change.bytes > 0 and change.thread not in spans:
-            found["outside"] += change.bytes
-    return found
+            totals["outside"] += change.bytes
+    return totals
 
 
 def _innermost(
-    changes: Sequence[Change], spans: Sequence[tuple[int, int, str]]
-) -> Iterator[tuple[Change, str]]:
-    """Yield each change of a thread with the name of the innermost span that holds it."""
+    changes: Sequence[MemoryChange], spans: Sequence[tuple[int, int, str]]
+) -> Iterator[tuple[MemoryChange, str]]:
+    """Yield each change of a thread with the name of the innermost span around it."""
     stack: list[tuple[int, str]] = []
     upcoming = iter([*spans, None])
     span = next(upcoming)
@@ -91,8 +91,8 @@ def _innermost(
 
 
 @contextmanager
-def quiet() -> Generator[None]:
-    """Keep away what the profiler's C++ writes to stderr at every start and stop."""
+def silence_profiler() -> Generator[None]:
+    """Hide the messages that the profiler's C++ writes to stderr at every start and stop."""
     stderr, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 2)
     try:

@@ -1,7 +1,7 @@
-"""What a run has started from: `RUN/start/`, written before its first step.
+"""The origin of a run's weights and optimizer state: `RUN/start/`, written before its first step.
 
-A resumed run takes weights and state from its checkpoint, and shape and tokenizer from here, so that
-the folder it was imported from may be gone.
+A resumed run reads weights and state from its checkpoint, and the model configuration and the
+tokenizer from this folder. The checkpoint it started from may be deleted.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from muonscale.lab.models.pretrained import fingerprint, weight_files
 from muonscale.lab.run_folder import RunFolder
 
 FACTS = "origin.json"
-KEPT = (".json", ".txt", ".model", ".jinja", ".tiktoken")
-"""Files of a checkpoint's configuration and tokenizer, by suffix."""
+COPIED = (".json", ".txt", ".model", ".jinja", ".tiktoken")
+"""Suffixes of the configuration and tokenizer files of a checkpoint."""
 
 
 def start_folder(folder: RunFolder) -> Path:
-    """Return where a run keeps what it has started from."""
+    """Return the folder of the files that a run started from."""
     return folder.path / "start"
 
 
-def record_origin(config: Config, folder: RunFolder) -> None:
-    """Keep configuration and tokenizer of the checkpoint, and hashes of weights and state.
+def record_provenance(config: Config, folder: RunFolder) -> None:
+    """Copy configuration and tokenizer of the checkpoint, and write hashes of weights and state.
 
     Raises:
         CheckpointError: if a file cannot be read or written.
@@ -41,12 +41,10 @@ def record_origin(config: Config, folder: RunFolder) -> None:
     try:
         start.mkdir(exist_ok=True)
         if weights is not None:
-            facts["weights"] = {
-                "folder": str(weights.absolute()),
-                "files": fingerprint(weight_files(weights)),
-            }
+            files = fingerprint(weight_files(weights))
+            facts["weights"] = {"folder": str(weights.absolute()), "files": files}
             for path in weights.iterdir():
-                if path.suffix in KEPT and not path.name.endswith(".index.json"):
+                if path.suffix in COPIED and not path.name.endswith(".index.json"):
                     shutil.copyfile(path, start / path.name)
         if state is not None:
             facts["optimizer_state"] = {"path": str(state.absolute()), **fingerprint([state])}
@@ -55,11 +53,11 @@ def record_origin(config: Config, folder: RunFolder) -> None:
         raise CheckpointError(f"{start} cannot be written: {error}") from error
 
 
-def origin(folder: RunFolder) -> dict[str, Any]:
-    """Return where weights and optimizer state of a run came from, with sizes and hashes.
+def read_provenance(folder: RunFolder) -> dict[str, Any]:
+    """Return the origin of a run's weights and optimizer state, with sizes and hashes.
 
     Raises:
-        CheckpointError: if what says so is damaged.
+        CheckpointError: if the file is damaged.
     """
     path = start_folder(folder) / FACTS
     if not path.exists():
@@ -68,14 +66,14 @@ def origin(folder: RunFolder) -> dict[str, Any]:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(
-            f"{path} cannot be read: {error}; restore it, or remove it to go on without it"
+            f"{path} cannot be read: {error}; restore it, or remove it to continue without it"
         ) from error
 
 
-def as_resumed(config: Config, folder: RunFolder) -> Config:
-    """Return the configuration of a run that has a checkpoint, with the files it kept.
+def use_start_folder(config: Config, folder: RunFolder) -> Config:
+    """Return the configuration of a run that has a checkpoint, with the files in its start folder.
 
-    Its tokenizer is the kept one only where the checkpoint's folder is gone: prepared tokens are
+    The tokenizer is replaced only if the original checkpoint folder is gone: prepared tokens are
     found by the files of the tokenizer.
     """
     weights, start = config.model.weights, start_folder(folder)

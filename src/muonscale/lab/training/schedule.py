@@ -1,8 +1,8 @@
 """Learning-rate schedules, as multipliers on every group's peak learning rate.
 
-Because a schedule only multiplies, the ratios between groups hold at every step. A schedule is a
-pure function of the step: there is no state to save. A run is one *stage* or several; where the batch
-grows within a stage, its falling part goes by tokens.
+Since a schedule only multiplies, the ratios between groups are the same at every step. A schedule
+is a function of the step and has no state. A run consists of one *stage* or several. If the batch
+size changes within a stage, the decay is a function of the tokens.
 """
 
 from __future__ import annotations
@@ -20,18 +20,14 @@ from muonscale.lab.config.run_length import Timeline
 from muonscale.lab.config.sections import ScheduleSection, Stage
 
 
-def _cosine(progress: float) -> float:
-    return 0.5 * (1 + math.cos(math.pi * progress))
-
-
 def _linear(progress: float) -> float:
     return 1 - progress
 
 
-# Shape of the part that falls, from 1 to 0 as progress goes from 0 to 1. `cosine` and `linear` fall
-# from the end of the warm-up; the other two hold, then fall over their `decay`.
+# Shape of the decay, from 1 to 0 as progress goes from 0 to 1. `cosine` and `linear` decay from the
+# end of the warm-up; the other two are constant, then decay over `decay`.
 FALL: dict[str, Callable[[float], float]] = {
-    "cosine": _cosine,
+    "cosine": lambda progress: 0.5 * (1 + math.cos(math.pi * progress)),
     "linear": _linear,
     "wsd": _linear,
     "constant-linear": _linear,
@@ -40,7 +36,7 @@ HOLDS = ("wsd", "constant-linear")
 
 
 def as_steps(length: float, steps: int) -> int:
-    """Read a length of a schedule: a fraction of the run below 1, a number of steps from 1."""
+    """Convert a length of a schedule to steps: below 1 it is a fraction of the run."""
     return round(length * steps) if length < 1 else round(length)
 
 
@@ -51,24 +47,24 @@ class Span:
     stage: Stage
     first: int
     end: int
-    """The step after its last."""
+    """Step after the last one of the stage."""
     low: float
-    """Multiplier that its warm-up begins at."""
+    """Multiplier at which the warm-up begins."""
 
     @property
     def warmup(self) -> int:
-        """Steps of its warm-up."""
+        """Number of warm-up steps."""
         return as_steps(self.stage.warmup, self.end - self.first)
 
     @property
     def decay(self) -> int:
-        """Steps at its end in which a shape that holds falls."""
+        """Number of decay steps at the end of a shape that is constant before."""
         holds = self.stage.name in HOLDS
         return as_steps(self.stage.decay, self.end - self.first) if holds else 0
 
     @property
     def fall(self) -> int:
-        """The step at which it begins to fall; `end` if it never does."""
+        """Step at which the decay begins; `end` if there is none."""
         start = self.first + self.warmup
         if self.stage.name == "constant":
             return self.end
@@ -76,33 +72,28 @@ class Span:
 
     @property
     def high(self) -> float:
-        """Multiplier that it ends at."""
+        """Multiplier at the end of the stage."""
         return self.stage.peak if self.stage.name == "constant" else self.stage.final
 
 
 def spans(schedule: ScheduleSection, timeline: Timeline) -> list[Span]:
-    """Return the stages of a run; a schedule without stages is one."""
+    """Return the stages of a run; a schedule without stages has one."""
     stages = schedule.stages or [Stage.model_validate(schedule.model_dump(exclude={"stages"}))]
     ends = [timeline.steps if s.until is None else timeline.step_at(s.until) for s in stages]
-    found: list[Span] = []
+    result: list[Span] = []
     for stage, (first, end) in zip(stages, pairwise([0, *ends]), strict=True):
-        found.append(Span(stage, first, end, found[-1].high if found else 0.0))
-    return found
-
-
-def span_at(found: list[Span], step: int) -> Span:
-    """Return the stage that a step is in."""
-    return next(span for span in found if step < span.end)
+        result.append(Span(stage, first, end, result[-1].high if result else 0.0))
+    return result
 
 
 def multiplier(schedule: ScheduleSection, step: int, timeline: Timeline) -> float:
-    """Return what multiplies the peak learning rate at a step.
+    """Return the multiplier of the peak learning rate at a step.
 
-    warm-up:  low + (peak - low) * (i + 1) / (warmup + 1) at its i-th step, so that no step has a
-              learning rate of zero; low is where the stage before ended, 0 for the first
-    hold:     peak
-    fall:     final + (peak - final) * shape(progress), progress 0 at its first step and 1 at the end
-              of the stage, by tokens
+    warm-up:   low + (peak - low) * (i + 1) / (warmup + 1) at its i-th step, so that no step has a
+               learning rate of zero; low is the end of the stage before, 0 for the first
+    constant:  peak
+    decay:     final + (peak - final) * shape(progress), progress 0 at its first step and 1 at the
+               end of the stage, by tokens
 
     Args:
         schedule: name, warm-up, decay and final multiplier, or stages of them.
@@ -111,10 +102,10 @@ def multiplier(schedule: ScheduleSection, step: int, timeline: Timeline) -> floa
 
     References: cosine, Loshchilov and Hutter, SGDR, arXiv 1608.03983; wsd (warm-up, stable, decay),
     Hu et al., MiniCPM, arXiv 2404.06395, section 4; constant-linear, Zhang et al., Muon+,
-    arXiv 2602.21545 (constant for 40 % of the steps, then linear to 0.1); stages that take up the
-    learning rate of the one before, Liu et al., Muon is scalable, arXiv 2502.16982, section 3.2.
+    arXiv 2602.21545 (constant for 40 % of the steps, then linear to 0.1); stages that continue at
+    the learning rate of the one before, Liu et al., Muon is scalable, arXiv 2502.16982, section 3.2.
     """
-    span = span_at(spans(schedule, timeline), step)
+    span = next(span for span in spans(schedule, timeline) if step < span.end)
     peak, final = span.stage.peak, span.stage.final
     if step < span.first + span.warmup:
         return span.low + (peak - span.low) * (step - span.first + 1) / (span.warmup + 1)
@@ -126,11 +117,11 @@ def multiplier(schedule: ScheduleSection, step: int, timeline: Timeline) -> floa
 
 
 def check_schedule(config: Config) -> None:
-    """Refuse a schedule whose parts do not fit into the run, or its stage, or that leaves a corpus out.
+    """Check that the parts of a schedule fit into the run or stage, and that every corpus is read.
 
     Raises:
-        ConfigError: if warm-up and decay together are longer than that, or a corpus of the mixture
-            has weight 0 in every stage.
+        ConfigError: if warm-up and decay together are too long, or a corpus of the mixture has
+            weight 0 in every stage.
     """
     weights = [config.data.weights, *(stage.weights or {} for stage in config.schedule.stages)]
     read = {name for given in weights for name, weight in given.items() if weight}
@@ -143,12 +134,11 @@ def check_schedule(config: Config) -> None:
             where = f"schedule.stages.{number}" if config.schedule.stages else "schedule"
             raise ConfigError(
                 f"the schedule does not fit into {steps} steps: {where}.warmup={stage.warmup:g} is "
-                f"{span.warmup} steps and {where}.decay={stage.decay:g} is {span.decay}; lower one of "
-                "them"
+                f"{span.warmup} steps and {where}.decay={stage.decay:g} is {span.decay}"
             )
 
 
 def apply_multiplier(optimizer: Optimizer, value: float) -> None:
-    """Set every group's `lr` to `value` times its `peak_lr`, which `Muon` keeps and saves."""
+    """Set every group's `lr` to `value` times its `peak_lr`, which `Muon` saves."""
     for group in optimizer.param_groups:
         group["lr"] = group["peak_lr"] * value

@@ -1,7 +1,7 @@
 """Ctrl-C and SIGTERM: finish the step, save, stop. A second Ctrl-C stops at once.
 
-A signal may reach any of the processes of a run, at any moment: they ask each other at the same
-places and stop together.
+A signal may reach any process of a run at any moment. The processes exchange their signals at the
+same points of the run and stop together.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from types import FrameType
 
 
 class Interrupted(Exception):
-    """The run was asked to stop and has saved itself."""
+    """A signal stopped the run after it had saved itself."""
 
     def __init__(self, signum: int, message: str) -> None:
         super().__init__(message)
@@ -25,18 +25,18 @@ class Interrupted(Exception):
 
 
 class StopRequest:
-    """Remembers the signal that asked the run to stop.
+    """The signal that asked the run to stop.
 
     Args:
-        agree: returns on all ranks what one of them has; a collective.
+        agree: returns on all ranks the signal that any rank passes to it; a collective.
     """
 
     def __init__(self, agree: Callable[[int | None], int | None] = lambda signum: signum) -> None:
         self.signum: int | None = None
         self._agree = agree
 
-    def asked(self) -> int | None:
-        """Return the signal that any of the ranks was asked to stop with: a collective."""
+    def requested(self) -> int | None:
+        """Return the signal that any rank has received, or None: a collective."""
         if (signum := self._agree(self.signum)) is not None:
             self.signum = signum
         return signum
@@ -47,15 +47,15 @@ class StopRequest:
             raise KeyboardInterrupt
         self.signum = signum
 
-    def raise_if_asked(self, message: str) -> None:
-        """Raise `Interrupted` with a message if a signal has come to any rank: a collective."""
-        if (signum := self.asked()) is not None:
+    def raise_if_requested(self, message: str) -> None:
+        """Raise `Interrupted` with a message if any rank has received a signal: a collective."""
+        if (signum := self.requested()) is not None:
             raise Interrupted(signum, message)
 
 
 @contextmanager
 def stop_on_signals(agree: Callable[[int | None], int | None]) -> Generator[StopRequest]:
-    """Take over SIGINT and SIGTERM while the run is in a state that can be saved.
+    """Handle SIGINT and SIGTERM while the run is in a state that can be saved.
 
     Args:
         agree: see `StopRequest`.

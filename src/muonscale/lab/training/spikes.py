@@ -9,24 +9,23 @@ from dataclasses import dataclass, field
 from typing import Any
 
 WINDOW = 100
-"""Steps before a step that it is compared with, fewer at the start."""
+"""Number of previous steps that a step is compared with; fewer at the start."""
 
 LEAST = 20
-"""Steps that there have to be before a step can be a spike."""
+"""Number of previous steps below which a step is never a spike."""
 
 FACTOR = 3.0
 
 
 def is_spike(value: float, before: Sequence[float]) -> bool:
-    """Return whether a length is more than `FACTOR` times the median of the lengths before it.
+    """Return whether a norm is more than `FACTOR` times the median of the previous norms.
 
-    The median of a window with a few spikes in it is what it would be without them. A length that
-    is not finite is a spike.
+    A few spikes in the window hardly change the median. A norm that is not finite is a spike.
 
     Args:
-        value: of a step.
-        before: of the last `WINDOW` steps before it, finite. Nothing is a spike after fewer than
-            `LEAST`.
+        value: norm of the step.
+        before: finite norms of the last `WINDOW` steps before it. With fewer than `LEAST` of them a
+            finite norm is not a spike.
     """
     if not math.isfinite(value):
         return True
@@ -35,15 +34,15 @@ def is_spike(value: float, before: Sequence[float]) -> bool:
 
 @dataclass
 class Spikes:
-    """Counts the spikes of a run. Part of its checkpoints, so that a resumed run counts alike."""
+    """Counts the spikes of a run. Checkpoints contain it, so that a resumed run counts the same."""
 
     counts: dict[str, int] = field(default_factory=dict)
-    """By the name of a length."""
+    """Number of spikes by the name of the norm."""
     last: dict[str, list[float]] = field(default_factory=dict)
-    """Its last `WINDOW` finite values."""
+    """Last `WINDOW` finite values by the name of the norm."""
 
     def add(self, values: dict[str, float]) -> dict[str, int]:
-        """Take in the lengths of a step, and return the counts of the run so far."""
+        """Add the norms of a step and return the counts of the run so far."""
         for name, value in values.items():
             before = self.last.setdefault(name, [])
             self.counts[name] = self.counts.get(name, 0) + is_spike(value, before)
@@ -52,10 +51,10 @@ class Spikes:
         return dict(self.counts)
 
     def facts(self) -> dict[str, Any]:
-        """Return it as JSON."""
+        """Return the counts and the window as JSON."""
         return {"counts": self.counts, "last": self.last}
 
     def restore(self, facts: dict[str, Any] | None) -> None:
-        """Take over what `facts` gave; nothing where a checkpoint has none."""
+        """Restore the result of `facts`; None, from an old checkpoint, resets it."""
         self.counts = dict(facts["counts"]) if facts else {}
         self.last = {k: list(v) for k, v in facts["last"].items()} if facts else {}

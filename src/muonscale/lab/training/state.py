@@ -1,4 +1,4 @@
-"""What a run carries from step to step, and how it goes into a checkpoint and comes back."""
+"""The state that a run carries from step to step, and its checkpoints."""
 
 from __future__ import annotations
 
@@ -17,37 +17,37 @@ from transformers import PreTrainedModel
 from muonscale.errors import CheckpointError
 from muonscale.lab.parallel.forward import Parallelized
 from muonscale.lab.parallel.processes import Processes
-from muonscale.lab.training.attention import AttentionWatch
+from muonscale.lab.training.attention import AttentionMonitor
 from muonscale.lab.training.checkpoint import load_facts, load_tensors, save_checkpoint
 from muonscale.lab.training.noise_scale import NoiseScale
-from muonscale.lab.training.router_balance import Routing
+from muonscale.lab.training.router_balance import RouterBalance
 from muonscale.lab.training.spikes import Spikes
 from muonscale.optim.muon import Muon
 
 
 @dataclass
 class TrainState:
-    """Model, optimizer, what is done for routers, and position of a run."""
+    """Model, optimizer, router balance and position of a run."""
 
     forward: Parallelized
     optimizer: Muon
-    routing: Routing
+    routing: RouterBalance
     facts: dict[str, Any]
-    """What a continued run must have in common with this one: the data and the model."""
+    """Data and model, which must be the same in a resumed run."""
     step: int = 0
-    """Optimizer steps done. Data order, schedule, random numbers and samples all follow from it."""
-    attention: AttentionWatch | None = None
-    """Hears attention, if anything of it is asked for."""
+    """Optimizer steps done. Data order, schedule, random numbers and samples follow from it."""
+    attention: AttentionMonitor | None = None
+    """Records attention logits, if they are needed."""
     spikes: Spikes = field(default_factory=Spikes)
     noise_scale: NoiseScale = field(default_factory=NoiseScale)
 
     @property
     def model(self) -> PreTrainedModel:
-        """The model that is trained, as this rank has it."""
+        """The trained model on this rank."""
         return self.forward.model
 
     def save(
-        self, root: Path, processes: Processes, *, keep: int, marked: Collection[int] = ()
+        self, root: Path, processes: Processes, *, keep: int, permanent: Collection[int] = ()
     ) -> None:
         """Write a checkpoint of this step (see `save_checkpoint`): a collective of all ranks."""
         facts = {
@@ -56,20 +56,23 @@ class TrainState:
             "noise_scale": self.noise_scale.facts(),
             **self.facts,
         }
-        save_checkpoint(
-            root, self.step, self._tensors(), facts, processes, keep=keep, marked=marked
-        )
+        tensors = self._tensors()
+        save_checkpoint(root, self.step, tensors, facts, processes, keep=keep, permanent=permanent)
 
     def restore(self, folder: Path, processes: Processes) -> None:
-        """Take over the state of a checkpoint, saved by any number of processes: a collective.
+        """Restore a checkpoint, saved by any number of processes: a collective.
 
         Raises:
-            CheckpointError: if it belongs to other data or another model.
+            CheckpointError: if it was trained on other data or is of another model.
         """
         saved = load_facts(folder)
         for key, value in self.facts.items():
             if saved.get(key) != value:
-                raise CheckpointError(_other(key, folder, saved.get(key), value))
+                raise CheckpointError(
+                    f"checkpoint {folder} was trained on another {key} "
+                    f"({_differences(saved.get(key), value)}); restore what it was trained on, or "
+                    "start a new run with run.path=FOLDER"
+                )
         tensors = self._tensors()
         load_tensors(folder, tensors, processes)
         set_optimizer_state_dict(self.model, self.optimizer, optim_state_dict=tensors["optimizer"])
@@ -84,13 +87,8 @@ class TrainState:
         }
 
 
-def _other(key: str, folder: Path, saved: Any, now: Any) -> str:
-    if isinstance(saved, dict) and isinstance(now, dict):
-        changed = sorted(k for k in saved.keys() | now.keys() if saved.get(k) != now.get(k))
-        detail = ", ".join(f"{k}: {saved.get(k)!r} then, {now.get(k)!r} now" for k in changed)
-    else:
-        detail = f"{saved} then, {now} now"
-    return (
-        f"checkpoint {folder} was trained on another {key} ({detail}); restore what it was trained "
-        "on, or start a new run with run.path=FOLDER"
-    )
+def _differences(saved: Any, now: Any) -> str:
+    if not (isinstance(saved, dict) and isinstance(now, dict)):
+        return f"{saved} then, {now} now"
+    changed = sorted(k for k in saved.keys() | now.keys() if saved.get(k) != now.get(k))
+    return ", ".join(f"{k}: {saved.get(k)!r} then, {now.get(k)!r} now" for k in changed)

@@ -1,6 +1,6 @@
-"""One training step: forward, backward, clip, schedule, optimizer, and what there is to say of it.
+"""One training step: forward, backward, clip, schedule, optimizer, and its metrics record.
 
-The ranks of a run take it together; each has its share of the batch, in micro-batches.
+All ranks of a run take a step together. Each processes its share of the batch in micro-batches.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from muonscale.lab.config.load import Config
 from muonscale.lab.data.loss_mask import count_targets, unpack
 from muonscale.lab.parallel.forward import Parallelized
 from muonscale.lab.parallel.processes import Processes
-from muonscale.lab.training.attention import AttentionWatch
+from muonscale.lab.training.attention import AttentionMonitor
 from muonscale.lab.training.gradients import clip_gradients, gradient_norms
-from muonscale.lab.training.microbatch_grads import PartLengths, part_size
-from muonscale.lab.training.router_balance import Routing
+from muonscale.lab.training.micro_batches import micro_batch_size
+from muonscale.lab.training.noise_scale import MicroBatchNorms
+from muonscale.lab.training.router_balance import RouterBalance
 from muonscale.lab.training.schedule import apply_multiplier, multiplier
 from muonscale.lab.training.state import TrainState
-from muonscale.optim.muon import Muon
 
 
 def next_token_loss(
@@ -38,7 +38,7 @@ def next_token_loss(
     Args:
         forward: a causal language model.
         batch_BL: token ids, int64 [batch, length + 1]: inputs and, shifted by one, targets.
-        targets: of marked rows, what their summed cross entropy is divided by; None for plain ids.
+        targets: divisor of the summed cross entropy of masked rows; None for plain token ids.
     """
     if targets is not None:
         rows = unpack(batch_BL)
@@ -53,43 +53,42 @@ def next_token_loss(
 
 def accumulate(
     forward: Parallelized,
-    routing: Routing,
+    routing: RouterBalance,
     batch_BL: Tensor,
     micro_batch: int,
     *,
     targets: float | None = None,
-    attention: AttentionWatch | None = None,
-    lengths: PartLengths | None = None,
+    attention: AttentionMonitor | None = None,
+    norms: MicroBatchNorms | None = None,
 ) -> Tensor:
-    """Add the gradients of the mean loss over the batches of all ranks, and return this rank's loss.
+    """Add the gradients of the mean loss over the batches of all ranks; return this rank's loss.
 
-    A collective of all ranks. Gradients are those of one process that reads all the batches at once;
-    an auxiliary loss is in the gradients and not in the loss.
+    A collective of all ranks. The gradients equal those of one process that reads all the batches.
+    An auxiliary loss is part of the gradients and not of the returned loss.
 
     Args:
         forward: the model on the ranks.
-        routing: hears its routers.
-        batch_BL: this rank's share, int64 [batch, length + 1], as large on every rank.
+        routing: records the decisions of the routers.
+        batch_BL: this rank's share, int64 [batch, length + 1], of the same size on every rank.
         micro_batch: sequences that go through the model at a time, a divisor of the batch.
-        targets: of marked rows, how many this rank would have if all ranks had as many.
-        attention: hears it, if it is to be heard.
-        lengths: measures the gradient of every micro-batch, if they are to be measured.
+        targets: for masked rows, the mean number of targets per rank.
+        attention: records attention logits, if enabled.
+        norms: measures the gradient of every micro-batch, if enabled.
     """
-    parts = batch_BL.split(micro_batch)
-    each = None if targets is None else targets / len(parts)
+    micro_batches = batch_BL.split(micro_batch)
+    each = None if targets is None else targets / len(micro_batches)
     losses = []
     routing.begin()
-    for number, part in enumerate(parts, 1):
-        complete = lengths is not None or number == len(parts)
-        with nullcontext() if lengths is None else lengths.apart():
+    for number, rows_BL in enumerate(micro_batches, 1):
+        complete = norms is not None or number == len(micro_batches)
+        with nullcontext() if norms is None else norms.measure():
             with forward.micro_batch(last=complete):
-                hearing = nullcontext() if attention is None else attention.listening()
-                with routing.listening(), hearing:
-                    loss = next_token_loss(forward, part, each)
-                (routing.objective(loss, len(part)) / len(parts)).backward()
+                with routing.record(), nullcontext() if attention is None else attention.record():
+                    loss = next_token_loss(forward, rows_BL, each)
+                (routing.objective(loss, len(rows_BL)) / len(micro_batches)).backward()
             if complete:
                 forward.complete_gradients()
-        losses.append(loss.detach() / len(parts))
+        losses.append(loss.detach() / len(micro_batches))
     return torch.stack(losses).sum()
 
 
@@ -105,114 +104,82 @@ def train_step(
 
     Args:
         state: model, optimizer and position; changed by the step.
-        batch: token ids, marked where data.format is chat, [batch, length + 1]: this rank's share.
-        config: micro-batches, clipping and schedule are read from it.
-        processes: this one and the others.
-        before_update: called when the gradients are there and the weights are still the old ones.
+        batch: token ids [batch, length + 1], masked if data.format is chat: this rank's share.
+        config: the configuration of the run.
+        processes: the processes of the run.
+        before_update: called after the gradients are computed and before the weights change.
     """
     start = time.perf_counter()
-    optimizer, device = state.optimizer, processes.device
+    optimizer, device, section = state.optimizer, processes.device, config.optimizer
     seed_step(config.run.seed, state.step, processes.data_rank)
     optimizer.zero_grad()
     if (attention := state.attention) is not None:
         attention.begin(state.step)
-    targets = targets_in_all(batch, config, processes)
-    lengths, micro_batch = _parts(state, len(batch), config, processes)
+    targets = count_batch_targets(batch, config, processes)
+    noise_due = config.telemetry.noise_scale_due(state.step)
+    micro_norms = MicroBatchNorms(optimizer, processes) if noise_due else None
     with record_function("muonscale/forward+backward"):
         loss = accumulate(
             state.forward,
             state.routing,
             torch.from_numpy(batch).to(device),
-            micro_batch,
+            micro_batch_size(config, len(batch), at_least_two=noise_due),
             targets=None if targets is None else targets / processes.topology.data_ranks,
             attention=attention,
-            lengths=lengths,
+            norms=micro_norms,
         )
-    norms = _clipped(optimizer, config, processes)
+    with record_function("muonscale/gradients"):
+        norms = gradient_norms(optimizer, processes)
+        if section.max_grad_norm is not None:
+            clip_gradients(optimizer, norms, max_norm=section.max_grad_norm, clip=section.clip)
     apply_multiplier(optimizer, multiplier(config.schedule, state.step, config.timeline))
     if before_update is not None:
         before_update()
-    before = _now(device)
+    before = _synchronized_time(device)
     with record_function("muonscale/optimizer"):
         optimizer.step()
-    optimizer_seconds = _now(device) - before
+    optimizer_seconds = _synchronized_time(device) - before
     routing = state.routing.finish(state.step, processes)
-    heard = {} if attention is None else attention.finish(optimizer, processes)
+    attention_metrics = {} if attention is None else attention.finish(optimizer, processes)
+    tokens = config.timeline.batch_at(state.step) * config.data.sequence_length
     state.step += 1
     (loss_value,) = processes.sum(loss / processes.topology.data_ranks)
-    return {
+    stats = optimizer.stats()
+    norm_values = {name: norm.item() for name, norm in norms.items()}
+    grad_norm, update_rms = math.hypot(*norm_values.values()), float(stats["update_rms"])
+    spikes = state.spikes.add({"grad_norm": grad_norm, "update_rms": update_rms})
+    seconds = time.perf_counter() - start
+    record = {
         "kind": "train",
         "step": state.step,
         "tokens": config.timeline.tokens_before(state.step),
         "loss": loss_value,
         **({} if targets is None else {"targets": targets}),
-        **_of_the_optimizer(state, norms),
-        **_speed(state.step - 1, config, time.perf_counter() - start),
+        "lr": {group["name"]: group["lr"] for group in optimizer.param_groups},
+        "grad_norm": norm_values,
+        "update_rms": update_rms,
+        "spikes": spikes,
+        "skipped_steps": stats["skipped_steps"],
+        "tokens_per_second": tokens / seconds,
+        "step_ms": seconds * 1000,
         "optimizer_ms": optimizer_seconds * 1000,
         **({"routing": routing} if routing else {}),
-        **heard,
-        **_noise_scale(state, config, lengths, norms),
+        **attention_metrics,
     }
+    if micro_norms is not None:
+        record["noise_scale"] = state.noise_scale.measure(
+            micro_norms.mean_square(),
+            sum(norm**2 for norm in norm_values.values()),
+            small=tokens // micro_norms.count,
+            big=tokens,
+        )
+    return record
 
 
-def _clipped(optimizer: Muon, config: Config, processes: Processes) -> dict[str, Tensor]:
-    """Clip the gradients as configured; return their norms before, by group."""
-    section = config.optimizer
-    with record_function("muonscale/gradients"):
-        norms = gradient_norms(optimizer, processes)
-        if section.max_grad_norm is not None:
-            clip_gradients(optimizer, norms, max_norm=section.max_grad_norm, clip=section.clip)
-    return norms
+def count_batch_targets(batch: np.ndarray, config: Config, processes: Processes) -> int | None:
+    """Return the targets of a batch over all ranks, or None if every token is one: a collective.
 
-
-def _parts(
-    state: TrainState, sequences: int, config: Config, processes: Processes
-) -> tuple[PartLengths | None, int]:
-    """Return what measures the parts of a rank's share of the batch, if it is due, and their size."""
-    micro_batch = config.micro_batch_sequences or sequences
-    if not config.telemetry.noise_scale_due(state.step):
-        return None, micro_batch
-    return PartLengths(state.optimizer, processes), part_size(sequences, micro_batch)
-
-
-def _noise_scale(
-    state: TrainState, config: Config, lengths: PartLengths | None, norms: dict[str, Tensor]
-) -> dict[str, Any]:
-    """Return what the lengths of the gradient, before clipping, and of its parts say of the last step."""
-    if lengths is None:
-        return {}
-    tokens = config.timeline.batch_at(state.step - 1) * config.data.sequence_length
-    whole_sq = sum(norm.item() ** 2 for norm in norms.values())
-    found = state.noise_scale.measure(
-        lengths.mean_square(), whole_sq, small=tokens // lengths.count, big=tokens
-    )
-    return {"noise_scale": found}
-
-
-def _of_the_optimizer(state: TrainState, norms: dict[str, Tensor]) -> dict[str, Any]:
-    """Return learning rates, lengths of gradients and updates, and what was out of the ordinary."""
-    stats = state.optimizer.stats()
-    lengths = {name: norm.item() for name, norm in norms.items()}
-    update_rms = float(stats["update_rms"])
-    whole = math.hypot(*lengths.values())
-    return {
-        "lr": {group["name"]: group["lr"] for group in state.optimizer.param_groups},
-        "grad_norm": lengths,
-        "update_rms": update_rms,
-        "spikes": state.spikes.add({"grad_norm": whole, "update_rms": update_rms}),
-        "skipped_steps": stats["skipped_steps"],
-    }
-
-
-def _speed(step: int, config: Config, seconds: float) -> dict[str, float]:
-    tokens = config.timeline.batch_at(step) * config.data.sequence_length
-    return {"tokens_per_second": tokens / seconds, "step_ms": seconds * 1000}
-
-
-def targets_in_all(batch: np.ndarray, config: Config, processes: Processes) -> int | None:
-    """Return the targets of all ranks' shares of a batch, None where every token is one: a collective.
-
-    Rows of chats have different numbers of them, and all weigh the same.
+    Rows of chats have different numbers of targets, and every target has the same weight.
     """
     if not config.data.has_chats:
         return None
@@ -221,16 +188,16 @@ def targets_in_all(batch: np.ndarray, config: Config, processes: Processes) -> i
 
 
 def seed_step(seed: int, step: int, data_rank: int) -> None:
-    """Make what a step draws (dropout) depend on these alone: a resumed run draws the same.
+    """Seed the random numbers of a step (dropout), so that a resumed run draws the same ones.
 
-    Ranks that read the same data draw the same.
+    Ranks that read the same data draw the same numbers.
     """
     sequence = np.random.SeedSequence([seed, step, data_rank])
     torch.manual_seed(int(sequence.generate_state(1, np.uint64)[0]) >> 1)
 
 
-def _now(device: torch.device) -> float:
-    """Return the time at which all work given to the device is done."""
+def _synchronized_time(device: torch.device) -> float:
+    """Wait for all work on the device and return the time."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()

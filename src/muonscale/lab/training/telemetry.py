@@ -1,4 +1,4 @@
-"""Telemetry of a run: what some steps did to the weights. It reads and never writes them."""
+"""Telemetry of a run: how some steps changed the weights. Weights are read and not changed."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from muonscale.lab.training.state import TrainState
 from muonscale.optim.diagnostics.telemetry import measure, measure_kinds, snapshot
 
 
-class Watch:
-    """Looks at one step, if it is due.
+class StepTelemetry:
+    """Measures one step, if `telemetry.every` makes it due.
 
     Args:
-        state: of the run, before the step.
-        section: how often, and how closely.
+        state: the state of the run before the step.
+        section: the section `telemetry`.
     """
 
     def __init__(self, state: TrainState, section: TelemetrySection) -> None:
@@ -26,12 +26,12 @@ class Watch:
         self._before: dict[str, Tensor] = {}
 
     def before_update(self) -> None:
-        """Keep a copy of the weights, if the step is due."""
+        """Copy the weights, if the step is due."""
         if self._due:
             self._before = snapshot(self._state.optimizer.param_groups)
 
     def record(self) -> dict[str, Any] | None:
-        """Return the metrics record of the step that has been taken, None if it was not due."""
+        """Return the metrics record of the step after it was taken, or None if it was not due."""
         if not self._due:
             return None
         groups = self._state.optimizer.param_groups

@@ -14,9 +14,10 @@ from muonscale.lab.config.sections import ParallelSection
 from muonscale.lab.models.build import meta_model
 from muonscale.lab.parallel.placements import check_model
 from muonscale.lab.parallel.processes import Processes, started_by_torchrun
-from muonscale.lab.parallel.topology import Topology, check_shares
+from muonscale.lab.parallel.topology import Topology
 from muonscale.lab.run_folder import RunFolder
 from muonscale.lab.training.console import RunConsole
+from muonscale.lab.training.micro_batches import check_shares
 from muonscale.lab.training.schedule import check_schedule
 from muonscale.lab.training.setup import (
     Run,
@@ -72,11 +73,11 @@ def verify(config: Config, topology: Topology, steps: int, console: RunConsole) 
     check_request(config, topology, steps, device)
     corpora = prepare_once(config, console, Processes())
     check_shape(model_shape(config, shared_tokenizer(corpora)), topology)
-    console.say(f"{steps} steps on {topology.world} processes ({topology})")
+    console.log(f"{steps} steps on {topology.world} processes ({topology})")
     other = take_steps_on(topology.world, layout_config(config, topology), steps)
-    console.say(f"{steps} steps in one process")
+    console.log(f"{steps} steps in one process")
     one = take_steps(set_up_alone(config, device), steps)
-    console.say(
+    console.log(
         f"{steps} steps in one process with other orders of summation, {len(REORDERINGS)} times"
     )
     reordered = [

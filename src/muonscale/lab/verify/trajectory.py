@@ -13,8 +13,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from muonscale.lab.parallel.processes import Processes
+from muonscale.lab.training.micro_batches import micro_batch_size
 from muonscale.lab.training.setup import Run
-from muonscale.lab.training.step import accumulate, targets_in_all, train_step
+from muonscale.lab.training.step import accumulate, count_batch_targets, train_step
 from muonscale.optim.distributed.dtensor import gather_full, to_local
 
 
@@ -75,8 +76,8 @@ def take_steps(
     parameters = dict(state.model.named_parameters())
     rows = batch_at(0)
     first = torch.from_numpy(rows).to(processes.device)
-    micro_batch = run.config.micro_batch_sequences or len(first)
-    targets = targets_in_all(rows, run.config, processes)
+    micro_batch = micro_batch_size(run.config, len(first))
+    targets = count_batch_targets(rows, run.config, processes)
     share = None if targets is None else targets / processes.topology.data_ranks
     accumulate(state.forward, state.routing, first, micro_batch, targets=share)
     # A parameter without a gradient, such as an expert without tokens, has a gradient of 0.

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from muonscale.errors import MuonscaleError
 from muonscale.lab.config.load import Config, dump_config, load_config
-from muonscale.lab.parallel.processes import joined
+from muonscale.lab.parallel.processes import init_processes
 from muonscale.lab.run_folder import RunFolder
 from muonscale.lab.training.console import RunConsole
 from muonscale.lab.training.setup import resolve_device, set_up
@@ -41,7 +41,7 @@ def work(folder: Path) -> None:
     """Take the steps together with the other ranks."""
     config = load_config(str(folder / "config.json"))
     steps: int = json.loads((folder / "steps.json").read_text(encoding="utf-8"))
-    with joined(config.parallel, resolve_device(config.run.device)) as processes:
+    with init_processes(config.parallel, resolve_device(config.run.device)) as processes:
         run = set_up(config, RunFolder(config.run.path), RunConsole.silent(), processes)
         trajectory = take_steps(run, steps)
         if processes.is_first:

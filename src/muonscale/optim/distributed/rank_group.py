@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import math
 from collections import deque
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -19,6 +19,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from muonscale.optim.distributed.assignment import (
+    OwnerAssignment,
     ParamCost,
     SubgroupSplit,
     assign_owners,
@@ -95,13 +96,9 @@ class RankGroup:
             compile: see `Muon`.
         """
         self.members = members
-        # Each set of options gets a kind, a name that is the same on all ranks.
-        kinds: dict[MatrixUpdate | None, str] = {}
-        for member in sorted(members, key=lambda member: member.name):
-            kinds.setdefault(member.update, f"kind {len(kinds):04}")
-        self._update_of_kind = {kind: update for update, kind in kinds.items()}
-        costs = [cost_of(m, kinds[m.update], dtype, device) for m in members]
-        self.assignment = assign_owners(costs, owners=owners, comm_bytes=comm_dtype.itemsize)
+        self.assignment, self._update_of_kind = assign_members(
+            members, owners, comm_dtype=comm_dtype, dtype=dtype, device=device
+        )
         self.log = TrafficLog()
         self.group = group
         self._compile = compile
@@ -251,6 +248,35 @@ class RankGroup:
             if not missing[name]:
                 complete.append(name)
         return complete
+
+
+def assign_members(
+    members: Sequence[Member],
+    owners: Mapping[tuple[str, int], int] | None = None,
+    *,
+    comm_dtype: torch.dtype,
+    dtype: torch.dtype,
+    device: torch.device | str,
+) -> tuple[OwnerAssignment, dict[str, MatrixUpdate | None]]:
+    """Assign the matrices of the parameters of a rank group; needs no process group.
+
+    Args:
+        members: parameters on the same ranks.
+        owners: as for `assign_owners`.
+        comm_dtype: dtype of directions and updates in messages.
+        dtype: dtype of the state.
+        device: device that computes the updates.
+
+    Returns:
+        The assignment, and the update of every kind in it (see `ParamCost`).
+    """
+    # Each set of options gets a kind, a name that is the same on all ranks.
+    kinds: dict[MatrixUpdate | None, str] = {}
+    for member in sorted(members, key=lambda member: member.name):
+        kinds.setdefault(member.update, f"kind {len(kinds):04}")
+    costs = [cost_of(m, kinds[m.update], dtype, device) for m in members]
+    assignment = assign_owners(costs, owners=owners, comm_bytes=comm_dtype.itemsize)
+    return assignment, {kind: update for update, kind in kinds.items()}
 
 
 def cost_of(member: Member, kind: str, state: torch.dtype, device: torch.device | str) -> ParamCost:

@@ -9,7 +9,7 @@ import pytest
 from muonscale.errors import StudyError
 from muonscale.lab.config.load import load_config
 from muonscale.lab.run_folder import RunFolder
-from muonscale.lab.studies.analysis.curves import mean_curve, read_curve
+from muonscale.lab.studies.analysis.curves import average_curves, read_curve
 from muonscale.lab.studies.analysis.reach import reach
 from muonscale.lab.studies.study import Outcome, PlannedRun
 
@@ -58,7 +58,7 @@ def test_the_mean_curve_of_seeds_is_what_crosses(tmp_path: Path) -> None:
         finished(tmp_path / "a", [5, 4, 3, 2, 1]),
         finished(tmp_path / "b", [7, 6, 5, 4, 3], seed=1),
     ]
-    assert mean_curve([read_curve(run) for run in runs]).loss.tolist() == [6, 5, 4, 3, 2]
+    assert average_curves([read_curve(run) for run in runs]).loss.tolist() == [6, 5, 4, 3, 2]
     assert reach(3, {"a": runs})["a"]["tokens"].amount == pytest.approx(800)
 
 
@@ -73,11 +73,11 @@ def test_different_evaluations_have_no_mean(tmp_path: Path) -> None:
         read_curve(finished(tmp_path / n, losses)) for n, losses in (("a", [2, 1]), ("b", [1]))
     ]
     with pytest.raises(StudyError, match="different steps"):
-        mean_curve(curves)
+        average_curves(curves)
 
 
 def test_a_folder_without_metrics_is_refused(tmp_path: Path) -> None:
     outcome = finished(tmp_path / "a", [1])
     outcome.folder.metrics.unlink()
-    with pytest.raises(StudyError, match="not whole"):
+    with pytest.raises(StudyError, match="is incomplete"):
         read_curve(outcome)

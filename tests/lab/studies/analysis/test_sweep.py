@@ -32,6 +32,6 @@ def test_the_best_point_and_the_edge(
     assert (found.best, found.edge) == (best, edge)
 
 
-def test_neighbours_that_diverged_are_left_out() -> None:
+def test_neighbors_that_diverged_are_left_out() -> None:
     found = sweep([3.0], [2.0], [math.inf])
     assert [point.mean for point in found.around] == [3.0, 2.0]

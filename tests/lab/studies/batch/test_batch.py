@@ -17,12 +17,13 @@ from muonscale.lab.fits.steps_to_loss import StepsToLoss
 from muonscale.lab.report.page import Table, Verdict
 from muonscale.lab.report.write import write_page
 from muonscale.lab.run_folder import RunFolder
-from muonscale.lab.studies.batch.analysis import steps_of
-from muonscale.lab.studies.batch.laws import laws_of
-from muonscale.lab.studies.batch.study import Batch, BatchConfig, follows_length
-from muonscale.lab.studies.engine import State, find, run_study
+from muonscale.lab.studies.batch.analysis import read_steps
+from muonscale.lab.studies.batch.config import BatchConfig
+from muonscale.lab.studies.batch.laws import fit_variant_laws
+from muonscale.lab.studies.batch.study import BatchStudy, depends_on_length
+from muonscale.lab.studies.engine import StudyState, analyze_study, build_report, run_study
 from muonscale.lab.studies.kinds import load_study
-from muonscale.lab.studies.study import Outcome, PlannedRun, unique
+from muonscale.lab.studies.study import Outcome, PlannedRun, index_runs
 
 BATCHES = [256, 512, 1024, 2048, 4096, 8192]
 TARGET = 4.0
@@ -30,7 +31,7 @@ SMIN = {"adamw": 30.0, "muon": 20.0}
 EMIN = {"adamw": 60_000.0, "muon": 50_000.0}
 GRID = [0.01, 0.02, 0.04]
 
-Make = Callable[..., Batch]
+Make = Callable[..., BatchStudy]
 Factor = Callable[[PlannedRun], float]
 
 RECORDS: dict[Path, list[dict[str, Any]]] = {}
@@ -58,7 +59,7 @@ def fewer_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def study(tiny_keys: dict[str, Any], tmp_path: Path) -> Make:
-    def make(**keys: Any) -> Batch:
+    def make(**keys: Any) -> BatchStudy:
         own = {key: x for key, x in tiny_keys.items() if key not in ("train.steps", "eval.every")}
         own.pop("train.batch_tokens")
         constant = {"schedule.name": "constant", "schedule.warmup": 2, "train.tokens": 300_000}
@@ -70,7 +71,7 @@ def study(tiny_keys: dict[str, Any], tmp_path: Path) -> Make:
             "targets": [TARGET],
             "executor": {"kind": "inline"},
         }
-        return Batch(BatchConfig.model_validate(given | keys))
+        return BatchStudy(BatchConfig.model_validate(given | keys))
 
     return make
 
@@ -121,10 +122,10 @@ def finished(run: PlannedRun, path: Path, tokens: float) -> Outcome:
     return Outcome(run, RunFolder(path), "finished", result)
 
 
-def ended(study: Batch, tmp_path: Path, tokens: Factor = law_tokens) -> dict[str, Outcome]:
+def ended(study: BatchStudy, tmp_path: Path, tokens: Factor = law_tokens) -> dict[str, Outcome]:
     """Return outcomes of all runs; infinite tokens are a run that diverged, NaN one that failed."""
     outcomes = {}
-    for id, run in unique(study.plan({})).items():
+    for id, run in index_runs(study.plan({})).items():
         value, folder = tokens(run), RunFolder(Path("nowhere"))
         if math.isnan(value):
             outcomes[id] = Outcome(run, folder, "failed", reason="broken")
@@ -135,10 +136,10 @@ def ended(study: Batch, tmp_path: Path, tokens: Factor = law_tokens) -> dict[str
     return outcomes
 
 
-def findings(study: Batch, outcomes: dict[str, Outcome]) -> dict[str, Any]:
+def findings(study: BatchStudy, outcomes: dict[str, Outcome]) -> dict[str, Any]:
     """Return what is found, as it is in result.json."""
     runs = {id: outcome.run for id, outcome in outcomes.items()}
-    return json.loads(json.dumps(find(study, State(runs, outcomes)), allow_nan=False))
+    return json.loads(json.dumps(analyze_study(study, StudyState(runs, outcomes)), allow_nan=False))
 
 
 def noisy(sigma: float) -> Factor:
@@ -158,7 +159,7 @@ def noisy(sigma: float) -> Factor:
 def test_every_cell_has_its_learning_rates_and_length(study: Make) -> None:
     made = study(lr_of={"adamw": [0.001, 0.002, 0.004]}, steps=100, reference_batch=1024)
     runs = made.plan({})
-    assert len(unique(runs)) == 2 * 6 * 3 * 2
+    assert len(index_runs(runs)) == 2 * 6 * 3 * 2
     for run in runs:
         variant, batch, lr, seed = place(run)
         config = run.config
@@ -243,7 +244,7 @@ def test_schedules_that_depend_on_the_length_are_told(
     for stage in schedule.get("stages", []):
         stage["name"] = "constant"
     tree = study().plan({})[0].config.model_dump() | {"schedule": schedule}
-    assert follows_length(Config.model_validate(tree).schedule) is depends
+    assert depends_on_length(Config.model_validate(tree).schedule) is depends
 
 
 # findings
@@ -287,7 +288,7 @@ def test_others_read_steps_from_the_result(study: Make, tmp_path: Path) -> None:
 
     made = study()
     found = findings(made, ended(made, tmp_path, tokens))
-    steps = steps_of(found)[TARGET]["adamw"]
+    steps = read_steps(found)[TARGET]["adamw"]
     places = found["targets"][0]["variants"][0]["places"]
     assert steps.batches.tolist() == BATCHES
     assert steps.reached.tolist() == [True] * 5 + [False]
@@ -297,8 +298,8 @@ def test_others_read_steps_from_the_result(study: Make, tmp_path: Path) -> None:
     # The noise of a mean of two seeds; one cell's seeds differ by the effect of the seed and noise.
     assert steps.error[0] == pytest.approx(found["targets"][0]["sigma"] / math.sqrt(2), rel=1e-6)
     assert 0.005 < steps.error[0] < 0.04
-    with pytest.raises(StudyError, match="are not of a batch study"):
-        steps_of({"places": []})
+    with pytest.raises(StudyError, match="places"):
+        read_steps({"places": []})
 
 
 def test_noise_is_that_of_seeds_and_intervals_hold_the_law(study: Make, tmp_path: Path) -> None:
@@ -326,7 +327,7 @@ def test_intervals_of_a_law_are_students_of_the_noise() -> None:
     batches = np.array(BATCHES, np.float64)
     log_s = np.log(20 + 50_000 / batches)
     steps = StepsToLoss(batches=batches, log_steps=log_s, error=np.full(6, 0.01), freedom=4)
-    smin, emin = ([e.low, e.high] for e in laws_of(steps, (0,)).mccandlish.estimates[:2])
+    smin, emin = ([e.low, e.high] for e in fit_variant_laws(steps, (0,)).mccandlish.estimates[:2])
     least = 20 / np.exp(log_s)
     jacobian = np.stack([least, 1 - least], axis=1)
     errors = 0.01 * np.sqrt(np.diag(np.linalg.inv(jacobian.T @ jacobian)))
@@ -350,7 +351,7 @@ def test_noise_scales_are_those_when_the_loss_was_reached(study: Make, tmp_path:
         ]
         assert row["low"] == min(before) and row["high"] == max(before)
         assert row["scale"] == pytest.approx(math.exp(np.log(before).mean()))
-    page = batch.page(found, outcomes)
+    page = build_report(batch, found, outcomes)
     assert "noise-scale" in {table.name for table in page.tables}
 
 
@@ -359,7 +360,7 @@ def test_the_frontier_is_drawn_from_the_same_runs(study: Make, tmp_path: Path) -
     outcomes = ended(batch, tmp_path)
     found = findings(batch, outcomes)["frontier"]
     assert found["why"] == ""
-    (steps,) = steps_of(findings(batch, outcomes)).values()
+    (steps,) = read_steps(findings(batch, outcomes)).values()
     for curve in found["curves"]:
         own = steps[curve["optimizer"]]
         for point in curve["points"]:
@@ -369,7 +370,7 @@ def test_the_frontier_is_drawn_from_the_same_runs(study: Make, tmp_path: Path) -
             whole = (own.batches / 32) % n == 0
             times = np.where(whole, np.exp(own.log_steps) * seconds, np.inf)
             assert point["seconds"] == pytest.approx(times.min(), rel=1e-6)
-    page = batch.page(findings(batch, outcomes), outcomes)
+    page = build_report(batch, findings(batch, outcomes), outcomes)
     assert {"frontier", "frontier-cost"} <= {chart.name for chart in page.charts}
     assert [run.id for run in batch.plan({})] == [
         run.id for run in study().plan({})
@@ -385,7 +386,7 @@ def test_a_law_that_misses_by_more_than_the_noise_is_remarked(error: float, told
         error=np.full(6, error),
         freedom=10,
     )
-    laws = laws_of(steps, (0,))
+    laws = fit_variant_laws(steps, (0,))
     assert ("the law misses by" in laws.regimes.remark) is told
     assert "misses" not in laws.mccandlish.remark
 
@@ -485,14 +486,14 @@ def test_one_seed_has_no_intervals(study: Make, tmp_path: Path) -> None:
     assert target["variants"][0]["places"][0]["low"] is None
     assert target["variants"][0]["mccandlish"]["estimates"][0]["low"] is not None  # by residuals
     assert claims(found) == [None] * 4
-    assert made.page(found, outcomes).charts
+    assert build_report(made, found, outcomes).charts
 
 
 @pytest.mark.slow
 def test_the_page_of_one_seed_is_written(study: Make, tmp_path: Path) -> None:
     made = study(seeds=[0])
     outcomes = ended(made, tmp_path, noisy(0.01))
-    page = made.page(findings(made, outcomes), outcomes)
+    page = build_report(made, findings(made, outcomes), outcomes)
     assert write_page(page, tmp_path / "report").exists()
 
 
@@ -507,7 +508,7 @@ def test_the_page_has_all_of_it(study: Make, tmp_path: Path) -> None:
     made = study(variants=["adamw", "muon"])
     outcomes = ended(made, tmp_path, tokens)
     found = findings(made, outcomes)
-    page = made.page(found, outcomes)
+    page = build_report(made, found, outcomes)
     assert {chart.name for chart in page.charts} == {
         *("ratio", "ratio-0", "steps-0", "tokens-mccandlish-0", "tokens-regimes-0"),
         *("frontier", "frontier-cost"),
@@ -534,21 +535,21 @@ def test_an_unfinished_study_has_a_page(study: Make, tmp_path: Path) -> None:
         waiting = {id: Outcome(run, RunFolder(Path("no")), "waiting") for id, run in runs.items()}
         found = findings(made, waiting)
         assert found["missing"] == 72
-        write_page(made.page(found, waiting), tmp_path / "report")
+        write_page(build_report(made, found, waiting), tmp_path / "report")
 
 
 def test_a_schedule_by_length_is_remarked(study: Make, tmp_path: Path) -> None:
     keys = {**study().config.set, "schedule.name": "cosine"}
     made = study(set=keys)
     found = findings(made, ended(made, tmp_path))
-    assert "how long the run was going to be" in found["notes"][0]
+    assert "constant learning rate" in found["notes"][0]
 
 
 def test_the_shipped_study_is_fair() -> None:
     study = load_study("batch-nano")
     runs = study.plan({})
-    assert len(unique(runs)) == 96
-    assert not follows_length(runs[0].config.schedule)
+    assert len(index_runs(runs)) == 96
+    assert not depends_on_length(runs[0].config.schedule)
     assert sum(run.config.timeline.tokens_before(run.config.steps) for run in runs) < 60e6
 
 
@@ -562,7 +563,7 @@ def test_a_real_study_ends_with_a_page(study: Make, tmp_path: Path) -> None:
     hardest = found["targets"][-1]
     for variant in hardest["variants"]:
         assert [at["state"] for at in variant["places"]] == ["reached"] * 3
-    steps = steps_of(json.loads((tmp_path / "study" / "result.json").read_text()))
+    steps = read_steps(json.loads((tmp_path / "study" / "result.json").read_text()))
     assert steps[hardest["target"]]["muon"].reached.all()
     assert (tmp_path / "study" / "report" / "report.md").exists()
     runs = list((tmp_path / "study" / "runs").iterdir())

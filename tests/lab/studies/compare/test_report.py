@@ -9,9 +9,8 @@ import pytest
 from muonscale.lab.report.page import Chart, Page, Table, Verdict
 from muonscale.lab.report.write import write_page
 from muonscale.lab.run_folder import RunFolder
-from muonscale.lab.studies.engine import State, find
-from muonscale.lab.studies.kinds import load_study
-from muonscale.lab.studies.report_blocks import command_block
+from muonscale.lab.studies.engine import StudyState, analyze_study, build_report
+from muonscale.lab.studies.kinds import command_of, load_study
 from muonscale.lab.studies.study import Outcome, PlannedRun, Study
 
 Make = Callable[..., Study]
@@ -50,7 +49,7 @@ def page(compare: Make, tmp_path: Path) -> Page:
     study = compare(baselines=["adamw", "muon"])
     runs = {run.id: run for run in study.plan({})}
     outcomes = {id: finished(run, tmp_path / id) for id, run in runs.items()}
-    return study.page(find(study, State(runs, outcomes)), outcomes)
+    return build_report(study, analyze_study(study, StudyState(runs, outcomes)), outcomes)
 
 
 def blocks(page: Page, kind: type) -> list:
@@ -80,16 +79,16 @@ def test_an_unfinished_study_has_a_page(compare: Make, tmp_path: Path) -> None:
     study = compare()
     runs = {run.id: run for run in study.plan({})}
     waiting = {id: Outcome(run, RunFolder(Path("no")), "waiting") for id, run in runs.items()}
-    found = find(study, State(runs, waiting))
+    found = analyze_study(study, StudyState(runs, waiting))
     assert found["missing"] == 8
-    page = study.page(found, waiting)
-    assert "no finished run" in str(page)
+    page = build_report(study, found, waiting)
+    assert "has a finished run" in str(page)
     assert blocks(page, Chart) == []
     write_page(page, tmp_path / "report")
 
 
 def test_a_shipped_study_is_called_by_its_name(tmp_path: Path) -> None:
     shipped = load_study("muon-adamw-nano", [f"path={tmp_path}"]).config
-    assert command_block(shipped).text == "muonscale study run muon-adamw-nano"
+    assert command_of(shipped) == "muonscale study run muon-adamw-nano"
     other = load_study("muon-adamw-nano", [f"path={tmp_path}", "seeds=[5]"]).config
-    assert command_block(other).text == f"muonscale study run {tmp_path}"
+    assert command_of(other) == f"muonscale study run {tmp_path}"

@@ -11,9 +11,10 @@ from pydantic import ValidationError
 from muonscale.errors import StudyError
 from muonscale.lab.config.load import Config, load_config
 from muonscale.lab.run_folder import RunFolder
+from muonscale.lab.studies.frontier.analysis import choose_step_time
 from muonscale.lab.studies.frontier.config import FrontierSection
-from muonscale.lab.studies.frontier.stated_step_time import Stated
-from muonscale.lab.studies.frontier.step_time import Measured, Throughput, fit_step, throughput_of
+from muonscale.lab.studies.frontier.stated_step_time import StatedStepTime
+from muonscale.lab.studies.frontier.step_time import MeasuredStepTime, StepTimeModel, fit_step
 from muonscale.lab.studies.study import Outcome, PlannedRun
 from tests.conftest import Muonscale
 
@@ -64,18 +65,18 @@ def study(path: Path, *more: str) -> dict[str, Outcome]:
     return {o.run.id: o for o in runs}
 
 
-def model(section: FrontierSection, outcomes: dict[str, Outcome]) -> Throughput:
-    return throughput_of(section, ["muon", "adamw"], outcomes, LENGTH)
+def model(section: FrontierSection, outcomes: dict[str, Outcome]) -> StepTimeModel:
+    return choose_step_time(section, ["muon", "adamw"], outcomes, LENGTH)
 
 
-def values(throughput: Throughput) -> dict[str, str]:
+def values(throughput: StepTimeModel) -> dict[str, str]:
     return {row["what"]: row["value"] for row in throughput.assumptions()}
 
 
 def test_measured_recovers_what_was_planted(tmp_path: Path) -> None:
     outcomes = study(tmp_path)
     found = model(FrontierSection(), outcomes)
-    assert isinstance(found, Measured)
+    assert isinstance(found, MeasuredStepTime)
     muon, adamw = found.fits["muon"], found.fits["adamw"]
     assert (muon.fixed, muon.per_token) == (pytest.approx(3e-3), pytest.approx(2e-5))
     assert (adamw.fixed, adamw.per_token) == (muon.fixed, muon.per_token)
@@ -123,17 +124,17 @@ def test_errors_are_relative() -> None:
 def test_runs_that_do_not_tell_are_refused(tmp_path: Path) -> None:
     one = timed(tmp_path, "muon", 64, [10], 1)
     with pytest.raises(StudyError, match=r"muon: .* at least 2 different batch sizes, got 1"):
-        throughput_of(FrontierSection(), ["muon"], {"a": one}, LENGTH)
+        choose_step_time(FrontierSection(), ["muon"], {"a": one}, LENGTH)
     with pytest.raises(StudyError, match=r"adamw: .* got 0"):
-        throughput_of(FrontierSection(), ["adamw"], {"a": one}, LENGTH)
+        choose_step_time(FrontierSection(), ["adamw"], {"a": one}, LENGTH)
     with pytest.raises(StudyError, match="took no longer"):
         fit_step(np.array([1.0, 2.0]), np.array([2.0, 1.0]), np.ones(2))
     (one.folder.path / "env.json").write_text(json.dumps({"processes": 2}))
     with pytest.raises(StudyError, match=r"one process .* has 2 processes"):
-        throughput_of(FrontierSection(), ["muon"], {"a": one}, LENGTH)
+        choose_step_time(FrontierSection(), ["muon"], {"a": one}, LENGTH)
     one.folder.metrics.unlink()
-    with pytest.raises(StudyError, match="not whole"):
-        throughput_of(FrontierSection(), ["muon"], {"a": one}, LENGTH)
+    with pytest.raises(StudyError, match="is incomplete"):
+        choose_step_time(FrontierSection(), ["muon"], {"a": one}, LENGTH)
 
 
 @pytest.mark.parametrize(("variant", "devices"), [("muon", 4), ("adamw", 4), ("muon", 1)])
@@ -152,7 +153,7 @@ def test_stated_is_what_plan_says(
     tree = json.loads(answer.out)
     for batch in (64, 128):  # activations of the same share were counted before
         found.seconds(variant, batch, batch // (512 // devices) or 1)
-    assert isinstance(found, Stated)
+    assert isinstance(found, StatedStepTime)
     assert found.facts(variant, 512, devices) == tree
     assert found.seconds(variant, 512, devices) == tree["time"]["step"]
     rows = found.assumptions()
@@ -169,13 +170,13 @@ def test_stated_is_what_plan_says(
 def test_a_micro_batch_is_cut_to_what_divides_the_share(tmp_path: Path) -> None:
     outcomes = study(tmp_path, "train.micro_batch_tokens=64")
     found = model(FrontierSection(throughput="h100"), outcomes)
-    assert isinstance(found, Stated)
+    assert isinstance(found, StatedStepTime)
     assert found.facts("muon", 512, 1)["layout"]["micro_batch_tokens"] == 64
     assert found.facts("muon", 512, 16)["layout"]["micro_batch_tokens"] == 32
     assert values(found)["micro-batches"].startswith("at most 64 tokens")
     # 384 tokens are 4 sequences on each of 3 devices, which micro-batches of 3 do not divide.
     run = timed(tmp_path, "muon", 384, [10], 1, "train.micro_batch_tokens=96")
-    stated = Stated(FrontierSection(throughput="h100"), [run], LENGTH)
+    stated = StatedStepTime(FrontierSection(throughput="h100"), [run], LENGTH)
     assert stated.facts("muon", 384, 3)["layout"]["micro_batch_tokens"] == 64
 
 
@@ -183,7 +184,7 @@ def test_what_does_not_fit_into_memory_is_left_out_and_said(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = model(FrontierSection(throughput="h100"), study(tmp_path))
-    assert isinstance(found, Stated)
+    assert isinstance(found, StatedStepTime)
     assert math.isfinite(found.seconds("muon", 512, 1))
     monkeypatch.setitem(found.facts("muon", 512, 1)["memory"], "fits", False)
     found.seconds("muon", 512, 2)
@@ -200,9 +201,12 @@ def test_what_does_not_fit_into_memory_is_left_out_and_said(
         ({"throughput": "h10"}, "neither measured nor a device: .*h100"),
         ({"throughput": "h100", "mfu": 1.5}, "less than or equal to 1"),
         ({"throughput": "h100", "bandwidth": 0}, "greater than 0"),
-        ({"mfu": 0.5}, "frontier.mfu=0.5 is of a stated device"),
-        ({"bandwidth": 10}, "frontier.bandwidth=10 is of a stated device"),
-        ({"throughput": "h100", "optimizer_work": "repeated"}, "is of measured step times"),
+        ({"mfu": 0.5}, "frontier.mfu=0.5 .* measured"),
+        ({"bandwidth": 10}, "frontier.bandwidth=10 .* measured"),
+        (
+            {"throughput": "h100", "optimizer_work": "repeated"},
+            "frontier.optimizer_work=repeated .* h100",
+        ),
         ({"optimizer_work": "shared"}, "'divided' or 'repeated'"),
     ],
 )

@@ -15,20 +15,20 @@ from muonscale.errors import ConfigError, StudyError
 from muonscale.lab.estimate.run_cost import run_cost
 from muonscale.lab.report.page import Chart, Verdict
 from muonscale.lab.run_folder import RunFolder
-from muonscale.lab.studies.engine import State, find, plan_study
-from muonscale.lab.studies.study import Outcome, PlannedRun, unique
-from muonscale.lab.studies.telescope.analysis import before_found, level_found
+from muonscale.lab.studies.engine import StudyState, analyze_study, plan_study
+from muonscale.lab.studies.study import Outcome, PlannedRun, index_runs
+from muonscale.lab.studies.telescope.analysis import analyze_level, judge_previous_optimum
 from muonscale.lab.studies.telescope.config import TelescopeConfig
-from muonscale.lab.studies.telescope.drift import drift_of, ratio_interval
+from muonscale.lab.studies.telescope.drift import fit_drift, ratio_interval
 from muonscale.lab.studies.telescope.grid import Grid, Place
-from muonscale.lab.studies.telescope.levels import Level, best_place, levels_of
-from muonscale.lab.studies.telescope.study import Telescope
+from muonscale.lab.studies.telescope.levels import Level, best_place, build_levels
+from muonscale.lab.studies.telescope.study import TelescopeStudy
 from muonscale.lab.studies.text import plan_json, plan_text
 
-Make = Callable[..., Telescope]
+Make = Callable[..., TelescopeStudy]
 Loss = Callable[[PlannedRun], float]
-LR = {"key": "optimizer.lr", "centre": 0.02, "ratio": 2}
-WD = {"key": "optimizer.weight_decay", "centre": 0.1, "ratio": 2}
+LR = {"key": "optimizer.lr", "center": 0.02, "ratio": 2}
+WD = {"key": "optimizer.weight_decay", "center": 0.1, "ratio": 2}
 
 
 @pytest.fixture(autouse=True)
@@ -41,7 +41,7 @@ def fewer_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
 def telescope(tiny_keys: dict[str, Any], tmp_path: Path) -> Make:
     """Make a telescope of widths 16, 32, 64 and then 128; keywords replace its keys."""
 
-    def make(**keys: Any) -> Telescope:
+    def make(**keys: Any) -> TelescopeStudy:
         given = {
             "path": tmp_path / "study",
             "set": tiny_keys,
@@ -52,7 +52,7 @@ def telescope(tiny_keys: dict[str, Any], tmp_path: Path) -> Make:
             "target_width": 128,
             "executor": {"kind": "inline", "flops_per_second": 1e9},
         }
-        return Telescope(TelescopeConfig.model_validate(given | keys))
+        return TelescopeStudy(TelescopeConfig.model_validate(given | keys))
 
     return make
 
@@ -71,12 +71,12 @@ def outcome(run: PlannedRun, loss: float) -> Outcome:
     return Outcome(run, folder, "finished", {"held_out_loss": loss, "train_seconds": seconds})
 
 
-def ended(study: Telescope, loss: Loss, rounds: int = 99) -> dict[str, Outcome]:
+def ended(study: TelescopeStudy, loss: Loss, rounds: int = 99) -> dict[str, Outcome]:
     """Return outcomes as if every run had ended with a loss, those of later plans included."""
     outcomes: dict[str, Outcome] = {}
     for _ in range(rounds):
         runs = study.plan(outcomes)
-        assert list(unique(runs).values()) == runs
+        assert list(index_runs(runs).values()) == runs
         assert outcomes.keys() <= {run.id for run in runs}  # a plan never shrinks
         if len(runs) == len(outcomes):
             break
@@ -84,22 +84,24 @@ def ended(study: Telescope, loss: Loss, rounds: int = 99) -> dict[str, Outcome]:
     return outcomes
 
 
-def found_with(study: Telescope, loss: Loss) -> dict[str, Any]:
+def found_with(study: TelescopeStudy, loss: Loss) -> dict[str, Any]:
     """Return what is found, as result.json has it."""
     outcomes = ended(study, loss)
-    state = State({id: o.run for id, o in outcomes.items()}, outcomes)
-    return json.loads(json.dumps(find(study, state)))
+    state = StudyState({id: o.run for id, o in outcomes.items()}, outcomes)
+    return json.loads(json.dumps(analyze_study(study, state)))
 
 
 def values(
-    study: Telescope, outcomes: Mapping[str, Outcome], width: int
+    study: TelescopeStudy, outcomes: Mapping[str, Outcome], width: int
 ) -> list[tuple[float, ...]]:
     names = list(study.config.hyperparameters)
     rows = [where(o.run) for o in outcomes.values()]
     return sorted({tuple(r[n] for n in names) for r in rows if r["width"] == width})
 
 
-def axis(study: Telescope, outcomes: Mapping[str, Outcome], width: int, place: int) -> list[float]:
+def axis(
+    study: TelescopeStudy, outcomes: Mapping[str, Outcome], width: int, place: int
+) -> list[float]:
     return sorted({value[place] for value in values(study, outcomes, width)})
 
 
@@ -277,7 +279,7 @@ def test_a_grid_that_diverges_whole_stops(telescope: Make) -> None:
     study = telescope(points=3)
     found = found_with(study, lambda run: math.inf)
     assert "every place of the grid diverged" in found["stopped"]
-    page = study.page(found, {})
+    page = study.report(found, {})
     assert isinstance(page.sections[0].blocks[0], Verdict)
     assert page.sections[0].blocks[0].passed is False
 
@@ -288,7 +290,7 @@ def test_a_failed_run_stops_until_it_is_done(telescope: Make) -> None:
     id, good = next(iter(outcomes.items()))
     failed = {**outcomes, id: outcome(good.run, math.nan)}
     assert len(study.plan(failed)) == len(failed)
-    assert "runs failed" in study.analyse(failed)["stopped"]
+    assert "runs failed" in study.analyze(failed)["stopped"]
     assert len(study.plan(outcomes)) > len(outcomes)
 
 
@@ -337,7 +339,7 @@ def test_intervals_of_the_drift_cover_it(telescope: Make) -> None:
             new = {seed: loss + 0.1 * seed + 0.003 * float(rng.normal()) for seed in (0, 1)}
             return drawn_once.setdefault((width, place), new)
 
-        slope = drift_of(config, levels_of(config.rule, known))["lr"]["slope"]
+        slope = fit_drift(config, build_levels(config.rule, known))["lr"]["slope"]
         hits += slope["low"] <= 6 <= slope["high"]
     assert 0.8 <= hits / 60 <= 0.99
 
@@ -382,10 +384,10 @@ def test_calibration_goes_on_while_the_optimum_moves(telescope: Make) -> None:
 
 def level_of(config: TelescopeConfig, loss: Callable[[dict[str, float], int], float]) -> Level:
     """Return the second level of a telescope whose first one was best in its middle."""
-    centre = (Fraction(0), Fraction(0))
-    grid = Grid.around(centre, 3, 1)
+    center = (Fraction(0), Fraction(0))
+    grid = Grid.around(center, 3, 1)
     losses = {p: {s: loss(config.values(p), s) for s in (0, 1)} for p in grid.places}
-    return Level(1, 32, grid, centre, 0, losses, best_place(losses, centre), None, ())
+    return Level(1, 32, grid, center, 0, losses, best_place(losses, center), None, ())
 
 
 def test_the_lucky_one_of_many_places_is_no_move(telescope: Make) -> None:
@@ -398,8 +400,8 @@ def test_the_lucky_one_of_many_places_is_no_move(telescope: Make) -> None:
             return 3 + 0.1 * seed + 0.01 * float(rng.standard_normal())
 
         level = level_of(config, flat)
-        assert level.centre is not None
-        before = before_found(level, level.centre)
+        assert level.center is not None
+        before = judge_previous_optimum(level, level.center)
         assert before is not None
         assert before.gap >= 0
         hits += before.within is True
@@ -415,7 +417,7 @@ def test_intervals_of_the_optimum_cover_it(telescope: Make) -> None:
             bowl = math.log(at["lr"] / 0.021) ** 2 + math.log(at["wd"] / 0.098) ** 2
             return 3 + bowl + 0.1 * seed + 0.01 * float(rng.standard_normal())
 
-        optimum = level_found(config, level_of(config, noisy)).optima["lr"]
+        optimum = analyze_level(config, level_of(config, noisy)).optima["lr"]
         if not math.isnan(optimum.at):
             found += 1
             hits += optimum.low <= 0.021 <= optimum.high
@@ -483,7 +485,7 @@ def test_the_account_of_a_finished_study_has_its_seconds(telescope: Make) -> Non
 def test_the_plan_reaches_width_16384(telescope: Make) -> None:
     study = telescope(calibration_width=8192, target_width=16384, points=3)
     state, cost = plan_study(study)
-    big = cost.runs[state.expected[-1].like.id]
+    big = cost.runs[state.expected[-1].example.id]
     # Two layers of attention (half of keys and values) and a feed-forward of 44/16 widths.
     assert big.without_embeddings == pytest.approx(2 * 16384**2 * (3 + 3 * 44 / 16), rel=1e-3)
     assert len(state.runs) == 18
@@ -543,11 +545,11 @@ def test_a_dear_telescope_fails(telescope: Make) -> None:
 def test_a_report_has_surfaces_curves_and_marks(telescope: Make) -> None:
     study = telescope(brute_force=True)
     outcomes = ended(study, bowl(slope=6, noise=0.001))
-    state = State({id: o.run for id, o in outcomes.items()}, outcomes)
+    state = StudyState({id: o.run for id, o in outcomes.items()}, outcomes)
     finished = {
         id: o for id, o in outcomes.items() if o.state != "finished"
     }  # there are no folders
-    page = study.page(find(study, state), finished)
+    page = study.report(analyze_study(study, state), finished)
     charts = {b.name: b for s in page.sections for b in s.blocks if isinstance(b, Chart)}
     names = [b.name for s in page.sections for b in s.blocks if isinstance(b, Chart)]
     assert len(names) == len(charts) == 2 + 3 + 2 + 1
@@ -568,13 +570,13 @@ def test_a_report_has_surfaces_curves_and_marks(telescope: Make) -> None:
 
 
 def test_three_hyper_parameters_have_three_surfaces(telescope: Make) -> None:
-    third = {"key": "optimizer.momentum", "centre": 0.5, "ratio": 1.1}
+    third = {"key": "optimizer.momentum", "center": 0.5, "ratio": 1.1}
     study = telescope(hyperparameters={"lr": LR, "wd": WD, "mu": third}, points=3, seeds=[0])
     outcomes = ended(study, bowl(lr=0.02), rounds=1)
     assert len(outcomes) == 27
     found = found_with(study, bowl(lr=0.02))
     assert found["chosen"] == {"lr": 0.02, "wd": 0.1, "mu": 0.5}
-    page = study.page(found, {})
+    page = study.report(found, {})
     names = [b.name for s in page.sections for b in s.blocks if isinstance(b, Chart)]
     assert [name for name in names if name.startswith("surface-0")] == [
         "surface-0-lr-wd",
@@ -599,12 +601,12 @@ def test_the_interval_of_a_ratio_holds_what_a_t_test_does_not_refuse() -> None:
 @pytest.mark.parametrize(
     ("keys", "said"),
     [
-        ({"calibration_width": 48}, "not base_width=16 doubled"),
-        ({"calibration_width": 8}, "not base_width=16 doubled"),
+        ({"calibration_width": 48}, "base_width=16"),
+        ({"calibration_width": 8}, "base_width=16"),
         ({"target_width": 64}, "must be larger"),
         ({"hyperparameters": {}}, "at least 1"),
         ({"hyperparameters": {"seed": LR}}, "choose another name"),
-        ({"hyperparameters": {"a": LR, "b": LR}}, "another hyper-parameter has it"),
+        ({"hyperparameters": {"a": LR, "b": LR}}, "key=optimizer.lr"),
         ({"hyperparameters": {"lr": {**LR, "key": "lr"}}}, "form section.key"),
         ({"hyperparameters": {"n": {**LR, "key": "model.fields"}}}, "every width itself"),
         ({"hyperparameters": {"n": {**LR, "key": "run.seed"}}}, "every width itself"),
@@ -647,15 +649,15 @@ def test_a_recipe_that_transfers_already_is_refused(telescope: Make, tmp_path: P
 
 @pytest.fixture
 def recipe(tiny_keys: dict[str, Any], tmp_path: Path) -> Callable[[float, float], str]:
-    """Write a study of learning rates, three at width 16 and one at 32, by centre and ratio."""
+    """Write a study of learning rates, three at width 16 and one at 32, by center and ratio."""
 
-    def write(centre: float, ratio: float) -> str:
+    def write(center: float, ratio: float) -> str:
         path = tmp_path / "mine.json"
         tree = {
             "study": "telescope",
             "path": str(tmp_path / "study"),
             "set": {**tiny_keys, "train.steps": 2},
-            "hyperparameters": {"lr": {"key": "optimizer.lr", "centre": centre, "ratio": ratio}},
+            "hyperparameters": {"lr": {"key": "optimizer.lr", "center": center, "ratio": ratio}},
             "points": 3,
             "base_width": 16,
             "calibration_width": 32,

@@ -11,33 +11,34 @@ from pydantic import ValidationError
 from muonscale.lab.files import drop_nonfinite
 from muonscale.lab.report.write import write_page
 from muonscale.lab.run_folder import RunFolder
-from muonscale.lab.studies.study import Outcome, PlannedRun, unique
-from muonscale.lab.studies.transfer.study import Transfer, TransferConfig
+from muonscale.lab.studies.study import Outcome, PlannedRun, index_runs
+from muonscale.lab.studies.transfer.config import TransferConfig
+from muonscale.lab.studies.transfer.study import TransferStudy
 from muonscale.lab.training.dry_run import planned_shape
-from muonscale.lab.training.groups import plan_transfer
+from muonscale.lab.training.param_groups import plan_transfer
 
 Best = Callable[[PlannedRun], float]
 GRID = [0.005, 0.01, 0.02, 0.04, 0.08]
 
 
 @pytest.fixture
-def study(tiny_keys: dict[str, Any], tmp_path: Path) -> Callable[..., Transfer]:
-    def make(**keys: Any) -> Transfer:
+def study(tiny_keys: dict[str, Any], tmp_path: Path) -> Callable[..., TransferStudy]:
+    def make(**keys: Any) -> TransferStudy:
         given = {
             "path": tmp_path / "study",
             "set": {**tiny_keys, "model.preset": "llama-nano"},
             "widths": [32, 64, 128],
             "values": GRID,
         }
-        return Transfer(TransferConfig.model_validate(given | keys))
+        return TransferStudy(TransferConfig.model_validate(given | keys))
 
     return make
 
 
-def valley(study: Transfer, best: Best) -> dict[str, Any]:
+def valley(study: TransferStudy, best: Best) -> dict[str, Any]:
     """Analyse losses that are lowest at `best` of a run, with seeds that differ and a little noise."""
     outcomes = {}
-    for id, run in unique(study.plan({})).items():
+    for id, run in index_runs(study.plan({})).items():
         where = run.coordinates
         distance = math.log(float(where.get("lr", where.get("wd", 0))) / best(run))
         seed = int(where["seed"])
@@ -46,13 +47,13 @@ def valley(study: Transfer, best: Best) -> dict[str, Any]:
         state = "diverged" if math.isinf(loss) else "finished"
         result = None if math.isinf(loss) else {"held_out_loss": loss}
         outcomes[id] = Outcome(run, RunFolder(Path("no")), state, result)
-    return study.analyse(outcomes)
+    return study.analyze(outcomes)
 
 
 def test_a_model_is_widened_and_multiplied_from_the_first_width(
-    study: Callable[..., Transfer],
+    study: Callable[..., TransferStudy],
 ) -> None:
-    runs = unique(study().plan({}))
+    runs = index_runs(study().plan({}))
     assert len(runs) == 5 * 2 * (1 + 2 * 2)  # the first width once for both conventions
     for run in runs.values():
         shape = planned_shape(run.config)
@@ -69,9 +70,11 @@ def test_a_model_is_widened_and_multiplied_from_the_first_width(
         assert lr == pytest.approx(1 if transfer.convention == "standard" else wide**-0.5)
 
 
-def test_an_optimum_that_stays_transfers(study: Callable[..., Transfer], tmp_path: Path) -> None:
+def test_an_optimum_that_stays_transfers(
+    study: Callable[..., TransferStudy], tmp_path: Path
+) -> None:
     found = valley(study(), lambda run: 0.019)
-    page = study().page(drop_nonfinite(found), {})
+    page = study().report(drop_nonfinite(found), {})
     assert write_page(page, tmp_path / "report").exists()
     assert {chart.name for chart in page.charts} == {
         *("optimum", "best-loss", "curves-muon-spectral", "curves-muon-standard")
@@ -91,7 +94,7 @@ def test_an_optimum_that_stays_transfers(study: Callable[..., Transfer], tmp_pat
     ("power", "transfers"), [(0.3, True), (0.6, False), (-0.3, True), (-0.6, False)]
 )
 def test_an_optimum_that_moves_a_step_does_not(
-    study: Callable[..., Transfer], power: float, transfers: bool
+    study: Callable[..., TransferStudy], power: float, transfers: bool
 ) -> None:
     # From width 32 to 128 it moves by 4^power: 2 is a step of the grid.
     found = valley(study(), lambda run: 0.02 * (int(run.coordinates["width"]) / 32) ** power)
@@ -99,13 +102,13 @@ def test_an_optimum_that_moves_a_step_does_not(
     assert found["curves"][0]["moved"] == pytest.approx(abs(2 * power), abs=0.1)
 
 
-def test_an_optimum_at_the_edge_does_not(study: Callable[..., Transfer]) -> None:
+def test_an_optimum_at_the_edge_does_not(study: Callable[..., TransferStudy]) -> None:
     found = valley(study(), lambda run: 0.005)
     assert found["passed"] is False
     assert "at the edge at width 32 (low), 64 (low), 128 (low)" in found["curves"][0]["why"]
 
 
-def test_only_judged_conventions_count(study: Callable[..., Transfer]) -> None:
+def test_only_judged_conventions_count(study: Callable[..., TransferStudy]) -> None:
     def standard_moves(run: PlannedRun) -> float:
         moves = run.coordinates.get("convention") == "standard"
         return 0.02 / (int(run.coordinates["width"]) / 32 if moves else 1)
@@ -116,14 +119,16 @@ def test_only_judged_conventions_count(study: Callable[..., Transfer]) -> None:
     assert valley(study(judged=["standard"]), standard_moves)["passed"] is False
 
 
-def test_missing_runs_leave_it_undecided(study: Callable[..., Transfer], tmp_path: Path) -> None:
+def test_missing_runs_leave_it_undecided(
+    study: Callable[..., TransferStudy], tmp_path: Path
+) -> None:
     begun = study()
-    found = begun.analyse({})
+    found = begun.analyze({})
     assert found["passed"] is None
-    write_page(begun.page(found, {}), tmp_path / "report")
+    write_page(begun.report(found, {}), tmp_path / "report")
 
 
-def test_weight_decay_is_studied_alike(study: Callable[..., Transfer]) -> None:
+def test_weight_decay_is_studied_alike(study: Callable[..., TransferStudy]) -> None:
     wd = study(over="optimizer.weight_decay", values=[0.05, 0.1, 0.2])
     run = wd.plan({})[0]
     assert run.config.optimizer.weight_decay == 0.05
@@ -136,7 +141,7 @@ def test_weight_decay_is_studied_alike(study: Callable[..., Transfer]) -> None:
     [
         ({"widths": [64, 32]}, "must rise"),
         ({"values": [0.1, 0.2]}, "at least 3"),
-        ({"values": [0.1, 0.3, 0.2]}, "three or more are needed, rising"),
+        ({"values": [0.1, 0.3, 0.2]}, "values=.*0.1"),
         ({"values_of": {"adamw": GRID}}, "no variant 'adamw'"),
         ({"over": "optimizer.momentum"}, "optimizer.lr"),
         ({"conventions": ["mup"]}, "spectral"),

@@ -1,4 +1,4 @@
-"""The routers of transformers' mixtures of experts: which there are, and how they compute."""
+"""The supported routers of transformers' mixtures of experts, and their scores."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ SCORES: dict[str, ScoreT] = {
     "Qwen2MoeTopKRouter": "softmax",
     "Qwen3MoeTopKRouter": "softmax",
 }
-"""Routers of transformers that `router_outputs` reads, by class, and their scores."""
+"""Scores of the supported routers, by class."""
 
 BIAS = "e_score_correction_bias"
-"""Buffer of a router: added to its scores before it chooses, not to the weights of what it chose."""
+"""Buffer of a router that is added to its scores for the choice of experts, not for their weights."""
 
 IN_FLOAT32 = (
     "DeepseekV2TopkRouter",
@@ -37,7 +37,7 @@ IN_FLOAT32 = (
     "Dots1TopkRouter",
     "Glm4MoeTopkRouter",
 )
-"""Those that transformers computes in float32, whatever comes in."""
+"""Routers that transformers computes in float32 for inputs of any dtype."""
 
 
 @dataclass(frozen=True)
@@ -45,13 +45,13 @@ class Routers:
     """The routers of a model."""
 
     known: dict[str, nn.Module]
-    """By name, those that `Routing` understands."""
+    """Supported routers, by name."""
     unknown: tuple[str, ...]
-    """Classes of the others, or of the modules that hold experts and no router."""
+    """Classes of the other routers, and of modules that have experts but no router."""
 
     @property
     def biased(self) -> bool:
-        """Whether the known ones have a bias to update."""
+        """Whether the supported routers have a bias to update."""
         return bool(self.known) and all(hasattr(router, BIAS) for router in self.known.values())
 
 
@@ -68,15 +68,15 @@ def find_routers(model: nn.Module) -> Routers:
 
 
 def score_of(module: nn.Module) -> ScoreT | None:
-    """Return how a router turns logits into affinities; None for other modules, or an unknown one."""
+    """Return the score of a router; None for an unsupported router or another module."""
     cls = type(module)
     return SCORES.get(cls.__name__) if cls.__module__.startswith("transformers.") else None
 
 
 def router_outputs(outputs: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    """Return (logits `[N, E]`, chosen experts `[N, K]`) of what a known router has returned."""
+    """Return logits `[N, E]` and chosen experts `[N, K]` from the outputs of a supported router."""
     first, _, last = outputs
-    # in older releases of transformers GraniteMoe's router has the chosen experts first
+    # in older releases of transformers GraniteMoe's router returns the chosen experts first
     return (first, last) if first.is_floating_point() else (last, first)
 
 
@@ -85,23 +85,23 @@ def _is_router(module: nn.Module) -> bool:
 
 
 def holds_stacks(module: nn.Module) -> bool:
-    """Return whether a module is that of the stacked weights of routed experts."""
+    """Return whether a module has the stacked weights of routed experts."""
     stacks = any(p.ndim == 3 for p in module.parameters(recurse=False))
     return stacks and hasattr(module, "num_experts")
 
 
 def keep_float32(model: nn.Module) -> None:
-    """Keep autocast out of the routers of `IN_FLOAT32`, which would turn their products back.
+    """Disable autocast in the routers of `IN_FLOAT32`, which it would compute in bfloat16.
 
-    In bfloat16 affinities near 1/2 are 1/256 apart, several times a step of the router bias: tokens
-    would tie, and move from expert to expert all at once.
+    Bfloat16 affinities near 1/2 differ by 1/256, several times a step of the router bias: many tokens
+    would tie and change their expert at once.
     """
     for router in find_routers(model).known.values():
         if type(router).__name__ in IN_FLOAT32:
-            router.forward = _without_autocast(router.forward)
+            router.forward = _disable_autocast(router.forward)
 
 
-def _without_autocast(forward: Callable[..., Any]) -> Callable[..., Any]:
+def _disable_autocast(forward: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(forward)
     def run(hidden: torch.Tensor, *others: Any, **options: Any) -> Any:
         with torch.autocast(hidden.device.type, enabled=False):

@@ -1,7 +1,7 @@
 """The arithmetic of routing in a mixture of experts: loads, balance, router bias, auxiliary loss.
 
-All pure. The *load* of an expert is the number of times it was chosen; the *affinity* of a token to
-an expert is what its router makes of the logits, here always normalised to sum to 1 over the experts.
+All functions are pure. The *load* of an expert is the number of times it was chosen. The *affinity*
+of a token to an expert is its score, normalized to sum to 1 over the experts.
 
 Letters: M layers with routed experts, B sequences, T tokens of each, N = B T tokens, E experts, K
 experts chosen by a token.
@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 ScoreT = Literal["sigmoid", "softmax"]
-"""How a router turns logits into affinities."""
+"""Function that maps router logits to affinities."""
 
 BiasUpdateT = Literal["centered", "sign"]
-"""Moonlight's step of the router bias, whose mean is zero, or DeepSeek-V3's."""
+"""Step of the router bias: Moonlight's, whose mean is zero, or DeepSeek-V3's."""
 
 
 def expert_loads(chosen_NK: Tensor, experts: int) -> Tensor:
@@ -38,19 +38,19 @@ def expert_loads(chosen_NK: Tensor, experts: int) -> Tensor:
 
 
 def bias_step(loads_E: Tensor, rate: float, update: BiasUpdateT) -> Tensor:
-    """Return what is added to the bias that a router adds to affinities before it chooses.
+    """Return the step of the bias that a router adds to affinities before it chooses.
 
         e_i = mean(load) - load_i
         sign:      u sign(e_i)
         centered:  u (sign(e_i) - mean_j sign(e_j))
 
-    Centred steps sum to zero, so that the biases cannot grow all together; which experts are chosen
-    is the same, since a constant added to all of them changes no order.
+    Centered steps sum to zero, so that the biases cannot all grow together. The choice of experts is
+    the same, since a constant added to all biases does not change their order.
 
     Args:
-        loads_E: of one step and layer, `[E]`.
+        loads_E: loads of one step and layer, `[E]`.
         rate: u, in units of an affinity.
-        update: the form.
+        update: form of the step.
 
     References:
         Wang et al., Auxiliary-loss-free load balancing, arXiv 2408.15664, algorithm 1 (sign);
@@ -63,7 +63,7 @@ def bias_step(loads_E: Tensor, rate: float, update: BiasUpdateT) -> Tensor:
 
 
 def affinities(logits_NE: Tensor, score: ScoreT) -> Tensor:
-    """Return the affinities of tokens to experts, float32 `[N, E]`, every row with the sum 1.
+    """Return the affinities of tokens to experts, float32 `[N, E]`; every row sums to 1.
 
     References: DeepSeek-AI, DeepSeek-V3, arXiv 2412.19437, eq. 19 (sigmoids over their sum).
     """
@@ -85,11 +85,11 @@ def sequence_balance(affinities_BTE: Tensor, chosen: int) -> Tensor:
         sum_i f_i P_i,  f_i = E / (K T) * number of tokens t with i among their K largest affinities,
                         P_i = mean_t affinity_ti
 
-    It is 1 where every expert is as likely as any other. The gradient goes through P alone. As in
-    the paper the K largest affinities count, without the router's bias.
+    It is 1 if all experts are equally likely. Only P is differentiated. As in the paper, f counts the
+    K largest affinities without the router's bias.
 
     Args:
-        affinities_BTE: float `[B, T, E]`, rows with the sum 1.
+        affinities_BTE: float `[B, T, E]`; rows sum to 1.
         chosen: K.
 
     References: DeepSeek-AI, DeepSeek-V3, arXiv 2412.19437, eq. 17-20.
@@ -112,7 +112,7 @@ def max_violation(loads_ME: Tensor) -> Tensor:
 
 
 def routing_statistics(loads_ME: Tensor, entropy_M: Tensor) -> dict[str, float]:
-    """Return how the tokens of a step were routed, over all layers.
+    """Return statistics of the routing of a step, over all layers.
 
     Args:
         loads_ME: loads of one step.
@@ -120,9 +120,9 @@ def routing_statistics(loads_ME: Tensor, entropy_M: Tensor) -> dict[str, float]:
 
     Returns:
         max_violation: MaxVio, mean over layers; max_violation_worst: of the worst layer;
-        dead_experts: number that no token chose, of all layers together;
-        busiest_share, quietest_share: largest and smallest part of a layer's choices that one expert
-        had, of all layers; entropy: mean over layers.
+        dead_experts: number of experts without tokens, over all layers; busiest_share,
+        quietest_share: largest and smallest share of one expert in the choices of its layer, over
+        all layers; entropy: mean over layers.
     """
     violation_M = max_violation(loads_ME)
     share_ME = loads_ME / loads_ME.sum(-1, keepdim=True)

@@ -2,19 +2,19 @@
 
 The paper gives the dimensions of the five widths of its telescoping experiment (section 3): heads
 of 128, twice as many of queries as of keys and values, a feed-forward of 4 widths, 34 layers,
-Llama 3's vocabulary, a tied head. Of the models of section 2, 100M to 4B, it gives the sizes
-alone: their widths are ours, with the same proportions, and as many layers as bring the total
-nearest to the name. Norms, rotary base and initialisation are Gemma 3's.
+Llama 3's vocabulary, a tied head. For the models of section 2, 100M to 4B, it
+gives only the sizes: their widths are ours, with the same proportions, and the number of layers
+brings the total nearest to the name. Norms, rotary base and initialization are Gemma 3's.
 """
 
 from __future__ import annotations
 
-from muonscale.lab.models.presets.shape import Preset, global_gemma3
+from muonscale.lab.models.presets.shape import ModelPreset, global_gemma3
 
 LLAMA3_VOCABULARY = 128256
 
 
-def _gemma(hidden: int, layers: int) -> Preset:
+def _gemma(hidden: int, layers: int) -> ModelPreset:
     return global_gemma3(
         hidden=hidden,
         layers=layers,

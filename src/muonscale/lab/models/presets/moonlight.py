@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from muonscale.lab.models.presets.shape import Preset, llama
+from muonscale.lab.models.presets.shape import ModelPreset, llama
 
 VOCABULARY = 163840
 
-# The published config.json of Moonlight-16B-A3B, what it says of training and dtype left out.
-MOONLIGHT = Preset(
+# The published config.json of Moonlight-16B-A3B, without its fields on training and dtype.
+MOONLIGHT = ModelPreset(
     model_type="deepseek_v3",
     fields={
         "vocab_size": VOCABULARY,
@@ -49,18 +49,18 @@ MOONLIGHT = Preset(
 
 
 def llama_inner(hidden: int) -> int:
-    """Return Llama's width of the feed-forward: 8/3 of the hidden size, up to a multiple of 256."""
+    """Return Llama's feed-forward width: 8/3 of the hidden size, rounded up to a multiple of 256."""
     return -(-8 * hidden // (3 * 256)) * 256
 
 
-def _dense(hidden: int) -> Preset:
-    """Return a rung of the ladder (Table 2): heads of 128, and as many layers as heads.
+def _dense(hidden: int) -> ModelPreset:
+    """Return a model of the scaling ladder (Table 2): heads of 128, one layer per head.
 
-    The paper writes the feed-forward as 2.6 H. No rounding of that gives its parameter counts;
-    Llama's rule, 2.67 H, does, if counts are cut off rather than rounded: 545.9M, 822.1M, 1.147B,
-    1.586B. It gives 339.7M where the table says 399M. These sizes, 339.7M among them, lie on the
-    paper's own law for N at the stated tokens (Table 9) to four digits, so 399M is a misprint.
-    Vocabulary and rotary base are not in the paper and are Moonlight's.
+    The paper gives the feed-forward width as 2.6 H. No rounding of that gives its parameter counts.
+    Llama's rule, 2.67 H, does, if counts are truncated: 545.9M, 822.1M, 1.147B, 1.586B. It gives
+    339.7M instead of the 399M in the table. All these sizes agree with the paper's law for N at the
+    stated tokens (Table 9) to four digits, so 399M is a misprint. Vocabulary and rotary base are not
+    in the paper; they are Moonlight's.
     """
     return llama(
         hidden=hidden,

@@ -1,17 +1,17 @@
 """Zhang et al., Muon+, arXiv 2602.21545: GPT-2 and Llama shapes, as in K1seki221/MuonPlus.
 
-The final norm of their GPT is an RMSNorm; GPT-2's LayerNorm has a bias more.
+The final norm of their GPT is an RMSNorm; GPT-2's LayerNorm has an additional bias.
 """
 
 from __future__ import annotations
 
-from muonscale.lab.models.presets.shape import Preset, gpt2, llama
+from muonscale.lab.models.presets.shape import ModelPreset, gpt2, llama
 
 GPT2_VOCABULARY = 50257
 LLAMA2_VOCABULARY = 32000
 
 
-def _gpt(hidden: int, layers: int, heads: int, positions: int) -> Preset:
+def _gpt(hidden: int, layers: int, heads: int, positions: int) -> ModelPreset:
     return gpt2(
         hidden=hidden,
         layers=layers,
@@ -21,7 +21,7 @@ def _gpt(hidden: int, layers: int, heads: int, positions: int) -> Preset:
     )
 
 
-def _llama(hidden: int, layers: int, heads: int, inner: int) -> Preset:
+def _llama(hidden: int, layers: int, heads: int, inner: int) -> ModelPreset:
     return llama(
         hidden=hidden,
         layers=layers,
@@ -36,9 +36,9 @@ def _llama(hidden: int, layers: int, heads: int, inner: int) -> Preset:
 
 PRESETS = {
     "gpt-small": _gpt(768, 12, 12, positions=2048),
-    # The paper says 362M; the shape in its code has 358.0M, with 8192 positions it would be 362.2M.
+    # The paper says 362M; the shape in its code has 358.0M. With 8192 positions it would be 362.2M.
     "gpt-base": _gpt(1024, 24, 16, positions=4096),
-    # Not in the code: GPT-2 large, which has the paper's 774M with its own 1024 positions.
+    # Not in the code: GPT-2 large, which has the paper's 774M with 1024 positions.
     "gpt-large": _gpt(1280, 36, 20, positions=1024),
     "llama-60m": _llama(512, 8, 8, inner=1376),
     "llama-130m": _llama(768, 12, 12, inner=2048),

@@ -1,13 +1,13 @@
-"""Twins of the families at about a million parameters: each trains in minutes on a laptop CPU."""
+"""Small models of the families with about a million parameters, which train in minutes on a CPU."""
 
 from __future__ import annotations
 
 from muonscale.lab.models.moe.gate_scale import gate_scale
-from muonscale.lab.models.presets.shape import Preset, global_gemma3, gpt2, llama
+from muonscale.lab.models.presets.shape import ModelPreset, global_gemma3, gpt2, llama
 
-# Moonlight in small: latent attention, one dense layer, and two routed and two shared experts that
-# together are as wide for a token as the dense feed-forward is.
-MOONLIGHT = Preset(
+# A small Moonlight: latent attention, one dense layer, and two routed and two shared experts per
+# token, which together are as wide as the dense feed-forward.
+MOONLIGHT = ModelPreset(
     model_type="deepseek_v3",
     fields={
         "hidden_size": 128,

@@ -1,4 +1,4 @@
-"""What a preset is, and the two architectures that more than one family has."""
+"""The class of presets, and the architectures that several families share."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from typing import Any
 
 
 @dataclass(frozen=True, kw_only=True)
-class Preset:
+class ModelPreset:
     """One named shape."""
 
     model_type: str
     """Hugging Face model type, such as `llama`."""
     fields: dict[str, Any]
-    """Fields of the Hugging Face configuration; the rest keep its defaults."""
+    """Fields of the Hugging Face configuration; the others have their defaults."""
 
 
-def llama(*, hidden: int, layers: int, heads: int, inner: int, **fields: Any) -> Preset:
-    """Return a Llama with as many heads of keys and values as of queries, and an untied head."""
+def llama(*, hidden: int, layers: int, heads: int, inner: int, **fields: Any) -> ModelPreset:
+    """Return a Llama with equal numbers of query and key-value heads and an untied head."""
     shape = {
         "hidden_size": hidden,
         "num_hidden_layers": layers,
@@ -26,10 +26,10 @@ def llama(*, hidden: int, layers: int, heads: int, inner: int, **fields: Any) ->
         "intermediate_size": inner,
         "tie_word_embeddings": False,
     }
-    return Preset(model_type="llama", fields=shape | fields)
+    return ModelPreset(model_type="llama", fields=shape | fields)
 
 
-def gpt2(*, hidden: int, layers: int, heads: int, **fields: Any) -> Preset:
+def gpt2(*, hidden: int, layers: int, heads: int, **fields: Any) -> ModelPreset:
     """Return a GPT-2 without dropout: one pass over the data does not need it."""
     shape = {
         "n_embd": hidden,
@@ -39,7 +39,7 @@ def gpt2(*, hidden: int, layers: int, heads: int, **fields: Any) -> Preset:
         "embd_pdrop": 0.0,
         "attn_pdrop": 0.0,
     }
-    return Preset(model_type="gpt2", fields=shape | fields)
+    return ModelPreset(model_type="gpt2", fields=shape | fields)
 
 
 def global_gemma3(
@@ -51,11 +51,11 @@ def global_gemma3(
     head_dim: int,
     inner: int,
     **fields: Any,
-) -> Preset:
-    """Return a Gemma 3 whose every layer attends to the whole sequence.
+) -> ModelPreset:
+    """Return a Gemma 3 in which every layer attends to the whole sequence.
 
-    Gemma 3 itself has five layers with a sliding window to each global one. A pattern of one layer
-    makes all of them global, for any number of layers.
+    The original has five layers with a sliding window per global layer. A pattern of one layer makes
+    all of them global.
     """
     shape = {
         "hidden_size": hidden,
@@ -68,4 +68,4 @@ def global_gemma3(
         "sliding_window_pattern": 1,
         "tie_word_embeddings": True,
     }
-    return Preset(model_type="gemma3_text", fields=shape | fields)
+    return ModelPreset(model_type="gemma3_text", fields=shape | fields)

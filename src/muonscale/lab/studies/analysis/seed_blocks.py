@@ -1,11 +1,11 @@
 """Differences between groups of runs, with the noise of seeds.
 
-Runs of one seed share initial weights, order of the data and held-out split, so that a seed that is
-lucky for one is lucky for all. The model is that of randomised blocks, seeds being the blocks:
+Runs of one seed share initial weights, order of the data and validation split, so a seed that is lucky
+for one group is lucky for all. The model is that of randomized blocks, with seeds as the blocks:
 
     loss[group, seed] = mean[group] + effect[seed] + noise,    noise ~ N(0, sigma^2)
 
-sigma is the same in all groups that are compared and estimated from all of them.
+sigma is the same in all groups that are compared, and all of them estimate it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from muonscale.lab.fits.bootstrap import LEVEL
 Group = TypeVar("Group", bound=Hashable)
 CLAIM = 0.001
 """Largest one-sided p-value at which one group is called better than another: the noise rule of the
-modded-nanogpt optimization track, which asks for p < 0.001."""
+modded-nanogpt optimization track."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Difference:
     high: float
     """Ends of the 90 % interval."""
     p: float
-    """One-sided: the chance of a difference as far below zero if there were none."""
+    """One-sided: the chance of a difference as far below zero if the means were equal."""
     freedom: int
 
 
@@ -46,9 +46,9 @@ class Blocks(Generic[Group]):
     groups: tuple[Group, ...]
     means: tuple[float, ...]
     covariance: np.ndarray
-    """Of the means without what seeds have in common, over sigma^2: [groups, groups]."""
+    """Covariance [groups, groups] of the means over sigma^2, without the effects of seeds."""
     sigma: float
-    """NaN where nothing is left to estimate it from."""
+    """NaN without degrees of freedom."""
     freedom: int
 
     def mean(self, group: Group) -> float:
@@ -56,7 +56,7 @@ class Blocks(Generic[Group]):
         return self.means[self.groups.index(group)]
 
     def difference(self, first: Group, second: Group) -> Difference:
-        """Return mean(first) - mean(second); without noise to judge by, an interval of NaN."""
+        """Return mean(first) - mean(second), with an interval of NaN if the noise is not known."""
         contrast = np.zeros(len(self.groups))
         contrast[self.groups.index(first)] += 1
         contrast[self.groups.index(second)] -= 1
@@ -73,16 +73,14 @@ def fit_blocks(losses: Mapping[Group, Mapping[int, float]]) -> Blocks[Group]:
     """Fit group means and seed effects.
 
     Args:
-        losses: finite losses by group and seed; groups may lack a seed.
+        losses: finite losses by group and seed; a group may lack a seed.
 
     Raises:
         StudyError: without any loss, or for groups that share no seed with the others.
     """
     groups = tuple(group for group, each in losses.items() if each)
     if not groups:
-        raise StudyError(
-            f"no finished run is in the {len(losses)} groups to compare; finish some first"
-        )
+        raise StudyError(f"none of the {len(losses)} groups to compare has a finished run")
     seeds = sorted({seed for group in groups for seed in losses[group]})
     rows = [
         (g, seeds.index(s), x) for g, name in enumerate(groups) for s, x in losses[name].items()
@@ -99,8 +97,8 @@ def fit_blocks(losses: Mapping[Group, Mapping[int, float]]) -> Blocks[Group]:
     rank = int(np.linalg.matrix_rank(design))
     if rank < design.shape[1]:
         raise StudyError(
-            f"the groups {', '.join(map(str, groups))} have seeds {seeds} in such a way that some share "
-            "none: runs are compared seed by seed, so finish the missing ones"
+            f"the groups {', '.join(map(str, groups))} cannot be compared seed by seed: of the seeds "
+            f"{seeds} some groups share none; finish the missing runs"
         )
     found, *_ = np.linalg.lstsq(design, values, rcond=None)
     freedom = len(rows) - rank
@@ -111,9 +109,9 @@ def fit_blocks(losses: Mapping[Group, Mapping[int, float]]) -> Blocks[Group]:
 
 
 def mean_interval(groups: Sequence[Sequence[float]], number: int) -> tuple[float, float, float]:
-    """Return the mean of a group and the ends of its 90 % interval, seed effects being noise.
+    """Return the mean of a group and the ends of its 90 % interval, with seed effects as noise.
 
-    The variance over seeds is pooled over all groups; without any, the ends are NaN.
+    The variance over seeds is pooled over all groups; the ends are NaN if each has one run.
     """
     own = np.array(groups[number])
     freedom = sum(len(group) - 1 for group in groups)

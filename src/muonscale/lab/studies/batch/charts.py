@@ -2,63 +2,54 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 from muonscale.lab.report.page import Block, Chart, Mark, Series
-from muonscale.lab.studies.report_blocks import drawn
+from muonscale.lab.studies.report_blocks import Found, interval_series, keep_nonempty
 
-Tree = Mapping[str, Any]
+LAWS = {
+    "mccandlish": ("S = Smin + Emin/B", "The critical batch size is Emin/Smin."),
+    "regimes": ("three regimes", "The critical batch size is where tokens begin to grow."),
+}
 
 
-def ratio_chart(targets: list[Tree], baseline: str) -> list[Block]:
+def ratio_chart(targets: list[Found], baseline: str) -> list[Block]:
     """Return R(B) of all targets."""
     series = [
         _ratio_series(ratio, f"{baseline} / {ratio['other']} to {target['target']:g}")
         for target in targets
         for ratio in target["ratios"]
     ]
-    return _ratio_charts("ratio", "Ratio of tokens by batch size", series)
+    return _draw_ratios("ratio", "Ratio of tokens by batch size", series)
 
 
-def predicted_chart(target: Tree, baseline: str, number: int) -> list[Block]:
-    """Return R(B) of one target with what the three-regime laws predict."""
+def predicted_chart(target: Found, baseline: str, number: int) -> list[Block]:
+    """Return R(B) of one target with the prediction of the three-regime laws."""
     series = []
     for ratio in target["ratios"]:
         name = f"{baseline} / {ratio['other']}"
         series.append(replace(_ratio_series(ratio, name), kind="points"))
-        if ratio["predicted"] is not None:
-            line = ratio["predicted"]
-            series.append(
-                Series(
-                    name=f"{name}, three regimes",
-                    x=tuple(line["x"]),
-                    y=_gaps(line["y"]),
-                    low=_gaps(line["low"]),
-                    high=_gaps(line["high"]),
-                    group=name,
-                )
-            )
-    return _ratio_charts(f"ratio-{number}", "Ratio of tokens and what the laws predict", series)
+        if (line := ratio["predicted"]) is not None:
+            title = f"{name}, three regimes"
+            points = _curve_points(line)
+            series.append(interval_series(title, points, "x", "y", kind="line", group=name))
+    return _draw_ratios(f"ratio-{number}", "Ratio of tokens with the predicted one", series)
 
 
-def _ratio_series(ratio: Tree, name: str) -> Series:
+def _curve_points(line: Found) -> list[Found]:
+    columns = ("x", "y", "low", "high")
+    values = zip(*(line[key] for key in columns), strict=True)
+    return [dict(zip(columns, point, strict=True)) for point in values]
+
+
+def _ratio_series(ratio: Found, name: str) -> Series:
     rows = [row for row in ratio["rows"] if row["ratio"] is not None and not row["censored"]]
-    return Series(
-        name=name,
-        x=tuple(row["batch"] for row in rows),
-        y=tuple(row["ratio"] for row in rows),
-        low=_gaps(row["low"] for row in rows),
-        high=_gaps(row["high"] for row in rows),
-        kind="both",
-        group=name,
-    )
+    return interval_series(name, rows, "batch", "ratio", group=name)
 
 
-def _ratio_charts(name: str, title: str, series: list[Series]) -> list[Block]:
-    return drawn(
+def _draw_ratios(name: str, title: str, series: list[Series]) -> list[Block]:
+    return keep_nonempty(
         Chart(
             name=name,
             title=title,
@@ -72,86 +63,64 @@ def _ratio_charts(name: str, title: str, series: list[Series]) -> list[Block]:
     )
 
 
-LAWS = {
-    "mccandlish": ("S = Smin + Emin/B", "The critical batch size is Emin/Smin."),
-    "regimes": ("three regimes", "The critical batch size is where tokens begin to grow."),
-}
-
-
-def law_charts(target: Tree, number: int) -> list[Block]:
+def law_charts(target: Found, number: int) -> list[Block]:
     """Return T(B) with each of the two laws, and S(B)."""
-    charts = [
-        Chart(
-            name=f"tokens-{law}-{number}",
-            title=f"Tokens to a loss of {target['target']:g}, {name}",
-            x_label="batch size (tokens)",
-            y_label="training tokens to the loss",
-            log_x=True,
-            log_y=True,
-            series=tuple(
-                series
-                for variant in target["variants"]
-                for series in (_measured(variant, steps=False), *_curve(variant, law))
-            ),
-            caption=f"{text} Points are means over seeds at the best learning rate with 90 % intervals, "
-            "bands those of the law.",
+    tokens, steps = [], []
+    for variant in target["variants"]:
+        name = variant["name"]
+        places = [place for place in variant["places"] if place["tokens"] is not None]
+        tokens.append(interval_series(name, places, "batch", "tokens", kind="points", group=name))
+        divided = [_map_values(p, "tokens", lambda t, b=p["batch"]: t / b) for p in places]
+        steps.append(interval_series(name, divided, "batch", "tokens", group=name))
+    charts = []
+    for law, (name, text) in LAWS.items():
+        series = []
+        for variant, measured in zip(target["variants"], tokens, strict=True):
+            series.append(measured)
+            if (line := variant[law]["curve"]) is not None:
+                points = [
+                    _map_values(p, "y", lambda s, b=p["x"]: b * s) for p in _curve_points(line)
+                ]
+                title, group = f"{variant['name']}, law", variant["name"]
+                series.append(interval_series(title, points, "x", "y", kind="line", group=group))
+        charts.append(
+            _draw_amounts(
+                f"tokens-{law}-{number}",
+                f"Tokens to a loss of {target['target']:g}, {name}",
+                "training tokens to the loss",
+                series,
+                f"{text} Points are means over seeds at the best learning rate with 90 % intervals; bands "
+                "are those of the law.",
+            )
         )
-        for law, (name, text) in LAWS.items()
-    ]
     charts.append(
-        Chart(
-            name=f"steps-{number}",
-            title=f"Steps to a loss of {target['target']:g}",
-            x_label="batch size (tokens)",
-            y_label="optimizer steps to the loss",
-            log_x=True,
-            log_y=True,
-            series=tuple(_measured(variant, steps=True) for variant in target["variants"]),
-            caption="The tokens of the other charts over the batch size.",
+        _draw_amounts(
+            f"steps-{number}",
+            f"Steps to a loss of {target['target']:g}",
+            "optimizer steps to the loss",
+            steps,
+            "The tokens of the other charts over the batch size.",
         )
     )
-    return drawn(*charts)
+    return keep_nonempty(*charts)
 
 
-def _measured(variant: Tree, *, steps: bool) -> Series:
-    places = [place for place in variant["places"] if place["tokens"] is not None]
+def _map_values(point: Found, y: str, change: Callable[[float], float]) -> Found:
+    """Return a point with its value and the ends of its interval changed."""
+    ends = {
+        key: point[key] if point[key] is None else change(point[key]) for key in ("low", "high")
+    }
+    return {**point, y: change(point[y]), **ends}
 
-    def values(key: str) -> tuple[float, ...]:
-        each = _gaps(place[key] for place in places)
-        batches = [place["batch"] if steps else 1 for place in places]
-        return tuple(value / batch for value, batch in zip(each, batches, strict=True))
 
-    return Series(
-        name=variant["name"],
-        x=tuple(place["batch"] for place in places),
-        y=values("tokens"),
-        low=values("low"),
-        high=values("high"),
-        kind="both" if steps else "points",
-        group=variant["name"],
+def _draw_amounts(name: str, title: str, y_label: str, series: list[Series], caption: str) -> Chart:
+    return Chart(
+        name=name,
+        title=title,
+        x_label="batch size (tokens)",
+        y_label=y_label,
+        log_x=True,
+        log_y=True,
+        series=tuple(series),
+        caption=caption,
     )
-
-
-def _curve(variant: Tree, law: str) -> list[Series]:
-    """Return a law as tokens; nothing where it could not be fitted."""
-    line = variant[law]["curve"]
-    if line is None:
-        return []
-
-    def tokens(key: str) -> tuple[float, ...]:
-        return tuple(b * s for b, s in zip(line["x"], _gaps(line[key]), strict=True))
-
-    return [
-        Series(
-            name=f"{variant['name']}, law",
-            x=tuple(line["x"]),
-            y=tokens("y"),
-            low=tokens("low"),
-            high=tokens("high"),
-            group=variant["name"],
-        )
-    ]
-
-
-def _gaps(values: Any) -> tuple[float, ...]:
-    return tuple(math.nan if value is None else value for value in values)

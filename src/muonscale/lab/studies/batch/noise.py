@@ -1,70 +1,57 @@
-"""The gradient noise scale of a batch study's runs, where they recorded it: a cheap companion.
+"""The gradient noise scale of a batch study's runs, where they recorded it.
 
 `telemetry.noise_scale_every` measures it (`muonscale.lab.training.noise_scale`). It is a property of
-the weights and not of the batch, so the runs of all batch sizes estimate the same number at one loss.
+the weights and not of the batch, so runs of all batch sizes estimate the same number at one loss.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 from muonscale.lab.report.page import Block, Table, Text
+from muonscale.lab.studies.report_blocks import Found
 from muonscale.lab.studies.study import Outcome, Outcomes
 
-SAID = (
+EXPLANATION = (
     "The gradient noise scale tr(Sigma)/|G|^2 (McCandlish et al., arXiv 1812.06162, appendix A.1) at the last "
-    "measurement before the loss was reached, of the runs that count at each batch size: geometric mean, lowest "
-    "and highest. It knows the gradient alone: the learning rate, momentum and what an optimizer makes of a "
-    "gradient are not in it, so it is a size to expect and no critical batch that was measured."
+    "measurement before the loss was reached, over the compared runs of all batch sizes: geometric mean, lowest "
+    "and highest. It depends on the gradient alone, not on the learning rate, momentum or update rule, so it is "
+    "a size to expect and not a measured critical batch."
 )
 
 
-def noise_scales(targets: Iterable[Mapping[str, Any]], outcomes: Outcomes) -> list[dict[str, Any]]:
-    """Return the noise scale of each variant at each target, in tokens; those without one are left out.
-
-    Args:
-        targets: as `batch_found.found_of` has them.
-        outcomes: of the study's runs.
-    """
+def collect_noise_scales(targets: Iterable[Found], outcomes: Outcomes) -> list[dict[str, Any]]:
+    """Return the noise scale of each variant at each target, in tokens, where it was recorded."""
     rows = []
     for target in targets:
         for variant in target["variants"]:
-            found = [
-                scale
-                for place in variant["places"]
-                if place["state"] == "reached"
-                for outcome in _counted(outcomes, variant["name"], place)
-                if (scale := scale_before(outcome, place["tokens"])) is not None
-            ]
-            if found:
-                mean = math.exp(sum(map(math.log, found)) / len(found))
-                ends = {"low": min(found), "high": max(found)}
+            scales = []
+            for place in variant["places"]:
+                wanted = {"variant": variant["name"], "batch": place["batch"], "lr": place["lr"]}
+                if place["state"] == "reached":
+                    scales += [
+                        last_scale(o, place["tokens"])
+                        for o in outcomes.values()
+                        if o.result is not None and wanted.items() <= o.run.coordinates.items()
+                    ]
+            if found := [scale for scale in scales if scale is not None]:
                 rows.append(
                     {
                         "target": target["target"],
                         "variant": variant["name"],
-                        "scale": mean,
-                        **ends,
+                        "scale": math.exp(sum(map(math.log, found)) / len(found)),
+                        "low": min(found),
+                        "high": max(found),
                         "runs": len(found),
                     }
                 )
     return rows
 
 
-def _counted(outcomes: Outcomes, variant: str, place: Mapping[str, Any]) -> list[Outcome]:
-    """Return the finished runs that count at a batch size: those of its best learning rate."""
-    wanted = {"variant": variant, "batch": place["batch"], "lr": place["lr"]}
-    return [
-        outcome
-        for outcome in outcomes.values()
-        if outcome.result is not None and wanted.items() <= outcome.run.coordinates.items()
-    ]
-
-
-def scale_before(outcome: Outcome, tokens: float) -> float | None:
-    """Return the noise scale that a run recorded last before so many tokens, None if it did not."""
+def last_scale(outcome: Outcome, tokens: float) -> float | None:
+    """Return the last noise scale that a run recorded up to a number of tokens, None if none."""
     scale = None
     for record in outcome.folder.read_metrics():
         if record["kind"] == "train" and "noise_scale" in record:
@@ -74,8 +61,8 @@ def scale_before(outcome: Outcome, tokens: float) -> float | None:
     return scale
 
 
-def noise_blocks(rows: list[Mapping[str, Any]]) -> list[Block]:
-    """Return what a page says of the noise scales; nothing where none was recorded."""
+def noise_blocks(rows: list[Found]) -> list[Block]:
+    """Return the blocks of a report about the noise scale; none if it was not recorded."""
     if not rows:
         return []
     table = Table(
@@ -85,12 +72,10 @@ def noise_blocks(rows: list[Mapping[str, Any]]) -> list[Block]:
             (
                 f"{row['target']:g}",
                 row["variant"],
-                f"{row['scale']:,.0f}",
-                f"{row['low']:,.0f}",
-                f"{row['high']:,.0f}",
+                *(f"{row[key]:,.0f}" for key in ("scale", "low", "high")),
                 str(row["runs"]),
             )
             for row in rows
         ),
     )
-    return [Text(SAID), table]
+    return [Text(EXPLANATION), table]

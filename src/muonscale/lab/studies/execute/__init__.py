@@ -1,4 +1,5 @@
-"""How a study's runs are started, watched and ended: `local` processes or a `slurm` array.
+"""Starting, watching and ending the runs of a study: in local processes or in a Slurm array.
 
-`folder` keeps what a study has planned and what has ended. `worker` is the process of one run.
+`job` is what an executor is given; `executor` chooses one of `local` and `slurm`; `folder` holds the
+plan and the outcomes of a study; `worker` is the process that does runs.
 """

@@ -1,66 +1,30 @@
-"""Where the runs of a study are done: in this process, or in processes of this machine.
-
-An executor is given jobs and does each of them once; what became of them is in their folders. Slurm
-is another (`muonscale.lab.studies.execute.slurm.array`).
-"""
+"""Runs in this process, or in several processes of this machine."""
 
 from __future__ import annotations
 
 import json
-import os
 import queue
-import signal
 import subprocess
-import sys
 import threading
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager, redirect_stdout, suppress
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Protocol
 
-from muonscale.errors import StudyError
-from muonscale.lab.studies.config import ExecutorSection
-from muonscale.lab.studies.execute.worker import record_failure, train_run
+from muonscale.lab.studies.execute.job import Ended, Job
+from muonscale.lab.studies.execute.worker import record_death, start_worker, train_run
 
 GRACE = 120.0
 """Seconds that a run has to save itself when the study is stopped."""
 
 
-@dataclass(frozen=True)
-class Job:
-    """One run to be done."""
-
-    id: str
-    config: Path
-    """Resolved, with its `run.path`."""
-    log: Path
-    failure: Path
-    """Where it is written why it failed."""
-
-
-Ended = Callable[[str], None]
-"""Called with the id of a job that has ended, finished or not."""
-
-
-class Executor(Protocol):
-    """Does jobs."""
-
-    def run(self, jobs: Sequence[Job], ended: Ended) -> None:
-        """Do all jobs. When interrupted, let the running ones save themselves, and leave."""
-        ...
-
-
 class Inline:
-    """One job after the other, in this process."""
+    """Does one job after the other in this process."""
 
     def run(self, jobs: Sequence[Job], ended: Ended) -> None:
         """Do all jobs.
 
         Raises:
-            KeyboardInterrupt: after a signal, when the run in hand has saved itself.
-            SystemExit: likewise.
+            KeyboardInterrupt, SystemExit: after a signal, once the current run has saved itself.
         """
         for job in jobs:
             with job.log.open("a", encoding="utf-8") as log, redirect_stdout(log):
@@ -71,11 +35,11 @@ class Inline:
 
 
 class LocalPool:
-    """Several jobs at a time, in processes of this machine.
+    """Does several jobs at a time in processes of this machine.
 
     Args:
         workers: jobs at a time.
-        threads: of each.
+        threads: CPU threads of each.
     """
 
     def __init__(self, workers: int, threads: int) -> None:
@@ -84,12 +48,12 @@ class LocalPool:
         self._processes: list[subprocess.Popen[str]] = []
 
     def run(self, jobs: Sequence[Job], ended: Ended) -> None:
-        """Do all jobs; an interrupted study asks the running ones to save themselves."""
+        """Do all jobs; when interrupted, ask the running ones to save themselves."""
         left: queue.SimpleQueue[Job] = queue.SimpleQueue()
         for job in jobs:
             left.put(job)
         number = min(self._workers, len(jobs))
-        with ThreadPoolExecutor(number) as pool, self._stopped_with_us():
+        with ThreadPoolExecutor(number) as pool, self._stop_processes_on_exit():
             for done in as_completed([pool.submit(self._work, left, ended) for _ in range(number)]):
                 done.result()
 
@@ -115,45 +79,32 @@ class LocalPool:
 
     def _start(self) -> subprocess.Popen[str] | None:
         """Return a process that waits for jobs, None if the study is being stopped."""
-        words = [sys.executable, "-m", "muonscale.lab.studies.execute.worker"]
-        env = os.environ | {"OMP_NUM_THREADS": str(self._threads)}
         with self._lock:
             if self._stopping:
                 return None
-            process = subprocess.Popen(
-                words,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                env=env,
-                text=True,
-                start_new_session=True,  # Ctrl-C is for the study, which passes it on
-            )
+            # A session of its own: Ctrl-C is for the study, which passes it on.
+            process = start_worker(self._threads, stdout=subprocess.PIPE, start_new_session=True)
             self._processes.append(process)
         return process
 
     def _do(self, job: Job, process: subprocess.Popen[str]) -> bool:
-        """Have a job done; return whether it has ended, rather than been stopped."""
+        """Have a job done; return True if it has ended, False if it was stopped."""
         assert process.stdin is not None and process.stdout is not None
-        files = {"config": job.config, "log": job.log, "failure": job.failure}
-        try:
-            process.stdin.write(json.dumps({key: str(p) for key, p in files.items()}) + "\n")
+        with suppress(BrokenPipeError):  # a process that has died gives no answer
+            process.stdin.write(json.dumps(job.files) + "\n")
             process.stdin.flush()
-        except BrokenPipeError:
-            pass  # it has died, and says so below
         answer = process.stdout.readline()
         if answer:
             return int(answer) < 128
         code = process.wait()
         if self._stopping or code >= 128:
             return False
-        how = f"signal {-code}" if code < 0 else f"exit code {code}"
-        memory = ", as when the machine has no memory left" if code == -signal.SIGKILL else ""
-        record_failure(job.failure, f"its process ended with {how}{memory}; see {job.log}")
+        record_death(job.failure, code, str(job.log))
         return True
 
     @contextmanager
-    def _stopped_with_us(self) -> Generator[None]:
-        """Stop what runs when the study is stopped, and wait until it has saved itself."""
+    def _stop_processes_on_exit(self) -> Generator[None]:
+        """Stop the processes when the study is stopped, and wait until they have saved their runs."""
         try:
             yield
         except BaseException:
@@ -170,40 +121,6 @@ class LocalPool:
 
 
 def _dismiss(process: subprocess.Popen[str]) -> None:
-    """Tell a process that there are no more jobs, and wait until it is gone."""
+    """Close the input of a process, which ends it, and wait until it is gone."""
     with suppress(BrokenPipeError), process:
         pass
-
-
-def make_executor(section: ExecutorSection, folder: Path) -> Executor:
-    """Return the executor that a study asks for.
-
-    Args:
-        section: `executor.*`.
-        folder: of the study, for what an executor has to remember.
-
-    Raises:
-        StudyError: for options that another executor has.
-    """
-    if section.slurm and section.kind != "slurm":
-        raise StudyError(
-            f"executor.slurm is given, and executor.kind={section.kind}; leave it out, or set "
-            "executor.kind=slurm"
-        )
-    if section.kind == "slurm":
-        from muonscale.lab.studies.execute.slurm.array import SlurmArray
-
-        return SlurmArray(section, folder)
-    if section.kind == "inline":
-        if section.workers not in (None, 1):
-            raise StudyError(
-                f"executor.workers={section.workers}: executor.kind=inline does one run at a time; "
-                "accepted: 1, or executor.kind=local"
-            )
-        return Inline()
-    return LocalPool(section.workers or default_workers(section.threads), section.threads)
-
-
-def default_workers(threads: int) -> int:
-    """Return how many runs of so many threads this process's cores hold."""
-    return max(1, len(os.sched_getaffinity(0)) // threads)

@@ -1,9 +1,9 @@
-"""Runs of a study in a process of their own, one after the other: starting Python takes seconds.
+"""A process that does the runs of a study one after the other: starting Python takes seconds.
 
-`python -m muonscale.lab.studies.execute.worker` reads jobs from standard input, a line of JSON each: config,
-log and failure, which are files. It trains or goes on as `muonscale train CONFIG --resume` does, and
-answers each with a line that holds the exit code. What ended a run without a result is written to
-`failure`, except for a signal that asked it to stop: such a run is to go on.
+`python -m muonscale.lab.studies.execute.worker` reads jobs from standard input, a line of JSON each
+with the files config, log and failure. It trains or resumes as `muonscale train CONFIG --resume` does,
+and answers each with a line that holds the exit code. The reason of a run that ended without a result
+is written to `failure`, except if a signal asked it to stop: such a run is to be resumed.
 """
 
 from __future__ import annotations
@@ -11,24 +11,45 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
 import sys
 import time
 import traceback
 from pathlib import Path
+from typing import Any
 
 from muonscale.errors import DivergedError, MuonscaleError
-from muonscale.lab.config.load import Config, load_config
+from muonscale.lab.config.load import load_config
 from muonscale.lab.files import write_json
 from muonscale.lab.run_folder import RunFolder
+
+WORKER = ("-m", "muonscale.lab.studies.execute.worker")
+"""Arguments of Python that start a worker."""
 
 PATIENCE = 2.0
 """Seconds between looks at a folder that another process holds."""
 
 
+def start_worker(threads: int, **options: Any) -> subprocess.Popen[str]:
+    """Return a worker process that waits for jobs.
+
+    Args:
+        threads: CPU threads of its runs.
+        options: of `subprocess.Popen`.
+    """
+    return subprocess.Popen(
+        [sys.executable, *WORKER],
+        stdin=subprocess.PIPE,
+        env=os.environ | {"OMP_NUM_THREADS": str(threads)},
+        text=True,
+        **options,
+    )
+
+
 def train_run(config: Path, failure: Path) -> int:
     """Train a run and return the exit code: 0 done, 1 failed, 128 and more for a signal.
 
-    Nothing is raised but KeyboardInterrupt and SystemExit: the other runs of a study go on.
+    It raises nothing but KeyboardInterrupt and SystemExit: the other runs of a study go on.
     """
     from muonscale.lab.training.console import RunConsole
     from muonscale.lab.training.loop import train
@@ -37,7 +58,11 @@ def train_run(config: Path, failure: Path) -> int:
     failure.unlink(missing_ok=True)
     try:
         resolved = load_config(str(config))
-        _wait_for(resolved)
+        folder = RunFolder(resolved.run.path)
+        if folder.is_locked():  # by a process that outlived a killed study
+            print(f"another process is training in {folder.path}: waiting for it", flush=True)
+        while folder.is_locked():
+            time.sleep(PATIENCE)
         train(resolved, resume=True, console=RunConsole())
     except Interrupted as stop:
         print(stop, flush=True)
@@ -58,19 +83,17 @@ def record_failure(path: Path, reason: str, *, diverged: bool = False) -> None:
     write_json(path, {"reason": reason, "diverged": diverged})
 
 
-def _wait_for(config: Config) -> None:
-    """Wait until no process trains in the run's folder: one may have outlived a killed study."""
-    folder = RunFolder(config.run.path)
-    if folder.is_locked():
-        print(f"another process is training in {folder.path}: waiting for it", flush=True)
-    while folder.is_locked():
-        time.sleep(PATIENCE)
+def record_death(path: Path, code: int, log: str) -> None:
+    """Write that the process of a run ended with an exit code of `subprocess`, and where its log is."""
+    how = f"signal {-code}" if code < 0 else f"exit code {code}"
+    memory = ", as when the machine is out of memory" if code == -signal.SIGKILL else ""
+    record_failure(path, f"its process ended with {how}{memory}; see {log}")
 
 
 def serve() -> None:
-    """Do the jobs that come, until there are no more.
+    """Do the jobs that arrive until there are no more.
 
-    What a job prints, libraries in C included, goes to its log and not among the answers.
+    Whatever a job prints, from libraries in C too, goes to its log and not among the answers.
     """
     answers = os.fdopen(os.dup(1), "w")
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))

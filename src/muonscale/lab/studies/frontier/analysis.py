@@ -1,27 +1,41 @@
-"""The compute-time frontier of a study: what its iso-loss curves say, as plain values."""
+"""The compute-time frontier of a study: iso-loss curves and their comparison, as plain values."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 
 from muonscale.errors import StudyError
 from muonscale.lab.fits.frontier import Dominance, IsoLoss, judge_dominance, trace_iso_loss
-from muonscale.lab.fits.result import FloatArray
 from muonscale.lab.fits.steps_to_loss import StepsToLoss
-from muonscale.lab.fits.tables import choose_baseline as baseline_of
-from muonscale.lab.studies.frontier.config import FrontierSection
-from muonscale.lab.studies.frontier.step_time import Throughput, throughput_of
+from muonscale.lab.fits.tables import choose_baseline
+from muonscale.lab.studies.frontier.config import MEASURED, FrontierSection
+from muonscale.lab.studies.frontier.stated_step_time import StatedStepTime
+from muonscale.lab.studies.frontier.step_time import MeasuredStepTime, StepTimeModel, finished_runs
 from muonscale.lab.studies.study import Outcomes
 
 Steps = Mapping[float, Mapping[str, StepsToLoss]]
 """By target loss, then by optimizer."""
 
 
-def frontier_of(
+def choose_step_time(
+    section: FrontierSection, optimizers: Iterable[str], outcomes: Outcomes, sequence_length: int
+) -> StepTimeModel:
+    """Return the model of step times that a study asks for, see `analyze_frontier`.
+
+    Raises:
+        StudyError: if measured times are asked for and the runs do not determine them.
+    """
+    if section.throughput == MEASURED:
+        repeated = section.optimizer_work == "repeated"
+        return MeasuredStepTime.of(optimizers, outcomes, sequence_length, repeated=repeated)
+    return StatedStepTime(section, finished_runs(outcomes), sequence_length)
+
+
+def analyze_frontier(
     section: FrontierSection,
     steps: Steps,
     outcomes: Outcomes,
@@ -29,99 +43,86 @@ def frontier_of(
     *,
     baseline: str | None = None,
 ) -> dict[str, Any]:
-    """Return the iso-loss curves, who lies inside whom, and what the times take for granted.
+    """Return the iso-loss curves, which one is inside which, and the assumptions of the times.
 
     Args:
         section: devices and throughput.
-        steps: to every target, of every optimizer.
-        outcomes: of the runs; coordinate `variant` is their optimizer.
-        sequence_length: tokens.
+        steps: steps to every target of every optimizer.
+        outcomes: outcomes of the runs; coordinate `variant` is their optimizer.
+        sequence_length: tokens of a sequence.
         baseline: the optimizer that the others are judged against; AdamW when not given, or the first.
 
     Returns:
         `throughput`, `assumptions`, `curves`, `verdicts`, and under `why` the reason if there are none.
         Numbers may be infinite or NaN: JSON needs `muonscale.lab.run_folder.finite`.
     """
-    found: dict[str, Any] = {
-        "throughput": section.throughput,
-        "why": "",
-        "assumptions": [],
-        "curves": [],
-        "verdicts": [],
+    found: dict[str, Any] = {"throughput": section.throughput, "why": "", "assumptions": []}
+    found |= {"curves": [], "verdicts": []}
+    reached = {
+        target: {name: own for name, own in each.items() if own.reached.any()}
+        for target, each in steps.items()
     }
-    reached = {target: _reached(each) for target, each in steps.items()}
     names = list(dict.fromkeys(name for each in reached.values() for name in each))
     if not names:
         return found | {"why": "no run has reached a target loss"}
-    base = baseline_of(names, baseline if baseline in names else None)
+    base = choose_baseline(names, baseline if baseline in names else None)
+    curves, verdicts = [], []
     try:
-        throughput = throughput_of(section, names, outcomes, sequence_length)
+        model = choose_step_time(section, names, outcomes, sequence_length)
         for number, (target, each) in enumerate(reached.items()):
-            curves = {
-                name: trace_iso_loss(
+            lines = {}
+            for name, own in each.items():
+                batches = zip(own.batches.tolist(), own.reached, strict=True)
+                usable = [(round(batch), reached_it) for batch, reached_it in batches]
+                seconds = [
+                    [model.seconds(name, b, n) if ok else math.inf for b, ok in usable]
+                    for n in section.devices
+                ]
+                lines[name] = trace_iso_loss(
                     own,
-                    _step_seconds(throughput, name, own, section.devices),
+                    np.array(seconds),
                     section.devices,
                     sequence_length,
                     seed=(number, names.index(name)),
                 )
-                for name, own in each.items()
-            }
-            found["curves"] += [_curve(target, name, curve) for name, curve in curves.items()]
-            found["verdicts"] += [
-                _verdict(target, (name, base), judge_dominance(curve, curves[base]))
-                for name, curve in curves.items()
-                if name != base and base in curves
+                curves.append(_curve_tree(target, name, lines[name]))
+            verdicts += [
+                _verdict_tree(target, (name, base), judge_dominance(line, lines[base]))
+                for name, line in lines.items()
+                if name != base and base in lines
             ]
     except StudyError as error:
-        return found | {"why": str(error), "curves": [], "verdicts": []}
-    return found | {"assumptions": throughput.assumptions()}
+        return found | {"why": str(error)}
+    return found | {"curves": curves, "verdicts": verdicts, "assumptions": model.assumptions()}
 
 
-def _reached(each: Mapping[str, StepsToLoss]) -> dict[str, StepsToLoss]:
-    return {name: own for name, own in each.items() if own.reached.any()}
+def _rows(columns: Mapping[str, Any]) -> list[dict[str, Any]]:
+    values = (list(column) for column in columns.values())
+    return [dict(zip(columns, row, strict=True)) for row in zip(*values, strict=True)]
 
 
-def _step_seconds(
-    throughput: Throughput, name: str, steps: StepsToLoss, devices: list[int]
-) -> FloatArray:
-    """Return the seconds of a step `[n, b]`; of batches that reached the loss."""
-    return np.array(
-        [
-            [
-                throughput.seconds(name, round(batch), n) if reached else math.inf
-                for batch, reached in zip(steps.batches.tolist(), steps.reached, strict=True)
-            ]
-            for n in devices
-        ]
-    )
-
-
-def _curve(target: float, name: str, curve: IsoLoss) -> dict[str, Any]:
+def _curve_tree(target: float, name: str, curve: IsoLoss) -> dict[str, Any]:
     low, high = curve.band()
     columns = {
-        "devices": curve.devices.astype(int),
-        "batch": curve.batch,
-        "seconds": curve.seconds,
-        "low": low,
-        "high": high,
-        "device_seconds": curve.device_seconds,
-        "efficient": curve.efficient,
+        "devices": curve.devices.astype(int).tolist(),
+        "batch": curve.batch.tolist(),
+        "seconds": curve.seconds.tolist(),
+        "low": low.tolist(),
+        "high": high.tolist(),
+        "device_seconds": curve.device_seconds.tolist(),
+        "efficient": curve.efficient.tolist(),
+        "edge": curve.edges,
     }
-    rows = zip(*(values.tolist() for values in columns.values()), strict=True)
-    points = [
-        dict(zip(columns, row, strict=True)) | {"edge": edge}
-        for row, edge in zip(rows, curve.edges, strict=True)
-    ]
-    return {"target": target, "optimizer": name, "points": points}
+    return {"target": target, "optimizer": name, "points": _rows(columns)}
 
 
-def _verdict(target: float, names: tuple[str, str], judged: Dominance) -> dict[str, Any]:
-    columns = (judged.ratio, judged.low, judged.high, judged.judged)
-    ratios = [
-        {"ratio": ratio, "low": low, "high": high, "judged": each}
-        for ratio, low, high, each in zip(*(c.tolist() for c in columns), strict=True)
-    ]
+def _verdict_tree(target: float, names: tuple[str, str], judged: Dominance) -> dict[str, Any]:
+    columns = {
+        "ratio": judged.ratio.tolist(),
+        "low": judged.low.tolist(),
+        "high": judged.high.tolist(),
+        "judged": judged.judged.tolist(),
+    }
     mean = judged.mean
     return {
         "target": target,
@@ -130,22 +131,20 @@ def _verdict(target: float, names: tuple[str, str], judged: Dominance) -> dict[s
         "inside": judged.inside,
         "share": judged.share,
         "reverse": judged.reverse,
-        "why": _why(names, judged),
-        "ratios": ratios,
+        "why": _explain(names, judged),
+        "ratios": _rows(columns),
         "mean": {"ratio": mean.value, "low": mean.low, "high": mean.high},
     }
 
 
-def _why(names: tuple[str, str], judged: Dominance) -> str:
-    faster, slower = names
-    share, counts = judged.share, judged.judged
+def _explain(names: tuple[str, str], judged: Dominance) -> str:
+    (faster, slower), share, counts = names, judged.share, judged.judged
     if judged.inside is False:
-        faster, slower = slower, faster
-        share, counts = judged.reverse, judged.reverse_judged
+        (slower, faster), share, counts = names, judged.reverse, judged.reverse_judged
     if not judged.drawn:
-        return "without the noise of seeds nothing is judged: give two seeds"
+        return "the noise of seeds is not known, so nothing is judged: give two seeds"
     if not counts.any():
-        return f"at every count of devices {slower} has an upper bound and no time"
-    said = f"{faster} is faster at all of {counts.sum()} counts of devices in {share:.1%} of draws"
+        return f"at every number of devices the time of {slower} is only an upper bound"
+    text = f"{faster} is faster at all of {counts.sum()} numbers of devices in {share:.1%} of draws"
     left = int((~counts).sum())
-    return said + (f"; at {left} more {slower} has an upper bound and no time" if left else "")
+    return text + (f"; at {left} more the time of {slower} is only an upper bound" if left else "")

@@ -12,16 +12,15 @@ from muonscale.lab.studies.study import Outcome
 
 if TYPE_CHECKING:
     from muonscale.lab.estimate.activations import Activations
-    from muonscale.lab.estimate.resolve import Planned
 
 
-class Stated:
-    """Step times of the runs of a study, were they done on other devices.
+class StatedStepTime:
+    """Step times that the runs of a study would have on other devices.
 
     Args:
         section: the device and its rates.
-        runs: finished ones; a run of each optimizer and batch size gives its configuration.
-        sequence_length: tokens.
+        runs: finished runs; one of each optimizer and batch size gives its configuration.
+        sequence_length: tokens of a sequence.
     """
 
     def __init__(self, section: FrontierSection, runs: list[Outcome], sequence_length: int) -> None:
@@ -34,7 +33,7 @@ class Stated:
         self._activations: dict[tuple[str, int], Activations] = {}
 
     def seconds(self, optimizer: str, batch_tokens: int, devices: int) -> float:
-        """Return the seconds of a step; infinite too where it does not fit into memory.
+        """Return the seconds of a step; infinite also if it does not fit into memory.
 
         Raises:
             StudyError: if no run of the optimizer has this batch size.
@@ -45,27 +44,26 @@ class Stated:
         return facts["time"]["step"] if facts["memory"]["fits"] else math.inf
 
     def facts(self, optimizer: str, batch_tokens: int, devices: int) -> dict[str, Any]:
-        """Return all that `muonscale plan --json` says of a step.
+        """Return the content of `muonscale plan --json` for a step.
 
         Raises:
             StudyError: if no run of the optimizer has this batch size.
         """
+        from muonscale.lab.estimate.activations import activation_bytes
+        from muonscale.lab.estimate.estimate import estimate_plan
+        from muonscale.lab.estimate.resolve import PlanRequest, resolve
+
         key = optimizer, batch_tokens, devices
-        if key not in self._facts:
-            self._facts[key] = self._estimate(*key)
-        return self._facts[key]
-
-    def _estimate(self, optimizer: str, batch_tokens: int, devices: int) -> dict[str, Any]:
-        from muonscale.lab.estimate.estimate import estimate_planned
-        from muonscale.lab.estimate.resolve import Asked, resolve
-
+        if key in self._facts:
+            return self._facts[key]
         run = self._runs.get((optimizer, batch_tokens))
         if run is None:
             raise StudyError(
-                f"no finished run of {optimizer} has a batch of {batch_tokens} tokens; finish one, with: muonscale study run"
+                f"no finished run of {optimizer} has a batch of {batch_tokens} tokens; finish one with: "
+                "muonscale study run"
             )
         section = self._section
-        asked = Asked(
+        asked = PlanRequest(
             target=str(run.folder.path),
             devices=devices,
             device=section.throughput,
@@ -74,17 +72,14 @@ class Stated:
             micro_batch=self._micro_batch(run, batch_tokens // devices),
         )
         planned = resolve(asked)
-        return estimate_planned(planned, self._kept(optimizer, planned)).facts
-
-    def _kept(self, optimizer: str, planned: Planned) -> Activations:
-        """Return the activations of a micro-batch: counted once for all batches and devices it serves."""
-        from muonscale.lab.estimate.activations import activation_bytes
-
-        key = optimizer, planned.workload.micro_tokens
-        if key not in self._activations:
-            found = activation_bytes(planned.shape, planned.placed.topology, planned.workload)
-            self._activations[key] = found
-        return self._activations[key]
+        # Activations depend on the micro-batch alone: all batches and devices it serves share them.
+        kept = optimizer, planned.workload.micro_tokens
+        if kept not in self._activations:
+            self._activations[kept] = activation_bytes(
+                planned.shape, planned.placement.topology, planned.workload
+            )
+        self._facts[key] = estimate_plan(planned, self._activations[kept]).facts
+        return self._facts[key]
 
     def _micro_batch(self, run: Outcome, share: int) -> int | None:
         """Return the largest divisor of a device's share that the run's micro-batch allows."""
@@ -96,34 +91,27 @@ class Stated:
         return self._length * max(n for n in allowed if sequences % n == 0)
 
     def assumptions(self) -> list[Assumption]:
-        """Return those of `muonscale plan` for all steps that were asked for, and our own."""
-        section = self._section
+        """Return the assumptions of `muonscale plan` for all steps that were asked for, and our own."""
         layouts = {facts["layout"]["layout"].partition("=")[0] for facts in self._facts.values()}
         large = sum(not facts["memory"]["fits"] for facts in self._facts.values())
+        given = {o.run.config.train.micro_batch_tokens for o in self._runs.values()}
+        sizes = [
+            f"at most {size:,} tokens, the largest that divides the share"
+            for size in sorted(size for size in given if size is not None)
+        ]
+        micro = ["the whole share of a device"] * (None in given) + sizes
         rows = [
-            ("steps", f"computed for {section.throughput}, not measured", "as `muonscale plan`"),
+            ("steps", f"computed for {self._section.throughput}, not measured", "as in `muonscale plan`"),
             ("layout", ", ".join(sorted(layouts)), "parallel.* of the runs"),
-            ("batches", f"shared as whole sequences of {self._length:,} tokens, as many on each device",
-             "as `muonscale train` asks"),
-            ("micro-batches", self._micro_batches(), "train.micro_batch_tokens of the runs"),
-            ("step times", "exact: intervals hold the noise of the steps alone", "assumption"),
+            ("batches", f"divided into whole sequences of {self._length:,} tokens, equally many on each device",
+             "as in `muonscale train`"),
+            ("micro-batches", "; ".join(micro), "train.micro_batch_tokens of the runs"),
+            ("step times", "exact: intervals include the noise of the steps alone", "assumption"),
         ]  # fmt: skip
         if large:
-            rows.append(
-                (
-                    "left out",
-                    f"{large} of {len(self._facts)} combinations of optimizer, batch and devices that "
-                    "do not fit into memory",
-                    "`muonscale plan`; a smaller train.micro_batch_tokens needs less",
-                )
-            )
+            count = f"{large} of {len(self._facts)} combinations of optimizer, batch and devices"
+            less = "`muonscale plan`; a smaller train.micro_batch_tokens needs less"
+            rows.append(("left out", f"{count} that do not fit into memory", less))
         own = [{"what": what, "value": value, "source": source} for what, value, source in rows]
         found = [row for facts in self._facts.values() for row in facts["assumptions"]]
-        unique = {tuple(row.values()): row for row in found}
-        return own + list(unique.values())
-
-    def _micro_batches(self) -> str:
-        given = {o.run.config.train.micro_batch_tokens for o in self._runs.values()}
-        sizes = sorted(size for size in given if size is not None)
-        said = [f"at most {size:,} tokens, the largest that divides the share" for size in sizes]
-        return "; ".join(["the whole share of a device"] * (None in given) + said)
+        return own + list({tuple(row.values()): row for row in found}.values())

@@ -1,4 +1,4 @@
-"""What a ladder says: the best settings of every rung, the laws, and operations at equal loss."""
+"""The measured ladder: best settings of every rung, the laws, and FLOPs at equal loss."""
 
 from __future__ import annotations
 
@@ -13,31 +13,30 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from muonscale.errors import StudyError
 from muonscale.lab.fits.bootstrap import join
-from muonscale.lab.fits.findings import Findings, FitRatio
+from muonscale.lab.fits.findings import Findings
 from muonscale.lab.fits.fit_table import FitRequest, fit_table
 from muonscale.lab.fits.laws.power import PowerLaw
 from muonscale.lab.fits.result import Interval
 from muonscale.lab.fits.tables import RunTable
 from muonscale.lab.studies.analysis.seed_blocks import fit_blocks
+from muonscale.lab.studies.scaling.config import ScalingConfig
 
 if TYPE_CHECKING:
     from muonscale.lab.estimate.run_cost import RunCost
-    from muonscale.lab.studies.scaling.study import Scaling
-    from muonscale.lab.studies.study import Outcomes
 
 PAPER_RATIO = 0.519
 """FLOPs of Muon over those of AdamW at equal loss (Moonlight, section 3.4)."""
 TABLE = Path("ladder")
-"""What messages call the table of runs."""
+"""Name of the table of runs in messages."""
 PFLOPS_DAY = 8.64e19
 MUON_LAW, ADAMW_LAW = (2.506, 0.052), (2.608, 0.054)
 """a and b of L = a C^-b, C in PFLOP/s-days (Moonlight, table 3)."""
 PAPER_RUNS = (2.1e19, 3.5e20)
-"""6 N D of the smallest and the largest model that they were fitted to (Moonlight, table 2)."""
+"""6 N D of the smallest and the largest model of that fit (Moonlight, table 2)."""
 
 
 class Setting(NamedTuple):
-    """What is chosen on a rung."""
+    """Learning rate and batch of a rung."""
 
     lr: float
     batch: int | None
@@ -45,16 +44,17 @@ class Setting(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Search:
+class LadderSearch:
     """The settings that were tried on a rung."""
 
     losses: Mapping[Setting, Mapping[int, float]]
-    """By seed; infinite where a run diverged."""
+    """Losses by setting and seed; infinite where a run diverged."""
     ended: bool
+    """Whether all runs of the search have ended."""
 
     @property
     def best(self) -> Setting | None:
-        """The setting with the lowest mean loss, of those that have all seeds."""
+        """The setting with the lowest mean loss, of those with most seeds."""
         most = max((len(each) for each in self.losses.values()), default=0)
         means = {
             setting: statistics.fmean(each.values())
@@ -66,7 +66,7 @@ class Search:
 
     @property
     def edges(self) -> list[str]:
-        """Where the best setting is the lowest or the highest that was tried: `lr low`."""
+        """Parts of the best setting that are the lowest or highest tried, such as `lr low`."""
         if (best := self.best) is None:
             return []
         found = []
@@ -79,28 +79,25 @@ class Search:
 
 
 @dataclass(frozen=True)
-class Measured:
+class MeasuredRung:
     """Runs of one optimizer, on one rung, of one length."""
 
     variant: str
     rung: str
     setting: Setting
     main: bool
-    """Whether it has the rung's own length, which the law of C takes."""
+    """Whether it has the rung's own length, which the law of C uses."""
     cost: RunCost
     losses: Mapping[int, float]
-    """By seed; infinite where a run diverged."""
-
-
-def six_n_d(parameters: Callable[[RunCost], int]) -> Callable[[RunCost], float]:
-    """Return C = 6 N D of a run, for a way to count N."""
-    return lambda cost: 6.0 * parameters(cost) * cost.tokens
+    """Losses by seed; infinite where a run diverged."""
+    search: LadderSearch
+    """The search of the optimizer on the rung."""
 
 
 COUNTS: dict[str, Callable[[RunCost], float]] = {
     "counted": lambda cost: float(cost.flops),
-    "6ND": six_n_d(lambda cost: cost.without_embeddings),
-    "6ND-embeddings": six_n_d(lambda cost: cost.parameters),
+    "6ND": lambda cost: 6.0 * cost.without_embeddings * cost.tokens,
+    "6ND-embeddings": lambda cost: 6.0 * cost.parameters * cost.tokens,
 }
 """Ways to count C of a run: every product, Newton-Schulz included; 6 N D without and with embeddings."""
 PARAMETERS: dict[str, Callable[[RunCost], float]] = {
@@ -111,51 +108,39 @@ PARAMETERS: dict[str, Callable[[RunCost], float]] = {
 
 
 @dataclass(frozen=True)
-class Laws:
-    """The laws of a ladder; of one that cannot be fitted, the reason."""
+class LadderLaws:
+    """The laws of a ladder, or the reason why one cannot be fitted."""
 
     compute: Mapping[str, Findings | str]
-    """By way of counting C."""
+    """L = a C^-b by way of counting C."""
     chinchilla: Mapping[str, Findings | str]
-    """By way of counting N."""
+    """L(N, D) by way of counting N."""
 
 
-def rungs_of(study: Scaling, outcomes: Outcomes) -> list[Measured]:
-    """Return everything that was measured, in the order of the ladder."""
-    return [
-        measured
-        for variant in study.config.variants
-        for place in range(len(study.names))
-        for measured in study.measured(outcomes, variant, place)
-    ]
-
-
-def laws_of(study: Scaling, measured: list[Measured], effects: Mapping[int, float]) -> Laws:
-    """Fit the laws to what was measured; `effects` are those of `seed_effects`."""
-    main, config = [m for m in measured if m.main], study.config
+def fit_laws(
+    config: ScalingConfig, measured: list[MeasuredRung], effects: Mapping[int, float]
+) -> LadderLaws:
+    """Fit the laws to measured runs."""
+    main = [m for m in measured if m.main]
     asked = FitRequest(law="compute", reference=config.baseline, resamples=config.resamples)
-    of_both = replace(asked, law="chinchilla")
-    lengths = any(rung.other_tokens for rung in study.config.ladder)
-    why = "rungs have one length each: N and D need other_tokens to be told apart"
-    return Laws(
-        {
-            name: _fitted(table_of(main, effects, flops=count), asked)
-            for name, count in COUNTS.items()
-        },
-        {
-            name: _fitted(table_of(measured, effects, parameters=count), of_both)
-            if lengths
-            else why
+    both = replace(asked, law="chinchilla")
+    compute = {n: _fit(table_of(main, effects, flops=count), asked) for n, count in COUNTS.items()}
+    if any(rung.other_tokens for rung in config.ladder):
+        chinchilla = {
+            name: _fit(table_of(measured, effects, parameters=count), both)
             for name, count in PARAMETERS.items()
-        },
-    )
+        }
+    else:
+        why = "rungs have one length each; other_tokens are needed to separate N from D"
+        chinchilla = dict.fromkeys(PARAMETERS, why)
+    return LadderLaws(compute, chinchilla)
 
 
-def _fitted(table: RunTable, asked: FitRequest) -> Findings | str:
+def _fit(table: RunTable, asked: FitRequest) -> Findings | str:
     return _fit_columns(tuple(table.columns.items()), asked)
 
 
-@lru_cache(maxsize=8)  # of result.json and of the report
+@lru_cache(maxsize=8)  # result.json and the report need the same fits
 def _fit_columns(
     columns: tuple[tuple[str, tuple[str, ...]], ...], asked: FitRequest
 ) -> Findings | str:
@@ -166,12 +151,12 @@ def _fit_columns(
         return str(error)
 
 
-def seed_effects(measured: list[Measured]) -> dict[int, float]:
-    """Return what the log losses of all runs of a seed have in common; they sum to zero.
+def seed_effects(measured: list[MeasuredRung]) -> dict[int, float]:
+    """Return the effect of each seed on the log losses of all its runs; the effects sum to zero.
 
-    Runs of one seed share the held-out split and the order of the data, on every rung and with every
-    optimizer: the model is that of `muonscale.lab.studies.analysis.seed_blocks`, for log losses. Zero for all
-    where it cannot be told.
+    Runs of one seed share the validation split and the order of the data, on every rung and with every
+    optimizer: the model is that of `muonscale.lab.studies.analysis.seed_blocks`, for log losses. All
+    effects are zero where they cannot be estimated.
     """
     logs = {
         (m.variant, m.rung, m.cost.tokens): {
@@ -195,16 +180,16 @@ def seed_effects(measured: list[Measured]) -> dict[int, float]:
 
 
 def table_of(
-    measured: list[Measured],
+    measured: list[MeasuredRung],
     effects: Mapping[int, float],
     **counts: Callable[[RunCost], float],
 ) -> RunTable:
-    """Return runs as a table, a row for each seed, with the effects of seeds taken out of the losses.
+    """Return runs as a table, a row for each seed, with the effects of seeds removed from the losses.
 
     Args:
         measured: the runs; those that diverged are left out.
-        effects: of `seed_effects`.
-        counts: columns by what they hold, a key of `muonscale.lab.fits.tables.ALIASES`.
+        effects: what `seed_effects` returns.
+        counts: columns by name, a key of `muonscale.lab.fits.tables.ALIASES`.
     """
     rows = [
         (m, loss * math.exp(-effects[seed]))
@@ -221,43 +206,59 @@ def table_of(
     return RunTable(TABLE, columns, tuple(range(1, len(rows) + 1)))
 
 
-def found_in(study: Scaling, outcomes: Outcomes) -> dict[str, Any]:
-    """Return everything that the study found, as plain values."""
-    measured = rungs_of(study, outcomes)
+def analyze_ladder(
+    config: ScalingConfig, measured: list[MeasuredRung], stopped: str | None
+) -> dict[str, Any]:
+    """Return the findings of the study, as plain values.
+
+    Args:
+        config: of the study.
+        measured: measured runs, in the order of the ladder.
+        stopped: why the study cannot continue, if so.
+    """
     effects = seed_effects(measured)
-    laws = laws_of(study, measured, effects)
+    laws = fit_laws(config, measured, effects)
     table = table_of([m for m in measured if m.main], effects, flops=COUNTS["counted"])
+    counted, base = laws.compute["counted"], config.baseline
+    ratios = []
+    for name in config.variants:
+        if name == base:
+            continue
+        ratio: dict[str, Any] = {"variant": name, "rows": [], "trend": None, "why": ""}
+        if isinstance(counted, str):
+            ratio["why"] = counted
+        else:
+            trend = ratio_trend(table, name, base, config.resamples)
+            ratio["trend"] = trend._asdict() if trend else None
+            ratio["rows"] = [
+                {
+                    "flops": place,
+                    "ratio": row.value,
+                    "low": row.low,
+                    "high": row.high,
+                    "extrapolated": row.extrapolated,
+                }
+                for each in counted.ratios
+                if each.first == name
+                for place, row in zip(each.places, each.rows, strict=True)
+            ]
+        ratios.append(ratio)
+
+    def plain(law: Findings | str) -> dict[str, Any]:
+        return {"why": law} if isinstance(law, str) else json.loads(law.json())
+
     return {
-        "baseline": study.config.baseline,
-        "stopped": _stopped(study, outcomes),
-        "rungs": [_row(study, outcomes, m) for m in measured],
+        "baseline": base,
+        "stopped": stopped,
+        "rungs": [_row(m) for m in measured],
         "seed_effects": {str(seed): x for seed, x in effects.items()},
-        "compute": {name: _plain(found) for name, found in laws.compute.items()},
-        "chinchilla": {name: _plain(found) for name, found in laws.chinchilla.items()},
-        "ratios": [
-            _ratio(study, table, laws.compute["counted"], name)
-            for name in study.config.variants
-            if name != study.config.baseline
-        ],
+        "compute": {name: plain(law) for name, law in laws.compute.items()},
+        "chinchilla": {name: plain(law) for name, law in laws.chinchilla.items()},
+        "ratios": ratios,
     }
 
 
-def _stopped(study: Scaling, outcomes: Outcomes) -> str | None:
-    """Return why a rung has nothing to measure: every setting of its search failed or diverged."""
-    for variant in study.config.variants:
-        for place, name in enumerate(study.names):
-            search = study.search(outcomes, variant, place)
-            if search.losses and search.ended and search.best is None:
-                return f"{variant} on rung {name}: no setting of the search has a loss"
-    return None
-
-
-def _plain(found: Findings | str) -> dict[str, Any]:
-    return {"why": found} if isinstance(found, str) else json.loads(found.json())
-
-
-def _row(study: Scaling, outcomes: Outcomes, m: Measured) -> dict[str, Any]:
-    search = study.search(outcomes, m.variant, study.names.index(m.rung))
+def _row(m: MeasuredRung) -> dict[str, Any]:
     return {
         "variant": m.variant,
         "rung": m.rung,
@@ -270,40 +271,17 @@ def _row(study: Scaling, outcomes: Outcomes, m: Measured) -> dict[str, Any]:
         "newton_schulz": m.cost.steps * m.cost.newton_schulz_flops / m.cost.flops,
         "lr": m.setting.lr,
         "batch": m.setting.batch,
-        "edges": search.edges,
+        "edges": m.search.edges,
         "losses": {str(seed): loss for seed, loss in m.losses.items()},
         "tried": [
             {"lr": s.lr, "batch": s.batch, "losses": {str(k): v for k, v in each.items()}}
-            for s, each in search.losses.items()
+            for s, each in m.search.losses.items()
         ],
     }
 
 
-def _ratio(study: Scaling, table: RunTable, found: Findings | str, name: str) -> dict[str, Any]:
-    """Return how an optimizer's operations compare with the baseline's, and which way that goes."""
-    empty = {"variant": name, "rows": [], "trend": None, "why": ""}
-    if isinstance(found, str):
-        return empty | {"why": found}
-    trend = ratio_trend(table, name, study.config.baseline, study.config.resamples)
-    rows = [row for ratio in found.ratios if ratio.first == name for row in _rows(ratio)]
-    return empty | {"rows": rows, "trend": trend._asdict() if trend else None}
-
-
-def _rows(ratio: FitRatio) -> list[dict[str, Any]]:
-    return [
-        {
-            "flops": place,
-            "ratio": row.value,
-            "low": row.low,
-            "high": row.high,
-            "extrapolated": row.extrapolated,
-        }
-        for place, row in zip(ratio.places, ratio.rows, strict=True)
-    ]
-
-
 class Trend(NamedTuple):
-    """Slope of log ratio over log C of the baseline: above zero where the advantage narrows."""
+    """Slope of log ratio over log C of the baseline: above zero if the advantage narrows."""
 
     value: float
     low: float
@@ -311,7 +289,7 @@ class Trend(NamedTuple):
 
 
 def ratio_trend(table: RunTable, name: str, baseline: str, resamples: int = 1000) -> Trend | None:
-    """Return how the ratio of operations at equal loss changes with C, None without intervals.
+    """Return how the ratio of FLOPs at equal loss changes with C, None without intervals.
 
     With laws L = a C^-b, log C_M = (b_A log C_A + log a_M - log a_A) / b_M: the slope is b_A/b_M - 1.
     """
@@ -330,7 +308,7 @@ def ratio_trend(table: RunTable, name: str, baseline: str, resamples: int = 1000
 
 
 def paper_ratio(flops: float) -> float:
-    """Return Moonlight's ratio at so many FLOPs of AdamW, by its laws (table 3)."""
+    """Return Moonlight's ratio by its laws (table 3) at a number of FLOPs of AdamW."""
     (a_muon, b_muon), (a_adamw, b_adamw) = MUON_LAW, ADAMW_LAW
     loss = a_adamw * (flops / PFLOPS_DAY) ** -b_adamw
     return (a_muon / loss) ** (1 / b_muon) * PFLOPS_DAY / flops

@@ -1,34 +1,46 @@
-"""`study scaling`: how the loss falls with operations, parameters and tokens, by optimizer.
+"""`study scaling`: how the loss falls with FLOPs, parameters and tokens, by optimizer.
 
-A ladder of model sizes, each with its length of runs. Learning rate and batch of every rung come from
-a rule, from the first rung by transfer, or from a small search of the rung's own. The laws are
-`muonscale.lab.fits`': L = a C^-b over the ladder, and L(N, D) where rungs have several lengths.
+A ladder has model sizes, each with a length of runs. Learning rate and batch of a rung come from a
+rule, from the first rung by transfer, or from a small search on the rung. The laws are those of
+`muonscale.lab.fits`: L = a C^-b over the ladder, and L(N, D) where rungs have several lengths.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from muonscale.lab.report.page import Page
-from muonscale.lab.studies.scaling.analysis import Measured, Search, Setting, found_in
-from muonscale.lab.studies.scaling.config import Choice, PowerRule, Rung, ScalingConfig
-from muonscale.lab.studies.study import Expected, Outcome, Outcomes, PlannedRun, Planner
-from muonscale.lab.studies.variants import Overrides, variant_keys
+from muonscale.lab.studies.scaling.analysis import (
+    LadderSearch,
+    MeasuredRung,
+    Setting,
+    analyze_ladder,
+)
+from muonscale.lab.studies.scaling.config import Choice, PowerRule, ScalingConfig
+from muonscale.lab.studies.scaling.report import report_ladder
+from muonscale.lab.studies.study import (
+    ExpectedRuns,
+    Outcomes,
+    PartT,
+    PlannedRun,
+    Planner,
+    collect_losses,
+)
+from muonscale.lab.studies.variants import Overrides, resolve_variant
 
 if TYPE_CHECKING:
     from muonscale.lab.estimate.run_cost import RunCost
 
 PER_PARAMETER = 6
-"""Operations of a training token by each parameter, in C = 6 N D."""
+"""FLOPs per parameter and training token, in C = 6 N D."""
 
 
 @dataclass(frozen=True)
-class Scaling:
-    """The study."""
+class ScalingStudy:
+    """A ladder of models. A rung is known by its index in the ladder."""
 
     config: ScalingConfig
     _costs: dict[tuple[str, int], RunCost] = field(default_factory=dict)
@@ -56,7 +68,7 @@ class Scaling:
 
     @cached_property
     def names(self) -> list[str]:
-        """Names of the rungs: width and layers, or their number where the ladder says neither."""
+        """Names of the rungs: width and layers, or their number if the ladder has neither."""
         return [
             "x".join(str(part) for part in (rung.width, rung.layers) if part) or f"rung {place}"
             for place, rung in enumerate(self.config.ladder, 1)
@@ -64,27 +76,31 @@ class Scaling:
 
     def plan(self, outcomes: Outcomes) -> list[PlannedRun]:
         """Return the searches, and the measured runs of rungs whose settings are known."""
-        runs = {run.id: run for run in self._wanted(outcomes)}
+        runs: dict[str, PlannedRun] = {}
+        for variant, place in self._rungs():
+            for setting in self._tried_settings(variant, place):
+                new = self._runs(variant, place, setting, self._search_seeds)
+                runs |= {run.id: run for run in new}
+            for length, setting in self._settings(outcomes, variant, place).items():
+                new = self._runs(variant, place, setting, self.config.seeds, length)
+                runs |= {run.id: run for run in new}
         return list(runs.values())
 
-    def _wanted(self, outcomes: Outcomes) -> Iterator[PlannedRun]:
+    def _rungs(self) -> Iterator[tuple[str, int]]:
+        """Yield every optimizer with every rung."""
         for variant in self.config.variants:
             for place in range(len(self.config.ladder)):
-                for setting in self._searched(variant, place):
-                    yield from self._runs(variant, place, setting, self._search_seeds)
-                for length, setting in self._settings(outcomes, variant, place).items():
-                    yield from self._runs(variant, place, setting, self.config.seeds, length)
+                yield variant, place
 
     @property
     def _search_seeds(self) -> list[int]:
         return self.config.search_seeds or self.config.seeds
 
-    def _searched(self, variant: str, place: int) -> list[Setting]:
-        """Return the settings that are tried on a rung, none if there is nothing to choose."""
+    def _tried_settings(self, variant: str, place: int) -> list[Setting]:
+        """Return the settings to try on a rung, none if there is nothing to choose."""
         rates, batches = self.config.lr_choice(variant), self.config.batch_choice(variant)
-        if not (isinstance(rates, list) or isinstance(batches, list)):
-            return []
-        if place and self.config.search_at == "first":
+        nothing = not (isinstance(rates, list) or isinstance(batches, list))
+        if nothing or (place and self.config.search_at == "first"):
             return []
         tokens = self.config.ladder[place].tokens
         return [
@@ -94,10 +110,10 @@ class Scaling:
         ]
 
     def _settings(self, outcomes: Outcomes, variant: str, place: int) -> dict[int, Setting]:
-        """Return learning rate and batch of each length of a rung; empty while they are not known."""
+        """Return learning rate and batch by length of a rung; empty while they are not known."""
         where = 0 if self.config.search_at == "first" else place
         best = None
-        if self._searched(variant, where):
+        if self._tried_settings(variant, where):
             search = self.search(outcomes, variant, where)
             if not search.ended or search.best is None:
                 return {}
@@ -120,23 +136,20 @@ class Scaling:
     def _values(
         self, choice: Choice | None, place: int, tokens: int, *, batch: bool = False
     ) -> list[Any]:
-        """Return the values that a choice has on a rung, batches in whole sequences."""
+        """Return the values of a choice on a rung; batches are rounded to whole sequences."""
         if isinstance(choice, PowerRule):
             n = self.cost(next(iter(self.config.variants)), place).without_embeddings
             found = [choice.coefficient * (PER_PARAMETER * n * tokens) ** choice.exponent]
         else:
             found = choice if isinstance(choice, list) else [choice]
-        return [self._whole(place, value) for value in found] if batch else list(found)
-
-    def _whole(self, place: int, tokens: float | None) -> int | None:
-        if tokens is None:
-            return None
-        rung = self.config.ladder[place]
-        length = self._planner.run({}, rung.set, seed=0).config.data.sequence_length
-        return max(1, round(tokens / length)) * length
+        if not batch or choice is None:
+            return list(found)
+        run = self._planner.run({}, self.config.ladder[place].set, seed=0)
+        length = run.config.data.sequence_length
+        return [max(1, round(value / length)) * length for value in found if value]
 
     def cost(self, variant: str, place: int) -> RunCost:
-        """Return what a run of the rung's own length costs, at the recipe's batch."""
+        """Return the cost of a run of the rung's own length at the recipe's batch."""
         from muonscale.lab.estimate.run_cost import run_cost
 
         key = (variant, place)
@@ -155,10 +168,8 @@ class Scaling:
         }
         if place and self.config.transfer is not None:
             keys |= {"transfer.base": first, "transfer.convention": self.config.transfer}
-        return {
-            **keys,
-            **variant_keys(self._planner, variant, self.config.variants[variant], keys),
-        }
+        own = resolve_variant(self._planner, variant, self.config.variants[variant], keys)
+        return {**keys, **own}
 
     def _runs(
         self,
@@ -170,85 +181,70 @@ class Scaling:
     ) -> list[PlannedRun]:
         tokens = tokens or self.config.ladder[place].tokens
         keys = {**self._keys(variant, place, tokens), "optimizer.lr": setting.lr}
-        where: dict[str, Any] = {
-            "variant": variant,
-            "rung": self.names[place],
-            "tokens": tokens,
-            "lr": setting.lr,
-        }
+        where: dict[str, Any] = {"variant": variant, "rung": self.names[place], "tokens": tokens}
+        where["lr"] = setting.lr
         if setting.batch is not None:
             keys["train.batch_tokens"] = where["batch"] = setting.batch
         return [self._planner.run({**where, "seed": seed}, keys, seed=seed) for seed in seeds]
 
-    def search(self, outcomes: Outcomes, variant: str, place: int) -> Search:
-        """Return what the search of a rung has found so far."""
-        losses = {}
-        ended = True
-        for setting in self._searched(variant, place):
+    def search(self, outcomes: Outcomes, variant: str, place: int) -> LadderSearch:
+        """Return the search of a rung so far."""
+        losses, ended = {}, True
+        for setting in self._tried_settings(variant, place):
             runs = self._runs(variant, place, setting, self._search_seeds)
             known = [outcomes[run.id] for run in runs if run.id in outcomes]
             ended &= len(known) == len(runs) and all(outcome.ended for outcome in known)
-            losses[setting] = {
-                int(o.run.coordinates["seed"]): o.loss for o in known if not math.isnan(o.loss)
-            }
-        return Search(losses, ended)
+            losses[setting] = collect_losses(known)
+        return LadderSearch(losses, ended)
 
-    def measured(self, outcomes: Outcomes, variant: str, place: int) -> list[Measured]:
-        """Return what was measured on a rung: every length that has been decided on."""
+    def measure(self, outcomes: Outcomes) -> list[MeasuredRung]:
+        """Return all measured runs, in the order of the ladder."""
         found = []
-        for length, setting in self._settings(outcomes, variant, place).items():
-            runs = self._runs(variant, place, setting, self.config.seeds, length)
-            cost = replace(
-                self.cost(variant, place),
-                steps=runs[0].config.steps,
-                tokens=runs[0].config.timeline.tokens_before(runs[0].config.steps),
-            )
-            known: list[Outcome] = [outcomes[run.id] for run in runs if run.id in outcomes]
-            losses = {
-                int(o.run.coordinates["seed"]): o.loss for o in known if not math.isnan(o.loss)
-            }
-            main = length == self.config.ladder[place].tokens
-            found.append(Measured(variant, self.names[place], setting, main, cost, losses))
+        for variant, place in self._rungs():
+            search = self.search(outcomes, variant, place)
+            for length, setting in self._settings(outcomes, variant, place).items():
+                runs = self._runs(variant, place, setting, self.config.seeds, length)
+                steps = runs[0].config.steps
+                tokens = runs[0].config.timeline.tokens_before(steps)
+                cost = replace(self.cost(variant, place), steps=steps, tokens=tokens)
+                losses = collect_losses(outcomes[run.id] for run in runs if run.id in outcomes)
+                main = length == self.config.ladder[place].tokens
+                name = self.names[place]
+                found.append(MeasuredRung(variant, name, setting, main, cost, losses, search))
         return found
 
-    def expected(self, outcomes: Outcomes) -> list[Expected]:
-        """Return all runs: those of searches, and those that are measured apart from them."""
+    def expected(self, outcomes: Outcomes) -> list[ExpectedRuns]:
+        """Return the runs of searches, and the measured runs that no search has done."""
         found = []
-        for variant in self.config.variants:
-            for place, rung in enumerate(self.config.ladder):
-                found += self._expected(variant, place, rung)
+        for variant, place in self._rungs():
+            name = f"{variant} {self.names[place]}"
+            tried, seeds = self._tried_settings(variant, place), self._search_seeds
+            if tried:
+                (run,) = self._runs(variant, place, tried[0], seeds[:1])
+                found.append(_expect(f"{name}: search", "tuning", run, len(tried) * len(seeds)))
+            first = (tried or self._tried_settings(variant, 0) or [None])[0]
+            for length in self.config.ladder[place].lengths:
+                done = set(seeds) if tried and length == self.config.ladder[place].tokens else set()
+                if own := [seed for seed in self.config.seeds if seed not in done]:
+                    setting = self._setting(variant, place, length, first)
+                    (run,) = self._runs(variant, place, setting, own[:1], length)
+                    found.append(_expect(f"{name}: {length:,} tokens", "final", run, len(own)))
         return found
 
-    def _expected(self, variant: str, place: int, rung: Rung) -> Iterator[Expected]:
-        name = f"{variant} {self.names[place]}"
-        tried, seeds = self._searched(variant, place), self._search_seeds
-        if tried:
-            (like,) = self._runs(variant, place, tried[0], seeds[:1])
-            number = len(tried) * len(seeds)
-            yield Expected(
-                name=f"{name}: search", part="tuning", like=like, runs=number, most=number
-            )
-        for length in rung.lengths:
-            known = set(seeds) if tried and length == rung.tokens else set()
-            if not (own := [seed for seed in self.config.seeds if seed not in known]):
-                continue
-            first = (tried or self._searched(variant, 0) or [None])[0]
-            setting = self._setting(variant, place, length, first)
-            (like,) = self._runs(variant, place, setting, own[:1], length)
-            yield Expected(
-                name=f"{name}: {length:,} tokens",
-                part="final",
-                like=like,
-                runs=len(own),
-                most=len(own),
-            )
+    def analyze(self, outcomes: Outcomes) -> dict[str, Any]:
+        """Return the measured ladder, the laws, and the FLOPs of the optimizers at equal loss."""
+        stopped = None
+        for variant, place in self._rungs():
+            search = self.search(outcomes, variant, place)
+            if search.losses and search.ended and search.best is None and stopped is None:
+                name = self.names[place]
+                stopped = f"{variant} on rung {name}: no setting of the search has a loss"
+        return analyze_ladder(self.config, self.measure(outcomes), stopped)
 
-    def analyse(self, outcomes: Outcomes) -> dict[str, Any]:
-        """Return the ladder as it was measured, the laws, and the optimizers' operations compared."""
-        return found_in(self, outcomes)
-
-    def page(self, found: Mapping[str, Any], outcomes: Outcomes) -> Page:
+    def report(self, found: Mapping[str, Any], outcomes: Outcomes) -> Page:
         """Return the report."""
-        from muonscale.lab.studies.scaling.report import scaling_page
+        return report_ladder(self.config, self.names, self.measure(outcomes), found)
 
-        return scaling_page(self, found, outcomes)
+
+def _expect(name: str, part: PartT, example: PlannedRun, runs: int) -> ExpectedRuns:
+    return ExpectedRuns(name=name, part=part, example=example, runs=runs, most=runs)

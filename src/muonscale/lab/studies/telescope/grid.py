@@ -1,8 +1,8 @@
 """Grids of several hyper-parameters, as the telescope refines them (arXiv 2505.02222, section 3.2).
 
-A place has an offset for every hyper-parameter: the number of steps of the first grid, on a
-logarithmic scale, that a value lies above the first centre. Offsets are fractions of a power of two,
-so that places of different grids are equal exactly where their values are.
+A place has an offset for every hyper-parameter: how many steps of the first grid, on a logarithmic
+scale, a value is above the first center. Offsets are fractions of a power of two, so places of
+different grids are equal exactly if their values are.
 """
 
 from __future__ import annotations
@@ -15,20 +15,19 @@ from fractions import Fraction
 Place = tuple[Fraction, ...]
 """An offset for every hyper-parameter."""
 End = tuple[int, int]
-"""The number of a hyper-parameter, and -1 for its lowest or 1 for its highest value."""
+"""The index of a hyper-parameter, and -1 for its lowest or 1 for its highest value."""
 
 
 def points_at(first: int, level: int, count: int, least: int = 1) -> int:
-    """Return the points per hyper-parameter of a level: m * 4^(-l/k), up to the next odd number.
+    """Return the points per hyper-parameter of a level: m * 4^(-l/k), rounded up to an odd number.
 
-    An odd number has the optimum of the level before in its middle. Level 0 has what is asked for,
-    even or odd.
+    An odd number has the optimum of the level before in its middle. Level 0 has m points, even or odd.
 
     Args:
-        first: m, of level 0.
+        first: m, the points of level 0.
         level: l, counted from 0; the width doubles from one to the next.
         count: k, the number of hyper-parameters.
-        least: fewest points, odd.
+        least: fewest points, an odd number.
 
     Example:
         >>> [points_at(8, level, 2) for level in range(4)]
@@ -40,32 +39,32 @@ def points_at(first: int, level: int, count: int, least: int = 1) -> int:
     return max(least, math.ceil(exact - 1e-9) | 1)
 
 
-def value_at(centre: float, ratio: float, offset: Fraction) -> float:
+def value_at(center: float, ratio: float, offset: Fraction) -> float:
     """Return the value of a hyper-parameter, to six digits.
 
     Args:
-        centre: its value at offset 0.
-        ratio: of two neighbours of the first grid.
-        offset: of the place.
+        center: value at offset 0.
+        ratio: ratio of neighboring values of the first grid.
+        offset: offset of the place.
     """
-    return float(f"{centre * ratio ** float(offset):.6g}")
+    return float(f"{center * ratio ** float(offset):.6g}")
 
 
 @dataclass(frozen=True)
 class Grid:
-    """All combinations of some offsets of every hyper-parameter."""
+    """All combinations of the offsets of every hyper-parameter."""
 
     axes: tuple[tuple[Fraction, ...], ...]
-    """Offsets of each, evenly spaced, in rising order."""
+    """Offsets of each hyper-parameter, evenly spaced, in rising order."""
     step: Fraction
-    """Between two neighbours."""
+    """Distance of neighboring offsets."""
 
     @classmethod
-    def around(cls, centre: Place, points: int, level: int) -> Grid:
+    def around(cls, center: Place, points: int, level: int) -> Grid:
         """Return the grid of a level: `points` for every hyper-parameter, 2^-level steps apart."""
         step = Fraction(1, 2**level)
         shifts = [step * Fraction(2 * n - points + 1, 2) for n in range(points)]
-        return cls(tuple(tuple(middle + shift for shift in shifts) for middle in centre), step)
+        return cls(tuple(tuple(middle + shift for shift in shifts) for middle in center), step)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -78,7 +77,7 @@ class Grid:
         return list(itertools.product(*self.axes))
 
     def ends(self, place: Place) -> list[End]:
-        """Return at which ends of the grid a place lies; a single point has none."""
+        """Return the ends of the grid at which a place is; a single point has none."""
         found = []
         for number, axis in enumerate(self.axes):
             if len(axis) > 1 and place[number] in (axis[0], axis[-1]):
@@ -93,11 +92,11 @@ class Grid:
         return Grid((*self.axes[:number], longer, *self.axes[number + 1 :]), self.step)
 
     def line(self, place: Place, number: int) -> list[Place]:
-        """Return the places that differ from one in a single hyper-parameter, in rising order."""
+        """Return the places that differ from `place` in one hyper-parameter, in rising order."""
         return [(*place[:number], offset, *place[number + 1 :]) for offset in self.axes[number]]
 
     def near(self, place: Place) -> list[Place]:
-        """Return a place and its neighbours, the diagonal ones included."""
+        """Return a place and its neighbors, diagonal ones included."""
         return [
             other
             for other in self.places
@@ -106,9 +105,9 @@ class Grid:
 
 
 def most_places(shape: tuple[int, ...], lines: int) -> int:
-    """Return how many places a grid has at most once it has so many more values.
+    """Return the most places that a grid can have after a number of lines is added.
 
-    The dearest extension is that of the hyper-parameter with the fewest values.
+    The most expensive extension is that of the hyper-parameter with the fewest values.
     """
     sizes = sorted(shape)
     for _ in range(lines):

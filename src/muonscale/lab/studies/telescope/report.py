@@ -2,280 +2,209 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
 
 from muonscale.lab.report.page import Block, Page, Section, Table, Text, Verdict
-from muonscale.lab.studies.account import (
-    account_rows,
-    account_sentences,
-    hours_text,
-    read_account,
-)
 from muonscale.lab.studies.analysis.seed_blocks import LEVEL
-from muonscale.lab.studies.report_blocks import command_block, failures_section, versions_section
-from muonscale.lab.studies.study import Outcomes
-from muonscale.lab.studies.telescope.charts import (
-    drift_chart,
-    law_chart,
-    level_charts,
-    number_text,
-    u_curves,
+from muonscale.lab.studies.cost import Account, AccountLine, format_hours
+from muonscale.lab.studies.report_blocks import (
+    Found,
+    format_estimate,
+    format_interval,
+    format_number,
 )
+from muonscale.lab.studies.telescope.charts import drift_chart, law_chart, level_charts, u_curves
+from muonscale.lab.studies.telescope.config import TelescopeConfig
 from muonscale.lab.studies.telescope.full_sweep import LARGEST_SHARE
 
-if TYPE_CHECKING:
-    from muonscale.lab.studies.telescope.config import TelescopeConfig
 
-Found = Mapping[str, Any]
-
-
-def telescope_page(config: TelescopeConfig, found: Found, outcomes: Outcomes) -> Page:
-    """Return the report of what `Telescope.analyse` found."""
-    sections = [
-        Section(title="What was found", blocks=(*_verdicts(found), *_answer(found))),
-        _about(config),
-        _levels(config, found),
-        _drift(config, found),
-        _loss(found),
-        *_brute_force(found),
-        _account(found),
-        *failures_section(found),
-        versions_section(outcomes),
-    ]
+def report_telescope(config: TelescopeConfig, found: Found) -> Page:
+    """Return the report of the findings of `TelescopeStudy.analyze`."""
     names = " and ".join(config.hyperparameters)
     return Page(
         title=f"Telescoping {names} to width {config.target_width}",
         summary=f"Grids of {names} from width {config.base_width} to {config.calibration_width}, for a model "
         f"of width {config.target_width}.",
-        sections=tuple(sections),
+        sections=(
+            Section(title="Result", blocks=tuple(_result(found))),
+            _about(config),
+            _report_levels(config, found),
+            _report_drift(config, found),
+            _report_law(found["law"]),
+            *_report_full_sweep(found),
+            _report_cost(found),
+        ),
     )
 
 
-def _verdicts(found: Found) -> list[Block]:
-    blocks: list[Block] = []
+def _result(found: Found) -> Iterator[Block]:
     if found["stopped"]:
-        blocks.append(Verdict(False, f"Stopped at {found['stopped']}."))
-    if found["stop_earlier"] is not None:
-        said = found["stop_earlier"]["said"]
-        passed = True if found["stop_earlier"]["width"] is not None else None
-        blocks.append(Verdict(passed, f"{said[0].upper()}{said[1:]}."))
-    brute = found["brute_force"]
-    if brute is not None:
-        blocks.append(Verdict(brute["passed"], _brute_sentence(brute)))
-    return blocks
-
-
-def _brute_sentence(brute: Found) -> str:
-    within = {True: "no more than", False: "beyond", None: "not comparable with"}
-    share = brute["flops"][0] / brute["flops"][1]
-    return (
-        f"At width {brute['width']} the loss of the telescope's choice is {brute['difference']:+.4f} nats off "
-        f"the lowest of a full sweep ({_interval(brute)}), {within[brute['within_noise']]} seed noise, at "
-        f"{share:.0%} of its FLOPs; no more than {LARGEST_SHARE:.0%} are asked for."
-    )
-
-
-def _interval(part: Found) -> str:
-    if part["low"] is None:
-        return "no interval"
-    return f"{LEVEL:.0%} {part['low']:+.4f} to {part['high']:+.4f}"
-
-
-def _answer(found: Found) -> list[Block]:
+        yield Verdict(False, f"Stopped at {found['stopped']}.")
+    if (early := found["stop_earlier"]) is not None:
+        text = early["said"]
+        yield Verdict(early["width"] is not None or None, f"{text[0].upper()}{text[1:]}.")
+    if (sweep := found["brute_force"]) is not None:
+        interval = "no interval"
+        if sweep["low"] is not None:
+            interval = f"{LEVEL:.0%} {format_interval(sweep, '+.4f')}"
+        within = {True: "within", False: "beyond", None: "not comparable with"}
+        share = sweep["flops"][0] / sweep["flops"][1]
+        yield Verdict(
+            sweep["passed"],
+            f"At width {sweep['width']} the loss of the telescope's choice is {sweep['difference']:+.4f} nats "
+            f"from the lowest of a full sweep ({interval}), {within[sweep['within_noise']]} seed noise, at "
+            f"{share:.0%} of its FLOPs; at most {LARGEST_SHARE:.0%} are allowed.",
+        )
     if found["chosen"] is None:
-        return [Text("There is no optimum of the last width yet.")]
+        yield Text("There is no optimum of the last width yet.")
+        return
     values = ", ".join(f"{name} {value:g}" for name, value in found["chosen"].items())
-    losses = found["target"]["losses"]
     text = f"Chosen: {values}, as values of the base width."
-    if losses:
-        each = ", ".join(f"{number_text(loss)} (seed {seed})" for seed, loss in losses.items())
-        text += f" Held-out loss of the target: {each} nats per token."
-    return [Text(text)]
+    if losses := found["target"]["losses"]:
+        each = ", ".join(f"{format_number(loss)} (seed {seed})" for seed, loss in losses.items())
+        text += f" Validation loss of the target: {each} nats per token."
+    yield Text(text)
 
 
 def _about(config: TelescopeConfig) -> Section:
     rows = tuple(
-        (name, item.key, f"{item.centre:g}", f"{item.ratio:g}")
+        (name, item.key, f"{item.center:g}", f"{item.ratio:g}")
         for name, item in config.hyperparameters.items()
     )
-    rule = config.rule
     text = (
-        f"The grid of the base width has {config.points} values of each. At every doubling of the width the "
-        "values become fewer by 4^(-1/k), up to the next odd number, and lie half as far apart on a "
-        "logarithmic scale, around the optimum before, the place of the lowest mean loss. Where that is at "
-        "an end and its loss is told apart from the lowest inside, a line of places is added, at most "
-        f"{config.extend} at a width; a study that would need more stops. Where it is not told apart, the "
-        "place inside is the optimum. Depth, tokens and batch are the same at all widths. Values are those of the base width: "
-        f"the others are multiplied as transfer.convention={config.convention} says."
+        f"The grid of the base width has {config.points} values of each hyper-parameter. At every doubling "
+        "of the width their number shrinks by 4^(-1/k), rounded up to an odd number, and their spacing on "
+        "a logarithmic scale halves, around the optimum before: the place of the lowest mean loss. If that "
+        "place is at an end and significantly better than the lowest inside, a line of places is added, at "
+        f"most {config.extend} at a width; a study that needs more stops. If it is not significantly "
+        "better, the place inside is the optimum. Depth, tokens and batch are the same at all widths. Values "
+        "are those of the base width; at other widths they are multiplied as "
+        f"transfer.convention={config.convention} says."
     )
     seeds = (
         f"Every place was run with {'seeds' if len(config.seeds) > 1 else 'seed'} "
-        f"{', '.join(map(str, config.seeds))}. Intervals are {LEVEL:.0%}, of the noise that is left when the "
-        "effect of the seed is taken out, around the best place of a width."
+        f"{', '.join(map(str, config.seeds))}. Intervals are {LEVEL:.0%}, from the noise around the best "
+        "place of a width after the effect of the seed is removed."
     )
-    head = ("hyper-parameter", "key", "first centre", "first ratio")
-    blocks = (command_block(config), Table(head=head, rows=rows), Text(text), Text(seeds))
+    head = ("hyper-parameter", "key", "first center", "first ratio")
     return Section(
-        title=f"Widths {', '.join(map(str, rule.widths))}, then {config.target_width}",
-        blocks=blocks,
+        title=f"Widths {', '.join(map(str, config.rule.widths))}, then {config.target_width}",
+        blocks=(Table(head=head, rows=rows), Text(text), Text(seeds)),
     )
 
 
-def _levels(config: TelescopeConfig, found: Found) -> Section:
-    charts: list[Block] = [u_curves(found, name) for name in config.hyperparameters]
+def _report_levels(config: TelescopeConfig, found: Found) -> Section:
+    names, rows, notes = list(found["hyperparameters"]), [], []
+    surfaces = []
     for number, level in enumerate(found["levels"]):
-        charts += level_charts(config, level, number)
-    notes = [
-        Text(f"Width {level['width']}: {optimum['note']}.")
-        for level in found["levels"]
-        for optimum in level["optima"].values()
-        if optimum["note"] and max(level["shape"]) > 1
-    ]
-    return Section(
-        title="The optimum at every width", blocks=(_level_table(found), *notes, *charts)
-    )
-
-
-def _level_table(found: Found) -> Table:
-    names = list(found["hyperparameters"])
-    rows = []
-    for level in found["levels"]:
         cells = [str(level["width"]), " x ".join(map(str, level["shape"])), str(level["lines"])]
         for name in names:
-            best = level["best"]
+            best, optimum = level["best"], level["optima"].get(name)
             cells.append("-" if best is None else f"{best[name]:g}")
-            cells.append(_optimum(level["optima"].get(name)))
-        before = level["before"]
-        cells += [number_text(level["loss"]), number_text(level["sigma"])]
-        cells += ["-", "-"] if before is None else [_gap(before), _within(before)]
+            cells.append(_format_optimum(optimum))
+            if optimum is not None and optimum["note"] and max(level["shape"]) > 1:
+                notes.append(Text(f"Width {level['width']}: {optimum['note']}."))
+        cells += [format_number(level["loss"]), format_number(level["sigma"])]
+        if (before := level["before"]) is None:
+            cells += ["-", "-"]
+        else:
+            gap = "diverged" if before["gap"] is None else f"{before['gap']:+.4f}"
+            cells += [gap, {True: "yes", False: "no", None: "-"}[before["within"]]]
         rows.append(tuple(cells))
-    both = [cell for name in names for cell in (name, f"{name} of the parabola")]
-    head = (
-        "width",
-        "points",
-        "lines added",
-        *both,
-        "loss",
-        "noise",
-        "optimum before",
-        "within noise",
-    )
-    return Table(
+        surfaces += level_charts(config, level, number)
+    columns = [cell for name in names for cell in (name, f"{name} of the parabola")]
+    table = Table(
         name="levels",
-        head=head,
+        head=(
+            *("width", "points", "lines added", *columns),
+            *("loss", "noise", "optimum before", "within noise"),
+        ),
         rows=tuple(rows),
-        caption="Optimum of every width and its mean loss, nats per token. The parabola goes through "
-        "the best value and its neighbours, averaged over neighbouring values of the others. The optimum of the width before is the middle of the next "
-        "grid: how much more its loss is than the lowest, and whether that is within seed noise, for as "
-        "many places as it could have lost to.",
+        caption="Optimum of every width and its mean loss, nats per token. The parabola goes through the best "
+        "value and its neighbors, averaged over neighboring values of the others. The optimum of the width "
+        "before is the middle of the next grid. The last columns say how far its loss is above the lowest, "
+        "and whether that is within seed noise, corrected for the number of places that could be better.",
     )
+    curves = [u_curves(found, name) for name in config.hyperparameters]
+    return Section(title="The optimum at every width", blocks=(table, *notes, *curves, *surfaces))
 
 
-def _optimum(optimum: Found | None) -> str:
+def _format_optimum(optimum: Found | None) -> str:
     if optimum is None or optimum["at"] is None:
         return "-"
-    if optimum["low"] is None:
-        return f"{optimum['at']:.3g}"
-    end = "" if optimum["closed"] else ", not closed"
-    return f"{optimum['at']:.3g} ({optimum['low']:.3g} to {optimum['high']:.3g}{end})"
+    text = format_estimate(optimum, ".3g", "at")
+    return text if optimum["low"] is None or optimum["closed"] else f"{text[:-1]}, not closed)"
 
 
-def _gap(before: Found) -> str:
-    return "diverged" if before["gap"] is None else f"{before['gap']:+.4f}"
-
-
-def _within(before: Found) -> str:
-    return {True: "yes", False: "no", None: "-"}[before["within"]]
-
-
-def _drift(config: TelescopeConfig, found: Found) -> Section:
-    blocks: list[Block] = []
-    rows = []
+def _report_drift(config: TelescopeConfig, found: Found) -> Section:
+    charts, rows = [], []
     for name, drift in found["drift"].items():
-        if drift is None:
-            continue
-        blocks.append(drift_chart(found, name))
-        cells = [_estimate(drift[key], ".3g") for key in ("base", "target", "infinite")]
-        moves = {True: "yes", False: "not told apart", None: "-"}[drift["moves"]]
-        rows.append((name, _estimate(drift["slope"], ".2f"), *cells, moves))
+        if drift is not None:
+            charts.append(drift_chart(found, name))
+            cells = [format_estimate(drift[key], ".3g") for key in ("base", "target", "infinite")]
+            moves = {True: "yes", False: "not significantly", None: "-"}[drift["moves"]]
+            rows.append((name, format_estimate(drift["slope"], ".2f"), *cells, moves))
     if not rows:
-        text = Text(
-            "The widths do not tell how the optimum moves: two of them have to show a valley."
-        )
+        text = Text("The drift cannot be fitted: at least two widths have to show a valley.")
         return Section(title="Drift of the optimum", blocks=(text,))
-    head = (
-        "hyper-parameter",
-        "slope",
-        f"at {config.base_width}",
-        f"at {config.target_width}",
-        "at infinite width",
-        "moves",
+    places = (config.base_width, config.target_width, "infinite width")
+    table = Table(
+        name="drift",
+        head=("hyper-parameter", "slope", *(f"at {place}" for place in places), "moves"),
+        rows=tuple(rows),
+        caption="log optimum = c + slope / width: one fit to all widths of parabolas around their best "
+        "places, with a shared curvature. The points in the charts are fitted to each width alone.",
     )
-    caption = (
-        "log optimum = c + slope / width: one fit to all widths of parabolas around their best places, with "
-        "a curvature that they share. The points in the charts are of each width alone."
-    )
-    table = Table(name="drift", head=head, rows=tuple(rows), caption=caption)
-    return Section(title="Drift of the optimum", blocks=(table, *blocks))
+    return Section(title="Drift of the optimum", blocks=(table, *charts))
 
 
-def _estimate(part: Found, form: str) -> str:
-    if part["low"] is None:
-        return format(part["value"], form)
-    return f"{part['value']:{form}} ({part['low']:{form}} to {part['high']:{form}})"
-
-
-def _loss(found: Found) -> Section:
-    law, blocks = found["law"], []
+def _report_law(law: Found) -> Section:
     if law["note"]:
-        blocks.append(Text(f"No law was fitted: {law['note']}."))
+        block: Block = Text(f"No law was fitted: {law['note']}.")
     else:
-        offset = "offset" in law["parameters"]
-        rows = tuple((name, _estimate(p, ".4g")) for name, p in law["parameters"].items())
-        form = (
-            "offset + coefficient * width^-exponent" if offset else "coefficient * width^-exponent"
+        offset = "offset + " if "offset" in law["parameters"] else ""
+        block = Table(
+            head=("parameter", "value"),
+            rows=tuple((n, format_estimate(p, ".4g")) for n, p in law["parameters"].items()),
+            name="law",
+            caption=f"loss = {offset}coefficient * width^-exponent; fit: {law['status']}.",
         )
-        caption = f"loss = {form}; fit: {law['status']}."
-        blocks.append(Table(head=("parameter", "value"), rows=rows, name="law", caption=caption))
-    return Section(title="Loss against width", blocks=(*blocks, law_chart(found)))
+    return Section(title="Loss against width", blocks=(block, law_chart(law)))
 
 
-def _brute_force(found: Found) -> list[Section]:
-    brute = found["brute_force"]
-    if brute is None:
+def _report_full_sweep(found: Found) -> list[Section]:
+    if (sweep := found["brute_force"]) is None:
         return []
-    names = list(found["hyperparameters"])
-    rows = []
+    names, rows = list(found["hyperparameters"]), []
     choices = (
-        ("telescope", found["chosen"], brute["telescoped"]),
-        ("full sweep", brute["best"], brute["loss"]),
+        ("telescope", found["chosen"], sweep["telescoped"]),
+        ("full sweep", sweep["best"], sweep["loss"]),
     )
     for number, (who, values, loss) in enumerate(choices):
-        seconds = brute["seconds"][number]
-        hours = hours_text(None if seconds is None else seconds / 3600)
-        flops = f"{brute['flops'][number]:.3g}"
-        rows.append((who, *(f"{values[n]:g}" for n in names), number_text(loss), flops, hours))
+        seconds = sweep["seconds"][number]
+        hours = format_hours(None if seconds is None else seconds / 3600)
+        flops = f"{sweep['flops'][number]:.3g}"
+        rows.append((who, *(f"{values[n]:g}" for n in names), format_number(loss), flops, hours))
     blocks: list[Block] = [
         Table(
             name="full-sweep",
             head=("choice", *names, "loss", "FLOPs", "hours"),
             rows=tuple(rows),
-            caption=f"At width {brute['width']}. The telescope's FLOPs and hours are those of all its levels.",
+            caption=f"At width {sweep['width']}. The telescope's FLOPs and hours are those of all its levels.",
         ),
-        Text("Each is the lowest of its own grid, which flatters the larger one."),
+        Text("Each is the lowest of its own grid, which favors the larger grid."),
     ]
-    if brute["at_end"]:
+    if sweep["at_end"]:
         blocks.append(Text("The lowest loss of the full sweep is at an end of its grid."))
-    if brute["missing"]:
-        blocks.append(Text(f"{brute['missing']} places of the full sweep have no loss."))
+    if sweep["missing"]:
+        blocks.append(Text(f"{sweep['missing']} places of the full sweep have no loss."))
     return [Section(title="Against a full sweep", blocks=tuple(blocks))]
 
 
-def _account(found: Found) -> Section:
-    spent = read_account(found["account"])
-    head, *rows = account_rows(spent)
-    said = [f"{sentence[0].upper()}{sentence[1:]}." for sentence in account_sentences(spent)]
+def _report_cost(found: Found) -> Section:
+    account = Account(tuple(AccountLine(**line) for line in found["account"]["lines"]))
+    head, *rows = account.rows()
+    texts = [Text(f"{text[0].upper()}{text[1:]}.") for text in account.sentences()]
     caption = "Hours are those of finished runs of the width, one after the other."
     table = Table(name="account", head=head, rows=tuple(rows), caption=caption)
-    return Section(title="What it cost", blocks=(table, *(Text(sentence) for sentence in said)))
+    return Section(title="Cost", blocks=(table, *texts))

@@ -1,10 +1,10 @@
 """`study telescope`: hyper-parameters for a wide model from grids at narrow ones.
 
-The telescoping algorithm of Practical Efficiency of Muon (arXiv 2505.02222, section 3.2): a whole
-grid at the base width; then the width doubles, the points per hyper-parameter shrink by 4^(-1/k) and
-their spacing by half, around the optimum of the width before; the target is trained with the last
-optimum. A level costs about as much as the one before, and halving the spacing follows an optimum
-that drifts by O(1/width). Values mean what they mean at the base width (`transfer.base`).
+The telescoping algorithm of Practical Efficiency of Muon (arXiv 2505.02222, section 3.2): a full grid
+at the base width; then the width doubles, the points per hyper-parameter shrink by 4^(-1/k) and their
+spacing by half, around the optimum of the width before; the target is trained with the last optimum.
+A level costs about as much as the one before, and halving the spacing follows an optimum that drifts
+by O(1/width). Values are those of the base width (`transfer.base`).
 """
 
 from __future__ import annotations
@@ -16,16 +16,26 @@ from typing import Any
 
 from muonscale.errors import ConfigError
 from muonscale.lab.report.page import Page
-from muonscale.lab.studies.study import Expected, Outcomes, PartT, PlannedRun, Planner
+from muonscale.lab.studies.cost import Account, estimate_cost
+from muonscale.lab.studies.study import (
+    ExpectedRuns,
+    Outcomes,
+    PartT,
+    PlannedRun,
+    Planner,
+    collect_losses,
+)
+from muonscale.lab.studies.telescope.analysis import analyze_telescope
 from muonscale.lab.studies.telescope.config import TelescopeConfig
+from muonscale.lab.studies.telescope.full_sweep import compare_full_sweep
 from muonscale.lab.studies.telescope.grid import Place, most_places
-from muonscale.lab.studies.telescope.levels import Level, Losses, levels_of
-from muonscale.lab.studies.variants import Overrides
+from muonscale.lab.studies.telescope.levels import Level, Losses, build_levels
+from muonscale.lab.studies.telescope.report import report_telescope
 
 
 @dataclass(frozen=True)
-class Telescope:
-    """The study."""
+class TelescopeStudy:
+    """A telescope."""
 
     config: TelescopeConfig
 
@@ -57,26 +67,22 @@ class Telescope:
     def _own_fields(self) -> dict[str, Any]:
         return self._planner.run({}, {}, seed=0).config.model.fields
 
-    def _at_width(self, width: int) -> Overrides:
-        """Return what a model of some width is, and where its hyper-parameters were found."""
-        keys: dict[str, Any] = {"model.fields": {**self._own_fields, **self._fields[width]}}
-        if width != self.config.base_width:
-            keys["transfer.base"] = self._fields[self.config.base_width]
-            keys["transfer.convention"] = self.config.convention
-        return keys
-
     def run(self, width: int, place: Place, seed: int) -> PlannedRun:
         """Return a run; places are the same at all levels, so no run has two names."""
-        key = (width, place, seed)
+        config, key = self.config, (width, place, seed)
         if key not in self._made:
-            values = self.config.values(place)
-            tuned = {self.config.hyperparameters[name].key: v for name, v in values.items()}
+            keys: dict[str, Any] = {"model.fields": {**self._own_fields, **self._fields[width]}}
+            if width != config.base_width:
+                keys["transfer.base"] = self._fields[config.base_width]
+                keys["transfer.convention"] = config.convention
+            values = config.values(place)
+            keys |= {config.hyperparameters[name].key: v for name, v in values.items()}
             self._made[key] = self._planner.run(
-                {"width": width, **values, "seed": seed}, self._at_width(width), tuned, seed=seed
+                {"width": width, **values, "seed": seed}, keys, seed=seed
             )
         return self._made[key]
 
-    def known(self, outcomes: Outcomes, width: int, place: Place) -> Losses | None:
+    def known_losses(self, outcomes: Outcomes, width: int, place: Place) -> Losses | None:
         """Return the losses at a place by seed, None while runs are missing."""
         found = {}
         for seed in self.config.seeds:
@@ -88,7 +94,9 @@ class Telescope:
 
     def levels(self, outcomes: Outcomes) -> list[Level]:
         """Return the levels as far as they are known."""
-        return levels_of(self.config.rule, lambda width, place: self.known(outcomes, width, place))
+        return build_levels(
+            self.config.rule, lambda width, place: self.known_losses(outcomes, width, place)
+        )
 
     def chosen(self, levels: list[Level]) -> Place | None:
         """Return the optimum of the last level, None before it is found."""
@@ -96,30 +104,31 @@ class Telescope:
         return levels[-1].best if whole else None
 
     def plan(self, outcomes: Outcomes) -> list[PlannedRun]:
-        """Return the runs of all levels known so far, then the target's and the checking ones."""
+        """Return the runs of all levels known so far, then the target's and those of the full sweep."""
         if not outcomes:  # as the engine begins
             self._check_transfer()
-        runs = {run.id: run for run in self._wanted(self.levels(outcomes))}
-        return list(runs.values())
-
-    def _wanted(self, levels: list[Level]) -> Iterator[PlannedRun]:
-        config = self.config
-        for level in levels:
-            for place in level.grid.places:
-                yield from (self.run(level.width, place, seed) for seed in config.seeds)
-        best = self.chosen(levels)
-        if best is None:
-            return
-        yield from (self.run(config.target_width, best, seed) for seed in config.target_seeds)
-        if config.brute_force:
-            for place in config.rule.first_grid.places:
-                yield from (self.run(config.calibration_width, place, s) for s in config.seeds)
+        config, levels = self.config, self.levels(outcomes)
+        runs = [
+            self.run(level.width, place, seed)
+            for level in levels
+            for place in level.grid.places
+            for seed in config.seeds
+        ]
+        if (best := self.chosen(levels)) is not None:
+            runs += [self.run(config.target_width, best, seed) for seed in config.target_seeds]
+            if config.brute_force:
+                runs += [
+                    self.run(config.calibration_width, place, seed)
+                    for place in config.rule.first_grid.places
+                    for seed in config.seeds
+                ]
+        return list({run.id: run for run in runs}.values())
 
     def _check_transfer(self) -> None:
-        """Refuse a model that cannot be carried to another width before the first grid is swept."""
+        """Raise, before the first grid is swept, if the model cannot be carried to another width."""
         from muonscale.lab.models.build import meta_model
         from muonscale.lab.training.dry_run import planned_shape
-        from muonscale.lab.training.groups import plan_transfer
+        from muonscale.lab.training.param_groups import plan_transfer
         from muonscale.lab.training.setup import build_optimizer
 
         width = min(width for width in self._fields if width != self.config.base_width)
@@ -129,28 +138,27 @@ class Telescope:
         transfer = plan_transfer(config, shape)
         build_optimizer(meta_model(shape), config.optimizer, transfer=transfer)
 
-    def expected(self, outcomes: Outcomes) -> list[Expected]:
+    def expected(self, outcomes: Outcomes) -> list[ExpectedRuns]:
         """Return all runs from the first level to the target, and those of a sweep at the target."""
         config, rule, seeds = self.config, self.config.rule, len(self.config.seeds)
-        whole = rule.first_grid
-        middle = whole.places[len(whole.places) // 2]
+        full = rule.first_grid
+        middle = full.places[len(full.places) // 2]
 
-        def runs(part: PartT, width: int, what: str, number: int, most: int) -> Expected:
-            like = self.run(width, middle, config.seeds[0])
-            name = f"{what} {width}"
-            return Expected(name=name, part=part, like=like, runs=number, most=most)
+        def expect(part: PartT, width: int, what: str, number: int, most: int) -> ExpectedRuns:
+            example, name = self.run(width, middle, config.seeds[0]), f"{what} {width}"
+            return ExpectedRuns(name=name, part=part, example=example, runs=number, most=most)
 
         found = []
         for (shape, left), width in zip(self._shapes(outcomes), rule.widths, strict=True):
             number, most = most_places(shape, 0), most_places(shape, left)
-            what = f"{described(shape)} at width"
-            found.append(runs("tuning", width, what, seeds * number, seeds * most))
-        target, size = len(config.target_seeds), seeds * len(whole.places)
-        found.append(runs("final", config.target_width, "target of width", target, target))
-        sweep = f"full sweep of {described(whole.shape)} at width"
+            what = f"{describe_shape(shape)} at width"
+            found.append(expect("tuning", width, what, seeds * number, seeds * most))
+        target, size = len(config.target_seeds), seeds * len(full.places)
+        found.append(expect("final", config.target_width, "target of width", target, target))
+        sweep = f"full sweep of {describe_shape(full.shape)} at width"
         if config.brute_force:
-            found.append(runs("check", config.calibration_width, sweep, size, size))
-        return [*found, runs("instead", config.target_width, sweep, size, size)]
+            found.append(expect("check", config.calibration_width, sweep, size, size))
+        return [*found, expect("instead", config.target_width, sweep, size, size)]
 
     def _shapes(self, outcomes: Outcomes) -> Iterator[tuple[tuple[int, ...], int]]:
         """Yield the shape of the grid of every level, and the lines that may still be added."""
@@ -160,19 +168,31 @@ class Telescope:
         for number in range(len(levels), len(rule.widths)):
             yield (rule.points_at(number),) * rule.count, rule.extend
 
-    def analyse(self, outcomes: Outcomes) -> dict[str, Any]:
-        """Return what was found at every level, how the optimum moves, and what it all cost."""
-        from muonscale.lab.studies.telescope.analysis import found_in
+    def analyze(self, outcomes: Outcomes) -> dict[str, Any]:
+        """Return the optimum of every level, how it moves, and the cost of the study."""
+        config, levels = self.config, self.levels(outcomes)
+        chosen, target, sweep = self.chosen(levels), {}, None
+        expected = self.expected(outcomes)
+        runs = {e.example.id: e.example for e in expected} | {i: o.run for i, o in outcomes.items()}
+        section = config.executor.model_copy(update={"flops_per_second": None})
+        spent = Account.of(expected, estimate_cost(runs, outcomes, section, measure=False))
+        if chosen is not None:
+            ids = [self.run(config.target_width, chosen, s).id for s in config.target_seeds]
+            target = collect_losses(outcomes[id] for id in ids if id in outcomes)
+            if config.brute_force:
+                width, places = config.calibration_width, config.rule.first_grid.places
+                swept = {p: self.known_losses(outcomes, width, p) for p in places}
+                sweep = compare_full_sweep(config, levels[-1], chosen, swept, spent)
+        return analyze_telescope(config, levels, chosen, target) | {
+            "brute_force": sweep,
+            "account": spent.tree(),
+        }
 
-        return found_in(self, outcomes)
-
-    def page(self, found: Mapping[str, Any], outcomes: Outcomes) -> Page:
+    def report(self, found: Mapping[str, Any], outcomes: Outcomes) -> Page:
         """Return the report."""
-        from muonscale.lab.studies.telescope.report import telescope_page
-
-        return telescope_page(self.config, found, outcomes)
+        return report_telescope(self.config, found)
 
 
-def described(shape: tuple[int, ...]) -> str:
-    """Return the shape of a grid as words: `5 x 3`; `5 points` of a single hyper-parameter."""
+def describe_shape(shape: tuple[int, ...]) -> str:
+    """Return the shape of a grid as text: `5 x 3`, or `5 points` for a single hyper-parameter."""
     return " x ".join(map(str, shape)) + (" points" if len(shape) == 1 else "")

@@ -1,4 +1,4 @@
-"""Where a hyper-parameter is best at every width, and whether that is the same place."""
+"""The best value of a hyper-parameter at every width, and whether it stays the same."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import math
 import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from muonscale.errors import StudyError
 from muonscale.lab.fits.laws.quadratic import minimum_interval
@@ -15,72 +16,81 @@ from muonscale.lab.studies.analysis.sweep import EdgeT, Sweep
 
 
 @dataclass(frozen=True)
-class Curve:
-    """What was measured of one optimizer under one convention."""
-
-    variant: str
-    convention: str
-    sweeps: Mapping[int, Sweep]
-    """Losses over the hyper-parameter, by width."""
-
-
-@dataclass(frozen=True)
-class Width:
+class WidthAnalysis:
     """One width."""
 
     width: int
-    points: list[dict[str, object]]
+    points: list[dict[str, Any]]
     """Values of the hyper-parameter: value, losses by seed (None: diverged), their mean."""
     best: float | None
     """The measured value with the lowest mean loss."""
     loss: float
-    """There."""
+    """The mean loss at that value."""
     edge: EdgeT | None
     optimum: float
-    """Lowest point of a parabola through the best value and its neighbours; the best value itself
-    where there is none."""
+    """Minimum of a parabola through the best value and its neighbors; the best value if there is none."""
     low: float
     high: float
-    """Ends of its 90 % interval, NaN where there is no parabola or no noise to judge by."""
+    """Ends of its 90 % interval, NaN without a parabola or without noise to judge by."""
 
 
 @dataclass(frozen=True)
-class Found:
-    """What was found of one optimizer under one convention."""
+class TransferAnalysis:
+    """One optimizer under one convention."""
 
     variant: str
     convention: str
-    widths: list[Width]
+    widths: list[WidthAnalysis]
     step: float
-    """From one value to the next, times."""
+    """Ratio of one value of the grid to the one before; NaN before any run."""
     noise: float
-    """Of one loss, seed effects taken out; NaN with one seed."""
+    """Noise of one loss, without seed effects; NaN with one seed."""
     moved: float
     """Largest distance of an optimum from that at the first width, in steps of the grid."""
     transfers: bool | None
-    """Whether it moved less than one step and was at no edge; None where runs are missing."""
+    """Whether it moved less than one step and was at no edge; None if runs are missing."""
     why: str
 
 
-def found_of(curve: Curve, name: str) -> Found:
-    """Return what was found of a curve.
+def analyze_curve(
+    variant: str, convention: str, sweeps: Mapping[int, Sweep], name: str
+) -> TransferAnalysis:
+    """Return whether the optimum of one optimizer under one convention stays where it is.
 
     Args:
-        curve: what was measured.
-        name: of the hyper-parameter, for messages.
+        variant: the optimizer.
+        convention: how hyper-parameters change with the width.
+        sweeps: losses over the hyper-parameter by width.
+        name: name of the hyper-parameter, for messages.
     """
-    noise = _noise(curve)
-    widths = [_width(width, sweep, noise, name) for width, sweep in curve.sweeps.items()]
-    step = _step(curve)
-    moved = _moved(widths, step)
-    transfers, why = _verdict(curve, widths, moved)
-    return Found(curve.variant, curve.convention, widths, step, noise, moved, transfers, why)
+    noise = _pool_noise(sweeps)
+    widths = [_analyze_width(width, sweep, noise, name) for width, sweep in sweeps.items()]
+    step = moved = math.nan
+    if sweeps:
+        values = [point.value for point in next(iter(sweeps.values())).points]
+        step = statistics.median(b / a for a, b in itertools.pairwise(values))
+    places = [w.optimum for w in widths]
+    if places and not any(map(math.isnan, places)):
+        moved = max(abs(math.log(place / places[0])) for place in places) / math.log(step)
+    missing = any(not point.losses for sweep in sweeps.values() for point in sweep.points)
+    lost = [w.width for w in widths if w.best is None]
+    edges = [f"{w.width} ({w.edge})" for w in widths if w.edge]
+    why = f"the optimum moves {moved:.2f} grid steps"
+    transfers: bool | None = moved < 1
+    if missing or len(widths) < 2:
+        transfers, why = None, "runs are missing"
+    elif lost:
+        transfers, why = False, f"every run diverged at width {lost[0]}"
+    elif edges:
+        transfers = False
+        why = f"the optimum is at the edge at width {', '.join(edges)}; {why}"
+    return TransferAnalysis(variant, convention, widths, step, noise, moved, transfers, why)
 
 
-def _noise(curve: Curve) -> float:
+def _pool_noise(sweeps: Mapping[int, Sweep]) -> float:
     """Return the noise of a loss around the optima, pooled over widths."""
     squares, freedom = 0.0, 0
-    for sweep in curve.sweeps.values():
+    for sweep in sweeps.values():
         if len(around := sweep.around) > 1:
             blocks = fit_blocks({point.value: dict(point.losses) for point in around})
             if blocks.freedom:
@@ -89,61 +99,20 @@ def _noise(curve: Curve) -> float:
     return math.sqrt(squares / freedom) if freedom else math.nan
 
 
-def _width(width: int, sweep: Sweep, noise: float, name: str) -> Width:
-    points: list[dict[str, object]] = [
-        {
-            "value": point.value,
-            "losses": {str(seed): loss for seed, loss in point.losses.items()},
-            "mean": point.mean,
-        }
-        for point in sweep.points
-    ]
+def _analyze_width(width: int, sweep: Sweep, noise: float, name: str) -> WidthAnalysis:
+    points = [point.row("value") for point in sweep.points]
+    nan = math.nan
     if sweep.best is None:
-        return Width(width, points, None, math.nan, None, math.nan, math.nan, math.nan)
+        return WidthAnalysis(width, points, None, nan, None, nan, nan, nan)
     best = sweep.points[sweep.best]
-    optimum = _optimum(sweep, noise, name)
-    return Width(width, points, best.value, best.mean, sweep.edge, *optimum)
-
-
-def _optimum(sweep: Sweep, noise: float, name: str) -> tuple[float, float, float]:
-    """Return where a curve is lowest and the ends of its interval."""
-    assert sweep.best is not None
-    measured = (sweep.points[sweep.best].value, math.nan, math.nan)
     pairs = [(p.value, loss) for p in sweep.points for loss in p.losses.values()]
     values, losses = zip(*pairs, strict=True)
+    optimum, low, high = best.value, nan, nan
     try:
         found = minimum_interval(values, losses, 0.0 if math.isnan(noise) else noise, name=name)
-    except StudyError:  # at an edge, or beside a run that diverged: there is no parabola
-        return measured
-    if math.isnan(noise):
-        return found.value, math.nan, math.nan
-    return found.value, found.low, found.high
-
-
-def _step(curve: Curve) -> float:
-    """Return how many times the value before a value of the grid is, NaN before anything was run."""
-    for sweep in curve.sweeps.values():
-        values = [point.value for point in sweep.points]
-        return statistics.median(b / a for a, b in itertools.pairwise(values))
-    return math.nan
-
-
-def _moved(widths: list[Width], step: float) -> float:
-    places = [w.optimum for w in widths]
-    if not places or any(math.isnan(place) for place in places):
-        return math.nan
-    return max(abs(math.log(place / places[0])) for place in places) / math.log(step)
-
-
-def _verdict(curve: Curve, widths: list[Width], moved: float) -> tuple[bool | None, str]:
-    missing = any(not point.losses for sweep in curve.sweeps.values() for point in sweep.points)
-    if missing or len(widths) < 2:
-        return None, "runs are missing"
-    lost = [w.width for w in widths if w.best is None]
-    if lost:
-        return False, f"every run diverged at width {lost[0]}"
-    edges = [f"{w.width} ({w.edge})" for w in widths if w.edge]
-    moves = f"the optimum moves {moved:.2f} grid steps"
-    if edges:
-        return False, f"the optimum is at the edge at width {', '.join(edges)}; {moves}"
-    return moved < 1, moves
+        optimum = found.value
+        if not math.isnan(noise):
+            low, high = found.low, found.high
+    except StudyError:
+        pass  # at an edge, or beside a run that diverged, there is no parabola
+    return WidthAnalysis(width, points, best.value, best.mean, sweep.edge, optimum, low, high)

@@ -2,180 +2,115 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
-
-from muonscale.lab.report.page import Block, Chart, Page, Section, Series, Table, Text, Verdict
+from muonscale.lab.report.page import Chart, Page, Section, Table, Text, Verdict
 from muonscale.lab.studies.report_blocks import (
-    command_block,
-    drawn,
-    failures_section,
-    versions_section,
+    LOSS,
+    Found,
+    format_interval,
+    format_number,
+    interval_series,
+    keep_nonempty,
+    seed_series,
 )
-from muonscale.lab.studies.study import Outcomes
-
-if TYPE_CHECKING:
-    from muonscale.lab.studies.transfer.study import TransferConfig
+from muonscale.lab.studies.transfer.config import TransferConfig
 
 NAMES = {"lr": "learning rate", "wd": "weight decay"}
 
 
-def transfer_page(config: TransferConfig, found: Mapping[str, Any], outcomes: Outcomes) -> Page:
-    """Return the report of what `Transfer.analyse` found."""
-    curves = found["curves"]
-    widths = ", ".join(map(str, config.widths))
+def report_transfer(config: TransferConfig, found: Found) -> Page:
+    """Return the report of the findings of `TransferStudy.analyze`."""
+    curves, name = found["curves"], NAMES[config.name]
+    verdicts = []
+    for c in curves:
+        says = {True: "transfers", False: "does not transfer", None: "undecided"}[c["transfers"]]
+        verdicts.append(Verdict(c["transfers"], f"{_title(c)}: {says}; {c['why']}"))
+    rule = Text(
+        f"The {name} transfers if its optimum at every width is less than one step of the grid from that at "
+        "the first width, and is never the lowest or highest value that was tried. At the first width "
+        "nothing is multiplied, and all conventions share its runs."
+    )
     return Page(
-        title=f"Transfer of the {NAMES[config.name]} over widths {config.widths[0]} to {config.widths[-1]}",
-        summary=f"Where the {NAMES[config.name]} is best at widths {widths}, by optimizer and convention.",
+        title=f"Transfer of the {name} over widths {config.widths[0]} to {config.widths[-1]}",
+        summary=f"The best {name} at widths {', '.join(map(str, config.widths))}, by optimizer and "
+        "convention.",
         sections=(
-            _verdicts(config, curves),
-            _optima(config, curves),
-            *(_curve_section(config, curve) for curve in curves),
-            *failures_section(found),
-            versions_section(outcomes),
+            Section(title="Verdicts", blocks=(*verdicts, rule)),
+            _report_optima(name, curves),
+            *(_report_curve(name, curve) for curve in curves),
         ),
     )
 
 
-def _title(curve: Mapping[str, Any]) -> str:
+def _title(curve: Found) -> str:
     return f"{curve['variant']}, {curve['convention']}"
 
 
-def _verdicts(config: TransferConfig, curves: list[Mapping[str, Any]]) -> Section:
-    blocks: list[Block] = [command_block(config)]
-    for curve in curves:
-        says = {True: "transfers", False: "does not transfer", None: "undecided"}[
-            curve["transfers"]
-        ]
-        blocks.append(Verdict(curve["transfers"], f"{_title(curve)}: {says}; {curve['why']}"))
-    blocks.append(
-        Text(
-            f"The {NAMES[config.name]} transfers if its optimum moves less than one step of the grid from "
-            "that at the first width, at every width, and is never the lowest or highest value that was "
-            "tried. At the first width nothing is multiplied, and all conventions share its runs."
-        )
-    )
-    return Section(title="Verdicts", blocks=tuple(blocks))
-
-
-def _optima(config: TransferConfig, curves: list[Mapping[str, Any]]) -> Section:
-    return Section(
-        title="Optimum by width",
-        blocks=(
-            *drawn(_optimum_chart(config, curves), _best_chart(curves)),
-            Table(
-                name="optima",
-                head=(
-                    "optimizer",
-                    "convention",
-                    "width",
-                    "optimum",
-                    "interval",
-                    "best tried",
-                    "edge",
-                    "loss",
-                ),
-                rows=tuple(_row(curve, w) for curve in curves for w in curve["widths"]),
-            ),
-        ),
-    )
-
-
-def _best_chart(curves: list[Mapping[str, Any]]) -> Chart:
-    return Chart(
-        name="best-loss",
-        title="Best loss by width",
-        x_label="width",
-        y_label="held-out loss (nats per token)",
-        log_x=True,
-        series=tuple(
-            Series(
-                name=_title(curve),
-                x=tuple(w["width"] for w in curve["widths"] if w["loss"] is not None),
-                y=tuple(w["loss"] for w in curve["widths"] if w["loss"] is not None),
-                kind="both",
-            )
-            for curve in curves
-        ),
-        caption="Mean over seeds at the best value that was tried.",
-    )
-
-
-def _row(curve: Mapping[str, Any], w: Mapping[str, Any]) -> tuple[str, ...]:
-    interval = "-" if w["low"] is None else f"{w['low']:.3g} to {w['high']:.3g}"
-    return (
-        curve["variant"],
-        curve["convention"],
-        str(w["width"]),
-        "-" if w["optimum"] is None else f"{w['optimum']:.3g}",
-        interval,
-        "-" if w["best"] is None else f"{w['best']:g}",
-        w["edge"] or "",
-        "-" if w["loss"] is None else f"{w['loss']:.4f}",
-    )
-
-
-def _optimum_chart(config: TransferConfig, curves: list[Mapping[str, Any]]) -> Chart:
-    series = []
+def _report_optima(name: str, curves: list[Found]) -> Section:
+    optima, losses, rows = [], [], []
     for curve in curves:
         known = [w for w in curve["widths"] if w["optimum"] is not None]
-        ends = [(w["low"] or w["optimum"], w["high"] or w["optimum"]) for w in known]
-        series.append(
-            Series(
-                name=_title(curve),
-                x=tuple(w["width"] for w in known),
-                y=tuple(w["optimum"] for w in known),
-                low=tuple(low for low, _ in ends),
-                high=tuple(high for _, high in ends),
-                kind="both",
+        bars = [
+            {**w, "low": w["low"] or w["optimum"], "high": w["high"] or w["optimum"]} for w in known
+        ]
+        optima.append(interval_series(_title(curve), bars, "width", "optimum"))
+        measured = [w for w in curve["widths"] if w["loss"] is not None]
+        losses.append(interval_series(_title(curve), measured, "width", "loss", ends=None))
+        rows += [
+            (
+                curve["variant"],
+                curve["convention"],
+                str(w["width"]),
+                format_number(w["optimum"], ".3g"),
+                format_interval(w, ".3g"),
+                format_number(w["best"], "g"),
+                w["edge"] or "",
+                format_number(w["loss"]),
             )
-        )
-    return Chart(
-        name="optimum",
-        title=f"Best {NAMES[config.name]} by width",
-        x_label="width",
-        y_label=NAMES[config.name],
-        log_x=True,
-        log_y=True,
-        series=tuple(series),
-        caption="As it was before it is multiplied: flat is what transfer promises. Bars are 90 % intervals "
-        "from the noise of seeds; points without one are values that were tried, at an edge or beside a "
-        "run that diverged.",
+            for w in curve["widths"]
+        ]
+    charts = keep_nonempty(
+        Chart(
+            name="optimum",
+            title=f"Best {name} by width",
+            x_label="width",
+            y_label=name,
+            log_x=True,
+            log_y=True,
+            series=tuple(optima),
+            caption="The value before it is multiplied: transfer predicts a flat line. Bars are 90 % intervals "
+            "from the noise of seeds. Points without a bar are values that were tried, at an edge or "
+            "beside a run that diverged.",
+        ),
+        Chart(
+            name="best-loss",
+            title="Best loss by width",
+            x_label="width",
+            y_label=LOSS,
+            log_x=True,
+            series=tuple(losses),
+            caption="Mean over seeds at the best value that was tried.",
+        ),
     )
+    head = (
+        *("optimizer", "convention", "width", "optimum", "interval"),
+        *("best tried", "edge", "loss"),
+    )
+    table = Table(name="optima", head=head, rows=tuple(rows))
+    return Section(title="Optimum by width", blocks=(*charts, table))
 
 
-def _curve_section(config: TransferConfig, curve: Mapping[str, Any]) -> Section:
-    name = f"{curve['variant']}-{curve['convention']}"
-    series = []
-    for w in curve["widths"]:
-        points = [p for p in w["points"] if p["mean"] is not None]
-        seeds = [[x for x in p["losses"].values() if x is not None] for p in points]
-        series.append(
-            Series(
-                name=f"width {w['width']}",
-                x=tuple(p["value"] for p in points),
-                y=tuple(p["mean"] for p in points),
-                low=tuple(map(min, seeds)),
-                high=tuple(map(max, seeds)),
-                kind="both",
-            )
-        )
+def _report_curve(name: str, curve: Found) -> Section:
+    series = [seed_series(f"width {w['width']}", w["points"], "value") for w in curve["widths"]]
     minima = [w for w in curve["widths"] if w["best"] is not None]
-    series.append(
-        Series(
-            name="lowest",
-            x=tuple(w["best"] for w in minima),
-            y=tuple(w["loss"] for w in minima),
-            kind="dashed",
-        )
-    )
+    series.append(interval_series("lowest", minima, "best", "loss", ends=None, kind="dashed"))
     chart = Chart(
-        name=f"curves-{name}",
+        name=f"curves-{curve['variant']}-{curve['convention']}",
         title=_title(curve),
-        x_label=NAMES[config.name],
-        y_label="held-out loss (nats per token)",
+        x_label=name,
+        y_label=LOSS,
         log_x=True,
         series=tuple(series),
-        caption="Mean over seeds, bars from the lowest to the highest; the dashed line joins the minima.",
+        caption="Mean over seeds; bars reach from the lowest to the highest. The dashed line joins the "
+        "minima.",
     )
-    return Section(title=_title(curve), blocks=tuple(drawn(chart)))
+    return Section(title=_title(curve), blocks=tuple(keep_nonempty(chart)))

@@ -1,1 +1,1 @@
-"""Trackers: where a run is followed while it goes, besides its folder. One file for each of them."""
+"""Trackers log the metrics of a run to other tools. Each has its own file; see `registry`."""

@@ -1,4 +1,4 @@
-"""What a tracker is told: metrics records as flat names with numbers."""
+"""The protocol of trackers, and metrics records as flat names with numbers."""
 
 from __future__ import annotations
 
@@ -8,56 +8,56 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-Told = dict[str, int]
-"""The last step that was told of, by the kind of record."""
+Progress = dict[str, int]
+"""Last logged step by the kind of record."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Beginning:
-    """What a tracker knows when it begins, or goes on."""
+class TrackerStart:
+    """Facts about the run for a tracker that starts or resumes."""
 
     folder: Path
-    """Of the run."""
+    """Run folder."""
     config: dict[str, Any]
     """The resolved configuration."""
     project: str
     name: str
     id: str
-    """Of the run, the same whenever it is resumed."""
+    """Id of the run; it does not change when the run is resumed."""
     mode: Literal["online", "offline"] | None
-    """`online`, `offline`, or None: as the tracker has it."""
+    """`online`, `offline`, or None for the default of the tracker."""
     known: bool
-    """Whether it has been told of this run before."""
+    """Whether the tracker has logged this run before."""
     step: int
-    """Optimizer steps done: what was recorded after it is to be forgotten."""
+    """Optimizer steps done; later records of the run are void."""
 
 
 class Tracker(Protocol):
-    """Follows one run. Whatever it raises switches it off, and the run goes on."""
+    """Logs one run. Any exception switches it off, and the run continues."""
 
     rewinds: bool
-    """Whether it forgets what was recorded after `Beginning.step`, and is to be told again."""
+    """Whether it deletes the records after `TrackerStart.step`, which are then logged again."""
 
     @property
     def place(self) -> str:
-        """Where to look: a folder, a URL or a command."""
+        """A folder, a URL or a command that shows the run."""
         ...
 
     def log(self, values: dict[str, float], step: int) -> None:
-        """Take the numbers of one record."""
+        """Log the numbers of one record."""
         ...
 
     def end(self, result: dict[str, float], sample: str, step: int) -> None:
-        """Take the figures of `result.json` and the text that the model wrote."""
+        """Log the numbers of `result.json` and the sample."""
         ...
 
     def close(self, *, finished: bool) -> None:
-        """Write what is not yet written and let go; `finished` is false of a run that was stopped."""
+        """Flush and close; `finished` is false for a run that was stopped."""
         ...
 
 
 def numbers(tree: dict[str, Any], prefix: str = "") -> dict[str, float]:
-    """Return the finite numbers of nested dicts and lists, by their names joined with slashes.
+    """Return the finite numbers of nested dicts and lists, with names joined by slashes.
 
     >>> numbers({"loss": 2.5, "lr": {"hidden": 0.1}, "max_logit": [3.0, 4.0]}, "train/")
     {'train/loss': 2.5, 'train/lr/hidden': 0.1, 'train/max_logit/0': 3.0, 'train/max_logit/1': 4.0}
@@ -84,9 +84,9 @@ def flat(record: dict[str, Any]) -> dict[str, float]:
     return numbers(inner, f"{record['kind']}/")
 
 
-def last_steps(records: Iterable[dict[str, Any]]) -> Told:
+def last_steps(records: Iterable[dict[str, Any]]) -> Progress:
     """Return the last step of every kind of record."""
-    told: Told = {}
+    steps: Progress = {}
     for record in records:
-        told[record["kind"]] = max(record["step"], told.get(record["kind"], 0))
-    return told
+        steps[record["kind"]] = max(record["step"], steps.get(record["kind"], 0))
+    return steps

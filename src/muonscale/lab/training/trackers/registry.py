@@ -1,8 +1,8 @@
-"""All trackers of a run, none of which can stop it.
+"""All trackers of a run. None of them can stop it.
 
-Whatever a tracker raises is one warning: it is switched off and the run goes on. `trackers.json` in
-the run folder keeps the id of the run, and how far each tracker was told, so that a resumed run goes
-on in the same place and tells nothing twice.
+If a tracker raises an exception, it is switched off with a warning and the run continues.
+`trackers.json` in the run folder contains the id of the run and the progress of each tracker, so
+that a resumed run continues in the same place and logs nothing twice.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from muonscale.lab.config.sections import TRACKER_NAMES
 from muonscale.lab.files import read_object, write_json
 from muonscale.lab.run_folder import RunFolder
 from muonscale.lab.training.trackers.records import (
-    Beginning,
-    Told,
+    Progress,
     Tracker,
+    TrackerStart,
     flat,
     last_steps,
     numbers,
@@ -31,14 +31,14 @@ from muonscale.lab.training.trackers.tensorboard import TensorBoard
 from muonscale.lab.training.trackers.trackio import Trackio
 from muonscale.lab.training.trackers.wandb import WandB
 
-TRACKERS: dict[str, Callable[[Beginning], Tracker]] = dict(
+TRACKERS: dict[str, Callable[[TrackerStart], Tracker]] = dict(
     zip(TRACKER_NAMES, (TensorBoard, WandB, Trackio), strict=True)
 )
 STATE = "trackers.json"
 
 
 def check_trackers(config: Config) -> None:
-    """Refuse a tracker whose package is not installed.
+    """Check that the packages of all trackers are installed.
 
     Raises:
         ConfigError: with the command that installs it.
@@ -52,16 +52,16 @@ def check_trackers(config: Config) -> None:
 
 
 class Trackers:
-    """Tells the trackers of a run; none before `open`.
+    """The trackers of a run. They log nothing before `open`.
 
     Args:
-        warn: says that one was switched off.
+        warn: called when a tracker is switched off.
     """
 
     def __init__(self, warn: Callable[[str], None] = lambda text: None) -> None:
         self._warn = warn
         self._active: dict[str, Tracker] = {}
-        self._told: dict[str, Told] = {}
+        self._progress: dict[str, Progress] = {}
         self._failures: dict[str, str] = {}
         self._state: dict[str, Any] = {}
         self._path: Path | None = None
@@ -70,14 +70,14 @@ class Trackers:
     def open(
         self, config: Config, folder: RunFolder, seen: Sequence[dict[str, Any]], step: int
     ) -> None:
-        """Begin with the configured trackers, or go on where they were left.
+        """Start the configured trackers, or resume them.
 
-        One that is new to the run, or was switched off, is told what it has missed.
+        A tracker that is new to the run, or was switched off, logs the records it has missed.
 
         Args:
-            config: of the run.
-            folder: whose metrics end at `step`.
-            seen: the metrics records as they were before they were cut off there.
+            config: the configuration of the run.
+            folder: the run folder, whose metrics end at `step`.
+            seen: the metrics records before they were truncated at `step`.
             step: optimizer steps done.
 
         Raises:
@@ -87,53 +87,51 @@ class Trackers:
         if not config.track.to and not self._path.exists():
             return
         self._state, last = _read(self._path), last_steps(seen)
-        told = {name: far if far is not None else last for name, far in self._known.items()}
-        for name in config.track.to:
-            self._told[name] = dict(told.get(name, {}))
+        saved = {name: last if at is None else at for name, at in self._known.items()}
+        section, path = config.track, folder.path.resolve()
+        for name in section.to:
+            self._progress[name] = dict(saved.get(name, {}))
             with self._guard(name, "begin"):
-                self._open(name, config, folder.path.resolve(), step)
-        self._keep({**told, **dict.fromkeys(self._active)})
+                start = TrackerStart(
+                    folder=path,
+                    config=config.model_dump(mode="json"),
+                    project=section.project,
+                    name=section.name or path.name,
+                    id=self._state["id"],
+                    mode=section.mode,
+                    known=name in self._known,
+                    step=step,
+                )
+                tracker = TRACKERS[name](start)
+                if tracker.rewinds:
+                    progress = self._progress[name].items()
+                    self._progress[name] = {kind: min(at, step) for kind, at in progress}
+                self._active[name] = tracker
+        self._save({**saved, **dict.fromkeys(self._active)})
         for record in folder.read_metrics():
             self.log(record)
 
     @property
-    def _known(self) -> dict[str, Told | None]:
-        """By tracker that was ever told: how far, None if of all that is in the metrics."""
+    def _known(self) -> dict[str, Progress | None]:
+        """Progress of every tracker used so far; None if it has logged all metrics."""
         return self._state["known"]
 
-    def _keep(self, known: dict[str, Told | None]) -> None:
+    def _save(self, known: dict[str, Progress | None]) -> None:
         assert self._path is not None
         self._state["known"] = known
         write_json(self._path, self._state)
 
-    def _open(self, name: str, config: Config, folder: Path, step: int) -> None:
-        section = config.track
-        beginning = Beginning(
-            folder=folder,
-            config=config.model_dump(mode="json"),
-            project=section.project,
-            name=section.name or folder.name,
-            id=self._state["id"],
-            mode=section.mode,
-            known=name in self._known,
-            step=step,
-        )
-        tracker = TRACKERS[name](beginning)
-        if tracker.rewinds:
-            self._told[name] = {kind: min(at, step) for kind, at in self._told[name].items()}
-        self._active[name] = tracker
-
     def log(self, record: dict[str, Any]) -> None:
-        """Tell a metrics record to every tracker that has not been told it."""
+        """Log a metrics record with every tracker that has not logged it yet."""
         kind, step, values = record["kind"], record["step"], flat(record)
         for name, tracker in list(self._active.items()):
-            if step > self._told[name].get(kind, -1):
+            if step > self._progress[name].get(kind, -1):
                 with self._guard(name, "log"):
                     tracker.log(values, step)
-                    self._told[name][kind] = step
+                    self._progress[name][kind] = step
 
     def end(self, result: dict[str, Any], step: int) -> dict[str, str]:
-        """Tell the result, close, and return what became of every tracker, for result.json."""
+        """Log the result, close, and return the final state of every tracker, for result.json."""
         figures = numbers({key: value for key, value in result.items() if key != "step"})
         for name, tracker in list(self._active.items()):
             with self._guard(name, "end"):
@@ -141,26 +139,26 @@ class Trackers:
         self._ended = True
         names = [*self._active, *self._failures]
         self.close()
-        return {name: self._failures.get(name, "told to the end") for name in names}
+        return {name: self._failures.get(name, "complete") for name in names}
 
     def close(self) -> None:
-        """Let all go. A run that has not ended can be resumed."""
+        """Close all trackers. A run that has not ended can be resumed."""
         for name, tracker in list(self._active.items()):
             with self._guard(name, "finish"):
                 tracker.close(finished=self._ended)
             self._active.pop(name, None)
 
     def facts(self) -> dict[str, str]:
-        """Return where each tracker is, or why it is switched off, for env.json."""
+        """Return the place of each tracker, or why it is switched off, for env.json."""
         places = {}
         for name, tracker in list(self._active.items()):
-            with self._guard(name, "say where it is"):
+            with self._guard(name, "return its place"):
                 places[name] = tracker.place
         return places | self._failures
 
     @contextmanager
     def _guard(self, name: str, what: str) -> Generator[None]:
-        """Switch a tracker off when it raises: a run is worth more than who looks at it."""
+        """Switch a tracker off if it raises an exception: it must not stop the run."""
         try:
             yield
         except Exception as error:
@@ -171,26 +169,24 @@ class Trackers:
             self._warn(f"track={name} is {self._failures[name]}")
             self._active.pop(name, None)
             if name in self._known:
-                with suppress(OSError):  # a full disk is the run's to report, not a tracker's
-                    self._keep({**self._known, name: self._told[name]})
+                with suppress(OSError):  # the run itself reports a full disk
+                    self._save({**self._known, name: self._progress[name]})
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """Return `id` of the run, and `known`: by tracker, how far it was told."""
-    remedy = "remove it, and the trackers begin new runs"
+    """Return the `id` of the run, and `known`: the progress by tracker."""
+    remedy = "remove it, and the trackers start new runs"
     tree = read_object(path, remedy)
     if tree is None:
         return {"id": uuid.uuid4().hex[:8], "known": {}}
-    if not _is_state(tree):
-        raise CheckpointError(f"{path} holds {shown(tree, 60)} and not `id` and `known`; {remedy}")
+    known = tree.get("known")
+    valid = isinstance(tree.get("id"), str) and isinstance(known, dict)
+    if not valid or not all(at is None or _is_progress(at) for at in known.values()):
+        raise CheckpointError(
+            f"{path} contains {shown(tree, 60)} instead of `id` and `known`; {remedy}"
+        )
     return tree
 
 
-def _is_state(tree: Any) -> bool:
-    if not (isinstance(tree, dict) and isinstance(tree.get("id"), str)):
-        return False
-    known = tree.get("known")
-    return isinstance(known, dict) and all(
-        far is None or (isinstance(far, dict) and all(type(step) is int for step in far.values()))
-        for far in known.values()
-    )
+def _is_progress(value: Any) -> bool:
+    return isinstance(value, dict) and all(type(step) is int for step in value.values())

@@ -4,34 +4,34 @@ from __future__ import annotations
 
 import json
 
-from muonscale.lab.training.trackers.records import Beginning
+from muonscale.lab.training.trackers.records import TrackerStart
 
 
 class TensorBoard:
     """Writes event files to `tensorboard/` in the run folder.
 
-    When a run is resumed, its new file tells readers to forget the steps after the checkpoint.
+    When a run is resumed, its new file marks the steps after the checkpoint as void.
     """
 
     rewinds = True
 
-    def __init__(self, beginning: Beginning) -> None:
+    def __init__(self, start: TrackerStart) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self._folder = beginning.folder / "tensorboard"
-        purge = beginning.step + 1 if beginning.known else None
+        self._folder = start.folder / "tensorboard"
+        purge = start.step + 1 if start.known else None
         self._writer = SummaryWriter(str(self._folder), purge_step=purge)
-        if not beginning.known:
-            text = json.dumps(beginning.config, indent=2)
-            self._writer.add_text("config", _verbatim(text), beginning.step)
+        if not start.known:
+            text = json.dumps(start.config, indent=2)
+            self._writer.add_text("config", _verbatim(text), start.step)
 
     @property
     def place(self) -> str:
-        """The folder of the event files."""
+        """Folder of the event files."""
         return str(self._folder)
 
     def log(self, values: dict[str, float], step: int) -> None:
-        """Write scalars, and see that a killed process leaves them."""
+        """Write scalars and flush them, so that they survive a killed process."""
         for name, value in values.items():
             self._writer.add_scalar(name, value, step)
         self._writer.flush()
@@ -47,5 +47,5 @@ class TensorBoard:
 
 
 def _verbatim(text: str) -> str:
-    """Return text as a block of Markdown that shows it as it is."""
+    """Return text as a verbatim block of Markdown."""
     return "\n".join(f"    {line}" for line in text.splitlines())

@@ -1,4 +1,4 @@
-"""Trackio: a database in its own folder, where its dashboard finds it, or a Hugging Face Space."""
+"""Trackio: a database in the folder of its dashboard, or a Hugging Face Space."""
 
 from __future__ import annotations
 
@@ -7,29 +7,29 @@ import os
 from collections.abc import Generator
 from contextlib import contextmanager, nullcontext, redirect_stdout
 
-from muonscale.lab.training.trackers.records import Beginning
+from muonscale.lab.training.trackers.records import TrackerStart
 
 REMOTE = ("TRACKIO_SPACE_ID", "TRACKIO_SERVER_URL")
-"""Variables by which Trackio logs to another machine."""
+"""Environment variables that make Trackio log to another machine."""
 
 
 class Trackio:
-    """Logs to one run of Trackio, called by the run's name and id, which stay when it is resumed."""
+    """Logs to one run of Trackio, named by the run's name and id. A resumed run continues it."""
 
     rewinds = False
 
-    def __init__(self, beginning: Beginning) -> None:
+    def __init__(self, start: TrackerStart) -> None:
         import trackio
 
         self._trackio = trackio
-        self._command = f'trackio show --project "{beginning.project}"'
-        remote = beginning.mode != "offline" and any(os.environ.get(name) for name in REMOTE)
+        self._command = f'trackio show --project "{start.project}"'
+        remote = start.mode != "offline" and any(os.environ.get(name) for name in REMOTE)
         with redirect_stdout(io.StringIO()), nullcontext() if remote else _without_network():
             self._run = trackio.init(
-                project=beginning.project,
-                name=f"{beginning.name}-{beginning.id}",
-                config=beginning.config,
-                resume="allow" if beginning.known else "never",
+                project=start.project,
+                name=f"{start.name}-{start.id}",
+                config=start.config,
+                resume="allow" if start.known else "never",
                 embed=False,
                 auto_log_gpu=False,
                 auto_log_cpu=False,
@@ -37,7 +37,7 @@ class Trackio:
 
     @property
     def place(self) -> str:
-        """The command that shows it."""
+        """Command that shows the run."""
         return self._command
 
     def log(self, values: dict[str, float], step: int) -> None:
@@ -52,21 +52,21 @@ class Trackio:
         )
 
     def close(self, *, finished: bool) -> None:
-        """Write what is left in its queue."""
+        """Flush its queue."""
         with redirect_stdout(io.StringIO()):
             self._trackio.finish()
 
 
 @contextmanager
 def _without_network() -> Generator[None]:
-    """Keep Trackio from asking the Hugging Face Hub who is logged in, and from logging elsewhere."""
+    """Prevent Trackio from contacting the Hugging Face Hub and from logging to another machine."""
     from huggingface_hub import constants
 
     former = constants.HF_HUB_OFFLINE
-    elsewhere = {name: os.environ.pop(name) for name in REMOTE if name in os.environ}
+    removed = {name: os.environ.pop(name) for name in REMOTE if name in os.environ}
     constants.HF_HUB_OFFLINE = True
     try:
         yield
     finally:
         constants.HF_HUB_OFFLINE = former
-        os.environ.update(elsewhere)
+        os.environ.update(removed)

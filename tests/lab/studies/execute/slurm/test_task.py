@@ -33,8 +33,9 @@ open(files["log"], "a").write(f"begun with {os.environ['OMP_NUM_THREADS']} threa
 PROGRAM = """
 import os, signal, sys
 from pathlib import Path
+from muonscale.lab.studies.execute import worker as study_worker
 from muonscale.lab.studies.execute.slurm import task as slurm_task
-slurm_task.WORKER = ("-c", Path({worker!r}).read_text())
+study_worker.WORKER = ("-c", Path({worker!r}).read_text())
 slurm_task.state_of = lambda job: {state!r}
 os.environ["SLURM_JOB_ID"] = "7"
 os.environ["SUBMITIT_EXECUTOR"] = "slurm"
@@ -115,7 +116,7 @@ def test_a_run_whose_job_is_being_ended_is_not_requeued(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("act", "words"),
     [
-        ("os.kill(os.getpid(), 9)", "signal 9, as when the node has no memory left"),
+        ("os.kill(os.getpid(), 9)", "signal 9, as when the machine is out of memory"),
         ("os._exit(7)", "exit code 7"),
     ],
 )

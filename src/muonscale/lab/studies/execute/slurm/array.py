@@ -1,8 +1,8 @@
 """The runs of a study as a job array of a Slurm cluster, through submitit.
 
-The jobs are the cluster's: they go on when the study is stopped, and a study that is started again
-waits for those that are still queued or running. A preempted job, or one at its time limit, saves its
-run and is queued again (`muonscale.lab.studies.execute.slurm.task`).
+The jobs belong to the cluster: they continue when the study is stopped, and a study that is started
+again waits for jobs that are still queued or running. A preempted job, or one at its time limit, saves
+its run and is queued again (`muonscale.lab.studies.execute.slurm.task`).
 """
 
 from __future__ import annotations
@@ -18,37 +18,37 @@ from time import monotonic, sleep
 from muonscale.errors import StudyError
 from muonscale.lab.run_folder import RunFolder
 from muonscale.lab.studies.config import ExecutorSection
-from muonscale.lab.studies.execute.local import Ended, Job
+from muonscale.lab.studies.execute.job import Ended, Job
 from muonscale.lab.studies.execute.slurm import queue as slurm_queue
 from muonscale.lab.studies.execute.slurm.ledger import Ledger
 from muonscale.lab.studies.execute.slurm.options import make_submitter
-from muonscale.lab.studies.execute.slurm.queue import NoAnswer, Queued, array_of
+from muonscale.lab.studies.execute.slurm.queue import NoAnswer, QueuedJob, array_of
 from muonscale.lab.studies.execute.worker import record_failure
 
 POLL = 5.0
 """Seconds between looks at the queue and the run folders."""
 
 LAG = 60.0
-"""Seconds after the end of a job until what it wrote has surely come through the file system."""
+"""Seconds after the end of a job until its files are surely visible through the file system."""
 
 ARRAY = 1000
-"""Tasks of an array at most: Slurm's own default is 1001."""
+"""Most tasks of an array: Slurm's own default is 1001."""
 
 USUAL = {"None", "Resources", "Priority", "JobArrayTaskLimit", "BeginTime", "JobHeldUser"}
-"""Reasons for waiting that pass by themselves."""
+"""Reasons for waiting that need no message."""
 
 HINTS = {
-    "OUT_OF_MEMORY": "; give runs more with mem_gb in executor.slurm",
-    "TIMEOUT": "; it has not saved itself in the slurm_signal_delay_s seconds before its time limit",
+    "OUT_OF_MEMORY": "; raise mem_gb in executor.slurm",
+    "TIMEOUT": "; the run did not save itself in the slurm_signal_delay_s seconds before its time limit",
 }
 
 
 class SlurmArray:
-    """Jobs as tasks of job arrays.
+    """Does jobs as tasks of job arrays.
 
     Args:
         section: `executor.*`.
-        folder: of the study, which all nodes see.
+        folder: the folder of the study, visible to all nodes.
 
     Raises:
         StudyError: if submitit or Slurm is missing, or for options that cannot be used.
@@ -56,7 +56,7 @@ class SlurmArray:
 
     def __init__(self, section: ExecutorSection, folder: Path) -> None:
         self._section, self._folder = section, folder
-        self._reasons_said: set[str] = set()
+        self._printed: set[str] = set()
         slurm_queue.check_commands()
         make_submitter(section, folder / "slurm", name="any", workers=None)
 
@@ -65,8 +65,7 @@ class SlurmArray:
 
         Raises:
             StudyError: if Slurm does not answer at first, or takes no jobs.
-            KeyboardInterrupt: after Ctrl-C, which leaves the jobs with the cluster.
-            SystemExit: likewise, after SIGTERM.
+            KeyboardInterrupt, SystemExit: after Ctrl-C or SIGTERM; the jobs stay with the cluster.
         """
         self._ledger = Ledger(self._folder)  # not before: another process may have held the study
         left = {job.id: job for job in jobs}
@@ -78,10 +77,10 @@ class SlurmArray:
             raise
 
     def _not_with_slurm(self, jobs: Sequence[Job]) -> list[Job]:
-        """Return the jobs to be submitted; put in order what a killed study has left."""
+        """Return the jobs to submit, after cleaning up what a killed study has left."""
         if not self._ledger.jobs:
             self._ledger.write()  # its name comes before the first job that has it
-        found = slurm_queue.queued(self._ledger.name)
+        found = slurm_queue.list_jobs(self._ledger.name)
         alive = {id for id, job in found.items() if job.alive}
         waiting = {id for id, job in found.items() if job.state == "PENDING"}
         slurm_queue.cancel(waiting - set(self._ledger.jobs.values()))
@@ -96,7 +95,7 @@ class SlurmArray:
         return [job for job in jobs if ours[job.id] not in alive and not _is_done(job)]
 
     def _submit(self, jobs: Sequence[Job]) -> None:
-        """Submit jobs held, write down which they are, and let them begin."""
+        """Submit jobs held, record them, and release them."""
         for start in range(0, len(jobs), ARRAY):
             part = jobs[start : start + ARRAY]
             ids = self._submit_array(part)
@@ -113,19 +112,20 @@ class SlurmArray:
         submitter = make_submitter(
             self._section, self._folder / "slurm", self._ledger.name, workers
         )
-        files = [{k: str(p.absolute()) for k, p in _files(job).items()} for job in jobs]
         try:
             with _outside_any_job():
-                submitted = submitter.map_array(Task(self._section.threads), files)
+                submitted = submitter.map_array(
+                    Task(self._section.threads), [job.files for job in jobs]
+                )
         except FailedJobError as error:
             raise StudyError(
-                f"Slurm takes no jobs of this study: {error}; mend that, or set executor.kind=local"
+                f"Slurm takes no jobs of this study: {error}; correct executor.slurm, or set executor.kind=local"
             ) from error
         return [job.job_id for job in submitted]
 
     def _wait(self, left: dict[str, Job], ended: Ended) -> None:
-        """Wait until all jobs have ended; of one that leaves nothing, write down why."""
-        gone: dict[str, float] = {}
+        """Wait until all jobs have ended; record why a job left nothing."""
+        gone: dict[str, float] = {}  # when the job of a run was found to have ended
         while True:
             for job in [job for job in left.values() if _is_done(job)]:
                 del left[job.id]
@@ -133,46 +133,33 @@ class SlurmArray:
                 ended(job.id)
             if not left:
                 return
-            if (found := self._look()) is not None:
-                lost = self._lost(left, found, gone)
+            if (found := self._queue()) is not None:
+                for run in left:
+                    job = found.get(self._ledger.jobs[run])
+                    if job is not None and job.alive:
+                        gone.pop(run, None)
+                    else:
+                        gone.setdefault(run, monotonic())
+                lost = [run for run in left if run in gone and monotonic() - gone[run] >= LAG]
+                for run in lost:
+                    del gone[run]
                 self._give_up([left[run] for run in lost], found)
             sleep(POLL)
 
-    def _lost(
-        self, runs: Iterable[str], found: Mapping[str, Queued], gone: dict[str, float]
-    ) -> list[str]:
-        """Return the runs whose jobs have ended so long ago that there is nothing more to come.
-
-        Args:
-            runs: that have left nothing yet.
-            found: the jobs in the queue.
-            gone: since when the jobs of runs have ended; kept from call to call.
-        """
-        for run in runs:
-            job = found.get(self._ledger.jobs[run])
-            if job is not None and job.alive:
-                gone.pop(run, None)
-            else:
-                gone.setdefault(run, monotonic())
-        lost = [run for run in runs if run in gone and monotonic() - gone[run] >= LAG]
-        for run in lost:
-            del gone[run]
-        return lost
-
-    def _look(self) -> Mapping[str, Queued] | None:
-        """Return the jobs of the study as Slurm has them, None while it does not answer."""
+    def _queue(self) -> Mapping[str, QueuedJob] | None:
+        """Return the jobs of the study in the queue, None while Slurm does not answer."""
         try:
-            found = slurm_queue.queued(self._ledger.name)
+            found = slurm_queue.list_jobs(self._ledger.name)
         except NoAnswer as error:
             self._say_once(f"waiting for Slurm to answer: {error}")
             return None
         for job in self._ledger.jobs.values():
             if job in found and found[job].state == "PENDING" and found[job].reason not in USUAL:
-                self._say_once(f"Slurm has job {array_of(job)} wait for: {found[job].reason}")
+                self._say_once(f"job {array_of(job)} waits for: {found[job].reason}")
         return found
 
-    def _give_up(self, jobs: Iterable[Job], found: Mapping[str, Queued]) -> None:
-        """Submit preempted jobs anew; write down how the others have ended."""
+    def _give_up(self, jobs: Iterable[Job], found: Mapping[str, QueuedJob]) -> None:
+        """Submit preempted jobs again; record how the others ended."""
         again = []
         for job in jobs:
             id = self._ledger.jobs[job.id]
@@ -189,15 +176,15 @@ class SlurmArray:
         self._submit(again)
 
     def _say_once(self, line: str) -> None:
-        if line not in self._reasons_said:
-            self._reasons_said.add(line)
+        if line not in self._printed:
+            self._printed.add(line)
             _say(line)
 
     def _say_farewell(self, left: Iterable[str]) -> None:
         with_slurm = [self._ledger.jobs[run] for run in left if run in self._ledger.jobs]
         if arrays := sorted({array_of(id) for id in with_slurm}, key=int):
             print(
-                f"{len(with_slurm)} runs stay with the cluster. Look at them with: muonscale study "
+                f"{len(with_slurm)} runs stay with the cluster. Watch them with: muonscale study "
                 f"status {self._folder}\nwait for them with: muonscale study run {self._folder}\n"
                 f"cancel them with: scancel {' '.join(arrays)}",
                 file=sys.stderr,
@@ -205,12 +192,8 @@ class SlurmArray:
             )
 
 
-def _files(job: Job) -> dict[str, Path]:
-    return {"config": job.config, "log": job.log, "failure": job.failure}
-
-
 def _is_done(job: Job) -> bool:
-    """Return whether a run has left a result, or why it has none."""
+    """Return whether a run has a result, or a reason for having none."""
     path = Path(json.loads(job.config.read_text(encoding="utf-8"))["run"]["path"])
     return job.failure.exists() or RunFolder(path).result() is not None
 
@@ -221,7 +204,7 @@ def _say(line: str) -> None:
 
 @contextmanager
 def _outside_any_job() -> Generator[None]:
-    """Hide the job that the study itself may run in, whose settings sbatch would take over."""
+    """Hide the job that the study itself may run in, whose settings sbatch would inherit."""
     from submitit.helpers import clean_env
 
     if "SLURM_JOB_ID" not in os.environ:

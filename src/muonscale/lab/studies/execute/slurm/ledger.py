@@ -1,7 +1,7 @@
-"""Which runs of a study are with Slurm: `slurm.json` in its folder, {name, jobs: {run: job}}.
+"""The runs of a study that Slurm has: `slurm.json` in its folder, {name, jobs: {run: job}}.
 
-All jobs of a study have its name in the queue, and are submitted held. A job begins once it is in the
-ledger: what a study that was killed while submitting has left in the queue has done nothing.
+All jobs of a study have its name in the queue and are submitted held. A job is released once it is in
+the ledger, so jobs that a study killed while submitting left in the queue have done nothing.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from muonscale.lab.files import write_json
-from muonscale.lab.studies.execute.folder import read_study_file
-from muonscale.lab.studies.execute.slurm.queue import ON_A_NODE, NoAnswer, queued
+from muonscale.lab.studies.execute.job import read_study_file
+from muonscale.lab.studies.execute.slurm.queue import ON_A_NODE, NoAnswer, list_jobs
 
 FILE = "slurm.json"
 
@@ -22,7 +22,7 @@ class Ledger:
     """The jobs of a study that have not been seen to end.
 
     Args:
-        folder: of the study. Its ledger is read; one that is not there is written with the first job.
+        folder: the folder of the study. A ledger that does not exist is written with the first job.
 
     Raises:
         StudyError: if it is damaged.
@@ -36,29 +36,29 @@ class Ledger:
 
     @property
     def jobs(self) -> Mapping[str, str]:
-        """Job by run."""
+        """Jobs by run."""
         return self._jobs
 
     def write(self) -> None:
-        """Write it down, whole or not at all."""
+        """Write the ledger, whole or not at all."""
         write_json(self._path, {"name": self.name, "jobs": self._jobs})
 
     def add(self, jobs: Mapping[str, str]) -> None:
-        """Write down that runs have these jobs."""
+        """Record the jobs of runs."""
         self._jobs |= jobs
         self.write()
 
     def drop(self, run: str) -> None:
-        """Write down that a run has no job any more."""
+        """Record that a run has no job any more."""
         if self._jobs.pop(run, None) is not None:
             self.write()
 
 
-def runs_begun(folder: Path, runs: Collection[str]) -> dict[str, str]:
-    """Return which of these runs Slurm has begun, each with what there is to say of it.
+def find_begun_runs(folder: Path, runs: Collection[str]) -> dict[str, str]:
+    """Return which of these runs Slurm has begun, each with a remark.
 
-    Slurm is asked only if one of them has a job. Where it does not answer, all that have one are
-    returned, and why.
+    Slurm is asked only if one of them has a job. If it does not answer, all runs with a job are
+    returned, with the reason.
     """
     if not (folder / FILE).exists():
         return {}
@@ -69,7 +69,7 @@ def runs_begun(folder: Path, runs: Collection[str]) -> dict[str, str]:
     try:
         if shutil.which("squeue") is None:
             raise NoAnswer("there is no squeue on this machine")
-        found = queued(ledger.name)
+        found = list_jobs(ledger.name)
     except NoAnswer as error:
-        return {run: f"or waiting, or gone: job {job}; {error}" for run, job in ours.items()}
+        return {run: f"job {job} runs, waits or is gone: {error}" for run, job in ours.items()}
     return {run: "" for run, job in ours.items() if job in found and found[job].state in ON_A_NODE}

@@ -1,4 +1,4 @@
-"""`executor.slurm`: which of submitit's options a study passes on, and what it adds to them."""
+"""`executor.slurm`: the options of submitit that a study passes on, and those it adds."""
 
 from __future__ import annotations
 
@@ -14,25 +14,28 @@ if TYPE_CHECKING:
 INSTALL = 'executor.kind=slurm needs submitit; install it with: pip install "muonscale[slurm]"'
 
 MINUTES = 60
-"""Time limit of a job that is given none: a run that needs longer goes on in another."""
+"""Default time limit of a job. A run that needs longer continues in another job."""
 
 TIMEOUTS = 1000
-"""How often a run may come to its time limit."""
+"""How often a run may reach its time limit."""
 
 AT_START = ("slurm_max_num_timeout", "slurm_max_pickle_size_gb", "slurm_python")
-"""Options that submitit's executor takes when it is made."""
+"""Options of the constructor of submitit's executor."""
 
+ONE_PROCESS = (
+    "nodes",
+    "tasks_per_node",
+    "slurm_nodes",
+    "slurm_tasks_per_node",
+    "slurm_ntasks_per_node",
+)
 NOT_THE_USERS = {
-    "name": "the study names its jobs, to find them again",
-    "slurm_job_name": "the study names its jobs, to find them again",
-    "nodes": "a run of a study is one process",
-    "tasks_per_node": "a run of a study is one process",
-    "slurm_nodes": "a run of a study is one process",
-    "slurm_tasks_per_node": "a run of a study is one process",
-    "slurm_ntasks_per_node": "a run of a study is one process",
-    "slurm_name": "the study names its jobs, to find them again",
+    **dict.fromkeys(ONE_PROCESS, "a run of a study is one process"),
+    **dict.fromkeys(
+        ("name", "slurm_name", "slurm_job_name"), "the study finds its jobs by their name"
+    ),
     "slurm_array_parallelism": "use executor.workers",
-    "slurm_use_srun": "the signal that has a run save itself comes through srun",
+    "slurm_use_srun": "a run gets the signal to save itself through srun",
 }
 
 
@@ -40,12 +43,6 @@ def make_submitter(
     section: ExecutorSection, folder: Path, name: str, workers: int | None
 ) -> AutoExecutor:
     """Return submitit's executor for a job array of a study.
-
-    Args:
-        section: `executor.*`.
-        folder: for what submitit keeps.
-        name: of the jobs.
-        workers: jobs at a time; None for all.
 
     Raises:
         StudyError: for an unknown option, one that the study sets itself, or a wrong value.
@@ -76,7 +73,7 @@ def make_submitter(
 
 
 def check_options(given: dict[str, Any]) -> None:
-    """Refuse options that submitit does not have, or that are not the user's to set.
+    """Check that submitit has all options, and that the study sets none of them itself.
 
     Raises:
         StudyError: naming the option and what is accepted.

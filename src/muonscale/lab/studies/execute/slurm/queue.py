@@ -1,4 +1,4 @@
-"""What Slurm knows of jobs and does with them, through its own commands.
+"""Jobs in Slurm's queue, seen and changed through its own commands.
 
 A job is named `12_3`, the fourth of array 12, or `12` where there is no array.
 """
@@ -27,27 +27,27 @@ ENDED = {
     "REVOKED",
     "TIMEOUT",
 }
-"""States in which a job does no more; in all others it runs or is going to."""
+"""States of a job that has ended; in all others it runs or is going to."""
 
 ON_A_NODE = {"RUNNING", "COMPLETING", "SIGNALING", "STAGE_OUT", "STOPPED", "SUSPENDED"}
 """States of a job that has begun."""
 
 PATIENCE = 60
-"""Seconds that a command may take."""
+"""Most seconds that a command may take."""
 
 
 class NoAnswer(StudyError):
-    """Slurm does not answer, which may pass."""
+    """Slurm does not answer; it may answer later."""
 
 
 @dataclass(frozen=True)
-class Queued:
-    """A job as Slurm has it."""
+class QueuedJob:
+    """A job in the queue."""
 
     state: str
     """Such as PENDING; https://slurm.schedmd.com/squeue.html lists them."""
     reason: str
-    """Why it waits, or has ended so."""
+    """Why the job waits or has ended."""
 
     @property
     def alive(self) -> bool:
@@ -56,7 +56,7 @@ class Queued:
 
 
 def check_commands() -> None:
-    """Refuse a machine without Slurm.
+    """Check that this machine has Slurm.
 
     Raises:
         StudyError: naming the command that is missing.
@@ -69,8 +69,8 @@ def check_commands() -> None:
             )
 
 
-def queued(name: str) -> dict[str, Queued]:
-    """Return this user's jobs of a name, by job; ended ones too, for as long as Slurm keeps them.
+def list_jobs(name: str) -> dict[str, QueuedJob]:
+    """Return this user's jobs with a name, ended ones included as long as Slurm keeps them.
 
     Raises:
         NoAnswer: if Slurm does not answer.
@@ -80,7 +80,7 @@ def queued(name: str) -> dict[str, Queued]:
     found = {}
     for line in lines:
         array, index, state, reason = line.split("|", 3)
-        found[f"{array}_{index}" if index.isdigit() else array] = Queued(state, reason)
+        found[f"{array}_{index}" if index.isdigit() else array] = QueuedJob(state, reason)
     return found
 
 
@@ -94,7 +94,7 @@ def state_of(job: str) -> str:
 
 
 def accounted_state(job: str) -> str | None:
-    """Return the state that Slurm's accounting has of a job; None where there is no accounting."""
+    """Return the state of a job in Slurm's accounting; None where there is no accounting."""
     try:
         words = ["--noheader", "--parsable2", "--allocations", "--format=State"]
         lines = _answer("sacct", f"--jobs={job}", *words).split()
@@ -104,10 +104,10 @@ def accounted_state(job: str) -> str | None:
 
 
 def release(arrays: Iterable[str]) -> None:
-    """Let jobs that were submitted held begin.
+    """Release jobs that were submitted held.
 
     Raises:
-        NoAnswer: if Slurm does not.
+        NoAnswer: if Slurm refuses or does not answer.
     """
     for array in sorted(set(arrays)):
         _answer("scontrol", "release", array)
@@ -117,7 +117,7 @@ def cancel(jobs: Iterable[str]) -> None:
     """Cancel jobs.
 
     Raises:
-        NoAnswer: if Slurm does not.
+        NoAnswer: if Slurm refuses or does not answer.
     """
     if given := sorted(jobs):
         _answer("scancel", *given)

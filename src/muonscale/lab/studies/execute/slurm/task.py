@@ -1,9 +1,9 @@
-"""What a task of a job array does: one run, in a process of its own.
+"""A task of a job array: it does one run, in a process of its own.
 
-Slurm sends a signal some time before it takes a node away, be it for the job's time limit or for a job
-that is more urgent. submitit (https://github.com/facebookincubator/submitit, docs/checkpointing.md)
-then calls `checkpoint`, and has Slurm queue the job again. The run is to save itself meanwhile, which
-it does on SIGTERM, at the end of a step: it cannot within a signal handler of its own process.
+Slurm sends a signal some time before it takes a node away, for the job's time limit or for a more
+urgent job. submitit (https://github.com/facebookincubator/submitit, docs/checkpointing.md) then calls
+`checkpoint` and has Slurm queue the job again. Meanwhile the run saves itself on SIGTERM, at the end of
+a step, which it could not do within a signal handler of its own process.
 """
 
 from __future__ import annotations
@@ -21,16 +21,14 @@ from submitit import JobEnvironment
 from submitit.core.utils import DelayedSubmission
 
 from muonscale.lab.studies.execute.slurm.queue import NoAnswer, state_of
-from muonscale.lab.studies.execute.worker import record_failure
-
-WORKER = ("-m", "muonscale.lab.studies.execute.worker")
+from muonscale.lab.studies.execute.worker import record_death, start_worker
 
 TO_STOP = (signal.SIGTERM, signal.SIGINT)
 """Signals that ask a run to save itself."""
 
 
 class Task:
-    """Does a run when called, by way of a worker process; a callable that submitit can checkpoint.
+    """Does a run in a worker process when called; submitit can checkpoint it.
 
     Args:
         threads: CPU threads of the run.
@@ -41,34 +39,31 @@ class Task:
         self._worker: int | None = None
 
     def __call__(self, files: Mapping[str, str]) -> None:
-        """Do or go on with a run.
+        """Do or resume a run.
 
         Args:
-            files: config, log and failure, as the worker takes them.
+            files: paths of config, log and failure, as the worker takes them.
 
         Raises:
             SystemExit: if Slurm ends the job, and the run has saved itself.
         """
-        with _blocked(_notice()):
-            process = self._start()
+        with _block(_notice()):
+            process = start_worker(self._threads, stdout=subprocess.DEVNULL)
             self._worker = process.pid
         assert process.stdin is not None
         with suppress(BrokenPipeError), process.stdin as lines:
             lines.write(json.dumps(dict(files)) + "\n")
         _wait(process.pid)
-        with _blocked(_notice()):
+        with _block(_notice()):
             code = process.wait()
             self._worker = None
         if code >= 128 or -code in TO_STOP:
-            _stopped()
+            _leave()
         elif code:
-            how = f"signal {-code}" if code < 0 else f"exit code {code}"
-            memory = ", as when the node has no memory left" if code == -signal.SIGKILL else ""
-            reason = f"its process ended with {how}{memory}; see {files['log']}"
-            record_failure(Path(files["failure"]), reason)
+            record_death(Path(files["failure"]), code, files["log"])
 
     def checkpoint(self, files: Mapping[str, str]) -> DelayedSubmission:
-        """Have the run save itself, and return what the job does when Slurm begins it again.
+        """Have the run save itself, and return the work of the job when Slurm begins it again.
 
         submitit calls this within a signal handler, while `__call__` waits.
         """
@@ -78,15 +73,6 @@ class Task:
             _wait(self._worker)
         return DelayedSubmission(Task(self._threads), files)
 
-    def _start(self) -> subprocess.Popen[str]:
-        return subprocess.Popen(
-            [sys.executable, *WORKER],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            env=os.environ | {"OMP_NUM_THREADS": str(self._threads)},
-            text=True,
-        )
-
 
 def _notice() -> signal.Signals:
     """Return the signal that submitit has Slurm send before the end."""
@@ -94,8 +80,8 @@ def _notice() -> signal.Signals:
 
 
 @contextmanager
-def _blocked(number: signal.Signals) -> Generator[None]:
-    """Keep a signal for later; a process started meanwhile never gets it.
+def _block(number: signal.Signals) -> Generator[None]:
+    """Defer a signal; a process started meanwhile never receives it.
 
     Slurm sends it to all processes of a step, and it would end the worker.
     """
@@ -107,18 +93,17 @@ def _blocked(number: signal.Signals) -> Generator[None]:
 
 
 def _wait(pid: int) -> None:
-    """Wait for a child's end and leave its exit code to be asked for: unlike Popen.wait, this may be
+    """Wait for the end of a child without collecting its exit code: unlike Popen.wait, this may be
     called within a signal handler that has interrupted it."""
     with suppress(ChildProcessError):
         os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
 
 
-def _stopped() -> None:
+def _leave() -> None:
     """Leave after a run that was asked to stop.
 
-    Slurm asks before it ends a job, which is then queued again if it was preempted and not if it was
-    cancelled. If it has not ended the job, such as in the time that a preempted one is granted, the
-    job queues itself again.
+    Slurm asks before it ends a job. It queues a preempted job again and a cancelled one not. If Slurm
+    has not ended the job yet, as in the time it grants a preempted one, the job queues itself again.
     """
     try:
         runs_on = state_of(JobEnvironment().job_id) == "RUNNING"

@@ -4,19 +4,19 @@ import pytest
 
 from muonscale.errors import ConfigError
 from muonscale.lab.config.load import load_config
-from muonscale.lab.training.kept_checkpoints import kept_steps
+from muonscale.lab.training.checkpoint import steps_to_keep
 
 
 def test_the_configuration_says_which_steps_are_kept() -> None:
     words = ["train.steps=10", "train.batch_tokens=2560", "checkpoint.marks=[0.5, 15361, 0.48]"]
-    assert kept_steps(load_config("demo", words)) == {5, 7}
-    assert kept_steps(load_config("demo")) == set()
+    assert steps_to_keep(load_config("demo", words)) == {5, 7}
+    assert steps_to_keep(load_config("demo")) == set()
 
 
 def test_a_mark_before_the_first_step_is_over_is_that_step() -> None:
     for mark in ("1", "0.0001", "2560"):
         words = ["train.steps=10", "train.batch_tokens=2560", f"checkpoint.marks=[{mark}]"]
-        assert kept_steps(load_config("demo", words)) == {1}
+        assert steps_to_keep(load_config("demo", words)) == {1}
 
 
 def test_a_mark_beyond_the_end_is_named() -> None:
@@ -24,7 +24,7 @@ def test_a_mark_beyond_the_end_is_named() -> None:
     with pytest.raises(
         ConfigError, match=r"checkpoint.marks: 25,601 tokens are beyond .* has 25,600"
     ):
-        kept_steps(load_config("demo", words))
+        steps_to_keep(load_config("demo", words))
 
 
 @pytest.mark.parametrize("value", ["[0]", "[-3]", "[half]", "0.5"])

@@ -1,4 +1,4 @@
-"""The parameter groups that a configuration asks for, and how they change with the width."""
+"""The parameter groups of a configuration, and their scaling with the width of the model."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ from transformers import PreTrainedConfig
 from muonscale.errors import ConfigError
 from muonscale.lab.config.load import Config
 from muonscale.lab.config.sections import ModelSection, OptimizerSection
-from muonscale.lab.models.build import meta_model, model_config
+from muonscale.lab.models.build import meta_model
+from muonscale.lab.models.config import model_config
 from muonscale.optim.parameters.groups import parameter_groups
 from muonscale.transfer.apply import Parametrization
 from muonscale.transfer.parametrization import parametrize
 
 
-def configured_groups(model: nn.Module, section: OptimizerSection) -> list[dict[str, Any]]:
-    """Return the parameter groups of a model, on any device, as `optimizer.*` has them."""
+def build_param_groups(model: nn.Module, section: OptimizerSection) -> list[dict[str, Any]]:
+    """Return the parameter groups of a model, on any device, as `optimizer.*` defines them."""
     return parameter_groups(
         model,
         lr=section.lr,
@@ -29,14 +30,14 @@ def configured_groups(model: nn.Module, section: OptimizerSection) -> list[dict[
 
 
 def plan_transfer(config: Config, shape: PreTrainedConfig) -> Parametrization | None:
-    """Return the multipliers of a model that `transfer.base` asks for, None where it does not.
+    """Return the multipliers of a model for `transfer.base`, or None if it is not set.
 
     Args:
-        config: of the run.
-        shape: configuration of its model.
+        config: the configuration of the run.
+        shape: the Hugging Face configuration of its model.
 
     Raises:
-        ConfigError: for a base that cannot be used, or a model that transfer does not understand.
+        ConfigError: for a base that cannot be used, or a model that transfer does not support.
     """
     section = config.transfer
     if section.base is None:
@@ -45,7 +46,7 @@ def plan_transfer(config: Config, shape: PreTrainedConfig) -> Parametrization | 
     return parametrize(
         model,
         meta_model(base_shape(config, shape)),
-        configured_groups(model, config.optimizer),
+        build_param_groups(model, config.optimizer),
         convention=section.convention,
         depth=section.depth,
         defaults=config.optimizer.model_dump(),
@@ -53,7 +54,7 @@ def plan_transfer(config: Config, shape: PreTrainedConfig) -> Parametrization | 
 
 
 def base_shape(config: Config, shape: PreTrainedConfig) -> PreTrainedConfig:
-    """Return the configuration of the model at base width: `shape` with what `transfer.base` changes.
+    """Return the configuration of the model at base width: `shape` changed by `transfer.base`.
 
     Vocabulary and positions are those of `shape`.
     """
@@ -71,10 +72,8 @@ def base_shape(config: Config, shape: PreTrainedConfig) -> PreTrainedConfig:
             eos_id=shape.eos_token_id,
         )
     except ConfigError as error:
-        said = str(error).replace("model.fields", "transfer.base")
-        said = said.replace("model.preset", "transfer.base")
-        named = said.startswith(
-            ("transfer.base", "unknown transfer.base", "unknown field transfer.base")
-        )
-        where = "" if named else f"transfer.base={base}: "
-        raise ConfigError(where + said) from error
+        text = str(error).replace("model.fields", "transfer.base")
+        text = text.replace("model.preset", "transfer.base")
+        starts = ("transfer.base", "unknown transfer.base", "unknown field transfer.base")
+        prefix = "" if text.startswith(starts) else f"transfer.base={base}: "
+        raise ConfigError(prefix + text) from error

@@ -1,0 +1,24 @@
+"""The mean loss of a model on batches in one process."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+from transformers import PreTrainedModel
+
+from muonscale.lab.models.contexts import evaluation_mode
+from muonscale.lab.models.loss import causal_logits, mean_loss, summed_loss
+
+
+def loss_on_batches(model: PreTrainedModel, batches: Iterable[np.ndarray]) -> tuple[float, int]:
+    """Return the mean loss over all target tokens in nats, and their number."""
+    device = next(model.parameters()).device
+    total, tokens = 0.0, 0
+    with evaluation_mode(model):
+        for batch in batches:
+            loss, number = summed_loss(
+                lambda ids, positions: causal_logits(model, ids, positions), batch, device
+            )
+            total, tokens = total + loss, tokens + number
+    return mean_loss(total, tokens), tokens
