@@ -109,8 +109,8 @@ def test_where_the_batch_grows_a_stage_falls_by_tokens() -> None:
     [
         (["name=stages"], "schedule.name=stages with 0 items"),
         (["stages=[{name: linear}]"], "schedule.name=cosine with 1 items"),
-        (["name=stages", "stages=[{name: linear},{name: linear}]"], "give `until` to all"),
-        (["name=stages", "stages=[{name: linear, until: 0.5}]"], "give `until` to all"),
+        (["name=stages", "stages=[{name: linear},{name: linear}]"], "None, None"),
+        (["name=stages", "stages=[{name: linear, until: 0.5}]"], "end at 0.5"),
         (
             ["name=stages", "stages=[{name: linear, until: 0.5},{name: linear, until: 0.4},"
              "{name: linear}]"],
