@@ -1,7 +1,8 @@
-"""The built wheel, installed apart from the source."""
+"""The built wheel, installed apart from the source; names of classes."""
 
 from __future__ import annotations
 
+import ast
 import os
 import subprocess
 import sys
@@ -40,3 +41,12 @@ def test_the_wheel_carries_its_data_and_runs(tmp_path: Path) -> None:
         text=True,
     )
     assert str(target) in where.stdout
+
+
+def test_a_class_name_is_used_once() -> None:
+    places: dict[str, list[str]] = {}
+    for path in sorted((ROOT / "src").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.ClassDef):
+                places.setdefault(node.name, []).append(path.relative_to(ROOT).as_posix())
+    assert {name: where for name, where in places.items() if len(where) > 1} == {}

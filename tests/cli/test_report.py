@@ -7,7 +7,7 @@ from types import ModuleType
 
 import pytest
 
-from muonscale.lab.report.page import Chart, Page, Section, Series, Table
+from muonscale.lab.report.page import Chart, Page, PageSection, Series, Table
 from tests.conftest import Muonscale
 from tests.lab.report.folders import records, write_run
 
@@ -23,7 +23,7 @@ def fake(monkeypatch: pytest.MonkeyPatch, module: str, function: str, title: str
             series=(Series(name="a", x=(1.0, 2.0), y=(1.0, 2.0)),),
         )  # fmt: skip
         table = Table(head=("a",), rows=(("1",),), name="numbers")
-        section = Section(title="Found", blocks=(chart, table))
+        section = PageSection(title="Found", blocks=(chart, table))
         return Page(title=title, summary="A summary.", sections=(section,))
 
     *_, name = module.split(".")

@@ -24,7 +24,7 @@ from muonscale.lab.fits.tables import read_table
 from muonscale.lab.fits.token_optimal import find_token_optimal
 from muonscale.lab.report.check import check_page
 from muonscale.lab.report.folders import page_of
-from muonscale.lab.report.page import Chart, Page, Section, Series, Surface, Table
+from muonscale.lab.report.page import Chart, Page, PageSection, Series, Surface, Table
 from muonscale.lab.report.write import write_page
 from muonscale.lab.studies.analysis.seed_blocks import fit_blocks
 from muonscale.lab.studies.batch.analysis import read_steps
@@ -93,7 +93,7 @@ def steps(batches: Any = (1.0, 2.0, 4.0), freedom: int = 0) -> StepsToLoss:
 
 
 def page(*blocks: Any) -> Callable[[Path], object]:
-    section = Section(title="s", blocks=blocks)
+    section = PageSection(title="s", blocks=blocks)
     return lambda _: check_page(Page(title="t", summary="s", sections=(section,)))
 
 

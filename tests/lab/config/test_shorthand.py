@@ -9,7 +9,7 @@ import pytest
 from muonscale.errors import ConfigError
 from muonscale.lab.config.load import load_config
 from muonscale.lab.config.read import read_yaml
-from muonscale.lab.studies.study import PlannedRun
+from muonscale.lab.studies.planned_run import PlannedRun
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from muonscale.lab.report.page import (
     Command,
     Mark,
     Page,
-    Section,
+    PageSection,
     Series,
     Surface,
     Table,
@@ -118,7 +118,7 @@ PAGE = Page(
     title="Muon & AdamW <script>window.injected = true</script>",
     summary="First paragraph.\n\nSecond </script> paragraph.",
     sections=(
-        Section(
+        PageSection(
             title="Findings",
             blocks=(
                 Text("One.\n\nTwo <em>not emphasised</em>."),
@@ -132,6 +132,6 @@ PAGE = Page(
                 Table(head=("a", "b"), rows=()),
             ),
         ),
-        Section(title="Charts", blocks=CHARTS),
+        PageSection(title="Charts", blocks=CHARTS),
     ),
 )

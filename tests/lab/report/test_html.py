@@ -8,7 +8,7 @@ import pytest
 from plotly.offline import get_plotlyjs
 
 from muonscale.lab.report.html import page_html
-from muonscale.lab.report.page import Block, Chart, Page, Section, Series, Text
+from muonscale.lab.report.page import Block, Chart, Page, PageSection, Series, Text
 from muonscale.lab.report.palette import styles
 from muonscale.lab.report.tables import is_number
 from tests.lab.report.sample import CHARTS, PAGE, RATE_CHART
@@ -22,7 +22,7 @@ def rendered(page: Page) -> str:
 
 
 def page_of(*blocks: Block) -> Page:
-    return Page(title="t", summary="s", sections=(Section(title="one", blocks=blocks),))
+    return Page(title="t", summary="s", sections=(PageSection(title="one", blocks=blocks),))
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +108,7 @@ def test_contents_are_there_for_several_sections_only(tree: Node) -> None:
 
 def test_parts_have_headings_above_their_sections() -> None:
     sections = [
-        Section(title=t, blocks=(), part=p) for t, p in [("a", "P"), ("b", "P"), ("c", "Q")]
+        PageSection(title=t, blocks=(), part=p) for t, p in [("a", "P"), ("b", "P"), ("c", "Q")]
     ]
     tree = parse(rendered(Page(title="t", summary="", sections=tuple(sections))))
     assert [h.text for h in tree.all("h2", "part")] == ["P", "Q"]

@@ -5,7 +5,7 @@ from muonscale.lab.report.page import (
     Chart,
     Command,
     Page,
-    Section,
+    PageSection,
     Series,
     Table,
     Text,
@@ -34,7 +34,7 @@ def test_every_block_is_written() -> None:
         Table(head=("empty",), rows=()),
         CHART,
     )
-    page = Page(title="T", summary="S", sections=(Section(title="One", blocks=blocks),))
+    page = Page(title="T", summary="S", sections=(PageSection(title="One", blocks=blocks),))
     assert markdown(page, "pictures") == (
         "# T\n\nS\n\n## One\n\na \\< b and \\*c\\*\n\n```sh\nmuonscale study run mine\n```\n\n"
         "- **holds**: it is so\n\n- **undecided**: who knows\n\n"
@@ -46,7 +46,7 @@ def test_every_block_is_written() -> None:
 
 def test_parts_have_headings_above_their_sections() -> None:
     sections = tuple(
-        Section(title=t, blocks=(), part=p)
+        PageSection(title=t, blocks=(), part=p)
         for t, p in (("a", "P"), ("b", "P"), ("c", "Q"), ("d", ""))
     )
     text = markdown(Page(title="T", summary="S", sections=sections))

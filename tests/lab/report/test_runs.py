@@ -10,7 +10,7 @@ import pytest
 
 from muonscale.lab.config.load import load_config
 from muonscale.lab.report.check import check_page
-from muonscale.lab.report.page import Chart, Command, Page, Section, Table, Text, Verbatim
+from muonscale.lab.report.page import Chart, Command, Page, PageSection, Table, Text, Verbatim
 from muonscale.lab.report.run_tables import reproduce_command
 from muonscale.lab.report.runs import runs_page
 from tests.lab.report.folders import (
@@ -25,7 +25,7 @@ from tests.lab.report.folders import (
 )
 
 
-def section(page: Page, title: str) -> Section:
+def section(page: Page, title: str) -> PageSection:
     return next(section for section in page.sections if section.title == title)
 
 

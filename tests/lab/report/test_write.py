@@ -11,7 +11,7 @@ import pytest
 from matplotlib.image import imread
 
 from muonscale.errors import StudyError
-from muonscale.lab.report.page import Chart, Page, Section, Series, Surface, Table
+from muonscale.lab.report.page import Chart, Page, PageSection, Series, Surface, Table
 from muonscale.lab.report.write import write_page
 from tests.lab.report.sample import CHARTS, PAGE, RATE_CHART, SURFACE_CHART, TABLE
 
@@ -33,7 +33,7 @@ def same(text: str, number: float) -> bool:
 
 
 def page_of(*blocks: Chart | Table) -> Page:
-    return Page(title="", summary="", sections=(Section(title="", blocks=blocks),))
+    return Page(title="", summary="", sections=(PageSection(title="", blocks=blocks),))
 
 
 @pytest.mark.parametrize("chart", CHARTS, ids=lambda chart: chart.name)

@@ -17,7 +17,8 @@ from muonscale.lab.report.page import Page
 from muonscale.lab.studies.config import StudyConfig
 from muonscale.lab.studies.engine import look, plan_study, run_study
 from muonscale.lab.studies.execute.folder import StudyFolder
-from muonscale.lab.studies.study import Outcomes, PlannedRun, Planner, Study
+from muonscale.lab.studies.planned_run import PlannedRun, Planner
+from muonscale.lab.studies.study import Outcomes, Study
 
 
 @dataclass

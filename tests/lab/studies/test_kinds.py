@@ -8,7 +8,7 @@ from muonscale.errors import ConfigError
 from muonscale.lab.studies.compare.config import CompareConfig
 from muonscale.lab.studies.compare.study import CompareStudy
 from muonscale.lab.studies.kinds import load_study, study_names
-from muonscale.lab.studies.study import index_runs
+from muonscale.lab.studies.planned_run import index_runs
 from muonscale.lab.studies.telescope.config import TelescopeConfig
 
 RECIPE = """

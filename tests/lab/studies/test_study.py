@@ -6,7 +6,8 @@ import pytest
 
 from muonscale.errors import ConfigError, StudyError
 from muonscale.lab.config.load import load_config
-from muonscale.lab.studies.study import PlannedRun, Study, index_runs
+from muonscale.lab.studies.planned_run import PlannedRun, index_runs
+from muonscale.lab.studies.study import Study
 
 
 def planned(*overrides: str, name: str = "a") -> PlannedRun:

@@ -23,7 +23,7 @@ from muonscale.lab.coordcheck.text import (
 from muonscale.lab.coordcheck.tolerances import CHANGE, QUANTITIES, SIZE, UPDATE, WEIGHT
 from muonscale.lab.files import read_object
 from muonscale.lab.report.matplotlib_charts import Drawing, draw_panels
-from muonscale.lab.report.page import Chart, Mark, Page, Section, Series, Table, Text, Verdict
+from muonscale.lab.report.page import Chart, Mark, Page, PageSection, Series, Table, Text, Verdict
 
 MEASURED = (SIZE, CHANGE, WEIGHT, UPDATE)
 
@@ -61,9 +61,9 @@ def coordcheck_page(facts: dict[str, Any]) -> Page:
         title=f"Coordinate check of {facts['model']}, {facts['convention']}",
         summary=verdict_line(facts),
         sections=(
-            Section(title="Verdict", blocks=verdict),
-            Section(title="Against the width", blocks=widths),
-            Section(title="Slopes by step", blocks=slopes),
+            PageSection(title="Verdict", blocks=verdict),
+            PageSection(title="Against the width", blocks=widths),
+            PageSection(title="Slopes by step", blocks=slopes),
         ),
     )
 

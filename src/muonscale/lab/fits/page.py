@@ -21,7 +21,7 @@ from muonscale.lab.report.page import (
     Command,
     Mark,
     Page,
-    Section,
+    PageSection,
     Series,
     Table,
     Text,
@@ -40,7 +40,7 @@ def fit_page(found: Findings, command: str = "") -> Page:
     last: list[Block] = [Text(note) for note in found.notes]
     last += [Command(command)] if command else []
     if last:
-        sections.append(Section(title="How this was made", blocks=tuple(last)))
+        sections.append(PageSection(title="How this was made", blocks=tuple(last)))
     return Page(
         title=f"Fit of {found.law}",
         summary=f"{format_heading(found)}.",
@@ -48,7 +48,7 @@ def fit_page(found: Findings, command: str = "") -> Page:
     )
 
 
-def fit_sections(found: Findings, prefix: str = "", part: str = "") -> list[Section]:
+def fit_sections(found: Findings, prefix: str = "", part: str = "") -> list[PageSection]:
     """Return the sections about one fit, for a page about several fits.
 
     Args:
@@ -57,7 +57,7 @@ def fit_sections(found: Findings, prefix: str = "", part: str = "") -> list[Sect
         part: heading above its sections.
     """
     sections = [
-        Section(title="Measured and fitted", blocks=(_draw_fits(found, prefix),), part=part)
+        PageSection(title="Measured and fitted", blocks=(_draw_fits(found, prefix),), part=part)
     ]
     for place, fitted in enumerate(found.fits, start=1):
         estimates = Table(
@@ -85,7 +85,9 @@ def fit_sections(found: Findings, prefix: str = "", part: str = "") -> list[Sect
                 )
             )
         blocks += [Text(f"{line}.") for line in list_remarks(fitted)]
-        sections.append(Section(title=fitted.name or "The law", blocks=tuple(blocks), part=part))
+        sections.append(
+            PageSection(title=fitted.name or "The law", blocks=tuple(blocks), part=part)
+        )
     for place, ratio in enumerate(found.ratios, start=1):
         table = Table(
             head=(ratio.at, "ratio", "interval", "remark"),
@@ -94,7 +96,7 @@ def fit_sections(found: Findings, prefix: str = "", part: str = "") -> list[Sect
         )
         chart = _draw_ratio(ratio, f"{prefix}ratio-{place}")
         blocks = [_judge_ratio(ratio), chart, table]
-        sections.append(Section(title=format_title(ratio), blocks=tuple(blocks), part=part))
+        sections.append(PageSection(title=format_title(ratio), blocks=tuple(blocks), part=part))
     return sections
 
 

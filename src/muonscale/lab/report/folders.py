@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from muonscale.errors import StudyError
-from muonscale.lab.report.page import Chart, Page, Section, Table, Text
+from muonscale.lab.report.page import Chart, Page, PageSection, Table, Text
 from muonscale.lab.report.runs import runs_page
 
 FolderT = Literal["run", "study", "coordcheck"]
@@ -73,7 +73,9 @@ def join_pages(pages: Sequence[Page]) -> Page:
     """Return one page with every page as a part; names of figures get the number of their part."""
     sections = []
     for number, page in enumerate(pages, start=1):
-        for section in page.sections or (Section(title="Summary", blocks=(Text(page.summary),)),):
+        for section in page.sections or (
+            PageSection(title="Summary", blocks=(Text(page.summary),)),
+        ):
             blocks = tuple(
                 replace(block, name=f"part{number}-{block.name}")
                 if isinstance(block, Chart | Table) and block.name

@@ -129,7 +129,7 @@ Block = Text | Command | Verbatim | Verdict | Table | Chart
 
 
 @dataclass(frozen=True, kw_only=True)
-class Section:
+class PageSection:
     """Blocks under a heading."""
 
     title: str
@@ -144,7 +144,7 @@ class Page:
 
     title: str
     summary: str
-    sections: tuple[Section, ...] = ()
+    sections: tuple[PageSection, ...] = ()
 
     @property
     def blocks(self) -> tuple[Block, ...]:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from muonscale.lab.report.measures import Measure, chart_of
-from muonscale.lab.report.page import Block, Command, Page, Section, Text, Verbatim
+from muonscale.lab.report.page import Block, Command, Page, PageSection, Text, Verbatim
 from muonscale.lab.report.run_data import RunData, is_finite, read_run
 from muonscale.lab.report.run_measures import (
     ATTENTION,
@@ -66,7 +66,7 @@ def runs_page(paths: Sequence[Path]) -> Page:
         title=f"{len(runs)} runs" if several else f"Run {runs[0].label}",
         summary="\n\n".join(sentences),
         sections=tuple(
-            Section(title=name, blocks=known)
+            PageSection(title=name, blocks=known)
             for name, blocks in sections
             if (known := tuple(block for block in blocks if block is not None))
         ),

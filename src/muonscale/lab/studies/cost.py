@@ -10,7 +10,8 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from muonscale.lab.studies.config import ExecutorSection
-from muonscale.lab.studies.study import ExpectedRuns, Outcomes, PartT, PlannedRun
+from muonscale.lab.studies.planned_run import PlannedRun
+from muonscale.lab.studies.study import ExpectedRuns, Outcomes, PartT
 
 if TYPE_CHECKING:
     from muonscale.lab.estimate.run_cost import RunCost

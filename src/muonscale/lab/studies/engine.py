@@ -19,16 +19,9 @@ from muonscale.lab.studies.cost import StudyCost, estimate_cost
 from muonscale.lab.studies.execute.executor import make_executor
 from muonscale.lab.studies.execute.folder import StudyFolder
 from muonscale.lab.studies.kinds import command_of, load_study
+from muonscale.lab.studies.planned_run import PlannedRun, index_runs
 from muonscale.lab.studies.report_blocks import closing_sections
-from muonscale.lab.studies.study import (
-    ExpectedRuns,
-    Forecasting,
-    Outcome,
-    Outcomes,
-    PlannedRun,
-    Study,
-    index_runs,
-)
+from muonscale.lab.studies.study import ExpectedRuns, Forecasting, Outcome, Outcomes, Study
 
 Say = Callable[[str], None]
 

@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from muonscale.lab.report.page import Block, Chart, Command, LineT, Section, Series, Table, Text
+from muonscale.lab.report.page import Block, Chart, Command, LineT, PageSection, Series, Table, Text
 from muonscale.lab.studies.study import Outcomes
 
 Found = Mapping[str, Any]
@@ -88,7 +88,7 @@ def keep_nonempty(*charts: Chart) -> list[Block]:
     return [chart for chart in charts if chart.surface or any(s.x for s in chart.series)]
 
 
-def closing_sections(found: Found, outcomes: Outcomes, command: str) -> list[Section]:
+def closing_sections(found: Found, outcomes: Outcomes, command: str) -> list[PageSection]:
     """Return the sections at the end of every report: failed runs, and how the study was done."""
     sections = []
     if found["failed"]:
@@ -97,7 +97,7 @@ def closing_sections(found: Found, outcomes: Outcomes, command: str) -> list[Sec
             "These runs ended without a result. They are in no figure and in no number above."
         )
         table = Table(head=("run", "reason"), rows=rows)
-        sections.append(Section(title="Failed runs", blocks=(text, table)))
+        sections.append(PageSection(title="Failed runs", blocks=(text, table)))
     done = [o for o in outcomes.values() if o.result is not None]
     facts: dict[str, set[str]] = {}
     for outcome in done:
@@ -109,4 +109,4 @@ def closing_sections(found: Found, outcomes: Outcomes, command: str) -> list[Sec
     hours = sum(o.result["train_seconds"] for o in done if o.result is not None) / 3600
     count = f"{len(done)} of {len(outcomes)} runs have finished, with {hours:.2f} hours of training steps."
     blocks = (Command(command), Table(head=("what", "value"), rows=rows), Text(count))
-    return [*sections, Section(title="How it was done", blocks=blocks)]
+    return [*sections, PageSection(title="How it was done", blocks=blocks)]

@@ -12,7 +12,7 @@ from pydantic import Field, field_validator
 
 from muonscale.lab.config.load import Config
 from muonscale.lab.studies.config import Seeds, StudyConfig, parse_named_overrides
-from muonscale.lab.studies.study import Planner
+from muonscale.lab.studies.planned_run import Planner
 
 Overrides = Mapping[str, Any]
 

@@ -203,7 +203,7 @@ _GroupRanks = tuple[int, ...]
 
 
 @dataclass(frozen=True)
-class _Candidate:
+class _OwnerCandidate:
     """An assignment that is not yet divided into rounds."""
 
     size: int
@@ -244,7 +244,7 @@ class _Assigner:
             if (parameters[n].name, matrix) in owners
         }
 
-    def find_best(self) -> _Candidate:
+    def find_best(self) -> _OwnerCandidate:
         """Return the candidate whose busiest rank has the least work.
 
         No matrix is split if the load is already even, or if splitting hardly helps.
@@ -258,7 +258,7 @@ class _Assigner:
         best = min(candidates, key=lambda candidate: candidate.busiest, default=unsplit)
         return best if best.busiest < unsplit.busiest / EVEN else unsplit
 
-    def assign(self, size: int, large: float = 0.0) -> _Candidate:
+    def assign(self, size: int, large: float = 0.0) -> _OwnerCandidate:
         """Assign every matrix; subgroups of `size` share those of at least `large` FLOPs."""
         subgroups: list[_GroupRanks] = [()] * len(self.keys)
         loads = [0.0] * self._count
@@ -284,7 +284,7 @@ class _Assigner:
             subgroups[i] = (owner,)
             loads[owner] += self._flops[i]
             heapq.heappush(heap, (loads[owner], owner))
-        return _Candidate(size, subgroups, max(loads))
+        return _OwnerCandidate(size, subgroups, max(loads))
 
     def _assign_to_subgroups(
         self, size: int, large: float, subgroups: list[_GroupRanks], loads: list[float]

@@ -29,7 +29,7 @@ _GROUPING_OPTIONS = frozenset({"rule", "role", "matrices"})
 
 
 @dataclass
-class _Candidate:
+class _GroupCandidate:
     assignment: RoleAssignment
     rule: str
     rest: bool
@@ -143,9 +143,9 @@ def _mapping(overrides: object) -> Overrides:
     return overrides
 
 
-def _default(assignment: RoleAssignment, rule: str) -> _Candidate:
+def _default(assignment: RoleAssignment, rule: str) -> _GroupCandidate:
     role = assignment.role
-    return _Candidate(assignment, _rule_of(role, rule), rest=role not in MATRIX_ROLES)
+    return _GroupCandidate(assignment, _rule_of(role, rule), rest=role not in MATRIX_ROLES)
 
 
 def _rule_of(role: Role, rule: str) -> str:
@@ -153,7 +153,7 @@ def _rule_of(role: Role, rule: str) -> str:
 
 
 def _apply_overrides(
-    candidates: list[_Candidate], overrides: Overrides, rule: str, frozen: list[RoleAssignment]
+    candidates: list[_GroupCandidate], overrides: Overrides, rule: str, frozen: list[RoleAssignment]
 ) -> None:
     roles = {key: options for key, options in overrides.items() if key in set(Role)}
     globs = {key: options for key, options in overrides.items() if key not in roles}
@@ -171,7 +171,7 @@ def _apply_overrides(
                 item.pattern = pattern
 
 
-def _override(item: _Candidate, pattern: str, options: Mapping[str, Any], rule: str) -> None:
+def _override(item: _GroupCandidate, pattern: str, options: Mapping[str, Any], rule: str) -> None:
     a = item.assignment
     changes: dict[str, Any] = {"why": f"{a.why}; override {pattern!r}"}
     if "role" in options:
@@ -207,7 +207,7 @@ def _matches(pattern: str, assignment: RoleAssignment) -> bool:
 
 
 def _nothing_matched(
-    pattern: str, candidates: list[_Candidate], frozen: list[RoleAssignment]
+    pattern: str, candidates: list[_GroupCandidate], frozen: list[RoleAssignment]
 ) -> str:
     if asleep := [a.name for a in frozen if a.role == pattern or _matches(pattern, a)]:
         return (
@@ -237,7 +237,7 @@ def _check_options(pattern: str, options: Mapping[str, Any]) -> None:
         raise ConfigError(f"override {pattern!r}: {error}") from None
 
 
-def _check_item(item: _Candidate) -> None:
+def _check_item(item: _GroupCandidate) -> None:
     a = item.assignment
     if not RULES[item.rule].on_matrices:
         return
@@ -252,14 +252,14 @@ def _check_item(item: _Candidate) -> None:
         raise LayoutError(f"{a.name}: {error}") from None
 
 
-def _rates(item: _Candidate, common: Mapping[str, Any]) -> dict[str, Any]:
+def _rates(item: _GroupCandidate, common: Mapping[str, Any]) -> dict[str, Any]:
     """Return the learning rate and decay that were given for a parameter's group."""
     lr = common.get("adamw_lr", common.get("lr")) if item.rest else common.get("lr")
     rates = {"lr": lr, "weight_decay": common.get("weight_decay")}
     return {option: value for option, value in rates.items() if value is not None}
 
 
-def _grouped(candidates: list[_Candidate], common: dict[str, Any]) -> list[dict[str, Any]]:
+def _grouped(candidates: list[_GroupCandidate], common: dict[str, Any]) -> list[dict[str, Any]]:
     groups: dict[tuple[str, ...], dict[str, Any]] = {}
     for item in sorted(candidates, key=lambda item: list(Role).index(item.assignment.role)):
         a = item.assignment

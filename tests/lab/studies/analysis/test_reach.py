@@ -11,7 +11,8 @@ from muonscale.lab.config.load import load_config
 from muonscale.lab.run_folder import RunFolder
 from muonscale.lab.studies.analysis.curves import average_curves, read_curve
 from muonscale.lab.studies.analysis.reach import reach
-from muonscale.lab.studies.study import Outcome, PlannedRun
+from muonscale.lab.studies.planned_run import PlannedRun
+from muonscale.lab.studies.study import Outcome
 
 
 def finished(path: Path, losses: list[float], seed: int = 0) -> Outcome:

@@ -23,7 +23,8 @@ from muonscale.lab.studies.batch.laws import fit_variant_laws
 from muonscale.lab.studies.batch.study import BatchStudy, depends_on_length
 from muonscale.lab.studies.engine import StudyState, analyze_study, build_report, run_study
 from muonscale.lab.studies.kinds import load_study
-from muonscale.lab.studies.study import Outcome, PlannedRun, index_runs
+from muonscale.lab.studies.planned_run import PlannedRun, index_runs
+from muonscale.lab.studies.study import Outcome
 
 BATCHES = [256, 512, 1024, 2048, 4096, 8192]
 TARGET = 4.0

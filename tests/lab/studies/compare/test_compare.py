@@ -11,7 +11,8 @@ from pydantic import ValidationError
 from muonscale.lab.estimate.run_cost import run_cost
 from muonscale.lab.run_folder import RunFolder
 from muonscale.lab.studies.compare.config import CompareConfig
-from muonscale.lab.studies.study import Outcome, PlannedRun, Study
+from muonscale.lab.studies.planned_run import PlannedRun
+from muonscale.lab.studies.study import Outcome, Study
 from muonscale.lab.studies.variants import VARIANTS
 
 Make = Callable[..., Study]

@@ -11,7 +11,8 @@ from muonscale.lab.report.write import write_page
 from muonscale.lab.run_folder import RunFolder
 from muonscale.lab.studies.engine import StudyState, analyze_study, build_report
 from muonscale.lab.studies.kinds import command_of, load_study
-from muonscale.lab.studies.study import Outcome, PlannedRun, Study
+from muonscale.lab.studies.planned_run import PlannedRun
+from muonscale.lab.studies.study import Outcome, Study
 
 Make = Callable[..., Study]
 LOSSES = {"adamw": 4.0, "muon": 3.0}

@@ -15,7 +15,8 @@ from muonscale.lab.studies.frontier.analysis import choose_step_time
 from muonscale.lab.studies.frontier.config import FrontierSection
 from muonscale.lab.studies.frontier.stated_step_time import StatedStepTime
 from muonscale.lab.studies.frontier.step_time import MeasuredStepTime, StepTimeModel, fit_step
-from muonscale.lab.studies.study import Outcome, PlannedRun
+from muonscale.lab.studies.planned_run import PlannedRun
+from muonscale.lab.studies.study import Outcome
 from tests.conftest import Muonscale
 
 LENGTH = 32

@@ -16,7 +16,8 @@ from muonscale.lab.estimate.run_cost import run_cost
 from muonscale.lab.report.page import Chart, Verdict
 from muonscale.lab.run_folder import RunFolder
 from muonscale.lab.studies.engine import StudyState, analyze_study, plan_study
-from muonscale.lab.studies.study import Outcome, PlannedRun, index_runs
+from muonscale.lab.studies.planned_run import PlannedRun, index_runs
+from muonscale.lab.studies.study import Outcome
 from muonscale.lab.studies.telescope.analysis import analyze_level, judge_previous_optimum
 from muonscale.lab.studies.telescope.config import TelescopeConfig
 from muonscale.lab.studies.telescope.drift import fit_drift, ratio_interval

@@ -11,7 +11,8 @@ from pydantic import ValidationError
 from muonscale.lab.files import drop_nonfinite
 from muonscale.lab.report.write import write_page
 from muonscale.lab.run_folder import RunFolder
-from muonscale.lab.studies.study import Outcome, PlannedRun, index_runs
+from muonscale.lab.studies.planned_run import PlannedRun, index_runs
+from muonscale.lab.studies.study import Outcome
 from muonscale.lab.studies.transfer.config import TransferConfig
 from muonscale.lab.studies.transfer.study import TransferStudy
 from muonscale.lab.training.dry_run import planned_shape

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from muonscale.lab.fits.bootstrap import LEVEL
 from muonscale.lab.fits.findings import format_significant
 from muonscale.lab.fits.rising import SIGNIFICANT
-from muonscale.lab.report.page import Block, Page, Section, Table, Text, Verdict
+from muonscale.lab.report.page import Block, Page, PageSection, Table, Text, Verdict
 from muonscale.lab.studies.batch.charts import law_charts, predicted_chart, ratio_chart
 from muonscale.lab.studies.batch.config import BatchConfig
 from muonscale.lab.studies.batch.laws import TOLERANCE
@@ -53,7 +53,7 @@ def report_batches(config: BatchConfig, found: Found) -> Page:
     targets = found["targets"]
     sections = [_about(config, found), _report_claims(targets)]
     if ratios := [*ratio_chart(targets, config.baseline), *_ratio_tables(config, targets)]:
-        sections.append(Section(title="Ratio of tokens", blocks=tuple(ratios)))
+        sections.append(PageSection(title="Ratio of tokens", blocks=tuple(ratios)))
     if targets:
         sections.append(_report_critical(targets, found["noise_scale"]))
     for place, target in enumerate(targets):
@@ -65,7 +65,7 @@ def report_batches(config: BatchConfig, found: Found) -> Page:
             *predicted_chart(target, config.baseline, place),
             *_exponents(target, place),
         )
-        sections.append(Section(title=f"To a loss of {target['target']:g}", blocks=blocks))
+        sections.append(PageSection(title=f"To a loss of {target['target']:g}", blocks=blocks))
     sections.append(report_frontier(found["frontier"]))
     low, high = config.batches[0], config.batches[-1]
     return Page(
@@ -76,7 +76,7 @@ def report_batches(config: BatchConfig, found: Found) -> Page:
     )
 
 
-def _about(config: BatchConfig, found: Found) -> Section:
+def _about(config: BatchConfig, found: Found) -> PageSection:
     rates = tuple(
         (name, ", ".join(f"{lr:g}" for lr in config.lr_of.get(name, config.lr)))
         for name in config.variants
@@ -88,10 +88,10 @@ def _about(config: BatchConfig, found: Found) -> Section:
     ]
     blocks += [Text(CHOSEN)] * found["chosen"]
     blocks += [Text(note) for note in found["notes"]]
-    return Section(title="What was compared", blocks=tuple(blocks))
+    return PageSection(title="What was compared", blocks=tuple(blocks))
 
 
-def _report_claims(targets: list[Found]) -> Section:
+def _report_claims(targets: list[Found]) -> PageSection:
     blocks = [
         Verdict(claim["passed"], f"Loss {target['target']:g}: {claim['text']}.")
         for target in targets
@@ -99,7 +99,7 @@ def _report_claims(targets: list[Found]) -> Section:
         for claim in ratio["claims"]
     ]
     rule = Text(RULE) if blocks else Text("No run has ended yet.")
-    return Section(title="Claims of the paper", blocks=(*blocks, rule))
+    return PageSection(title="Claims of the paper", blocks=(*blocks, rule))
 
 
 def _ratio_tables(config: BatchConfig, targets: list[Found]) -> list[Table]:
@@ -122,7 +122,7 @@ def _ratio_tables(config: BatchConfig, targets: list[Found]) -> list[Table]:
     return tables
 
 
-def _report_critical(targets: list[Found], noise: list[Found]) -> Section:
+def _report_critical(targets: list[Found], noise: list[Found]) -> PageSection:
     rows = [
         row
         for target in targets
@@ -132,7 +132,7 @@ def _report_critical(targets: list[Found], noise: list[Found]) -> Section:
     ]
     head = ("loss", "variant", "what", "value", "interval", "remark")
     table = Table(name="critical", head=head, rows=tuple(rows))
-    return Section(
+    return PageSection(
         title="Critical batch sizes", blocks=(table, Text(DEFINITIONS), *noise_blocks(noise))
     )
 

@@ -22,7 +22,8 @@ from muonscale.lab.studies.batch.config import BatchConfig
 from muonscale.lab.studies.batch.noise import collect_noise_scales
 from muonscale.lab.studies.batch.report import report_batches
 from muonscale.lab.studies.frontier.analysis import analyze_frontier
-from muonscale.lab.studies.study import Coordinate, Outcomes, PlannedRun, Planner
+from muonscale.lab.studies.planned_run import Coordinate, PlannedRun, Planner
+from muonscale.lab.studies.study import Outcomes
 from muonscale.lab.studies.variants import resolve_variant
 
 OWN = (

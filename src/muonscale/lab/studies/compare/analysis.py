@@ -13,7 +13,8 @@ from muonscale.lab.fits.statistics import adjust_holm
 from muonscale.lab.studies.analysis.reach import Reach, reach
 from muonscale.lab.studies.analysis.seed_blocks import CLAIM, fit_blocks, mean_interval
 from muonscale.lab.studies.analysis.sweep import EdgeT, Sweep, build_sweep
-from muonscale.lab.studies.study import Coordinate, Outcome, collect_losses
+from muonscale.lab.studies.planned_run import Coordinate
+from muonscale.lab.studies.study import Outcome, collect_losses
 
 VerdictT = Literal["better", "likely better", "not significantly different"]
 

@@ -12,7 +12,7 @@ from muonscale.lab.report.page import (
     Chart,
     Mark,
     Page,
-    Section,
+    PageSection,
     Series,
     Table,
     Text,
@@ -53,7 +53,7 @@ def report_comparison(config: CompareConfig, found: Found, outcomes: Outcomes) -
             *_reach_tables(config, place, number),
             *_curve_charts(config, place, outcomes, number),
         )
-        sections.append(Section(title=name or "Result", blocks=blocks))
+        sections.append(PageSection(title=name or "Result", blocks=blocks))
     names = list(config.variants)
     return Page(
         title=" against ".join(names) if len(names) <= 3 else f"{len(names)} optimizers compared",
@@ -63,7 +63,7 @@ def report_comparison(config: CompareConfig, found: Found, outcomes: Outcomes) -
     )
 
 
-def _about(config: CompareConfig) -> Section:
+def _about(config: CompareConfig) -> PageSection:
     rows = []
     for name, keys in config.variants.items():
         known = VARIANTS.get(name)
@@ -82,7 +82,7 @@ def _about(config: CompareConfig) -> Section:
             "The losses that are compared also picked the best learning rate, for every variant in the "
             "same way."
         )
-    return Section(
+    return PageSection(
         title="What was compared",
         blocks=(
             Table(head=("variant", "what it is", "source", "learning rates"), rows=tuple(rows)),

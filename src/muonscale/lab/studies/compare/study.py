@@ -20,7 +20,8 @@ from muonscale.lab.studies.analysis.sweep import build_sweep
 from muonscale.lab.studies.compare.analysis import ComparedRuns, analyze_place
 from muonscale.lab.studies.compare.config import CompareConfig
 from muonscale.lab.studies.compare.report import report_comparison
-from muonscale.lab.studies.study import Coordinate, Outcome, Outcomes, PlannedRun, Planner
+from muonscale.lab.studies.planned_run import Coordinate, PlannedRun, Planner
+from muonscale.lab.studies.study import Outcome, Outcomes
 from muonscale.lab.studies.variants import AXES, Overrides, resolve_variant
 
 RUN_COORDINATES = ("variant", "lr", "seed")

@@ -25,7 +25,8 @@ from muonscale.lab.run_folder import RunFolder, flatten
 from muonscale.lab.studies.config import StudyConfig
 from muonscale.lab.studies.execute.job import Job, read_study_file
 from muonscale.lab.studies.execute.slurm.ledger import find_begun_runs
-from muonscale.lab.studies.study import NOT_IDENTITY, Outcome, PlannedRun
+from muonscale.lab.studies.planned_run import NOT_IDENTITY, PlannedRun
+from muonscale.lab.studies.study import Outcome
 
 LOCK = "study.lock"
 

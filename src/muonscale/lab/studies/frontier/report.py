@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from muonscale.lab.report.page import Block, Chart, Section, Table, Text, Verdict
+from muonscale.lab.report.page import Block, Chart, PageSection, Table, Text, Verdict
 from muonscale.lab.studies.report_blocks import (
     Found,
     format_number,
@@ -20,10 +20,10 @@ EDGES = {"low": "upper bound: smallest batch", "high": "upper bound: largest bat
 TITLE = "The compute-time frontier"
 
 
-def report_frontier(found: Found) -> Section:
+def report_frontier(found: Found) -> PageSection:
     """Return the frontier that `analyze_frontier` found, as JSON holds it."""
     if found["why"]:
-        return Section(title=TITLE, blocks=(Text(f"{found['why']}."),))
+        return PageSection(title=TITLE, blocks=(Text(f"{found['why']}."),))
     times, costs, rows = [], [], []
     for curve in found["curves"]:
         group, name = curve["optimizer"], f"{curve['optimizer']} to {curve['target']:g}"
@@ -95,7 +95,9 @@ def report_frontier(found: Found) -> Section:
     )
     compared = [Text(RULE)] if verdicts else []
     ratios = [_ratio_table(found)] if verdicts else []
-    return Section(title=TITLE, blocks=(*verdicts, *compared, *charts, table, *ratios, assumptions))
+    return PageSection(
+        title=TITLE, blocks=(*verdicts, *compared, *charts, table, *ratios, assumptions)
+    )
 
 
 def _remark(p: Found) -> str:

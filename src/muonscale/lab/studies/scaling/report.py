@@ -14,7 +14,7 @@ from muonscale.lab.report.page import (
     Chart,
     Mark,
     Page,
-    Section,
+    PageSection,
     Series,
     Table,
     Text,
@@ -60,7 +60,7 @@ def report_ladder(
         summary=f"Validation loss of {' and '.join(config.variants)} over a ladder of models: "
         f"{', '.join(names)} (width x layers).",
         sections=(
-            Section(title="Verdicts", blocks=tuple(_verdicts(found))),
+            PageSection(title="Verdicts", blocks=tuple(_verdicts(found))),
             *_report_ratios(found),
             _report_rungs(found),
             *_report_searches(config, found),
@@ -117,7 +117,7 @@ def _claims(ratio: Found, baseline: str) -> Iterator[Verdict]:
         )
 
 
-def _report_ratios(found: Found) -> list[Section]:
+def _report_ratios(found: Found) -> list[PageSection]:
     ratios = [ratio for ratio in found["ratios"] if ratio["rows"]]
     if not ratios:
         return []
@@ -180,10 +180,10 @@ def _report_ratios(found: Found) -> list[Section]:
         head=("optimizer", f"FLOPs of {baseline}", "ratio", "90 % interval", "remark"),
         rows=tuple(rows),
     )
-    return [Section(title="FLOPs at equal loss", blocks=(*charts, table))]
+    return [PageSection(title="FLOPs at equal loss", blocks=(*charts, table))]
 
 
-def _report_rungs(found: Found) -> Section:
+def _report_rungs(found: Found) -> PageSection:
     head = (
         *("optimizer", "rung", "N", "N without embeddings", "tokens", "steps", "FLOPs"),
         *("of them Newton-Schulz", "lr", "batch", "edge", "loss", "seeds"),
@@ -215,10 +215,10 @@ def _report_rungs(found: Found) -> Section:
         "the losses as measured."
     )
     table = Table(head=head, rows=tuple(rows), name="ladder")
-    return Section(title="The ladder", blocks=(table, text))
+    return PageSection(title="The ladder", blocks=(table, text))
 
 
-def _report_searches(config: ScalingConfig, found: Found) -> list[Section]:
+def _report_searches(config: ScalingConfig, found: Found) -> list[PageSection]:
     """Return the curves over the learning rate of every rung that was searched."""
     charts = []
     for variant in config.variants:
@@ -248,17 +248,17 @@ def _report_searches(config: ScalingConfig, found: Found) -> list[Section]:
             )
         )
     blocks = keep_nonempty(*charts)
-    return [Section(title="How settings were found", blocks=tuple(blocks))] if blocks else []
+    return [PageSection(title="How settings were found", blocks=tuple(blocks))] if blocks else []
 
 
 def _report_laws(
     part: str, prefix: str, laws: Mapping[str, Findings | str], names: Mapping[str, str]
-) -> list[Section]:
+) -> list[PageSection]:
     """Return all of the law by the first way of counting, and the numbers by every way."""
     fitted = {name: law for name, law in laws.items() if isinstance(law, Findings)}
     if not fitted:
         why = next(iter(laws.values()))
-        return [Section(title="No law", blocks=(Text(f"{why}."),), part=part)]
+        return [PageSection(title="No law", blocks=(Text(f"{why}."),), part=part)]
     first = next(iter(fitted))
     rows = tuple(
         (names[name], fit.name, value.name, format_significant(value.value), format_ends(value))
@@ -290,8 +290,8 @@ def _report_laws(
     if ratios:
         head = ("counted", "of", "FLOPs", "ratio at equal loss", "90 % interval")
         blocks.append(Table(head=head, rows=ratios, name=f"{prefix}-ratios"))
-    conventions = Section(title="By every way of counting", blocks=tuple(blocks), part=part)
+    conventions = PageSection(title="By every way of counting", blocks=tuple(blocks), part=part)
     whole = fit_sections(fitted[first], f"{prefix}-", part)
     counted = Text(f"Counted here: {names[first]}.")
-    whole[0] = Section(title=whole[0].title, blocks=(counted, *whole[0].blocks), part=part)
+    whole[0] = PageSection(title=whole[0].title, blocks=(counted, *whole[0].blocks), part=part)
     return [*whole, conventions]

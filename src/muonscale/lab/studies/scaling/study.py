@@ -13,6 +13,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from muonscale.lab.report.page import Page
+from muonscale.lab.studies.planned_run import PlannedRun, Planner
 from muonscale.lab.studies.scaling.analysis import (
     LadderSearch,
     MeasuredRung,
@@ -21,14 +22,7 @@ from muonscale.lab.studies.scaling.analysis import (
 )
 from muonscale.lab.studies.scaling.config import Choice, PowerRule, ScalingConfig
 from muonscale.lab.studies.scaling.report import report_ladder
-from muonscale.lab.studies.study import (
-    ExpectedRuns,
-    Outcomes,
-    PartT,
-    PlannedRun,
-    Planner,
-    collect_losses,
-)
+from muonscale.lab.studies.study import ExpectedRuns, Outcomes, PartT, collect_losses
 from muonscale.lab.studies.variants import Overrides, resolve_variant
 
 if TYPE_CHECKING:

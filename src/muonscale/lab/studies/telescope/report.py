@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from muonscale.lab.report.page import Block, Page, Section, Table, Text, Verdict
+from muonscale.lab.report.page import Block, Page, PageSection, Table, Text, Verdict
 from muonscale.lab.studies.analysis.seed_blocks import LEVEL
 from muonscale.lab.studies.cost import Account, AccountLine, format_hours
 from muonscale.lab.studies.report_blocks import (
@@ -26,7 +26,7 @@ def report_telescope(config: TelescopeConfig, found: Found) -> Page:
         summary=f"Grids of {names} from width {config.base_width} to {config.calibration_width}, for a model "
         f"of width {config.target_width}.",
         sections=(
-            Section(title="Result", blocks=tuple(_result(found))),
+            PageSection(title="Result", blocks=tuple(_result(found))),
             _about(config),
             _report_levels(config, found),
             _report_drift(config, found),
@@ -66,7 +66,7 @@ def _result(found: Found) -> Iterator[Block]:
     yield Text(text)
 
 
-def _about(config: TelescopeConfig) -> Section:
+def _about(config: TelescopeConfig) -> PageSection:
     rows = tuple(
         (name, item.key, f"{item.center:g}", f"{item.ratio:g}")
         for name, item in config.hyperparameters.items()
@@ -87,13 +87,13 @@ def _about(config: TelescopeConfig) -> Section:
         "place of a width after the effect of the seed is removed."
     )
     head = ("hyper-parameter", "key", "first center", "first ratio")
-    return Section(
+    return PageSection(
         title=f"Widths {', '.join(map(str, config.rule.widths))}, then {config.target_width}",
         blocks=(Table(head=head, rows=rows), Text(text), Text(seeds)),
     )
 
 
-def _report_levels(config: TelescopeConfig, found: Found) -> Section:
+def _report_levels(config: TelescopeConfig, found: Found) -> PageSection:
     names, rows, notes = list(found["hyperparameters"]), [], []
     surfaces = []
     for number, level in enumerate(found["levels"]):
@@ -126,7 +126,9 @@ def _report_levels(config: TelescopeConfig, found: Found) -> Section:
         "and whether that is within seed noise, corrected for the number of places that could be better.",
     )
     curves = [u_curves(found, name) for name in config.hyperparameters]
-    return Section(title="The optimum at every width", blocks=(table, *notes, *curves, *surfaces))
+    return PageSection(
+        title="The optimum at every width", blocks=(table, *notes, *curves, *surfaces)
+    )
 
 
 def _format_optimum(optimum: Found | None) -> str:
@@ -136,7 +138,7 @@ def _format_optimum(optimum: Found | None) -> str:
     return text if optimum["low"] is None or optimum["closed"] else f"{text[:-1]}, not closed)"
 
 
-def _report_drift(config: TelescopeConfig, found: Found) -> Section:
+def _report_drift(config: TelescopeConfig, found: Found) -> PageSection:
     charts, rows = [], []
     for name, drift in found["drift"].items():
         if drift is not None:
@@ -146,7 +148,7 @@ def _report_drift(config: TelescopeConfig, found: Found) -> Section:
             rows.append((name, format_estimate(drift["slope"], ".2f"), *cells, moves))
     if not rows:
         text = Text("The drift cannot be fitted: at least two widths have to show a valley.")
-        return Section(title="Drift of the optimum", blocks=(text,))
+        return PageSection(title="Drift of the optimum", blocks=(text,))
     places = (config.base_width, config.target_width, "infinite width")
     table = Table(
         name="drift",
@@ -155,10 +157,10 @@ def _report_drift(config: TelescopeConfig, found: Found) -> Section:
         caption="log optimum = c + slope / width: one fit to all widths of parabolas around their best "
         "places, with a shared curvature. The points in the charts are fitted to each width alone.",
     )
-    return Section(title="Drift of the optimum", blocks=(table, *charts))
+    return PageSection(title="Drift of the optimum", blocks=(table, *charts))
 
 
-def _report_law(law: Found) -> Section:
+def _report_law(law: Found) -> PageSection:
     if law["note"]:
         block: Block = Text(f"No law was fitted: {law['note']}.")
     else:
@@ -169,10 +171,10 @@ def _report_law(law: Found) -> Section:
             name="law",
             caption=f"loss = {offset}coefficient * width^-exponent; fit: {law['status']}.",
         )
-    return Section(title="Loss against width", blocks=(block, law_chart(law)))
+    return PageSection(title="Loss against width", blocks=(block, law_chart(law)))
 
 
-def _report_full_sweep(found: Found) -> list[Section]:
+def _report_full_sweep(found: Found) -> list[PageSection]:
     if (sweep := found["brute_force"]) is None:
         return []
     names, rows = list(found["hyperparameters"]), []
@@ -198,13 +200,13 @@ def _report_full_sweep(found: Found) -> list[Section]:
         blocks.append(Text("The lowest loss of the full sweep is at an end of its grid."))
     if sweep["missing"]:
         blocks.append(Text(f"{sweep['missing']} places of the full sweep have no loss."))
-    return [Section(title="Against a full sweep", blocks=tuple(blocks))]
+    return [PageSection(title="Against a full sweep", blocks=tuple(blocks))]
 
 
-def _report_cost(found: Found) -> Section:
+def _report_cost(found: Found) -> PageSection:
     account = Account(tuple(AccountLine(**line) for line in found["account"]["lines"]))
     head, *rows = account.rows()
     texts = [Text(f"{text[0].upper()}{text[1:]}.") for text in account.sentences()]
     caption = "Hours are those of finished runs of the width, one after the other."
     table = Table(name="account", head=head, rows=tuple(rows), caption=caption)
-    return Section(title="Cost", blocks=(table, *texts))
+    return PageSection(title="Cost", blocks=(table, *texts))

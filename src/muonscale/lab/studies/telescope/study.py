@@ -17,14 +17,8 @@ from typing import Any
 from muonscale.errors import ConfigError
 from muonscale.lab.report.page import Page
 from muonscale.lab.studies.cost import Account, estimate_cost
-from muonscale.lab.studies.study import (
-    ExpectedRuns,
-    Outcomes,
-    PartT,
-    PlannedRun,
-    Planner,
-    collect_losses,
-)
+from muonscale.lab.studies.planned_run import PlannedRun, Planner
+from muonscale.lab.studies.study import ExpectedRuns, Outcomes, PartT, collect_losses
 from muonscale.lab.studies.telescope.analysis import analyze_telescope
 from muonscale.lab.studies.telescope.config import TelescopeConfig
 from muonscale.lab.studies.telescope.full_sweep import compare_full_sweep

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from muonscale.lab.report.page import Chart, Page, Section, Table, Text, Verdict
+from muonscale.lab.report.page import Chart, Page, PageSection, Table, Text, Verdict
 from muonscale.lab.studies.report_blocks import (
     LOSS,
     Found,
@@ -34,7 +34,7 @@ def report_transfer(config: TransferConfig, found: Found) -> Page:
         summary=f"The best {name} at widths {', '.join(map(str, config.widths))}, by optimizer and "
         "convention.",
         sections=(
-            Section(title="Verdicts", blocks=(*verdicts, rule)),
+            PageSection(title="Verdicts", blocks=(*verdicts, rule)),
             _report_optima(name, curves),
             *(_report_curve(name, curve) for curve in curves),
         ),
@@ -45,7 +45,7 @@ def _title(curve: Found) -> str:
     return f"{curve['variant']}, {curve['convention']}"
 
 
-def _report_optima(name: str, curves: list[Found]) -> Section:
+def _report_optima(name: str, curves: list[Found]) -> PageSection:
     optima, losses, rows = [], [], []
     for curve in curves:
         known = [w for w in curve["widths"] if w["optimum"] is not None]
@@ -96,10 +96,10 @@ def _report_optima(name: str, curves: list[Found]) -> Section:
         *("best tried", "edge", "loss"),
     )
     table = Table(name="optima", head=head, rows=tuple(rows))
-    return Section(title="Optimum by width", blocks=(*charts, table))
+    return PageSection(title="Optimum by width", blocks=(*charts, table))
 
 
-def _report_curve(name: str, curve: Found) -> Section:
+def _report_curve(name: str, curve: Found) -> PageSection:
     series = [seed_series(f"width {w['width']}", w["points"], "value") for w in curve["widths"]]
     minima = [w for w in curve["widths"] if w["best"] is not None]
     series.append(interval_series("lowest", minima, "best", "loss", ends=None, kind="dashed"))
@@ -113,4 +113,4 @@ def _report_curve(name: str, curve: Found) -> Section:
         caption="Mean over seeds; bars reach from the lowest to the highest. The dashed line joins the "
         "minima.",
     )
-    return Section(title=_title(curve), blocks=tuple(keep_nonempty(chart)))
+    return PageSection(title=_title(curve), blocks=tuple(keep_nonempty(chart)))

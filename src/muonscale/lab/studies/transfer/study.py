@@ -15,7 +15,8 @@ from typing import Any
 from muonscale.lab.report.page import Page
 from muonscale.lab.studies.analysis.sweep import Sweep, build_sweep
 from muonscale.lab.studies.config import ConventionT
-from muonscale.lab.studies.study import Coordinate, Outcome, Outcomes, PlannedRun, Planner
+from muonscale.lab.studies.planned_run import Coordinate, PlannedRun, Planner
+from muonscale.lab.studies.study import Outcome, Outcomes
 from muonscale.lab.studies.transfer.analysis import analyze_curve
 from muonscale.lab.studies.transfer.config import TransferConfig
 from muonscale.lab.studies.transfer.report import report_transfer

@@ -1,0 +1,109 @@
+"""Planned runs of a study: what identifies one, and how it is made from a recipe and overrides."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Mapping
+from copy import deepcopy
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from muonscale.errors import ConfigError, StudyError
+from muonscale.lab.config.load import Config, read_recipe, resolve_values
+from muonscale.lab.studies.config import SET_BY_STUDY, StudyConfig
+
+Coordinate = str | float | int
+
+NOT_IDENTITY = {
+    "run": {"path", "threads", "device"},
+    "data": {"cache"},
+    "checkpoint": True,
+    "parallel": True,
+    "track": True,
+    "profile": True,
+    "train": {"micro_batch_tokens", "activation_checkpointing", "compile"},
+}
+"""Keys that change where and how a run is done but, up to rounding, not its result."""
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """One run of a study."""
+
+    coordinates: Mapping[str, Coordinate]
+    """Values that distinguish it from the other runs, such as variant, lr and seed, in display order."""
+    config: Config
+    """The configuration it is trained with, except for `run.path`."""
+
+    @cached_property
+    def id(self) -> str:
+        """Hash of the configuration: runs that train the same are one run.
+
+        Keys at their default are left out, so that a key added later changes no id.
+        """
+        tree = self.config.model_dump(mode="json", exclude=NOT_IDENTITY, exclude_defaults=True)
+        return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()[:12]
+
+    @property
+    def label(self) -> str:
+        """The coordinates as text."""
+        return format_coordinates(self.coordinates)
+
+    @property
+    def folder(self) -> str:
+        """Name of the run's folder."""
+        return f"{re.sub(r'[^A-Za-z0-9.]+', '-', self.label).strip('-')}-{self.id}"
+
+
+def format_coordinates(coordinates: Mapping[str, Coordinate]) -> str:
+    """Return coordinates as text, such as `muon lr=0.01 seed=0`."""
+    return " ".join(
+        value if isinstance(value, str) else f"{key}={value:g}"
+        for key, value in coordinates.items()
+    )
+
+
+class Planner:
+    """Makes the runs of a study from its base recipe, common overrides and overrides of each run.
+
+    Raises:
+        ConfigError: for a recipe or an override that cannot be used.
+    """
+
+    def __init__(self, config: StudyConfig) -> None:
+        self._tree = read_recipe(config.base)
+        self._common = config.set
+        self._threads = config.executor.threads
+        if wrong := sorted(set(config.set) & set(SET_BY_STUDY)):
+            raise ConfigError(f"set.{wrong[0]}: the study sets {', '.join(SET_BY_STUDY)} itself")
+
+    def run(
+        self, coordinates: Mapping[str, Coordinate], *overrides: Mapping[str, Any], seed: int
+    ) -> PlannedRun:
+        """Return a run; a later override of a key replaces an earlier one."""
+        given = {key: value for part in (self._common, *overrides) for key, value in part.items()}
+        given |= {"run.seed": seed, "run.path": "run", "run.threads": self._threads}
+        try:
+            return PlannedRun(coordinates, resolve_values(deepcopy(self._tree), deepcopy(given)))
+        except ConfigError as error:
+            label = format_coordinates(coordinates)
+            raise ConfigError(f"run {label!r} of the study: {error}") from error
+
+
+def index_runs(runs: Iterable[PlannedRun]) -> dict[str, PlannedRun]:
+    """Return runs by their id, in order.
+
+    Raises:
+        StudyError: if two names stand for the same run.
+    """
+    found: dict[str, PlannedRun] = {}
+    for run in runs:
+        other = found.setdefault(run.id, run)
+        if other.label != run.label:
+            raise StudyError(
+                f"the runs {other.label!r} and {run.label!r} have the same configuration; leave one out"
+            )
+    return found
