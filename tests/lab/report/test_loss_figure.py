@@ -11,7 +11,7 @@ from matplotlib.image import imread
 
 from muonscale.errors import CheckpointError
 from muonscale.lab.report.loss_figure import write_loss_figure
-from muonscale.lab.report.measures import smooth
+from muonscale.lab.report.measure_charts import smooth
 
 RESULT = {"held_out_loss": 2.93, "unigram_loss": 5.91, "bigram_loss": 3.92}
 

@@ -1,1 +1,10 @@
-"""From text to batches of tokens."""
+"""From text to batches of tokens.
+
+The nouns: a *document* is a text with a key; a *corpus* is tokenized documents in two splits, train
+and held out; *rows* are token ids `[L + 1]` by number; a *mixture* is several corpora with weights.
+
+`sources`, `files` (documents) -> `document_store` (read once) -> `tokenizer` -> `encode` -> `tokens`
+(shards on disk) -> `mixture`, `shuffle` (which row comes when). `prepare` does this once, into
+`cache`. `chat` is the same for conversations, `loss_mask` says which tokens are targets, and `ngram`
+is the baseline of counts.
+"""

@@ -13,7 +13,7 @@ from muonscale.lab.config.load import load_config
 from muonscale.lab.data.prepare import Report, SplitStats, prepare
 from muonscale.lab.evaluation.target import EvalSettings, EvalTarget
 from muonscale.lab.models.loss import bits_per_byte
-from muonscale.lab.models.packed import check_isolates_conversations
+from muonscale.lab.models.packed_rows import check_isolates_conversations
 from muonscale.lab.parallel.forward import Parallelized
 from muonscale.lab.parallel.processes import Processes
 from muonscale.lab.parallel.text_loss import TextLoss, batches_of, losses_on, weighted_mean

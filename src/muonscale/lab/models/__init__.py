@@ -1,1 +1,11 @@
-"""The models that are trained: Hugging Face classes, built from named shapes or config files."""
+"""The models that are trained: Hugging Face classes, from presets or configuration files.
+
+- `presets`: named shapes of the papers, and small twins of them.
+- `config`, `contexts`, `build`: from the `model` section to a Hugging Face configuration and model.
+- `pretrained`, `convert`, `hub`, `card`: checkpoints in and out, and the model card.
+- `structure`, `flops`: what a model consists of, and its operations.
+- `attention`, `query_key`, `matrix_kinds`, `moe`: where logits, queries and keys, kinds of matrices
+  and routers are in models of transformers.
+- `loss`, `generate`, `packed_rows`, `widen`: forward passes, samples, rows of several conversations, and
+  the same architecture at another width.
+"""

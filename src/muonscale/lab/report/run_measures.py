@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from muonscale.lab.report.measures import AGAINST, UNITS, Curves, Measure, chart_of
+from muonscale.lab.report.measure_charts import AGAINST, UNITS, Curves, Measure, chart_of
 from muonscale.lab.report.page import Chart, Mark
 from muonscale.lab.report.run_data import Record, RunData, UnitT, column, names
 from muonscale.optim.options import OPTIONS_OF, names_of

@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from muonscale.lab.report.measures import Measure, chart_of
+from muonscale.lab.report.measure_charts import Measure, chart_of
 from muonscale.lab.report.page import Block, Command, Page, PageSection, Text, Verbatim
 from muonscale.lab.report.run_data import RunData, is_finite, read_run
 from muonscale.lab.report.run_measures import (

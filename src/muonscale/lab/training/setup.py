@@ -19,7 +19,7 @@ from muonscale.lab.config.sections import OptimizerSection, TrainSection
 from muonscale.lab.data.prepare import Corpus, prepare
 from muonscale.lab.models.build import build_model, meta_model
 from muonscale.lab.models.config import model_config
-from muonscale.lab.models.packed import check_isolates_conversations
+from muonscale.lab.models.packed_rows import check_isolates_conversations
 from muonscale.lab.models.pretrained import load_weights, pretrained_config
 from muonscale.lab.parallel.apply import parallelize
 from muonscale.lab.parallel.forward import Parallelized
@@ -28,7 +28,7 @@ from muonscale.lab.run_folder import RunFolder
 from muonscale.lab.training.attention import monitor_attention
 from muonscale.lab.training.batches import Batches, build_batches
 from muonscale.lab.training.console import RunConsole
-from muonscale.lab.training.load_state import load_optimizer_state
+from muonscale.lab.training.load_optimizer_state import load_optimizer_state
 from muonscale.lab.training.micro_batches import check_shares
 from muonscale.lab.training.noise_scale import check_noise_scale
 from muonscale.lab.training.param_groups import build_param_groups, plan_transfer

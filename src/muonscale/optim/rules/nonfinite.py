@@ -1,4 +1,8 @@
-"""Are all gradients finite? One flag on the device, read by the host only when it has arrived."""
+"""Are all gradients finite? One flag on the device, read by the host only when it has arrived.
+
+The ranks agree in `muonscale.optim.distributed.consensus`. What follows, raising or skipping, is in
+`Muon.check_finite` (`muonscale.optim.muon`).
+"""
 
 from __future__ import annotations
 

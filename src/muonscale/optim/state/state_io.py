@@ -21,6 +21,7 @@ from muonscale.optim.newton_schulz.coefficients import from_plain, to_plain
 from muonscale.optim.options import option_names
 from muonscale.optim.parameters.validate import GROUP_KEYS, OF_SCHEDULERS
 from muonscale.optim.rules.muon import ROW_STATE
+from muonscale.optim.rules.post_norm import POST_NORMS
 from muonscale.optim.rules.step_inputs import named
 
 NOT_SAVED = frozenset({"params", "matrices", "why"})
@@ -114,8 +115,8 @@ def _list_differences(saved: Mapping[str, Any], current: Mapping[str, Any]) -> l
         if have.keys() != want.keys():
             hint = ""
             if have.keys() ^ want.keys() == {ROW_STATE}:
-                post_norm = '"normuon"' if ROW_STATE in have else "None, or another one"
-                hint = f" (saved with post_norm={post_norm})"
+                names = " or ".join(f'"{n}"' for n, norm in POST_NORMS.items() if norm.row_state)
+                hint = f" (saved with{'' if ROW_STATE in have else 'out'} post_norm={names})"
             lines.append(
                 f"different state: {name} was saved with {sorted(have)}, but needs {sorted(want)}{hint}"
             )

@@ -3,7 +3,8 @@
 - `torch`: products by torch's own kernels, on any device.
 - `cpu`: symmetric products by panels, and one thread per matrix.
 
-A new kernel is a module here and a branch in `symmetric_product`.
+A new kernel is a module here, a branch in `symmetric_product`, and its operations in
+`muonscale.optim.newton_schulz.flops`, which decide between the direct and the Gram form.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from muonscale import Muon, parameter_groups
 from muonscale.errors import CheckpointError, ConfigError
 from muonscale.lab.config.sections import OptimizerSection
-from muonscale.lab.training.load_state import load_optimizer_state
+from muonscale.lab.training.load_optimizer_state import load_optimizer_state
 from muonscale.optim.migrate.convert_state import SOURCES
 from tests.optim.conftest import Toy, causal_lm, randomize_gradients
 

@@ -20,7 +20,7 @@ from muonscale.lab.data.loss_mask import (
     unpack,
 )
 from muonscale.lab.models.contexts import quiet_transformers
-from muonscale.lab.models.packed import ISOLATES_CONVERSATIONS, check_isolates_conversations
+from muonscale.lab.models.packed_rows import ISOLATES_CONVERSATIONS, check_isolates_conversations
 from muonscale.lab.parallel.forward import Parallelized
 
 SMALL: dict[str, Any] = {
