@@ -2,7 +2,8 @@
 
     python tools/check_words.py [PATH ...]
 
-Each row of `WORDS` is a pattern and what to write in its place. Code is not checked, only the words
+Each row of `WORDS` is a pattern and what to write in its place. Lines of prose in Markdown wrap at
+100 columns. Code is not checked, only the words
 in it that people read: Markdown outside code blocks, and strings and comments of Python files.
 Pages under docs/results/ are left out, since commands wrote them, and so is the history of the
 project in EXPERIMENTS.md and CHANGELOG.md.
@@ -50,6 +51,10 @@ WORDS: dict[str, str] = {
 PATTERN = re.compile(
     "|".join(rf"(?P<w{n}>\b(?:{pattern})(?!\w))" for n, pattern in enumerate(WORDS)), re.IGNORECASE
 )
+WIDTH = 100
+"""Characters of a line of prose in Markdown."""
+UNWRAPPED = ("|", "#", "<", "![")
+"""Beginnings of lines that cannot be wrapped."""
 CODE = re.compile(r"`[^`]*`|https?://\S+|\]\([^)]*\)")
 
 
@@ -79,6 +84,10 @@ def files_in(path: Path) -> list[Path]:
 def check(file: Path) -> Iterator[str]:
     """Yield `path:line: word -> what to write` for every hit in a file."""
     text = file.read_text(encoding="utf-8")
+    if file.suffix == ".md" and "reference" not in file.parts:  # whose blocks are generated
+        for number, line in markdown_prose(text):
+            if len(line) > WIDTH and not line.startswith(UNWRAPPED) and "://" not in line:
+                yield f"{file.relative_to(ROOT)}:{number}: {len(line)} characters -> {WIDTH}"
     prose = python_prose(text) if file.suffix == ".py" else markdown_prose(text)
     for number, line in prose:
         for hit in PATTERN.finditer(CODE.sub("", line)):

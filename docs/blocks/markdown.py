@@ -1,7 +1,9 @@
-"""Tables in Markdown."""
+"""Tables and paragraphs in Markdown."""
 
 from __future__ import annotations
 
+import re
+import textwrap
 from collections.abc import Iterable, Sequence
 
 
@@ -21,3 +23,10 @@ def code(text: object) -> str:
 def size(shape: Iterable[int]) -> str:
     """Return such as 16x24."""
     return "x".join(map(str, shape))
+
+
+def wrap(text: str) -> str:
+    """Return a paragraph in lines of at most 100 characters; code is never broken."""
+    glued = re.sub(r"`[^`]*`", lambda code: code[0].replace(" ", "\0"), text)
+    lines = textwrap.wrap(glued, 100, break_long_words=False, break_on_hyphens=False)
+    return "\n".join(lines).replace("\0", " ")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from docs.blocks.markdown import code, table
+from docs.blocks.markdown import code, table, wrap
 from muonscale.optim.migrate.aliases import FOREIGN, NO_COUNTERPART
 from muonscale.optim.migrate.aliases.argument import Argument
 
@@ -17,12 +17,12 @@ def arguments(source: str) -> str:
         [code(name), code(repr(row.default)), _ours(row), _note(row)]
         for name, row in foreign.arguments.items()
     ]
-    lines = [f"{foreign.what}. Read from {foreign.source}.", ""]
+    lines = [wrap(f"{foreign.what}. Read from {foreign.source}."), ""]
     lines += [table(["argument", "default", "here", ""], rows)]
     if foreign.fixed:
-        lines += ["", f"Always: {_options(foreign.fixed)}."]
+        lines += ["", wrap(f"Always: {_options(foreign.fixed)}.")]
     if foreign.note:
-        lines += ["", foreign.note]
+        lines += ["", wrap(foreign.note)]
     return "\n".join(lines)
 
 

@@ -51,3 +51,8 @@ def test_the_exit_status_says_whether_there_is_one(write, capsys) -> None:
     assert check_words.main([str(write("a.md", "the same\n"))]) == 0
     assert check_words.main([str(write("a.md", "alike\n"))]) == 1
     assert "a.md:1" in capsys.readouterr().out
+
+
+def test_long_lines_of_prose_are_found_but_not_tables(write) -> None:
+    long = "word " * 25
+    assert len(list(check_words.check(write("a.md", f"{long}\n\n| {long} |\n\n# {long}\n")))) == 1
