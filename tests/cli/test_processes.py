@@ -126,11 +126,11 @@ def test_torchrun_restarts_a_job_which_then_goes_on_by_itself(
     with job(2, into(words, tmp_path / "whole")) as whole:
         assert whole.code == 0, whole.output()
     run = tmp_path / "run"
-    with job(2, into(words, run), "--max-restarts=1") as was_restarted:
-        was_restarted.wait_for(lambda: len(losses(run)) >= 33)
-        was_restarted.rank(0).kill()
-        output = was_restarted.output()
-    assert was_restarted.code == 0, output
+    with job(2, into(words, run), "--max-restarts=1") as job_:
+        job_.wait_for(lambda: len(losses(run)) >= 33)
+        job_.rank(0).kill()
+        output = job_.output()
+    assert job_.code == 0, output
     assert f"resuming {run} at step 20" in output, output
     assert weights(run) == weights(tmp_path / "whole")
 

@@ -110,6 +110,6 @@ def test_what_is_no_run_and_no_study_is_refused(
     answer = muonscale("report", path)
     assert answer.code == 2
     assert f"no report can be made of {path}" in answer.err
-    for accepted in ("a run folder", "study.json", "coordcheck.json"):
+    for accepted in ("metrics.jsonl", "study.json", "coordcheck.json"):
         assert accepted in answer.err
     assert not (path / "report").exists()

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from muonscale.lab.run_folder import RunFolder
-from muonscale.lab.training.trackers import registry as guarded
+from muonscale.lab.training.trackers import registry
 from muonscale.lab.training.trackers.tensorboard import TensorBoard
 from tests.conftest import Muonscale
 
@@ -54,7 +54,7 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> type[Fake]:
     class Own(Fake):
         told: list[tuple[str, int]] = []
 
-    monkeypatch.setitem(guarded.TRACKERS, "wandb", Own)
+    monkeypatch.setitem(registry.TRACKERS, "wandb", Own)
     return Own
 
 

@@ -53,8 +53,8 @@ def split_arguments(arguments: list[str]) -> tuple[str, list[str]]:
     names = [word for word in arguments if "=" not in word]
     if len(names) > 1:
         raise ConfigError(
-            f"{' and '.join(names)} are {len(names)} recipes, and one is accepted; an override has the "
-            "form section.key=value"
+            f"give one recipe, not {len(names)}: {' and '.join(names)}; an override has the form "
+            "section.key=value"
         )
     return names[0] if names else "demo", overrides
 

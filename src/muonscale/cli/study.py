@@ -39,7 +39,7 @@ def plan(words: Words, as_json: Json = False) -> None:
     """List the runs of a study with tokens, FLOPs and hours.
 
     Nothing is written. The hours follow from finished runs; if there are none, a few steps are timed.
-    Example: `muonscale study plan compare-nano executor.workers=2`.
+    Example: `muonscale study plan muon-adamw-nano executor.workers=2`.
     """
     from muonscale.lab.studies.engine import plan_study
     from muonscale.lab.studies.text import plan_json, plan_text
@@ -117,6 +117,7 @@ def _study(words: list[str]) -> Study:
     names = [word for word in words if "=" not in word]
     if len(names) != 1:
         raise ConfigError(
-            f"{' and '.join(names) or 'nothing'} is not one study; an override has the form key=value"
+            f"give one study, not {len(names)}{': ' if names else ''}{' and '.join(names)}; an override has "
+            "the form key=value"
         )
     return load_study(names[0], [word for word in words if "=" in word])

@@ -62,7 +62,7 @@ def shipped_summary(shelf: Traversable, name: str) -> str:
 
 
 def is_folder(name: str) -> bool:
-    """Return whether a recipe is a folder; a text that cannot be a path is none."""
+    """Return whether a recipe is a folder; text that cannot be a path is not a folder."""
     try:
         return Path(name).is_dir()
     except OSError:
@@ -96,6 +96,10 @@ def read_tree(name: str, what: str, shelf: Traversable, saved_as: str) -> dict[s
         tree = json.loads(text) if form == "JSON" else read_yaml(text)
     except (yaml.YAMLError, json.JSONDecodeError, RecursionError) as error:
         raise ConfigError(f"{what} {path} is not valid {form}: {error}") from error
+    except FileNotFoundError:
+        folder = f"{name} is no folder of a run or study, since it has no {saved_as}"
+        missing = folder if is_folder(name) else f"there is no file {name}"
+        raise ConfigError(f"{what} {shown(name)} cannot be read: {missing}") from None
     except (OSError, ValueError) as error:
         raise ConfigError(f"{what} {shown(name)} cannot be read: {error}") from error
     if not isinstance(tree, dict):

@@ -18,6 +18,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from muonscale.errors import ConfigError, nearest
 from muonscale.lab.config.sections import ModelSection
+from muonscale.lab.files import read_object
 from muonscale.lab.models.contexts import quiet_transformers
 from muonscale.lab.models.presets import PRESETS
 
@@ -113,16 +114,9 @@ def _read_source(model: ModelSection) -> tuple[str, dict[str, Any]]:
 
 
 def _read_json(path: Path, key: str) -> dict[str, Any]:
-    try:
-        tree = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(f"{key}: there is no {path}; give a config.json or its folder") from None
-    except (OSError, ValueError) as error:
-        raise ConfigError(
-            f"{key}: {path} cannot be read as JSON: {error}; give a Hugging Face config.json"
-        ) from error
-    if not isinstance(tree, dict):
-        raise ConfigError(f"{key}: {path} must contain a JSON object")
+    tree = read_object(path, f"{key} must be a Hugging Face config.json", ConfigError)
+    if tree is None:
+        raise ConfigError(f"{key}: there is no {path}; give a config.json or its folder")
     return tree
 
 

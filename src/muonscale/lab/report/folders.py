@@ -5,14 +5,14 @@ The functions that read studies and coordinate checks are imported when such a f
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import Literal
 
-from muonscale.errors import StudyError
+from muonscale.errors import CheckpointError, StudyError
+from muonscale.lab.files import read_object
 from muonscale.lab.report.page import Chart, Page, PageSection, Table, Text
 from muonscale.lab.report.runs import runs_page
 
@@ -55,17 +55,20 @@ def folder_kind(path: Path) -> FolderT:
     if (path / "coordcheck.json").is_file():
         return "coordcheck"
     try:
-        config = json.loads((path / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        config = None
+        config = read_object(path / "config.json", "") or {}
+    except CheckpointError:
+        config = {}
     # The config.json of a Hugging Face model has no section `run`.
-    is_run = isinstance(config, dict) and isinstance(config.get("run"), dict)
-    if is_run or (path / "metrics.jsonl").is_file():
+    if isinstance(config.get("run"), dict) or (path / "metrics.jsonl").is_file():
         return "run"
-    what = "has none of the files below" if path.is_dir() else "is not a folder"
+    what = (
+        "is not the folder of a run, a study or a coordcheck"
+        if path.is_dir()
+        else "is not a folder"
+    )
     raise StudyError(
-        f"no report can be made of {path}: it {what}; give a run folder (config.json of a run, "
-        "metrics.jsonl), a study folder (study.json), a coordcheck folder (coordcheck.json)"
+        f"no report can be made of {path}: it {what}; give a folder with a run's config.json or "
+        "metrics.jsonl, with study.json, or with coordcheck.json"
     )
 
 

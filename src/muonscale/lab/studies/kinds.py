@@ -3,34 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
+from importlib import import_module
 
 from muonscale.errors import ConfigError, nearest, shown
 from muonscale.lab.config.overrides import assign, split_override
 from muonscale.lab.config.read import RECIPES, read_tree, shipped_names, shipped_summary
 from muonscale.lab.config.validate import validate
-from muonscale.lab.studies.batch.config import BatchConfig
-from muonscale.lab.studies.batch.study import BatchStudy
-from muonscale.lab.studies.compare.config import CompareConfig
-from muonscale.lab.studies.compare.study import CompareStudy
 from muonscale.lab.studies.config import StudyConfig
-from muonscale.lab.studies.scaling.config import ScalingConfig
-from muonscale.lab.studies.scaling.study import ScalingStudy
 from muonscale.lab.studies.study import Study
-from muonscale.lab.studies.telescope.config import TelescopeConfig
-from muonscale.lab.studies.telescope.study import TelescopeStudy
-from muonscale.lab.studies.transfer.config import TransferConfig
-from muonscale.lab.studies.transfer.study import TransferStudy
 
-KINDS: dict[str, tuple[type[StudyConfig], Callable[[Any], Study]]] = {
-    "compare": (CompareConfig, CompareStudy),
-    "transfer": (TransferConfig, TransferStudy),
-    "scaling": (ScalingConfig, ScalingStudy),
-    "batch": (BatchConfig, BatchStudy),
-    "telescope": (TelescopeConfig, TelescopeStudy),
-}
-"""Configuration and class by the value of `study`."""
+KINDS = ("compare", "transfer", "scaling", "batch", "telescope")
+"""The kinds of study. Each is a package of this one: `NAME.config` holds `NameConfig`, and
+`NAME.study` holds `NameStudy`. They are imported when a study is loaded, since some need scipy."""
 
 STUDIES = RECIPES / "studies"
 
@@ -74,7 +59,9 @@ def load_study(recipe: str, overrides: Sequence[str] = ()) -> Study:
     kind = tree.get("study")
     if not isinstance(kind, str) or kind not in KINDS:
         raise ConfigError(f"{recipe}: unknown study={shown(kind)}; {nearest(kind, KINDS)}")
-    config, study = KINDS[kind]
+    home = f"muonscale.lab.studies.{kind}"
+    config = getattr(import_module(f"{home}.config"), f"{kind.title()}Config")
+    study = getattr(import_module(f"{home}.study"), f"{kind.title()}Study")
     return study(validate(config, tree))
 
 

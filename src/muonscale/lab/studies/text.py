@@ -147,7 +147,7 @@ def status_json(study: Study, state: StudyState) -> str:
             "run": outcome.run.label,
             "state": outcome.state,
             "folder": str(outcome.folder.path),
-            "said": describe_outcome(outcome),
+            "note": describe_outcome(outcome),
         }
         for id, outcome in state.outcomes.items()
     ]

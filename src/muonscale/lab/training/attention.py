@@ -135,8 +135,8 @@ class AttentionMonitor:
         """Return the largest logit of every head by layer, and counts `[M]`, over all ranks."""
         if missing := [n for i, n in enumerate(self._names) if i not in self._seen]:
             raise ConfigError(
-                f"no attention logits of {', '.join(missing)} were recorded: it does not use "
-                "transformers' attention interface; accepted: telemetry.attention_every=null and "
+                f"{', '.join(missing)} recorded no attention logits, since this model does not use "
+                "transformers' attention interface; set telemetry.attention_every=null and "
                 "optimizer.qk_clip=null"
             )
         seen = [self._seen[number] for number in range(len(self._names))]

@@ -41,7 +41,7 @@ def finish(run: Run, stop: StopRequest) -> dict[str, Any]:
     Raises:
         Interrupted: if a stop was requested; the run stays unfinished and can be resumed.
     """
-    run.console.log("evaluation_mode on the whole validation split")
+    run.console.log("evaluating on the whole validation split")
     record = validate(run, stop)
     stop.raise_if_requested("stopped in the final evaluation; all steps are saved: use --resume")
     assert record is not None

@@ -159,7 +159,7 @@ class _ParameterNames:
         """Return a name of the file if the parameter exists and has the shape of its state."""
         if name not in self._shapes:
             raise CheckpointError(
-                f"optimizer.state={self._path} has a parameter {name}, and this model has not"
+                f"optimizer.state={self._path} has a parameter {name}, which this model does not have"
             )
         for key in RULE_OF:
             if key in state and _flat(state[key].shape) != _flat(self._shapes[name]):

@@ -6,14 +6,13 @@ tokenizer from this folder. The checkpoint it started from may be deleted.
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
 
 from muonscale.errors import CheckpointError
 from muonscale.lab.config.load import Config
-from muonscale.lab.files import write_json
+from muonscale.lab.files import read_object, write_json
 from muonscale.lab.models.pretrained import fingerprint, weight_files
 from muonscale.lab.run_folder import RunFolder
 
@@ -60,14 +59,7 @@ def read_provenance(folder: RunFolder) -> dict[str, Any]:
         CheckpointError: if the file is damaged.
     """
     path = start_folder(folder) / FACTS
-    if not path.exists():
-        return {}
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(
-            f"{path} cannot be read: {error}; restore it, or remove it to continue without it"
-        ) from error
+    return read_object(path, "restore it, or remove it to continue without it") or {}
 
 
 def use_start_folder(config: Config, folder: RunFolder) -> Config:

@@ -203,7 +203,7 @@ def _frozen(groups: list[Mapping[str, Any]], model: nn.Module) -> list[GroupingR
                 )
             if parameter not in left:
                 raise GroupingError(
-                    f"group {_name(group)} has {name}, which the model has not"
+                    f"group {_name(group)} has {name}, which the model does not have"
                     "; give the model that the groups were built from"
                 )
             seen[parameter] = _name(group)

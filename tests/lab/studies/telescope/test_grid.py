@@ -28,7 +28,7 @@ def test_a_level_has_a_quarter_of_the_points_rounded_up_to_odd(
     assert [points_at(first, level, count, least) for level in range(len(sizes))] == sizes
 
 
-def test_a_grid_is_centerd_and_its_spacing_halves() -> None:
+def test_a_grid_is_centered_and_its_spacing_halves() -> None:
     assert Grid.around(ZERO, 4, 0).axes[0] == tuple(Fraction(n, 2) for n in (-3, -1, 1, 3))
     finer = Grid.around((Fraction(1, 2), Fraction(-3, 2)), 3, 1)
     assert finer.axes[0] == (Fraction(0), Fraction(1, 2), Fraction(1))

@@ -350,13 +350,13 @@ def test_one_seed_has_no_noise(telescope: Make) -> None:
     assert found["levels"][0]["optima"]["lr"]["low"] is None
     assert found["drift"]["lr"]["slope"]["value"] == pytest.approx(6, rel=1e-3)
     assert found["stop_earlier"]["width"] is None
-    assert "one seed" in found["stop_earlier"]["said"]
+    assert "one seed" in found["stop_earlier"]["note"]
 
 
 def test_calibration_could_have_stopped_where_the_optimum_stays(telescope: Make) -> None:
     still = found_with(telescope(), bowl(lr=0.02 * 2**0.5, wd=0.1 * 2**0.5, noise=0.001))
     assert still["stop_earlier"]["width"] == 16
-    assert "32, 64" in still["stop_earlier"]["said"]
+    assert "32, 64" in still["stop_earlier"]["note"]
     assert [level["before"]["within"] for level in still["levels"][1:]] == [True, True]
     # 0.02 * 2^0.5 at width 16, twice that at 32 and from there on.
     steps = {16: 0.5, 32: 1.5, 64: 1.5, 128: 1.5}
@@ -380,7 +380,7 @@ def test_calibration_goes_on_while_the_optimum_moves(telescope: Make) -> None:
 
     found = found_with(telescope(), late)
     assert found["stop_earlier"]["width"] is None
-    assert "still moved beyond seed noise at width 64" in found["stop_earlier"]["said"]
+    assert "still moved beyond seed noise at width 64" in found["stop_earlier"]["note"]
 
 
 def level_of(config: TelescopeConfig, loss: Callable[[dict[str, float], int], float]) -> Level:

@@ -80,7 +80,7 @@ def fit_blocks(losses: Mapping[Group, Mapping[int, float]]) -> Blocks[Group]:
     """
     groups = tuple(group for group, each in losses.items() if each)
     if not groups:
-        raise StudyError(f"none of the {len(losses)} groups to compare has a finished run")
+        raise StudyError(f"no run has finished in any of the {len(losses)} groups to compare")
     seeds = sorted({seed for group in groups for seed in losses[group]})
     rows = [
         (g, seeds.index(s), x) for g, name in enumerate(groups) for s, x in losses[name].items()

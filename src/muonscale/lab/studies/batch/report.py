@@ -163,7 +163,7 @@ def _remarks(target: Found) -> Iterator[Text]:
     if edges:
         yield Text(
             "The best learning rate is the lowest or highest that was tried for "
-            f"{', '.join(edges)}. A better one may be beyond it, which may change what is said of these."
+            f"{', '.join(edges)}. A better one may be beyond it, which may change their result."
         )
     if target["freedom"] == 0:
         yield Text(

@@ -108,7 +108,7 @@ def _verdicts(place: Found, baselines: list[str]) -> Iterator[Block]:
             end = {"low": "lowest", "high": "highest"}[v["edge"]]
             yield Text(
                 f"The best learning rate of {v['name']}, {v['best_lr']:g}, is the {end} that was tried. A "
-                "better one may be beyond it, which may change what is said of this variant."
+                "better one may be beyond it, which may change the result of this variant."
             )
     for c in place["comparisons"]:
         if {c["better"], c["worse"]} & set(baselines):

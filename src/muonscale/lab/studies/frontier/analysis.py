@@ -54,7 +54,7 @@ def analyze_frontier(
 
     Returns:
         `throughput`, `assumptions`, `curves`, `verdicts`, and under `why` the reason if there are none.
-        Numbers may be infinite or NaN: JSON needs `muonscale.lab.run_folder.finite`.
+        Numbers may be infinite or NaN: JSON needs `muonscale.lab.files.drop_nonfinite`.
     """
     found: dict[str, Any] = {"throughput": section.throughput, "why": "", "assumptions": []}
     found |= {"curves": [], "verdicts": []}

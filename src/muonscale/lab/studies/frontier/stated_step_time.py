@@ -63,7 +63,7 @@ class StatedStepTime:
                 "muonscale study run"
             )
         section = self._section
-        asked = PlanRequest(
+        request = PlanRequest(
             target=str(run.folder.path),
             devices=devices,
             device=section.throughput,
@@ -71,7 +71,7 @@ class StatedStepTime:
             bandwidth=None if section.bandwidth is None else section.bandwidth * 1e9,
             micro_batch=self._micro_batch(run, batch_tokens // devices),
         )
-        planned = resolve(asked)
+        planned = resolve(request)
         # Activations depend on the micro-batch alone: all batches and devices it serves share them.
         kept = optimizer, planned.workload.micro_tokens
         if kept not in self._activations:

@@ -254,7 +254,7 @@ def _report_searches(config: ScalingConfig, found: Found) -> list[PageSection]:
 def _report_laws(
     part: str, prefix: str, laws: Mapping[str, Findings | str], names: Mapping[str, str]
 ) -> list[PageSection]:
-    """Return all of the law by the first way of counting, and the numbers by every way."""
+    """Return the full results for the first way of counting, and the numbers by every way."""
     fitted = {name: law for name, law in laws.items() if isinstance(law, Findings)}
     if not fitted:
         why = next(iter(laws.values()))

@@ -189,25 +189,25 @@ def judge_previous_optimum(level: Level, center: Place) -> PreviousOptimum | Non
 def find_early_stop(levels: list[LevelAnalysis]) -> dict[str, Any]:
     """Return after which width calibration could have stopped.
 
-    It is the first width after which every level had its middle, the optimum of the width before,
-    within seed noise of its lowest loss. Levels of a single place do not count.
+    It is the first width from which on the optimum of the width before is within seed noise of the
+    lowest loss of each level. Levels of a single place do not count.
     """
     tested = [(level.width, level.before.within) for level in levels[1:] if level.before]
     if not tested:
-        return {"width": None, "said": "no level after the first has more than one place"}
+        return {"width": None, "note": "no level after the first has more than one place"}
     if any(within is None for _, within in tested):
-        return {"width": None, "said": "one seed gives no noise to judge by"}
+        return {"width": None, "note": "one seed gives no noise to judge by"}
     moved = [width for width, within in tested if not within]
     if moved and moved[-1] == tested[-1][0]:
         note = f"the optimum still moved beyond seed noise at width {moved[-1]}"
-        return {"width": None, "said": note}
+        return {"width": None, "note": note}
     stop = moved[-1] if moved else levels[0].width
     after = ", ".join(str(width) for width, _ in tested if width > stop)
     note = (
         f"calibration could have stopped at width {stop}: at {after} the optimum of the width before was "
         "within seed noise of the lowest loss"
     )
-    return {"width": stop, "said": note}
+    return {"width": stop, "note": note}
 
 
 def describe_stop(config: TelescopeConfig, level: Level) -> str | None:

@@ -41,7 +41,7 @@ def _result(found: Found) -> Iterator[Block]:
     if found["stopped"]:
         yield Verdict(False, f"Stopped at {found['stopped']}.")
     if (early := found["stop_earlier"]) is not None:
-        text = early["said"]
+        text = early["note"]
         yield Verdict(early["width"] is not None or None, f"{text[0].upper()}{text[1:]}.")
     if (sweep := found["brute_force"]) is not None:
         interval = "no interval"

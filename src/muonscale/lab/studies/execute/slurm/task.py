@@ -102,7 +102,7 @@ def _wait(pid: int) -> None:
 def _leave() -> None:
     """Leave after a run that was asked to stop.
 
-    Slurm asks before it ends a job. It queues a preempted job again and a cancelled one not. If Slurm
+    Slurm asks before it ends a job. It requeues a preempted job, but not a cancelled one. If Slurm
     has not ended the job yet, as in the time it grants a preempted one, the job queues itself again.
     """
     try:
