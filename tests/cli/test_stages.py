@@ -65,7 +65,7 @@ def test_learning_rate_tokens_and_corpora_follow_the_stages(
     assert "256, from step 16 on 512 tokens" in answer.out
 
 
-def test_held_out_losses_are_told_apart(
+def test_held_out_losses_are_distinguished(
     muonscale: Muonscale, staged: list[str], tmp_path: Path
 ) -> None:
     assert muonscale("train", *staged).code == 0

@@ -88,7 +88,7 @@ TABLE += [(3, "fsdp", 3), (4, "hsdp", 2), (4, "fsdp_tensor", 4), (4, "experts_fs
 
 
 @pytest.mark.parametrize(("size", "row", "team"), TABLE)
-def test_what_travels_arrives_exactly(world, size: int, row: str, team: int) -> None:
+def test_what_is_sent_arrives_exactly(world, size: int, row: str, team: int) -> None:
     answers = world(size).run(there_and_back, row, team)
     elements = sum(whole(name, 7).numel() for name in SHAPES)
     assert sum(arrived for arrived, _ in answers) == elements

@@ -200,7 +200,7 @@ def differing() -> GatheredTensors:
     return gather_tensors(tensors, processes)
 
 
-def test_what_ranks_should_hold_alike_is_compared(world) -> None:
+def test_what_ranks_should_hold_in_common_is_compared(world) -> None:
     first, second = world(2).run(differing)
     assert first.rank_differences == {"alike": 0.0, "apart": 0.125} == second.rank_differences
     assert first.values["apart"].tolist() == [1.0] * 3 and not second.values

@@ -178,7 +178,7 @@ def test_longer_heads_are_scores_divided_by_their_length() -> None:
     trained_both(wide, narrow, unfold, queries)
 
 
-def test_longer_heads_whose_queries_are_normalised() -> None:
+def test_longer_heads_whose_queries_are_normalized() -> None:
     torch.manual_seed(0)
 
     def unfold(model: nn.Module) -> None:

@@ -20,8 +20,6 @@ study = typer.Typer(
     rich_markup_mode=None,
 )
 
-UNLIMITED = 100_000
-"""Width of the table if the output is not a terminal."""
 
 VERDICTS = {True: "PASS", False: "FAIL", None: "undecided"}
 
@@ -42,11 +40,11 @@ def plan(words: Words, as_json: Json = False) -> None:
     Example: `muonscale study plan muon-adamw-nano executor.workers=2`.
     """
     from muonscale.lab.studies.engine import plan_study
-    from muonscale.lab.studies.text import plan_json, plan_text
+    from muonscale.lab.studies.text import plan_json, study_plan_text
 
     found = _study(words)
     state, cost = plan_study(found)
-    typer.echo(plan_json(found, state, cost) if as_json else plan_text(found, state, cost))
+    typer.echo(plan_json(found, state, cost) if as_json else study_plan_text(found, state, cost))
 
 
 @study.command()
@@ -98,9 +96,11 @@ def status(
     if as_json:
         typer.echo(status_json(found, state))
         return
+    from muonscale.lab.console import WIDTH
+
     console = Console(highlight=False)
     if not console.is_terminal:  # a program reads it, so no line is wrapped or cut
-        console.width = UNLIMITED
+        console.width = WIDTH
     if not watch:
         console.print(status_table(found, state))
         return

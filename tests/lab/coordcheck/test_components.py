@@ -42,7 +42,7 @@ def shape_of(preset: str) -> PreTrainedConfig:
 
 
 @pytest.mark.parametrize("preset", EXPECTED)
-def test_parts_are_told_apart_and_known_to_the_verdict(preset: str) -> None:
+def test_parts_are_distinguished_and_known_to_the_verdict(preset: str) -> None:
     model = meta_model(shape_of(preset))
     name = part_namer(model)
     found = {a.name: name(a) for a in assign_roles(model)}

@@ -56,7 +56,7 @@ def test_every_sequence_comes_first_equally_often(size: int) -> None:
     assert chi_squared < size - 1 + 5 * (2 * (size - 1)) ** 0.5
 
 
-def test_neighbours_do_not_stay_neighbours() -> None:
+def test_neighbors_do_not_stay_neighbors() -> None:
     order = sequence_indices(0, 10_000, 10_000, seed=0)
     assert abs(np.corrcoef(order[:-1], order[1:])[0, 1]) < 0.05
     assert np.count_nonzero(np.abs(np.diff(order)) == 1) < 20

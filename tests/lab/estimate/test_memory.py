@@ -67,7 +67,7 @@ def test_what_a_step_takes_on_one_process_is_near_what_it_does_take() -> None:
     assert 0.75 < stated / peak_bytes(optimizer.step) < 1.5
 
 
-def test_state_under_data_parallelism_is_dealt_out_once() -> None:
+def test_state_under_data_parallelism_is_partitioned_once() -> None:
     seen = planned("ddp=3")
     sizes = {name: math.prod(shape) for name, shape in shapes(seen).items()}
     on_muon = sum(n for name, n in sizes.items() if any(part in name for part in MUON))
@@ -99,7 +99,7 @@ def test_autocast_copies_the_weights_of_a_process_alone() -> None:
     assert gathered_bytes(seen.placement, seen.workload, 0) == 2 * seen.placement.elements
 
 
-def test_dealt_out_experts_are_neither_held_nor_gathered_elsewhere(tmp_path: Path) -> None:
+def test_partitioned_experts_are_neither_held_nor_gathered_elsewhere(tmp_path: Path) -> None:
     target = small_mixture(tmp_path)
     alone, dealt = planned("fsdp=4", target=target), planned("fsdp=4,ep=4", target=target)
     stacks = {n: s for n, s in shapes(alone).items() if ".experts." in n}

@@ -40,7 +40,7 @@ def test_a_wide_parabola_stops_before_a_diverged_run() -> None:
 
 
 @given(st.floats(1.1e-3, 0.9e-1))
-def test_the_minimum_lies_between_the_neighbours_of_the_best(at: float) -> None:
+def test_the_minimum_is_between_the_neighbors_of_the_best(at: float) -> None:
     y = np.abs(np.log(RATES / at)) ** 1.5
     place = int(np.argmin(y))
     if place in (0, len(RATES) - 1):

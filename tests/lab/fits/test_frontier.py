@@ -120,7 +120,7 @@ def test_a_faster_optimizer_lies_inside() -> None:
     assert judge_dominance(law(1.25, 1), law(1.0, 0)).inside is False
 
 
-def test_curves_that_cross_or_are_within_noise_are_not_told_apart() -> None:
+def test_curves_that_cross_or_are_within_noise_are_not_significantly_different() -> None:
     crossing = judge_dominance(law(1.0, 0, on16=1.5), law(1.25, 1))
     assert crossing.inside is None and crossing.share == 0 and crossing.reverse == 0
     assert crossing.ratio == pytest.approx([0.8, 0.8, 1.2])

@@ -46,7 +46,7 @@ def test_logits_are_those_that_eager_attention_takes_the_softmax_of(
 
 
 @pytest.mark.parametrize("kind", ["llama_grouped", "gemma3", "gpt2"])
-def test_eager_attention_can_be_heard_too_and_outputs_are_unchanged(kind: str) -> None:
+def test_eager_attention_can_be_recorded_too_and_outputs_are_unchanged(kind: str) -> None:
     for attention in ("sdpa", "eager"):
         model = build(kind, attention)
         with torch.no_grad():
@@ -131,7 +131,7 @@ def test_16_bit_queries_are_multiplied_in_float32() -> None:
     assert found.largest_H.tolist() == pytest.approx(naive(query, key, None)[0], rel=1e-5)
 
 
-def test_attention_that_cannot_be_heard_is_refused_by_name() -> None:
+def test_attention_that_cannot_be_recorded_is_refused_by_name() -> None:
     config = hf.BloomConfig(hidden_size=16, n_layer=1, n_head=2, vocab_size=50)
     model = hf.AutoModelForCausalLM.from_config(config)
     with pytest.raises(ConfigError, match=r"model_type 'bloom' \(BloomForCausalLM\)"):

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from muonscale.errors import CheckpointError, ConfigError
 from muonscale.lab.config.sections import ModelSection
 from muonscale.lab.models.pretrained import (
-    fingerprint,
+    hash_files,
     load_weights,
     pretrained_config,
     weight_files,
@@ -116,7 +116,7 @@ def test_shards_are_read_and_a_missing_one_is_named(tmp_path: Path) -> None:
     assert len(files) > 1
     loaded = load_weights(tmp_path, shape_of(tmp_path))
     assert torch.equal(loaded(IDS).logits, model(IDS).logits)
-    assert list(fingerprint(files)) == [path.name for path in files]
+    assert list(hash_files(files)) == [path.name for path in files]
     files[1].unlink()
     with pytest.raises(
         CheckpointError, match=f"lacks 1 of its {len(files)} files.*{files[1].name}"
@@ -126,9 +126,9 @@ def test_shards_are_read_and_a_missing_one_is_named(tmp_path: Path) -> None:
 
 def test_other_weights_have_another_fingerprint(tmp_path: Path) -> None:
     saved("llama", tmp_path)
-    before = fingerprint(weight_files(tmp_path))
+    before = hash_files(weight_files(tmp_path))
     change(tmp_path, lambda tensors: tensors["lm_head.weight"].add_(1))
-    assert fingerprint(weight_files(tmp_path)) != before
+    assert hash_files(weight_files(tmp_path)) != before
 
 
 def test_what_holds_no_weights_is_refused(tmp_path: Path) -> None:

@@ -67,7 +67,7 @@ def test_values_stay_as_they_are() -> None:
 
 
 @pytest.mark.parametrize(("kind", "norm"), [("gemma3", "q_norm"), ("qwen3", "q_norm")])
-def test_models_that_normalise_queries_are_refused(kind: str, norm: str) -> None:
+def test_models_that_normalize_queries_are_refused(kind: str, norm: str) -> None:
     with pytest.raises(ConfigError, match=rf"normalizes queries or keys .*\.{norm}\).*null"):
         query_key_clips(build(kind))
 

@@ -114,7 +114,7 @@ def test_every_pair_counts_once(kind: str, way: str, monkeypatch: pytest.MonkeyP
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
 @pytest.mark.parametrize("way", ["micro_batches", "both"])
-def test_compiled_layers_are_heard_once_too_and_have_their_gradients(
+def test_compiled_layers_are_recorded_once_too_and_have_their_gradients(
     way: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     torch._dynamo.reset()
@@ -126,7 +126,7 @@ def test_compiled_layers_are_heard_once_too_and_have_their_gradients(
         torch.testing.assert_close(found, parameter.grad, rtol=1e-3, atol=1e-5, msg=name)
 
 
-def test_an_evaluation_and_steps_that_are_not_due_are_not_heard() -> None:
+def test_an_evaluation_and_steps_that_are_not_due_are_not_recorded() -> None:
     state, config = state_of(
         build("llama_grouped", dtype=torch.float32), "telemetry.attention_every=3"
     )
@@ -252,7 +252,7 @@ def test_a_model_of_one_attention_that_is_silent_is_named() -> None:
         train_step(state, ids().numpy(), config, Processes())
 
 
-def test_what_cannot_be_heard_or_clipped_is_refused() -> None:
+def test_what_cannot_be_recorded_or_clipped_is_refused() -> None:
     bloom = hf.AutoModelForCausalLM.from_config(
         hf.BloomConfig(hidden_size=16, n_layer=1, n_head=2, vocab_size=50)
     )
@@ -274,7 +274,7 @@ def test_values_out_of_range_are_refused(word: str) -> None:
         config_of(word)
 
 
-def test_the_time_of_steps_that_were_heard_stands_beside_the_others() -> None:
+def test_the_time_of_steps_that_were_recorded_stands_beside_the_others() -> None:
     records: list[dict[str, Any]] = [
         {"step_ms": 10.0},
         {"step_ms": 30.0, "attention_ms": 15.0},

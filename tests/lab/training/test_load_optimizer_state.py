@@ -177,7 +177,7 @@ def test_moonlights_sum_becomes_an_average(kind: str, tmp_path: Path) -> None:
             assert torch.equal(state["exp_avg"], theirs["moment1"]) and float(state["step"]) == 5
 
 
-def test_parameters_sorted_by_size_are_told_apart(tmp_path: Path) -> None:
+def test_parameters_sorted_by_size_are_distinguished(tmp_path: Path) -> None:
     """KellerJordan/Muon sorts the parameters of a group."""
     model = causal_lm("llama")
     rules, parameters = rules_of(model), dict(model.named_parameters())

@@ -112,7 +112,7 @@ def test_every_token_counts_once(kind: str, way: str) -> None:
     "ignore:The .grad attribute of a Tensor that is not a leaf"
 )  # torch compiling
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_compiled_layers_are_heard_once_too(checkpointing: bool) -> None:
+def test_compiled_layers_are_recorded_once_too(checkpointing: bool) -> None:
     _, routing = listened(
         "deepseek_v3", micro=2, checkpointing=checkpointing, compiled=True, aux_loss=0.1
     )

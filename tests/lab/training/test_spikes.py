@@ -58,7 +58,7 @@ def test_counts_are_those_of_a_plain_loop(values: list[float]) -> None:
 
 
 @pytest.mark.parametrize("at", [0, 10, 150, 250])
-def test_a_count_that_is_taken_up_again_goes_on_alike(values: list[float], at: int) -> None:
+def test_a_count_that_is_taken_up_again_continues_the_same(values: list[float], at: int) -> None:
     first, second = Spikes(), Spikes()
     for value in values[:at]:
         first.add({"grad_norm": value})

@@ -48,7 +48,7 @@ def test_a_difference_is_measured_in_units_of_reordered_runs() -> None:
     assert not compared(trajectory(a=1 + 1.1 * LIMIT * 2e-4), *reordered).same
 
 
-def test_a_parameter_that_happens_to_round_alike_has_the_rounding_of_its_group() -> None:
+def test_a_parameter_that_happens_to_round_equally_has_the_rounding_of_its_group() -> None:
     other_order = trajectory(a=1 + 1e-4, b=1 + 1e-4)
     found = compared(trajectory(c=1 + 5e-4), other_order)
     assert found.weights[2].reordered == 0 and found.same

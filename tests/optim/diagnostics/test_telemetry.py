@@ -133,7 +133,7 @@ def test_the_update_rms_is_the_one_that_the_optimizer_reports(
     assert "update_svd_entropy" not in figures["norm"]
 
 
-def test_an_orthogonalised_update_is_orthogonal_and_one_of_adamw_is_not(
+def test_an_orthogonalized_update_is_orthogonal_and_one_of_adamw_is_not(
     toy: nn.Module, set_gradients: SetGradients
 ) -> None:
     errors = {}

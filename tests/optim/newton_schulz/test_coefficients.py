@@ -181,14 +181,14 @@ def test_every_schedule_names_its_source() -> None:
     assert all(len(row.source) > 20 and row.triples for row in SCHEDULES.values())
 
 
-def test_a_schedule_knows_its_normalisation() -> None:
+def test_a_schedule_knows_its_normalization() -> None:
     assert resolve("polar_express", 5).margin == resolve("polar_express_nanochat", 5).margin == 1.01
     found = {name: resolve(name, 10).normalization for name in SCHEDULES}
     assert {name for name, kind in found.items() if kind == "aol"} == {"aol", "aol_flash"}
     assert set(found.values()) == {"aol", "frobenius"}
 
 
-def test_a_name_can_have_another_normalisation() -> None:
+def test_a_name_can_have_another_normalization() -> None:
     plain = resolve("polar_express", 5)
     assert resolve("polar_express+schatten4", 5) == replace(plain, normalization="schatten4")
     for wrong in ("you5+schatten", "you5+", "+aol"):

@@ -180,7 +180,7 @@ def test_without_a_restart_float32_is_not_enough_for_decaying_spectra() -> None:
 @pytest.mark.parametrize("name", SCHEDULES)
 @pytest.mark.parametrize("form", ["direct", "gram"])
 @pytest.mark.parametrize("exponent", [-100, 100])
-def test_length_does_not_matter_to_any_normalisation(name: str, form: str, exponent: int) -> None:
+def test_length_does_not_matter_to_any_normalization(name: str, form: str, exponent: int) -> None:
     """By powers of two, which round nothing: steep sets make much of the last bit of their input."""
     G = matrix(2, 8, 24)
     steps = max(5, SCHEDULES[name].least_steps)
@@ -191,7 +191,7 @@ def test_length_does_not_matter_to_any_normalisation(name: str, form: str, expon
 
 @pytest.mark.parametrize("shape", [(8, 24), (24, 8)])
 @pytest.mark.parametrize("form", ["direct", "gram"])
-def test_a_normalisation_is_what_it_says(shape: tuple[int, int], form: str) -> None:
+def test_a_normalization_is_what_it_says(shape: tuple[int, int], form: str) -> None:
     G = matrix(*shape, dtype=torch.float64)
     wide = G if shape[0] < shape[1] else G.T
     A = wide @ wide.T
@@ -211,7 +211,7 @@ def test_a_normalisation_is_what_it_says(shape: tuple[int, int], form: str) -> N
 
 
 @pytest.mark.parametrize("kind", ["frobenius", "schatten4", "aol"])
-def test_no_normalisation_leaves_a_singular_value_above_one(kind: str) -> None:
+def test_no_normalization_leaves_a_singular_value_above_one(kind: str) -> None:
     for G in (matrix(8, 24), torch.ones(4, 6), torch.eye(5), matrix(24, 8, seed=3)):
         # One step of p(s) = s: what comes out is the normalised matrix.
         given = Coefficients(triples=((1.0, 0.0, 0.0),), normalization=kind)  # type: ignore[arg-type]

@@ -89,7 +89,7 @@ def test_a_fused_weight_taken_for_one_matrix_goes_elsewhere(case: str) -> None:
 
 
 @pytest.mark.parametrize("shape", [(1, 16), (16, 1), (1, 1)])
-def test_a_row_or_a_column_takes_a_step_of_normalised_momentum(shape: tuple[int, int]) -> None:
+def test_a_row_or_a_column_takes_a_step_of_normalized_momentum(shape: tuple[int, int]) -> None:
     W = torch.nn.Parameter(torch.zeros(shape))
     W.grad = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     optimizer([W], None).step()

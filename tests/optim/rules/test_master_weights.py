@@ -179,7 +179,7 @@ def test_the_random_bits_are_a_known_hash_of_key_and_position() -> None:
         assert found == [slow(position, key) for position in range(2000)]
 
 
-def test_the_random_bits_are_spread_and_unrelated_to_their_neighbours() -> None:
+def test_the_random_bits_are_spread_and_unrelated_to_their_neighbors() -> None:
     number = 1 << 18
     for key in (0, 1, rounding_key(3, "w", 9)):
         bits = _random_16_bits(first(number), key)

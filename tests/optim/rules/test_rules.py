@@ -227,7 +227,7 @@ def test_normuon_keeps_one_value_per_row_of_every_logical_matrix(shape, layout: 
         close(W.detach(), unview(new, layout, shape))
 
 
-def test_every_matrix_is_orthogonalised_once(build_lm: Build, monkeypatch, set_gradients) -> None:
+def test_every_matrix_is_orthogonalized_once(build_lm: Build, monkeypatch, set_gradients) -> None:
     counted: list[int] = []
 
     def counting(X: Tensor, *rest: Any, **options: Any) -> Tensor:

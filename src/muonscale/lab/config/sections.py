@@ -34,6 +34,8 @@ from muonscale.optim.options import (
 Positive = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Steps = Annotated[float, Field(ge=0)]
+ConventionT = Literal["spectral", "adam_table", "standard"]
+"""A parametrization of `muonscale.transfer`, named here because a configuration needs no torch."""
 Mark = Annotated[float, Field(gt=0)]
 """A point of a run: a fraction of its tokens if below 1, else training tokens (`run_length`)."""
 
@@ -303,7 +305,7 @@ class TransferSection(Section):
     base: str | dict[str, Any] | None = None
     """The model that the hyper-parameters were tuned on: a preset, or the fields that differ from this
     model, such as `{hidden_size: 128, num_attention_heads: 4}`. Null for no transfer."""
-    convention: Literal["spectral", "adam_table", "standard"] = "spectral"
+    convention: ConventionT = "spectral"
     """How learning rate, decay and eps change with the width; `standard` changes nothing."""
     depth: Literal["none", "complete_p"] = "none"
     """`complete_p` divides residual branches by the ratio of the numbers of layers."""

@@ -77,7 +77,7 @@ def write_meta(folder: Path, meta: dict[str, Any]) -> None:
     write_json(folder / "meta.json", {**meta, "files": sizes})
 
 
-def find_damage(folder: Path, fingerprint: str) -> str | None:
+def find_cache_damage(folder: Path, fingerprint: str) -> str | None:
     """Return what is wrong with a prepared corpus, None if it is complete."""
     meta = _read_json(folder / "meta.json")
     if meta is None:
@@ -109,7 +109,7 @@ def install(partial: Path, cache: Path, fingerprint: str) -> None:
         OSError: if the folder cannot be renamed.
     """
     folder = entry_path(cache, fingerprint)
-    while find_damage(folder, fingerprint) is not None:
+    while find_cache_damage(folder, fingerprint) is not None:
         if folder.exists():
             grave = _new_name(cache)  # files that another process maps stay until it has finished
             with suppress(FileNotFoundError):  # another process renamed it first

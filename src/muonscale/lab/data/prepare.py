@@ -48,7 +48,7 @@ SPLITS = ("train", "held_out")
 STAGES = ("reading", "training tokenizer", "tokenizing")
 """The stages of `prepare`, measured in bytes. Any other stage is a sentence for the console."""
 
-Report = Callable[[str, int, int | None], None]
+OnProgress = Callable[[str, int, int | None], None]
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ class Corpus:
         return open_tokenizer(self.folder / "tokenizer")
 
 
-def prepare(data: DataSection, *, seed: int, report: Report) -> dict[str, Corpus]:
+def prepare(data: DataSection, *, seed: int, report: OnProgress) -> dict[str, Corpus]:
     """Return the prepared corpora of a data section by name, from the cache or newly prepared.
 
     All have one tokenizer. A document in several corpora belongs to the first. Several processes may
@@ -157,12 +157,12 @@ def _request(data: DataSection, seed: int) -> dict[str, Any]:
     }
 
 
-def _find(folder: Path, key: str, report: Report) -> dict[str, Any] | None:
+def _find(folder: Path, key: str, report: OnProgress) -> dict[str, Any] | None:
     known = cache.find_request(folder, key)
     if known is None:
         return None
     place = cache.entry_path(folder, known["fingerprint"])
-    problem = cache.find_damage(place, known["fingerprint"])
+    problem = cache.find_cache_damage(place, known["fingerprint"])
     if problem is not None:
         report(f"preparing {place} again: {problem}", 0, None)
         return None
@@ -170,7 +170,7 @@ def _find(folder: Path, key: str, report: Report) -> dict[str, Any] | None:
 
 
 def _build(
-    folder: Path, keys: list[str], data: DataSection, seed: int, report: Report
+    folder: Path, keys: list[str], data: DataSection, seed: int, report: OnProgress
 ) -> list[dict[str, Any]]:
     """Write corpora into the cache, and return the answers to their requests."""
     partial = cache.new_partial(folder)
@@ -187,7 +187,10 @@ def _build(
         known = []
         for key, part, documents, split in zip(keys, data.corpora, stores, splits, strict=True):
             fingerprint = _fingerprint(documents, tokenizer, data, seed)
-            if cache.find_damage(cache.entry_path(folder, fingerprint), fingerprint) is not None:
+            if (
+                cache.find_cache_damage(cache.entry_path(folder, fingerprint), fingerprint)
+                is not None
+            ):
                 place = partial / key
                 place.mkdir()
                 meta = _encode(documents, split, tokenizer, part, place, report)
@@ -202,7 +205,7 @@ def _build(
     return known
 
 
-def _read(data: DataSection, folder: Path, report: Report) -> list[DocumentStore]:
+def _read(data: DataSection, folder: Path, report: OnProgress) -> list[DocumentStore]:
     seen: set[bytes] = set()
     stores = []
     for number, part in enumerate(data.corpora):
@@ -217,7 +220,7 @@ def _read(data: DataSection, folder: Path, report: Report) -> list[DocumentStore
     return stores
 
 
-def _throttle(stage: str, total: int | None, report: Report) -> Callable[[int], None]:
+def _throttle(stage: str, total: int | None, report: OnProgress) -> Callable[[int], None]:
     last = 0
     report(stage, 0, total)
 
@@ -231,7 +234,7 @@ def _throttle(stage: str, total: int | None, report: Report) -> Callable[[int], 
 
 
 def _make_tokenizer(
-    data: DataSection, texts: list[tuple[DocumentStore, list[Range]]], report: Report
+    data: DataSection, texts: list[tuple[DocumentStore, list[Range]]], report: OnProgress
 ) -> PreTrainedTokenizerFast:
     """Load the tokenizer, or train it on equal amounts of every corpus, or all of a smaller one."""
     if data.tokenizer is not None:
@@ -298,7 +301,7 @@ def _encode(
     tokenizer: PreTrainedTokenizerFast,
     data: DataSection,
     folder: Path,
-    report: Report,
+    report: OnProgress,
 ) -> dict[str, Any]:
     chat = data.format == "chat"
     encoder = ChatEncoder(tokenizer, find_template(data, tokenizer)) if chat else None

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from muonscale.errors import ConfigError
-from muonscale.lab.data.prepare import Report
+from muonscale.lab.data.prepare import OnProgress
 from muonscale.lab.eval_results import Entry, KindT, Record
 from muonscale.lab.evaluation.harness import Harness, HarnessOptions, HarnessTask
 from muonscale.lab.evaluation.perplexity import measure_texts
@@ -92,7 +92,7 @@ def evaluate_model(
     tasks: TaskRequest,
     out: Path | None,
     log: Callable[[str], None],
-    report: Report,
+    report: OnProgress,
 ) -> EvalResult:
     """Evaluate a run or a Hugging Face folder, writing each result when it is measured.
 

@@ -10,14 +10,14 @@ from transformers import PreTrainedConfig
 
 from muonscale.errors import ConfigError, DataError
 from muonscale.lab.config.load import load_config
-from muonscale.lab.data.prepare import Report, SplitStats, prepare
+from muonscale.lab.data.prepare import OnProgress, SplitStats, prepare
 from muonscale.lab.evaluation.target import EvalSettings, EvalTarget
 from muonscale.lab.models.loss import bits_per_byte
 from muonscale.lab.models.packed_rows import check_isolates_conversations
 from muonscale.lab.parallel.forward import Parallelized
 from muonscale.lab.parallel.processes import Processes
 from muonscale.lab.parallel.text_loss import TextLoss, batches_of, losses_on, weighted_mean
-from muonscale.lab.training.setup import fingerprint
+from muonscale.lab.training.setup import corpus_fingerprint
 
 
 def measure_texts(
@@ -27,7 +27,7 @@ def measure_texts(
     settings: EvalSettings,
     *,
     whole: bool,
-    report: Report,
+    report: OnProgress,
 ) -> dict[str, Any]:
     """Return the loss on every corpus and their weighted mean, in the format of eval/result.json.
 
@@ -46,7 +46,7 @@ def measure_texts(
     data = settings.config.data
     _check_model(target, settings)
     corpora = prepare(data, seed=settings.config.run.seed, report=report)
-    prints = fingerprint(corpora)
+    prints = corpus_fingerprint(corpora)
     own = _is_own(target, settings, prints)
     if whole and own:
         raise ConfigError(

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from muonscale.errors import CheckpointError, ConfigError
 from muonscale.lab.config.load import Config, load_config, parse_override, resolve_config
 from muonscale.lab.models.convert import load_hf
-from muonscale.lab.models.pretrained import fingerprint
+from muonscale.lab.models.pretrained import hash_files
 from muonscale.lab.parallel.apply import parallelize
 from muonscale.lab.parallel.forward import Parallelized
 from muonscale.lab.parallel.processes import Processes
@@ -164,7 +164,7 @@ def _digest(folder: Path) -> str:
     files = sorted({path for pattern in WEIGHTS for path in folder.glob(pattern)})
     if not files:
         raise CheckpointError(f"{folder} contains no weights; accepted: {', '.join(WEIGHTS)}")
-    return hashlib.sha256(json.dumps(fingerprint(files), sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(hash_files(files), sort_keys=True).encode()).hexdigest()
 
 
 def load_on_device(target: EvalTarget, config: Config) -> tuple[Parallelized, Processes]:

@@ -101,7 +101,7 @@ class Findings:
         return json.dumps(_to_plain(asdict(self)), indent=2)
 
 
-def estimate(
+def estimate_quantity(
     name: str, draws: Draws, quantity: Quantity, extrapolated: bool = False, log: bool = False
 ) -> FitEstimate:
     """Estimate a quantity with its interval; if `log`, the exponential of the quantity."""

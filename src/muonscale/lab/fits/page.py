@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from muonscale.lab.fits.findings import Findings, FitRatio, format_significant
 from muonscale.lab.fits.text import (
-    format_estimate,
+    estimate_cells,
     format_heading,
     format_percent,
     format_summary,
@@ -62,7 +62,7 @@ def fit_sections(found: Findings, prefix: str = "", part: str = "") -> list[Page
     for place, fitted in enumerate(found.fits, start=1):
         estimates = Table(
             head=("what", "value", "interval", "remark"),
-            rows=tuple(map(format_estimate, fitted.estimates)),
+            rows=tuple(map(estimate_cells, fitted.estimates)),
             name=f"{prefix}estimates-{place}",
         )
         blocks: list[Block] = [Text(f"{format_summary(fitted)}."), estimates]
@@ -91,7 +91,7 @@ def fit_sections(found: Findings, prefix: str = "", part: str = "") -> list[Page
     for place, ratio in enumerate(found.ratios, start=1):
         table = Table(
             head=(ratio.at, "ratio", "interval", "remark"),
-            rows=tuple(map(format_estimate, ratio.rows)),
+            rows=tuple(map(estimate_cells, ratio.rows)),
             name=f"{prefix}ratios-{place}",
         )
         chart = _draw_ratio(ratio, f"{prefix}ratio-{place}")

@@ -9,7 +9,7 @@ from typing import Generic, TypeVar
 import numpy as np
 
 from muonscale.lab.fits.bootstrap import Draws, Quantity, join
-from muonscale.lab.fits.findings import FitRatio, estimate, format_significant
+from muonscale.lab.fits.findings import FitRatio, estimate_quantity, format_significant
 from muonscale.lab.fits.laws.base import Law, LossLaw
 from muonscale.lab.fits.result import FloatArray, SizeRange
 
@@ -100,7 +100,9 @@ def _tabulate(
     for place in places:
         quantity: Quantity = lambda theta, place=place: log_ratio(theta, place)  # noqa: E731
         outside = is_extrapolated(place, float(np.exp(quantity(joined.estimate))))
-        rows.append(estimate(format_significant(place), joined, quantity, outside, log=True))
+        rows.append(
+            estimate_quantity(format_significant(place), joined, quantity, outside, log=True)
+        )
     return FitRatio(
         first=sides[0].name,
         second=sides[1].name,

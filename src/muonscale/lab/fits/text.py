@@ -21,12 +21,12 @@ def format_findings(found: Findings) -> str:
     blocks = [[format_heading(found)]]
     for fitted in found.fits:
         name = f"{fitted.name}: " if fitted.name else ""
-        rows = [format_estimate(value) for value in fitted.estimates]
+        rows = [estimate_cells(value) for value in fitted.estimates]
         rows += _format_errors(fitted.held_out, found.rung)
         remarks = [f"  {line}" for line in list_remarks(fitted, WORST_RUNGS)]
         blocks.append([name + format_summary(fitted), table_text(rows, indent=2), *remarks])
     for ratio in found.ratios:
-        rows = [format_estimate(value, "at ") for value in ratio.rows]
+        rows = [estimate_cells(value, "at ") for value in ratio.rows]
         blocks.append([f"{format_title(ratio)}, by {ratio.at}", table_text(rows, indent=2)])
     if found.notes:
         blocks.append(list(found.notes))
@@ -50,7 +50,7 @@ def format_summary(fitted: Fitted) -> str:
     return line
 
 
-def format_estimate(value: FitEstimate, prefix: str = "") -> Cells:
+def estimate_cells(value: FitEstimate, prefix: str = "") -> Cells:
     """Return the cells of an estimate."""
     return (
         prefix + value.name,

@@ -166,6 +166,6 @@ def weight_files(folder: Path) -> list[Path]:
     return [folder / name for name in names]
 
 
-def fingerprint(files: list[Path]) -> dict[str, Any]:
+def hash_files(files: list[Path]) -> dict[str, Any]:
     """Return size and SHA-256 of every file, by name."""
     return {path.name: {"bytes": path.stat().st_size, "sha256": sha256(path)} for path in files}

@@ -35,22 +35,22 @@ def _text_rows(text: dict[str, Any]) -> Iterator[EvalRow]:
         texts += [(name, {**own, "split": text.get("split")}) for name, own in corpora.items()]
     for title, values in texts:
         split = "validation" if values.get("split") == "held_out" else "all of it"
-        size = f"{format_number(values.get('tokens'), ',d')} tokens"
+        size = f"{format_cell(values.get('tokens'), ',d')} tokens"
         for key, (name, how) in MEASURES.items():
             if key in values:
-                yield f"{title} ({split})", name, format_number(values[key], how), "", size
+                yield f"{title} ({split})", name, format_cell(values[key], how), "", size
 
 
 def _task_rows(task: dict[str, Any]) -> Iterator[EvalRow]:
     shots = task.get("shots")
     number = f"{shots} shot{'' if shots == 1 else 's'}" if isinstance(shots, int) else "own shots"
     title = f"{task.get('task')}, {number}"
-    size = f"{format_number(task.get('documents'), ',d')} documents"
+    size = f"{format_cell(task.get('documents'), ',d')} documents"
     if task.get("limit") is not None:
         size += f" (at most {task['limit']} of a task)"
     values = task.get("values")
     for metric, value in (values if isinstance(values, dict) else {}).items():
-        numbers = [format_number(value.get(key), ".4f") for key in ("value", "stderr")]
+        numbers = [format_cell(value.get(key), ".4f") for key in ("value", "stderr")]
         yield title, metric, numbers[0], numbers[1], size
     if isinstance(paper := task.get("paper"), dict):
         name = f"{paper.get('benchmark')} of the paper, other prompts"
@@ -70,7 +70,7 @@ def notes_of(measured: dict[str, Any]) -> list[str]:
     return notes
 
 
-def format_number(value: object, how: str) -> str:
+def format_cell(value: object, how: str) -> str:
     """Return a number in a format, rounded if that is `d`; nothing if it is not a number."""
     if not is_finite(value):
         return ""

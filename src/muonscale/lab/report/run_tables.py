@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from muonscale.lab.config.load import Config, dump_config, load_config, recipe_names
-from muonscale.lab.report.eval_table import HEAD, format_number, rows_of
+from muonscale.lab.report.eval_table import HEAD, format_cell, rows_of
 from muonscale.lab.report.page import Table
 from muonscale.lab.report.run_data import RunData, is_finite
 from muonscale.optim.options import unused_options
@@ -66,13 +66,13 @@ def result_table(run: RunData) -> Table:
     """Return the results of a run; of an unfinished run, the last recorded numbers."""
     result = _results(run)
     rows = [
-        (title, format_number(result[key], how))
+        (title, format_cell(result[key], how))
         for key, (title, how) in RESULTS.items()
         if is_finite(result.get(key))
     ]
     losses = result.get("held_out_losses")
     for name, loss in losses.items() if isinstance(losses, dict) else ():
-        rows.insert(1, (f"validation loss on {name}", format_number(loss, ".4f")))
+        rows.insert(1, (f"validation loss on {name}", format_cell(loss, ".4f")))
     if is_finite(result.get("bigram_loss")) and is_finite(result.get("held_out_loss")):
         difference = result["held_out_loss"] - result["bigram_loss"]
         rows.insert(1, ("its difference to the bigram baseline", f"{difference:+.4f}"))
@@ -84,7 +84,7 @@ def comparison_table(runs: Sequence[RunData]) -> Table:
     rows = []
     for run in runs:
         result = _results(run)
-        values = [format_number(result.get(key), RESULTS[key][1]) for key in COMPARED]
+        values = [format_cell(result.get(key), RESULTS[key][1]) for key in COMPARED]
         state = "finished" if run.finished else f"stopped after step {run.last_step:,}"
         rows.append((run.label, state, *values))
     caption = "Losses in nats per token; of an unfinished run, the last evaluation."
@@ -96,7 +96,7 @@ def comparison_table(runs: Sequence[RunData]) -> Table:
 def evaluation_table(runs: Sequence[RunData]) -> Table | None:
     """Return what `muonscale eval` measured of checkpoints of runs; None if nothing."""
     rows = [
-        (run.label, format_number(one.get("step"), ",d"), *row)
+        (run.label, format_cell(one.get("step"), ",d"), *row)
         for run in runs
         for one in run.evaluation.get("checkpoints", ())
         for row in rows_of(one)
@@ -238,11 +238,11 @@ def _corpus_cells(corpus: Any) -> tuple[str, ...]:
         _mapping(_mapping(corpus).get(k)) for k in ("train", "held_out", "read")
     )
     values = (train.get("tokens"), held_out.get("tokens"), read.get("tokens"))
-    counts = [format_number(value, ",d") for value in values]
+    counts = [format_cell(value, ",d") for value in values]
     return (
         *counts,
-        format_number(read.get("share"), ".1%"),
-        format_number(read.get("epochs"), ".2f"),
+        format_cell(read.get("share"), ".1%"),
+        format_cell(read.get("epochs"), ".2f"),
     )
 
 

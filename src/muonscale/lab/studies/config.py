@@ -17,8 +17,6 @@ from muonscale.lab.config.sections import Positive, Section
 
 Number = Annotated[float, Field(gt=0)]
 Seeds = Annotated[list[int], Field(min_length=1)]
-ConventionT = Literal["spectral", "adam_table", "standard"]
-"""A parametrization of `muonscale.transfer`."""
 
 SET_BY_STUDY = ("run.path", "run.seed", "run.threads")
 """Keys of a run that the study sets itself."""

@@ -18,7 +18,7 @@ Found = Mapping[str, Any]
 LOSS = "validation loss (nats per token)"
 
 
-def format_number(value: float | None, form: str = ".4f") -> str:
+def format_or_dash(value: float | None, form: str = ".4f") -> str:
     """Return a number as text, a dash where there is none."""
     return "-" if value is None or math.isnan(value) else format(value, form)
 
@@ -31,7 +31,7 @@ def format_interval(row: Found, form: str = ".4f", missing: str = "-") -> str:
     return f"{row['low']:{form}} to {high:{form}}"
 
 
-def format_estimate(row: Found, form: str, value: str = "value") -> str:
+def format_with_interval(row: Found, form: str, value: str = "value") -> str:
     """Return a number with its interval in brackets, if it has one."""
     ends = "" if row["low"] is None else f" ({format_interval(row, form)})"
     return f"{row[value]:{form}}{ends}"

@@ -25,7 +25,7 @@ COLORS = {
 }
 
 
-def plan_text(study: Study, state: StudyState, cost: StudyCost) -> str:
+def study_plan_text(study: Study, state: StudyState, cost: StudyCost) -> str:
     """Return the runs and their cost as a table, then totals."""
     head = ("run", "parameters", "steps", "tokens", "FLOPs", "hours", "state")
     rows = []

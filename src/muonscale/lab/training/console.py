@@ -17,7 +17,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-Report = Callable[[str, int, int | None], None]
+OnProgress = Callable[[str, int, int | None], None]
 
 PLAIN_LINES = 20
 """Number of progress lines that a run prints without a terminal."""
@@ -43,7 +43,7 @@ class RunConsole:
         self.console.print(f"warning: {text}", markup=False, style="yellow")
 
     @contextmanager
-    def stages(self) -> Generator[Report]:
+    def stages(self) -> Generator[OnProgress]:
         """Show the progress of stages that report (stage, done, total or None)."""
         if self.console.is_terminal:
             with _bar(self.console) as progress:

@@ -52,7 +52,7 @@ def train(config: Config, *, resume: bool, console: RunConsole) -> dict[str, Any
     check_schedule(config)
     steps_to_keep(config)
     folder, device = RunFolder(config.run.path), resolve_device(config.run.device)
-    with init_processes(config.parallel, device) as processes, lock_folder(folder, processes):
+    with init_processes(config.parallel, device) as processes, lock_run(folder, processes):
         own = console if processes.is_first else RunConsole.silent()
         return train_together(config, folder, own, processes, resume=resume or was_restarted())
 
@@ -94,7 +94,7 @@ def train_together(
 
 
 @contextmanager
-def lock_folder(folder: RunFolder, processes: Processes) -> Generator[None]:
+def lock_run(folder: RunFolder, processes: Processes) -> Generator[None]:
     """Lock the folder of a run, once for all ranks: a collective."""
     lock = folder.locked()
     processes.on_first(lock.__enter__)

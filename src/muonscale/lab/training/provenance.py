@@ -13,7 +13,7 @@ from typing import Any
 from muonscale.errors import CheckpointError
 from muonscale.lab.config.load import Config
 from muonscale.lab.files import read_object, write_json
-from muonscale.lab.models.pretrained import fingerprint, weight_files
+from muonscale.lab.models.pretrained import hash_files, weight_files
 from muonscale.lab.run_folder import RunFolder
 
 FACTS = "origin.json"
@@ -40,13 +40,13 @@ def record_provenance(config: Config, folder: RunFolder) -> None:
     try:
         start.mkdir(exist_ok=True)
         if weights is not None:
-            files = fingerprint(weight_files(weights))
+            files = hash_files(weight_files(weights))
             facts["weights"] = {"folder": str(weights.absolute()), "files": files}
             for path in weights.iterdir():
                 if path.suffix in COPIED and not path.name.endswith(".index.json"):
                     shutil.copyfile(path, start / path.name)
         if state is not None:
-            facts["optimizer_state"] = {"path": str(state.absolute()), **fingerprint([state])}
+            facts["optimizer_state"] = {"path": str(state.absolute()), **hash_files([state])}
         write_json(start / FACTS, facts)
     except OSError as error:
         raise CheckpointError(f"{start} cannot be written: {error}") from error

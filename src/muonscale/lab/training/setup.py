@@ -227,7 +227,7 @@ def set_up(
     if fresh and (path := config.optimizer.state) is not None:
         text = load_optimizer_state(forward.model, optimizer, path, config.optimizer.state_format)
         console.log(f"optimizer  {text}")
-    facts = {"data fingerprint": fingerprint(corpora), "model": model_facts(shape)}
+    facts = {"data fingerprint": corpus_fingerprint(corpora), "model": model_facts(shape)}
     stages = spans(config.schedule, config.timeline)
     routing = RouterBalance(forward.model, plan_routing(forward.model, config.routing, stages))
     attention = monitor_attention(forward.model, config)
@@ -242,7 +242,7 @@ def shared_tokenizer(corpora: dict[str, Corpus]) -> PreTrainedTokenizerFast:
     return next(iter(corpora.values())).tokenizer
 
 
-def fingerprint(corpora: dict[str, Corpus]) -> str | dict[str, str]:
+def corpus_fingerprint(corpora: dict[str, Corpus]) -> str | dict[str, str]:
     """Return the fingerprint of a corpus, or of several by name."""
     fingerprints = {name: corpus.fingerprint for name, corpus in corpora.items()}
     return fingerprints if len(fingerprints) > 1 else next(iter(fingerprints.values()))
@@ -258,7 +258,10 @@ def prepare_once(config: Config, console: RunConsole, processes: Processes) -> d
         corpora = processes.first_on_machine(
             lambda: prepare(config.data, seed=config.run.seed, report=report)
         )
-    here, first = fingerprint(corpora), processes.on_first(lambda: fingerprint(corpora))
+    here, first = (
+        corpus_fingerprint(corpora),
+        processes.on_first(lambda: corpus_fingerprint(corpora)),
+    )
     if here != first:
         raise DataError(
             f"the corpus of rank {processes.rank} has the fingerprint {here}, that of rank 0 "

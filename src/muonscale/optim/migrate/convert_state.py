@@ -21,7 +21,7 @@ from muonscale.optim.rules import ADAMW, MUON
 from muonscale.optim.rules.base import RULES
 from muonscale.optim.rules.muon import MOMENTUM_CONVENTION, ROW_STATE
 
-ConventionT = Literal["ema", "sum"]
+MomentumConventionT = Literal["ema", "sum"]
 StateDict = dict[str, Any]
 
 
@@ -29,7 +29,7 @@ StateDict = dict[str, Any]
 class Source:
     """An optimizer whose saved state can be converted."""
 
-    convention: ConventionT
+    convention: MomentumConventionT
     """Whether momentum is an average ("ema") or a sum."""
     scale: str
     """Its shape factor, if the saved groups do not contain it."""

@@ -107,7 +107,7 @@ def test_a_difference_beyond_the_noise_is_found(compare: Make) -> None:
     assert [(v["best_lr"], v["edge"]) for v in found["variants"]] == [(0.02, None), (0.02, None)]
 
 
-def test_equal_optimizers_are_not_told_apart(compare: Make) -> None:
+def test_equal_optimizers_are_not_significantly_different(compare: Make) -> None:
     study = compare(lr=[0.01, 0.02, 0.04])
 
     def equal(run: PlannedRun) -> float:

@@ -24,7 +24,7 @@ from muonscale.lab.studies.telescope.drift import fit_drift, ratio_interval
 from muonscale.lab.studies.telescope.grid import Grid, Place
 from muonscale.lab.studies.telescope.levels import Level, best_place, build_levels
 from muonscale.lab.studies.telescope.study import TelescopeStudy
-from muonscale.lab.studies.text import plan_json, plan_text
+from muonscale.lab.studies.text import plan_json, study_plan_text
 
 Make = Callable[..., TelescopeStudy]
 Loss = Callable[[PlannedRun], float]
@@ -306,7 +306,7 @@ def test_the_drift_is_found(telescope: Make) -> None:
     assert found["drift"]["wd"]["slope"]["value"] == pytest.approx(0, abs=0.01)
 
 
-def test_drift_within_noise_is_not_told_apart(telescope: Make) -> None:
+def test_drift_within_noise_is_not_significantly_different(telescope: Make) -> None:
     study = telescope(points=5, extend=3)
     found = found_with(study, bowl(noise=0.003))
     drift = found["drift"]["lr"]
@@ -465,7 +465,7 @@ def test_the_account_is_what_the_runs_cost(telescope: Make) -> None:
     assert tree["most"]["flops"] == dearest
     assert tree["tuning_share"]["flops"] == pytest.approx(tuning / whole)
     assert tree["of_instead"]["flops"] == pytest.approx(whole / (128 * one[128]))
-    text = plan_text(study, state, cost)
+    text = study_plan_text(study, state, cost)
     assert f"share of tuning: {tuning / whole:.1%} of FLOPs" in text
     assert "8 x 8 at width 16" in text
     assert "full sweep of 8 x 8 at width 128" in text

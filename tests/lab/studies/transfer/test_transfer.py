@@ -129,7 +129,7 @@ def test_missing_runs_leave_it_undecided(
     write_page(begun.report(found, {}), tmp_path / "report")
 
 
-def test_weight_decay_is_studied_alike(study: Callable[..., TransferStudy]) -> None:
+def test_weight_decay_is_studied_the_same_way(study: Callable[..., TransferStudy]) -> None:
     wd = study(over="optimizer.weight_decay", values=[0.05, 0.1, 0.2])
     run = wd.plan({})[0]
     assert run.config.optimizer.weight_decay == 0.05

@@ -22,7 +22,7 @@ from muonscale.lab.fits.bootstrap import (
     resample_points,
     resample_residuals,
 )
-from muonscale.lab.fits.findings import FitEstimate, estimate, format_significant
+from muonscale.lab.fits.findings import FitEstimate, estimate_quantity, format_significant
 from muonscale.lab.fits.minimize import Model, minimize_squares
 from muonscale.lab.fits.result import FitStatus, FloatArray, Prediction, Residuals, SizeRange
 
@@ -159,7 +159,9 @@ class Law(ABC):
     def estimate_parameters(self, draws: Draws) -> list[FitEstimate]:
         """Return the parameters, with intervals."""
         return [
-            estimate(parameter.symbol, draws, lambda theta, i=i: theta[..., i], log=parameter.log)
+            estimate_quantity(
+                parameter.symbol, draws, lambda theta, i=i: theta[..., i], log=parameter.log
+            )
             for i, parameter in enumerate(self.PARAMETERS)
         ]
 
@@ -239,7 +241,7 @@ class LossLaw(Law):
     def estimates(self, draws: Draws, at: Sequence[float] = ()) -> tuple[FitEstimate, ...]:
         """Return the parameters, and the loss at some FLOPs."""
         losses = [
-            estimate(
+            estimate_quantity(
                 f"loss at C = {format_significant(flops)}",
                 draws,
                 lambda theta, flops=flops: self.log_value(theta, flops),

@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike
 from scipy.optimize import nnls
 
 from muonscale.lab.fits.bootstrap import Draws
-from muonscale.lab.fits.findings import FitEstimate, estimate, format_significant
+from muonscale.lab.fits.findings import FitEstimate, estimate_quantity, format_significant
 from muonscale.lab.fits.laws.base import LEAST_SHARE, Parameter, StepsLaw, check_bounds
 from muonscale.lab.fits.minimize import Model, minimize_squares
 from muonscale.lab.fits.result import (
@@ -103,7 +103,7 @@ class BatchLaw(StepsLaw):
         """Return Smin, Emin, the critical batch size, and that of 20 % more data than `at`."""
         rows = [
             *self.estimate_parameters(draws),
-            estimate(
+            estimate_quantity(
                 "critical batch Emin/Smin",
                 draws,
                 lambda theta: theta[..., 1] - theta[..., 0],
@@ -113,7 +113,7 @@ class BatchLaw(StepsLaw):
         ]
         for base in at or [self.ranges[0].low]:
             rows.append(
-                estimate(
+                estimate_quantity(
                     f"batch with 20 % more data than {format_significant(base)}",
                     draws,
                     lambda theta, base=base: log_overhead_batch(theta, base),

@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike
 from muonscale.errors import StudyError
 from muonscale.lab.fits import allocation
 from muonscale.lab.fits.bootstrap import Draws
-from muonscale.lab.fits.findings import FitEstimate, estimate, format_significant
+from muonscale.lab.fits.findings import FitEstimate, estimate_quantity, format_significant
 from muonscale.lab.fits.laws.base import LEAST_SHARE, LossLaw, Parameter, check_bounds
 from muonscale.lab.fits.laws.separable import NOTHING, search_exponents
 from muonscale.lab.fits.minimize import REFIT_GRADIENT, Model, minimize_huber, whiten
@@ -190,7 +190,7 @@ class ChinchillaLaw(LossLaw):
         for flops in at or self.default_places():
             for (name, quantity), best in zip(quantities, self.allocate(flops), strict=True):
                 rows.append(
-                    estimate(
+                    estimate_quantity(
                         f"best {name} at C = {format_significant(flops)}",
                         draws,
                         lambda theta, quantity=quantity, flops=flops: quantity(theta, flops),

@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from muonscale.lab.fits.bootstrap import Draws
-from muonscale.lab.fits.findings import FitEstimate, estimate
+from muonscale.lab.fits.findings import FitEstimate, estimate_quantity
 from muonscale.lab.fits.laws.base import Parameter, StepsLaw
 from muonscale.lab.fits.minimize import Model
 from muonscale.lab.fits.result import (
@@ -119,7 +119,9 @@ class RegimeLaw(StepsLaw):
     def estimates(self, draws: Draws, at: Sequence[float] = ()) -> tuple[FitEstimate, ...]:
         """Return B*, the tokens up to it, and m."""
         measured = self.ranges[0]
-        critical = estimate("B*", draws, lambda theta: log_critical(theta, measured), log=True)
+        critical = estimate_quantity(
+            "B*", draws, lambda theta: log_critical(theta, measured), log=True
+        )
         critical = replace(
             critical, value=self.critical.value, extrapolated=self.critical.extrapolated
         )

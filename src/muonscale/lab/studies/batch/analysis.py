@@ -24,7 +24,7 @@ from muonscale.lab.studies.batch.measurements import (
     measure_cell,
     read_cells,
 )
-from muonscale.lab.studies.batch.ratio import TokenRatio, compare_tokens
+from muonscale.lab.studies.batch.ratio import TokenRatio, measure_token_ratio
 from muonscale.lab.studies.study import Outcomes
 
 Steps = dict[float, dict[str, StepsToLoss]]
@@ -131,7 +131,7 @@ def _analyze_target(
         law = laws[name] = fit_variant_laws(steps, (number, place))
         variants.append(BatchVariant(name, places, law.mccandlish, law.regimes, law.optimal))
     ratios = [
-        compare_tokens(cells, blocks, laws, (config.baseline, name)) for name in config.others
+        measure_token_ratio(cells, blocks, laws, (config.baseline, name)) for name in config.others
     ]
     sigma = blocks.sigma if blocks else math.nan
     return TargetAnalysis(target, sigma, freedom, variants, ratios)

@@ -13,7 +13,7 @@ from muonscale.lab.fits.bootstrap import LEVEL, Draws, Seed, stretch
 from muonscale.lab.fits.findings import (
     FitCurve,
     FitEstimate,
-    estimate,
+    estimate_quantity,
     format_significant,
     trace_curve,
 )
@@ -145,7 +145,7 @@ def _find_optimal(steps: StepsToLoss, seed: Seed) -> tuple[CriticalBatch, Draws 
             draws.append(Draws.none(np.atleast_1d(least)))
     names = ("token-optimal batch", f"largest batch within {TOLERANCE:.0%} of the fewest tokens")
     found = tuple(
-        estimate(title, each, lambda theta: theta[..., 0])
+        estimate_quantity(title, each, lambda theta: theta[..., 0])
         for title, each in zip(names, draws, strict=True)
     )
     value, remark = found[0].value, ""

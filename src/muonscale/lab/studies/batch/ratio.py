@@ -16,7 +16,7 @@ from muonscale.lab.fits.bootstrap import LEVEL, join
 from muonscale.lab.fits.findings import (
     FitCurve,
     FitEstimate,
-    estimate,
+    estimate_quantity,
     format_significant,
     trace_curve,
 )
@@ -73,7 +73,7 @@ class TokenRatio:
     """Exponents of B in R in the three regimes, by these laws."""
 
 
-def compare_tokens(
+def measure_token_ratio(
     cells: dict[Key, Cell],
     blocks: Blocks[Key] | None,
     laws: dict[str, VariantLaws],
@@ -115,7 +115,7 @@ def compare_tokens(
         grid = np.geomspace(both[0], both[-1], POINTS)
         predicted = trace_curve(draws, grid, lambda theta: log_ratio(theta, np.log(grid)))
         exponents = tuple(
-            estimate(name, draws, lambda theta, n=place: ratio_exponents(theta)[..., n])
+            estimate_quantity(name, draws, lambda theta, n=place: ratio_exponents(theta)[..., n])
             for place, name in enumerate(REGIME_NAMES)
         )
     return TokenRatio(other, rows, saved, change, claims, predicted, exponents)

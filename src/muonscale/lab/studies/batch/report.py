@@ -13,7 +13,7 @@ from muonscale.lab.studies.batch.config import BatchConfig
 from muonscale.lab.studies.batch.laws import TOLERANCE
 from muonscale.lab.studies.batch.noise import noise_blocks
 from muonscale.lab.studies.frontier.report import report_frontier
-from muonscale.lab.studies.report_blocks import Found, format_interval, format_number
+from muonscale.lab.studies.report_blocks import Found, format_interval, format_or_dash
 
 RULES = {
     "sqrt": "multiplied by the square root of batch / {reference:,}",
@@ -108,7 +108,7 @@ def _ratio_tables(config: BatchConfig, targets: list[Found]) -> list[Table]:
     for place, (target, ratio) in enumerate(pairs):
         rows = []
         for row in ratio["rows"]:
-            value = f"{row['censored']} {format_number(row['ratio'], '.3f')}".strip()
+            value = f"{row['censored']} {format_or_dash(row['ratio'], '.3f')}".strip()
             rows.append((f"{row['batch']:,}", value, format_interval(row, ".3f")))
         title = f"{config.baseline} / {ratio['other']} to {target['target']:g}"
         tables.append(
@@ -189,7 +189,7 @@ def _tokens_table(target: Found, place: int) -> Table:
         rows=tuple(rows),
         caption="With > the loss was not reached by the end of the runs, with < it was reached at a first "
         "evaluation: give more evaluations or a harder target. Intervals leave out the luck of the seed. "
-        f"Noise of log tokens: {format_number(target['sigma'], '.3g')}, {target['freedom']} degrees of "
+        f"Noise of log tokens: {format_or_dash(target['sigma'], '.3g')}, {target['freedom']} degrees of "
         "freedom.",
     )
 

@@ -25,7 +25,7 @@ from muonscale.lab.studies.report_blocks import (
     LOSS,
     Found,
     format_interval,
-    format_number,
+    format_or_dash,
     keep_nonempty,
     seed_series,
 )
@@ -135,11 +135,11 @@ def _loss_table(place: Found, number: int) -> Table:
         rows.append(
             (
                 v["name"],
-                format_number(v["best_lr"], "g"),
+                format_or_dash(v["best_lr"], "g"),
                 v["edge"] or "",
-                format_number(v["loss"]),
+                format_or_dash(v["loss"]),
                 format_interval(v),
-                format_number(ppl, ".2f"),
+                format_or_dash(ppl, ".2f"),
                 format_interval({"low": low, "high": high}, ".2f"),
             )
         )
@@ -151,7 +151,7 @@ def _loss_table(place: Found, number: int) -> Table:
         ),
         rows=tuple(rows),
         caption="Validation loss in nats per token after the last step. These intervals include the luck of "
-        f"the seed; those of differences do not (noise {format_number(place['sigma'])} nats, "
+        f"the seed; those of differences do not (noise {format_or_dash(place['sigma'])} nats, "
         f"{place['freedom']} degrees of freedom).",
     )
 

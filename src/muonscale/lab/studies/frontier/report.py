@@ -5,7 +5,7 @@ from __future__ import annotations
 from muonscale.lab.report.page import Block, Chart, PageSection, Table, Text, Verdict
 from muonscale.lab.studies.report_blocks import (
     Found,
-    format_number,
+    format_or_dash,
     interval_series,
     keep_nonempty,
 )
@@ -39,10 +39,10 @@ def report_frontier(found: Found) -> PageSection:
                 f"{curve['target']:g}",
                 group,
                 str(p["devices"]),
-                format_number(p["batch"], ".0f"),
-                format_number(p["seconds"], ".4g"),
+                format_or_dash(p["batch"], ".0f"),
+                format_or_dash(p["seconds"], ".4g"),
                 _format_ends(p),
-                format_number(p["device_seconds"], ".4g"),
+                format_or_dash(p["device_seconds"], ".4g"),
                 _remark(p),
             )
             for p in curve["points"]
@@ -115,7 +115,7 @@ def _ratio_table(found: Found) -> Table:
         each = zip(map(str, devices[v["target"]]), v["ratios"], strict=True)
         for n, r in [*each, ("mean", v["mean"])]:
             judged = {True: "yes", False: "no", None: ""}[r.get("judged")]
-            rows.append((*names, n, format_number(r["ratio"], ".4g"), _format_ends(r), judged))
+            rows.append((*names, n, format_or_dash(r["ratio"], ".4g"), _format_ends(r), judged))
     return Table(
         name="frontier-ratios",
         head=("target", "times of", "devices", "ratio", "interval", "judged"),
@@ -129,4 +129,4 @@ def _ratio_table(found: Found) -> Table:
 def _format_ends(row: Found) -> str:
     if row["low"] is None and row["high"] is None:
         return "-"
-    return f"{format_number(row['low'], '.4g')} to {format_number(row['high'], '.4g')}"
+    return f"{format_or_dash(row['low'], '.4g')} to {format_or_dash(row['high'], '.4g')}"

@@ -8,10 +8,9 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, model_validator
 
 from muonscale.errors import shown
-from muonscale.lab.config.sections import Positive, Section
+from muonscale.lab.config.sections import ConventionT, Positive, Section
 from muonscale.lab.fits.bootstrap import LEAST_RESAMPLES
 from muonscale.lab.studies.config import (
-    ConventionT,
     Number,
     check_distinct,
     check_overrides,

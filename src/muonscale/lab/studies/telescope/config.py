@@ -6,10 +6,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from muonscale.lab.config.sections import Positive, Section
+from muonscale.lab.config.sections import ConventionT, Positive, Section
 from muonscale.lab.studies.config import (
     SET_BY_STUDY,
-    ConventionT,
     Number,
     Seeds,
     StudyConfig,

@@ -9,9 +9,9 @@ from muonscale.lab.studies.analysis.seed_blocks import LEVEL
 from muonscale.lab.studies.cost import Account, AccountLine, format_hours
 from muonscale.lab.studies.report_blocks import (
     Found,
-    format_estimate,
     format_interval,
-    format_number,
+    format_or_dash,
+    format_with_interval,
 )
 from muonscale.lab.studies.telescope.charts import drift_chart, law_chart, level_charts, u_curves
 from muonscale.lab.studies.telescope.config import TelescopeConfig
@@ -61,7 +61,7 @@ def _result(found: Found) -> Iterator[Block]:
     values = ", ".join(f"{name} {value:g}" for name, value in found["chosen"].items())
     text = f"Chosen: {values}, as values of the base width."
     if losses := found["target"]["losses"]:
-        each = ", ".join(f"{format_number(loss)} (seed {seed})" for seed, loss in losses.items())
+        each = ", ".join(f"{format_or_dash(loss)} (seed {seed})" for seed, loss in losses.items())
         text += f" Validation loss of the target: {each} nats per token."
     yield Text(text)
 
@@ -104,7 +104,7 @@ def _report_levels(config: TelescopeConfig, found: Found) -> PageSection:
             cells.append(_format_optimum(optimum))
             if optimum is not None and optimum["note"] and max(level["shape"]) > 1:
                 notes.append(Text(f"Width {level['width']}: {optimum['note']}."))
-        cells += [format_number(level["loss"]), format_number(level["sigma"])]
+        cells += [format_or_dash(level["loss"]), format_or_dash(level["sigma"])]
         if (before := level["before"]) is None:
             cells += ["-", "-"]
         else:
@@ -134,7 +134,7 @@ def _report_levels(config: TelescopeConfig, found: Found) -> PageSection:
 def _format_optimum(optimum: Found | None) -> str:
     if optimum is None or optimum["at"] is None:
         return "-"
-    text = format_estimate(optimum, ".3g", "at")
+    text = format_with_interval(optimum, ".3g", "at")
     return text if optimum["low"] is None or optimum["closed"] else f"{text[:-1]}, not closed)"
 
 
@@ -143,9 +143,11 @@ def _report_drift(config: TelescopeConfig, found: Found) -> PageSection:
     for name, drift in found["drift"].items():
         if drift is not None:
             charts.append(drift_chart(found, name))
-            cells = [format_estimate(drift[key], ".3g") for key in ("base", "target", "infinite")]
+            cells = [
+                format_with_interval(drift[key], ".3g") for key in ("base", "target", "infinite")
+            ]
             moves = {True: "yes", False: "not significantly", None: "-"}[drift["moves"]]
-            rows.append((name, format_estimate(drift["slope"], ".2f"), *cells, moves))
+            rows.append((name, format_with_interval(drift["slope"], ".2f"), *cells, moves))
     if not rows:
         text = Text("The drift cannot be fitted: at least two widths have to show a valley.")
         return PageSection(title="Drift of the optimum", blocks=(text,))
@@ -167,7 +169,7 @@ def _report_law(law: Found) -> PageSection:
         offset = "offset + " if "offset" in law["parameters"] else ""
         block = Table(
             head=("parameter", "value"),
-            rows=tuple((n, format_estimate(p, ".4g")) for n, p in law["parameters"].items()),
+            rows=tuple((n, format_with_interval(p, ".4g")) for n, p in law["parameters"].items()),
             name="law",
             caption=f"loss = {offset}coefficient * width^-exponent; fit: {law['status']}.",
         )
@@ -186,7 +188,7 @@ def _report_full_sweep(found: Found) -> list[PageSection]:
         seconds = sweep["seconds"][number]
         hours = format_hours(None if seconds is None else seconds / 3600)
         flops = f"{sweep['flops'][number]:.3g}"
-        rows.append((who, *(f"{values[n]:g}" for n in names), format_number(loss), flops, hours))
+        rows.append((who, *(f"{values[n]:g}" for n in names), format_or_dash(loss), flops, hours))
     blocks: list[Block] = [
         Table(
             name="full-sweep",

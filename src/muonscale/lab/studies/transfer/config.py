@@ -6,9 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from muonscale.lab.config.sections import Positive
+from muonscale.lab.config.sections import ConventionT, Positive
 from muonscale.lab.studies.config import (
-    ConventionT,
     Number,
     check_rising,
     check_variants,

@@ -7,7 +7,7 @@ from muonscale.lab.studies.report_blocks import (
     LOSS,
     Found,
     format_interval,
-    format_number,
+    format_or_dash,
     interval_series,
     keep_nonempty,
     seed_series,
@@ -60,11 +60,11 @@ def _report_optima(name: str, curves: list[Found]) -> PageSection:
                 curve["variant"],
                 curve["convention"],
                 str(w["width"]),
-                format_number(w["optimum"], ".3g"),
+                format_or_dash(w["optimum"], ".3g"),
                 format_interval(w, ".3g"),
-                format_number(w["best"], "g"),
+                format_or_dash(w["best"], "g"),
                 w["edge"] or "",
-                format_number(w["loss"]),
+                format_or_dash(w["loss"]),
             )
             for w in curve["widths"]
         ]

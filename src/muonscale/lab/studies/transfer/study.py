@@ -12,9 +12,9 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
 
+from muonscale.lab.config.sections import ConventionT
 from muonscale.lab.report.page import Page
 from muonscale.lab.studies.analysis.sweep import Sweep, build_sweep
-from muonscale.lab.studies.config import ConventionT
 from muonscale.lab.studies.planned_run import Coordinate, PlannedRun, Planner
 from muonscale.lab.studies.study import Outcome, Outcomes
 from muonscale.lab.studies.transfer.analysis import analyze_curve
