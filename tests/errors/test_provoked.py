@@ -68,4 +68,4 @@ def test_most_sites_are_provoked(tmp_path_factory: pytest.TempPathFactory) -> No
     for module in all_of:
         print(f"{count[module]:3} of {all_of[module]:3}  {module}")
     print(f"{len(covered)} of {len(sites)}")
-    assert len(covered) >= 280
+    assert len(covered) >= 0.52 * len(sites)

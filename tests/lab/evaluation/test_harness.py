@@ -121,7 +121,7 @@ def test_the_numbers_are_those_of_plain_torch(
     # A second call keeps these, and says so; other shots and limits are other measurements.
     words = ("--tasks", "pick", "--include-path", folder)
     answer = muonscale("eval", run, *words, "--shots", 2, "--limit", 3)
-    assert "new: 1 task; of earlier evaluations: 2 tasks" in answer.out, answer.err
+    assert "new: 1 task; from earlier evaluations: 2 tasks" in answer.out, answer.err
     result = json.loads((run / "eval" / "result.json").read_text())
     kept = [(t["task"], t["shots"], t["documents"]) for t in result["checkpoints"][0]["tasks"]]
     assert kept == [("pick", 0, n), ("write", 0, 4), ("pick", 2, 3)]
@@ -135,7 +135,7 @@ def test_the_log_likelihoods_are_those_of_plain_torch(run: Path, tmp_path: Path)
 
     model = AutoModelForCausalLM.from_pretrained(run / "model")
     tokenizer = AutoTokenizer.from_pretrained(run / "model")
-    with harness._noted():
+    with harness._collect_warnings():
         lm = harness._language_model(model, tokenizer, torch.float32, HarnessOptions(batch_size=4))
         pairs = [(row["q"], " " + option) for row in CHOICES for option in row["options"]]
         requests = [Instance("loglikelihood", {}, pair, i) for i, pair in enumerate(pairs)]
@@ -154,12 +154,12 @@ def test_what_cannot_be_run_is_refused_in_a_sentence(
     lost = task_folder(tmp_path, name="lost")
     (lost / "pick.jsonl").unlink()
     for words, reason in [
-        (("--tasks", "pick", "--include-path", fixed, "--shots", 2), "made for 0 shots"),
+        (("--tasks", "pick", "--include-path", fixed, "--shots", 2), "0 shots"),
         (("--tasks", "write", "--include-path", fixed), "positions for them"),
         (("--tasks", "pick", "--include-path", unsafe), "--run-code"),
         (("--tasks", "pick", "--include-path", lost), "cannot be loaded"),
         (("--tasks", "pick", "--include-path", tmp_path / "none"), "there is no such folder"),
-        (("--tasks", "pick,", "--include-path", fixed), "commas between"),
+        (("--tasks", "pick,", "--include-path", fixed), "'pick,'"),
         (("--tasks", "gsm8kk"), "did you mean gsm8k"),
         (("--suite", "moonlight", "--tasks", "humaneval"), "--run-code"),
         (("--suite", "moonlight", "--shots", 2), "has its own"),
