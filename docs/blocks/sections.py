@@ -10,6 +10,7 @@ from pydantic_core import PydanticUndefined
 
 from docs.blocks.docstrings import read_docstrings
 from docs.blocks.markdown import code, table
+from muonscale.lab.config import sections as config_sections
 from muonscale.lab.config.load import Config
 from muonscale.lab.config.sections import BatchChange, Ingredient, Section, Stage
 from muonscale.optim import options
@@ -20,6 +21,9 @@ PARTS: dict[str, dict[str, type[BaseModel]]] = {
     "train": {"an item of `train.batch_schedule`": BatchChange},
 }
 """Models inside a section, by title."""
+
+LITERALS = vars(config_sections) | vars(options)
+"""The names of literals, among others, and what they stand for."""
 
 
 def sections() -> str:
@@ -56,12 +60,13 @@ def _read_fields(section: type[BaseModel]) -> dict[str, tuple[str, str]]:
 
 
 def _type(annotation: str) -> str:
-    """Return the type as a user writes it. Names of literals in `options` are spelled out."""
+    """Return the type as a user writes it. Names of literals are spelled out."""
     annotation = re.sub(
         r"\b\w+T\b",
-        lambda m: str(getattr(options, m[0], m[0])).removeprefix("typing."),
+        lambda m: str(LITERALS.get(m[0], m[0])).removeprefix("typing."),
         annotation,
     )
+    annotation = re.sub(r"Literal\[Literal\[([^\]]*)\]", r"Literal[\1", annotation)
     values = re.sub(r"Literal\[([^\]]*)\]", lambda m: m[1].replace(", ", " | "), annotation)
     values = re.sub(r"Annotated\[(.*), Field\(.*?\)\]", r"\1", values)
     parts = values.replace("'", "").replace(" | None", "")

@@ -83,7 +83,7 @@ def test_an_unfinished_study_has_a_page(compare: Make, tmp_path: Path) -> None:
     found = analyze_study(study, StudyState(runs, waiting))
     assert found["missing"] == 8
     page = build_report(study, found, waiting)
-    assert "has a finished run" in str(page)
+    assert "no run has finished" in str(page)
     assert blocks(page, Chart) == []
     write_page(page, tmp_path / "report")
 
