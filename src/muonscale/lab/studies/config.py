@@ -29,7 +29,7 @@ class ExecutorSection(Section):
     """`local`: several processes of this machine at a time; `inline`: this process, one run after the
     other; `slurm`: a job array on a cluster."""
     workers: Positive | None = None
-    """Runs at a time; by default as many as this machine has cores for, and all of them under Slurm."""
+    """Number of runs at a time. The default uses all cores of this machine; Slurm gets all runs at once."""
     threads: Positive = 1
     """CPU threads of a run."""
     flops_per_second: Annotated[float, Field(gt=0)] | None = None
