@@ -86,10 +86,11 @@ class Measurement:
             words = request.overrides
             return resolve(PlanRequest(target=request.target, overrides=words, device=device))
 
-        config = plan("cpu").config
+        planned = plan("cpu")
+        config = planned.config
         self.request, self.tell = request, tell
         self.device = resolve_device(config.run.device)
-        self.planned = plan("cpu" if self.device.type == "cpu" else "h100")
+        self.planned = planned if self.device.type == "cpu" else plan("h100")
         length, tokens = self.planned.workload.sequence_length, request.tokens
         if tokens is not None and (tokens < 1 or tokens % length):
             raise ConfigError(

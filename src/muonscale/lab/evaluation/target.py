@@ -16,7 +16,14 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from muonscale.errors import CheckpointError, ConfigError
-from muonscale.lab.config.load import Config, load_config, parse_override, resolve_config
+from muonscale.lab.config.load import (
+    ALTERNATIVES,
+    Config,
+    load_config,
+    parse_override,
+    resolve_config,
+)
+from muonscale.lab.files import sha256
 from muonscale.lab.models.convert import load_hf
 from muonscale.lab.models.pretrained import hash_files
 from muonscale.lab.parallel.apply import parallelize
@@ -36,7 +43,7 @@ from muonscale.lab.training.setup import resolve_device, resolve_precision
 
 WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 
-TEXT_KEYS = ("data.source", "data.path", "data.mixture")
+TEXT_KEYS = ALTERNATIVES[0]
 """Keys that select a text."""
 
 OTHER_KEYS = ("run.device", "run.threads", "eval.batch_tokens", "train.precision")
@@ -152,7 +159,7 @@ def run_target(run: RunFolder, step: int | None, report: Callable[[str], None]) 
         folder=run.path,
         model=checkpoint_model(checkpoint, facts),
         tokenizer=run_tokenizer(run),
-        weights=hashlib.sha256((checkpoint / MANIFEST).read_bytes()).hexdigest(),
+        weights=sha256(checkpoint / MANIFEST),
         is_run=True,
         step=facts["step"],
         trained_on=facts["data fingerprint"],

@@ -143,7 +143,7 @@ def _read_object(path: Path, notes: list[str], *, needed: bool) -> Record:
         problem = "" if isinstance(tree, dict) else "is not a JSON object"
     except FileNotFoundError:
         tree, problem = {}, "is missing" if needed else ""
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         tree, problem = {}, f"cannot be read ({error})"
     if problem:
         notes.append(f"{path.name} {problem}; its content is not shown.")
@@ -163,7 +163,7 @@ def _read_records(path: Path, notes: list[str]) -> tuple[Record, ...]:
     for number, line in enumerate(lines, start=1):
         try:
             record = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             record = None
         kind, step = (_at(record, (key,)) for key in ("kind", "step"))
         if record is not None and isinstance(kind, str) and isinstance(step, int):

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from muonscale.lab.config.load import Config, dump_config, load_config, recipe_names
+from muonscale.lab.config.load import ALTERNATIVES, Config, dump_config, load_config, recipe_names
 from muonscale.lab.report.eval_table import HEAD, format_cell, rows_of
 from muonscale.lab.report.page import Table
 from muonscale.lab.report.run_data import RunData, is_finite
@@ -53,10 +53,6 @@ SETTINGS = {
     "run": ("seed",),
 }
 """Keys of the configuration that `settings_table` shows."""
-
-ALTERNATIVES = ("data.source", "data.path", "data.mixture", "model.preset", "model.config",
-    "model.weights", "train.tokens", "train.steps")  # fmt: skip
-"""Keys of which one of several is given for the same thing."""
 
 LOCAL = ("run.path", "run.threads", "run.device", "data.cache")
 """Keys that describe where a run was made, not what it is."""
@@ -186,8 +182,9 @@ def reproduce_command(config: Config, path: str) -> str:
         return [
             f"{key}={_yaml(value)}"
             for key, value in wanted.items()
-            # A key of ALTERNATIVES that is None needs no override: another one is given.
-            if value != given.get(key) and not (value is None and key in ALTERNATIVES)
+            # Such a key that is None needs no override: another one is given.
+            if value != given.get(key)
+            and not (value is None and any(key in keys for keys in ALTERNATIVES))
             if key != "run.path"
         ]
 
