@@ -163,23 +163,22 @@ def grouping_report(
 ) -> GroupingReport:
     """Return what `groups` say about every parameter; `print` shows it as a table.
 
-        Args:
-            groups: from `parameter_groups`; or an optimizer, whose groups are reported; or a model, whose
-                groups `parameter_groups` makes.
-            model: checked against the groups; its frozen parameters are listed too.
+    Args:
+        groups: from `parameter_groups`; or an optimizer, whose groups are reported; or a model,
+            whose groups `parameter_groups` makes.
+        model: checked against the groups; its frozen parameters are listed too.
 
-        Raises:
-            GroupingError: if a trainable parameter of `model` is in no group or in two, or a group has
-                a parameter that `model` has not.
+    Raises:
+        GroupingError: if a trainable parameter of `model` is in no group or in two, or a group has
+            a parameter that `model` has not.
 
-        Example:
-            >>> from torch import nn
-    from torch.optim import Optimizer
-            >>> from muonscale import parameter_groups
-            >>> model = nn.Sequential(nn.Embedding(50, 8), nn.Linear(8, 16), nn.Linear(16, 50))
-            >>> print(grouping_report(parameter_groups(model, lr=1e-3)).summary())
-            Muon: 1 matrix, 128 parameters (9.2%), hidden
-            AdamW: 1,266 parameters (90.8%), embedding, head, norm
+    Example:
+        >>> from torch import nn
+        >>> from muonscale import parameter_groups
+        >>> model = nn.Sequential(nn.Embedding(50, 8), nn.Linear(8, 16), nn.Linear(16, 50))
+        >>> print(grouping_report(parameter_groups(model, lr=1e-3)).summary())
+        Muon: 1 matrix, 128 parameters (9.2%), hidden
+        AdamW: 1,266 parameters (90.8%), embedding, head, norm
     """
     if isinstance(groups, nn.Module):
         model, groups = groups, parameter_groups(groups)
