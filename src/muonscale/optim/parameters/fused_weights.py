@@ -188,20 +188,3 @@ FUSED: dict[tuple[str, str], Known] = {
     ("ModernBertDecoderMLP", "Wi"): _halves,
 }
 """By the class around the projection and what the projection is called there."""
-
-ELEMENTWISE = frozenset(
-    [
-        *((f"{kind}MambaMixer", "A_log") for kind in ("", "Falcon", "Jamba", "Zamba")),
-        ("ZambaMambaMixer", "D"),
-        ("ZambaMambaMixer", "dt_proj_bias"),
-        ("RecurrentGemmaRglru", "input_gate_bias"),
-        ("RecurrentGemmaRglru", "recurrent_gate_bias"),
-        ("DeepseekV4CSACompressor", "position_bias"),
-        ("DeepseekV4HCACompressor", "position_bias"),
-        ("DeepseekV4Indexer", "position_bias"),
-        ("XLNetRelativeAttention", "r_r_bias"),
-        ("XLNetRelativeAttention", "r_s_bias"),
-        ("XLNetRelativeAttention", "r_w_bias"),
-    ]
-)
-"""Parameters with two axes or more that multiply or add element by element: (class, attribute)."""

@@ -18,7 +18,6 @@ from torch.nn.parameter import is_lazy
 from muonscale.errors import GroupingError, LayoutError
 from muonscale.optim.matrices.spec import PLAIN, MatrixSpec
 from muonscale.optim.parameters.fused_weights import (
-    ELEMENTWISE,
     holds_blocks,
     holds_experts,
     stored_matrices,
@@ -125,10 +124,10 @@ def assign_roles(model: nn.Module) -> list[RoleAssignment]:
         GroupingError: for a parameter of a lazy module that has no shape yet.
         LayoutError: for a weight that should be a matrix and is flat (FSDP1, DeepSpeed ZeRO).
     """
+    _refuse_lazy(model)
     facts = survey(model)
     found = []
     for parameter, owners in facts.owners.items():
-        _refuse_lazy(parameter, owners[0])
         _refuse_flat(parameter, owners)
         judged = _judge(parameter, owners, facts)
         names = tuple(dict.fromkeys(owner.name for owner in owners))
@@ -173,8 +172,6 @@ def _is_matrix(parameter: Tensor, owner: ParamSite) -> bool:
         return False
     if holds_experts(owner.module) and parameter.ndim == 2:
         return False  # [E, out]: one bias per expert
-    if (type(owner.module).__name__, owner.attribute) in ELEMENTWISE:
-        return False
     longer_axes = sum(length > 1 for length in parameter.shape)
     return longer_axes > 1 or isinstance(owner.module, nn.Linear) or is_conv1d(owner.module)
 
@@ -233,12 +230,13 @@ def _router_reason(owner: ParamSite) -> str:
     return ""
 
 
-def _refuse_lazy(parameter: Tensor, owner: ParamSite) -> None:
-    if is_lazy(parameter):
-        raise GroupingError(
-            f"{owner.name} of {type(owner.module).__name__} has no shape yet: run one batch through "
-            "the model before the groups are made"
-        )
+def _refuse_lazy(model: nn.Module) -> None:
+    for name, parameter in model.named_parameters():
+        if is_lazy(parameter):
+            raise GroupingError(
+                f"{name} of {type(model.get_submodule(name.rpartition('.')[0])).__name__} has no "
+                "shape yet: run one batch through the model before the groups are made"
+            )
 
 
 def _refuse_flat(parameter: Tensor, owners: list[ParamSite]) -> None:
