@@ -20,6 +20,8 @@ from muonscale.optim.matrices.spec import PLAIN, MatrixSpec
 from muonscale.optim.parameters.fused_weights import (
     holds_blocks,
     holds_experts,
+    is_known_bare,
+    looks_fused,
     stored_matrices,
 )
 from muonscale.optim.parameters.module_survey import (
@@ -118,7 +120,8 @@ def assign_roles(model: nn.Module) -> list[RoleAssignment]:
 
     Known to hold several matrices or a transposed one: see
     `muonscale.optim.parameters.fused_weights`. What is not known (a fused QKV of a class of your
-    own) counts as one matrix: say otherwise by an override.
+    own) counts as one matrix. If its name or its shape says that it may be several, that is a
+    guess too: say which by an override.
 
     Raises:
         GroupingError: for a parameter of a lazy module that has no shape yet.
@@ -159,7 +162,9 @@ def _judge(parameter: Tensor, owners: list[ParamSite], facts: Survey) -> _Judgem
     judged = _judge_bare(parameter, owner) if _is_bare(owner) else None
     if judged is None:
         matrices, holds = stored_matrices(parameter, owner)
-        judged = _Judgement(Role.HIDDEN, matrices, f"{kind}{holds}")
+        doubt = looks_fused(parameter, owner)
+        why = f"{kind}{holds}, one matrix though {doubt}" if doubt else f"{kind}{holds}"
+        judged = _Judgement(Role.HIDDEN, matrices, why, guessed=bool(doubt))
     if parameter in facts.heads and judged.role in (Role.HIDDEN, Role.UNKNOWN):
         return _Judgement(Role.HEAD, judged.matrices, facts.heads[parameter])
     if judged.role == Role.HIDDEN and (router := _router_reason(owner)):
@@ -178,8 +183,10 @@ def _is_matrix(parameter: Tensor, owner: ParamSite) -> bool:
 
 def _is_bare(owner: ParamSite) -> bool:
     module = owner.module
-    known = isinstance(module, _HOLD_MATRICES) or holds_experts(module) or holds_blocks(module)
-    return owner.part != "" or not (known or is_conv1d(module))
+    if owner.part:
+        return True
+    known = isinstance(module, _HOLD_MATRICES) or is_conv1d(module) or is_known_bare(owner)
+    return not (known or holds_experts(module) or holds_blocks(module))
 
 
 def _judge_bare(parameter: Tensor, owner: ParamSite) -> _Judgement:
