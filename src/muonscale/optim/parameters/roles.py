@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from muonscale.errors import LayoutError
 from muonscale.optim.matrices.spec import PLAIN, MatrixSpec
+from muonscale.optim.parameters.convolutions import kernel_matrices
 from muonscale.optim.parameters.fused_weights import (
     ELEMENTWISE,
     holds_blocks,
@@ -133,7 +134,7 @@ def _judge(parameter: Tensor, owners: list[ParamSite], facts: Survey) -> _Found:
     if not _is_matrix(parameter, owner):
         return Role.NORM, None, f"{parameter.ndim}-D, {kind}"
     if isinstance(owner.module, _CONVOLUTIONS):
-        return Role.CONVOLUTION, MatrixSpec(flattened=True), kind
+        return Role.CONVOLUTION, kernel_matrices(parameter, owner.module), kind
     if router := _router_reason(owner):
         return Role.ROUTER, PLAIN, router
     if parameter in facts.heads_by_shape:
