@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, cast
 
 from torch import Tensor, nn
@@ -10,7 +10,13 @@ from torch.optim.optimizer import ParamsT
 
 from muonscale.errors import ConfigError, GroupingError, nearest
 from muonscale.optim.migrate.aliases import FOREIGN
-from muonscale.optim.options import check_at_least_0, option_names
+from muonscale.optim.options import (
+    GroupingOptions,
+    check_at_least_0,
+    check_given,
+    defaults_of,
+    option_names,
+)
 from muonscale.optim.parameters.groups import parameter_groups
 from muonscale.optim.parameters.validate import GROUP_KEYS, OF_SCHEDULERS
 from muonscale.optim.rules import ADAMW, MUON
@@ -18,12 +24,25 @@ from muonscale.optim.rules.base import rule_of
 from muonscale.optim.rules.step_inputs import Group
 
 
-def own_groups(params: ParamsT | nn.Module, adamw_lr: float | None = None) -> list[Group]:
+def own_groups(
+    params: ParamsT | nn.Module, adamw_lr: float | None, grouping: Mapping[str, Any]
+) -> list[Group]:
     """Return the groups as dicts of our own, so that the caller's are not written to.
 
-    Groups on AdamW that have no learning rate get `adamw_lr`, if there is one.
+    Groups on AdamW that have no learning rate get `adamw_lr`, if there is one. `grouping` is for
+    `parameter_groups`, so that `params` must be a model where it differs from the defaults.
     """
-    groups = _groups(params)
+    if isinstance(params, nn.Module):
+        groups = parameter_groups(params, **grouping)
+    else:
+        check_given(grouping, GroupingOptions)
+        for name, default in defaults_of(GroupingOptions).items():
+            if grouping[name] != default:
+                raise ConfigError(
+                    f"Muon was given {name}={grouping[name]!r} and no model: give it to "
+                    f"parameter_groups(model, {name}={grouping[name]!r}), which makes the groups"
+                )
+        groups = _groups(params)
     if adamw_lr is not None:
         check_at_least_0("adamw_lr", adamw_lr)
         for group in groups:
@@ -32,9 +51,7 @@ def own_groups(params: ParamsT | nn.Module, adamw_lr: float | None = None) -> li
     return groups
 
 
-def _groups(params: ParamsT | nn.Module) -> list[Group]:
-    if isinstance(params, nn.Module):
-        return parameter_groups(params)
+def _groups(params: ParamsT) -> list[Group]:
     if isinstance(params, Tensor):
         raise GroupingError(
             f"params is one tensor of shape {tuple(params.shape)}: give a list of tensors, or of groups"

@@ -18,7 +18,13 @@ from muonscale.errors import DivergedError, GroupingError
 from muonscale.optim.arguments import check_keys, own_groups, refuse_unknown, split_names
 from muonscale.optim.distributed.context import DistributedContext
 from muonscale.optim.distributed.zero1 import gather
-from muonscale.optim.options import all_defaults, check_word, names_of
+from muonscale.optim.options import (
+    GroupingOptions,
+    all_defaults,
+    check_word,
+    defaults_of,
+    names_of,
+)
 from muonscale.optim.parameters.validate import (
     check_options,
     check_parameter,
@@ -62,6 +68,8 @@ class Muon(torch.optim.Optimizer):
 
             `adamw_lr`: learning rate of groups on AdamW that have none; `lr` if None.
 
+            `heads` and `convolutions`, where `params` is a model: see `parameter_groups`.
+
             `compile`: run what Muon does to whole matrices through torch.compile, once for each
             shape; a string names a backend other than "inductor".
 
@@ -100,6 +108,7 @@ class Muon(torch.optim.Optimizer):
         options = dict(bound.arguments)
         del options["self"], options["params"]
         adamw_lr, compile = options.pop("adamw_lr"), options.pop("compile")
+        grouping = {name: options.pop(name) for name in names_of(GroupingOptions)}
         nonfinite, process_group = options.pop("nonfinite"), options.pop("process_group")
         check_word("nonfinite", nonfinite, get_args(NonfiniteT))
         if isinstance(compile, str):
@@ -107,7 +116,7 @@ class Muon(torch.optim.Optimizer):
         defaults = {"rule": MUON.name, **options, "momentum_convention": MOMENTUM_CONVENTION}
         self._owners: dict[str, Tensor] = {}
         self._context = DistributedContext(process_group, compile)
-        super().__init__(own_groups(params, adamw_lr), defaults)
+        super().__init__(own_groups(params, adamw_lr, grouping), defaults)
         self._nonfinite: NonfiniteT = nonfinite
         self._compile = compile
         self._reset_counters()
@@ -332,6 +341,7 @@ def _signature() -> inspect.Signature:
     first = ("lr", "weight_decay", "momentum", "nesterov")
     own = {"adamw_lr": None, "compile": False, "nonfinite": "raise", "process_group": None}
     rest = {name: value for name, value in defaults.items() if name not in first} | own
+    rest |= defaults_of(GroupingOptions)
     return inspect.Signature(
         [
             inspect.Parameter("self", positional),

@@ -19,6 +19,8 @@ MasterT = Literal["none", "float32", "stochastic"]
 CommDTypeT = Literal["float32", "bfloat16"]
 FormT = Literal["auto", "direct", "gram"]
 PostNormT = Literal["row", "col", "row_col", "col_row", "normuon", "frobenius"]
+HeadsT = Literal["whole", "auto"]
+ConvolutionsT = Literal["adamw", "muon"]
 
 
 def _option(default: Any, range: str) -> Any:
@@ -111,6 +113,21 @@ class AdamWOptions(RuleOptions):
     """Decay rates of both moments, each in [0, 1)."""
     eps: float = _option(1e-8, "above 0")
     """Epsilon added to the root of the second moment."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GroupingOptions:
+    """Options of `parameter_groups`, which decide what is a matrix and what is on Muon."""
+
+    heads: HeadsT = "whole"
+    """Matrices of attention: `whole` takes each projection as one, `auto` takes the block of each head
+    as a matrix of its own, in the projections to queries, keys and values, in the up-projections of
+    multi-head latent attention and, by columns, in the output projection (Kimi K3, arXiv 2607.24653,
+    section 2.5; GLM-5, arXiv 2602.15763, Muon Split)."""
+    convolutions: ConvolutionsT = "adamw"
+    """Kernels of convolutions: `adamw`, or `muon`, which flattens each kernel to a matrix, one for each
+    group, and puts it on the rule of the hidden matrices. Kernels that are vectors (depthwise
+    convolutions) stay on AdamW."""
 
 
 OPTIONS_OF: dict[str, type[RuleOptions]] = {"muon": MuonOptions, "adamw": AdamWOptions}

@@ -23,6 +23,7 @@ from muonscale.optim.options import (
     OPTIONS_OF,
     AdamWOptions,
     CommonOptions,
+    GroupingOptions,
     MuonOptions,
     NarrowOptions,
     check_options_given,
@@ -231,7 +232,9 @@ class DataSection(Section):
         ]
 
 
-class OptimizerSection(Section, AdamWOptions, MuonOptions, CommonOptions):  # pyrefly: ignore
+class OptimizerSection(  # pyrefly: ignore
+    Section, GroupingOptions, AdamWOptions, MuonOptions, CommonOptions
+):
     """The optimizer: `optimizer.*`."""
 
     model_config = ConfigDict(extra="allow")  # options of registered rules

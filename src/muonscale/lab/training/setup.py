@@ -43,11 +43,12 @@ from muonscale.lab.training.state import TrainState
 from muonscale.lab.training.trackers.registry import Trackers
 from muonscale.optim.muon import Muon
 from muonscale.optim.newton_schulz.orthogonalize import ns_dtype
+from muonscale.optim.options import GroupingOptions, names_of
 from muonscale.transfer.apply import Parametrization
 
 NOT_OF_THE_OPTIMIZER = {
     *("rule", "max_grad_norm", "clip", "overrides", "state", "state_format"),
-    *("qk_clip", "qk_clip_alpha"),
+    *("qk_clip", "qk_clip_alpha", *names_of(GroupingOptions)),
 }
 """Keys of the optimizer section that configure groups or trainer; the rest are Muon's arguments."""
 

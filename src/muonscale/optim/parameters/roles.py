@@ -17,6 +17,7 @@ from torch.nn.parameter import is_lazy
 
 from muonscale.errors import GroupingError, LayoutError
 from muonscale.optim.matrices.spec import PLAIN, MatrixSpec
+from muonscale.optim.parameters.convolutions import kernel_matrices
 from muonscale.optim.parameters.fused_weights import (
     holds_blocks,
     holds_experts,
@@ -158,7 +159,7 @@ def _judge(parameter: Tensor, owners: list[ParamSite], facts: Survey) -> _Judgem
     if not _is_matrix(parameter, owner):
         return _Judgement(Role.NORM, None, f"{parameter.ndim}-D, {kind}")
     if isinstance(owner.module, CONVOLUTIONS):
-        return _Judgement(Role.CONVOLUTION, MatrixSpec(flattened=True), kind)
+        return _Judgement(Role.CONVOLUTION, kernel_matrices(parameter, owner.module), kind)
     judged = _judge_bare(parameter, owner) if _is_bare(owner) else None
     if judged is None:
         matrices, holds = stored_matrices(parameter, owner)
