@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from muonscale.errors import LayoutError
 from muonscale.optim.matrices.spec import PLAIN, MatrixSpec
+from muonscale.optim.parameters.adapters import adapter_role, copies_of, without_adapters
 from muonscale.optim.parameters.fused_weights import (
     ELEMENTWISE,
     holds_blocks,
@@ -123,12 +124,15 @@ def assign_roles(model: nn.Module) -> list[RoleAssignment]:
 
 def _judge(parameter: Tensor, owners: list[ParamSite], facts: Survey) -> _Found:
     _refuse_flat(parameter, owners)
-    owner = owners[0]
+    if found := adapter_role(parameter, owners[0]):
+        return Role(found[0]), *found[1:]
+    owner = without_adapters(owners[0])
     kind = type(owner.module).__name__
-    if parameter in facts.inputs:
+    same = {parameter, *copies_of(owners[0])}
+    if same & facts.inputs:
         tied = [other.name for other in owners if table(other.module) is None]
         return Role.EMBEDDING, PLAIN, f"embedding, tied to {tied[0]}" if tied else kind
-    if parameter in facts.outputs:
+    if same & facts.outputs:
         return Role.HEAD, PLAIN, "get_output_embeddings()"
     if not _is_matrix(parameter, owner):
         return Role.NORM, None, f"{parameter.ndim}-D, {kind}"
@@ -136,7 +140,7 @@ def _judge(parameter: Tensor, owners: list[ParamSite], facts: Survey) -> _Found:
         return Role.CONVOLUTION, MatrixSpec(flattened=True), kind
     if router := _router_reason(owner):
         return Role.ROUTER, PLAIN, router
-    if parameter in facts.heads_by_shape:
+    if same & facts.heads_by_shape:
         return Role.HEAD, PLAIN, "outputs = rows of the embedding"
     if not _is_bare(owner):
         matrices, holds = stored_matrices(parameter, owner)
