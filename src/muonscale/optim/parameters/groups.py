@@ -7,6 +7,7 @@ grouping report (`muonscale.optim.parameters.report`) says what was decided, and
 from __future__ import annotations
 
 import fnmatch
+import weakref
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -17,6 +18,7 @@ from muonscale.errors import ConfigError, GroupingError, LayoutError, nearest, s
 from muonscale.optim.matrices.spec import PLAIN, MatrixSpec, amend, matrix_shapes
 from muonscale.optim.options import check_at_least_0, check_options_given, option_names
 from muonscale.optim.parameters.roles import Role, RoleAssignment, assign_roles
+from muonscale.optim.parameters.source import GroupSource, ParameterGroups
 from muonscale.optim.rules import ADAMW, MUON
 from muonscale.optim.rules.base import RULES, find_rule
 
@@ -46,7 +48,7 @@ def parameter_groups(
     adamw_lr: float | None = None,
     overrides: Overrides | None = None,
     rule: str = MUON.name,
-) -> list[dict[str, Any]]:
+) -> ParameterGroups:
     """Return the parameter groups of `model` for `Muon`: one per role.
 
     Hidden matrices and routers are on Muon, all else on AdamW (Liu et al., arXiv 2502.16982).
@@ -69,7 +71,7 @@ def parameter_groups(
         rule: "adamw" puts everything on AdamW, for comparisons.
 
     Returns:
-        Dicts with `name` (the role; with the pattern that set it apart, as in "hidden/*.mlp.*"),
+        A list, which knows the model for `Muon.unfreeze`, of dicts with `name` (the role; with the pattern that set it apart, as in "hidden/*.mlp.*"),
         `role`, `rule`, `params`, `param_names`, `matrices` (parameter name to `MatrixSpec`, for what
         holds any), `why` (parameter name to what decided), and the options that were given.
 
@@ -109,7 +111,8 @@ def parameter_groups(
             f"none of the {len(candidates)} trainable parameters is on {RULES[rule].title}: none is a "
             f'hidden matrix or a router. Name some in overrides, or ask for rule="{ADAMW.name}".'
         )
-    return _grouped(candidates, common)
+    arguments = {**given, "overrides": overrides, "rule": rule}
+    return ParameterGroups(_grouped(candidates, common), GroupSource(weakref.ref(model), arguments))
 
 
 def _check_model(model: object) -> None:
