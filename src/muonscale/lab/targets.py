@@ -22,7 +22,6 @@ from muonscale.lab.training.dry_run import planned_shape, transfer_lines
 from muonscale.lab.training.param_groups import plan_transfer
 from muonscale.lab.training.setup import build_optimizer
 from muonscale.optim.parameters.report import GroupingReport, grouping_report
-from muonscale.optim.parameters.roles import GUESSED
 from muonscale.transfer.apply import Parametrization
 
 # Sections that a configuration must have, and that `inspect` does not use.
@@ -52,12 +51,6 @@ class Inspection:
             self.groups.summary(),
             *transfer_lines(self.transfer, full=full),
         ]
-        guessed = [row.name for row in self.groups.rows if GUESSED in row.why]
-        if guessed:
-            lines.append(
-                f"note: {len(guessed)} bare parameters are {GUESSED} (first: {guessed[0]}); "
-                "optimizer.overrides changes that"
-            )
         return "\n".join(lines)
 
     def json(self) -> str:

@@ -271,6 +271,7 @@ class Muon(torch.optim.Optimizer):
             home[key] += group[key]
         for key in ("matrices", "why"):
             home[key] = {**home.get(key, {}), **group[key]}
+        home["guessed"] = [*home.get("guessed", []), *group["guessed"]]
 
     def _keep_state(self) -> None:
         """Ensure that every parameter has state; carry it over if the parameter was replaced, moved or cast."""

@@ -10,13 +10,15 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterator
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
 from muonscale.optim.matrices.spec import PLAIN, MatrixSpec
-from muonscale.optim.parameters.module_survey import WRAPPED, ParamSite
+
+if TYPE_CHECKING:  # it asks for `inner_layers`
+    from muonscale.optim.parameters.module_survey import ParamSite
 
 FACTORS = frozenset(
     [
@@ -118,50 +120,28 @@ def without_adapters(site: ParamSite) -> ParamSite:
         return site
     modules = [site.module, *site.ancestors]
     keys = [_key_of(child, parent) for child, parent in pairwise(modules)] + [""]
-    kept, places = modules[:1], [keys[0]]
+    kept, place = modules[:1], site.place
     skip = False
     for i, module in enumerate(modules[1:], 1):
         around = modules[i + 1] if i + 1 < len(modules) else None
         copies = keys[i] in _COPIES and around is not None and _is_layer(around)
         if skip or copies or (_is_layer(module) and keys[i - 1] in _BASES):
             skip = copies
-            places[-1] = keys[i]
+            place = keys[i] if len(kept) == 1 else place
         else:
             kept.append(module)
-            places.append(keys[i])
-    named = [place for place in reversed(places) if place and place not in WRAPPED]
-    return dataclasses.replace(
-        site, name=".".join([*named, site.attribute]), ancestors=tuple(kept[1:])
-    )
+    return dataclasses.replace(site, ancestors=tuple(kept[1:]), place=place)
 
 
-def copies_of(site: ParamSite) -> list[Tensor]:
-    """Return what a parameter of a layer that is trained as a copy was copied from, and its copies.
-
-    `modules_to_save` and layer-norm tuning make them; a copy has the role of the original.
-    """
-    path = [site.attribute]
-    for child, parent in pairwise((site.module, *site.ancestors)):
-        key = _key_of(child, parent)
-        if _is_layer(parent) and (key in _BASES or key in _COPIES):
-            below = path if key in _BASES else path[1:]
-            return list(_same_place(parent, below))
-        path.insert(0, key)
-    return []
-
-
-def _same_place(layer: nn.Module, path: list[str]) -> Iterator[Tensor]:
-    """Yield the parameters at `path` in a wrapped layer and in each of its copies."""
-    for container, base in _COPIES.items():
-        copies = layer._modules.get(container)
-        if copies is None:
-            continue
-        for module in (layer._modules.get(base), *copies.children()):
-            for key in path[:-1]:
-                module = module._modules.get(key) if module is not None else None
-            parameter = module._parameters.get(path[-1]) if module is not None else None
-            if parameter is not None:
-                yield parameter
+def inner_layers(module: nn.Module) -> list[nn.Module]:
+    """Return the layer that an adapter's layer wraps and its copies; `module` itself if it is none."""
+    if not _is_layer(module):
+        return [module]
+    inside = [layer for base in _BASES if (layer := module._modules.get(base)) is not None]
+    for container in _COPIES:
+        if (copies := module._modules.get(container)) is not None:
+            inside += copies.children()
+    return [layer for found in inside for layer in inner_layers(found)]
 
 
 def _container(site: ParamSite) -> tuple[nn.Module | None, str]:

@@ -7,6 +7,7 @@ grouping report (`muonscale.optim.parameters.report`) says what was decided, and
 from __future__ import annotations
 
 import fnmatch
+import warnings
 import weakref
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -38,6 +39,7 @@ class _GroupCandidate:
     """Whether `adamw_lr` is its learning rate."""
     options: dict[str, Any] = field(default_factory=dict)
     pattern: str = ""
+    guessed: bool = False
 
 
 def parameter_groups(
@@ -48,6 +50,7 @@ def parameter_groups(
     adamw_lr: float | None = None,
     overrides: Overrides | None = None,
     rule: str = MUON.name,
+    strict: bool = False,
 ) -> ParameterGroups:
     """Return the parameter groups of `model` for `Muon`: one per role.
 
@@ -69,15 +72,20 @@ def parameter_groups(
             `{"heads": 8}`), `lr`, `weight_decay`, and every option of `Muon` that a group can
             have. Roles come first, then globs in the order given; the last one wins.
         rule: "adamw" puts everything on AdamW, for comparisons.
+        strict: refuse guesses. Without it, a parameter that could be something else for all that is
+            known is taken for the likeliest (a bare parameter of unknown use is on AdamW), and a
+            warning names the first one. An override that says its role, rule or matrices ends the
+            guess.
 
     Returns:
-        A list, which knows the model for `Muon.unfreeze`, of dicts with `name` (the role; with the pattern that set it apart, as in "hidden/*.mlp.*"),
-        `role`, `rule`, `params`, `param_names`, `matrices` (parameter name to `MatrixSpec`, for what
-        holds any), `why` (parameter name to what decided), and the options that were given.
+        A list, which knows the model for `Muon.unfreeze`, of dicts with `name` (the role; with the
+        pattern that set it apart, as in "hidden/*.mlp.*"), `role`, `rule`, `params`, `param_names`, `matrices` (parameter name to `MatrixSpec`, for what
+        holds any), `why` (parameter name to what decided), `guessed` (names of guesses), and the
+        options that were given.
 
     Raises:
         GroupingError: for something that is no module, a pattern that matches nothing, a Muon rule on
-            something that is no matrix, or no parameter on Muon at all.
+            something that is no matrix; with `strict`, for a guess or if no parameter is on Muon.
         ConfigError: for an unknown option, rule or field of `MatrixSpec`, or a number out of range.
         LayoutError: for flattened weights, or matrices that do not fit their parameter.
 
@@ -106,13 +114,32 @@ def parameter_groups(
     _apply_overrides(candidates, _mapping(overrides), rule, frozen)
     for item in candidates:
         _check_item(item)
+    for doubt in _doubts(candidates, rule):
+        if strict:
+            raise GroupingError(doubt)
+        warnings.warn(doubt, stacklevel=2)
+    arguments = {**given, "overrides": overrides, "rule": rule, "strict": strict}
+    return ParameterGroups(_grouped(candidates, common), GroupSource(weakref.ref(model), arguments))
+
+
+def _doubts(candidates: list[_GroupCandidate], rule: str) -> list[str]:
+    """Return what a user should know about groups that may not be what was meant."""
+    doubts = []
+    if guesses := [item for item in candidates if item.guessed]:
+        first = guesses[0]
+        doubts.append(
+            f"{len(guesses)} of {len(candidates)} parameters are guesses. The first is "
+            f"{first.assignment.name} {tuple(first.assignment.parameter.shape)}, on "
+            f"{RULES[first.rule].title}: {first.assignment.why}. Say what they are in overrides, such "
+            f'as {{"{first.assignment.name}": {{"rule": "{first.rule}"}}}}; '
+            "print(grouping_report(...)) lists them."
+        )
     if RULES[rule].on_matrices and not any(RULES[item.rule].on_matrices for item in candidates):
-        raise GroupingError(
+        doubts.append(
             f"none of the {len(candidates)} trainable parameters is on {RULES[rule].title}: none is a "
             f'hidden matrix or a router. Name some in overrides, or ask for rule="{ADAMW.name}".'
         )
-    arguments = {**given, "overrides": overrides, "rule": rule}
-    return ParameterGroups(_grouped(candidates, common), GroupSource(weakref.ref(model), arguments))
+    return doubts
 
 
 def _check_model(model: object) -> None:
@@ -148,7 +175,12 @@ def _mapping(overrides: object) -> Overrides:
 
 def _default(assignment: RoleAssignment, rule: str) -> _GroupCandidate:
     role = assignment.role
-    return _GroupCandidate(assignment, _rule_of(role, rule), rest=role not in MATRIX_ROLES)
+    return _GroupCandidate(
+        assignment,
+        _rule_of(role, rule),
+        rest=role not in MATRIX_ROLES,
+        guessed=assignment.guessed,
+    )
 
 
 def _rule_of(role: Role, rule: str) -> str:
@@ -185,6 +217,7 @@ def _override(item: _GroupCandidate, pattern: str, options: Mapping[str, Any], r
     if "matrices" in options:
         changes["matrices"] = _amended(a.matrices or PLAIN, options["matrices"], pattern)
     item.assignment = replace(a, **changes)
+    item.guessed = item.guessed and not _GROUPING_OPTIONS & set(options)
     if "rule" in options:
         item.rule, item.rest = options["rule"], not RULES[options["rule"]].on_matrices
     item.options |= {k: v for k, v in options.items() if k in option_names()}
@@ -280,11 +313,14 @@ def _grouped(candidates: list[_GroupCandidate], common: dict[str, Any]) -> list[
                 **options,
                 "matrices": {},
                 "why": {},
+                "guessed": [],
             }
         group = groups[key]
         group["params"].append(a.parameter)
         group["param_names"].append(a.name)
         group["why"][a.name] = a.why
+        if item.guessed:
+            group["guessed"].append(a.name)
         if a.matrices is not None:
             group["matrices"][a.name] = a.matrices
     return list(groups.values())

@@ -41,6 +41,8 @@ class GroupingRow:
     """None where the group leaves it to the optimizer, or the parameter is frozen; so is the decay."""
     weight_decay: float | None
     why: str
+    guessed: bool = False
+    """Whether the parameter could be something else for all that is known."""
 
     @property
     def size(self) -> int:
@@ -68,6 +70,11 @@ class GroupingReport:
         """Number of logical matrices on Muon."""
         return sum(row.matrices for row in self.rows)
 
+    @property
+    def guesses(self) -> list[GroupingRow]:
+        """Parameters that could be something else; an override says what they are."""
+        return [row for row in self.rows if row.guessed]
+
     def share(self, rule: str) -> float:
         """Return the part of all elements that is on `rule`, between 0 and 1."""
         return self.parameters(rule) / max(1, self.parameters())
@@ -86,6 +93,12 @@ class GroupingReport:
             noun = "matrix" if held == 1 else "matrices"
             matrices = f"{held:,} {noun}, " if rule.on_matrices else ""
             lines.append(f"{rule.title}: {matrices}{self._share(rule.name)}")
+        if guesses := self.guesses:
+            noun = "parameter" if len(guesses) == 1 else "parameters"
+            lines.append(
+                f"guessed: {len(guesses)} {noun}, first {guesses[0].name} on {guesses[0].rule} "
+                f"({guesses[0].why})"
+            )
         if frozen := self.parameters(FROZEN):
             lines.append(f"frozen: {frozen:,} parameters ({self.share(FROZEN):.1%})")
         return "\n".join(lines)
@@ -113,6 +126,7 @@ class GroupingReport:
         return {
             "parameters": self.parameters(),
             "matrices": self.num_matrices,
+            "guessed": [row.name for row in self.guesses],
             "rules": totals,
             "rows": [{**asdict(row), "size": row.size} for row in self.rows],
         }
@@ -132,7 +146,7 @@ _COLUMNS: list[tuple[str, Callable[[GroupingRow], str]]] = [
     ("lr", lambda row: "-" if row.lr is None else f"{row.lr:g}"),
     ("decay", lambda row: "-" if row.weight_decay is None else f"{row.weight_decay:g}"),
     ("factor", lambda row: ", ".join(dict.fromkeys(f"{f:.4g}" for f in row.factors)) or "-"),
-    ("why", lambda row: row.why),
+    ("why", lambda row: f"guessed: {row.why}" if row.guessed else row.why),
 ]
 
 
@@ -255,6 +269,7 @@ def _rows(group: Mapping[str, Any]) -> list[GroupingRow]:
                 lr=_rate(group, "lr"),
                 weight_decay=_rate(group, "weight_decay"),
                 why=group.get("why", {}).get(name, ""),
+                guessed=name in group.get("guessed", ()),
             )
         )
     return rows

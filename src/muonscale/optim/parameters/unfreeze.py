@@ -15,7 +15,9 @@ from muonscale.optim.parameters.module_survey import survey
 from muonscale.optim.parameters.source import GroupSource
 
 Group = dict[str, Any]
-_STRUCTURE = frozenset({"name", "role", "rule", "params", "param_names", "matrices", "why", "lr"})
+_STRUCTURE = frozenset(
+    ["name", "role", "rule", "params", "param_names", "matrices", "why", "guessed", "lr"]
+)
 
 
 def find_source(
@@ -87,7 +89,8 @@ def groups_of(model: nn.Module, source: GroupSource, parameters: Sequence[Tensor
         pairs = zip(group["param_names"], group["params"], strict=True)
         if kept := [(name, p) for name, p in pairs if p in wanted]:
             names, tensors = map(list, zip(*kept, strict=True))
-            groups.append({**group, "param_names": names, "params": tensors})
+            guessed = [name for name in group["guessed"] if name in names]
+            groups.append({**group, "param_names": names, "params": tensors, "guessed": guessed})
     found = {p for group in groups for p in group["params"]}
     for parameter in parameters:
         if parameter not in found:

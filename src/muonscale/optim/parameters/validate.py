@@ -27,6 +27,7 @@ GROUP_KEYS = frozenset(
         "rule",
         "matrices",
         "why",
+        "guessed",
         "peak_lr",
         "momentum_convention",
     ]

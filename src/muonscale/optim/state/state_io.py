@@ -25,7 +25,7 @@ from muonscale.optim.rules.muon import ROW_STATE
 from muonscale.optim.rules.post_norm import POST_NORMS
 from muonscale.optim.rules.step_inputs import named
 
-NOT_SAVED = frozenset({"params", "matrices", "why"})
+NOT_SAVED = frozenset({"params", "matrices", "why", "guessed"})
 """Group entries that describe the model and not the training state."""
 
 
