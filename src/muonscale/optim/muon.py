@@ -273,12 +273,11 @@ class Muon(torch.optim.Optimizer):
             home[key] = {**home.get(key, {}), **group[key]}
         home["guessed"] = [*home.get("guessed", []), *group["guessed"]]
 
-    def _keep_state(self) -> None:
+    def _keep_state(self, resized: Literal["refuse", "leave"] = "refuse") -> None:
         """Ensure that every parameter has state; carry it over if the parameter was replaced, moved or cast."""
         self._context.assign(self.param_groups)
-        narrow = keep_by_name(
-            self.param_groups, self.state, self._owners, self._context.owned_matrices.get
-        )
+        owned = self._context.owned_matrices.get
+        narrow = keep_by_name(self.param_groups, self.state, self._owners, owned, resized=resized)
         if narrow and not self._warned_of_narrow:
             warn_of_narrow_parameters(narrow)
             self._warned_of_narrow = True
@@ -416,9 +415,12 @@ class Muon(torch.optim.Optimizer):
         }
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state in torch's form: integer keys, and `param_names` in every group."""
+        """Return the state in torch's form: integer keys, and `param_names` in every group.
+
+        The state of a parameter that was resized in place is as it was before.
+        """
         self._settle()
-        self._keep_state()
+        self._keep_state(resized="leave")
         return to_loadable(super().state_dict())
 
     def full_state_dict(self) -> dict[str, Any]:

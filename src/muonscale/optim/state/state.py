@@ -13,7 +13,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, MutableMapping
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -93,6 +93,8 @@ def keep_by_name(
     state: MutableMapping[Tensor, dict[str, Any]],
     owners: dict[str, Tensor],
     owned: Callable[[str], OwnedMatrices | None] = lambda name: None,
+    *,
+    resized: Literal["refuse", "leave"] = "refuse",
 ) -> list[str]:
     """Ensure that every parameter in `groups` has state that fits it.
 
@@ -104,6 +106,7 @@ def keep_by_name(
         state: state by parameter; updated in place.
         owners: the last parameter of each name; updated in place.
         owned: returns the argument `owned` of `new_state` for a name.
+        resized: what to do with the state of a parameter that was resized in place.
 
     Returns:
         Names of parameters in 16 bits that lose small steps to rounding (master="none").
@@ -126,6 +129,8 @@ def keep_by_name(
                 wanted = narrow_keys
                 if group["master"] == "none":
                     unprotected.append(name)
+            if resized == "leave" and held and held[first].shape != parameter.shape:
+                continue
             if held is None or held.keys() != wanted or not _fits(held[first], parameter):
                 changed.append((name, parameter, group))
     fresh = {
@@ -169,9 +174,9 @@ def _renew(
 
 def _reshaped(name: str, key: str, old: Tensor, new: Tensor) -> LayoutError:
     return LayoutError(
-        f"{name} has a {key} of shape {tuple(old.shape)}, but needs one of shape "
-        f"{tuple(new.shape)}: it was resized or replaced after the optimizer was made. Make a new "
-        "optimizer of the model; load_state_dict(old_state, strict=False) takes over what fits"
+        f"the {key} of {name} has shape {tuple(old.shape)}, but must have {tuple(new.shape)}: the "
+        "parameter was resized or replaced after the optimizer was made. Make a new optimizer of "
+        "the model; load_state_dict(old.state_dict(), strict=False) takes over the state that fits"
     )
 
 
