@@ -85,9 +85,10 @@ def by_role(
     model = source.model if source is not None else None
     if source is None or model is None:
         raise GroupingError(
-            "the group has no `rule`, and the model that the optimizer was made from is not known: "
-            "embeddings and heads in it would be taken for hidden matrices. Give it a `rule`, let "
-            "parameter_groups make it, or call optimizer.unfreeze(module, model=...)"
+            f"a group of {len(group['params'])} parameters has no `rule`, and the model that the "
+            "optimizer was made from is not known: embeddings and heads would be taken for hidden "
+            "matrices. Give the group a `rule`, let parameter_groups make it, or call "
+            "optimizer.unfreeze(module, model=...)"
         )
     options = {k: v for k, v in group.items() if k not in _OF_PARAMETERS}
     groups: list[Group] = []

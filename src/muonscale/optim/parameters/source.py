@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
 
 from muonscale.errors import GroupingError
+from muonscale.optim.rules.step_inputs import named
 
 
 @dataclass(frozen=True)
@@ -40,25 +41,25 @@ class ParameterGroups(list[dict[str, Any]]):
         return list, (list(self),)
 
 
-def check_replaced(model: nn.Module, groups: Iterable[Mapping[str, Any]]) -> None:
+def check_replaced(model: nn.Module, groups: Sequence[Mapping[str, Any]]) -> None:
     """Raise GroupingError if gradients go to parameters that replaced those in `groups`.
 
-    This is what a resized vocabulary leaves behind when it is resized after the optimizer was made:
-    the groups have the old table, the model trains a new one. Parameters that are in no group
-    while the model still has all that are in one were left out on purpose.
+    A layer that is replaced after the optimizer was made leaves this behind: the groups have its
+    old parameters, the model trains new ones. Two cases are none. Where the model has all that are
+    in a group, others were left out on purpose; where it has none of them and they have gradients,
+    the optimizer was given to another model.
     """
-    held = {parameter for group in groups for parameter in group["params"]}
-    left_out = [p for p in _parameters(model) if p.grad is not None and p not in held]
+    held = {id(p): name for group in groups for name, p in named(group)}  # a tensor's hash is slow
+    inside = _parameters(model)
+    left_out = [p for p in inside if id(p) not in held and p.grad is not None]
     if not left_out:
         return
-    there = set(_parameters(model))
-    gone = [
-        name
-        for group in groups
-        for name, p in zip(group["param_names"], group["params"], strict=True)
-        if p not in there
-    ]
-    if not gone:
+    there = set(map(id, inside))
+    gone = [name for number, name in held.items() if number not in there]
+    moved = len(gone) == len(held) and any(
+        p.grad is not None for group in groups for p in group["params"]
+    )
+    if moved or not gone:
         return
     new = next(name for name, p in model.named_parameters() if p is left_out[0])
     raise GroupingError(
@@ -72,10 +73,11 @@ def check_replaced(model: nn.Module, groups: Iterable[Mapping[str, Any]]) -> Non
 
 def _parameters(model: nn.Module) -> list[Tensor]:
     """Return all parameters, tied ones as often as they are there; `parameters()` is slower."""
-    found: list[Tensor] = []
-    modules = [model]
+    found: list[Tensor | None] = []
+    modules: list[nn.Module | None] = [model]
     while modules:
         module = modules.pop()
-        found += [p for p in module._parameters.values() if p is not None]
-        modules += [child for child in module._modules.values() if child is not None]
-    return found
+        if module is not None:
+            found.extend(module._parameters.values())
+            modules.extend(module._modules.values())
+    return [p for p in found if p is not None]

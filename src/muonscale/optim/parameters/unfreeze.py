@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from muonscale.errors import GroupingError, nearest
+from muonscale.errors import GroupingError, nearest, shown
 from muonscale.optim.parameters.groups import parameter_groups
 from muonscale.optim.parameters.module_survey import survey
 from muonscale.optim.parameters.source import GroupSource
@@ -38,8 +38,9 @@ def find_source(
         model = what if all(p in own for group in groups for p in group["params"]) else None
     if model is None:
         raise GroupingError(
-            "the optimizer does not know its model: it was not made from one, nor from what "
-            "parameter_groups returned, or the model no longer exists. Give it as model=..."
+            f"the optimizer does not know the model that has {shown(what)}: it was not made from one, "
+            "nor from what parameter_groups returned, or the model no longer exists. Give the model "
+            "as model=..."
         )
     arguments = known.arguments if known is not None else {}
     return model, GroupSource(weakref.ref(model), arguments)
