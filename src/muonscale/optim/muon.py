@@ -214,7 +214,7 @@ class Muon(torch.optim.Optimizer):
         which a schedule has arrived (`initial_lr` included). torch's schedulers accept no group
         that is added after them: make them anew, with `last_epoch`.
 
-        Call it on all ranks alike. Wrap a model in DistributedDataParallel again after it.
+        Call it on all ranks. Wrap a model in DistributedDataParallel again after it.
 
         Args:
             what: a module of the model, or the model itself; or a glob over parameter names, or

@@ -17,10 +17,7 @@ from muonscale.optim.parameters.roles import Role, RoleAssignment, assign_roles
 from tests.optim.compare import SetGradients, close, snapshot
 from tests.optim.conftest import SMALL
 
-pytestmark = [  # warnings of peft 0.21
-    pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"),
-    pytest.mark.filterwarnings("ignore:Unsupported layer type:UserWarning"),
-]
+pytestmark = pytest.mark.filterwarnings("ignore:Unsupported layer type:UserWarning")  # peft's
 
 Build = Callable[[str], nn.Module]
 LINEARS = ["q_proj", "down_proj"]
@@ -209,6 +206,16 @@ def test_a_head_that_is_found_by_its_shape_is_one_as_a_copy_and_its_factors_are_
     assert roles["base_model.model.logits.modules_to_save.default.weight"] == Role.HEAD
     config = peft.LoraConfig(target_modules=["logits"])
     roles = {found.name: found.role for found in trained(adapted(Bare(), config))}
+    assert set(roles.values()) == {Role.HIDDEN}
+
+
+def test_the_classifier_that_peft_trains_as_a_copy_is_a_head() -> None:
+    config = transformers.LlamaConfig(**SMALL, num_labels=3, pad_token_id=0)
+    lora = peft.LoraConfig(target_modules=["q_proj"], task_type="SEQ_CLS")
+    model = adapted(transformers.LlamaForSequenceClassification(config), lora)
+    roles = {found.name: found.role for found in trained(model)}
+    copied = "base_model.model.score.modules_to_save.default.weight"
+    assert roles.pop(copied) == Role.HEAD
     assert set(roles.values()) == {Role.HIDDEN}
 
 

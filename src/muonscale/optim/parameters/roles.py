@@ -113,7 +113,10 @@ def assign_roles(model: nn.Module) -> list[RoleAssignment]:
        tell, a parameter of shape `[1, ..., N, d]`, or `[N, d]` in a module that also has an
        embedding with d columns, is a table of positions, and any other is unknown: a guess, which
        `RoleAssignment.guessed` says;
-    7. everything else: hidden. LoRA's A and B are Linears and so a matrix each.
+    7. everything else: hidden.
+
+    A parameter of an adapter is what `muonscale.optim.parameters.adapters` says, before these
+    rules, and a layer that an adapter wraps is judged as if it stood there alone.
 
     A Linear of one row or one column stays hidden: the polar factor of a vector is the vector
     divided by its length, so such a step is normalized momentum with the RMS of any other.
