@@ -11,7 +11,7 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from muonscale import Muon, grouping_report, parameter_groups
+from muonscale import Muon, grouping_report
 from muonscale.optim.matrices.spec import PLAIN, MatrixSpec, view
 from muonscale.optim.parameters.roles import Role, RoleAssignment, assign_roles
 from tests.optim.compare import SetGradients, close, snapshot
@@ -142,11 +142,11 @@ def test_factors_on_stacked_experts_are_a_matrix_for_each_expert(build_lm: Build
         B: Tensor = layer.lora_B["default"].weight  # type: ignore[index, union-attr]
         nn.init.normal_(B)
         A_ERI = torch.cat(view(A, by_parameter[A].matrices or PLAIN))
-        B_ERO = torch.cat(view(B, by_parameter[B].matrices or PLAIN))
-        assert A_ERI.shape[:2] == B_ERO.shape[:2] == (4, 3)
+        B_EOR = torch.cat(view(B, by_parameter[B].matrices or PLAIN))
+        assert A_ERI.shape[:2] == B_EOR.mT.shape[:2] == (4, 3)
         deltas = layer.get_delta_weight("default")  # type: ignore[operator]
-        for delta, A_RI, B_RO in zip(deltas, A_ERI, B_ERO, strict=True):
-            close(delta, layer.scaling["default"] * B_RO.mT @ A_RI)  # type: ignore[index]
+        for delta, A_RI, B_OR in zip(deltas, A_ERI, B_EOR, strict=True):
+            close(delta, layer.scaling["default"] * B_OR @ A_RI)  # type: ignore[index]
 
 
 def test_a_step_on_stacked_experts_is_that_of_each_expert_alone(
@@ -156,14 +156,15 @@ def test_a_step_on_stacked_experts_is_that_of_each_expert_alone(
     model = adapted(build_lm("mixtral"), config)
     set_gradients(model, 0)
     before = snapshot(model)
-    Muon(parameter_groups(model, lr=0.1, weight_decay=0.0)).step()
+    options: dict[str, Any] = {"lr": 0.1, "weight_decay": 0.0, "scale": "spectral"}
+    Muon(model, **options, post_norm="normuon").step()
     name = next(n for n in before if n.endswith("lora_B.default.weight"))
     parameter = model.get_parameter(name)
     assert parameter.grad is not None
     for expert in range(4):
         alone = nn.Parameter(before[name][:, expert::4].clone())
         alone.grad = parameter.grad[:, expert::4].clone()
-        Muon([alone], lr=0.1, weight_decay=0.0).step()
+        Muon([alone], **options, post_norm="normuon").step()
         close(parameter.detach()[:, expert::4], alone.detach())
 
 

@@ -117,8 +117,8 @@ class PartitionedTensor(Tensor):
         from torch.distributed.checkpoint.metadata import ChunkStorageMetadata
 
         for piece, part in self.iter_pieces():
-            for offsets, sizes, rows in stored_boxes(self.sharding, piece):
-                values = part[rows]
+            for offsets, sizes, rows, columns in stored_boxes(self.sharding, piece):
+                values = part[rows, columns]
                 values = values.mT if self.sharding.matrices.transposed else values
                 chunk = ChunkStorageMetadata(
                     torch.Size(offsets[: self.ndim]), torch.Size(sizes[: self.ndim])
@@ -199,46 +199,49 @@ def gather(value: Tensor, group: dist.ProcessGroup | None) -> Tensor:
 
 def stored_boxes(
     sharding: Sharding, piece: Piece
-) -> Iterator[tuple[tuple[int, ...], tuple[int, ...], slice]]:
-    """Yield the boxes of a matrix in the stored tensor: offsets, sizes, and rows of the matrix.
+) -> Iterator[tuple[tuple[int, ...], tuple[int, ...], slice, slice]]:
+    """Yield the boxes of a matrix in the stored tensor: offsets, sizes, and its rows and columns.
 
     Args:
         sharding: sharding of a replicated tensor.
         piece: piece that covers a whole matrix of it.
     """
-    (leading, _, column), (_, columns) = piece.place, piece.shape
-    for row, rows in _runs(piece):
+    leading, first_row, first_column = piece.place
+    for row, rows in _runs(piece.rows, first_row, piece.stride_pattern):
         if sharding.matrices.flattened and not sharding.matrices.transposed:
             offsets = row, *[0] * (len(sharding.shape) - 1)
-            yield offsets, (rows.stop - rows.start, *sharding.shape[1:]), rows
+            yield offsets, (rows.stop - rows.start, *sharding.shape[1:]), rows, slice(None)
             continue
         if sharding.matrices.flattened:
-            yield (0,) * len(sharding.shape), sharding.shape, rows
+            yield (0,) * len(sharding.shape), sharding.shape, rows, slice(None)
             continue
-        axes = [(row, rows.stop - rows.start), (column, columns)]
-        if sharding.matrices.transposed:
-            axes.reverse()
-        coordinates = unravel(leading, sharding.shape[:-2])
-        yield (
-            (*coordinates, *(start for start, _ in axes)),
-            (*[1] * len(coordinates), *(length for _, length in axes)),
-            rows,
-        )
+        for column, columns in _runs(piece.columns, first_column, piece.column_pattern):
+            axes = [(row, rows.stop - rows.start), (column, columns.stop - columns.start)]
+            if sharding.matrices.transposed:
+                axes.reverse()
+            coordinates = unravel(leading, sharding.shape[:-2])
+            yield (
+                (*coordinates, *(start for start, _ in axes)),
+                (*[1] * len(coordinates), *(length for _, length in axes)),
+                rows,
+                columns,
+            )
 
 
-def _runs(piece: Piece) -> Iterator[tuple[int, slice]]:
-    """Yield (first stored row, rows of the matrix) for each run of consecutive stored rows."""
-    if piece.stride_pattern is None:
-        yield piece.place[1], slice(*piece.rows)
+def _runs(
+    own: tuple[int, int], place: int, pattern: tuple[int, int, int] | None
+) -> Iterator[tuple[int, slice]]:
+    """Yield (first stored index, indices of the matrix) for each run of consecutive stored indices."""
+    if pattern is None:
+        yield place, slice(*own)
         return
-    first, share, stride = piece.stride_pattern
-    skipped = piece.place[1]
-    row = piece.rows[0]
-    while row < piece.rows[1]:
-        group, rest = divmod(row + skipped, share)
-        stop = min(piece.rows[1], row + share - rest)
-        yield group * stride + first + rest, slice(row, stop)
-        row = stop
+    first, share, stride = pattern
+    index = own[0]
+    while index < own[1]:
+        group, rest = divmod(index + place, share)
+        stop = min(own[1], index + share - rest)
+        yield group * stride + first + rest, slice(index, stop)
+        index = stop
 
 
 def rows_sharding(shape: tuple[int, ...], ranks: tuple[int, ...]) -> Sharding:

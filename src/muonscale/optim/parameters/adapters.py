@@ -92,10 +92,10 @@ def adapter_role(parameter: Tensor, site: ParamSite) -> tuple[str, MatrixSpec | 
         return None
     if parameter.ndim > 2:  # LoHa and LoKr of a convolution
         return "convolution", MatrixSpec(flattened=True), why
-    return "hidden", _factor(parameter, layer, container), why
+    return "hidden", _factor(layer, container), why
 
 
-def _factor(parameter: Tensor, layer: nn.Module | None, container: str) -> MatrixSpec:
+def _factor(layer: nn.Module | None, container: str) -> MatrixSpec:
     """Return how a factor is stored: one matrix, or one for each expert."""
     if container == "lily_B":  # (experts * rank, out), used as hidden @ B
         experts = int(next(iter(layer.num_B.values())))  # pyrefly: ignore
@@ -105,9 +105,7 @@ def _factor(parameter: Tensor, layer: nn.Module | None, container: str) -> Matri
         return PLAIN
     if container == "lora_A":  # (experts * rank, in)
         return MatrixSpec(heads=experts)
-    # lora_B is (out, rank * experts): the columns of the experts are interleaved.
-    rank = parameter.shape[1] // experts
-    return MatrixSpec(transposed=True, splits=(rank,) * experts, groups=rank)
+    return MatrixSpec(heads=experts, by_columns=True, interleaved=True)  # (out, rank * experts)
 
 
 def without_adapters(site: ParamSite) -> ParamSite:
