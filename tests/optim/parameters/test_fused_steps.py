@@ -22,6 +22,7 @@ CASES: dict[str, tuple[tuple[int, ...], MatrixSpec]] = {
     "gated query": ((48, 16), MatrixSpec(splits=(16, 16, 8, 8), groups=4)),
     "every head in turn": ((48, 16), MatrixSpec(splits=(16, 16, 16), groups=4)),
     "a matrix for each head": ((48, 16), MatrixSpec(splits=(24, 12, 12), heads=(6, 3, 3))),
+    "factors of experts": ((16, 24), MatrixSpec(heads=3, by_columns=True, interleaved=True)),
     "output by heads": ((16, 24), MatrixSpec(heads=3, by_columns=True)),
     "latent attention": ((40, 12), MatrixSpec(splits=(24, 16), groups=4)),
     "latent attention by heads": ((40, 12), MatrixSpec(splits=(24, 16), groups=4, heads=4)),

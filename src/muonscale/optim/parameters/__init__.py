@@ -7,8 +7,11 @@ The nouns:
 - `Role`: what a parameter is to the model: hidden, router, embedding, head, norm or convolution.
 - `RoleAssignment`: one parameter with its role and its logical matrices.
 - *parameter group*: a dict of parameters with one rule and one set of options, as torch has it.
+- `GroupSource`: the model that a list of groups was made from, held weakly.
 - `GroupingReport`: the rule and the reason of every parameter.
 
 The path of a model: `survey` -> `assign_roles` (`stored_matrices` knows fused weights) ->
 `parameter_groups` (overrides) -> `check_keys`, `check_options`, `check_parameter` -> `Muon`.
+Parameters that join later: `select` -> `groups_of` -> `find_home` (`unfreeze`). What parameters of
+adapters are: `adapter_role` (`adapters`).
 """

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 from torch import nn
 
+from muonscale.optim.parameters.adapters import inner_layers
 from muonscale.optim.parameters.module_source import methods
 
 Layer = nn.Module | nn.Parameter
@@ -36,6 +37,10 @@ def output_layers(model: nn.Module) -> list[Layer]:
 
 
 def _last(module: nn.Module, depth: int) -> Iterator[Layer]:
+    if (inner := inner_layers(module)) != [module]:
+        for layer in inner:
+            yield from _last(layer, depth)
+        return
     children = _with_parameters(module.children())
     if isinstance(module, nn.Sequential):
         if children:

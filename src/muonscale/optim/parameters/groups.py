@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fnmatch
 import warnings
+import weakref
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -33,6 +34,7 @@ from muonscale.optim.parameters.attention_heads import (
 )
 from muonscale.optim.parameters.convolutions import holds_vectors
 from muonscale.optim.parameters.roles import Role, RoleAssignment, assign_roles
+from muonscale.optim.parameters.source import GroupSource, ParameterGroups
 from muonscale.optim.rules import ADAMW, MUON
 from muonscale.optim.rules.base import RULES, find_rule
 
@@ -69,7 +71,7 @@ def parameter_groups(
     strict: bool = False,
     heads: HeadsT = "whole",
     convolutions: ConvolutionsT = "adamw",
-) -> list[dict[str, Any]]:
+) -> ParameterGroups:
     """Return the parameter groups of `model` for `Muon`: one per role.
 
     Hidden matrices and routers are on Muon, all else on AdamW (Liu et al., arXiv 2502.16982).
@@ -104,8 +106,8 @@ def parameter_groups(
             guess.
 
     Returns:
-        Dicts with `name` (the role; with the pattern that set it apart, as in "hidden/*.mlp.*"),
-        `role`, `rule`, `params`, `param_names`, `matrices` (parameter name to `MatrixSpec`, for what
+        A list, which knows the model for `Muon.unfreeze`, of dicts with `name` (the role; with the
+        pattern that set it apart, as in "hidden/*.mlp.*"), `role`, `rule`, `params`, `param_names`, `matrices` (parameter name to `MatrixSpec`, for what
         holds any), `why` (parameter name to what decided), `guessed` (names of guesses), and the
         options that were given.
 
@@ -149,7 +151,9 @@ def parameter_groups(
         if strict:
             raise GroupingError(doubt)
         warnings.warn(doubt, stacklevel=2)
-    return _grouped(candidates, common)
+    arguments = {**given, "overrides": overrides, "rule": rule, "strict": strict}
+    arguments |= {"heads": heads, "convolutions": convolutions}
+    return ParameterGroups(_grouped(candidates, common), GroupSource(weakref.ref(model), arguments))
 
 
 def _doubts(candidates: list[_GroupCandidate], rule: str) -> list[str]:

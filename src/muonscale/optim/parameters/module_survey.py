@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.nn.utils import parametrize
 
+from muonscale.optim.parameters.adapters import inner_layers
 from muonscale.optim.parameters.forward_path import output_layers
 
 CONVOLUTIONS = (nn.modules.conv._ConvNd,)
@@ -150,7 +151,9 @@ def _declared(model: nn.Module, getter: str) -> Iterator[nn.Module]:
         ):  # a wrapper's getter asks a part that is not there, and may raise anything
             continue
         listed = declared if isinstance(declared, (list, tuple, nn.ModuleList)) else [declared]
-        yield from (item for item in listed if isinstance(item, nn.Module))
+        for item in listed:
+            if isinstance(item, nn.Module):
+                yield from inner_layers(item)
 
 
 def _heads(model: nn.Module, inputs: set[Tensor]) -> dict[Tensor, str]:

@@ -207,6 +207,7 @@ def _frozen(groups: list[Mapping[str, Any]], model: nn.Module) -> list[GroupingR
     """Check that the groups hold the trainable parameters, each once; return rows for the rest."""
     left = dict(zip(model.parameters(), (n for n, _ in model.named_parameters()), strict=True))
     seen: dict[Any, str] = {}
+    gone: list[str] = []
     for group in groups:
         for name, parameter in named(group):
             if parameter in seen:
@@ -215,11 +216,14 @@ def _frozen(groups: list[Mapping[str, Any]], model: nn.Module) -> list[GroupingR
                     "; leave it out of one of them"
                 )
             if parameter not in left:
-                raise GroupingError(
-                    f"group {_name(group)} has {name}, which the model does not have"
-                    "; give the model that the groups were built from"
-                )
+                gone.append(f"{name} (group {_name(group)})")
             seen[parameter] = _name(group)
+    if gone:
+        raise GroupingError(
+            f"the model does not have {', '.join(gone)}: give the model that the groups were built "
+            "from; if its parameters were replaced since, as by resize_token_embeddings, build the "
+            "groups anew"
+        )
     rows = []
     for parameter, name in left.items():
         if parameter in seen:

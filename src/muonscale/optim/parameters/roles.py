@@ -17,6 +17,7 @@ from torch.nn.parameter import is_lazy
 
 from muonscale.errors import GroupingError, LayoutError
 from muonscale.optim.matrices.spec import PLAIN, MatrixSpec
+from muonscale.optim.parameters.adapters import adapter_role, without_adapters
 from muonscale.optim.parameters.convolutions import kernel_matrices
 from muonscale.optim.parameters.fused_weights import (
     holds_blocks,
@@ -114,7 +115,10 @@ def assign_roles(model: nn.Module) -> list[RoleAssignment]:
        tell, a parameter of shape `[1, ..., N, d]`, or `[N, d]` in a module that also has an
        embedding with d columns, is a table of positions, and any other is unknown: a guess, which
        `RoleAssignment.guessed` says;
-    7. everything else: hidden. LoRA's A and B are Linears and so a matrix each.
+    7. everything else: hidden.
+
+    A parameter of an adapter is what `muonscale.optim.parameters.adapters` says, before these
+    rules, and a layer that an adapter wraps is judged as if it stood there alone.
 
     A Linear of one row or one column stays hidden: the polar factor of a vector is the vector
     divided by its length, so such a step is normalized momentum with the RMS of any other.
@@ -150,7 +154,10 @@ def assign_roles(model: nn.Module) -> list[RoleAssignment]:
 
 
 def _judge(parameter: Tensor, owners: list[ParamSite], facts: Survey) -> _Judgement:
-    owner = owners[0]
+    if found := adapter_role(parameter, owners[0]):
+        role, matrices, why = found
+        return _Judgement(Role(role), matrices, why)
+    owner = without_adapters(owners[0])
     kind = type(owner.module).__name__
     if parameter in facts.inputs:
         tied = [other.name for other in owners if table(other.module) is None]
