@@ -58,7 +58,7 @@ def finetuning(folder: Path, first: str, second: str, lr: float, seed: int) -> l
 
 def loss(path: Path) -> float:
     result: Any = RunFolder(path).result()
-    return result["held_out_loss"]
+    return result["validation_loss"]
 
 
 def pairs() -> list[tuple[str, str]]:
@@ -86,11 +86,11 @@ first sentences of functions, modules that define them, exercises on strings. Th
 pretraining is the same for all runs of an optimizer ({rates}: the recipe's, and the best of 0.001, 0.002 \
 and 0.004 for seed 0); fine-tuning has two for each.
 
-Held-out loss of the assistant's tokens, nats per token, by learning rate and seed; the better rate in bold.
+Validation loss of the assistant's tokens, nats per token, by learning rate and seed; the better rate in bold.
 
 {table}
 
-Before fine-tuning, held-out loss on the source text: {bases}.
+Before fine-tuning, validation loss on the source text: {bases}.
 
 At the better learning rate of each pair, against pretraining and fine-tuning with Muon (Student's t, \
 90 %, {freedom} degrees of freedom: the variance over seeds is taken to be the same everywhere):

@@ -1,4 +1,4 @@
-"""Muon against AdamW on `moonlight-nano`: held-out loss, and the spectra of the weights.
+"""Muon against AdamW on `moonlight-nano`: validation loss, and the spectra of the weights.
 
     python benchmarks/muon_adamw.py [--folder runs/muon-adamw]
 
@@ -39,7 +39,7 @@ class Trained:
     """What a run folder says."""
 
     loss: float
-    """Held out, nats per token."""
+    """Validation loss, nats per token."""
     seconds: float
     steps: list[int]
     entropy: dict[str, list[float]]
@@ -68,7 +68,7 @@ def read(place: Path) -> Trained:
         return {kind: [record["matrices"][kind][figure] for record in seen] for kind in kinds}
 
     return Trained(
-        result["held_out_loss"],
+        result["validation_loss"],
         result["train_seconds"],
         [record["step"] for record in seen],
         series("weight_svd_entropy"),
@@ -172,7 +172,7 @@ matrices, which Muon's update RMS of 0.2 is meant for.
 
 ## Loss
 
-Held out, on the whole split after the last step.
+Validation loss, on the whole split after the last step.
 
 {losses}
 

@@ -27,10 +27,8 @@ from typing import Any
 
 import torch
 from peers import all_sides, versions
-from step_meter import Workload, dtype_name, measure
+from step_meter import Workload, best_rate, dtype_name, measure
 from step_report import report
-
-from muonscale.lab.bench.rates import best_rate
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"

@@ -48,7 +48,7 @@ class Seen:
     clipped: list[int]
     """Heads, of all layers; empty without clipping."""
     heads: int
-    held_out: float
+    validation_loss: float
     extra: float
     """Part of the training time that recording logits took."""
 
@@ -74,7 +74,7 @@ def read(place: Path) -> Seen:
         [record["loss"] for record in steps],
         [clip["clipped"] for clip in clips],
         clips[0]["heads"] if clips else 0,
-        result["held_out_loss"],
+        result["validation_loss"],
         result["attention"]["seconds"] / result["train_seconds"],
     )
 
@@ -100,12 +100,12 @@ def table(runs: Runs) -> str:
                         f"{run.logit[-1]:,.0f}",
                         f"{max(run.share):.2g}",
                         heads,
-                        f"{run.held_out:.3f}",
+                        f"{run.validation_loss:.3f}",
                         f"{100 * run.extra:.0f} %",
                     ]
                 )
     head = ["recipe", "", "seed", f"first step above {TAU}", "largest logit", "at the end",
-            "largest share above 100", "heads clipped in a step, at most", "held-out loss",
+            "largest share above 100", "heads clipped in a step, at most", "validation loss",
             "time to record"]  # fmt: skip
     return run_many.markdown(head, rows)
 
@@ -141,11 +141,11 @@ def finding(runs: Runs) -> str:
     for recipe, variants in runs.items():
         off = [run.logit[-1] for run in variants["off"]]
         clip = [run.logit[-1] for run in variants["clip"]]
-        losses = [[run.held_out for run in variants[v]] for v in ("clip", "off")]
+        losses = [[run.validation_loss for run in variants[v]] for v in ("clip", "off")]
         difference, half, _ = run_many.interval(losses, 0, 1)
         said.append(
             f"- `{recipe}`: at the end the largest logit is {min(off):,.0f} to {max(off):,.0f} without and "
-            f"{min(clip):,.0f} to {max(clip):,.0f} with clipping. Held-out loss with it less that "
+            f"{min(clip):,.0f} to {max(clip):,.0f} with clipping. Validation loss with it less that "
             f"without: {run_many.verdict(difference, half)}."
         )
     return "\n".join(said)

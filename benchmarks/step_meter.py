@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from muonscale.lab.bench.measure import executed_flops, peak_extra_bytes, state_bytes
-from muonscale.lab.bench.rates import best_rate, direct_flops, weighted_rate
+from muonscale.lab.bench.rates import addmm_rate, direct_flops, weighted_rate
 
 QUICK_PART, QUICK_ROUNDS = 16, 2
 SLOWER = 5
@@ -196,6 +196,11 @@ def measure(
 
 def tell(workload: Workload, what: str) -> None:
     print(f"{time.strftime('%H:%M:%S')} {workload.name}: {what}", file=sys.stderr, flush=True)
+
+
+def best_rate(dtype: torch.dtype) -> float:
+    """Return the best FLOP/s of `addmm` on 256 x 256, the speed that the machine reaches."""
+    return max(addmm_rate(256, 256, dtype) for _ in range(5))
 
 
 def emulated(dtypes: Iterable[torch.dtype]) -> dict[torch.dtype, float]:

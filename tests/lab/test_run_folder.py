@@ -36,9 +36,9 @@ def test_a_replaced_record_stands_once(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
     folder.append_metrics({"kind": "train", "step": 1})
     for value in (1.0, 2.0):
-        folder.replace_metrics({"kind": "eval", "step": 1, "held_out_loss": value})
+        folder.replace_metrics({"kind": "eval", "step": 1, "validation_loss": value})
     assert lines(folder) == [("train", 1), ("eval", 1)]
-    assert folder.read_metrics()[1]["held_out_loss"] == 2.0
+    assert folder.read_metrics()[1]["validation_loss"] == 2.0
 
 
 def test_numbers_that_are_not_finite_are_written_as_null(tmp_path: Path) -> None:

@@ -47,7 +47,7 @@ def plan(
     from muonscale.lab.estimate.resolve import PlanRequest
     from muonscale.lab.estimate.text import plan_text
 
-    asked = PlanRequest(
+    request = PlanRequest(
         target=model,
         overrides=overrides or [],
         devices=devices,
@@ -61,8 +61,8 @@ def plan(
         from muonscale.lab.estimate.figure import check_format, write_figure
 
         check_format(figure)
-        found = estimate(asked)
+        found = estimate(request)
         write_figure(found.facts, figure)
     else:
-        found = estimate(asked)
+        found = estimate(request)
     typer.echo(found.json() if as_json else plan_text(found.facts))

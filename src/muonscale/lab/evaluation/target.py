@@ -211,7 +211,7 @@ def run_settings(run: RunFolder, overrides: Sequence[str]) -> EvalSettings:
     names = _check_keys(overrides)
     gives_text = any(name in TEXT_KEYS for name in names)
     if gives_text:
-        kept = {"cache", "sequence_length", "errors", "held_out"}
+        kept = {"cache", "sequence_length", "errors", "validation"}
         data = config.data.model_dump(mode="json", include=kept)
         data["tokenizer"] = str(tokenizer_folder(run))
     else:

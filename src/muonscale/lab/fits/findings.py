@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from muonscale.lab.fits.bootstrap import Draws, Quantity
-from muonscale.lab.fits.leave_out import HeldOut
+from muonscale.lab.fits.leave_out import LeftOut
 from muonscale.lab.fits.result import FitStatus, FloatArray
 
 Numbers = tuple[float, ...]
@@ -57,8 +57,8 @@ class Fitted:
     without_intervals: str
     """Why the estimates have no intervals; empty if they have."""
     failed_resamples: int
-    held_out: tuple[HeldOut, ...]
-    without_held_out: str
+    left_out: tuple[LeftOut, ...]
+    none_left_out: str
     """Why no rung was left out; empty if rungs were."""
     measured_x: Numbers
     measured_y: Numbers

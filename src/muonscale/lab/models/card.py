@@ -144,16 +144,18 @@ def _corpora(
 
 def _evaluation(records: list[Mapping[str, Any]]) -> list[str]:
     """Return the section of the last evaluation, if there is one."""
-    evaluations = [r for r in records if r["kind"] == "eval" and r.get("held_out_loss") is not None]
+    evaluations = [
+        r for r in records if r["kind"] == "eval" and r.get("validation_loss") is not None
+    ]
     if not evaluations:
         return []
     last = max(evaluations, key=lambda record: record["step"])
     bits = last.get("bits_per_byte")
     rows = {
-        "validation loss, nats per token": f"{last['held_out_loss']:.4f}",
+        "validation loss, nats per token": f"{last['validation_loss']:.4f}",
         "bits per byte": None if bits is None else f"{bits:.4f}",
-        **{f"on {name}": f"{v:.4f}" for name, v in last.get("held_out_losses", {}).items()},
-        "validation tokens": last.get("held_out_tokens"),
+        **{f"on {name}": f"{v:.4f}" for name, v in last.get("validation_losses", {}).items()},
+        "validation tokens": last.get("validation_tokens"),
         "measured after step": last["step"],
     }
     return ["## Evaluation", _table(rows)]

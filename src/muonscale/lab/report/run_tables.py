@@ -17,7 +17,7 @@ from muonscale.lab.report.run_data import RunData, is_finite
 from muonscale.optim.options import unused_options
 
 RESULTS = {
-    "held_out_loss": ("validation loss, nats per token", ".4f"),
+    "validation_loss": ("validation loss, nats per token", ".4f"),
     "unigram_loss": ("unigram baseline", ".4f"),
     "bigram_loss": ("bigram baseline", ".4f"),
     "bits_per_byte": ("bits per byte", ".4f"),
@@ -33,7 +33,7 @@ RESULTS = {
 """Fields of result.json, with their titles and formats."""
 
 COMPARED = {
-    "held_out_loss": "validation loss",
+    "validation_loss": "validation loss",
     "bits_per_byte": "bits per byte",
     "unigram_loss": "unigram",
     "bigram_loss": "bigram",
@@ -66,11 +66,11 @@ def result_table(run: RunData) -> Table:
         for key, (title, how) in RESULTS.items()
         if is_finite(result.get(key))
     ]
-    losses = result.get("held_out_losses")
+    losses = result.get("validation_losses")
     for name, loss in losses.items() if isinstance(losses, dict) else ():
         rows.insert(1, (f"validation loss on {name}", format_cell(loss, ".4f")))
-    if is_finite(result.get("bigram_loss")) and is_finite(result.get("held_out_loss")):
-        difference = result["held_out_loss"] - result["bigram_loss"]
+    if is_finite(result.get("bigram_loss")) and is_finite(result.get("validation_loss")):
+        difference = result["validation_loss"] - result["bigram_loss"]
         rows.insert(1, ("its difference to the bigram baseline", f"{difference:+.4f}"))
     return Table(head=("", "value"), rows=tuple(rows), name="results")
 
@@ -219,7 +219,7 @@ def _results(run: RunData) -> dict[str, Any]:
     if not result and (train := run.of_kind("train")):
         result |= {key: train[-1].get(key) for key in ("step", "tokens", "skipped_steps")}
     if not run.result and (evaluations := run.of_kind("eval")):
-        keys = ("held_out_loss", "bits_per_byte", "held_out_losses")
+        keys = ("validation_loss", "bits_per_byte", "validation_losses")
         result |= {key: evaluations[-1].get(key) for key in keys}
     return result
 
@@ -231,10 +231,10 @@ def _table(
 
 
 def _corpus_cells(corpus: Any) -> tuple[str, ...]:
-    train, held_out, read = (
-        _mapping(_mapping(corpus).get(k)) for k in ("train", "held_out", "read")
+    train, validation, read = (
+        _mapping(_mapping(corpus).get(k)) for k in ("train", "validation", "read")
     )
-    values = (train.get("tokens"), held_out.get("tokens"), read.get("tokens"))
+    values = (train.get("tokens"), validation.get("tokens"), read.get("tokens"))
     counts = [format_cell(value, ",d") for value in values]
     return (
         *counts,

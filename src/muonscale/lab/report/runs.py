@@ -90,7 +90,7 @@ def _sentence(run: RunData) -> str:
     parts = [f"{model or 'A model'} trained with {title}"]
     if is_finite(lr):
         parts[0] += f" at a learning rate of {lr:g}"
-    loss, bigram = run.result.get("held_out_loss"), run.result.get("bigram_loss")
+    loss, bigram = run.result.get("validation_loss"), run.result.get("bigram_loss")
     if is_finite(loss):
         parts.append(f"validation loss {loss:.3f} nats per token")
         if is_finite(bigram):

@@ -42,7 +42,7 @@ class Outcome:
         """Validation loss at the end, nats per token; infinite if the run diverged, NaN if unknown."""
         if self.result is None:
             return math.inf if self.state == "diverged" else math.nan
-        loss = self.result["held_out_loss"]
+        loss = self.result["validation_loss"]
         return math.inf if loss is None else float(loss)
 
 

@@ -29,7 +29,7 @@ from muonscale.lab.training.signals import Interrupted, StopRequest, stop_on_sig
 from muonscale.lab.training.step import train_step
 from muonscale.lab.training.telemetry import StepTelemetry
 from muonscale.lab.training.trackers.registry import check_trackers
-from muonscale.lab.training.validation import validate
+from muonscale.lab.training.validation import measure_validation
 from muonscale.optim.parameters.report import grouping_report
 
 LINE = "\n" + " " * len("optimizer  ")
@@ -151,7 +151,7 @@ def evaluate_if_due(run: Run, stop: StopRequest) -> None:
     if step == 0 or step % config.eval.every or step == config.steps:
         return
     sequences = max(1, config.eval.tokens // config.data.sequence_length)
-    record = validate(run, stop, sequences=sequences)
+    record = measure_validation(run, stop, sequences=sequences)
     if record is not None:
         run.record(record)
 
@@ -250,12 +250,12 @@ def describe_corpus(run: Run, name: str) -> str:
     if stats.train.targets is not None:
         return (
             f"{name}: {stats.train.documents:,} training conversations of {stats.train.tokens:,} "
-            f"tokens, {stats.train.targets:,} of them the assistant's, {stats.held_out.documents:,} "
+            f"tokens, {stats.train.targets:,} of them the assistant's, {stats.validation.documents:,} "
             f"for validation; {read['rows']:,} rows, {100 * read['padding']:.1f} % of them padding, "
             f"{read['cut']:,} conversations cut, {read['left_out']:,} left out; "
             f"{share}{read['epochs']:.2f} epochs"
         )
     return (
-        f"{name}: {stats.train.tokens:,} training tokens, {stats.held_out.tokens:,} for validation, "
+        f"{name}: {stats.train.tokens:,} training tokens, {stats.validation.tokens:,} for validation, "
         f"{stats.train.bytes_per_token:.2f} bytes per token; {share}{read['epochs']:.2f} epochs"
     )

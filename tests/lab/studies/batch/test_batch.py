@@ -113,13 +113,19 @@ def finished(run: PlannedRun, path: Path, tokens: float) -> Outcome:
         for n in range(1, last + 1)
     ]
     records += [
-        {"kind": "eval", "step": s, "tokens": s * batch, "held_out_loss": x, "held_out_tokens": 9}
+        {
+            "kind": "eval",
+            "step": s,
+            "tokens": s * batch,
+            "validation_loss": x,
+            "validation_tokens": 9,
+        }
         for s, x in zip(seen, losses, strict=True)
     ]
     RECORDS[path] = records
     env = {"flops": None, "versions": {"torch": "2"}, "device_name": "x", "threads": 1}
     (path / "env.json").write_text(json.dumps(env))
-    result = {"held_out_loss": losses[-1], "train_seconds": 1.0}
+    result = {"validation_loss": losses[-1], "train_seconds": 1.0}
     return Outcome(run, RunFolder(path), "finished", result)
 
 
@@ -556,7 +562,7 @@ def test_the_shipped_study_is_fair() -> None:
 
 @pytest.mark.slow
 def test_a_real_study_ends_with_a_page(study: Make, tmp_path: Path) -> None:
-    keys = {**study().config.set, "train.tokens": 1024, "data.held_out": 0.01}
+    keys = {**study().config.set, "train.tokens": 1024, "data.validation": 0.01}
     small = {"batches": [64, 128, 256], "lr": [0.02], "seeds": [0], "steps": 8, "evaluations": 8}
     made = study(**small, targets=None, set=keys)
     found = run_study(made, lambda _: None)

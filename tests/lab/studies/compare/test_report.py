@@ -31,7 +31,7 @@ def finished(run: PlannedRun, path: Path) -> Outcome:
     curve = [end + 2, end + 1.2, end + 0.5, end]
     records = [{"kind": "train", "step": n, "step_ms": 20} for n in range(1, 5)]
     records += [
-        {"kind": "eval", "step": n, "tokens": 100 * n, "held_out_loss": loss}
+        {"kind": "eval", "step": n, "tokens": 100 * n, "validation_loss": loss}
         for n, loss in enumerate(curve, 1)
     ]
     (path / "metrics.jsonl").write_text("\n".join(map(json.dumps, records)))
@@ -42,7 +42,9 @@ def finished(run: PlannedRun, path: Path) -> Outcome:
         "threads": 1,
     }
     (path / "env.json").write_text(json.dumps(env))
-    return Outcome(run, RunFolder(path), "finished", {"held_out_loss": end, "train_seconds": 0.08})
+    return Outcome(
+        run, RunFolder(path), "finished", {"validation_loss": end, "train_seconds": 0.08}
+    )
 
 
 @pytest.fixture

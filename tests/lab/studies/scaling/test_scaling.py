@@ -64,7 +64,9 @@ def outcomes_of(study: ScalingStudy, loss: Loss) -> dict[str, Outcome]:
         for id, run in runs.items():
             value = loss(run)
             state = "finished" if math.isfinite(value) else "diverged"
-            result = {"held_out_loss": value, "train_seconds": 1} if math.isfinite(value) else None
+            result = (
+                {"validation_loss": value, "train_seconds": 1} if math.isfinite(value) else None
+            )
             outcomes[id] = Outcome(run, folder, state, result)
     return {id: outcomes[id] for id in runs}
 

@@ -95,7 +95,7 @@ def analyze_targets(config: BatchConfig, outcomes: Outcomes, *, by_length: bool)
     notes = [BY_LENGTH] if by_length else []
     if (first := next((o for o in outcomes.values() if o.result is not None), None)) is not None:
         records = [r for r in first.folder.read_metrics() if r["kind"] == "eval"]
-        if len({r.get("held_out_tokens") for r in records}) > 1:
+        if len({r.get("validation_tokens") for r in records}) > 1:
             notes.append(SAMPLED)
     found = []
     for number, target in enumerate(sorted(targets, reverse=True)):

@@ -122,12 +122,15 @@ def fit_laws(
 ) -> LadderLaws:
     """Fit the laws to measured runs."""
     main = [m for m in measured if m.main]
-    asked = FitRequest(law="compute", reference=config.baseline, resamples=config.resamples)
-    both = replace(asked, law="chinchilla")
-    compute = {n: _fit(table_of(main, effects, flops=count), asked) for n, count in COUNTS.items()}
+    by_compute = FitRequest(law="compute", reference=config.baseline, resamples=config.resamples)
+    by_sizes = replace(by_compute, law="chinchilla")
+    compute = {
+        name: _fit(table_of(main, effects, flops=count), by_compute)
+        for name, count in COUNTS.items()
+    }
     if any(rung.other_tokens for rung in config.ladder):
         chinchilla = {
-            name: _fit(table_of(measured, effects, parameters=count), both)
+            name: _fit(table_of(measured, effects, parameters=count), by_sizes)
             for name, count in PARAMETERS.items()
         }
     else:
@@ -136,17 +139,17 @@ def fit_laws(
     return LadderLaws(compute, chinchilla)
 
 
-def _fit(table: RunTable, asked: FitRequest) -> Findings | str:
-    return _fit_columns(tuple(table.columns.items()), asked)
+def _fit(table: RunTable, request: FitRequest) -> Findings | str:
+    return _fit_columns(tuple(table.columns.items()), request)
 
 
 @lru_cache(maxsize=8)  # result.json and the report need the same fits
 def _fit_columns(
-    columns: tuple[tuple[str, tuple[str, ...]], ...], asked: FitRequest
+    columns: tuple[tuple[str, tuple[str, ...]], ...], request: FitRequest
 ) -> Findings | str:
     table = RunTable(TABLE, dict(columns), tuple(range(1, len(columns[0][1]) + 1)))
     try:
-        return fit_table(table, asked)
+        return fit_table(table, request)
     except StudyError as error:
         return str(error)
 

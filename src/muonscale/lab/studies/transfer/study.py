@@ -12,7 +12,6 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
 
-from muonscale.lab.config.sections import ConventionT
 from muonscale.lab.report.page import Page
 from muonscale.lab.studies.analysis.sweep import Sweep, build_sweep
 from muonscale.lab.studies.planned_run import Coordinate, PlannedRun, Planner
@@ -21,6 +20,7 @@ from muonscale.lab.studies.transfer.analysis import analyze_curve
 from muonscale.lab.studies.transfer.config import TransferConfig
 from muonscale.lab.studies.transfer.report import report_transfer
 from muonscale.lab.studies.variants import Overrides, resolve_variant
+from muonscale.transfer.options import ConventionT
 
 
 @dataclass(frozen=True)
