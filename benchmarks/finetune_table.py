@@ -11,7 +11,6 @@ docs/results/finetune.md.
 from __future__ import annotations
 
 import argparse
-import json
 import shlex
 import statistics
 import subprocess
@@ -137,7 +136,7 @@ def report(folder: Path) -> str:
     plain = at["adamw", "adamw"]
     ahead = [(run_many.interval(groups, at[pair], plain), pair) for pair in mixed]
     lower = [pair for (difference, half, _), pair in ahead if difference < -half]
-    env = json.loads((base(folder, "muon", 0) / "env.json").read_text(encoding="utf-8"))
+    env = RunFolder(base(folder, "muon", 0)).environment()
     chats = folder / "instructions" / "chat.jsonl"
     return TEXT.format(
         command=shlex.join(["python", "benchmarks/finetune_table.py", "--folder", str(folder)]),

@@ -10,7 +10,6 @@ docs/results/muon-adamw.md and .png.
 from __future__ import annotations
 
 import argparse
-import json
 import shlex
 import statistics
 from collections.abc import Sequence
@@ -61,7 +60,7 @@ def words(folder: Path, rule: str, lr: float, seed: int) -> list[str]:
 def read(place: Path) -> Trained:
     run = RunFolder(place)
     result: Any = run.result()
-    seen = [record for record in run.read_metrics() if record["kind"] == "telemetry"]
+    seen = run.read_metrics("telemetry")
     kinds = [kind for kind in KINDS if kind in seen[0]["matrices"]]
 
     def series(figure: str) -> dict[str, list[float]]:
@@ -205,8 +204,8 @@ def report(runs: Runs, folder: Path) -> str:
     muon, adamw = (runs[rule][chosen[rule]] for rule in ("muon", "adamw"))
     draw(muon, adamw)
     first = path(folder, "muon", RATES["muon"][0], SEEDS[0])
-    env = json.loads((first / "env.json").read_text(encoding="utf-8"))
-    steps = [r for r in RunFolder(first).read_metrics() if r["kind"] == "train"]
+    env = RunFolder(first).environment()
+    steps = RunFolder(first).read_metrics("train")
     return TEXT.format(
         command=shlex.join(["python", "benchmarks/muon_adamw.py", "--folder", str(folder)]),
         example=shlex.join(["muonscale", *words(folder, "muon", RATES["muon"][0], SEEDS[0])]),

@@ -10,7 +10,6 @@ from the run folders. Written to docs/results/qk-clip.md and .png.
 from __future__ import annotations
 
 import argparse
-import json
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,7 +65,7 @@ def words(folder: Path, recipe: str, variant: str, seed: int) -> list[str]:
 def read(place: Path) -> Seen:
     run = RunFolder(place)
     result: Any = run.result()
-    steps = [record for record in run.read_metrics() if record["kind"] == "train"]
+    steps = run.read_metrics("train")
     clips = [record["qk_clip"] for record in steps if "qk_clip" in record]
     return Seen(
         [max(record["attention"]["max_logit"]) for record in steps],
@@ -193,7 +192,7 @@ def main() -> None:
     }
     RESULT.parent.mkdir(parents=True, exist_ok=True)
     draw(runs)
-    env = json.loads((path(folder, "demo", "off", 0) / "env.json").read_text(encoding="utf-8"))
+    env = RunFolder(path(folder, "demo", "off", 0)).environment()
     text = TEXT.format(
         command=shlex.join(["python", "benchmarks/qk_clip.py", "--folder", str(folder)]),
         **{v: shlex.join(["muonscale", *words(folder, "demo", v, 0)]) for v in VARIANTS},

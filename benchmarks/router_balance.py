@@ -10,7 +10,6 @@ is said comes from the run folders. Written to docs/results/router-balance.md an
 from __future__ import annotations
 
 import argparse
-import json
 import shlex
 from pathlib import Path
 
@@ -165,7 +164,7 @@ def report(runs: dict[str, list[Balanced]], folder: Path) -> str:
     """Return the result as Markdown."""
     first = folder / f"bias-seed{SEEDS[0]}"
     config, model = RunFolder(first).saved_config(), shape(first)
-    versions = json.loads((first / "env.json").read_text(encoding="utf-8"))["versions"]
+    versions = RunFolder(first).environment()["versions"]
     experts, chosen = model["n_routed_experts"], model["num_experts_per_tok"]
     layers = model["num_hidden_layers"] - model["first_k_dense_replace"]
     tokens = config["train"]["batch_tokens"]

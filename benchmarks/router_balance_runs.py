@@ -45,7 +45,7 @@ def read(path: Path, seed: int) -> Balanced:
     run = RunFolder(path)
     if (result := run.result()) is None:
         raise SystemExit(f"{path} is not a finished run")
-    routing = [r["routing"] for r in run.read_metrics() if r["kind"] == "train"]
+    routing = [r["routing"] for r in run.read_metrics("train")]
     column = {key: np.array([r[key] for r in routing]) for key in routing[0]}
     return Balanced(
         seed=seed,

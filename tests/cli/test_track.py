@@ -155,7 +155,7 @@ def test_tensorboard_has_the_metrics_of_the_run(
     assert answer.code == 0, answer.err
     found = scalars(run)
     assert_same(found, {k: v for k, v in expected(run).items() if not k.startswith("telemetry")})
-    telemetry = [r for r in RunFolder(run).read_metrics() if r["kind"] == "telemetry"]
+    telemetry = RunFolder(run).read_metrics("telemetry")
     rms = [(r["step"], r["groups"]["hidden"]["update_rms"]) for r in telemetry]
     assert_same(found, {"telemetry/groups/hidden/update_rms": rms})
     result = json.loads((run / "result.json").read_text())

@@ -374,6 +374,11 @@ class ScheduleSection(Section):
     stages: list[Stage] = []
     """Stages of the run, in order."""
 
+    @property
+    def all_stages(self) -> list[Stage]:
+        """The stages of the run; a schedule without `stages` is one stage."""
+        return self.stages or [Stage.model_validate(self.model_dump(exclude={"stages"}))]
+
     @model_validator(mode="after")
     def _check_name(self) -> ScheduleSection:
         if (self.name == "stages") != bool(self.stages):

@@ -10,6 +10,7 @@ from transformers import PreTrainedConfig
 
 from muonscale.errors import ConfigError, DataError
 from muonscale.lab.config.load import load_config
+from muonscale.lab.console import dtype_text
 from muonscale.lab.data.prepare import OnProgress, SplitStats, prepare
 from muonscale.lab.evaluation.target import EvalSettings, EvalTarget
 from muonscale.lab.models.loss import bits_per_byte
@@ -76,7 +77,7 @@ def measure_texts(
         "split": "all" if whole else "validation",
         "fingerprint": prints,
         "sequence_length": data.sequence_length,
-        "precision": str(forward.precision)[len("torch.") :],
+        "precision": dtype_text(forward.precision),
         **_figures(losses, weights, sizes, chats=data.has_chats),
         **_baselines(target, settings, prints if own else None),
     }

@@ -142,7 +142,7 @@ def run_target(run: RunFolder, step: int | None, report: Callable[[str], None]) 
     result = run.result() or {}
     keys = ("unigram_loss", "bigram_loss")
     losses = {key: result[key] for key in keys} if all(key in result for key in keys) else None
-    if step is None and not saved_steps(run.checkpoints) and run.result() is not None:
+    if step is None and not saved_steps(run.checkpoints) and result:
         model, tokenizer = load_hf(run.model)
         return EvalTarget(
             folder=run.path,

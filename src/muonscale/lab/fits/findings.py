@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import asdict, dataclass
-from enum import Enum
-from typing import Any
 
 import numpy as np
 
+from muonscale.lab.files import to_json
 from muonscale.lab.fits.bootstrap import Draws, Quantity
 from muonscale.lab.fits.leave_out import LeftOut
 from muonscale.lab.fits.result import FitStatus, FloatArray
@@ -98,7 +96,7 @@ class Findings:
 
     def json(self) -> str:
         """Return all of it as JSON. Numbers that are NaN or infinite become null."""
-        return json.dumps(_to_plain(asdict(self)), indent=2)
+        return to_json(asdict(self))
 
 
 def estimate_quantity(
@@ -124,13 +122,6 @@ def format_significant(value: float) -> str:
     return f"{value:.4g}"
 
 
-def _to_plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _to_plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_to_plain(item) for item in value]
-    if isinstance(value, Enum):
-        return value.value
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
+def format_ends(low: float, high: float) -> str:
+    """Return an interval with four significant digits, nothing if its low end is NaN."""
+    return "" if math.isnan(low) else f"{format_significant(low)} to {format_significant(high)}"

@@ -6,7 +6,14 @@ import math
 import statistics
 
 from muonscale.lab.console import table_text
-from muonscale.lab.fits.findings import Findings, FitEstimate, FitRatio, Fitted, format_significant
+from muonscale.lab.fits.findings import (
+    Findings,
+    FitEstimate,
+    FitRatio,
+    Fitted,
+    format_ends,
+    format_significant,
+)
 from muonscale.lab.fits.leave_out import LeftOut
 
 Cells = tuple[str, str, str, str]
@@ -55,16 +62,9 @@ def estimate_cells(value: FitEstimate, prefix: str = "") -> Cells:
     return (
         prefix + value.name,
         format_significant(value.value),
-        format_ends(value),
+        format_ends(value.low, value.high),
         mark_extrapolated(value.extrapolated),
     )
-
-
-def format_ends(value: FitEstimate) -> str:
-    """Return an interval, or nothing where there is none."""
-    if math.isnan(value.low):
-        return ""
-    return f"{format_significant(value.low)} to {format_significant(value.high)}"
 
 
 def format_title(ratio: FitRatio) -> str:

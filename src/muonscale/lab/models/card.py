@@ -13,6 +13,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from muonscale.lab.models.flops import active_parameters
 from muonscale.lab.models.structure import count_parameters
+from muonscale.lab.run_folder import started_with
 from muonscale.optim.options import unused_options
 
 SHAPE = {
@@ -187,10 +188,9 @@ def _training(config: Mapping[str, Any], env: Mapping[str, Any]) -> dict[str, An
 def _command_and_versions(env: Mapping[str, Any]) -> list[str]:
     """Return the sections of the command and the versions, if they are known."""
     parts = []
-    if command := env.get("command"):
-        program = Path(command[0]).name.replace("__main__.py", "muonscale")
-        words = shlex.join([program, *map(_public, command[1:])])
-        parts += ["The run was last started with:", f"```sh\n{words}\n```"]
+    if words := started_with(env):
+        command = shlex.join(map(_public, words))
+        parts += ["The run was last started with:", f"```sh\n{command}\n```"]
     if versions := env.get("versions"):
         parts += ["## Versions", _table(versions)]
     return parts

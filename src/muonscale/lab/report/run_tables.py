@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import yaml
 
-from muonscale.lab.config.load import ALTERNATIVES, Config, dump_config, load_config, recipe_names
+from muonscale.lab.config.load import ALTERNATIVES, Config, load_config, recipe_names
 from muonscale.lab.report.eval_table import HEAD, format_cell, rows_of
 from muonscale.lab.report.page import Table
 from muonscale.lab.report.run_data import RunData, is_finite
@@ -159,15 +158,6 @@ def versions_table(runs: Sequence[RunData]) -> Table | None:
     return _table(("", *columns), rows, "versions")
 
 
-def last_command(run: RunData) -> str | None:
-    """Return the command that last started the run; None if it is unknown."""
-    words = run.env.get("command")
-    if not isinstance(words, list) or not words:
-        return None
-    program = Path(str(words[0])).name.replace("__main__.py", "muonscale")
-    return shlex.join([program, *map(str, words[1:])])
-
-
 def reproduce_command(config: Config, path: str) -> str:
     """Return the command that trains with a configuration, starting from the nearest recipe.
 
@@ -175,10 +165,10 @@ def reproduce_command(config: Config, path: str) -> str:
         config: the configuration; its `run.path` is ignored.
         path: the folder of the new run.
     """
-    wanted = _flatten(json.loads(dump_config(config)))
+    wanted = _flatten(config.model_dump(mode="json"))
 
     def overrides(recipe: str) -> list[str]:
-        given = _flatten(json.loads(dump_config(load_config(recipe))))
+        given = _flatten(load_config(recipe).model_dump(mode="json"))
         return [
             f"{key}={_yaml(value)}"
             for key, value in wanted.items()

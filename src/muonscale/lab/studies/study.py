@@ -45,6 +45,11 @@ class Outcome:
         loss = self.result["validation_loss"]
         return math.inf if loss is None else float(loss)
 
+    @property
+    def train_seconds(self) -> float | None:
+        """Seconds of training steps of a finished run; None if its records of steps were lost."""
+        return None if self.result is None else self.result["train_seconds"]
+
 
 Outcomes = Mapping[str, Outcome]
 """Outcomes by the id of the run, in the order of the plan."""

@@ -57,7 +57,7 @@ def _write_files(run: Run, model: PreTrainedModel | None, record: dict[str, Any]
     """Write all files but result.json, and return its content."""
     assert model is not None
     folder, config, batches = run.folder, run.config, run.batches
-    folder.replace_metrics(record)
+    metrics = folder.replace_metrics(record)
     run.trackers.log(record)
     result = {key: value for key, value in record.items() if key != "kind"}
     # The baselines are fitted on what the run has read, and evaluated on the same batches.
@@ -65,7 +65,7 @@ def _write_files(run: Run, model: PreTrainedModel | None, record: dict[str, Any]
     ngrams = fit_ngrams(seen, len(run.tokenizer))
     for key, loss in (("unigram_loss", ngrams.unigram_loss), ("bigram_loss", ngrams.bigram_loss)):
         result[key] = batches.mean({name: loss(batches.evaluation(name)) for name in run.corpora})
-    result |= _step_times(run)
+    result |= _step_times(metrics)
     result["perplexity"] = math.exp(record["validation_loss"])
     result["parameters"] = count_parameters(model).total
     result["sample"] = ""
@@ -80,7 +80,7 @@ def _write_files(run: Run, model: PreTrainedModel | None, record: dict[str, Any]
             seed=config.run.seed,
         )
     write_atomic(folder.path / "sample.txt", result["sample"] + "\n")
-    saved, env, metrics = folder.saved_config(), folder.environment(), folder.read_metrics()
+    saved, env = folder.saved_config(), folder.environment()
     card = model_card(saved, env, metrics, step=run.state.step, model=model)
     save_hf(model, run.tokenizer, folder.model, card=card)
     write_loss_figure(folder.path, result)
@@ -99,8 +99,8 @@ def _write_result(run: Run, result: dict[str, Any]) -> None:
         write_json(path, result)
 
 
-def _step_times(run: Run) -> dict[str, Any]:
-    records = [r for r in run.folder.read_metrics() if r["kind"] == "train"]
+def _step_times(metrics: list[dict[str, Any]]) -> dict[str, Any]:
+    records = [r for r in metrics if r["kind"] == "train"]
     steps = [r for r in records if all(isinstance(r.get(key), int | float) for key in TIMES)]
     if not steps:  # resumed after its last step, and its records were lost
         return dict.fromkeys(NOT_RECORDED)

@@ -16,7 +16,7 @@ from muonscale.lab.config.load import Config
 from muonscale.lab.fits.steps_to_loss import StepsToLoss
 from muonscale.lab.report.page import Table, Verdict
 from muonscale.lab.report.write import write_page
-from muonscale.lab.run_folder import RunFolder
+from muonscale.lab.run_folder import KindT, RunFolder
 from muonscale.lab.studies.batch.analysis import read_steps
 from muonscale.lab.studies.batch.config import BatchConfig
 from muonscale.lab.studies.batch.laws import fit_variant_laws
@@ -44,9 +44,11 @@ def kept_records(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Let runs that are made up have their records from RECORDS instead of metrics.jsonl."""
     read = RunFolder.read_metrics
 
-    def kept(folder: RunFolder) -> list[dict[str, Any]]:
+    def kept(folder: RunFolder, kind: KindT | None = None) -> list[dict[str, Any]]:
         found = RECORDS.get(folder.path)
-        return read(folder) if found is None else list(found)
+        if found is None:
+            return read(folder, kind)
+        return [record for record in found if kind in (None, record["kind"])]
 
     monkeypatch.setattr(RunFolder, "read_metrics", kept)
     yield

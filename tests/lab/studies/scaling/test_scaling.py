@@ -16,8 +16,9 @@ from muonscale.lab.report.write import write_page
 from muonscale.lab.run_folder import RunFolder
 from muonscale.lab.studies.engine import plan_study, run_study
 from muonscale.lab.studies.planned_run import PlannedRun, index_runs
-from muonscale.lab.studies.scaling.analysis import PFLOPS_DAY, LadderSearch, Setting, paper_ratio
+from muonscale.lab.studies.scaling.analysis import PFLOPS_DAY, paper_ratio
 from muonscale.lab.studies.scaling.config import ScalingConfig
+from muonscale.lab.studies.scaling.ladder import LadderSearch, Setting
 from muonscale.lab.studies.scaling.study import ScalingStudy
 from muonscale.lab.studies.study import Outcome
 from muonscale.lab.training.dry_run import planned_shape

@@ -9,7 +9,7 @@ from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, mo
 
 from muonscale.errors import shown
 from muonscale.lab.config.sections import Positive, Section
-from muonscale.lab.fits.bootstrap import LEAST_RESAMPLES
+from muonscale.lab.fits.result import LEAST_RESAMPLES
 from muonscale.lab.studies.config import (
     Number,
     check_distinct,
