@@ -56,7 +56,8 @@ def coordcheck(
     from muonscale.lab.coordcheck.plan import CoordcheckRequest, plan_check
     from muonscale.lab.coordcheck.result import check_facts
     from muonscale.lab.coordcheck.run import measure
-    from muonscale.lab.coordcheck.text import check_json, check_text
+    from muonscale.lab.coordcheck.text import check_text
+    from muonscale.lab.files import to_json
     from muonscale.lab.training.console import RunConsole
 
     request = CoordcheckRequest(
@@ -76,7 +77,7 @@ def coordcheck(
         from muonscale.lab.coordcheck.page import write_check
 
         write_check(facts, out)
-    typer.echo(check_json(facts) if as_json else check_text(facts, full=full))
+    typer.echo(to_json(facts) if as_json else check_text(facts, full=full))
     if not facts["passed"]:
         raise typer.Exit(1)
 

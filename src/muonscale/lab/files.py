@@ -34,10 +34,20 @@ def write_json(path: Path, value: Any) -> None:
     write_atomic(path, json.dumps(value, indent=2) + "\n")
 
 
+def to_json(value: Any) -> str:
+    """Return a value as indented JSON; a number that is not finite is null."""
+    return json.dumps(drop_nonfinite(value), indent=2)
+
+
 def sha256(path: Path) -> str:
     """Return the SHA-256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def size_and_hash(path: Path) -> dict[str, Any]:
+    """Return the size and the SHA-256 of a file, as manifests have them."""
+    return {"bytes": path.stat().st_size, "sha256": sha256(path)}
 
 
 def read_object(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from transformers import PreTrainedConfig
 
 from muonscale.errors import ConfigError, MuonscaleError, nearest
 from muonscale.lab.config.load import Config, load_config, recipe_names, resolve_config
-from muonscale.lab.files import read_object
+from muonscale.lab.files import read_object, to_json
 from muonscale.lab.models.build import meta_model
 from muonscale.lab.models.config import model_config
 from muonscale.lab.models.presets import PRESETS
@@ -59,7 +58,7 @@ class Inspection:
         tree |= self.groups.as_dict()
         tree["transfer"] = None if self.transfer is None else self.transfer.as_dict()
         tree["parameters_without_embeddings"] = self.size.without_embeddings
-        return json.dumps(tree, indent=2)
+        return to_json(tree)
 
 
 def inspect(target: str, overrides: Sequence[str] = ()) -> Inspection:

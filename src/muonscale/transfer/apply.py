@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
@@ -14,10 +14,8 @@ from muonscale.optim.parameters.collapse import collapse
 from muonscale.optim.parameters.report import aligned
 from muonscale.optim.parameters.roles import assign_roles
 from muonscale.optim.rules.step_inputs import named
-from muonscale.transfer.multipliers import ConventionT, Multipliers
-
-DepthT = Literal["none", "complete_p"]
-DEPTHS: tuple[DepthT, ...] = ("none", "complete_p")
+from muonscale.transfer.multipliers import Multipliers
+from muonscale.transfer.options import ConventionT, DepthT
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 from muonscale.errors import ConfigError, nearest
 from muonscale.optim.options import DecayT, check_options_given
@@ -18,9 +18,8 @@ from muonscale.optim.rules import MUON
 from muonscale.optim.rules.base import find_rule
 from muonscale.optim.rules.post_norm import resolve_post_norm
 from muonscale.optim.rules.scale import ScaleLike, check_scale, shape_factor
+from muonscale.transfer.options import CONVENTIONS, ConventionT
 
-ConventionT = Literal["spectral", "adam_table", "standard"]
-CONVENTIONS: tuple[ConventionT, ...] = ("spectral", "adam_table", "standard")
 MatrixShape = tuple[int, int]
 """(out, in) of a logical matrix."""
 

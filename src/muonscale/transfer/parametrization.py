@@ -22,19 +22,19 @@ from muonscale.optim.parameters.roles import Role, RoleAssignment, assign_roles
 from muonscale.optim.rules import ADAMW
 from muonscale.optim.rules.base import find_rule
 from muonscale.optim.rules.step_inputs import named
-from muonscale.transfer.apply import DEPTHS, DepthT, TransferRow
 from muonscale.transfer.apply import Parametrization as Parametrization
+from muonscale.transfer.apply import TransferRow
 from muonscale.transfer.constants import ForwardConstants, known_constants
 from muonscale.transfer.fields import check_fields, depth_ratio
 from muonscale.transfer.folds import Fold, Folds, depth_folds, ends_branch, width_folds
 from muonscale.transfer.multipliers import (
-    ConventionT,
     UpdateRule,
     check_convention,
     fold_in,
     multipliers,
     round_multipliers,
 )
+from muonscale.transfer.options import DEPTHS, ConventionT, DepthT
 from muonscale.transfer.pair import Pair, match_parameters, template
 
 _DEFAULTS = {"scale": "rms", "rms": 0.2, "post_norm": None, "decay": "coupled", "eps": 1e-8}

@@ -157,9 +157,9 @@ def test_matplotlib_draws_the_same_numbers(monkeypatch: pytest.MonkeyPatch) -> N
     for series in BAND_CHART.series:
         np.testing.assert_array_equal(lines[series.name].get_xdata(), series.x)
         np.testing.assert_array_equal(lines[series.name].get_ydata(), series.y)
-    assert lines["fit"].get_linestyle() == "--" and lines["held out"].get_linestyle() == "None"
+    assert lines["fit"].get_linestyle() == "--" and lines["validation"].get_linestyle() == "None"
     assert [text.get_text() for text in figure.legends[0].get_texts()] == [
-        "Muon, training", "fit", "held out",
+        "Muon, training", "fit", "validation",
     ]  # fmt: skip
 
 

@@ -31,12 +31,11 @@ from muonscale.optim.options import (
     names_of,
     option_names,
 )
+from muonscale.transfer.options import ConventionT, DepthT
 
 Positive = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Steps = Annotated[float, Field(ge=0)]
-ConventionT = Literal["spectral", "adam_table", "standard"]
-"""A parametrization of `muonscale.transfer`, named here because a configuration needs no torch."""
 Mark = Annotated[float, Field(gt=0)]
 """A point of a run: a fraction of its tokens if below 1, else training tokens (`run_length`)."""
 
@@ -161,7 +160,7 @@ class DataSection(Section):
     """Size of a tokenizer that is trained on the corpus: 256 bytes, the end of text, and merges."""
     sequence_length: Annotated[int, Field(ge=2)] = 256
     """Tokens of a training sequence."""
-    held_out: Annotated[float, Field(gt=0, lt=1)] = 0.05
+    validation: Annotated[float, Field(gt=0, lt=1)] = 0.05
     """Share of the corpus in the validation split, which is never trained on."""
     cache: Path | None = None
     """Folder of prepared tokens. The default is the user's cache folder."""
@@ -310,7 +309,7 @@ class TransferSection(Section):
     model, such as `{hidden_size: 128, num_attention_heads: 4}`. Null for no transfer."""
     convention: ConventionT = "spectral"
     """How learning rate, decay and eps change with the width; `standard` changes nothing."""
-    depth: Literal["none", "complete_p"] = "none"
+    depth: DepthT = "none"
     """`complete_p` divides residual branches by the ratio of the numbers of layers."""
 
 
@@ -377,6 +376,11 @@ class ScheduleSection(Section):
     """Multiplier at the end of the run; `constant` ignores it."""
     stages: list[Stage] = []
     """Stages of the run, in order."""
+
+    @property
+    def all_stages(self) -> list[Stage]:
+        """The stages of the run; a schedule without `stages` is one stage."""
+        return self.stages or [Stage.model_validate(self.model_dump(exclude={"stages"}))]
 
     @model_validator(mode="after")
     def _check_name(self) -> ScheduleSection:

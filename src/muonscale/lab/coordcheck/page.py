@@ -14,14 +14,13 @@ from muonscale.lab.coordcheck.slopes import UNKNOWN, fit_slope
 from muonscale.lab.coordcheck.text import (
     HEAD,
     cells,
-    check_json,
     has_passed,
     heading,
     verdict_line,
     worst_rows,
 )
 from muonscale.lab.coordcheck.tolerances import CHANGE, QUANTITIES, SIZE, UPDATE, WEIGHT
-from muonscale.lab.files import read_object
+from muonscale.lab.files import read_object, write_json
 from muonscale.lab.report.matplotlib_charts import Drawing, draw_panels
 from muonscale.lab.report.page import Chart, Mark, Page, PageSection, Series, Table, Text, Verdict
 
@@ -76,7 +75,7 @@ def write_check(facts: dict[str, Any], folder: Path) -> None:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "coordcheck.json").write_text(check_json(facts) + "\n", encoding="utf-8")
+        write_json(folder / "coordcheck.json", facts)
         for kind, data in draw_check(facts).items():
             (folder / f"coordcheck.{kind}").write_bytes(data)
     except OSError as error:

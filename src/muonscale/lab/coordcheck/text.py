@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,11 +9,6 @@ from muonscale.lab.console import table_text
 from muonscale.lab.coordcheck.tolerances import QUANTITIES, Limit
 
 HEAD = ("part", "quantity", "slope", "interval", "expected", "verdict", "name")
-
-
-def check_json(facts: dict[str, Any]) -> str:
-    """Return the facts as JSON."""
-    return json.dumps(facts, indent=1)
 
 
 def check_text(facts: dict[str, Any], *, full: bool = False) -> str:

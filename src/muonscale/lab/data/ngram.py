@@ -152,6 +152,6 @@ def _mean_loss(log_probabilities: Iterable[np.ndarray]) -> float:
         tokens += log_p.size
     if tokens == 0:
         raise DataError(
-            f"the validation split has {tokens} targets; give more text, or a larger data.held_out"
+            f"the validation split has {tokens} targets; give more text, or a larger data.validation"
         )
     return total / tokens

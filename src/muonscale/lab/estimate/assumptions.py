@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from muonscale.lab.console import dtype_text
 from muonscale.lab.estimate.activations import Activations
 from muonscale.lab.estimate.resolve import ResolvedPlan
 from muonscale.lab.estimate.step_time import NS_MFU
@@ -25,7 +26,7 @@ def assumptions(planned: ResolvedPlan, activations: Activations) -> list[Assumpt
 
 def _rates(planned: ResolvedPlan) -> list[tuple[str, str, str]]:
     device, request = planned.device, planned.request
-    precision = str(planned.workload.precision).removeprefix("torch.")
+    precision = dtype_text(planned.workload.precision)
     inter = "--bandwidth" if request.bandwidth is not None else "assumption: one port per device"
     rows = [
         ("dtype of passes", precision, f"train.precision={planned.config.train.precision}"),
@@ -38,7 +39,7 @@ def _rates(planned: ResolvedPlan) -> list[tuple[str, str, str]]:
         ("MFU of the model", f"{request.mfu:g}", "--mfu; assumption, untested"),
     ]
     if planned.placement.matrices:
-        products = str(planned.placement.matrices[0].products_dtype).removeprefix("torch.")
+        products = dtype_text(planned.placement.matrices[0].products_dtype)
         rows.append(("Newton-Schulz", f"{NS_MFU:g} of peak", f"{products}; assumption, untested"))
     return rows
 

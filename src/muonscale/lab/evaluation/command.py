@@ -20,7 +20,7 @@ from muonscale.lab.evaluation.suites import find_suite
 from muonscale.lab.evaluation.target import load_on_device, open_target
 from muonscale.lab.models.generate import generate_text
 from muonscale.lab.models.structure import count_parameters
-from muonscale.lab.parallel.processes import started_by_torchrun
+from muonscale.lab.parallel.processes import check_alone
 
 PACKAGES = ("muonscale", "torch", "transformers", "tokenizers")
 
@@ -112,8 +112,7 @@ def evaluate_model(
     Raises:
         MuonscaleError: for any input that cannot be used.
     """
-    if started_by_torchrun():
-        raise ConfigError(f"an evaluation of {path} runs in one process; start it without torchrun")
+    check_alone("an evaluation runs in one process")
     harness = Harness(tasks.tasks(), tasks.options) if tasks.given else None
     target, settings = open_target(path, step, overrides, log)
     config = settings.config

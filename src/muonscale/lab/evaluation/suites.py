@@ -26,8 +26,6 @@ class Benchmark:
     """The closest value of the harness, as `metric,filter`."""
     paper: float
     """The paper's value, in percent."""
-    runs_code: bool = False
-    """Whether it runs code that the model writes."""
     note: str = ""
     """Differences from the paper, and facts that it does not state."""
 
@@ -91,7 +89,6 @@ MOONLIGHT = Suite(
             shots=0,
             metric="pass@1,create_test",
             paper=48.1,
-            runs_code=True,
             note="shots of the harness; the paper reports pass@1",
         ),
         Benchmark(
@@ -100,7 +97,6 @@ MOONLIGHT = Suite(
             shots=3,
             metric="pass_at_1,none",
             paper=63.8,
-            runs_code=True,
             note="shots of the harness; the paper reports pass@1",
         ),
         Benchmark(

@@ -142,7 +142,7 @@ def run_target(run: RunFolder, step: int | None, report: Callable[[str], None]) 
     result = run.result() or {}
     keys = ("unigram_loss", "bigram_loss")
     losses = {key: result[key] for key in keys} if all(key in result for key in keys) else None
-    if step is None and not saved_steps(run.checkpoints) and run.result() is not None:
+    if step is None and not saved_steps(run.checkpoints) and result:
         model, tokenizer = load_hf(run.model)
         return EvalTarget(
             folder=run.path,
@@ -211,7 +211,7 @@ def run_settings(run: RunFolder, overrides: Sequence[str]) -> EvalSettings:
     names = _check_keys(overrides)
     gives_text = any(name in TEXT_KEYS for name in names)
     if gives_text:
-        kept = {"cache", "sequence_length", "errors", "held_out"}
+        kept = {"cache", "sequence_length", "errors", "validation"}
         data = config.data.model_dump(mode="json", include=kept)
         data["tokenizer"] = str(tokenizer_folder(run))
     else:

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from muonscale.errors import CheckpointError, ConfigError
 from muonscale.lab.config.sections import ModelSection
-from muonscale.lab.files import sha256
+from muonscale.lab.files import size_and_hash
 from muonscale.lab.models.build import meta_model, prepare_for_training
 from muonscale.lab.models.config import model_config
 from muonscale.lab.models.contexts import quiet_transformers
@@ -168,4 +168,4 @@ def weight_files(folder: Path) -> list[Path]:
 
 def hash_files(files: list[Path]) -> dict[str, Any]:
     """Return size and SHA-256 of every file, by name."""
-    return {path.name: {"bytes": path.stat().st_size, "sha256": sha256(path)} for path in files}
+    return {path.name: size_and_hash(path) for path in files}

@@ -127,14 +127,6 @@ def fields_at(config: PreTrainedConfig, width: int, grow: GrowT = "heads") -> di
     return widened_fields(config, Fraction(width, width_of(config)), grow)
 
 
-def widen_config(config: PreTrainedConfig, width: int, grow: GrowT = "heads") -> PreTrainedConfig:
-    """Return the configuration of the same model at another width; errors as `widened_fields`."""
-    tree = config.to_dict()
-    if grow == "head_dim" and "qk_rope_head_dim" in tree:  # these two are derived from others
-        tree = {k: v for k, v in tree.items() if k not in ("head_dim", "qk_head_dim")}
-    return type(config).from_dict(tree | fields_at(config, width, grow))
-
-
 _HOW: dict[GrowT, str] = {
     "heads": "more or fewer heads of the same size",
     "head_dim": "larger or smaller heads",

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from muonscale.errors import ConfigError, StudyError
 from muonscale.lab.config.load import Config, read_recipe, resolve_values
@@ -91,6 +91,26 @@ class Planner:
         except ConfigError as error:
             label = format_coordinates(coordinates)
             raise ConfigError(f"run {label!r} of the study: {error}") from error
+
+
+ConfigT = TypeVar("ConfigT", bound=StudyConfig)
+
+
+@dataclass(frozen=True)
+class PlannedStudy(Generic[ConfigT]):
+    """The base of all kinds of study: a configuration, and the planner of its runs.
+
+    Modules that analyze and report import scipy, which takes seconds, so a study imports them when it
+    is analyzed, and not for its plan and its status. A telescope needs scipy for these too: the noise
+    of losses decides which levels it has.
+    """
+
+    config: ConfigT
+
+    @cached_property
+    def planner(self) -> Planner:
+        """The planner of the runs."""
+        return Planner(self.config)
 
 
 def index_runs(runs: Iterable[PlannedRun]) -> dict[str, PlannedRun]:

@@ -42,8 +42,13 @@ class Outcome:
         """Validation loss at the end, nats per token; infinite if the run diverged, NaN if unknown."""
         if self.result is None:
             return math.inf if self.state == "diverged" else math.nan
-        loss = self.result["held_out_loss"]
+        loss = self.result["validation_loss"]
         return math.inf if loss is None else float(loss)
+
+    @property
+    def train_seconds(self) -> float | None:
+        """Seconds of training steps of a finished run; None if its records of steps were lost."""
+        return None if self.result is None else self.result["train_seconds"]
 
 
 Outcomes = Mapping[str, Outcome]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -42,15 +41,6 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 """Dtypes that parameters can be exported in."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Exported:
-    """The exported checkpoint and its folder."""
-
-    step: int
-    """Optimizer steps of the checkpoint."""
-    folder: Path
-
-
 def export(
     run: RunFolder,
     step: int | None,
@@ -59,7 +49,7 @@ def export(
     dtype: str = "float32",
     max_shard_size: str = SHARD_SIZE,
     report: Callable[[str], None],
-) -> Exported:
+) -> int:
     """Write a checkpoint of a run as a Hugging Face folder with tokenizer and model card.
 
     The run may still be training, on any number of processes.
@@ -72,6 +62,9 @@ def export(
             parameters except router biases. Those and buffers stay in float32.
         max_shard_size: largest file of weights, such as `5GB`.
         report: called for every damaged checkpoint that is skipped.
+
+    Returns:
+        The optimizer steps of the checkpoint.
 
     Raises:
         CheckpointError: for a folder that is not a run or lacks a part, a checkpoint that is missing
@@ -101,7 +94,7 @@ def export(
             f"({type(error).__name__}: {error}); restore the one that is damaged, or remove env.json"
         ) from error
     save_hf(model, tokenizer, folder, card=card, max_shard_size=max_shard_size)
-    return Exported(step=facts["step"], folder=folder)
+    return facts["step"]
 
 
 def find_checkpoint(run: RunFolder, step: int | None, report: Callable[[str], None]) -> Path:

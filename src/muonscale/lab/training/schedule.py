@@ -78,7 +78,7 @@ class Span:
 
 def spans(schedule: ScheduleSection, timeline: Timeline) -> list[Span]:
     """Return the stages of a run; a schedule without stages has one."""
-    stages = schedule.stages or [Stage.model_validate(schedule.model_dump(exclude={"stages"}))]
+    stages = schedule.all_stages
     ends = [timeline.steps if s.until is None else timeline.step_at(s.until) for s in stages]
     result: list[Span] = []
     for stage, (first, end) in zip(stages, pairwise([0, *ends]), strict=True):

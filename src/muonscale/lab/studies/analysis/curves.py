@@ -35,7 +35,7 @@ def read_curve(outcome: Outcome) -> LossCurve:
     """
     records = outcome.folder.read_metrics()
     step_ms = [r["step_ms"] for r in records if r["kind"] == "train"]
-    found = [r for r in records if r["kind"] == "eval" and r["held_out_loss"] is not None]
+    found = [r for r in records if r["kind"] == "eval" and r["validation_loss"] is not None]
     if not found or len(step_ms) < found[-1]["step"]:
         raise StudyError(
             f"{outcome.folder.metrics} is incomplete; remove the folder {outcome.folder.path}, and run "
@@ -53,7 +53,7 @@ def read_curve(outcome: Outcome) -> LossCurve:
         "flops": flops,
         "seconds": steps * float(np.median(step_ms)) / 1000,
     }
-    return LossCurve(np.array([r["held_out_loss"] for r in found], dtype=np.float64), spent)
+    return LossCurve(np.array([r["validation_loss"] for r in found], dtype=np.float64), spent)
 
 
 def average_curves(curves: Sequence[LossCurve]) -> LossCurve:

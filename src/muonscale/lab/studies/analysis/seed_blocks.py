@@ -18,7 +18,7 @@ import numpy as np
 from scipy.stats import t as student
 
 from muonscale.errors import StudyError
-from muonscale.lab.fits.bootstrap import LEVEL
+from muonscale.lab.fits.statistics import student_quantile
 
 Group = TypeVar("Group", bound=Hashable)
 CLAIM = 0.001
@@ -64,7 +64,7 @@ class Blocks(Generic[Group]):
         if self.freedom == 0:
             return MeanDifference(estimate, np.nan, np.nan, np.nan, 0)
         error = self.sigma * float(np.sqrt(max(0.0, contrast @ self.covariance @ contrast)))
-        half = float(student.ppf((1 + LEVEL) / 2, self.freedom)) * error
+        half = student_quantile(self.freedom) * error
         p = float(student.cdf(estimate / error, self.freedom)) if error else float(estimate >= 0)
         return MeanDifference(estimate, estimate - half, estimate + half, p, self.freedom)
 
@@ -119,7 +119,5 @@ def mean_interval(groups: Sequence[Sequence[float]], number: int) -> tuple[float
     if freedom == 0:
         return mean, float("nan"), float("nan")
     squares = sum(float(np.sum((np.array(g) - np.mean(g)) ** 2)) for g in groups)
-    half = float(student.ppf((1 + LEVEL) / 2, freedom)) * float(
-        np.sqrt(squares / freedom / len(own))
-    )
+    half = student_quantile(freedom) * float(np.sqrt(squares / freedom / len(own)))
     return mean, mean - half, mean + half

@@ -8,10 +8,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-from scipy.stats import t as student
 
 from muonscale.errors import StudyError, shown
-from muonscale.lab.fits.bootstrap import LEVEL
+from muonscale.lab.fits.statistics import student_quantile
 from muonscale.lab.fits.steps_to_loss import StepsToLoss
 from muonscale.lab.studies.analysis.seed_blocks import Blocks, fit_blocks
 from muonscale.lab.studies.batch.config import BatchConfig
@@ -94,8 +93,8 @@ def analyze_targets(config: BatchConfig, outcomes: Outcomes, *, by_length: bool)
     targets = choose_targets(cells) if config.targets is None else config.targets
     notes = [BY_LENGTH] if by_length else []
     if (first := next((o for o in outcomes.values() if o.result is not None), None)) is not None:
-        records = [r for r in first.folder.read_metrics() if r["kind"] == "eval"]
-        if len({r.get("held_out_tokens") for r in records}) > 1:
+        records = first.folder.read_metrics("eval")
+        if len({r.get("validation_tokens") for r in records}) > 1:
             notes.append(SAMPLED)
     found = []
     for number, target in enumerate(sorted(targets, reverse=True)):
@@ -145,8 +144,7 @@ def _analyze_cell(cell: Cell, blocks: Blocks[Key] | None) -> BatchPlace:
         place = blocks.groups.index(key)
         mean = blocks.mean(key)
         error = blocks.sigma * math.sqrt(blocks.covariance[place, place])
-        if blocks.freedom:
-            half = float(student.ppf((1 + LEVEL) / 2, blocks.freedom)) * error
+        half = student_quantile(blocks.freedom) * error
     return BatchPlace(
         batch=cell.batch,
         state=cell.state,

@@ -53,8 +53,8 @@ def collect_noise_scales(targets: Iterable[Found], outcomes: Outcomes) -> list[d
 def last_scale(outcome: Outcome, tokens: float) -> float | None:
     """Return the last noise scale that a run recorded up to a number of tokens, None if none."""
     scale = None
-    for record in outcome.folder.read_metrics():
-        if record["kind"] == "train" and "noise_scale" in record:
+    for record in outcome.folder.read_metrics("train"):
+        if "noise_scale" in record:
             if record["tokens"] > tokens:
                 break
             scale = record["noise_scale"]["scale"] or scale

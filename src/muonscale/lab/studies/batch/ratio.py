@@ -10,20 +10,20 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import t as student
 
-from muonscale.lab.fits.bootstrap import LEVEL, join
+from muonscale.lab.fits.bootstrap import join
 from muonscale.lab.fits.findings import (
     FitCurve,
     FitEstimate,
     estimate_quantity,
+    format_ends,
     format_significant,
     trace_curve,
 )
 from muonscale.lab.fits.laws.regimes import log_ratio, ratio_exponents
 from muonscale.lab.fits.result import FloatArray, Interval
 from muonscale.lab.fits.rising import SIGNIFICANT, Rising, judge_rising
-from muonscale.lab.fits.statistics import adjust_holm
+from muonscale.lab.fits.statistics import adjust_holm, student_quantile
 from muonscale.lab.studies.analysis.seed_blocks import Blocks
 from muonscale.lab.studies.batch.laws import POINTS, VariantLaws
 from muonscale.lab.studies.batch.measurements import Cell, Key
@@ -138,17 +138,12 @@ def _compare_cells(base: Cell, other: Cell, blocks: Blocks[Key] | None) -> Ratio
 
 def _saved_share(log_r: FloatArray, covariance: FloatArray, freedom: int) -> Interval:
     mean = float(log_r.mean())
-    half = math.nan
-    if freedom:
-        error = math.sqrt(max(0.0, float(covariance.mean())))
-        half = float(student.ppf((1 + LEVEL) / 2, freedom)) * error
+    half = student_quantile(freedom) * math.sqrt(max(0.0, float(covariance.mean())))
     return Interval(*(1 - math.exp(-x) for x in (mean, mean - half, mean + half)))
 
 
 def _ends(value: RatioRow | Interval) -> str:
-    if math.isnan(value.low):
-        return "no interval"
-    return f"{format_significant(value.low)} to {format_significant(value.high)}"
+    return format_ends(value.low, value.high) or "no interval"
 
 
 def _judge_above_one(

@@ -15,14 +15,10 @@ from typing import Any
 
 from muonscale.errors import ConfigError
 from muonscale.lab.config.load import Config, read_recipe
-from muonscale.lab.config.sections import DataSection, ScheduleSection, Stage
+from muonscale.lab.config.sections import DataSection, ScheduleSection
 from muonscale.lab.report.page import Page
-from muonscale.lab.studies.batch.analysis import analyze_targets, read_steps
 from muonscale.lab.studies.batch.config import BatchConfig
-from muonscale.lab.studies.batch.noise import collect_noise_scales
-from muonscale.lab.studies.batch.report import report_batches
-from muonscale.lab.studies.frontier.analysis import analyze_frontier
-from muonscale.lab.studies.planned_run import Coordinate, PlannedRun, Planner
+from muonscale.lab.studies.planned_run import Coordinate, PlannedRun, PlannedStudy
 from muonscale.lab.studies.study import Outcomes
 from muonscale.lab.studies.variants import resolve_variant
 
@@ -37,14 +33,8 @@ OWN = (
 
 
 @dataclass(frozen=True)
-class BatchStudy:
+class BatchStudy(PlannedStudy[BatchConfig]):
     """A study of batch sizes."""
-
-    config: BatchConfig
-
-    @cached_property
-    def _planner(self) -> Planner:
-        return Planner(self.config)
 
     @cached_property
     def _base(self) -> Config:
@@ -66,7 +56,7 @@ class BatchStudy:
                     f"batches: {batch} is not a multiple of data.sequence_length={length}; the nearest "
                     f"are {near[0]} and {near[1]}"
                 )
-        config = self._planner.run({}, {"train.batch_tokens": batches[0]}, seed=0).config
+        config = self.planner.run({}, {"train.batch_tokens": batches[0]}, seed=0).config
         if config.train.tokens is None or config.train.batch_schedule:
             key = "batch_schedule" if config.train.batch_schedule else "steps"
             raise ConfigError(
@@ -94,11 +84,15 @@ class BatchStudy:
             "train.batch_tokens": batch,
             "eval.every": max(1, steps // self.config.evaluations),
         }
-        own = resolve_variant(self._planner, variant, self.config.variants[variant], keys)
-        return self._planner.run(where, own, keys, {"optimizer.lr": lr}, seed=seed)
+        own = resolve_variant(self.planner, variant, self.config.variants[variant], keys)
+        return self.planner.run(where, own, keys, {"optimizer.lr": lr}, seed=seed)
 
     def analyze(self, outcomes: Outcomes) -> dict[str, Any]:
         """Return tokens to every target, their ratios, critical batch sizes and the frontier."""
+        from muonscale.lab.studies.batch.analysis import analyze_targets, read_steps
+        from muonscale.lab.studies.batch.noise import collect_noise_scales
+        from muonscale.lab.studies.frontier.analysis import analyze_frontier
+
         config, base = self.config, self._base
         found = analyze_targets(config, outcomes, by_length=depends_on_length(base.schedule))
         return found | {
@@ -114,12 +108,14 @@ class BatchStudy:
 
     def report(self, found: Mapping[str, Any], outcomes: Outcomes) -> Page:
         """Return the report."""
+        from muonscale.lab.studies.batch.report import report_batches
+
         return report_batches(self.config, found)
 
 
 def depends_on_length(schedule: ScheduleSection) -> bool:
     """Return whether the learning rate at a step depends on the planned length of the run."""
-    stages = schedule.stages or [Stage.model_validate(schedule.model_dump(exclude={"stages"}))]
+    stages = schedule.all_stages
     last = stages[-1]
     return (
         any(stage.until is not None and stage.until < 1 for stage in stages)

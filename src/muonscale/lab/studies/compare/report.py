@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from muonscale.lab.fits.bootstrap import LEVEL
 from muonscale.lab.report.page import (
     Block,
     Chart,
@@ -19,7 +20,7 @@ from muonscale.lab.report.page import (
     Verdict,
 )
 from muonscale.lab.studies.analysis.curves import MEASURES, average_curves, read_curve
-from muonscale.lab.studies.analysis.seed_blocks import CLAIM, LEVEL
+from muonscale.lab.studies.analysis.seed_blocks import CLAIM
 from muonscale.lab.studies.compare.config import CompareConfig
 from muonscale.lab.studies.report_blocks import (
     LOSS,
@@ -223,7 +224,7 @@ def _curve_charts(
     def is_compared(outcome: Outcome, variant: Found) -> bool:
         where = outcome.run.coordinates
         wanted = {**place["place"], "variant": variant["name"], "lr": variant["best_lr"]}
-        finished = outcome.result is not None and outcome.loss < math.inf
+        finished = math.isfinite(outcome.loss)
         return finished and where["seed"] in seeds and wanted.items() <= where.items()
 
     curves = {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from muonscale.lab.report.page import Block, Chart, PageSection, Table, Text, Verdict
 from muonscale.lab.studies.report_blocks import (
     Found,
+    format_interval,
     format_or_dash,
     interval_series,
     keep_nonempty,
@@ -41,7 +42,7 @@ def report_frontier(found: Found) -> PageSection:
                 str(p["devices"]),
                 format_or_dash(p["batch"], ".0f"),
                 format_or_dash(p["seconds"], ".4g"),
-                _format_ends(p),
+                format_interval(p, ".4g"),
                 format_or_dash(p["device_seconds"], ".4g"),
                 _remark(p),
             )
@@ -115,7 +116,9 @@ def _ratio_table(found: Found) -> Table:
         each = zip(map(str, devices[v["target"]]), v["ratios"], strict=True)
         for n, r in [*each, ("mean", v["mean"])]:
             judged = {True: "yes", False: "no", None: ""}[r.get("judged")]
-            rows.append((*names, n, format_or_dash(r["ratio"], ".4g"), _format_ends(r), judged))
+            rows.append(
+                (*names, n, format_or_dash(r["ratio"], ".4g"), format_interval(r, ".4g"), judged)
+            )
     return Table(
         name="frontier-ratios",
         head=("target", "times of", "devices", "ratio", "interval", "judged"),
@@ -124,9 +127,3 @@ def _ratio_table(found: Found) -> Table:
         "that many devices: the difference of the two hypervolumes in log time and log devices (Zitzler and "
         "Thiele 1999; reference point at twice the most devices) over the width of the range.",
     )
-
-
-def _format_ends(row: Found) -> str:
-    if row["low"] is None and row["high"] is None:
-        return "-"
-    return f"{format_or_dash(row['low'], '.4g')} to {format_or_dash(row['high'], '.4g')}"

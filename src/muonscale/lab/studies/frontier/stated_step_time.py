@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 from muonscale.errors import StudyError
 from muonscale.lab.studies.frontier.config import FrontierSection
-from muonscale.lab.studies.frontier.step_time import Assumption, can_share
+from muonscale.lab.studies.frontier.step_time import can_share
 from muonscale.lab.studies.study import Outcome
 
 if TYPE_CHECKING:
     from muonscale.lab.estimate.activations import Activations
+    from muonscale.lab.estimate.assumptions import Assumption
 
 
 class StatedStepTime:
@@ -78,7 +79,7 @@ class StatedStepTime:
             self._activations[kept] = activation_bytes(
                 planned.shape, planned.placement.topology, planned.workload
             )
-        self._facts[key] = estimate_plan(planned, self._activations[kept]).facts
+        self._facts[key] = estimate_plan(planned, self._activations[kept])
         return self._facts[key]
 
     def _micro_batch(self, run: Outcome, share: int) -> int | None:

@@ -9,7 +9,7 @@ import math
 import statistics
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from scipy.optimize import nnls
@@ -24,8 +24,8 @@ from muonscale.lab.fits.result import (
 )
 from muonscale.lab.studies.study import Outcome, Outcomes
 
-Assumption = dict[str, str]
-"""`what`, `value`, `source`, as `muonscale plan` has them."""
+if TYPE_CHECKING:
+    from muonscale.lab.estimate.assumptions import Assumption
 
 
 class StepTimeModel(Protocol):
@@ -42,7 +42,7 @@ class StepTimeModel(Protocol):
 
 def finished_runs(outcomes: Outcomes) -> list[Outcome]:
     """Return the runs that ended with a loss."""
-    return [o for o in outcomes.values() if o.result is not None and math.isfinite(o.loss)]
+    return [o for o in outcomes.values() if math.isfinite(o.loss)]
 
 
 def can_share(batch_tokens: int, devices: int, sequence_length: int) -> bool:
@@ -211,7 +211,7 @@ def _read_times(outcome: Outcome) -> tuple[float, float, float]:
         StudyError: if the run did not record them, or had several processes or batch sizes.
     """
     config = outcome.run.config
-    records = [r for r in outcome.folder.read_metrics() if r["kind"] == "train"]
+    records = outcome.folder.read_metrics("train")
     if not records:
         raise StudyError(
             f"{outcome.folder.metrics} is incomplete; remove the folder {outcome.folder.path}, and run "

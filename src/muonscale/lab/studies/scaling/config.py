@@ -8,8 +8,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, model_validator
 
 from muonscale.errors import shown
-from muonscale.lab.config.sections import ConventionT, Positive, Section
-from muonscale.lab.fits.bootstrap import LEAST_RESAMPLES
+from muonscale.lab.config.sections import Positive, Section
+from muonscale.lab.fits.result import LEAST_RESAMPLES
 from muonscale.lab.studies.config import (
     Number,
     check_distinct,
@@ -18,6 +18,7 @@ from muonscale.lab.studies.config import (
     check_variants,
 )
 from muonscale.lab.studies.variants import VariantsConfig
+from muonscale.transfer.options import ConventionT
 
 
 class PowerRule(Section):

@@ -6,9 +6,8 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from muonscale.lab.fits.findings import Findings, format_significant
+from muonscale.lab.fits.findings import Findings, format_ends, format_significant
 from muonscale.lab.fits.page import fit_sections
-from muonscale.lab.fits.text import format_ends
 from muonscale.lab.report.page import (
     Block,
     Chart,
@@ -32,12 +31,12 @@ from muonscale.lab.studies.scaling.analysis import (
     MUON_LAW,
     PAPER_RATIO,
     PAPER_RUNS,
-    MeasuredRung,
     fit_laws,
     paper_ratio,
     seed_effects,
 )
 from muonscale.lab.studies.scaling.config import ScalingConfig
+from muonscale.lab.studies.scaling.ladder import MeasuredRung
 
 COUNTED = {
     "counted": "every product of the run, Newton-Schulz included",
@@ -261,7 +260,13 @@ def _report_laws(
         return [PageSection(title="No law", blocks=(Text(f"{why}."),), part=part)]
     first = next(iter(fitted))
     rows = tuple(
-        (names[name], fit.name, value.name, format_significant(value.value), format_ends(value))
+        (
+            names[name],
+            fit.name,
+            value.name,
+            format_significant(value.value),
+            format_ends(value.low, value.high),
+        )
         for name, law in fitted.items()
         for fit in law.fits
         for value in fit.estimates
@@ -273,7 +278,7 @@ def _report_laws(
             f"{ratio.first} / {ratio.second}",
             row.name,
             format_significant(row.value),
-            format_ends(row),
+            format_ends(row.low, row.high),
         )
         for name, law in fitted.items()
         for ratio in law.ratios

@@ -8,9 +8,9 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from muonscale.errors import StudyError
-from muonscale.lab.fits.bootstrap import stretch
+from muonscale.lab.fits.bootstrap import LEVEL, stretch
 from muonscale.lab.fits.laws.quadratic import fit_minimum, minimum_interval
-from muonscale.lab.studies.analysis.seed_blocks import LEVEL, Blocks, fit_blocks
+from muonscale.lab.studies.analysis.seed_blocks import Blocks, fit_blocks
 from muonscale.lab.studies.telescope.config import TelescopeConfig
 from muonscale.lab.studies.telescope.drift import fit_drift
 from muonscale.lab.studies.telescope.grid import Place

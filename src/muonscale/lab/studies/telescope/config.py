@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from muonscale.lab.config.sections import ConventionT, Positive, Section
+from muonscale.lab.config.sections import Positive, Section
 from muonscale.lab.studies.config import (
     SET_BY_STUDY,
     Number,
@@ -16,6 +16,7 @@ from muonscale.lab.studies.config import (
 )
 from muonscale.lab.studies.telescope.grid import Place, value_at
 from muonscale.lab.studies.telescope.levels import LevelRule
+from muonscale.transfer.options import ConventionT
 
 RESERVED = {"width", "seed"}
 NOT_TUNED = ("model.", "transfer.")

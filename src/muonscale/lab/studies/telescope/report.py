@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from muonscale.lab.fits.bootstrap import LEVEL
 from muonscale.lab.report.page import Block, Page, PageSection, Table, Text, Verdict
-from muonscale.lab.studies.analysis.seed_blocks import LEVEL
 from muonscale.lab.studies.cost import Account, AccountLine, format_hours
 from muonscale.lab.studies.report_blocks import (
     Found,

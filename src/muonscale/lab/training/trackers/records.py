@@ -79,7 +79,7 @@ def _walk(tree: dict[str, Any], prefix: str) -> Iterator[tuple[str, float]]:
 
 
 def flat(record: dict[str, Any]) -> dict[str, float]:
-    """Return the numbers of a metrics record as `kind/name`, such as `eval/held_out_loss`."""
+    """Return the numbers of a metrics record as `kind/name`, such as `eval/validation_loss`."""
     inner = {key: value for key, value in record.items() if key not in ("kind", "step")}
     return numbers(inner, f"{record['kind']}/")
 
