@@ -72,7 +72,7 @@ class MuonOptions(RuleOptions):
     momentum: float = _option(0.95, "fraction")
     """Decay rate of the momentum, mu, in [0, 1)."""
     nesterov: bool = True
-    """Orthogonalize the look-ahead direction mu*M + (1-mu)*G in place of M."""
+    """Orthogonalize the look-ahead direction `mu*M + (1-mu)*G` in place of M."""
     ns_coefficients: Any = "jordan"
     """Newton-Schulz polynomials: a name from muonscale.optim.newton_schulz.coefficients, a triple, or
     a list of triples."""

@@ -98,7 +98,7 @@ def widened_fields(
         ConfigError: for an architecture that is not in `KNOWN`, or a factor at which a field is not
             an integer; it lists the possible widths.
 
-    Example:
+    Examples:
         >>> from transformers import LlamaConfig
         >>> narrow = LlamaConfig(hidden_size=64, num_attention_heads=2, intermediate_size=160)
         >>> widened_fields(narrow, 2)["intermediate_size"], widened_fields(narrow, 2)["hidden_size"]

@@ -157,6 +157,11 @@ class Page:
         return tuple(block for block in self.blocks if isinstance(block, Chart))
 
     @property
+    def verdicts(self) -> tuple[Verdict, ...]:
+        """All verdicts, in order."""
+        return tuple(block for block in self.blocks if isinstance(block, Verdict))
+
+    @property
     def tables(self) -> tuple[Table, ...]:
         """All tables, in order."""
         return tuple(block for block in self.blocks if isinstance(block, Table))

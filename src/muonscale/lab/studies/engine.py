@@ -72,7 +72,7 @@ def run_study(study: Study, say: Say, *, retry: bool = False) -> dict[str, Any]:
 
     Args:
         study: the study.
-        say: called with each line of progress.
+        say: called with each line of progress, and at the end with each verdict of the report.
         retry: do failed runs once more.
 
     Raises:
@@ -89,7 +89,7 @@ def run_study(study: Study, say: Say, *, retry: bool = False) -> dict[str, Any]:
             _write_plan(folder, study, state)
             _do_missing(folder, executor.run, state, say)
         _write_plan(folder, study, state)
-        return write_report(study, state)
+        return write_report(study, state, say)
 
 
 def _do_missing(
@@ -124,14 +124,20 @@ def _write_plan(folder: StudyFolder, study: Study, state: StudyState) -> None:
     write_json(folder.path / "plan.json", {"runs": rows})
 
 
-def write_report(study: Study, state: StudyState) -> dict[str, Any]:
-    """Write the report and result.json of the runs that have ended, and return the findings."""
+def write_report(study: Study, state: StudyState, say: Say) -> dict[str, Any]:
+    """Write the report and result.json of the runs that have ended, and return the findings.
+
+    `say` is called with each verdict of the report.
+    """
     from muonscale.lab.report.write import write_page  # matplotlib: not for `study status`
 
     folder = StudyFolder(study.config.path)
     found = analyze_study(study, state)
-    write_page(build_report(study, found, state.outcomes), folder.path / "report")
+    page = build_report(study, found, state.outcomes)
+    write_page(page, folder.path / "report")
     write_json(folder.path / "result.json", found)
+    for verdict in page.verdicts:
+        say(f"{verdict.outcome}: {verdict.text}")
     return found
 
 

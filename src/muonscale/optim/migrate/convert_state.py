@@ -96,7 +96,7 @@ def convert_state_dict(
         CheckpointError: if the number of names differs, a name occurs twice, or the rule of a
             parameter is not clear from the saved state.
 
-    Example:
+    Examples:
         >>> from muonscale import Muon
         >>> weight = torch.nn.Parameter(torch.ones(2, 3))
         >>> named = [("up", weight)]

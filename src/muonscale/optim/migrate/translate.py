@@ -85,7 +85,7 @@ def translate_arguments(source: str, **arguments: Any) -> Translation:
         ConfigError: if the source or an argument is unknown, a required argument is missing, or a
             value has no counterpart.
 
-    Example:
+    Examples:
         >>> from muonscale import Muon
         >>> model = nn.Sequential(nn.Embedding(50, 8), nn.Linear(8, 8), nn.Linear(8, 50))
         >>> found = translate_arguments("torch", lr=1e-3, adjust_lr_fn="match_rms_adamw")

@@ -245,7 +245,7 @@ def resolve(coefficients: CoefficientsLike, steps: int) -> Coefficients:
         ConfigError: if a name is unknown, a triple is not three numbers, or `steps` is out of range
             or below the `least_steps` of the row.
 
-    Example:
+    Examples:
         >>> resolve("polar_express", 3).margin
         1.01
         >>> resolve("you5+schatten4", 5).normalization

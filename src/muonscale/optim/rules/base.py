@@ -3,9 +3,9 @@
 A rule makes an update `U` of a gradient `G`, in at most two stages, and every rule changes the
 weight in the same way:
 
-    N = direction_(state, G)                 elementwise, on whatever part of a parameter is here
-    U = matrix_update(N)                     on whole matrices, for a rule on matrices; else U = N
-    W <- (1 - rate)*W - lr*U                 decoupled weight decay, see `muonscale.optim.rules.decay`
+    N = direction_(state, G)       elementwise, on the shard of the parameter
+    U = matrix_update(N)           on whole matrices, if the rule is on matrices; else U = N
+    W <- (1 - rate)*W - lr*U       with decoupled weight decay (muonscale.optim.rules.decay)
 
 Because the first stage is elementwise, state is sharded as its parameter is. Only directions and
 updates move between ranks, and only for a rule on matrices or for partitioned state (ZeRO-1).

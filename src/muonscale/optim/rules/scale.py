@@ -129,19 +129,18 @@ def shape_factor(
 ) -> float:
     """Return the factor for a logical matrix of `shape` = (out, in).
 
-    | scale     | factor                  | source                                            |
-    |-----------|-------------------------|---------------------------------------------------|
-    | rms       | rms*sqrt(max(out, in))  | arXiv 2502.16982, equation 4 (there rms is 0.2)   |
-    |           | after rows rms*sqrt(in), after columns rms*sqrt(out): again RMS `rms`       |
-    | rms_exact | the same; the optimizer divides by the realized RMS (arXiv 2502.16982, section 2.2) |
-    | spectral  | sqrt(out/in)            | Yang et al., A Spectral Condition for Feature     |
-    |           |                         | Learning, arXiv 2310.17813, condition 1           |
-    | keller    | sqrt(max(1, out/in))    | Jordan et al., Muon (2024), reference code        |
-    | none      | 1                       |                                                   |
-    | a number  | itself                  | 0.2*sqrt(hidden size): arXiv 2502.16982, table 1, |
-    |           |                         | baseline                                          |
-    | callable  | scale(out, in)          |                                                   |
-    | an alias  | its formula             | `ALIASES`                                         |
+    | scale | factor | source |
+    |---|---|---|
+    | rms | `rms*sqrt(max(out, in))` | arXiv 2502.16982, equation 4 (there rms is 0.2) |
+    | rms, if `last` is "row" | `rms*sqrt(in)` | the RMS is again `rms` |
+    | rms, if `last` is "col" | `rms*sqrt(out)` | the RMS is again `rms` |
+    | rms_exact | that of rms; the optimizer divides by the realized RMS | arXiv 2502.16982, 2.2 |
+    | spectral | `sqrt(out/in)` | Yang et al., arXiv 2310.17813, condition 1 |
+    | keller | `sqrt(max(1, out/in))` | Jordan et al., Muon (2024), reference code |
+    | none | 1 | |
+    | a number | itself | `0.2*sqrt(hidden size)`: arXiv 2502.16982, table 1, baseline |
+    | a function | `scale(out, in)` | |
+    | an alias | its formula | `ALIASES` |
 
     Args:
         scale: one of the names above, or a function of (out, in).
@@ -153,7 +152,7 @@ def shape_factor(
     Raises:
         ConfigError: for an unknown name.
 
-    Example:
+    Examples:
         >>> round(shape_factor("rms", (64, 256), 0.2), 6)
         3.2
         >>> round(shape_factor("rms", (64, 256), 0.2, last="col"), 6)

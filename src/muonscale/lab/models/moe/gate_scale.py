@@ -29,7 +29,7 @@ def gate_scale(experts: int, k: int) -> float:
     References:
         Liu et al., Muon is Scalable for LLM Training, arXiv 2502.16982, appendix C, figure 6.
 
-    Example:
+    Examples:
         >>> round(gate_scale(64, 6), 3)
         2.446
     """

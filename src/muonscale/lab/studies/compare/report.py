@@ -120,8 +120,12 @@ def _verdicts(place: Found, baselines: list[str]) -> Iterator[Block]:
                 f"{_p(c['p_adjusted'])}"
             )
             different = c["verdict"] in ("better", "likely better")
-            claim = f"is {c['verdict']} than" if different else "and"
-            yield Verdict(different or None, f"{c['better']} {claim} {c['worse']}: {numbers}")
+            claim = (
+                f"{c['better']} is {c['verdict']} than {c['worse']}"
+                if different
+                else f"{c['better']} and {c['worse']} are not significantly different"
+            )
+            yield Verdict(different or None, f"{claim}: {numbers}")
 
 
 def _p(value: float | None) -> str:

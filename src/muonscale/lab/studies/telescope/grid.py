@@ -29,7 +29,7 @@ def points_at(first: int, level: int, count: int, least: int = 1) -> int:
         count: k, the number of hyper-parameters.
         least: fewest points, an odd number.
 
-    Example:
+    Examples:
         >>> [points_at(8, level, 2) for level in range(4)]
         [8, 5, 3, 1]
     """
