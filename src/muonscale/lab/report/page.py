@@ -74,6 +74,8 @@ class Chart:
     log_y: bool = False
     y_limits: tuple[float, float] | None = None
     """The initial range of the y axis; by default it includes all values and marks."""
+    legend: Literal["series", "groups"] = "series"
+    """What the legend names: every series, or every group, which many series may share."""
     caption: str = ""
 
 

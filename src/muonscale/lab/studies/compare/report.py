@@ -215,7 +215,9 @@ def _spent(r: Found | None, whole: float | None) -> str:
     if r is None or r["amount"] is None or whole is None:
         return "-"
     part = "" if r["censored"] else f" ({r['amount'] / whole:.2f})"
-    return f"{r['censored']} {r['amount']:.4g}{part}".strip()
+    amount = r["amount"]
+    text = f"{amount:,.0f}" if 1e4 <= amount < 1e9 else f"{amount:.4g}"
+    return f"{r['censored']} {text}{part}".strip()
 
 
 def _curve_charts(
