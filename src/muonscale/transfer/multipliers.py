@@ -121,15 +121,15 @@ def multipliers(
     | eps       | `1/r_out`                             | 1                            |
 
     An embedding and a vector (a gain, a bias) have r_in = 1. Their init is 1. Their lr is 1 under
-    AdamW, and under Muon it keeps the RMS of the update constant. `lr*wd` is constant. For eps, r_out
-    is the growth of a row or of the vector. "standard" is 1 everywhere.
+    AdamW, and under Muon it keeps the RMS of the update constant. `lr*wd` is constant. For eps,
+    r_out is the growth of a row or of the vector. "standard" is 1 everywhere.
 
     Reasons:
 
     * spectral: ||W||_2 and ||dW||_2 stay proportional to sqrt(out/in). Activations and their
       changes then neither grow nor vanish with the width. The entries of an AdamW update are about
-      lr and agree in sign, so its norm grows as `sqrt(out*in)`. The growth of N is divided out: lr is
-      constant at scale="spectral", 1/sqrt(m) at "rms" for a square matrix m times as wide, and
+      lr and agree in sign, so its norm grows as `sqrt(out*in)`. The growth of N is divided out: lr
+      is constant at scale="spectral", 1/sqrt(m) at "rms" for a square matrix m times as wide, and
       sqrt(r_out/r_in) at "none".
     * adam_table: Muon uses 1/fan_in, the rule for AdamW. The growth of R is divided out: lr is
       1/r_in at scale="rms", as in the paper, and no factor is applied twice.
@@ -166,7 +166,8 @@ def multipliers(
     check_convention(convention)
     if min(*shape, *base) < 1:
         raise ConfigError(
-            f"the sides of a matrix must be at least 1: the shape is {shape}, and {base} at the base width"
+            f"the sides of a matrix must be at least 1: the shape is {shape}, and {base} at the "
+            "base width"
         )
     if convention == "standard":
         return Multipliers()
@@ -204,8 +205,8 @@ def _scale_vectors(
     """Return the multipliers of an embedding, a gain or a bias."""
     if role == Role.EMBEDDING and shape[0] != base[0]:
         raise ConfigError(
-            f"an embedding has {shape[0]} rows, but {base[0]} at the base width: vocabulary and number of "
-            "positions must be the same"
+            f"an embedding has {shape[0]} rows, but {base[0]} at the base width: vocabulary and "
+            "number of positions must be the same"
         )
     growth = shape[1] / base[1] if role == Role.EMBEDDING else shape[0] / base[0]
     lr = rule.update_rms(base) / rule.update_rms(shape) if rule.on_matrices else 1.0

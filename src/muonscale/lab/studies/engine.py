@@ -1,7 +1,7 @@
 """Doing a study: plan, run what is missing, plan again with the outcomes, until nothing is new.
 
-A second call continues where the first was stopped: finished runs are found by their id, stopped ones
-resume, and the files written at the end depend on the run folders alone.
+A second call continues where the first was stopped: finished runs are found by their id, stopped
+ones resume, and the files written at the end depend on the run folders alone.
 """
 
 from __future__ import annotations
@@ -111,8 +111,8 @@ def _do_missing(
     # Without this check a run that an executor leaves undone for no reason is tried forever.
     if left := [run for run in waiting if not folder.outcome(run).ended]:
         raise StudyError(
-            f"{len(left)} runs were stopped before they ended, the first being {left[0].label!r} (see "
-            f"{folder.job(left[0]).log}); resume with: muonscale study run {folder.path}"
+            f"{len(left)} runs were stopped before they ended, the first being {left[0].label!r} "
+            f"(see {folder.job(left[0]).log}); resume with: muonscale study run {folder.path}"
         )
 
 

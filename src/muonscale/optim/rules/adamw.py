@@ -132,8 +132,8 @@ FUSED_DEVICES = ("cpu", "cuda")
 def _fits_kernel(W: Weights, G: list[Tensor], M: list[Tensor], V: list[Tensor]) -> bool:
     """Return whether torch's fused kernel can take all of these: dense, alone, of one dtype and device.
 
-    A kernel that only some of the tensors fit would split the list, so that a group with a narrow or
-    transposed parameter would depend on the others for its rounding.
+    A kernel that only some of the tensors fit would split the list, so that a group with a narrow
+    or transposed parameter would depend on the others for its rounding.
     """
     first = M[0]
     return (

@@ -53,8 +53,8 @@ class StateTensor:
 
     name: str
     per: Literal["element", "row", "parameter"] = "element"
-    """One value per element; one per row of each logical matrix; or one number per parameter, a count
-    of the steps that the parameter has taken."""
+    """One value per element; one per row of each logical matrix; or one number per parameter, a
+    count of the steps that the parameter has taken."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,8 +197,8 @@ def register(rule: Rule) -> Rule:
     """Add a rule to `RULES`, and return it.
 
     Raises:
-        ConfigError: if its options say `on_matrices` and it has no `matrix_update`, or the other way
-            round; or see `muonscale.optim.options.add_options`.
+        ConfigError: if its options say `on_matrices` and it has no `matrix_update`, or the other
+            way round; or see `muonscale.optim.options.add_options`.
     """
     if rule.on_matrices == (type(rule).matrix_update is Rule.matrix_update):
         raise ConfigError(

@@ -38,8 +38,8 @@ DECAYS: dict[str, Decay] = {
 def decay_rate(group: Mapping[str, Any]) -> float:
     """Return the part of a weight that one step subtracts, from the options of its group.
 
-    `peak_lr` is the learning rate that the group was added with. (torch's `initial_lr` is not: under
-    OneCycleLR it is the learning rate at which the warm-up starts.)
+    `peak_lr` is the learning rate that the group was added with. (torch's `initial_lr` is not:
+    under OneCycleLR it is the learning rate at which the warm-up starts.)
     """
     decay = DECAYS[group["decay"]]
     return decay.rate(float(group["lr"]), float(group["weight_decay"]), float(group["peak_lr"]))

@@ -1,9 +1,9 @@
 """The weights that a step updates, and how those in 16 bits are kept from losing small steps.
 
-A bf16 weight has 8 bits: a step of less than 1/512 of it is rounded away. Two remedies, as `master`:
-"float32" keeps a float32 copy in the state and computes on it; "stochastic" rounds up or down at
-random with the right mean, by numbers that depend on (seed, name, step, position) alone, so that
-a resumed run rounds as an uninterrupted one does, and many ranks as one.
+A bf16 weight has 8 bits: a step of less than 1/512 of it is rounded away. Two remedies, as
+`master`: "float32" keeps a float32 copy in the state and computes on it; "stochastic" rounds up or
+down at random with the right mean, by numbers that depend on (seed, name, step, position) alone, so
+that a resumed run rounds as an uninterrupted one does, and many ranks as one.
 """
 
 from __future__ import annotations

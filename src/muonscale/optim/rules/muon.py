@@ -1,10 +1,11 @@
 """The Muon rule: momentum, polar factor, post-normalization, shape factor.
 
 Liu et al., Muon is Scalable for LLM Training, arXiv 2502.16982, equations 1, 2 and 4, with an
-average in place of the sum: `M <- mu*M + (1-mu)*G` is (1-mu) times the paper's momentum, so that the
-polar factor is the same and the buffer keeps the length of a gradient.
+average in place of the sum: `M <- mu*M + (1-mu)*G` is (1-mu) times the paper's momentum, so that
+the polar factor is the same and the buffer keeps the length of a gradient.
 
-Letters: G gradient, M momentum, N what is orthogonalized, O its polar factor, U scaled update, V row
+Letters: G gradient, M momentum, N what is orthogonalized, O its polar factor, U scaled update, V
+    row
 state.
 """
 

@@ -77,7 +77,8 @@ class PostNorm:
     apply: Callable[[Tensor, Tensor | None, NormContext], tuple[Tensor, Tensor | None]]
     """From O `[N, M, K]` and the row state `[N, M, 1]` (or None) to the new O and row state."""
     last: LastT | None
-    """"row" or "col" if rows or columns end with unit length; None if the length of the polar factor stays."""
+    """"row" or "col" if rows or columns end with unit length; None if the length of the polar
+    factor stays."""
     row_state: bool = False
     """Whether one value per row is kept from step to step."""
     source: str

@@ -1,7 +1,8 @@
 """The rules once more, slow and obvious: one matrix at a time, in float64.
 
 These functions share no code with the fast ones. Tests hold the fast ones against them.
-Letters: W weight `[out, in]`, G gradient, M momentum, V second moment, O polar factor, U update. M is also the number of rows, K of columns.
+Letters: W weight `[out, in]`, G gradient, M momentum, V second moment, O polar factor, U update. M
+    is also the number of rows, K of columns.
 """
 
 from __future__ import annotations
