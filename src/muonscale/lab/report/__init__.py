@@ -5,6 +5,5 @@ write it, `plotly_charts` and `matplotlib_charts` draw its charts in the colors 
 `write` makes all files of a page.
 
 Runs: `run_data` (a folder) -> `run_measures`, `run_tables` -> `runs` (the page). A new curve is a
-    row of
-`run_measures`. `folders` decides what a path is: a run, a study or a coordinate check.
+row of `run_measures`. `folders` decides what a path is: a run, a study or a coordinate check.
 """

@@ -7,5 +7,5 @@ metrics.jsonl.
 `setup` (configuration -> `Run`) -> `loop` (every step) -> `step` (forward, backward, clipping,
 schedule, optimizer) -> `finish` (validation, sample, model, result). `checkpoint` and `state` save
 and resume, `telemetry`, `noise_scale`, `attention`, `router_balance` and `spikes` measure,
-`trackers` log.
+and `trackers` log (`trackers.registry` lists them).
 """
