@@ -46,10 +46,10 @@ def coordcheck(
 ) -> None:
     """Check that the training dynamics do not depend on the width.
 
-    The model is trained for a few steps at several widths. The values of optimizer.* are those of the
-    smallest width. The size and the change of the outputs, and the norms of weights and updates, must
-    not grow or shrink with the width. The exit code is 0 if they do not, and 1 if they do or if the
-    runs do not decide it. Examples: `muonscale coordcheck llama-nano`;
+    The model is trained for a few steps at several widths. The values of optimizer.* are those of
+    the smallest width. The size and the change of the outputs, and the norms of weights and
+    updates, must not grow or shrink with the width. The exit code is 0 if they do not, and 1 if
+    they do or if the runs do not decide it. Examples: `muonscale coordcheck llama-nano`;
     `muonscale coordcheck my.yaml optimizer.lr=0.01 --widths 64,128,256,512 --out checks/mine`.
     """
     from muonscale.lab.console import stderr_console

@@ -114,8 +114,8 @@ def lock_folder(
             locked = _lock(file)
         except OSError as reason:
             raise error(
-                f"the file system of {folder} does not lock files ({reason.strerror}); mount it with "
-                f"locks (Lustre: -o flock), or choose a folder on another with {choose}"
+                f"the file system of {folder} does not lock files ({reason.strerror}); mount it "
+                f"with locks (Lustre: -o flock), or choose a folder on another with {choose}"
             ) from reason
         if not locked:
             raise error(f"another process is {busy}")

@@ -66,9 +66,10 @@ def inspect(target: str, overrides: Sequence[str] = ()) -> Inspection:
 
     Args:
         target: a recipe (name or YAML file), a preset, a run folder, or a Hugging Face
-            `config.json` or a folder with one, whose vocabulary is kept. A name of both a recipe and
-            a preset means the recipe, as for `muonscale train`.
-        overrides: `section.key=value`, such as `optimizer.lr=4e-4` or `model.fields.hidden_size=64`.
+            `config.json` or a folder with one, whose vocabulary is kept. A name of both a recipe
+            and a preset means the recipe, as for `muonscale train`.
+        overrides: `section.key=value`, such as `optimizer.lr=4e-4` or
+            `model.fields.hidden_size=64`.
 
     Raises:
         MuonscaleError: for a target, an override or a parameter group that cannot be used.
@@ -102,8 +103,9 @@ def resolve_target(target: str, overrides: Sequence[str]) -> tuple[Config, PreTr
         )
     if target not in recipe_names() and not Path(target).exists():
         raise ConfigError(
-            f"there is no model {target!r}; {nearest(target, {*PRESETS, *recipe_names()})}\nA model "
-            "is a preset, a recipe, a run folder, or a Hugging Face config.json or its folder."
+            f"there is no model {target!r}; {nearest(target, {*PRESETS, *recipe_names()})}\nA "
+            "model is a preset, a recipe, a run folder, or a Hugging Face config.json or its "
+            "folder."
         )
     config = load_config(target, overrides)
     return config, planned_shape(config)

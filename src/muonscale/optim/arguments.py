@@ -69,12 +69,14 @@ def own_groups(params: ParamsT, adamw_lr: float | None = None) -> list[Group]:
 def _groups(params: ParamsT) -> list[Group]:
     if isinstance(params, Tensor):
         raise GroupingError(
-            f"params is one tensor of shape {tuple(params.shape)}: give a list of tensors, or of groups"
+            f"params is one tensor of shape {tuple(params.shape)}: give a list of tensors, or of "
+            "groups"
         )
     entries = list(params)
     if not entries:
         raise ConfigError(
-            f"params is {entries}, so there is nothing to optimize: give at least one tensor or group"
+            f"params is {entries}, so there is nothing to optimize: give at least one tensor or "
+            "group"
         )
     if isinstance(entries[0], dict):
         groups = [dict(cast(Group, entry)) for entry in entries]
@@ -87,11 +89,11 @@ def _check_some_rule(groups: Sequence[Group]) -> None:
     """Refuse the groups by decay that trainers make: embeddings in them look like matrices."""
     if len(groups) > 1 and not any("rule" in group for group in groups):
         raise GroupingError(
-            f"{len(groups)} groups were given and none has a `rule`, as where a trainer makes groups by "
-            "weight decay: embeddings and heads would be taken for hidden matrices. Let "
+            f"{len(groups)} groups were given and none has a `rule`, as where a trainer makes "
+            "groups by weight decay: embeddings and heads would be taken for hidden matrices. Let "
             "parameter_groups(model, lr=...) make the groups (in Hugging Face's Trainer: "
-            "optimizer_cls_and_kwargs=(MuonFactory, {\"lr\": ...})), or give them the rules 'muon' and "
-            "'adamw'"
+            "optimizer_cls_and_kwargs=(MuonFactory, {\"lr\": ...})), or give them the rules 'muon' "
+            "and 'adamw'"
         )
 
 

@@ -98,7 +98,7 @@ class Muon(torch.optim.Optimizer):
         LayoutError: for placements that are not understood, and where ranks do not match.
         DivergedError: from `step` and `check_finite`, for a non-finite gradient.
 
-    Example:
+    Examples:
         >>> from torch import nn
         >>> from muonscale import Muon
         >>> model = nn.Sequential(nn.Embedding(50, 8), nn.Linear(8, 8), nn.Linear(8, 50))

@@ -116,15 +116,15 @@ def _make_row(
     layout = group.get("matrices", {}).get(name, own.matrices)
     if layout != own.matrices and own.matrices is not None:
         raise ConfigError(
-            f"{name}: an override changes its matrices to {layout}, but those at the base width are unknown. "
-            "Remove the override"
+            f"{name}: an override changes its matrices to {layout}, but those at the base width "
+            "are unknown. Remove the override"
         )
     shapes = _shapes(own, role, layout)
     bases = _shapes(other, role, layout if own.matrices is None else other.matrices)
     if [number for number, *_ in shapes] != [number for number, *_ in bases]:
         raise ConfigError(
-            f"{name} holds (number, out, in) {shapes}, but {bases} at the base width: the numbers must be "
-            "equal"
+            f"{name} holds (number, out, in) {shapes}, but {bases} at the base width: the numbers "
+            "must be equal"
         )
     answers = {
         multipliers(role, shape[1:], base[1:], rule, convention)
@@ -132,8 +132,9 @@ def _make_row(
     }
     if len(answers) != 1:
         raise ConfigError(
-            f"{name} holds (number, out, in) {shapes}, and {bases} at the base width. They need different "
-            "multipliers, but a parameter has one set: widen all of them by the same factor"
+            f"{name} holds (number, out, in) {shapes}, and {bases} at the base width. They need "
+            "different multipliers, but a parameter has one set: widen all of them by the same "
+            "factor"
         )
     return TransferRow(
         name=name,
@@ -154,8 +155,9 @@ def _shapes(found: RoleAssignment, role: Role, layout: MatrixSpec | None) -> lis
     if role == Role.NORM or layout is None:
         if len(shape) > 2 or (len(shape) == 2 and not found.name.endswith("bias")):
             raise ConfigError(
-                f"{found.name} of shape {shape} is neither a matrix nor a vector ({found.why}), so its "
-                "dependence on the width is unknown. Leave transfer out, or freeze the parameter"
+                f"{found.name} of shape {shape} is neither a matrix nor a vector ({found.why}), so "
+                "its dependence on the width is unknown. Leave transfer out, or freeze the "
+                "parameter"
             )
         return [(1, shape[-1] if shape else 1, 1)]
     try:

@@ -14,7 +14,7 @@ import pytest
 
 from muonscale.errors import StudyError
 from muonscale.lab.estimate import run_cost as of_run
-from muonscale.lab.report.page import Page
+from muonscale.lab.report.page import Page, PageSection, Verdict
 from muonscale.lab.studies.config import StudyConfig
 from muonscale.lab.studies.engine import look, plan_study, run_study
 from muonscale.lab.studies.execute.folder import StudyFolder
@@ -37,7 +37,9 @@ class Losses:
         return {"losses": {o.run.label: o.loss for o in outcomes.values()}}
 
     def report(self, found: Any, outcomes: Outcomes) -> Page:
-        return Page(title="losses", summary=json.dumps(found))
+        known = Verdict(True, f"{len(found['losses'])} losses are known")
+        section = PageSection(title="Verdict", blocks=(known,))
+        return Page(title="losses", summary=json.dumps(found), sections=(section,))
 
 
 Make = Callable[..., Losses]
@@ -80,7 +82,7 @@ def test_runs_are_done_once(losses: Make) -> None:
     again = run_study(study, said.append)
     assert again == found
     assert mtimes(study) == before
-    assert len(said) == 3
+    assert said[3:] == 2 * ["holds: 2 losses are known"]  # the second call says only the verdict
     folder = StudyFolder(study.config.path)
     assert folder.result == found
     assert "losses" in (folder.path / "report" / "report.html").read_text()
@@ -110,7 +112,7 @@ def test_a_failed_run_is_reported_and_the_others_are_done(losses: Make, tmp_path
     assert found["losses"]["good"] < 6
     said: list[str] = []
     run_study(study, said.append)  # not tried for ever
-    assert said == []
+    assert said == ["holds: 2 losses are known"]
     missing.write_text(Path(study.config.set["data.path"]).read_text())
     assert run_study(study, silent, retry=True)["failed"] == []
 

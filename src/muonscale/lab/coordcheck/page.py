@@ -50,8 +50,9 @@ def coordcheck_page(facts: dict[str, Any]) -> Page:
         facts: the result of `check_facts`, or the content of `coordcheck.json`.
     """
     rows = tuple(cells(row) for row in worst_rows(facts["rows"]))
+    claim = verdict_line(facts).partition(": ")[2]  # without PASS or FAIL, which the block says
     verdict = (
-        Verdict(has_passed(facts), verdict_line(facts)),
+        Verdict(has_passed(facts), claim[0].upper() + claim[1:]),
         *(Text(line) for line in heading(facts)),
         Table(head=HEAD, rows=rows, name="slopes", caption="The worst of each part and quantity."),
     )
@@ -139,8 +140,9 @@ def width_chart(facts: dict[str, Any], quantity: str) -> Chart:
         series=tuple(series),
         log_x=True,
         log_y=True,
+        legend="groups",
         caption="Geometric means over the later steps and seeds, with the range of the seeds. "
-        "Dashed lines are powers of the width for comparison.",
+        f"The references are powers of the width: {', '.join(f'{power:g}' for power in POWERS)}.",
     )
 
 
@@ -173,6 +175,7 @@ def slope_chart(facts: dict[str, Any], quantity: str) -> Chart:
         y_label="slope",
         series=tuple(series),
         marks=tuple(Mark(axis="y", at=at, label=f"{at:+g}") for at in (0.1, -0.1)),
+        legend="groups",
         caption="Dashed lines: the usual tolerance.",
     )
 

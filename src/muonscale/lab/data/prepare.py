@@ -2,7 +2,8 @@
 
 `prepare` reads a corpus, splits it, trains or loads the tokenizer and writes both splits as token
 shards. A later call finds them by its request (settings and file states). They are identified by a
-fingerprint of texts, tokenizer, split and versions, which a copy of the same files elsewhere shares.
+fingerprint of texts, tokenizer, split and versions, which a copy of the same files elsewhere
+shares.
 """
 
 from __future__ import annotations
@@ -105,8 +106,8 @@ class Corpus:
 def prepare(data: DataSection, *, seed: int, report: OnProgress) -> dict[str, Corpus]:
     """Return the prepared corpora of a data section by name, from the cache or newly prepared.
 
-    All have one tokenizer. A document in several corpora belongs to the first. Several processes may
-    prepare the same corpora at once; they use the folders of the first to finish.
+    All have one tokenizer. A document in several corpora belongs to the first. Several processes
+    may prepare the same corpora at once; they use the folders of the first to finish.
 
     Args:
         data: the `data` section of a config.
@@ -258,8 +259,8 @@ def _make_tokenizer(
     report("training tokenizer", sum(wanted), sum(wanted))
     if len(tokenizer) < data.vocab_size:
         report(
-            f"vocabulary of {len(tokenizer)} tokens instead of data.vocab_size={data.vocab_size}: the "
-            "corpus has no more pairs to merge",
+            f"vocabulary of {len(tokenizer)} tokens instead of data.vocab_size={data.vocab_size}: "
+            "the corpus has no more pairs to merge",
             0,
             None,
         )

@@ -52,7 +52,8 @@ def _counting(planned: ResolvedPlan, activations: Activations) -> list[tuple[str
     measured = "autograd's saved tensors on the meta device, fused attention"
     formula = "34 bytes per token and width in 16 bits: Korthikanti et al., arXiv 2205.05198"
     rows = [
-        ("operations", "6 N + attention", "Kaplan et al., arXiv 2001.08361; PaLM, arXiv 2204.02311"),
+        ("operations", "6 N + "
+            "attention", "Kaplan et al., arXiv 2001.08361; PaLM, arXiv 2204.02311"),
         ("collectives", "ring", "all-reduce 2 (W-1)/W of the bytes sent, others (W-1)/W"),
         ("hidden", "FSDP and DDP messages", "behind the passes, up to their duration; assumption"),
         ("hidden", "Muon's exchange", "behind Newton-Schulz, except for one round; assumption"),
@@ -60,7 +61,9 @@ def _counting(planned: ResolvedPlan, activations: Activations) -> list[tuple[str
         ("activations", "measured" if activations.measured else "formula",
          measured if activations.measured else formula),
         ("logits", "12 bytes each", "log-probabilities and two gradients in float32"),
-        ("not counted", "allocator, libraries", "fragmentation, workspaces of kernels and collectives"),
+        ("not "
+            "counted", "allocator, "
+                "libraries", "fragmentation, workspaces of kernels and collectives"),
     ]  # fmt: skip
     if planned.placement.stacks:
         rows.append(

@@ -66,7 +66,8 @@ class TaskRequest:
             return [HarnessTask(name, self.shots) for name in names]
         if self.shots is not None:
             raise ConfigError(
-                f"--shots {self.shots}: the suite {self.suite} has its own; leave out --shots, or --suite"
+                f"--shots {self.shots}: the suite {self.suite} has its own; leave out --shots, or "
+                "--suite"
             )
         return [HarnessTask(row.task, row.shots) for row in find_suite(self.suite).select(names)]
 

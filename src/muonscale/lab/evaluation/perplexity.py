@@ -37,7 +37,8 @@ def measure_texts(
         forward: the model on its device.
         processes: this process.
         settings: configuration with the `data` to evaluate on.
-        whole: evaluate on all of the text, not only its validation split. Not for the run's own data.
+        whole: evaluate on all of the text, not only its validation split. Not for the run's own
+            data.
         report: as for `prepare`.
 
     Raises:
@@ -51,8 +52,8 @@ def measure_texts(
     own = _is_own(target, settings, prints)
     if whole and own:
         raise ConfigError(
-            f"--all would evaluate run {target.folder} on its training data; leave it out, or give another "
-            "text"
+            f"--all would evaluate run {target.folder} on its training data; leave it out, or give "
+            "another text"
         )
     batches, sizes = {}, {}
     for name, corpus in corpora.items():

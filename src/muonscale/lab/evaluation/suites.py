@@ -1,8 +1,8 @@
 """Benchmarks of a paper as tasks of lm-evaluation-harness.
 
-A suite lists the corresponding task of the harness for each benchmark, the number of examples in the
-prompt, and the value in the paper. The papers used their own harnesses: prompts, parsing of answers
-and splits differ, so their values are a reference and cannot be reproduced exactly.
+A suite lists the corresponding task of the harness for each benchmark, the number of examples in
+the prompt, and the value in the paper. The papers used their own harnesses: prompts, parsing of
+answers and splits differ, so their values are a reference and cannot be reproduced exactly.
 """
 
 from __future__ import annotations

@@ -110,7 +110,8 @@ def open_target(
 
     Raises:
         CheckpointError: if the folder has no usable model.
-        ConfigError: for a folder of another kind, or an override that an evaluation does not support.
+        ConfigError: for a folder of another kind, or an override that an evaluation does not
+            support.
     """
     if is_hugging_face(path):
         if step is not None:
@@ -192,8 +193,8 @@ def load_on_device(target: EvalTarget, config: Config) -> tuple[Parallelized, Pr
         return parallelize(model.to(device), None, config.train, processes, precision), processes
     if config.train.precision != "auto":
         raise ConfigError(
-            f"train.precision={config.train.precision}: the weights are {model.dtype} and are used in "
-            "this dtype; leave it out"
+            f"train.precision={config.train.precision}: the weights are {model.dtype} and are used "
+            "in this dtype; leave it out"
         )
     # Float32 stands for no cast.
     return Parallelized(model.to(device), model, torch.float32), processes

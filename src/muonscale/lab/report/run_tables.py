@@ -99,7 +99,7 @@ def evaluation_table(runs: Sequence[RunData]) -> Table | None:
     head = ("run", "step", *HEAD)
     if len(runs) == 1:
         rows, head = [row[1:] for row in rows], head[1:]
-    caption = "Measured by `muonscale eval` after training. Standard errors are the harness's."
+    caption = "Measured by muonscale eval after training. Standard errors are the harness's."
     return _table(head, rows, "evaluation", caption)
 
 

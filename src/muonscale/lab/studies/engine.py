@@ -1,7 +1,7 @@
 """Doing a study: plan, run what is missing, plan again with the outcomes, until nothing is new.
 
-A second call continues where the first was stopped: finished runs are found by their id, stopped ones
-resume, and the files written at the end depend on the run folders alone.
+A second call continues where the first was stopped: finished runs are found by their id, stopped
+ones resume, and the files written at the end depend on the run folders alone.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def run_study(study: Study, say: Say, *, retry: bool = False) -> dict[str, Any]:
 
     Args:
         study: the study.
-        say: called with each line of progress.
+        say: called with each line of progress, and at the end with each verdict of the report.
         retry: do failed runs once more.
 
     Raises:
@@ -93,7 +93,7 @@ def run_study(study: Study, say: Say, *, retry: bool = False) -> dict[str, Any]:
             _write_plan(study, state, counted)
             _do_missing(study, executor.run, state, say)
         _write_plan(study, state, counted)
-        return write_report(study, state)
+        return write_report(study, state, say)
 
 
 def _do_missing(study: Study, execute: Callable[..., None], state: StudyState, say: Say) -> None:
@@ -114,8 +114,8 @@ def _do_missing(study: Study, execute: Callable[..., None], state: StudyState, s
     # Without this check a run that an executor leaves undone for no reason is tried forever.
     if left := [run for run in waiting if not folder.outcome(run).ended]:
         raise StudyError(
-            f"{len(left)} runs were stopped before they ended, the first being {left[0].label!r} (see "
-            f"{folder.job(left[0]).log}); resume with: muonscale study run {folder.path}"
+            f"{len(left)} runs were stopped before they ended, the first being {left[0].label!r} "
+            f"(see {folder.job(left[0]).log}); resume with: muonscale study run {folder.path}"
         )
 
 
@@ -129,14 +129,20 @@ def _write_plan(study: Study, state: StudyState, counted: dict[str, RunCost]) ->
     write_json(study.config.path / "plan.json", {"runs": rows})
 
 
-def write_report(study: Study, state: StudyState) -> dict[str, Any]:
-    """Write the report and result.json of the runs that have ended, and return the findings."""
+def write_report(study: Study, state: StudyState, say: Say) -> dict[str, Any]:
+    """Write the report and result.json of the runs that have ended, and return the findings.
+
+    `say` is called with each verdict of the report.
+    """
     from muonscale.lab.report.write import write_page  # matplotlib: not for `study status`
 
     folder = StudyFolder(study.config.path)
     found = analyze_study(study, state)
-    write_page(build_report(study, found, state.outcomes), folder.path / "report")
+    page = build_report(study, found, state.outcomes)
+    write_page(page, folder.path / "report")
     write_json(folder.path / "result.json", found)
+    for verdict in page.verdicts:
+        say(f"{verdict.outcome}: {verdict.text}")
     return found
 
 

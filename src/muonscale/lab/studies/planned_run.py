@@ -34,7 +34,8 @@ class PlannedRun:
     """One run of a study."""
 
     coordinates: Mapping[str, Coordinate]
-    """Values that distinguish it from the other runs, such as variant, lr and seed, in display order."""
+    """Values that distinguish it from the other runs, such as variant, lr and seed, in display
+    order."""
     config: Config
     """The configuration it is trained with, except for `run.path`."""
 
@@ -124,6 +125,7 @@ def index_runs(runs: Iterable[PlannedRun]) -> dict[str, PlannedRun]:
         other = found.setdefault(run.id, run)
         if other.label != run.label:
             raise StudyError(
-                f"the runs {other.label!r} and {run.label!r} have the same configuration; leave one out"
+                f"the runs {other.label!r} and {run.label!r} have the same configuration; leave "
+                "one out"
             )
     return found

@@ -200,8 +200,8 @@ def load_tensors(folder: Path, tensors: dict[str, Any], processes: Processes) ->
             dcp.load(tensors, checkpoint_id=str(folder), no_dist=not processes.many)
     except (CheckpointException, RuntimeError, ValueError, KeyError) as error:
         raise CheckpointError(
-            f"checkpoint {folder} does not fit this run: {error}; use the versions in env.json of the "
-            "run, or start a new one with run.path=FOLDER"
+            f"checkpoint {folder} does not fit this run: {error}; use the versions in env.json of "
+            "the run, or start a new one with run.path=FOLDER"
         ) from error
 
 

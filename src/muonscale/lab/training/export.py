@@ -67,8 +67,8 @@ def export(
         The optimizer steps of the checkpoint.
 
     Raises:
-        CheckpointError: for a folder that is not a run or lacks a part, a checkpoint that is missing
-            or damaged, or a folder that must not be overwritten.
+        CheckpointError: for a folder that is not a run or lacks a part, a checkpoint that is
+            missing or damaged, or a folder that must not be overwritten.
         ConfigError: for another dtype or size.
     """
     if dtype not in DTYPES:
@@ -77,7 +77,8 @@ def export(
         split_torch_state_dict_into_shards({}, max_shard_size=max_shard_size)
     except ValueError as error:
         raise ConfigError(
-            f"--max-shard-size {max_shard_size}: accepted: a number with KB, MB, GB or TB, such as 5GB"
+            f"--max-shard-size {max_shard_size}: accepted: a number with KB, MB, GB or TB, such as "
+            "5GB"
         ) from error
     config = run.saved_config()  # refuses a folder that is not a run
     check_target(folder)
@@ -91,7 +92,8 @@ def export(
     except (AttributeError, LookupError, TypeError, ValueError) as error:
         raise CheckpointError(
             f"no model card can be made from config.json, env.json and metrics.jsonl in {run.path} "
-            f"({type(error).__name__}: {error}); restore the one that is damaged, or remove env.json"
+            f"({type(error).__name__}: {error}); restore the one that is damaged, or remove "
+            "env.json"
         ) from error
     save_hf(model, tokenizer, folder, card=card, max_shard_size=max_shard_size)
     return facts["step"]
@@ -163,8 +165,8 @@ def shape_of(facts: dict[str, Any], checkpoint: Path) -> PreTrainedConfig:
         again = json.loads(json.dumps(model_facts(shape)))
     except Exception as error:  # architectures raise errors of any class
         raise CheckpointError(
-            f"this version of transformers refuses the model of checkpoint {checkpoint}: {error}; use the "
-            "version in env.json of the run"
+            f"this version of transformers refuses the model of checkpoint {checkpoint}: {error}; "
+            "use the version in env.json of the run"
         ) from error
     changed = sorted(k for k in facts.keys() | again.keys() if facts.get(k) != again.get(k))
     if changed:
@@ -201,9 +203,9 @@ def unfilled_model(shape: PreTrainedConfig, dtype: torch.dtype = torch.float32) 
 
     Args:
         shape: the model's configuration.
-        dtype: dtype of its parameters, except router biases: rounding them would change the order of
-            experts. The parameters that transformers keeps in float32 differ between its versions
-            and are not exempt.
+        dtype: dtype of its parameters, except router biases: rounding them would change the order
+            of experts. The parameters that transformers keeps in float32 differ between its
+            versions and are not exempt.
     """
     with no_init_weights():
         model = build_model(shape, seed=0)

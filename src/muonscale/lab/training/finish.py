@@ -145,8 +145,8 @@ def _log_result(run: Run, result: dict[str, Any]) -> None:
         other = times["other_step_ms"]
         others = "" if other is None else f", other steps {other:.0f} ms"
         run.console.log(
-            f"attention logits recorded in {times['recorded_steps']} steps, {times['seconds']:.1f} s; "
-            f"median time of these steps {times['step_ms']:.0f} ms{others}"
+            f"attention logits recorded in {times['recorded_steps']} steps, {times['seconds']:.1f} "
+            f"s; median time of these steps {times['step_ms']:.0f} ms{others}"
         )
     below = result["bigram_loss"] - result["validation_loss"]
     bits = f"; {result['bits_per_byte']:.3f} bits per byte" if "bits_per_byte" in result else ""

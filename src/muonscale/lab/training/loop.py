@@ -225,12 +225,13 @@ def describe_corpus(run: Run, name: str) -> str:
     if stats.train.targets is not None:
         return (
             f"{name}: {stats.train.documents:,} training conversations of {stats.train.tokens:,} "
-            f"tokens, {stats.train.targets:,} of them the assistant's, {stats.validation.documents:,} "
-            f"for validation; {read['rows']:,} rows, {100 * read['padding']:.1f} % of them padding, "
-            f"{read['cut']:,} conversations cut, {read['left_out']:,} left out; "
-            f"{share}{read['epochs']:.2f} epochs"
+            f"tokens, {stats.train.targets:,} of them the assistant's, "
+            f"{stats.validation.documents:,} for validation; {read['rows']:,} rows, "
+            f"{100 * read['padding']:.1f} % of them padding, {read['cut']:,} conversations cut, "
+            f"{read['left_out']:,} left out; {share}{read['epochs']:.2f} epochs"
         )
     return (
-        f"{name}: {stats.train.tokens:,} training tokens, {stats.validation.tokens:,} for validation, "
-        f"{stats.train.bytes_per_token:.2f} bytes per token; {share}{read['epochs']:.2f} epochs"
+        f"{name}: {stats.train.tokens:,} training tokens, {stats.validation.tokens:,} for "
+        f"validation, {stats.train.bytes_per_token:.2f} bytes per token; "
+        f"{share}{read['epochs']:.2f} epochs"
     )

@@ -79,7 +79,8 @@ def resolve_precision(section: TrainSection, device: torch.device) -> torch.dtyp
     has_bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
     if section.precision == "bfloat16" and device.type == "cuda" and not has_bf16:
         raise ConfigError(
-            f"train.precision={section.precision}: this GPU does not support it; accepted: float32, auto"
+            f"train.precision={section.precision}: this GPU does not support it; accepted: "
+            "float32, auto"
         )
     if section.precision == "auto":
         return torch.bfloat16 if has_bf16 else torch.float32

@@ -87,7 +87,7 @@ def parameter_groups(
             biases), and of what an override puts on AdamW. With `rule="adamw"` too, so that both
             rules can be compared with two learning rates each.
         overrides: from a role ("head") or an anchored glob over parameter names
-            ("model.layers.*.mlp.*", where `*` also matches dots) to options: `rule`, `role`,
+            (`"model.layers.*.mlp.*"`, where `*` also matches dots) to options: `rule`, `role`,
             `matrices` (a `MatrixSpec`, or a mapping of its fields to change what was found, such as
             `{"heads": 8}` or `{"heads": "auto"}`), `heads`, `convolutions`, `lr`, `weight_decay`, and
             every option of `Muon` that a group can have. Roles come first, then globs in the order
@@ -107,9 +107,10 @@ def parameter_groups(
 
     Returns:
         A list, which knows the model for `Muon.unfreeze`, of dicts with `name` (the role; with the
-        pattern that set it apart, as in "hidden/*.mlp.*"), `role`, `rule`, `params`, `param_names`, `matrices` (parameter name to `MatrixSpec`, for what
-        holds any), `why` (parameter name to what decided), `guessed` (names of guesses), and the
-        options that were given.
+        pattern that set it apart, as in `"hidden/*.mlp.*"`), `role`, `rule`, `params`,
+        `param_names`, `matrices` (parameter name to `MatrixSpec`, for what holds any), `why`
+        (parameter name to what decided), `guessed` (names of guesses), and the options that were
+        given.
 
     Raises:
         GroupingError: for something that is no module, a pattern that matches nothing, a Muon rule on
@@ -118,7 +119,7 @@ def parameter_groups(
         ConfigError: for an unknown option, rule or field of `MatrixSpec`, or a number out of range.
         LayoutError: for flattened weights, or matrices that do not fit their parameter.
 
-    Example:
+    Examples:
         >>> from torch import nn
         >>> model = nn.Sequential(nn.Embedding(50, 8), nn.Linear(8, 8), nn.Linear(8, 50))
         >>> [(g["name"], g["rule"], g["param_names"]) for g in parameter_groups(model, lr=1e-3)]

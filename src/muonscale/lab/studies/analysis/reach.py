@@ -18,7 +18,8 @@ class Reach:
     amount: float
     """The bound if `censored`; NaN if it was not counted."""
     censored: CensoredT
-    """`>`: the whole run did not reach the loss; `<`: the loss was lower at the first evaluation."""
+    """`>`: the whole run did not reach the loss; `<`: the loss was lower at the first
+    evaluation."""
     end: float
     """The amount that the whole run spent."""
 

@@ -1,7 +1,8 @@
 """Differences between groups of runs, with the noise of seeds.
 
-Runs of one seed share initial weights, order of the data and validation split, so a seed that is lucky
-for one group is lucky for all. The model is that of randomized blocks, with seeds as the blocks:
+Runs of one seed share initial weights, order of the data and validation split, so a seed that is
+lucky for one group is lucky for all. The model is that of randomized blocks, with seeds as the
+blocks:
 
     loss[group, seed] = mean[group] + effect[seed] + noise,    noise ~ N(0, sigma^2)
 
@@ -97,8 +98,8 @@ def fit_blocks(losses: Mapping[Group, Mapping[int, float]]) -> Blocks[Group]:
     rank = int(np.linalg.matrix_rank(design))
     if rank < design.shape[1]:
         raise StudyError(
-            f"the groups {', '.join(map(str, groups))} cannot be compared seed by seed: of the seeds "
-            f"{seeds} some groups share none; finish the missing runs"
+            f"the groups {', '.join(map(str, groups))} cannot be compared seed by seed: of the "
+            f"seeds {seeds} some groups share none; finish the missing runs"
         )
     found, *_ = np.linalg.lstsq(design, values, rcond=None)
     freedom = len(rows) - rank

@@ -30,13 +30,13 @@ Steps = dict[float, dict[str, StepsToLoss]]
 """By target loss and variant."""
 
 BY_LENGTH = (
-    "The learning rate at a step depends on the planned length of the run, and runs of large batches may be "
-    "longer: losses on the way are not those of a run that ends there. Give a constant learning rate, and the "
-    "warm-up as a number of steps."
+    "The learning rate at a step depends on the planned length of the run, and runs of large "
+    "batches may be longer: losses on the way are not those of a run that ends there. Give a "
+    "constant learning rate, and the warm-up as a number of steps."
 )
 SAMPLED = (
-    "Losses on the way were measured on a part of the validation split, and at the end on all of it: give "
-    "eval.tokens at least its size."
+    "Losses on the way were measured on a part of the validation split, and at the end on all of "
+    "it: give eval.tokens at least its size."
 )
 
 
@@ -183,8 +183,8 @@ def read_steps(found: Mapping[str, Any]) -> Steps:
     """
     if "baseline" not in found or "targets" not in found:
         raise StudyError(
-            f"findings with the keys {shown(sorted(found))} are not those of a batch study, which have "
-            "baseline and targets"
+            f"findings with the keys {shown(sorted(found))} are not those of a batch study, which "
+            "have baseline and targets"
         )
     return {
         float(target["target"]): {

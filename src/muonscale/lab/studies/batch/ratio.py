@@ -1,7 +1,8 @@
 """The ratio of tokens R(B) of two optimizers, and the claims of the paper about it.
 
-Practical Efficiency of Muon, arXiv 2505.02222, section 3.2: R is above 1 at every batch size and does
-not decrease, Muon's token-optimal batch is at least AdamW's, and Muon needs 10 to 15 % fewer tokens.
+Practical Efficiency of Muon, arXiv 2505.02222, section 3.2: R is above 1 at every batch size and
+does not decrease, Muon's token-optimal batch is at least AdamW's, and Muon needs 10 to 15 % fewer
+tokens.
 """
 
 from __future__ import annotations
@@ -62,8 +63,8 @@ class TokenRatio:
     other: str
     rows: list[RatioRow]
     saved: Interval
-    """Share of the baseline's tokens that the other saves: 1 - 1/R, with R the geometric mean over the
-    batch sizes at which both reached the loss."""
+    """Share of the baseline's tokens that the other saves: 1 - 1/R, with R the geometric mean over
+    the batch sizes at which both reached the loss."""
     rising: Rising | None
     """None if both reached the loss at fewer than two batch sizes."""
     claims: list[Claim]

@@ -1,8 +1,8 @@
 """`study batch`: tokens and steps to a loss by batch size and optimizer.
 
 Every variant has the same number of learning rates and the same seeds at every batch size. The
-validation curves give T(B) and S(B), the ratio of tokens R(B) of the baseline to another variant, and
-critical batch sizes (Practical Efficiency of Muon, arXiv 2505.02222, section 3 and appendix F).
+validation curves give T(B) and S(B), the ratio of tokens R(B) of the baseline to another variant,
+and critical batch sizes (Practical Efficiency of Muon, arXiv 2505.02222, section 3 and appendix F).
 """
 
 from __future__ import annotations
@@ -53,15 +53,15 @@ class BatchStudy(PlannedStudy[BatchConfig]):
             if batch % length:
                 near = (batch // length * length or length, (batch // length + 1) * length)
                 raise ConfigError(
-                    f"batches: {batch} is not a multiple of data.sequence_length={length}; the nearest "
-                    f"are {near[0]} and {near[1]}"
+                    f"batches: {batch} is not a multiple of data.sequence_length={length}; the "
+                    f"nearest are {near[0]} and {near[1]}"
                 )
         config = self.planner.run({}, {"train.batch_tokens": batches[0]}, seed=0).config
         if config.train.tokens is None or config.train.batch_schedule:
             key = "batch_schedule" if config.train.batch_schedule else "steps"
             raise ConfigError(
-                f"the recipe has train.{key}={getattr(config.train, key)}: the study compares runs of one "
-                "batch size each and equal tokens, so give train.tokens alone"
+                f"the recipe has train.{key}={getattr(config.train, key)}: the study compares runs "
+                "of one batch size each and equal tokens, so give train.tokens alone"
             )
         return config
 

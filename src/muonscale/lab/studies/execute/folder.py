@@ -75,9 +75,9 @@ class StudyFolder:
             for key in now.keys() & then.keys():
                 if now[key] != then[key]:
                     raise StudyError(
-                        f"{folder.path} was done with {key}={then[key]!r}, which is {now[key]!r} now: "
-                        "another version of muonscale had another default. Give the key in `set`, or "
-                        "move the folder away to do the run again"
+                        f"{folder.path} was done with {key}={then[key]!r}, which is {now[key]!r} "
+                        "now: another version of muonscale had another default. Give the key in "
+                        "`set`, or move the folder away to do the run again"
                     )
             return Outcome(run, folder, "finished", result)
         if folder.is_locked():
@@ -112,7 +112,8 @@ class StudyFolder:
             write_json(self.path / "study.json", config.model_dump(mode="json"))
         except OSError as error:
             raise StudyError(
-                f"study folder {self.path} cannot be written: {error}; choose another with path=FOLDER"
+                f"study folder {self.path} cannot be written: {error}; choose another with "
+                "path=FOLDER"
             ) from error
 
     def write_configs(self, runs: Iterable[PlannedRun]) -> None:

@@ -60,8 +60,8 @@ class StatedStepTime:
         run = self._runs.get((optimizer, batch_tokens))
         if run is None:
             raise StudyError(
-                f"no finished run of {optimizer} has a batch of {batch_tokens} tokens; finish one with: "
-                "muonscale study run"
+                f"no finished run of {optimizer} has a batch of {batch_tokens} tokens; finish one "
+                "with: muonscale study run"
             )
         section = self._section
         request = PlanRequest(
@@ -102,9 +102,11 @@ class StatedStepTime:
         ]
         micro = ["the whole share of a device"] * (None in given) + sizes
         rows = [
-            ("steps", f"computed for {self._section.throughput}, not measured", "as in `muonscale plan`"),
+            ("steps", f"computed for {self._section.throughput}, not "
+                "measured", "as in `muonscale plan`"),
             ("layout", ", ".join(sorted(layouts)), "parallel.* of the runs"),
-            ("batches", f"divided into whole sequences of {self._length:,} tokens, equally many on each device",
+            ("batches", f"divided into whole sequences of {self._length:,} tokens, equally many on "
+                "each device",
              "as in `muonscale train`"),
             ("micro-batches", "; ".join(micro), "train.micro_batch_tokens of the runs"),
             ("step times", "exact: intervals include the noise of the steps alone", "assumption"),

@@ -41,7 +41,8 @@ COUNTS: dict[str, Callable[[RunCost], float]] = {
     "6ND": lambda cost: 6.0 * cost.without_embeddings * cost.tokens,
     "6ND-embeddings": lambda cost: 6.0 * cost.parameters * cost.tokens,
 }
-"""Ways to count C of a run: every product, Newton-Schulz included; 6 N D without and with embeddings."""
+"""Ways to count C of a run: every product, Newton-Schulz included; 6 N D without and with
+embeddings."""
 PARAMETERS: dict[str, Callable[[RunCost], float]] = {
     "without-embeddings": lambda cost: float(cost.without_embeddings),
     "with-embeddings": lambda cost: float(cost.parameters),
@@ -99,8 +100,10 @@ def _fit_columns(
 def seed_effects(measured: list[MeasuredRung]) -> dict[int, float]:
     """Return the effect of each seed on the log losses of all its runs; the effects sum to zero.
 
-    Runs of one seed share the validation split and the order of the data, on every rung and with every
-    optimizer: the model is that of `muonscale.lab.studies.analysis.seed_blocks`, for log losses. All
+    Runs of one seed share the validation split and the order of the data, on every rung and with
+    every
+    optimizer: the model is that of `muonscale.lab.studies.analysis.seed_blocks`, for log losses.
+        All
     effects are zero where they cannot be estimated.
     """
     logs = {
@@ -236,7 +239,8 @@ class Trend(NamedTuple):
 def ratio_trend(table: RunTable, name: str, baseline: str, resamples: int = 1000) -> Trend | None:
     """Return how the ratio of FLOPs at equal loss changes with C, None without intervals.
 
-    With laws L = a C^-b, log C_M = (b_A log C_A + log a_M - log a_A) / b_M: the slope is b_A/b_M - 1.
+    With laws L = a C^-b, log C_M = (b_A log C_A + log a_M - log a_A) / b_M: the slope is b_A/b_M -
+    1.
     """
     labels = table.labels("optimizer")
     draws = []

@@ -31,8 +31,8 @@ class HyperParameter(Section):
     center: Number
     """The middle of the first grid, on a logarithmic scale."""
     ratio: Annotated[float, Field(gt=1)] = 2.0
-    """Ratio of neighboring values of the first grid; each later grid has the square root of the ratio
-    before."""
+    """Ratio of neighboring values of the first grid; each later grid has the square root of the
+    ratio before."""
 
 
 class TelescopeConfig(StudyConfig):
@@ -69,8 +69,8 @@ class TelescopeConfig(StudyConfig):
         doublings = self.calibration_width // self.base_width
         if doublings * self.base_width != self.calibration_width or doublings & (doublings - 1):
             raise ValueError(
-                f"calibration_width={self.calibration_width} must be base_width={self.base_width} times a "
-                "power of two"
+                f"calibration_width={self.calibration_width} must be base_width={self.base_width} "
+                "times a power of two"
             )
         if self.target_width <= self.calibration_width:
             raise ValueError(

@@ -7,9 +7,9 @@ level is taken to be
     L = c[level, seed] + sum over h of k_h/2 * (u_h - u*_h - s_h/n)^2
 
 with u the logarithm of a hyper-parameter and a curvature k that all widths share, since fine grids
-cannot determine it. Multiplied out it is linear in k, k u* and k s: one least-squares fit of all levels.
-A loss that is steeper on one side pulls the parabola of a coarse grid more than that of a fine one, and
-this difference looks like drift.
+cannot determine it. Multiplied out it is linear in k, k u* and k s: one least-squares fit of all
+levels. A loss that is steeper on one side pulls the parabola of a coarse grid more than that of a
+fine one, and this difference looks like drift.
 """
 
 from __future__ import annotations

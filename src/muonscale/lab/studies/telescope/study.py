@@ -1,10 +1,10 @@
 """`study telescope`: hyper-parameters for a wide model from grids at narrow ones.
 
-The telescoping algorithm of Practical Efficiency of Muon (arXiv 2505.02222, section 3.2): a full grid
-at the base width; then the width doubles, the points per hyper-parameter shrink by 4^(-1/k) and their
-spacing by half, around the optimum of the width before; the target is trained with the last optimum.
-A level costs about as much as the one before, and halving the spacing follows an optimum that drifts
-by O(1/width). Values are those of the base width (`transfer.base`).
+The telescoping algorithm of Practical Efficiency of Muon (arXiv 2505.02222, section 3.2): a full
+grid at the base width; then the width doubles, the points per hyper-parameter shrink by 4^(-1/k)
+and their spacing by half, around the optimum of the width before; the target is trained with the
+last optimum. A level costs about as much as the one before, and halving the spacing follows an
+optimum that drifts by O(1/width). Values are those of the base width (`transfer.base`).
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ class TelescopeStudy(PlannedStudy[TelescopeConfig]):
         base = self.planner.run({}, {}, seed=0).config
         if base.transfer.base is not None:
             raise ConfigError(
-                f"{self.config.base} has transfer.base={base.transfer.base}: the study sets it for every "
-                "width itself; leave it out"
+                f"{self.config.base} has transfer.base={base.transfer.base}: the study sets it for "
+                "every width itself; leave it out"
             )
         shape = planned_shape(base)
         widths = (*self.config.rule.widths, self.config.target_width)

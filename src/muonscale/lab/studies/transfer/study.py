@@ -1,7 +1,8 @@
 """`study transfer`: whether the best learning rate stays the same when the model gets wider.
 
-For every optimizer and convention of `muonscale.transfer` it measures loss over a hyper-parameter at
-several widths, with seeds; finds where each curve is lowest, with an interval; and gives a verdict.
+For every optimizer and convention of `muonscale.transfer` it measures loss over a hyper-parameter
+at several widths, with seeds; finds where each curve is lowest, with an interval; and gives a
+verdict.
 """
 
 from __future__ import annotations

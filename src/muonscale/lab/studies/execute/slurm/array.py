@@ -1,8 +1,8 @@
 """The runs of a study as a job array of a Slurm cluster, through submitit.
 
 The jobs belong to the cluster: they continue when the study is stopped, and a study that is started
-again waits for jobs that are still queued or running. A preempted job, or one at its time limit, saves
-its run and is queued again (`muonscale.lab.studies.execute.slurm.task`).
+again waits for jobs that are still queued or running. A preempted job, or one at its time limit,
+saves its run and is queued again (`muonscale.lab.studies.execute.slurm.task`).
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ USUAL = {"None", "Resources", "Priority", "JobArrayTaskLimit", "BeginTime", "Job
 
 HINTS = {
     "OUT_OF_MEMORY": "; raise mem_gb in executor.slurm",
-    "TIMEOUT": "; the run did not save itself in the slurm_signal_delay_s seconds before its time limit",
+    "TIMEOUT": "; the run did not save itself in the slurm_signal_delay_s seconds before its time "
+    "limit",
 }
 
 
@@ -117,7 +118,8 @@ class SlurmArray:
                 )
         except FailedJobError as error:
             raise StudyError(
-                f"Slurm takes no jobs of this study: {error}; correct executor.slurm, or set executor.kind=local"
+                f"Slurm takes no jobs of this study: {error}; correct executor.slurm, or set "
+                "executor.kind=local"
             ) from error
         return [job.job_id for job in submitted]
 
