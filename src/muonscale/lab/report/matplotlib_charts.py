@@ -129,8 +129,7 @@ def _figure(chart: Chart, styles: Mapping[str, Style]) -> Figure:
         else:
             handles, names = figure.axes[0].get_legend_handles_labels()
         columns = max(1, min(len(names), 90 // (max(map(len, names)) + 8)))
-        place = {"loc": "outside lower center", "ncols": columns, "frameon": False}
-        figure.legend(handles, names, **place)
+        figure.legend(handles, names, loc="outside lower center", ncols=columns, frameon=False)
     return figure
 
 
@@ -139,7 +138,7 @@ def _group_keys(chart: Chart, styles: Mapping[str, Style]) -> list[Artist]:
     dashed = {series.color_group: series.kind == "dashed" for series in chart.series}
     lines = {group: "--" if dashed[group] else LINES[styles[group].dash] for group in dashed}
     return [
-        Line2D([], [], color=styles[group].color, linestyle=line, label=group)
+        Line2D([], [], color=styles[group].color, linestyle=line, label=group)  # pyrefly: ignore
         for group, line in lines.items()
     ]
 

@@ -319,7 +319,8 @@ def _divide_by_heads(candidates: list[_GroupCandidate], model: nn.Module) -> lis
     """
     asked = [item for item in candidates if item.heads == "auto"]
     projections = attention_projections(model) if asked else {}
-    doubts, whole, divided = [], [], set()
+    doubts, whole = list[str](), list[str]()
+    divided = set[str]()
     for item in asked:
         a, projection = item.assignment, projections.get(item.assignment.parameter)
         if projection is None or a.role != Role.HIDDEN or not RULES[item.rule].on_matrices:
