@@ -25,7 +25,7 @@ BLOCKS: dict[str, Callable[..., str]] = {
     "routing of": parameter_groups.architecture,
     "fused": parameter_groups.fused_parameters,
     "known matrices": parameter_groups.known_matrices,
-    "elementwise": parameter_groups.elementwise_parameters,
+    "elementwise": parameter_groups.known_uses,
     "layouts of the optimizer": layouts.optimizer,
     "parameters of the layout tests": layouts.parameters,
     "layouts of the trainer": layouts.trainer,

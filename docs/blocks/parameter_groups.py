@@ -19,8 +19,8 @@ from muonscale.lab.targets import inspect as inspect_model
 from muonscale.optim.matrices.spec import PLAIN, MatrixSpec
 from muonscale.optim.parameters.collapse import collapse
 from muonscale.optim.parameters.fused_table import BARE_MATRICES, FUSED, Known
-from muonscale.optim.parameters.fused_weights import ELEMENTWISE
 from muonscale.optim.parameters.groups import MATRIX_ROLES
+from muonscale.optim.parameters.parameter_use import KNOWN_USES
 from muonscale.optim.parameters.report import GroupingRow
 from muonscale.optim.parameters.roles import Role, assign_roles
 
@@ -170,7 +170,7 @@ def _order(layout: MatrixSpec) -> str:
     return ", ".join(words) or "stack"
 
 
-def elementwise_parameters() -> str:
-    """Return the parameters with two axes that hold no matrix."""
-    rows = [[f"`{cls}`", code(attribute)] for cls, attribute in sorted(ELEMENTWISE)]
-    return table(["class of transformers", "parameter"], rows)
+def known_uses() -> str:
+    """Return the bare parameters whose use their code does not tell."""
+    rows = [[f"`{cls}`", code(name), str(kind)] for (cls, name), kind in sorted(KNOWN_USES.items())]
+    return table(["class of transformers", "parameter", "use"], rows)
