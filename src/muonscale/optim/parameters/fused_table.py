@@ -107,9 +107,8 @@ def _falcon(module: Any, rows: int) -> MatrixSpec:
 
 
 def _big_code(module: Any, rows: int) -> MatrixSpec:
-    if (
-        module.is_cross_attention
-    ):  # of keys and values alone: queries have a projection of their own
+    """Cross-attention has keys and values alone here, and a projection of its own for queries."""
+    if module.is_cross_attention:
         return MatrixSpec(splits=(rows // 2,) * 2)
     if not module.multi_query:
         return _every_head(module, rows)

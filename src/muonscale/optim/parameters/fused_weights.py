@@ -23,17 +23,17 @@ GATES: list[tuple[tuple[type[nn.Module], ...], int]] = [
 """Matrices stacked in a weight of torch's recurrent modules."""
 
 SPEAKING = (
-    "qkv", "qkvz", "qkvo", "wqkv", "query_key_value", "queries_keys_values", "keys_values", "qk",
-    "kv_proj", "to_kv", "wkv", "kv_linear", "c_attn", "in_proj", "w_pack", "packed", "fused",
-    "gate_up", "up_gate", "gateup", "Wi", "w12", "w13", "w1w3", "w1_w3", "adaln", "ada_ln",
-    "modulation", "zxbcdt", "xbc",
+    "qkv", "kqv", "qkvz", "qkvo", "wqkv", "query_key_value", "queries_keys_values", "keys_values",
+    "qk", "kv", "wkv", "c_attn", "in_proj", "w_pack", "packed", "fused", "gate_up", "gate_and_up",
+    "up_gate", "gateup", "Wi", "w12", "w13", "w1w3", "w1_w3", "adaln", "ada_ln", "modulation",
+    "zxbcdt", "xbc",
 )  # fmt: skip
 """Names that usually stand for several matrices: whole words of a module's name, between underscores.
 
 Case does not matter but for `Wi`, which is gate and up in ModernBERT: T5's `wi` is one matrix.
-`kv_a_proj` and `kv_b_proj`, the latent projections of multi-head latent attention, are not among
-them: each counts as one matrix.
 """
+_LATENT = ("kv_a", "kv_b", "wkv_a", "wkv_b", "kv_down", "kv_up")
+"""Words of the latent projections of multi-head latent attention; each counts as one matrix."""
 
 _EXPERTS_WITHOUT_FLAGS = ("Llama4TextExperts", "LongcatFlashExperts", "Step3p7Experts")
 
@@ -94,6 +94,8 @@ def looks_fused(parameter: Tensor, owner: ParamSite) -> str:
 def speaking(name: str) -> str:
     """Return the first of the words `SPEAKING` in the name of a layer, or ""."""
     spellings = f"_{name}_", f"_{name.lower()}_"
+    if any(f"_{word}_" in spellings[1] for word in _LATENT):
+        return ""
     return next((word for word in SPEAKING if any(f"_{word}_" in s for s in spellings)), "")
 
 
