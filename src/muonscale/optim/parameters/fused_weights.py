@@ -170,17 +170,18 @@ def _known(owner: ParamSite) -> tuple[Known, nn.Module] | None:
     if owner.attribute != "weight":
         return None
     for around, place in _places(owner):
+        numberless = ".".join("*" if part.isdecimal() else part for part in place.split("."))
         for name in _transformers_classes(around):
-            if known := FUSED.get((name, place)):
+            if known := FUSED.get((name, place)) or FUSED.get((name, numberless)):
                 return known, around
     return None
 
 
 def _places(owner: ParamSite) -> Iterator[tuple[nn.Module, str]]:
-    """Yield the two modules around a layer, innermost first, with what it is called in them."""
+    """Yield the three modules around a layer, innermost first, with what it is called in them."""
     parts = owner.name.split(".")[:-1]
     around = [module for module in owner.ancestors if not WRAPPED & module._modules.keys()]
-    for depth, module in enumerate(around[:2], start=1):
+    for depth, module in enumerate(around[:3], start=1):
         yield module, ".".join(parts[-depth:])
 
 
