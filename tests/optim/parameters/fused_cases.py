@@ -506,7 +506,7 @@ def weight_of(cls: str, place: str) -> tuple[nn.Module, nn.Parameter]:
     """Return a small module of a class, and the weight of a projection in it or its own parameter."""
     module = build(cls, case_of(cls, place))
     found: Any = module
-    for name in place.split("."):
+    for name in place.replace("*", "0").split("."):
         found = getattr(found, name)
     return module, found if isinstance(found, nn.Parameter) else found.weight
 

@@ -115,3 +115,22 @@ def test_an_input_embedding_that_is_a_convolution_is_a_convolution() -> None:
     groups = parameter_groups(model, overrides={"convolution": {"rule": "muon"}})
     spec = next(g for g in groups if g["role"] == "convolution")["matrices"]["patches.weight"]
     assert spec == MatrixSpec(flattened=True)
+
+
+def test_a_fused_projection_of_transformers_stays_fused_under_weight_norm() -> None:
+    import transformers as hf
+
+    config = hf.Phi3Config(
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        vocab_size=50,
+        pad_token_id=0,
+    )
+    model = hf.Phi3ForCausalLM(config)
+    parametrizations.weight_norm(model.model.layers[0].self_attn.qkv_proj)
+    found = {a.name: a for a in assign_roles(model)}
+    name = "model.layers.0.self_attn.qkv_proj.parametrizations.weight.original1"
+    assert found[name].matrices == MatrixSpec(splits=(16, 8, 8))

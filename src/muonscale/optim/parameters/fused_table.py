@@ -4,7 +4,8 @@
 decide. `BARE_MATRICES` is for parameters that a class holds itself, without a linear layer. Every
 entry was read off the forward pass: a weight is divided where the output of its product is cut
 into parts that go different ways. A cut within a head, as for a partial rotary embedding, does not
-count, and neither do the latent projections of multi-head latent attention.
+count, and neither do the latent projections of multi-head latent attention. Low-rank adapters hold
+one matrix each, also where they add to a weight that holds several.
 """
 
 from __future__ import annotations
@@ -107,9 +108,8 @@ def _falcon(module: Any, rows: int) -> MatrixSpec:
 
 
 def _big_code(module: Any, rows: int) -> MatrixSpec:
-    if (
-        module.is_cross_attention
-    ):  # of keys and values alone: queries have a projection of their own
+    """Cross-attention has keys and values alone here, and a projection of its own for queries."""
+    if module.is_cross_attention:
         return MatrixSpec(splits=(rows // 2,) * 2)
     if not module.multi_query:
         return _every_head(module, rows)
@@ -385,7 +385,8 @@ _PROJECTIONS: list[tuple[Known, str]] = [
         Qwen3_5MoeGatedDeltaNet.in_proj_a Qwen4ExpTextGatedDeltaNet.in_proj_z
         Qwen4ExpTextGatedDeltaNet.in_proj_b Qwen4ExpTextGatedDeltaNet.in_proj_a
         PI0ActionTimeEmbedding.action_in_proj xLSTMFeedForward.proj_up_gate
-        EsmFoldInvariantPointAttention.linear_q_points""",
+        EsmFoldInvariantPointAttention.linear_q_points
+        Zamba2MLP.gate_up_proj_adapter_list.*.*""",
     ),
 ]
 
@@ -429,7 +430,7 @@ def _table(rows: list[tuple[Known, str]]) -> dict[tuple[str, str], Known]:
 
 FUSED = _table(_PROJECTIONS)
 """By the class around a projection and what the projection is called there, with a dot between the
-names where another module stands between the two."""
+names where another module stands between the two, and a star for any number."""
 
 BARE_MATRICES = _table(_BARE)
 """By the class that holds a parameter and what the parameter is called there."""

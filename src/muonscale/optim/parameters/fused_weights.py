@@ -23,17 +23,17 @@ GATES: list[tuple[tuple[type[nn.Module], ...], int]] = [
 """Matrices stacked in a weight of torch's recurrent modules."""
 
 SPEAKING = (
-    "qkv", "qkvz", "qkvo", "wqkv", "query_key_value", "queries_keys_values", "keys_values", "qk",
-    "kv_proj", "to_kv", "wkv", "kv_linear", "c_attn", "in_proj", "w_pack", "packed", "fused",
-    "gate_up", "up_gate", "gateup", "Wi", "w12", "w13", "w1w3", "w1_w3", "adaln", "ada_ln",
-    "modulation", "zxbcdt", "xbc",
+    "qkv", "kqv", "qkvz", "qkvo", "wqkv", "query_key_value", "queries_keys_values", "keys_values",
+    "qk", "kv", "wkv", "c_attn", "in_proj", "w_pack", "packed", "fused", "gate_up", "gate_and_up",
+    "up_gate", "gateup", "Wi", "w12", "w13", "w1w3", "w1_w3", "adaln", "ada_ln", "modulation",
+    "zxbcdt", "xbc",
 )  # fmt: skip
 """Names that usually stand for several matrices: whole words of a module's name, between underscores.
 
 Case does not matter but for `Wi`, which is gate and up in ModernBERT: T5's `wi` is one matrix.
-`kv_a_proj` and `kv_b_proj`, the latent projections of multi-head latent attention, are not among
-them: each counts as one matrix.
 """
+_LATENT = ("kv_a", "kv_b", "wkv_a", "wkv_b", "kv_down", "kv_up")
+"""Words of the latent projections of multi-head latent attention; each counts as one matrix."""
 
 _EXPERTS_WITHOUT_FLAGS = ("Llama4TextExperts", "LongcatFlashExperts", "Step3p7Experts")
 
@@ -72,7 +72,7 @@ def looks_fused(parameter: Tensor, owner: ParamSite) -> str:
       nothing to say. Twice as many rows do not speak: of a plain MLP they are common. LoRA's
       factors do not speak either, whose rows and columns have nothing to do with each other.
     """
-    module, parts = owner.module, owner.name.split(".")[:-1]
+    module, parts = owner.module, owner.path
     is_linear = isinstance(module, nn.Linear) or is_conv1d(module)
     if not is_linear or owner.attribute != "weight" or parameter.ndim != 2 or _states(owner):
         return ""
@@ -94,6 +94,8 @@ def looks_fused(parameter: Tensor, owner: ParamSite) -> str:
 def speaking(name: str) -> str:
     """Return the first of the words `SPEAKING` in the name of a layer, or ""."""
     spellings = f"_{name}_", f"_{name.lower()}_"
+    if any(f"_{word}_" in spellings[1] for word in _LATENT):
+        return ""
     return next((word for word in SPEAKING if any(f"_{word}_" in s for s in spellings)), "")
 
 
@@ -168,17 +170,18 @@ def _known(owner: ParamSite) -> tuple[Known, nn.Module] | None:
     if owner.attribute != "weight":
         return None
     for around, place in _places(owner):
+        numberless = ".".join("*" if part.isdecimal() else part for part in place.split("."))
         for name in _transformers_classes(around):
-            if known := FUSED.get((name, place)):
+            if known := FUSED.get((name, place)) or FUSED.get((name, numberless)):
                 return known, around
     return None
 
 
 def _places(owner: ParamSite) -> Iterator[tuple[nn.Module, str]]:
-    """Yield the two modules around a layer, innermost first, with what it is called in them."""
-    parts = owner.name.split(".")[:-1]
+    """Yield the three modules around a layer, innermost first, with what it is called in them."""
+    parts = owner.path
     around = [module for module in owner.ancestors if not WRAPPED & module._modules.keys()]
-    for depth, module in enumerate(around[:2], start=1):
+    for depth, module in enumerate(around[:3], start=1):
         yield module, ".".join(parts[-depth:])
 
 

@@ -38,6 +38,13 @@ class ParamSite:
     """What a parametrization keeps here in place of `attribute`: "magnitude" for the gain of
     `weight_norm`, "part" for one of several tensors that are no weight; empty for the weight."""
 
+    @property
+    def path(self) -> list[str]:
+        """The names of the modules around the parameter, `module`'s last."""
+        if ".parametrizations." in f".{self.name}":
+            return self.name.rpartition("parametrizations.")[0].split(".")[:-1]
+        return self.name.split(".")[:-1]
+
 
 @dataclass(frozen=True)
 class Survey:
