@@ -367,10 +367,9 @@ def test_a_class_of_ones_own_is_read_by_the_number_of_its_heads() -> None:
 
 def test_values_may_be_wider_than_queries() -> None:
     model = nn.ModuleDict({"attn": Own(n_heads=4)})
-    model["attn"].wv, model["attn"].wo = (
-        nn.Linear(16, 24, bias=False),
-        nn.Linear(24, 16, bias=False),
-    )
+    attn = model["attn"]
+    attn.wk, attn.wv = nn.Linear(16, 16, bias=False), nn.Linear(16, 24, bias=False)
+    attn.wo = nn.Linear(24, 16, bias=False)
     found = report(model, heads="auto")
     assert found["attn.wv.weight"].holds == ((4, 6, 16),)
     assert found["attn.wo.weight"].holds == ((4, 16, 6),)
