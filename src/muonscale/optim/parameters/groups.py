@@ -281,7 +281,8 @@ def _divide_by_heads(candidates: list[_GroupCandidate], model: nn.Module) -> Non
     """Divide the projections of attention whose `heads` is "auto" into a matrix for each head."""
     asked = [item for item in candidates if item.heads == "auto"]
     projections = attention_projections(model) if asked else {}
-    whole, divided = [], set()
+    whole: list[str] = []
+    divided: set[str] = set()
     for item in asked:
         a, projection = item.assignment, projections.get(item.assignment.parameter)
         if projection is None or a.role != Role.HIDDEN or not RULES[item.rule].on_matrices:
