@@ -181,7 +181,7 @@ ROWS: dict[str, Row] = {
     "rows of heads": Row(R, ("8 rows", "3"), lambda _: attention("k_proj", head_dim=3)),
     "number of heads": Row(R, ("4 heads of 2", "2 heads"), lambda _: attention("q_proj", head_dim=2, num_heads=2)),
     "fused heads": Row(R, ("8 rows", "splits"), lambda _: attention("qkv", head_dim=2)),
-    "width of heads": Row(R, ("3 heads", "is 8", "head_dim"), lambda _: attention("k_proj", num_heads=3)),
+    "width of heads": Row(R, ("3", "8 rows", "head_dim"), lambda _: attention("k_proj", num_heads=3)),
     "columns of heads": Row(R, ("9 columns", "2 heads of 4"), lambda _: attention("o_proj", columns=9, head_dim=4, num_heads=2)),
     "uneven columns": Row(R, ("9 columns", "2 heads"), lambda _: attention("o_proj", columns=9, num_heads=2)),
     "latent sizes": Row(R, ("qk_nope_head_dim", "v_head_dim"), lambda _: attention("kv_b_proj", head_dim=2)),

@@ -89,6 +89,40 @@ def test_overrides_are_for_one_call() -> None:
     assert vocabulary() == usual == 1024
 
 
+@pytest.mark.parametrize(
+    ("preset", "attention"),
+    [
+        # latent attention, and a mixture of experts: 4 heads of 32 + 16 rows of q, 32 + 32 of kv
+        ("moonlight-nano", {"q_proj": ((4, 48, 128),), "kv_a_proj_with_mqa": ((1, 80, 128),),
+                            "kv_b_proj": ((4, 32, 64), (4, 32, 64)), "o_proj": ((4, 128, 32),)}),
+        ("gemma-nano", {"q_proj": ((4, 32, 128),), "k_proj": ((2, 32, 128),),
+                        "v_proj": ((2, 32, 128),), "o_proj": ((4, 128, 32),)}),
+        ("gpt-nano", {"c_attn": ((4, 32, 128),) * 3, "c_proj": ((4, 128, 32),)}),
+    ],
+)  # fmt: skip
+def test_heads_are_matrices_where_the_configuration_says_so(
+    preset: str, attention: dict[str, tuple[tuple[int, int, int], ...]]
+) -> None:
+    whole, divided = inspect(preset), inspect(preset, ["optimizer.heads=auto"])
+    for before, row in zip(whole.groups.rows, divided.groups.rows, strict=True):
+        place = row.name.split(".")[-2]
+        if "attn" in row.name and row.holds:
+            assert row.holds == attention[place]
+            assert before.holds != row.holds or place == "kv_a_proj_with_mqa"
+        else:
+            assert row == before
+    assert "by head" in divided.text()
+    assert divided.groups.num_matrices == sum(row.matrices for row in divided.groups.rows)
+
+
+def test_transfer_refuses_heads_as_matrices() -> None:
+    base = (
+        "{hidden_size: 64, num_attention_heads: 2, num_key_value_heads: 2, intermediate_size: 176}"
+    )
+    with pytest.raises(ConfigError, match=r"q_proj\.weight.*heads"):
+        inspect("llama-nano", ["optimizer.heads=auto", f"transfer.base={base}"])
+
+
 def test_bare_parameters_are_noted(tmp_path: Path) -> None:
     fields = {
         "model_type": "recurrent_gemma", "hidden_size": 32, "num_hidden_layers": 3,

@@ -116,8 +116,8 @@ def _make_row(
     layout = group.get("matrices", {}).get(name, own.matrices)
     if layout != own.matrices and own.matrices is not None:
         raise ConfigError(
-            f"{name}: an override changes its matrices to {layout}, but those at the base width "
-            "are unknown. Remove the override"
+            f"{name}: an override, or heads='auto', makes its matrices {layout}, but those at the base "
+            "width are unknown. Leave it out, or leave transfer out"
         )
     shapes = _shapes(own, role, layout)
     bases = _shapes(other, role, layout if own.matrices is None else other.matrices)

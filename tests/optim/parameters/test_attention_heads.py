@@ -327,12 +327,19 @@ def test_a_delta_net_has_heads_of_keys_and_of_values() -> None:
     assert holds["linear_attn.in_proj_a.weight"] == ((1, 8, 32),)
 
 
-def test_the_indexer_of_sparse_attention_stays_whole() -> None:
-    fields = {**LATENT, "index_n_heads": 2, "index_head_dim": 8, "index_topk": 4}
-    rows_of = report(on_meta("GlmMoeDsaConfig", fields), heads="auto")
+GLM_5 = ("GlmMoeDsaConfig", {**LATENT, "index_n_heads": 2, "index_head_dim": 8, "index_topk": 4})
+
+
+@pytest.mark.parametrize("config", [GLM_5, ("DeepseekV4Config", {"num_hidden_layers": 4})])
+def test_the_indexer_of_sparse_attention_stays_whole(config: tuple[str, dict[str, Any]]) -> None:
+    rows_of = report(on_meta(*config), heads="auto")
     indexers = [row for name, row in rows_of.items() if ".indexer." in name and row.holds]
-    assert indexers
+    assert any(row.name.split(".")[-2] in ("wq_b", "q_b_proj") for row in indexers)
     assert all(row.matrices == 1 and NOT_DIVIDED not in row.why for row in indexers)
+
+
+def test_glm_5_has_a_matrix_for_each_head_of_its_up_projections() -> None:
+    rows_of = report(on_meta(*GLM_5), heads="auto")
     ups = [row for name, row in rows_of.items() if name.endswith("kv_b_proj.weight")]
     assert all(row.holds == ((8, 6, 16), (8, 5, 16)) for row in ups)
 
@@ -367,10 +374,9 @@ def test_a_class_of_ones_own_is_read_by_the_number_of_its_heads() -> None:
 
 def test_values_may_be_wider_than_queries() -> None:
     model = nn.ModuleDict({"attn": Own(n_heads=4)})
-    model["attn"].wv, model["attn"].wo = (
-        nn.Linear(16, 24, bias=False),
-        nn.Linear(24, 16, bias=False),
-    )
+    attn = model["attn"]
+    attn.wk, attn.wv = nn.Linear(16, 16, bias=False), nn.Linear(16, 24, bias=False)
+    attn.wo = nn.Linear(24, 16, bias=False)
     found = report(model, heads="auto")
     assert found["attn.wv.weight"].holds == ((4, 6, 16),)
     assert found["attn.wo.weight"].holds == ((4, 16, 6),)

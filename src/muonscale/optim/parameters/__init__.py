@@ -6,12 +6,14 @@ The nouns:
 - `Survey`: all sites of all parameters, and what the model says about embeddings and heads.
 - `Role`: what a parameter is to the model: hidden, router, embedding, head, norm or convolution.
 - `RoleAssignment`: one parameter with its role and its logical matrices.
+- `AttentionProjection`: a weight with attention heads, and the module that says how large they are.
 - *parameter group*: a dict of parameters with one rule and one set of options, as torch has it.
 - `GroupSource`: the model that a list of groups was made from, held weakly.
 - `GroupingReport`: the rule and the reason of every parameter.
 
-The path of a model: `survey` -> `assign_roles` (`stored_matrices` knows fused weights) ->
-`parameter_groups` (overrides) -> `check_keys`, `check_options`, `check_parameter` -> `Muon`.
-Parameters that join later: `select` -> `groups_of` -> `find_home` (`unfreeze`). What parameters of
-adapters are: `adapter_role` (`adapters`).
+The path of a model: `survey` -> `assign_roles` (`stored_matrices` knows fused weights,
+`kernel_matrices` convolutions, `adapter_role` adapters, `parameter_use` bare parameters,
+`output_layers` heads) -> `parameter_groups` (overrides, `AttentionProjection.by_head`) ->
+`check_keys`, `check_options`, `check_parameter` -> `Muon`. Parameters that join later: `select` ->
+`groups_of` -> `find_home` (`unfreeze`).
 """

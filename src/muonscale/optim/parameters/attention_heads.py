@@ -142,8 +142,9 @@ class AttentionProjection:
             if self.name == "k_b_proj":
                 size = sizes.nope or size
             if size is None:
-                width = rows if kind == "q" else self._width_of(kind, splits[0], kinds[0])
-                size = self._size_by_number(width, sizes)
+                size = self._size_by_number(
+                    kind, rows, dict(zip(kinds, splits, strict=True)), sizes
+                )
             if rows % size or rows // matrices.groups % size:
                 raise HeadsNotFound(f"{rows} rows are no multiple of a head's {size}")
             count = rows // size
@@ -177,27 +178,31 @@ class AttentionProjection:
             '{"splits": [...], "heads": "auto"}'
         )
 
-    def _width_of(self, kind: str, first: int, first_kind: str) -> int:
-        """Return the rows of the queries for keys, and the inputs of the output for values."""
-        if kind == "k" and first_kind == "q":
-            return first
-        names, attribute = (OUTPUT, "in_features") if kind == "v" else (QUERY, "out_features")
-        held = [
-            m for name in sorted(names) if (m := getattr(self.attention, name, None)) is not None
-        ]
-        linears = [m if hasattr(m, attribute) else next(iter(m.children()), None) for m in held]
-        found = [size for m in linears if (size := _first(m, (attribute,))) is not None]
+    def _size_by_number(self, kind: str, rows: int, own: dict[str, int], sizes: _HeadSizes) -> int:
+        """Return the size of a head where the module says only the number of heads.
+
+        There are as many heads of values as of keys, and these have the size of the queries.
+        """
+        assert sizes.number is not None
+        size = self._share(own.get("q") or self._width(QUERY), sizes.number, "queries")
+        if kind != "v":
+            return size
+        keys = self._share(own.get("k") or self._width(KEY), size, "keys")
+        return self._share(rows, keys, "values")
+
+    def _width(self, names: frozenset[str]) -> int:
+        """Return the outputs of the projection beside this one that has one of `names`, or 0."""
+        held = (getattr(self.attention, name, None) for name in sorted(names))
+        found = [size for module in held if (size := _first(module, ("out_features", "nf")))]
         return found[0] if len(found) == 1 else 0
 
-    def _size_by_number(self, width: int, sizes: _HeadSizes) -> int:
-        """Return the size of a head from the width of all of them."""
-        assert sizes.number is not None
-        if width == 0 or width % sizes.number:
+    def _share(self, width: int, number: int, what: str) -> int:
+        if width == 0 or width % number:
             raise HeadsNotFound(
-                f"the width of all {sizes.number} heads is {width or 'not known'}: set head_dim in "
-                f"{type(self.attention).__name__}, or give the number of heads of this weight by name"
+                f"{type(self.attention).__name__} does not say the size of a head, and {number} does not "
+                f"divide the {width or 'unknown'} rows of {what}: give it head_dim"
             )
-        return width // sizes.number
+        return width // number
 
     def _output(
         self, shape: tuple[int, ...], matrices: MatrixSpec, sizes: _HeadSizes
@@ -243,7 +248,7 @@ def attention_projections(model: nn.Module) -> dict[Tensor, AttentionProjection]
     A module is attention if it has projections to queries and to values, or a fused one. The module
     beside it that has only its output projection, as in BERT, belongs to it. Projections to a latent
     vector, gates and biases have no heads here. Indexers of sparse attention stay whole, as in GLM-5
-    (deepspeedai/DeepSpeed, issue 8420).
+    (deepspeedai/DeepSpeed, pull request 8436).
     """
     found = {}
     for parameter, owners in survey(model).owners.items():
