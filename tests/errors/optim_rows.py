@@ -154,7 +154,7 @@ ROWS: dict[str, Row] = {
     # parameter_groups, grouping_report
     "groups rule": Row(C, ("'mun'", "muon"), lambda _: groups(rule="mun")),
     "frozen": Row(R, ("5 parameters", "requires_grad"), lambda _: ms.parameter_groups(frozen(model()), lr=0.1)),
-    "no matrix": Row(R, ("2 trainable", 'rule="adamw"'), lambda _: ms.parameter_groups(nn.LayerNorm(4), lr=0.1)),
+    "no matrix": Row(R, ("2 trainable", 'rule="adamw"'), lambda _: ms.parameter_groups(nn.LayerNorm(4), lr=0.1, strict=True)),
     "pattern": Row(R, ("'*.qkv'",), lambda _: groups(overrides={"*.qkv": {"rule": "adamw"}})),
     "option": Row(C, ("'rle'", "rule"), lambda _: groups(overrides={"head": {"rle": "muon"}})),
     "role": Row(C, ("head",), lambda _: groups(overrides={"head": {"role": "heads"}})),

@@ -13,6 +13,7 @@ import re
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from types import FunctionType
+from typing import TypeGuard
 
 from torch import nn
 
@@ -33,6 +34,24 @@ class UseKind(StrEnum):
     """It is added or multiplied element by element."""
 
 
+KNOWN_USES: dict[tuple[str, str], UseKind] = {
+    ("MambaMixer", "A_log"): UseKind.ELEMENTWISE,
+    ("FalconMambaMixer", "A_log"): UseKind.ELEMENTWISE,
+    ("ZambaMambaMixer", "D"): UseKind.ELEMENTWISE,
+    ("ZambaMambaMixer", "dt_proj_bias"): UseKind.ELEMENTWISE,
+    ("Wav2Vec2ConformerSelfAttention", "pos_bias_u"): UseKind.ELEMENTWISE,
+    ("Wav2Vec2ConformerSelfAttention", "pos_bias_v"): UseKind.ELEMENTWISE,
+    ("SeamlessM4TConformerSelfAttention", "pos_bias_u"): UseKind.ELEMENTWISE,
+    ("SeamlessM4TConformerSelfAttention", "pos_bias_v"): UseKind.ELEMENTWISE,
+    ("VitsAttention", "emb_rel_k"): UseKind.TABLE,
+    ("VitsAttention", "emb_rel_v"): UseKind.TABLE,
+    ("Kimi_K25VisionPositionEmbeddings", "position_embeddings"): UseKind.TABLE,
+    ("EdgeTamVideoPerceiverResampler", "latents_1d"): UseKind.TABLE,
+    ("Inkling2LoopMessageAttentionResidual", "query"): UseKind.TABLE,
+}
+"""Uses that the code of transformers' modules does not tell, by class and attribute."""
+
+
 @dataclass(frozen=True)
 class Use:
     """One place in the code at which a parameter is used."""
@@ -51,6 +70,9 @@ def parameter_use(module: nn.Module, attribute: str, ndim: int) -> Use | None:
     (it goes through a function of another library, or by way of a view that moves its axes), or
     two uses contradict each other.
     """
+    for kind in type(module).__mro__:
+        if kind.__module__.startswith("transformers") and (kind.__name__, attribute) in KNOWN_USES:
+            return Use(KNOWN_USES[kind.__name__, attribute], f"{attribute} of {kind.__name__}")
     reader = _UseReader(module, attribute, ndim)
     for name, tree in methods(type(module)).items():
         if name not in _SETUP:
@@ -170,6 +192,8 @@ class _UseReader(ast.NodeVisitor):
         self.lost = False
         """Whether the parameter went somewhere the reader cannot follow."""
         self._names: dict[str, _Held] = {}
+        self._layers: set[str] = set()
+        """Local names of layers."""
         self._following = 0
 
     def read(self, tree: ast.FunctionDef, names: dict[str, _Held]) -> None:
@@ -178,6 +202,18 @@ class _UseReader(ast.NodeVisitor):
         for statement in tree.body:
             self.visit(statement)
         self._names = outer
+
+    def visit_For(self, node: ast.For) -> None:
+        """Note the names of layers: `for block in self.blocks`."""
+        lists = [getattr(self.module, n.attr, None) for n in ast.walk(node.iter) if _of_self(n)]
+        if any(isinstance(listed, nn.Module) for listed in lists):
+            self._layers |= {n.id for n in ast.walk(node.target) if isinstance(n, ast.Name)}
+        self.generic_visit(node)
+
+    def visit_Return(self, node: ast.Return) -> None:
+        self.generic_visit(node)
+        if node.value is not None and not self._following and self._held(node.value):
+            self._use(UseKind.TABLE, node)  # it is what the module gives out as activations
 
     def visit_Assign(self, node: ast.Assign) -> None:
         self.visit(node.value)
@@ -233,6 +269,8 @@ class _UseReader(ast.NodeVisitor):
                 self._matrix(held.get(place), stored, node)
             if name == "linear" and 0 in held:
                 self._use(UseKind.TABLE, node)
+            elif name.startswith(("add", "badd")) and 0 in held:
+                self._use(UseKind.ELEMENTWISE, node)
         elif name in _TABLES:
             if _TABLES[name] in held:
                 self._use(UseKind.TABLE, node)
@@ -241,7 +279,7 @@ class _UseReader(ast.NodeVisitor):
                 self._use(UseKind.KERNEL, node)
         elif name in _ELEMENTWISE:
             self._use(UseKind.ELEMENTWISE, node)
-        elif isinstance(getattr(self.module, name, None), nn.Module):
+        elif name in self._layers or isinstance(getattr(self.module, name, None), nn.Module):
             self._use(UseKind.TABLE, node)  # fed to a layer as activations are
         elif name not in _IGNORED:
             self._follow(name, held, node)
@@ -373,6 +411,10 @@ def _is_self(node: ast.expr) -> bool:
     return isinstance(node, ast.Name) and node.id == "self"
 
 
+def _of_self(node: ast.AST) -> TypeGuard[ast.Attribute]:
+    return isinstance(node, ast.Attribute) and _is_self(node.value)
+
+
 def _is_static(tree: ast.FunctionDef) -> bool:
     return any(isinstance(d, ast.Name) and d.id == "staticmethod" for d in tree.decorator_list)
 
@@ -381,7 +423,7 @@ def _is_scale(node: ast.expr) -> bool:
     """Return whether an expression is a number or an attribute of the module itself."""
     if isinstance(node, ast.Constant):
         return True
-    return isinstance(node, ast.Attribute) and _is_self(node.value)
+    return _of_self(node)
 
 
 def _is_lookup(index: ast.expr) -> bool:
@@ -389,8 +431,12 @@ def _is_lookup(index: ast.expr) -> bool:
     if isinstance(index, (ast.Slice, ast.Constant)):
         return False
     if isinstance(index, ast.Tuple):
-        return bool(index.elts) and _is_lookup(index.elts[0])
+        return any(_is_lookup(part) for part in index.elts if not _is_ellipsis(part))
     return True
+
+
+def _is_ellipsis(node: ast.expr) -> bool:
+    return isinstance(node, ast.Constant) and node.value is Ellipsis
 
 
 def _einsum_matrices(equation: str, place: int) -> MatrixSpec | None:

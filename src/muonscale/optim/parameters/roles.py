@@ -19,9 +19,10 @@ from muonscale.errors import GroupingError, LayoutError
 from muonscale.optim.matrices.spec import PLAIN, MatrixSpec
 from muonscale.optim.parameters.adapters import adapter_role, without_adapters
 from muonscale.optim.parameters.fused_weights import (
-    ELEMENTWISE,
     holds_blocks,
     holds_experts,
+    is_known_bare,
+    looks_fused,
     stored_matrices,
 )
 from muonscale.optim.parameters.module_survey import (
@@ -123,16 +124,17 @@ def assign_roles(model: nn.Module) -> list[RoleAssignment]:
 
     Known to hold several matrices or a transposed one: see
     `muonscale.optim.parameters.fused_weights`. What is not known (a fused QKV of a class of your
-    own) counts as one matrix: say otherwise by an override.
+    own) counts as one matrix. If its name or its shape says that it may be several, that is a
+    guess too: say which by an override.
 
     Raises:
         GroupingError: for a parameter of a lazy module that has no shape yet.
         LayoutError: for a weight that should be a matrix and is flat (FSDP1, DeepSpeed ZeRO).
     """
+    _refuse_lazy(model)
     facts = survey(model)
     found = []
     for parameter, owners in facts.owners.items():
-        _refuse_lazy(parameter, owners[0])
         _refuse_flat(parameter, owners)
         judged = _judge(parameter, owners, facts)
         names = tuple(dict.fromkeys(owner.name for owner in owners))
@@ -167,7 +169,9 @@ def _judge(parameter: Tensor, owners: list[ParamSite], facts: Survey) -> _Judgem
     judged = _judge_bare(parameter, owner) if _is_bare(owner) else None
     if judged is None:
         matrices, holds = stored_matrices(parameter, owner)
-        judged = _Judgement(Role.HIDDEN, matrices, f"{kind}{holds}")
+        doubt = looks_fused(parameter, owner)
+        why = f"{kind}{holds}, one matrix though {doubt}" if doubt else f"{kind}{holds}"
+        judged = _Judgement(Role.HIDDEN, matrices, why, guessed=bool(doubt))
     if parameter in facts.heads and judged.role in (Role.HIDDEN, Role.UNKNOWN):
         return _Judgement(Role.HEAD, judged.matrices, facts.heads[parameter])
     if judged.role == Role.HIDDEN and (router := _router_reason(owner)):
@@ -180,16 +184,16 @@ def _is_matrix(parameter: Tensor, owner: ParamSite) -> bool:
         return False
     if holds_experts(owner.module) and parameter.ndim == 2:
         return False  # [E, out]: one bias per expert
-    if (type(owner.module).__name__, owner.attribute) in ELEMENTWISE:
-        return False
     longer_axes = sum(length > 1 for length in parameter.shape)
     return longer_axes > 1 or isinstance(owner.module, nn.Linear) or is_conv1d(owner.module)
 
 
 def _is_bare(owner: ParamSite) -> bool:
     module = owner.module
-    known = isinstance(module, _HOLD_MATRICES) or holds_experts(module) or holds_blocks(module)
-    return owner.part != "" or not (known or is_conv1d(module))
+    if owner.part:
+        return True
+    known = isinstance(module, _HOLD_MATRICES) or is_conv1d(module) or is_known_bare(owner)
+    return not (known or holds_experts(module) or holds_blocks(module))
 
 
 def _judge_bare(parameter: Tensor, owner: ParamSite) -> _Judgement:
@@ -240,12 +244,13 @@ def _router_reason(owner: ParamSite) -> str:
     return ""
 
 
-def _refuse_lazy(parameter: Tensor, owner: ParamSite) -> None:
-    if is_lazy(parameter):
-        raise GroupingError(
-            f"{owner.name} of {type(owner.module).__name__} has no shape yet: run one batch through "
-            "the model before the groups are made"
-        )
+def _refuse_lazy(model: nn.Module) -> None:
+    for name, parameter in model.named_parameters():
+        if is_lazy(parameter):
+            raise GroupingError(
+                f"{name} of {type(model.get_submodule(name.rpartition('.')[0])).__name__} has no "
+                "shape yet: run one batch through the model before the groups are made"
+            )
 
 
 def _refuse_flat(parameter: Tensor, owners: list[ParamSite]) -> None:
