@@ -15,6 +15,7 @@ def rule_options() -> str:
     lines = ["## Every rule", _table(options.CommonOptions), _table(options.NarrowOptions)]
     for rule in sorted(RULES.values(), key=lambda rule: not rule.on_matrices):
         lines += [f"## {rule.title}", f'`rule="{rule.name}"`', _table(rule.options)]
+    lines += ["## Parameter groups", _table(options.GroupingOptions)]
     return "\n\n".join(lines)
 
 

@@ -94,8 +94,12 @@ SHAPES: dict[str, tuple[tuple[int, ...], MatrixSpec]] = {
     "interleaved": ((24, 10), MatrixSpec(splits=(12, 6, 6), groups=3)),
     "conv1d": ((12, 30), MatrixSpec(transposed=True, splits=(10, 10, 10))),
     "experts": ((5, 12, 8), MatrixSpec(splits=(6, 6))),
+    "latent": ((20, 12), MatrixSpec(splits=(12, 8), groups=4, heads=4)),
     "kernel": ((8, 6, 3, 3), MatrixSpec(flattened=True)),
-}
+    "grouped_kernel": ((8, 3, 3, 3), MatrixSpec(flattened=True, heads=2)),
+    "back_kernel": (
+        (8, 6, 2, 2), MatrixSpec(flattened=True, transposed=True, heads=2, by_columns=True)),
+}  # fmt: skip
 """Stored shapes and matrices of the parameters on Muon."""
 
 VECTORS: dict[str, tuple[int, ...]] = {"norm": (9,), "embedding": (11, 6)}

@@ -36,6 +36,17 @@ def groups(**options: Any) -> list[dict[str, Any]]:
     return ms.parameter_groups(model(), lr=0.1, **options)
 
 
+def attention(name: str, columns: int = 4, matrices: Any = None, **sizes: int) -> Any:
+    """Ask for the heads of one projection of an attention module, by an override."""
+    held = nn.Module()
+    vars(held).update(sizes)
+    held.q_proj, held.v_proj = nn.Linear(4, 8), nn.Linear(4, 8)
+    held.add_module(name, nn.Linear(columns, 8))
+    options = {"heads": "auto", "matrices": matrices or {}}
+    model = nn.ModuleDict({"attention": held})
+    return ms.parameter_groups(model, overrides={f"*.{name}.weight": options})
+
+
 def muon(**options: Any) -> ms.Muon:
     return ms.Muon([matrix()], **options)
 
@@ -161,6 +172,21 @@ ROWS: dict[str, Row] = {
     "matrices given": Row(C, ("is 3",), lambda _: groups(overrides={"1.weight": {"matrices": 3}})),
     "muon on a vector": Row(R, ("(6,)", 'use rule "adamw"'), lambda _: groups(overrides={"1.bias": {"rule": "muon"}})),
     "heads of a group": Row(L, ("heads=4",), lambda _: groups(overrides={"1.weight": {"matrices": {"heads": 4}}})),
+    "heads word": Row(C, ("heads", "4"), lambda _: groups(heads=4)),
+    "convolutions word": Row(C, ("'no'", "adamw"), lambda _: groups(convolutions="no")),
+    "heads without a model": Row(C, ("heads='auto'", "parameter_groups"), lambda _: muon(heads="auto")),
+    "no attention": Row(R, ("'1.weight'", "1.weight"), lambda _: groups(overrides={"1.weight": {"heads": "auto"}})),
+    "no convolution": Row(R, ("'1.weight'", "'muon'"), lambda _: groups(overrides={"1.weight": {"convolutions": "muon"}})),
+    "sizes of heads": Row(R, ("head_dim", "num_heads"), lambda _: attention("k_proj")),
+    "rows of heads": Row(R, ("8 rows", "3"), lambda _: attention("k_proj", head_dim=3)),
+    "number of heads": Row(R, ("4 heads of 2", "2 heads"), lambda _: attention("q_proj", head_dim=2, num_heads=2)),
+    "fused heads": Row(R, ("8 rows", "splits"), lambda _: attention("qkv", head_dim=2)),
+    "width of heads": Row(R, ("3 heads", "is 8", "head_dim"), lambda _: attention("k_proj", num_heads=3)),
+    "columns of heads": Row(R, ("9 columns", "2 heads of 4"), lambda _: attention("o_proj", columns=9, head_dim=4, num_heads=2)),
+    "uneven columns": Row(R, ("9 columns", "2 heads"), lambda _: attention("o_proj", columns=9, num_heads=2)),
+    "latent sizes": Row(R, ("qk_nope_head_dim", "v_head_dim"), lambda _: attention("kv_b_proj", head_dim=2)),
+    "latent rows": Row(R, ("8 rows", "2 rows", "3 of values"), lambda _: attention("kv_b_proj", head_dim=4, qk_nope_head_dim=2, v_head_dim=3)),
+    "latent given": Row(R, ("(6, 2)", "2 heads"), lambda _: attention("kv_b_proj", matrices={"splits": [6, 2]}, head_dim=4, qk_nope_head_dim=2, v_head_dim=2)),
     "flat": Row(L, ("(24,)", "fully_shard"), lambda _: ms.parameter_groups(flat(), lr=0.1)),
     "in no group": Row(R, ("2.bias", "parameter_groups"), lambda _: report(lambda g: g[-1]["params"].pop() is None or g[-1]["param_names"].pop())),
     "in two groups": Row(R, ("is in two groups",), lambda _: report(lambda g: g.append(dict(g[0])))),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import count
 from typing import Any, cast
 
@@ -11,7 +11,13 @@ from torch.optim.optimizer import ParamsT
 
 from muonscale.errors import ConfigError, GroupingError, nearest
 from muonscale.optim.migrate.aliases import FOREIGN
-from muonscale.optim.options import check_at_least_0, option_names
+from muonscale.optim.options import (
+    GroupingOptions,
+    check_at_least_0,
+    check_given,
+    defaults_of,
+    option_names,
+)
 from muonscale.optim.parameters.groups import parameter_groups
 from muonscale.optim.parameters.roles import assign_roles
 from muonscale.optim.parameters.source import GroupSource, ParameterGroups
@@ -25,10 +31,25 @@ _OF_PARAMETERS = frozenset(["params", "param_names", "name", "matrices"])
 """What a group says of each of its parameters, and its name."""
 
 
-def with_source(params: ParamsT | nn.Module) -> tuple[ParamsT, GroupSource | None]:
-    """Return groups in place of a model, and the model that groups were made from if they say so."""
-    groups = parameter_groups(params) if isinstance(params, nn.Module) else params
-    return groups, groups.source if isinstance(groups, ParameterGroups) else None
+def with_source(
+    params: ParamsT | nn.Module, grouping: Mapping[str, Any]
+) -> tuple[ParamsT, GroupSource | None]:
+    """Return groups in place of a model, and the model that groups were made from if they say so.
+
+    `grouping` is for `parameter_groups`, so that `params` must be a model where it differs from the
+    defaults.
+    """
+    if isinstance(params, nn.Module):
+        params = parameter_groups(params, **grouping)
+    else:
+        check_given(grouping, GroupingOptions)
+        for name, default in defaults_of(GroupingOptions).items():
+            if grouping[name] != default:
+                raise ConfigError(
+                    f"Muon was given {name}={grouping[name]!r} and no model: give it to "
+                    f"parameter_groups(model, {name}={grouping[name]!r}), which makes the groups"
+                )
+    return params, params.source if isinstance(params, ParameterGroups) else None
 
 
 def own_groups(params: ParamsT, adamw_lr: float | None = None) -> list[Group]:
@@ -48,12 +69,14 @@ def own_groups(params: ParamsT, adamw_lr: float | None = None) -> list[Group]:
 def _groups(params: ParamsT) -> list[Group]:
     if isinstance(params, Tensor):
         raise GroupingError(
-            f"params is one tensor of shape {tuple(params.shape)}: give a list of tensors, or of groups"
+            f"params is one tensor of shape {tuple(params.shape)}: give a list of tensors, or of "
+            "groups"
         )
     entries = list(params)
     if not entries:
         raise ConfigError(
-            f"params is {entries}, so there is nothing to optimize: give at least one tensor or group"
+            f"params is {entries}, so there is nothing to optimize: give at least one tensor or "
+            "group"
         )
     if isinstance(entries[0], dict):
         groups = [dict(cast(Group, entry)) for entry in entries]
@@ -66,11 +89,11 @@ def _check_some_rule(groups: Sequence[Group]) -> None:
     """Refuse the groups by decay that trainers make: embeddings in them look like matrices."""
     if len(groups) > 1 and not any("rule" in group for group in groups):
         raise GroupingError(
-            f"{len(groups)} groups were given and none has a `rule`, as where a trainer makes groups by "
-            "weight decay: embeddings and heads would be taken for hidden matrices. Let "
+            f"{len(groups)} groups were given and none has a `rule`, as where a trainer makes "
+            "groups by weight decay: embeddings and heads would be taken for hidden matrices. Let "
             "parameter_groups(model, lr=...) make the groups (in Hugging Face's Trainer: "
-            "optimizer_cls_and_kwargs=(MuonFactory, {\"lr\": ...})), or give them the rules 'muon' and "
-            "'adamw'"
+            "optimizer_cls_and_kwargs=(MuonFactory, {\"lr\": ...})), or give them the rules 'muon' "
+            "and 'adamw'"
         )
 
 

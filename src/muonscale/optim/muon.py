@@ -26,7 +26,13 @@ from muonscale.optim.arguments import (
 )
 from muonscale.optim.distributed.context import DistributedContext
 from muonscale.optim.distributed.zero1 import gather
-from muonscale.optim.options import all_defaults, check_word, names_of
+from muonscale.optim.options import (
+    GroupingOptions,
+    all_defaults,
+    check_word,
+    defaults_of,
+    names_of,
+)
 from muonscale.optim.parameters.source import check_replaced
 from muonscale.optim.parameters.unfreeze import find_home, find_source, groups_of, scheduled, select
 from muonscale.optim.parameters.validate import (
@@ -72,6 +78,8 @@ class Muon(torch.optim.Optimizer):
 
             `adamw_lr`: learning rate of groups on AdamW that have none; `lr` if None.
 
+            `heads` and `convolutions`, where `params` is a model: see `parameter_groups`.
+
             `compile`: run what Muon does to whole matrices through torch.compile, once for each
             shape; a string names a backend other than "inductor".
 
@@ -90,7 +98,7 @@ class Muon(torch.optim.Optimizer):
         LayoutError: for placements that are not understood, and where ranks do not match.
         DivergedError: from `step` and `check_finite`, for a non-finite gradient.
 
-    Example:
+    Examples:
         >>> from torch import nn
         >>> from muonscale import Muon
         >>> model = nn.Sequential(nn.Embedding(50, 8), nn.Linear(8, 8), nn.Linear(8, 50))
@@ -110,6 +118,7 @@ class Muon(torch.optim.Optimizer):
         options = dict(bound.arguments)
         del options["self"], options["params"]
         adamw_lr, compile = options.pop("adamw_lr"), options.pop("compile")
+        grouping = {name: options.pop(name) for name in names_of(GroupingOptions)}
         nonfinite, process_group = options.pop("nonfinite"), options.pop("process_group")
         check_word("nonfinite", nonfinite, get_args(NonfiniteT))
         if isinstance(compile, str):
@@ -120,7 +129,7 @@ class Muon(torch.optim.Optimizer):
         self._compile = compile
         self._nonfinite: NonfiniteT = nonfinite
         self._adamw_lr: float | None = adamw_lr
-        params, self._source = with_source(params)
+        params, self._source = with_source(params, grouping)
         groups = own_groups(params, adamw_lr)
         self._rules_given = False
         self._warned_of_narrow = True  # until all groups are there
@@ -478,6 +487,7 @@ def _signature() -> inspect.Signature:
     first = ("lr", "weight_decay", "momentum", "nesterov")
     own = {"adamw_lr": None, "compile": False, "nonfinite": "raise", "process_group": None}
     rest = {name: value for name, value in defaults.items() if name not in first} | own
+    rest |= defaults_of(GroupingOptions)
     return inspect.Signature(
         [
             inspect.Parameter("self", positional),

@@ -180,7 +180,8 @@ def _step_tensors(rule: Rule, items: list[ParamStep], mask: Tensor | None) -> St
                 whole[item.name, number] = direction
                 continue
             directions[item.name] = direction
-            if all(direction is not value for value in values.values()):
+            own = all(direction is not value for value in values.values())
+            if own and direction.is_contiguous():  # pieces of a kernel are written into its matrix
                 # A piece has left before its update arrives, so the update may take its place.
                 updates[item.name] = direction
     rows = {

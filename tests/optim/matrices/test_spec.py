@@ -16,6 +16,13 @@ CASES = [
     ((3, 6, 4), MatrixSpec(splits=(3, 3)), [(3, 3, 4), (3, 3, 4)]),
     ((3, 4, 6), MatrixSpec(transposed=True, splits=(3, 3), groups=3), [(3, 3, 4)] * 2),
     ((5, 3, 2, 2), MatrixSpec(flattened=True), [(1, 5, 12)]),
+    ((6, 3, 2, 2), MatrixSpec(flattened=True, heads=2), [(2, 3, 12)]),
+    ((6, 3, 2, 2), MatrixSpec(flattened=True, transposed=True), [(1, 12, 6)]),
+    ((6, 3, 2, 2), MatrixSpec(flattened=True, transposed=True, heads=2, by_columns=True),
+     [(2, 12, 3)]),
+    # XLNet: (in, heads, size of a head), and the way back
+    ((6, 4, 3), MatrixSpec(flattened=True, transposed=True, heads=4), [(4, 3, 6)]),
+    ((6, 4, 3), MatrixSpec(flattened=True, heads=4, by_columns=True), [(4, 6, 3)]),
     # grouped-query attention, stacked: 4 heads of queries on 2 of keys and values
     ((8, 3), MatrixSpec(splits=(4, 2, 2)), [(1, 4, 3), (1, 2, 3), (1, 2, 3)]),
     ((8, 3), MatrixSpec(splits=(4, 2, 2), heads=(4, 2, 2)), [(4, 1, 3), (2, 1, 3), (2, 1, 3)]),

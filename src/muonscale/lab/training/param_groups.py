@@ -26,6 +26,8 @@ def build_param_groups(model: nn.Module, section: OptimizerSection) -> list[dict
         adamw_lr=section.adamw_lr,
         rule=section.rule,
         overrides=section.overrides,
+        heads=section.heads,
+        convolutions=section.convolutions,
     )
 
 

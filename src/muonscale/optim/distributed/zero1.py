@@ -8,6 +8,7 @@ the full tensor, which can be loaded with any other sharding.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
@@ -117,7 +118,7 @@ class PartitionedTensor(Tensor):
         from torch.distributed.checkpoint.metadata import ChunkStorageMetadata
 
         for piece, part in self.iter_pieces():
-            for offsets, sizes, rows, columns in stored_boxes(self.sharding, piece):
+            for (offsets, sizes), rows, columns in stored_boxes(self.sharding, piece):
                 values = part[rows, columns]
                 values = values.mT if self.sharding.matrices.transposed else values
                 chunk = ChunkStorageMetadata(
@@ -197,35 +198,61 @@ def gather(value: Tensor, group: dist.ProcessGroup | None) -> Tensor:
     return whole
 
 
-def stored_boxes(
-    sharding: Sharding, piece: Piece
-) -> Iterator[tuple[tuple[int, ...], tuple[int, ...], slice, slice]]:
-    """Yield the boxes of a matrix in the stored tensor: offsets, sizes, and its rows and columns.
+Box = tuple[tuple[int, ...], tuple[int, ...]]
+"""Offsets and sizes of a block of a tensor, one number for each axis."""
+
+
+def stored_boxes(sharding: Sharding, piece: Piece) -> Iterator[tuple[Box, slice, slice]]:
+    """Yield the boxes of the stored tensor that hold a matrix, each with its rows and columns.
 
     Args:
         sharding: sharding of a replicated tensor.
         piece: piece that covers a whole matrix of it.
     """
+    shape, matrices = sharding.shape, sharding.matrices
     leading, first_row, first_column = piece.place
-    for row, rows in _runs(piece.rows, first_row, piece.stride_pattern):
-        if sharding.matrices.flattened and not sharding.matrices.transposed:
-            offsets = row, *[0] * (len(sharding.shape) - 1)
-            yield offsets, (rows.stop - rows.start, *sharding.shape[1:]), rows, slice(None)
+    row_runs = _runs(piece.rows, first_row, piece.stride_pattern)
+    column_runs = list(_runs(piece.columns, first_column, piece.column_pattern))
+    for (row, rows), (column, columns) in itertools.product(row_runs, column_runs):
+        spans = [
+            (row, row + rows.stop - rows.start),
+            (column, column + columns.stop - columns.start),
+        ]
+        if matrices.transposed:
+            spans.reverse()
+        first, second = spans
+        if not matrices.flattened:
+            coordinates = unravel(leading, shape[:-2])
+            offsets = (*coordinates, first[0], second[0])
+            ones = [1] * len(coordinates)
+            sizes = (*ones, first[1] - first[0], second[1] - second[0])
+            yield (offsets, sizes), rows, columns
             continue
-        if sharding.matrices.flattened:
-            yield (0,) * len(sharding.shape), sharding.shape, rows, slice(None)
+        for start, (offsets, sizes) in _boxes_of_range(*second, shape[1:]):
+            box = (first[0], *offsets), (first[1] - first[0], *sizes)
+            along = rows if matrices.transposed else columns
+            at = along.start + start - second[0]
+            part = slice(at, at + math.prod(sizes))
+            yield (box, part, columns) if matrices.transposed else (box, rows, part)
+
+
+def _boxes_of_range(start: int, stop: int, sizes: tuple[int, ...]) -> Iterator[tuple[int, Box]]:
+    """Yield (first flat index, box) of boxes that together are a range of a tensor's flat indices."""
+    if len(sizes) == 1:
+        yield start, ((start,), (stop - start,))
+        return
+    inner = math.prod(sizes[1:])
+    while start < stop:
+        index, rest = divmod(start, inner)
+        whole = (stop - start) // inner
+        if rest == 0 and whole:
+            yield start, ((index, *[0] * len(sizes[1:])), (whole, *sizes[1:]))
+            start += whole * inner
             continue
-        for column, columns in _runs(piece.columns, first_column, piece.column_pattern):
-            axes = [(row, rows.stop - rows.start), (column, columns.stop - columns.start)]
-            if sharding.matrices.transposed:
-                axes.reverse()
-            coordinates = unravel(leading, sharding.shape[:-2])
-            yield (
-                (*coordinates, *(start for start, _ in axes)),
-                (*[1] * len(coordinates), *(length for _, length in axes)),
-                rows,
-                columns,
-            )
+        end = min(stop, (index + 1) * inner)
+        for flat, (offsets, lengths) in _boxes_of_range(rest, rest + end - start, sizes[1:]):
+            yield index * inner + flat, ((index, *offsets), (1, *lengths))
+        start = end
 
 
 def _runs(

@@ -26,7 +26,7 @@ class MatrixSpec:
     The fields apply in order: the axes are brought to the order (out, in), the rows are divided
     into the stacked matrices, and each of these is divided into its heads.
 
-    Example:
+    Examples:
         >>> # 8 query heads and 2 heads of keys and values; q, k and v are one matrix each
         >>> grouped_query = MatrixSpec(splits=(512, 128, 128))
         >>> matrix_shapes((768, 512), grouped_query)
@@ -75,7 +75,7 @@ def amend(spec: MatrixSpec, changes: Mapping[str, object]) -> MatrixSpec:
     Raises:
         ConfigError: if a field does not exist, or a value has the wrong type.
 
-    Example:
+    Examples:
         >>> amend(MatrixSpec(transposed=True), {"heads": 8}) == MatrixSpec(transposed=True, heads=8)
         True
     """

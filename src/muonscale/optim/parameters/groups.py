@@ -17,7 +17,22 @@ from torch import nn
 
 from muonscale.errors import ConfigError, GroupingError, LayoutError, nearest, shown
 from muonscale.optim.matrices.spec import PLAIN, MatrixSpec, amend, matrix_shapes
-from muonscale.optim.options import check_at_least_0, check_options_given, option_names
+from muonscale.optim.options import (
+    ConvolutionsT,
+    GroupingOptions,
+    HeadsT,
+    check_at_least_0,
+    check_given,
+    check_options_given,
+    names_of,
+    option_names,
+)
+from muonscale.optim.parameters.attention_heads import (
+    NOT_DIVIDED,
+    HeadsNotFound,
+    attention_projections,
+)
+from muonscale.optim.parameters.convolutions import holds_vectors
 from muonscale.optim.parameters.roles import Role, RoleAssignment, assign_roles
 from muonscale.optim.parameters.source import GroupSource, ParameterGroups
 from muonscale.optim.rules import ADAMW, MUON
@@ -28,7 +43,7 @@ Overrides = Mapping[str, Mapping[str, Any]]
 
 MATRIX_ROLES = frozenset({Role.HIDDEN, Role.ROUTER})
 """Roles on a rule for matrices by default (Liu et al., Muon is Scalable for LLM Training, arXiv 2502.16982)."""
-_GROUPING_OPTIONS = frozenset({"rule", "role", "matrices"})
+_GROUPING_OPTIONS = frozenset({"rule", "role", "matrices", *names_of(GroupingOptions)})
 
 
 @dataclass
@@ -37,9 +52,12 @@ class _GroupCandidate:
     rule: str
     rest: bool
     """Whether `adamw_lr` is its learning rate."""
+    heads: HeadsT
     options: dict[str, Any] = field(default_factory=dict)
     pattern: str = ""
     guessed: bool = False
+    heads_pattern: str = ""
+    """The override that asked for `heads`; empty for the argument."""
 
 
 def parameter_groups(
@@ -51,6 +69,8 @@ def parameter_groups(
     overrides: Overrides | None = None,
     rule: str = MUON.name,
     strict: bool = False,
+    heads: HeadsT = "whole",
+    convolutions: ConvolutionsT = "adamw",
 ) -> ParameterGroups:
     """Return the parameter groups of `model` for `Muon`: one per role.
 
@@ -67,11 +87,19 @@ def parameter_groups(
             biases), and of what an override puts on AdamW. With `rule="adamw"` too, so that both
             rules can be compared with two learning rates each.
         overrides: from a role ("head") or an anchored glob over parameter names
-            ("model.layers.*.mlp.*", where `*` also matches dots) to options: `rule`, `role`,
+            (`"model.layers.*.mlp.*"`, where `*` also matches dots) to options: `rule`, `role`,
             `matrices` (a `MatrixSpec`, or a mapping of its fields to change what was found, such as
-            `{"heads": 8}`), `lr`, `weight_decay`, and every option of `Muon` that a group can
-            have. Roles come first, then globs in the order given; the last one wins.
+            `{"heads": 8}` or `{"heads": "auto"}`), `heads`, `convolutions`, `lr`, `weight_decay`, and
+            every option of `Muon` that a group can have. Roles come first, then globs in the order
+            given; the last one wins.
         rule: "adamw" puts everything on AdamW, for comparisons.
+        heads: "auto" makes the block of each attention head a matrix of its own (q, k, v, the
+            output projection by columns, and the up-projections of multi-head latent attention). Their
+            number and size come from the attention module. Where it does not say them, a projection
+            stays whole, `why` gives the reason, and that is a guess.
+        convolutions: "muon" treats kernels as hidden matrices: `[out, in/groups, k...]` is one matrix
+            (out/groups, in/groups*k) for each group, and the `[in, out/groups, k...]` of a transposed
+            convolution one (out/groups*k, in/groups). Vectors (depthwise kernels) stay on AdamW.
         strict: refuse guesses. Without it, a parameter that could be something else for all that is
             known is taken for the likeliest (a bare parameter of unknown use is on AdamW), and a
             warning names the first one. An override that says its role, rule or matrices ends the
@@ -79,17 +107,19 @@ def parameter_groups(
 
     Returns:
         A list, which knows the model for `Muon.unfreeze`, of dicts with `name` (the role; with the
-        pattern that set it apart, as in "hidden/*.mlp.*"), `role`, `rule`, `params`, `param_names`, `matrices` (parameter name to `MatrixSpec`, for what
-        holds any), `why` (parameter name to what decided), `guessed` (names of guesses), and the
-        options that were given.
+        pattern that set it apart, as in `"hidden/*.mlp.*"`), `role`, `rule`, `params`,
+        `param_names`, `matrices` (parameter name to `MatrixSpec`, for what holds any), `why`
+        (parameter name to what decided), `guessed` (names of guesses), and the options that were
+        given.
 
     Raises:
         GroupingError: for something that is no module, a pattern that matches nothing, a Muon rule on
-            something that is no matrix; with `strict`, for a guess or if no parameter is on Muon.
+            something that is no matrix, heads asked for by a glob and not found; with `strict`, for
+            a guess or if no parameter is on Muon.
         ConfigError: for an unknown option, rule or field of `MatrixSpec`, or a number out of range.
         LayoutError: for flattened weights, or matrices that do not fit their parameter.
 
-    Example:
+    Examples:
         >>> from torch import nn
         >>> model = nn.Sequential(nn.Embedding(50, 8), nn.Linear(8, 8), nn.Linear(8, 50))
         >>> [(g["name"], g["rule"], g["param_names"]) for g in parameter_groups(model, lr=1e-3)]
@@ -104,21 +134,26 @@ def parameter_groups(
     check_options_given(common)
     if adamw_lr is not None:
         check_at_least_0("adamw_lr", adamw_lr)
+    check_given({"heads": heads, "convolutions": convolutions}, GroupingOptions)
     found = assign_roles(model)
-    candidates = [_default(a, rule) for a in found if a.parameter.requires_grad]
+    candidates = [
+        _default(a, rule, heads, convolutions) for a in found if a.parameter.requires_grad
+    ]
     if not candidates:
         raise GroupingError(
             f"none of the {len(found)} parameters of the model needs a gradient: set requires_grad of those to train"
         )
     frozen = [a for a in found if not a.parameter.requires_grad]
     _apply_overrides(candidates, _mapping(overrides), rule, frozen)
+    doubts = _divide_by_heads(candidates, model) if RULES[rule].on_matrices else []
     for item in candidates:
         _check_item(item)
-    for doubt in _doubts(candidates, rule):
+    for doubt in [*doubts, *_doubts(candidates, rule)]:
         if strict:
             raise GroupingError(doubt)
         warnings.warn(doubt, stacklevel=2)
     arguments = {**given, "overrides": overrides, "rule": rule, "strict": strict}
+    arguments |= {"heads": heads, "convolutions": convolutions}
     return ParameterGroups(_grouped(candidates, common), GroupSource(weakref.ref(model), arguments))
 
 
@@ -173,14 +208,32 @@ def _mapping(overrides: object) -> Overrides:
     return overrides
 
 
-def _default(assignment: RoleAssignment, rule: str) -> _GroupCandidate:
+def _default(
+    assignment: RoleAssignment, rule: str, heads: HeadsT, convolutions: ConvolutionsT
+) -> _GroupCandidate:
     role = assignment.role
-    return _GroupCandidate(
+    item = _GroupCandidate(
         assignment,
         _rule_of(role, rule),
         rest=role not in MATRIX_ROLES,
+        heads=heads,
         guessed=assignment.guessed,
     )
+    if role == Role.CONVOLUTION:
+        _set_convolution(item, convolutions, rule)
+    return item
+
+
+def _set_convolution(item: _GroupCandidate, convolutions: ConvolutionsT, rule: str) -> None:
+    """Put a convolution on the rule of the hidden matrices or on AdamW."""
+    a = item.assignment
+    item.rule, item.rest = ADAMW.name, True
+    if convolutions == "adamw":
+        return
+    if a.matrices is None or holds_vectors(a.parameter, a.matrices):
+        item.assignment = replace(a, why=f"{a.why}; its kernels are vectors, so on {ADAMW.title}")
+        return
+    item.rule, item.rest = rule, False
 
 
 def _rule_of(role: Role, rule: str) -> str:
@@ -200,6 +253,12 @@ def _apply_overrides(
             chosen = [item for item in candidates if _matches(pattern, item.assignment)]
         if not chosen:
             raise GroupingError(_nothing_matched(pattern, candidates, frozen))
+        of_kernels = [item for item in chosen if item.assignment.role == Role.CONVOLUTION]
+        if "convolutions" in options and not of_kernels:
+            raise GroupingError(
+                f"override {pattern!r} has convolutions={options['convolutions']!r} and matches no "
+                f"convolution: {chosen[0].assignment.name} is {chosen[0].assignment.role}"
+            )
         for item in chosen:
             _override(item, pattern, options, rule)
             if pattern not in roles:
@@ -218,9 +277,22 @@ def _override(item: _GroupCandidate, pattern: str, options: Mapping[str, Any], r
         changes["matrices"] = _amended(a.matrices or PLAIN, options["matrices"], pattern)
     item.assignment = replace(a, **changes)
     item.guessed = item.guessed and not _GROUPING_OPTIONS & set(options)
+    if (heads := _heads_asked(options)) is not None:
+        item.heads, item.heads_pattern = heads, "" if pattern in set(Role) else pattern
+    if "convolutions" in options and item.assignment.role == Role.CONVOLUTION:
+        _set_convolution(item, options["convolutions"], rule)
     if "rule" in options:
         item.rule, item.rest = options["rule"], not RULES[options["rule"]].on_matrices
     item.options |= {k: v for k, v in options.items() if k in option_names()}
+
+
+def _heads_asked(options: Mapping[str, Any]) -> HeadsT | None:
+    """Return the `heads` of an override; numbers of heads are part of the matrices, as they are."""
+    given = options.get("matrices")
+    if isinstance(given, MatrixSpec) or (isinstance(given, Mapping) and "heads" in given):
+        found = None if isinstance(given, MatrixSpec) else given["heads"]
+        return options.get("heads", "auto" if found == "auto" else "whole")
+    return options.get("heads")
 
 
 def _amended(found: MatrixSpec, given: object, pattern: str) -> MatrixSpec:
@@ -232,10 +304,55 @@ def _amended(found: MatrixSpec, given: object, pattern: str) -> MatrixSpec:
             f"override {pattern!r}: matrices is {given!r}: a MatrixSpec or a mapping of its fields is "
             'accepted, such as {"heads": 8}'
         )
+    if given.get("heads") == "auto":
+        given = {name: value for name, value in given.items() if name != "heads"}
     try:
         return amend(found, given)
     except ConfigError as error:
         raise ConfigError(f"override {pattern!r}: {error}") from None
+
+
+def _divide_by_heads(candidates: list[_GroupCandidate], model: nn.Module) -> list[str]:
+    """Divide the projections of attention whose `heads` is "auto" into a matrix for each head.
+
+    Returns what could not be divided, in sentences.
+    """
+    asked = [item for item in candidates if item.heads == "auto"]
+    projections = attention_projections(model) if asked else {}
+    doubts, whole, divided = [], [], set()
+    for item in asked:
+        a, projection = item.assignment, projections.get(item.assignment.parameter)
+        if projection is None or a.role != Role.HIDDEN or not RULES[item.rule].on_matrices:
+            continue
+        divided.add(item.heads_pattern)
+        try:
+            matrices = projection.by_head(tuple(a.parameter.shape), a.matrices or PLAIN)
+        except HeadsNotFound as error:
+            if item.heads_pattern:
+                raise GroupingError(
+                    f'override {item.heads_pattern!r} has heads="auto", and the heads of {a.name} were '
+                    f'not found: {error}. Give their number, as in {{"matrices": {{"heads": 8}}}}, or '
+                    'heads="whole"'
+                ) from None
+            item.assignment = replace(a, why=f"{a.why}; {NOT_DIVIDED}: {error}")
+            whole.append(f"{a.name}: {error}")
+            continue
+        item.assignment = replace(a, matrices=matrices, why=f"{a.why}, by head")
+    for pattern in {item.heads_pattern for item in asked} - divided:
+        names = [item.assignment.name for item in asked if item.heads_pattern == pattern]
+        text = (
+            f'heads="auto" divides none of {len(names)} parameters (first: {names[0]}): none is a '
+            "projection of an attention module that is known. Give the number of heads by name, as in "
+            '{"matrices": {"heads": 8}}'
+        )
+        if pattern:
+            raise GroupingError(f"override {pattern!r}: {text}")
+        doubts.append(text)
+    if whole:
+        doubts.append(
+            f'heads="auto": {len(whole)} projections of attention stay whole (first: {whole[0]})'
+        )
+    return doubts
 
 
 def _matches(pattern: str, assignment: RoleAssignment) -> bool:
@@ -269,6 +386,7 @@ def _check_options(pattern: str, options: Mapping[str, Any]) -> None:
         find_rule(options["rule"], f"override {pattern!r}: rule")
     try:
         check_options_given(options)
+        check_given(options, GroupingOptions)
     except ConfigError as error:
         raise ConfigError(f"override {pattern!r}: {error}") from None
 

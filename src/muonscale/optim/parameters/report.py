@@ -186,7 +186,7 @@ def grouping_report(
         GroupingError: if a trainable parameter of `model` is in no group or in two, or a group has
             a parameter that `model` has not.
 
-    Example:
+    Examples:
         >>> from torch import nn
         >>> from muonscale import parameter_groups
         >>> model = nn.Sequential(nn.Embedding(50, 8), nn.Linear(8, 16), nn.Linear(16, 50))

@@ -18,6 +18,7 @@ from torch.nn.parameter import is_lazy
 from muonscale.errors import GroupingError, LayoutError
 from muonscale.optim.matrices.spec import PLAIN, MatrixSpec
 from muonscale.optim.parameters.adapters import adapter_role, without_adapters
+from muonscale.optim.parameters.convolutions import kernel_matrices
 from muonscale.optim.parameters.fused_weights import (
     holds_blocks,
     holds_experts,
@@ -165,7 +166,7 @@ def _judge(parameter: Tensor, owners: list[ParamSite], facts: Survey) -> _Judgem
     if not _is_matrix(parameter, owner):
         return _Judgement(Role.NORM, None, f"{parameter.ndim}-D, {kind}")
     if isinstance(owner.module, CONVOLUTIONS):
-        return _Judgement(Role.CONVOLUTION, MatrixSpec(flattened=True), kind)
+        return _Judgement(Role.CONVOLUTION, kernel_matrices(parameter, owner.module), kind)
     judged = _judge_bare(parameter, owner) if _is_bare(owner) else None
     if judged is None:
         matrices, holds = stored_matrices(parameter, owner)
