@@ -223,7 +223,7 @@ def test_a_trainable_parameter_in_no_group_is_refused(toy: nn.Module) -> None:
         grouping_report(others, toy)
     with pytest.raises(GroupingError, match=r"first\.weight is in two groups: hidden and hidden"):
         grouping_report([*groups, first], toy)
-    with pytest.raises(GroupingError, match=r"hidden has first\.weight"):
+    with pytest.raises(GroupingError, match=r"first\.weight \(group hidden\)"):
         grouping_report(groups, toy.get_submodule("up"))
 
 

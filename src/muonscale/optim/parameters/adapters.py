@@ -20,6 +20,8 @@ from muonscale.optim.matrices.spec import PLAIN, MatrixSpec
 if TYPE_CHECKING:  # it asks for `inner_layers`
     from muonscale.optim.parameters.module_survey import ParamSite
 
+WRAPPED = frozenset({"_orig_mod", "_checkpoint_wrapped_module"})
+"""What a compiled and a checkpointed module call their original; no part of a parameter's name."""
 FACTORS = frozenset(
     [
         *("lora_A", "lora_B", "adamss_A", "adamss_B", "delora_A", "delora_B", "deft_P", "deft_R"),
@@ -118,17 +120,24 @@ def without_adapters(site: ParamSite) -> ParamSite:
         return site
     modules = [site.module, *site.ancestors]
     keys = [_key_of(child, parent) for child, parent in pairwise(modules)] + [""]
-    kept, place = modules[:1], site.place
+    kept, places = modules[:1], keys[:1]
     skip = False
     for i, module in enumerate(modules[1:], 1):
         around = modules[i + 1] if i + 1 < len(modules) else None
         copies = keys[i] in _COPIES and around is not None and _is_layer(around)
         if skip or copies or (_is_layer(module) and keys[i - 1] in _BASES):
             skip = copies
-            place = keys[i] if len(kept) == 1 else place
+            places[-1] = keys[i]
         else:
             kept.append(module)
-    return dataclasses.replace(site, ancestors=tuple(kept[1:]), place=place)
+            places.append(keys[i])
+    path = [place for place in reversed(places) if place and place not in WRAPPED]
+    return dataclasses.replace(
+        site,
+        name=".".join([*path, site.attribute]),
+        ancestors=tuple(kept[1:]),
+        place=places[0],
+    )
 
 
 def inner_layers(module: nn.Module) -> list[nn.Module]:

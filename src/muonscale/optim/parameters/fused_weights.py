@@ -13,8 +13,9 @@ from collections.abc import Iterator
 from torch import Tensor, nn
 
 from muonscale.optim.matrices.spec import PLAIN, MatrixSpec
+from muonscale.optim.parameters.adapters import WRAPPED
 from muonscale.optim.parameters.fused_table import BARE_MATRICES, FUSED, ONE, Known
-from muonscale.optim.parameters.module_survey import WRAPPED, ParamSite, is_conv1d
+from muonscale.optim.parameters.module_survey import ParamSite, is_conv1d
 
 GATES: list[tuple[tuple[type[nn.Module], ...], int]] = [
     ((nn.LSTM, nn.LSTMCell), 4),

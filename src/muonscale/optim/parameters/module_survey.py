@@ -9,13 +9,11 @@ from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.nn.utils import parametrize
 
-from muonscale.optim.parameters.adapters import inner_layers
+from muonscale.optim.parameters.adapters import WRAPPED, inner_layers
 from muonscale.optim.parameters.forward_path import output_layers
 
 CONVOLUTIONS = (nn.modules.conv._ConvNd,)
 PARALLEL = (DataParallel, DistributedDataParallel)
-WRAPPED = frozenset({"_orig_mod", "_checkpoint_wrapped_module"})
-"""What a compiled and a checkpointed module call their original; no part of a parameter's name."""
 
 
 @dataclass(frozen=True)
