@@ -51,6 +51,9 @@ from muonscale.optim.step import StepTally, step_elements_, step_matrices_, step
 
 NonfiniteT = Literal["raise", "skip"]
 
+_CHECKED_EVERY = 16
+"""Steps between two checks of a model whose gradients are all there."""
+
 
 class Muon(torch.optim.Optimizer):
     """Update matrices by orthogonalized momentum, and everything else by AdamW.
@@ -144,6 +147,7 @@ class Muon(torch.optim.Optimizer):
         self._nonfinite_names: list[str] = []
         self._nonfinite_rank = 0
         self._skipped_steps = 0
+        self._steps = 0
         self._matrices = 0
         self._update_rms = torch.zeros(())
 
@@ -291,6 +295,20 @@ class Muon(torch.optim.Optimizer):
             warn_of_narrow_parameters(narrow)
             self._warned_of_narrow = True
 
+    def _check_replaced(self) -> None:
+        """Raise GroupingError if the model trains parameters in place of those in the groups.
+
+        A parameter that was replaced has no gradient any more, or old ones that are never cleared.
+        To walk through a model takes as long as a few of its kernels, so a step does it where a
+        gradient is missing, and every 16th step.
+        """
+        if self._source is None or (model := self._source.model) is None:
+            return
+        missing = any(p.grad is None for group in self.param_groups for p in group["params"])
+        if missing or self._steps % _CHECKED_EVERY == 0:
+            check_replaced(model, self.param_groups)
+        self._steps += 1
+
     def _check_unique(self, group: Group) -> None:
         check_names(group)
         taken = {p: n for g in self.param_groups for n, p in named(g)}
@@ -326,8 +344,7 @@ class Muon(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         self._keep_state()
-        if self._source is not None and (model := self._source.model) is not None:
-            check_replaced(model, self.param_groups)
+        self._check_replaced()
         self._check_dense()
         _follow_cycled_beta(self.param_groups)
         items = self._context.items(self.param_groups, self.state)
