@@ -35,6 +35,8 @@ from step_meter import reference
 from torch import Tensor
 from torch.nn import Parameter
 
+from muonscale.lab.console import dtype_text
+
 WORLDS = (2, 4)
 ROUNDS = 5
 ACCEPTED = {torch.float32: 1e-3, torch.bfloat16: 5e-2}
@@ -61,7 +63,7 @@ def sides() -> list[Side]:
     """Return all sides; the first is ours, with which all are compared."""
     found = []
     for dtype in (torch.float32, torch.bfloat16):
-        name = str(dtype).removeprefix("torch.")
+        name = dtype_text(dtype)
         patch = {"patch": bfloat16_is_float} if dtype == torch.float32 else {}
         found += [
             Side(

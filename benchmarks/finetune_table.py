@@ -11,7 +11,6 @@ docs/results/finetune.md.
 from __future__ import annotations
 
 import argparse
-import json
 import shlex
 import statistics
 import subprocess
@@ -58,7 +57,7 @@ def finetuning(folder: Path, first: str, second: str, lr: float, seed: int) -> l
 
 def loss(path: Path) -> float:
     result: Any = RunFolder(path).result()
-    return result["held_out_loss"]
+    return result["validation_loss"]
 
 
 def pairs() -> list[tuple[str, str]]:
@@ -86,11 +85,11 @@ first sentences of functions, modules that define them, exercises on strings. Th
 pretraining is the same for all runs of an optimizer ({rates}: the recipe's, and the best of 0.001, 0.002 \
 and 0.004 for seed 0); fine-tuning has two for each.
 
-Held-out loss of the assistant's tokens, nats per token, by learning rate and seed; the better rate in bold.
+Validation loss of the assistant's tokens, nats per token, by learning rate and seed; the better rate in bold.
 
 {table}
 
-Before fine-tuning, held-out loss on the source text: {bases}.
+Before fine-tuning, validation loss on the source text: {bases}.
 
 At the better learning rate of each pair, against pretraining and fine-tuning with Muon (Student's t, \
 90 %, {freedom} degrees of freedom: the variance over seeds is taken to be the same everywhere):
@@ -137,7 +136,7 @@ def report(folder: Path) -> str:
     plain = at["adamw", "adamw"]
     ahead = [(run_many.interval(groups, at[pair], plain), pair) for pair in mixed]
     lower = [pair for (difference, half, _), pair in ahead if difference < -half]
-    env = json.loads((base(folder, "muon", 0) / "env.json").read_text(encoding="utf-8"))
+    env = RunFolder(base(folder, "muon", 0)).environment()
     chats = folder / "instructions" / "chat.jsonl"
     return TEXT.format(
         command=shlex.join(["python", "benchmarks/finetune_table.py", "--folder", str(folder)]),

@@ -1,4 +1,4 @@
-"""Muon against AdamW on `moonlight-nano`: held-out loss, and the spectra of the weights.
+"""Muon against AdamW on `moonlight-nano`: validation loss, and the spectra of the weights.
 
     python benchmarks/muon_adamw.py [--folder runs/muon-adamw]
 
@@ -10,7 +10,6 @@ docs/results/muon-adamw.md and .png.
 from __future__ import annotations
 
 import argparse
-import json
 import shlex
 import statistics
 from collections.abc import Sequence
@@ -39,7 +38,7 @@ class Trained:
     """What a run folder says."""
 
     loss: float
-    """Held out, nats per token."""
+    """Validation loss, nats per token."""
     seconds: float
     steps: list[int]
     entropy: dict[str, list[float]]
@@ -61,14 +60,14 @@ def words(folder: Path, rule: str, lr: float, seed: int) -> list[str]:
 def read(place: Path) -> Trained:
     run = RunFolder(place)
     result: Any = run.result()
-    seen = [record for record in run.read_metrics() if record["kind"] == "telemetry"]
+    seen = run.read_metrics("telemetry")
     kinds = [kind for kind in KINDS if kind in seen[0]["matrices"]]
 
     def series(figure: str) -> dict[str, list[float]]:
         return {kind: [record["matrices"][kind][figure] for record in seen] for kind in kinds}
 
     return Trained(
-        result["held_out_loss"],
+        result["validation_loss"],
         result["train_seconds"],
         [record["step"] for record in seen],
         series("weight_svd_entropy"),
@@ -172,7 +171,7 @@ matrices, which Muon's update RMS of 0.2 is meant for.
 
 ## Loss
 
-Held out, on the whole split after the last step.
+Validation loss, on the whole split after the last step.
 
 {losses}
 
@@ -205,8 +204,8 @@ def report(runs: Runs, folder: Path) -> str:
     muon, adamw = (runs[rule][chosen[rule]] for rule in ("muon", "adamw"))
     draw(muon, adamw)
     first = path(folder, "muon", RATES["muon"][0], SEEDS[0])
-    env = json.loads((first / "env.json").read_text(encoding="utf-8"))
-    steps = [r for r in RunFolder(first).read_metrics() if r["kind"] == "train"]
+    env = RunFolder(first).environment()
+    steps = RunFolder(first).read_metrics("train")
     return TEXT.format(
         command=shlex.join(["python", "benchmarks/muon_adamw.py", "--folder", str(folder)]),
         example=shlex.join(["muonscale", *words(folder, "muon", RATES["muon"][0], SEEDS[0])]),

@@ -27,10 +27,10 @@ from typing import Any
 
 import torch
 from peers import all_sides, versions
-from step_meter import Workload, dtype_name, measure
+from step_meter import Workload, best_rate, measure
 from step_report import report
 
-from muonscale.lab.bench.rates import best_rate
+from muonscale.lab.console import dtype_text
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
@@ -117,7 +117,7 @@ class Kept:
             if found["key"] == key:
                 self.content = found
         if "rates" not in self.content:
-            self.content["rates"] = {dtype_name(dtype): best_rate(dtype) for dtype in DTYPES}
+            self.content["rates"] = {dtype_text(dtype): best_rate(dtype) for dtype in DTYPES}
 
     @property
     def fast_bf16(self) -> bool:

@@ -14,6 +14,7 @@ from dataclasses import replace
 import torch
 from orthogonalize_cost import in_turns, median_ratio, spectra
 
+from muonscale.lab.console import dtype_text
 from muonscale.optim.newton_schulz import orthogonalize as orthogonalize_module
 from muonscale.optim.newton_schulz.coefficients import resolve
 from muonscale.optim.newton_schulz.flops import gram_segments
@@ -42,7 +43,7 @@ def panel_line(side: int, dtype: torch.dtype, rounds: int, seconds: float) -> st
         f"{median_ratio(whole, times[str(panel)]):.2f}" if panel < side else "-" for panel in PANELS
     ]
     rate = 2 * side**3 / statistics.median(whole) / 1e9
-    return f"| {side} | {str(dtype).removeprefix('torch.')} | {rate:.0f} | {' | '.join(cells)} |"
+    return f"| {side} | {dtype_text(dtype)} | {rate:.0f} | {' | '.join(cells)} |"
 
 
 def batch_line(shape: tuple[int, int, int], rounds: int, seconds: float) -> str:
@@ -78,7 +79,7 @@ def segment_lines(name: str, steps: int, dtype: torch.dtype) -> list[str]:
         ratios = [a / b for a, b in zip(found, direct, strict=True)]
         worst = math.inf if any(map(math.isnan, ratios)) else max(ratios)
         cells = " | ".join(f"{error:.0e}" for error in found)
-        label = str(dtype).removeprefix("torch.")
+        label = dtype_text(dtype)
         lines.append(
             f"| {name}, {steps} | {label} | {restarts or 'none'} | {slope:.0f} | {worst:.2g} | {cells} |"
         )

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from muonscale.lab.console import dtype_text
 from muonscale.optim.newton_schulz.coefficients import resolve
 from muonscale.optim.newton_schulz.flops import choose_segments, segment_flops
 from muonscale.optim.newton_schulz.kernels.cpu import panel_rows
@@ -155,7 +156,7 @@ def workload_times(
         X = torch.randn(shape)
         tasks: dict[str, Callable[[], object]] = {}
         for dtype in dtypes:
-            name = str(dtype).removeprefix("torch.")
+            name = dtype_text(dtype)
             tasks[f"loop {name}"] = lambda X=X, dtype=dtype: addmm_loop(X.to(dtype), triples)
             for form in ("direct", "auto"):
                 tasks[f"{form} {name}"] = lambda X=X, dtype=dtype, form=form: orthogonalize(
@@ -179,7 +180,7 @@ def workload_lines(rounds: int) -> list[str]:
     for title, shapes in WORKLOADS.items():
         times = workload_times(shapes, rounds, dtypes)
         for dtype in dtypes:
-            name = str(dtype).removeprefix("torch.")
+            name = dtype_text(dtype)
             loop, direct, auto = (times[f"{kind} {name}"] for kind in ("loop", "direct", "auto"))
             ratios = [a / b for a, b in zip(loop, auto, strict=True)]
             low, middle, high = statistics.quantiles(ratios, n=4, method="inclusive")
@@ -225,7 +226,7 @@ def rounding_lines() -> list[str]:
             for name, X in matrices.items():
                 found = orthogonalize(X, "jordan", STEPS, form, dtype).double()
                 cells.append(f"{(found - truth[name]).norm() / truth[name].norm():.0e}")
-            lines.append(f"| {form}, {str(dtype).removeprefix('torch.')} | {' | '.join(cells)} |")
+            lines.append(f"| {form}, {dtype_text(dtype)} | {' | '.join(cells)} |")
     return lines
 
 

@@ -24,6 +24,8 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
+from muonscale.lab.console import dtype_text
+
 Triple = tuple[float, float, float]
 
 LR, WEIGHT_DECAY, MOMENTUM = 1e-3, 0.1, 0.95
@@ -228,7 +230,7 @@ def no_stochastic_rounding() -> AbstractContextManager[Any]:
 def own_sides(fast_bf16: bool) -> Iterator[Side]:
     """Yield ours and the hand-written loop, in bfloat16 too where that is fast."""
     for dtype in [torch.float32, *([torch.bfloat16] if fast_bf16 else [])]:
-        name = str(dtype).removeprefix("torch.")
+        name = dtype_text(dtype)
         yield Side(
             name=f"muonscale {name}",
             products=dtype,
@@ -237,7 +239,7 @@ def own_sides(fast_bf16: bool) -> Iterator[Side]:
             ours=True,
         )
     for dtype in [torch.float32, *([torch.bfloat16] if fast_bf16 else [])]:
-        name = str(dtype).removeprefix("torch.")
+        name = dtype_text(dtype)
         yield Side(
             name=f"addmm loop {name}",
             products=dtype,

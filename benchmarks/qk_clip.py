@@ -10,7 +10,6 @@ from the run folders. Written to docs/results/qk-clip.md and .png.
 from __future__ import annotations
 
 import argparse
-import json
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,7 +47,7 @@ class Seen:
     clipped: list[int]
     """Heads, of all layers; empty without clipping."""
     heads: int
-    held_out: float
+    validation_loss: float
     extra: float
     """Part of the training time that recording logits took."""
 
@@ -66,7 +65,7 @@ def words(folder: Path, recipe: str, variant: str, seed: int) -> list[str]:
 def read(place: Path) -> Seen:
     run = RunFolder(place)
     result: Any = run.result()
-    steps = [record for record in run.read_metrics() if record["kind"] == "train"]
+    steps = run.read_metrics("train")
     clips = [record["qk_clip"] for record in steps if "qk_clip" in record]
     return Seen(
         [max(record["attention"]["max_logit"]) for record in steps],
@@ -74,7 +73,7 @@ def read(place: Path) -> Seen:
         [record["loss"] for record in steps],
         [clip["clipped"] for clip in clips],
         clips[0]["heads"] if clips else 0,
-        result["held_out_loss"],
+        result["validation_loss"],
         result["attention"]["seconds"] / result["train_seconds"],
     )
 
@@ -100,12 +99,12 @@ def table(runs: Runs) -> str:
                         f"{run.logit[-1]:,.0f}",
                         f"{max(run.share):.2g}",
                         heads,
-                        f"{run.held_out:.3f}",
+                        f"{run.validation_loss:.3f}",
                         f"{100 * run.extra:.0f} %",
                     ]
                 )
     head = ["recipe", "", "seed", f"first step above {TAU}", "largest logit", "at the end",
-            "largest share above 100", "heads clipped in a step, at most", "held-out loss",
+            "largest share above 100", "heads clipped in a step, at most", "validation loss",
             "time to record"]  # fmt: skip
     return run_many.markdown(head, rows)
 
@@ -141,11 +140,11 @@ def finding(runs: Runs) -> str:
     for recipe, variants in runs.items():
         off = [run.logit[-1] for run in variants["off"]]
         clip = [run.logit[-1] for run in variants["clip"]]
-        losses = [[run.held_out for run in variants[v]] for v in ("clip", "off")]
+        losses = [[run.validation_loss for run in variants[v]] for v in ("clip", "off")]
         difference, half, _ = run_many.interval(losses, 0, 1)
         said.append(
             f"- `{recipe}`: at the end the largest logit is {min(off):,.0f} to {max(off):,.0f} without and "
-            f"{min(clip):,.0f} to {max(clip):,.0f} with clipping. Held-out loss with it less that "
+            f"{min(clip):,.0f} to {max(clip):,.0f} with clipping. Validation loss with it less that "
             f"without: {run_many.verdict(difference, half)}."
         )
     return "\n".join(said)
@@ -193,7 +192,7 @@ def main() -> None:
     }
     RESULT.parent.mkdir(parents=True, exist_ok=True)
     draw(runs)
-    env = json.loads((path(folder, "demo", "off", 0) / "env.json").read_text(encoding="utf-8"))
+    env = RunFolder(path(folder, "demo", "off", 0)).environment()
     text = TEXT.format(
         command=shlex.join(["python", "benchmarks/qk_clip.py", "--folder", str(folder)]),
         **{v: shlex.join(["muonscale", *words(folder, "demo", v, 0)]) for v in VARIANTS},

@@ -10,7 +10,6 @@ is said comes from the run folders. Written to docs/results/router-balance.md an
 from __future__ import annotations
 
 import argparse
-import json
 import shlex
 from pathlib import Path
 
@@ -69,10 +68,10 @@ def experts_table(runs: dict[str, list[Balanced]]) -> str:
                     f"{(last < FEW).sum()} of {LAST}",
                     f"{run.dead[-LAST:].mean():.2f}",
                     f"{run.entropy[-LAST:].mean():.3f}",
-                    f"{run.held_out:.4f}",
+                    f"{run.validation_loss:.4f}",
                 ]
             )
-    return run_many.markdown([*head, "router entropy", "held-out loss"], rows)
+    return run_many.markdown([*head, "router entropy", "validation loss"], rows)
 
 
 def verdict(runs: dict[str, list[Balanced]]) -> list[str]:
@@ -107,11 +106,11 @@ def _compared(runs: dict[str, list[Balanced]]) -> str:
 
 
 def _loss(runs: dict[str, list[Balanced]]) -> str:
-    bias, off = ([run.held_out for run in runs[name]] for name in ("bias", "off"))
+    bias, off = ([run.validation_loss for run in runs[name]] for name in ("bias", "off"))
     mean, half = run_many.paired(bias, off)
     each = ", ".join(f"{a - b:+.4f}" for a, b in zip(bias, off, strict=True))
     return (
-        f"Held-out loss with the update less that without: {run_many.verdict(mean, half)} (Student's t "
+        f"Validation loss with the update less that without: {run_many.verdict(mean, half)} (Student's t "
         f"on the paired differences of {len(SEEDS)} seeds, {each})."
     )
 
@@ -153,7 +152,7 @@ up to it, that of the end over the last {last}.
 Of the last {last} steps. Least load: of any expert of any layer in any of them, over the mean load. An \
 expert below {few:.0%} of it, {few_tokens:.0f} tokens of a step, is as good as dead. Never chosen: \
 experts that had no token of a step, of all {all_experts}, mean over the steps. Router entropy: of a \
-token's affinities, the bias left out, over its largest value. Held-out loss: of the whole held-out \
+token's affinities, the bias left out, over its largest value. Validation loss: of the whole validation \
 split after the last step, nats per token; both variants of a seed have the same split, initial weights \
 and order of data.
 
@@ -165,7 +164,7 @@ def report(runs: dict[str, list[Balanced]], folder: Path) -> str:
     """Return the result as Markdown."""
     first = folder / f"bias-seed{SEEDS[0]}"
     config, model = RunFolder(first).saved_config(), shape(first)
-    versions = json.loads((first / "env.json").read_text(encoding="utf-8"))["versions"]
+    versions = RunFolder(first).environment()["versions"]
     experts, chosen = model["n_routed_experts"], model["num_experts_per_tok"]
     layers = model["num_hidden_layers"] - model["first_k_dense_replace"]
     tokens = config["train"]["batch_tokens"]

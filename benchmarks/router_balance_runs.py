@@ -29,8 +29,8 @@ class Balanced:
     dead: np.ndarray
     """Experts that no token chose, of all layers together."""
     entropy: np.ndarray
-    held_out: float
-    """Loss on the whole held-out split, nats per token."""
+    validation_loss: float
+    """Loss on the whole validation split, nats per token."""
 
 
 def words(folder: Path, variant: str, seed: int) -> list[str]:
@@ -45,7 +45,7 @@ def read(path: Path, seed: int) -> Balanced:
     run = RunFolder(path)
     if (result := run.result()) is None:
         raise SystemExit(f"{path} is not a finished run")
-    routing = [r["routing"] for r in run.read_metrics() if r["kind"] == "train"]
+    routing = [r["routing"] for r in run.read_metrics("train")]
     column = {key: np.array([r[key] for r in routing]) for key in routing[0]}
     return Balanced(
         seed=seed,
@@ -54,7 +54,7 @@ def read(path: Path, seed: int) -> Balanced:
         quietest=column["quietest_share"] * shape(path)["n_routed_experts"],
         dead=column["dead_experts"],
         entropy=column["entropy"],
-        held_out=result["held_out_loss"],
+        validation_loss=result["validation_loss"],
     )
 
 

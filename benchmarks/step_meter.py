@@ -23,7 +23,8 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from muonscale.lab.bench.measure import executed_flops, peak_extra_bytes, state_bytes
-from muonscale.lab.bench.rates import best_rate, direct_flops, weighted_rate
+from muonscale.lab.bench.rates import addmm_rate, direct_flops, weighted_rate
+from muonscale.lab.console import dtype_text
 
 QUICK_PART, QUICK_ROUNDS = 16, 2
 SLOWER = 5
@@ -169,7 +170,7 @@ def measure(
         rate = slow.get(side.products, math.inf)
         if workload.flops / rate > limit:
             rows[side.name]["not_run"] = (
-                f"not run: {dtype_name(side.products)} products at {rate / 1e9:.1f} GFLOP/s make it "
+                f"not run: {dtype_text(side.products)} products at {rate / 1e9:.1f} GFLOP/s make it "
                 f"about {workload.flops / rate:.0f} s"
             )
             continue
@@ -196,6 +197,11 @@ def measure(
 
 def tell(workload: Workload, what: str) -> None:
     print(f"{time.strftime('%H:%M:%S')} {workload.name}: {what}", file=sys.stderr, flush=True)
+
+
+def best_rate(dtype: torch.dtype) -> float:
+    """Return the best FLOP/s of `addmm` on 256 x 256, the speed that the machine reaches."""
+    return max(addmm_rate(256, 256, dtype) for _ in range(5))
 
 
 def emulated(dtypes: Iterable[torch.dtype]) -> dict[torch.dtype, float]:
@@ -236,7 +242,3 @@ def play_round(runners: Sequence[Runner], rows: Rows, number: int) -> None:
             rows[runner.side.name]["pairs"].append(
                 [times[step.side.name] for step in (base, runner)]
             )
-
-
-def dtype_name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")

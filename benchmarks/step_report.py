@@ -8,7 +8,9 @@ from typing import Any
 
 import torch
 from peers import Side
-from step_meter import Workload, dtype_name
+from step_meter import Workload
+
+from muonscale.lab.console import dtype_text
 
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 5e-2, torch.float16: 2e-2}
 """Of the direction, relative, by dtype of the products."""
@@ -35,7 +37,7 @@ def verdict(row: dict[str, Any], side: Side) -> str:
 
 def line(side: Side, row: dict[str, Any], result: dict[str, Any], workload: Workload) -> str:
     """Return one line of a workload's table."""
-    start = f"| {side.name} | {dtype_name(side.products)} |"
+    start = f"| {side.name} | {dtype_text(side.products)} |"
     if "not_run" in row:
         return f"{start} {row['not_run']} | | | | | | |"
     median = statistics.median(row["seconds"])
@@ -91,7 +93,7 @@ def summary(
         f"| side | products | {' | '.join(names)} |",
         "|---|---|" + "---|" * len(names),
         *(
-            f"| {side.name} | {dtype_name(side.products)} | "
+            f"| {side.name} | {dtype_text(side.products)} | "
             f"{' | '.join(cell(side, name) for name in names)} |"
             for side in sides
         ),
@@ -117,7 +119,7 @@ def explanation(sides: Sequence[Side]) -> list[str]:
         f"{bf16}",
         "- *direction*: `||U/||U|| - R/||R||||` of the first update against Newton-Schulz in float64 "
         "with the side's own coefficients, the largest over the shapes; it must be below "
-        + ", ".join(f"{dtype_name(dtype)} {value:g}" for dtype, value in TOLERANCE.items())
+        + ", ".join(f"{dtype_text(dtype)} {value:g}" for dtype, value in TOLERANCE.items())
         + ".",
         "- *executed / addmm*: matrix-product FLOP/s of the whole step, over the rate of `addmm` at "
         "the same shapes and dtype in the same run. *direct / addmm*: the same with the FLOPs of "

@@ -63,7 +63,7 @@ def block(run: Run, steps: int) -> list[dict[str, Any]]:
     train = run.config.train.model_copy(update={"tokens": None, "steps": run.state.step + steps})
     before = run.state.step
     run_steps(replace(run, config=run.config.model_copy(update={"train": train})), StopRequest())
-    return [r for r in run.folder.read_metrics() if r["kind"] == "train" and r["step"] > before]
+    return [r for r in run.folder.read_metrics("train") if r["step"] > before]
 
 
 def figures(records: list[dict[str, Any]]) -> dict[str, float]:

@@ -24,6 +24,7 @@ BLOCKS: dict[str, Callable[..., str]] = {
     "roles": parameter_groups.roles,
     "routing of": parameter_groups.architecture,
     "fused": parameter_groups.fused_parameters,
+    "known matrices": parameter_groups.known_matrices,
     "elementwise": parameter_groups.elementwise_parameters,
     "layouts of the optimizer": layouts.optimizer,
     "parameters of the layout tests": layouts.parameters,

@@ -45,6 +45,7 @@ WORDS: dict[str, str] = {
     r"labell(ed|ing)|modell(ed|ing)|travell(ed|ing)": "one l",
     r"licence": "license",
     r"whilst|amongst": "while, among",
+    r"held[-_ ]out\w*": "validation; left out of a fit",
 }
 """From a pattern, matched without regard to case as whole words, to what to write."""
 

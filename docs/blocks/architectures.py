@@ -1,7 +1,7 @@
 """Models of transformers whose parameters hold several matrices, at their published defaults.
 
-One layer of each, or as few as it can have; they are built on the meta device. All classes in
-`muonscale.optim.parameters.fused_weights.FUSED` have to be among them.
+One layer of each, or as few as it can have; they are built on the meta device. They are examples:
+every class that is known is in `muonscale.optim.parameters.fused_table`.
 """
 
 from __future__ import annotations

@@ -97,7 +97,7 @@ def trainer() -> str:
     return (
         table(["layout", "processes", "trained", "gradients compared"], cells)
         + f"\n\nTrained: {TRAINED_STEPS} steps; the loss of every step is that of one process within a "
-        f"relative {TRAINED_TOLERANCE:g}, held-out losses and the RMS of updates within twice that. "
+        f"relative {TRAINED_TOLERANCE:g}, validation losses and the RMS of updates within twice that. "
         "Gradients: the raw ones of one batch, and where every parameter lies."
     )
 

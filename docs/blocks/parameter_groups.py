@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+import re
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,7 +18,8 @@ from muonscale import grouping_report, parameter_groups
 from muonscale.lab.targets import inspect as inspect_model
 from muonscale.optim.matrices.spec import PLAIN, MatrixSpec
 from muonscale.optim.parameters.collapse import collapse
-from muonscale.optim.parameters.fused_weights import ELEMENTWISE, FUSED
+from muonscale.optim.parameters.fused_table import BARE_MATRICES, FUSED, Known
+from muonscale.optim.parameters.fused_weights import ELEMENTWISE
 from muonscale.optim.parameters.groups import MATRIX_ROLES
 from muonscale.optim.parameters.report import GroupingRow
 from muonscale.optim.parameters.roles import Role, assign_roles
@@ -68,7 +70,7 @@ def _holds(row: GroupingRow) -> str:
 
 
 def fused_parameters() -> str:
-    """Return the matrices of parameters that hold several, or a transposed one."""
+    """Return the matrices of parameters that hold several, or a transposed one, with their sizes."""
     cells = [
         [f"`{name}`", code(parameter), size(shape), _sum(shape, layout), _order(layout)]
         for name, parameter, shape, layout in _fused_rows()
@@ -79,18 +81,15 @@ def fused_parameters() -> str:
 
 @cache
 def _fused_rows() -> list[tuple[str, str, tuple[int, ...], MatrixSpec]]:
-    rows, met = [], set()
+    rows: list[tuple[str, str, tuple[int, ...], MatrixSpec]] = []
     for name, (auto, config, fields) in FUSED_IN.items():
         model = _on_meta(auto, config, fields)
-        met |= set(_known_places(model))
         for group in parameter_groups(model, lr=1.0):
             for place, parameter in zip(group["param_names"], group["params"], strict=True):
                 layout = group["matrices"].get(place, PLAIN)
                 kept = parameter.ndim > 2 or layout != PLAIN
                 if group["rule"] == "muon" and kept and not _seen(rows, name, place):
                     rows.append((name, place, tuple(parameter.shape), layout))
-    if unmet := FUSED.keys() - met:
-        raise LookupError(f"docs/blocks/architectures.py has no model with {sorted(unmet)}")
     return rows
 
 
@@ -103,10 +102,43 @@ def _seen(rows: list[Any], name: str, place: str) -> bool:
     )
 
 
-def _known_places(model: nn.Module) -> Iterator[tuple[str, str]]:
-    for module in model.modules():
-        for cls in type(module).__mro__:
-            yield from ((cls.__name__, child) for child, _ in module.named_children())
+def known_matrices() -> str:
+    """Return what the parameters of known classes hold, by architecture."""
+    entries = {**FUSED, **BARE_MATRICES}
+    rows = [
+        [code(architecture), code(cls), code(place), known.holds, _stored(known)]
+        for (cls, place), known in entries.items()
+        for architecture in _architectures_with(cls, place)
+    ]
+    return table(["architecture", "class", "parameter", "holds", "stored"], sorted(rows))
+
+
+def _stored(known: Known) -> str:
+    axes = ["flattened"] if known.stored.flattened else []
+    axes += ["transposed"] if known.stored.transposed else []
+    return ", ".join([*axes, *([known.order] if known.order else [])]) or "-"
+
+
+@cache
+def _classes() -> list[tuple[str, str, str]]:
+    """Return (architecture, class, text) of the classes in transformers' modeling files."""
+    import transformers
+
+    found = []
+    for path in Path(transformers.__file__).parent.glob("models/*/modeling_*.py"):
+        text = re.split(r"^ *class (\w+)\(", path.read_text("utf-8"), flags=re.M)
+        pairs = zip(text[1::2], text[2::2], strict=True)
+        found += [(path.parent.name, cls, body) for cls, body in pairs]
+    return found
+
+
+def _architectures_with(cls: str, place: str) -> list[str]:
+    """Return the architectures whose class of that name has something at that place."""
+    sets = f"self.{place.partition('.')[0]} = "
+    found = [home for home, name, text in _classes() if name == cls and sets in text]
+    if not found:
+        raise LookupError(f"{cls}.{place} is in fused_table.py, but not in transformers")
+    return found
 
 
 def _on_meta(auto: str, config: str, fields: dict[str, Any]) -> nn.Module:

@@ -32,10 +32,10 @@ def routed(step: int) -> dict[str, Any]:
 def finished(path: Path) -> Path:
     """Write what is read of a run of four steps with 8 experts."""
     (path / "model").mkdir(parents=True)
-    records = [*map(routed, range(1, 5)), {"kind": "eval", "step": 4, "held_out_loss": 3.5}]
+    records = [*map(routed, range(1, 5)), {"kind": "eval", "step": 4, "validation_loss": 3.5}]
     (path / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
     (path / "model" / "config.json").write_text(json.dumps({"n_routed_experts": 8}))
-    (path / "result.json").write_text(json.dumps({"held_out_loss": 3.5}))
+    (path / "result.json").write_text(json.dumps({"validation_loss": 3.5}))
     return path
 
 
@@ -45,7 +45,7 @@ def test_a_run_is_read_step_by_step(bench: ModuleType, tmp_path: Path) -> None:
     assert run.worst.tolist() == [2, 1, 2 / 3, 1 / 2]
     assert run.quietest.tolist() == pytest.approx([0.8] * 4)  # of the mean share, 1/8
     assert run.dead.tolist() == [1, 0, 1, 0]
-    assert run.held_out == 3.5
+    assert run.validation_loss == 3.5
 
 
 def test_an_unfinished_run_is_refused(bench: ModuleType, tmp_path: Path) -> None:
@@ -73,7 +73,7 @@ def test_a_window_ends_at_its_step(bench: ModuleType) -> None:
 def test_the_loss_is_said_either_way(bench: ModuleType, losses: list[float], said: str) -> None:
     def runs(values: list[float]) -> list[Any]:
         steps = np.ones(60)
-        return [bench.Balanced(s, *[steps] * 5, held_out=v) for s, v in enumerate(values)]
+        return [bench.Balanced(s, *[steps] * 5, validation_loss=v) for s, v in enumerate(values)]
 
     last = bench.verdict({"bias": runs(losses), "off": runs([3.0] * 3)})[-1]
     number, words = said.split(".*")

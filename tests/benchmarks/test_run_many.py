@@ -50,7 +50,7 @@ def test_a_finished_run_is_not_run_and_a_failing_one_is_named(
     run_many: ModuleType, tmp_path: Path
 ) -> None:
     (tmp_path / "done").mkdir()
-    (tmp_path / "done" / "result.json").write_text(json.dumps({"held_out_loss": 1}))
+    (tmp_path / "done" / "result.json").write_text(json.dumps({"validation_loss": 1}))
     run_many.train([["train", "no recipe", f"run.path={tmp_path / 'done'}"]])
     with pytest.raises(SystemExit, match=r"ended with 2, see .*bad\.log"):
         run_many.train([["train", "no-recipe", f"run.path={tmp_path / 'bad'}"]])

@@ -53,8 +53,8 @@ def test_a_run_says_what_became_of_the_conversations(
     (corpus,) = prepare(
         load_config(words[0], words[1:]).data, seed=0, report=lambda *report: None
     ).values()
-    rows = corpus.held_out.rows(128)
-    assert result["held_out_tokens"] == count_targets(rows.batch(range(len(rows))))  # type: ignore[arg-type]
+    rows = corpus.validation.rows(128)
+    assert result["validation_tokens"] == count_targets(rows.batch(range(len(rows))))  # type: ignore[arg-type]
     assert "bits_per_byte" not in result and result["unigram_loss"] > result["bigram_loss"]
     from transformers import AutoTokenizer
 
@@ -111,7 +111,7 @@ def test_a_mixture_of_text_and_chats_weighs_every_target_the_same(
     assert sum(record["targets"] for record in trained) > 24 * 128
     assert all(record["targets"] <= 512 for record in trained)
     (last,) = [r for r in records(tmp_path / "run", "eval") if r["step"] == 12]
-    assert last["held_out_losses"].keys() == {"corpus.txt", "x.jsonl"}
+    assert last["validation_losses"].keys() == {"corpus.txt", "x.jsonl"}
     assert "bits_per_byte" not in last
 
 

@@ -17,7 +17,7 @@ from muonscale.lab.data.prepare import prepare
 from tests.conftest import Muonscale
 from tests.lab.data.chat.chats import CHATML, characters_tokenizer, conversations, write_chats
 
-KEYS = {"loss": "held_out_loss", "perplexity": "perplexity", "tokens": "held_out_tokens"}
+KEYS = {"loss": "validation_loss", "perplexity": "perplexity", "tokens": "validation_tokens"}
 
 
 def result(run: Path) -> dict[str, Any]:
@@ -62,7 +62,7 @@ def test_a_step_has_the_numbers_recorded_in_training(
     assert muonscale("train", *tiny, "eval.every=5", "eval.tokens=1000000").code == 0
     run = tmp_path / "run"
     lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
-    want = {r["step"]: r["held_out_loss"] for r in lines if r["kind"] == "eval"}
+    want = {r["step"]: r["validation_loss"] for r in lines if r["kind"] == "eval"}
     found = only_text(muonscale, f"{run}@10")
     assert found["loss"] == pytest.approx(want[10], rel=1e-6)
     assert abs(found["loss"] - want[12]) > 1e-4 and "bigram_loss" not in found
@@ -84,7 +84,7 @@ def test_another_text_is_measured_whole_as_by_plain_torch(
         update={"path": other, "tokenizer": str(run / "tokenizer"), "sequence_length": 16}
     )
     (corpus,) = prepare(data, seed=0, report=lambda *report: None).values()
-    splits = [store.read(0, len(store)) for store in (corpus.train, corpus.held_out)]
+    splits = [store.read(0, len(store)) for store in (corpus.train, corpus.validation)]
     decoded = "".join(tokenizer.decode(ids, skip_special_tokens=True) for ids in splits)
     assert decoded == other.read_text()  # all of the text is in the two
     losses = []
@@ -98,7 +98,9 @@ def test_another_text_is_measured_whole_as_by_plain_torch(
     assert text["loss"] == pytest.approx(math.fsum(losses) / len(losses), rel=1e-6)
     bits = math.fsum(losses) / len(losses) / math.log(2) * sum(map(len, splits))
     assert text["bits_per_byte"] == pytest.approx(bits / other.stat().st_size, rel=1e-6)
-    assert only_text(muonscale, run, *words)["tokens"] < len(losses) / 5  # held out alone
+    assert (
+        only_text(muonscale, run, *words)["tokens"] < len(losses) / 5
+    )  # the validation split alone
 
 
 def test_a_folder_is_measured_on_a_text_that_has_to_be_named(
@@ -106,10 +108,10 @@ def test_a_folder_is_measured_on_a_text_that_has_to_be_named(
 ) -> None:
     where = (f"data.path={corpus_file}", f"data.cache={cache}", "data.sequence_length=32")
     text = only_text(muonscale, run / "model", *where)
-    assert text["loss"] == pytest.approx(result(run)["held_out_loss"], rel=1e-6)
+    assert text["loss"] == pytest.approx(result(run)["validation_loss"], rel=1e-6)
     for words, reason in [
         ((), "data.path"),
-        (("data.held_out=0.5",), "text"),
+        (("data.validation=0.5",), "text"),
         (("--all",), "nothing to evaluate"),
         ((where[0], "data.tokenizer=x"), "its own tokenizer"),
         ((where[0], "data.sequence_length=100000"), "positions of the model"),
@@ -131,13 +133,13 @@ def test_the_training_part_of_the_run_is_never_evaluated(
     answer = muonscale("eval", run, f"data.path={corpus_file}", "--all")
     assert answer.code == 2 and "training data" in answer.err
     for words in (
-        ["data.held_out=0.5"],
-        [f"data.path={corpus_file}", "data.held_out=0.5", "--all"],
+        ["data.validation=0.5"],
+        [f"data.path={corpus_file}", "data.validation=0.5", "--all"],
     ):
         answer = muonscale("eval", run, *words)
         assert answer.code == 2 and "validation split" in answer.err
     named = only_text(muonscale, run, f"data.path={corpus_file}")  # the same split, by its name
-    assert named["loss"] == pytest.approx(result(run)["held_out_loss"], rel=1e-6)
+    assert named["loss"] == pytest.approx(result(run)["validation_loss"], rel=1e-6)
     assert named["data"] == "own" and named["bigram_loss"] == result(run)["bigram_loss"]
     shutil.rmtree(run / "checkpoints")  # nothing says now what it was trained on, but its path
     answer = muonscale("eval", run, f"data.path={corpus_file}", "--all")
@@ -164,7 +166,7 @@ def test_a_corpus_that_only_a_stage_reads_is_evaluated(
     more = [f"data.mixture={mixture}", "schedule.name=stages", f"schedule.stages={stages}"]
     assert muonscale("train", *words, *more, "train.tokens=3072").code == 0
     run = tmp_path / "run"
-    assert only_text(muonscale, run)["loss"] == pytest.approx(result(run)["held_out_loss"])
+    assert only_text(muonscale, run)["loss"] == pytest.approx(result(run)["validation_loss"])
     answer = muonscale("eval", run, f"data.path={other}", "--all")
     assert answer.code == 2 and "training data" in answer.err
 
@@ -192,10 +194,10 @@ def test_a_mixture_has_each_corpus_and_the_weighted_mean(
     run = tmp_path / "run"
     text, want = only_text(muonscale, run), result(run)
     assert {k: v["loss"] for k, v in text["corpora"].items()} == pytest.approx(
-        want["held_out_losses"]
+        want["validation_losses"]
     )
     mean = (3 * text["corpora"]["corpus.txt"]["loss"] + text["corpora"]["other.txt"]["loss"]) / 4
-    assert text["loss"] == pytest.approx(mean) == pytest.approx(want["held_out_loss"])
+    assert text["loss"] == pytest.approx(mean) == pytest.approx(want["validation_loss"])
     assert text["bits_per_byte"] == pytest.approx(want["bits_per_byte"])
 
 
@@ -214,8 +216,8 @@ def test_chats_have_a_loss_over_the_answers_and_no_bits_per_byte(
     ]
     assert muonscale("train", *words).code == 0
     text, want = only_text(muonscale, tmp_path / "run"), result(tmp_path / "run")
-    assert text["loss"] == pytest.approx(want["held_out_loss"], rel=1e-6)
-    assert text["tokens"] == want["held_out_tokens"] and "bits_per_byte" not in text
+    assert text["loss"] == pytest.approx(want["validation_loss"], rel=1e-6)
+    assert text["tokens"] == want["validation_tokens"] and "bits_per_byte" not in text
     other = write_chats(tmp_path / "y.jsonl", conversations(60, seed=1))
     foreign = only_text(muonscale, tmp_path / "run", f"data.path={other}", "data.format=chat")
     assert foreign["data"] == "foreign" and foreign["tokens"] > 0

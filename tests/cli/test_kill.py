@@ -87,6 +87,6 @@ def test_a_killed_run_ends_with_the_same_weights(
         assert (killed / name).read_bytes() == (whole / name).read_bytes()
     assert losses(killed) == losses(whole)
     assert (
-        json.loads((killed / "result.json").read_text())["held_out_loss"]
-        == (json.loads((whole / "result.json").read_text())["held_out_loss"])
+        json.loads((killed / "result.json").read_text())["validation_loss"]
+        == (json.loads((whole / "result.json").read_text())["validation_loss"])
     )

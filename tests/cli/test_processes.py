@@ -44,9 +44,9 @@ def test_two_processes_train_as_one_and_only_the_first_one_speaks(
     assert losses(tmp_path / "two") == pytest.approx(expected, rel=1e-4)
     for word in ("model  ", "step 3/12", "validation loss in nats per token"):
         assert output.count(word) == 1, output
-    held_out = [r["held_out_loss"] for r in records(tmp_path / "one", "eval")]
-    assert [r["held_out_loss"] for r in records(tmp_path / "two", "eval")] == pytest.approx(
-        held_out, rel=1e-4
+    validation = [r["validation_loss"] for r in records(tmp_path / "one", "eval")]
+    assert [r["validation_loss"] for r in records(tmp_path / "two", "eval")] == pytest.approx(
+        validation, rel=1e-4
     )
     assert (tmp_path / "two" / "model" / "config.json").read_bytes() == (
         tmp_path / "one" / "model" / "config.json"

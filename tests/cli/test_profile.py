@@ -50,7 +50,7 @@ def test_a_profile_of_steps(
     seconds = optimizer_ms(table) / 1000
     spent = [e["dur"] for e in spans if e["name"] == "muonscale/optimizer"]
     assert seconds == pytest.approx(sum(spent) / 1e6, rel=0.01)
-    records = [r for r in RunFolder(run).read_metrics() if r["kind"] == "train"]
+    records = RunFolder(run).read_metrics("train")
     assert [r["step"] for r in records if r.get("profiled")] == [6, 7]
     result = json.loads((run / "result.json").read_text())
     usual = [r["tokens_per_second"] for r in records if r["step"] not in (6, 7)]

@@ -49,7 +49,7 @@ def test_a_run_that_was_trained_has_a_report(finished: Path, muonscale: Muonscal
     folder = finished / "report"
     assert answer.out.startswith(f"{folder / 'report.html'}, with 8 figures")
     assert {path.suffix for path in (folder / "figures").iterdir()} == {".png", ".svg", ".csv"}
-    loss = json.loads((finished / "result.json").read_text())["held_out_loss"]
+    loss = json.loads((finished / "result.json").read_text())["validation_loss"]
     assert f"{loss:.4f}" in (folder / "report.html").read_text(encoding="utf-8")
 
 

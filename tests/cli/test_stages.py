@@ -65,7 +65,7 @@ def test_learning_rate_tokens_and_corpora_follow_the_stages(
     assert "256, from step 16 on 512 tokens" in answer.out
 
 
-def test_held_out_losses_are_distinguished(
+def test_validation_losses_are_distinguished(
     muonscale: Muonscale, staged: list[str], tmp_path: Path
 ) -> None:
     assert muonscale("train", *staged).code == 0
@@ -74,11 +74,11 @@ def test_held_out_losses_are_distinguished(
     corpora = prepare(config.data, seed=0, report=lambda *report: None)
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "model")
     for name, corpus in corpora.items():
-        rows = Sequences(corpus.held_out, 32)
+        rows = Sequences(corpus.validation, 32)
         loss, _ = loss_on_batches(model, [rows.batch(range(len(rows)))])  # type: ignore[arg-type]
-        assert result["held_out_losses"][name] == pytest.approx(loss, rel=1e-5)
-    both = result["held_out_losses"]
-    assert result["held_out_loss"] == pytest.approx(0.75 * both["code"] + 0.25 * both["prose"])
+        assert result["validation_losses"][name] == pytest.approx(loss, rel=1e-5)
+    both = result["validation_losses"]
+    assert result["validation_loss"] == pytest.approx(0.75 * both["code"] + 0.25 * both["prose"])
 
 
 def test_a_staged_run_resumes_exactly(

@@ -57,6 +57,8 @@ def test_plan_run_and_status(muonscale: Muonscale, recipe: str, tmp_path: Path) 
     reach = place["variants"][1]["reach"]["adamw"]["flops"]
     assert 0 < reach["amount"] < 1.001 * reach["end"]
     assert "one seed" in place["notes"][0]
+    (comparison,) = place["comparisons"]
+    assert f"{comparison['difference']:+.4f} nats" in run.out  # the verdict is on the console
 
     status = muonscale("study", "status", tmp_path / "study")
     assert "4 finished" in status.out

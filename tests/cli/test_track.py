@@ -155,7 +155,7 @@ def test_tensorboard_has_the_metrics_of_the_run(
     assert answer.code == 0, answer.err
     found = scalars(run)
     assert_same(found, {k: v for k, v in expected(run).items() if not k.startswith("telemetry")})
-    telemetry = [r for r in RunFolder(run).read_metrics() if r["kind"] == "telemetry"]
+    telemetry = RunFolder(run).read_metrics("telemetry")
     rms = [(r["step"], r["groups"]["hidden"]["update_rms"]) for r in telemetry]
     assert_same(found, {"telemetry/groups/hidden/update_rms": rms})
     result = json.loads((run / "result.json").read_text())
@@ -214,13 +214,13 @@ def test_wandb_offline_has_every_step_once_over_a_resumption(
     assert "warning" not in answer.out
     rows, summaries, ids = history(run)
     wanted = expected(run)
-    for name in ("train/loss", "train/lr/hidden", "eval/held_out_loss"):
+    for name in ("train/loss", "train/lr/hidden", "eval/validation_loss"):
         found = [(row["_step"], row[name]) for row in rows if name in row]
         assert found == [(step, pytest.approx(value)) for step, value in wanted[name]]
     assert len(set(ids)) == 1
     final = {key: value for summary in summaries for key, value in summary.items()}
     result = json.loads((run / "result.json").read_text())
-    assert final["result/held_out_loss"] == result["held_out_loss"]
+    assert final["result/validation_loss"] == result["validation_loss"]
     assert final["sample"] == result["sample"]
     assert weights(run) == plain
 
@@ -255,7 +255,11 @@ def test_trackio_is_local_and_goes_on(tiny: list[str], tmp_path: Path) -> None:
         checkpoint.rmdir()
     alone([str(run), "--resume"], environment)
     found, wanted = trackio_logs(tmp_path / "trackio", run), expected(run)
-    names = ("train/loss", "train/lr/hidden", "eval/held_out_loss")  # times are those of the first
+    names = (
+        "train/loss",
+        "train/lr/hidden",
+        "eval/validation_loss",
+    )  # times are those of the first
     assert_same(found, {name: wanted[name] for name in names})
 
 

@@ -52,7 +52,7 @@ def test_a_run_leaves_everything_it_promises(
     assert [r["step"] for r in metrics(run, "eval")] == [4, 8, 12]
     result = json.loads((run / "result.json").read_text())
     assert result["bigram_loss"] < result["unigram_loss"] < math.log(300)
-    assert result["perplexity"] == pytest.approx(math.exp(result["held_out_loss"]))
+    assert result["perplexity"] == pytest.approx(math.exp(result["validation_loss"]))
     for text in ("unigram", "bigram", "bits per byte", "matrices"):
         assert text in answer.out
 

@@ -90,6 +90,7 @@ SHAPES: dict[str, tuple[tuple[int, ...], MatrixSpec]] = {
     "fused": ((24, 12), MatrixSpec(splits=(12, 6, 6))),
     "heads": ((24, 12), MatrixSpec(splits=(12, 6, 6), heads=(2, 1, 1))),
     "out_heads": ((12, 16), MatrixSpec(heads=2, by_columns=True)),
+    "column_heads": ((10, 12), MatrixSpec(heads=4, by_columns=True, interleaved=True)),
     "interleaved": ((24, 10), MatrixSpec(splits=(12, 6, 6), groups=3)),
     "conv1d": ((12, 30), MatrixSpec(transposed=True, splits=(10, 10, 10))),
     "experts": ((5, 12, 8), MatrixSpec(splits=(6, 6))),

@@ -70,7 +70,7 @@ def test_every_rank_ends_with_the_parameters_of_one_process(world, size, rule) -
         for name, tensor in result["parameters"].items():
             assert torch.equal(tensor, results[0]["parameters"][name]), name
             torch.testing.assert_close(tensor, expected[name], **TOLERANCES)
-        assert result["stats"]["matrices"] == 44  # counted by hand
+        assert result["stats"]["matrices"] == 48  # counted by hand
         assert result["stats"]["update_rms"] == pytest.approx(alone["update_rms"], rel=1e-4)
 
 
@@ -153,4 +153,4 @@ def unlike(_: int) -> str:
 def test_ranks_with_other_options_are_told_so(world) -> None:
     for text in world(2).run(unlike, 0):
         assert "ranks 0 and 1" in text
-    assert len(SHAPES) + len(VECTORS) == 18
+    assert len(SHAPES) + len(VECTORS) == 19

@@ -60,7 +60,7 @@ def together(config: Config, topology: Topology, resume: bool = False) -> None:
 def check_equal(run: Path, expected: Path, rel: float) -> None:
     assert len(losses(run)) == STEPS
     assert losses(run) == pytest.approx(losses(expected), rel=rel)
-    for kind, keys in {"eval": ("held_out_loss",), "train": ("update_rms",)}.items():
+    for kind, keys in {"eval": ("validation_loss",), "train": ("update_rms",)}.items():
         for key in keys:
             values = [record[key] for record in records(run, kind)]
             assert values == pytest.approx(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 STEPS = 20
 TOLERANCE = 1e-3
-"""Relative, of losses; twice that of held-out losses and updates, 20 times that of norms."""
+"""Relative, of losses; twice that of validation losses and updates, 20 times that of norms."""
 
 ROWS = [
     ("llama", "ddp=2"),

@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -60,3 +61,29 @@ def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
     assert not list(tmp_path.rglob("*.py"))
     api = (tmp_path / "reference" / "api" / "index.html").read_text("utf-8")
     assert 'id="muonscale.translate_arguments"' in api
+    for page in (tmp_path / "reference").rglob("index.html"):
+        text = page.read_text("utf-8")
+        assert "<blockquote" not in text, page  # ">>>" outside a code block
+        # An asterisk of a formula or of a pattern that began or ended an emphasis.
+        assert not re.search(r"[\w/.]<em>|</em>\w", text), page
+
+
+def test_examples_are_code() -> None:
+    """A section that griffe does not know is a block of prose, where `>>>` is a nested quote."""
+    griffe = pytest.importorskip("griffe")
+    package = griffe.load("muonscale", search_paths=[ROOT / "src"])
+    count = 0
+
+    def check(item: Any) -> None:
+        nonlocal count
+        for section in item.docstring.parse("google", warnings=False) if item.docstring else ():
+            if section.kind.value == "examples":
+                count += 1
+            elif ">>>" in str(section.as_dict()):
+                raise AssertionError(f"{item.path}: an example under {section.kind.value!r}")
+        for member in item.members.values():
+            if not member.is_alias:
+                check(member)
+
+    check(package)
+    assert count > 20

@@ -38,7 +38,7 @@ def test_every_command_of_the_tutorial(newcomer: ModuleType, tmp_path: Path) -> 
         return json.loads((tmp_path / path).read_text(encoding="utf-8"))
 
     mine = read("runs/mine/result.json")
-    assert mine["held_out_loss"] < mine["unigram_loss"] - 0.5
+    assert mine["validation_loss"] < mine["unigram_loss"] - 0.5
     assert read("runs/mine/eval/result.json")
     assert read("evaluated/result.json")
     assert read("studies/first/result.json")

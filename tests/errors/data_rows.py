@@ -140,7 +140,7 @@ ROWS: dict[str, Row] = {
     "content": Row(D, ("'content' is",), chat(turn(content=5))),
     "role": Row(D, ("'robot'", "assistant"), chat(turn(role="robot"))),
     "no answer": Row(D, ("no turn of the assistant",), chat(turn()[:1])),
-    "only spaces": Row(D, ("data.sequence_length=256", "data.held_out"), prepared("a", vocab_size=257)),
+    "only spaces": Row(D, ("data.sequence_length=256", "data.validation"), prepared("a", vocab_size=257)),
     "template": Row(D, ("nowhere.jinja", "plain"), lambda f: prepared_chat(f)),
     # tokenizers
     "no tokenizer": Row(D, ("./nowhere.json",), lambda _: load_tokenizer("./nowhere.json")),
@@ -148,7 +148,7 @@ ROWS: dict[str, Row] = {
     "broken folder": Row(D, ("cannot be loaded",), tokenizer("{", "tokenizer.json")),
     "no end": Row(D, ("end-of-text", "</s>"), tokenizer(json.dumps({"version": "1.0", "added_tokens": [], "model": {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "a"}}))),
     # evaluation and models
-    "no held-out": Row(D, ("0 validation", "data.held_out"), lambda _: mean_loss(0.0, 0)),
+    "no validation": Row(D, ("0 validation", "data.validation"), lambda _: mean_loss(0.0, 0)),
     "no pairs": Row(D, ("got 0",), lambda _: fit_ngrams([], 5)),
     "token ids": Row(D, ("[0, 3)", "9"), lambda _: fit_ngrams([np.array([[1, 9]])], 3)),
     "gate": Row(C, ("k=5", "4"), lambda _: gate_scale(4, 5)),

@@ -165,7 +165,7 @@ ROWS: dict[str, Row] = {
     # parameter_groups, grouping_report
     "groups rule": Row(C, ("'mun'", "muon"), lambda _: groups(rule="mun")),
     "frozen": Row(R, ("5 parameters", "requires_grad"), lambda _: ms.parameter_groups(frozen(model()), lr=0.1)),
-    "no matrix": Row(R, ("2 trainable", 'rule="adamw"'), lambda _: ms.parameter_groups(nn.LayerNorm(4), lr=0.1)),
+    "no matrix": Row(R, ("2 trainable", 'rule="adamw"'), lambda _: ms.parameter_groups(nn.LayerNorm(4), lr=0.1, strict=True)),
     "pattern": Row(R, ("'*.qkv'",), lambda _: groups(overrides={"*.qkv": {"rule": "adamw"}})),
     "option": Row(C, ("'rle'", "rule"), lambda _: groups(overrides={"head": {"rle": "muon"}})),
     "role": Row(C, ("head",), lambda _: groups(overrides={"head": {"role": "heads"}})),
@@ -190,7 +190,7 @@ ROWS: dict[str, Row] = {
     "flat": Row(L, ("(24,)", "fully_shard"), lambda _: ms.parameter_groups(flat(), lr=0.1)),
     "in no group": Row(R, ("2.bias", "parameter_groups"), lambda _: report(lambda g: g[-1]["params"].pop() is None or g[-1]["param_names"].pop())),
     "in two groups": Row(R, ("is in two groups",), lambda _: report(lambda g: g.append(dict(g[0])))),
-    "not of the model": Row(R, ("has x",), lambda _: report(lambda g: (g[0]["params"].append(matrix()), g[0]["param_names"].append("x")))),
+    "not of the model": Row(R, ("not have x",), lambda _: report(lambda g: (g[0]["params"].append(matrix()), g[0]["param_names"].append("x")))),
     # Matrices
     "field": Row(C, ("'head'", "heads"), lambda _: groups(overrides={"1.weight": {"matrices": {"head": 2}}})),
     "type of a field": Row(C, ("'two'",), lambda _: groups(overrides={"1.weight": {"matrices": {"heads": "two"}}})),

@@ -88,7 +88,7 @@ def test_a_corpus_is_prepared_or_refused(tried: settings, good_run: Path, tmp_pa
 
         def read() -> None:
             found = next(iter(prepare(data, seed=0, report=lambda *_: None).values()))
-            assert found.stats.train.tokens > 0 and found.stats.held_out.tokens > 0
+            assert found.stats.train.tokens > 0 and found.stats.validation.tokens > 0
 
         refused_or(read)
 

@@ -30,9 +30,9 @@ def test_a_run_trains_resumes_and_has_a_report_and_a_card(
 ) -> None:
     assert muonscale("train", *words).code == 0
     losses = [
-        record["held_out_loss"]
+        record["validation_loss"]
         for record in map(json.loads, (tmp_path / "run/metrics.jsonl").read_text().splitlines())
-        if record.get("held_out_loss") is not None
+        if record.get("validation_loss") is not None
     ]
     assert losses[-1] < losses[0] - 0.1
     weights = (tmp_path / "run/model/model.safetensors").read_bytes()

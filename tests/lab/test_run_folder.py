@@ -26,7 +26,7 @@ def test_metrics_after_a_step_and_a_cut_line_are_dropped(tmp_path: Path) -> None
         folder.append_metrics({"kind": "train", "step": step})
     with folder.metrics.open("a") as file:
         file.write('{"kind": "train", "st')
-    folder.truncate_metrics(2)
+    assert [record["step"] for record in folder.truncate_metrics(2)] == [1, 2, 3]
     assert lines(folder) == [("train", 1), ("train", 2)]
     folder.append_metrics({"kind": "train", "step": 3})
     assert lines(folder)[-1] == ("train", 3)
@@ -35,10 +35,12 @@ def test_metrics_after_a_step_and_a_cut_line_are_dropped(tmp_path: Path) -> None
 def test_a_replaced_record_stands_once(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
     folder.append_metrics({"kind": "train", "step": 1})
-    for value in (1.0, 2.0):
-        folder.replace_metrics({"kind": "eval", "step": 1, "held_out_loss": value})
+    for value in (1.0, math.nan, 2.0):
+        records = folder.replace_metrics({"kind": "eval", "step": 1, "validation_loss": value})
+        assert records == folder.read_metrics()
+    assert folder.read_metrics("train") == [{"kind": "train", "step": 1}]
     assert lines(folder) == [("train", 1), ("eval", 1)]
-    assert folder.read_metrics()[1]["held_out_loss"] == 2.0
+    assert folder.read_metrics()[1]["validation_loss"] == 2.0
 
 
 def test_numbers_that_are_not_finite_are_written_as_null(tmp_path: Path) -> None:

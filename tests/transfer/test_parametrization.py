@@ -202,6 +202,13 @@ class Own(nn.Module):
         self.norm = nn.RMSNorm(width)
         self.head = nn.Linear(width, 50, bias=False)
 
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        x = self.embedding(ids)
+        for layer in self.layers:
+            x = layer(x)
+        x = torch.matmul(x[:, None], self.stack.mT).mean(1)
+        return self.head(self.norm(x + self.down(x).mean(-1, keepdim=True)))
+
 
 def own(width: int = 64, base: int = 16, overrides: dict | None = None, **options: Any):
     model = Own(width)

@@ -1,4 +1,8 @@
-"""The command line: `muonscale VERB ...`. Verbs import what they need when they run."""
+"""The command line: `muonscale VERB ...`.
+
+`app` lists the verbs. Each verb has its module and imports what it needs when it runs. `arguments`
+has the options that several verbs share, and `running` starts a run.
+"""
 
 from __future__ import annotations
 

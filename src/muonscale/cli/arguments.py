@@ -70,6 +70,7 @@ def split_source(text: str) -> tuple[Path, int | None]:
         return Path(text), None
     if not step.isascii() or not step.isdigit():
         raise ConfigError(
-            f"{text}: {step!r} is not the step of a checkpoint; the form is RUN@STEP, with a whole number"
+            f"{text}: {step!r} is not the step of a checkpoint; the form is RUN@STEP, with a whole "
+            "number"
         )
     return Path(run), int(step)

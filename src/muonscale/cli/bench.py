@@ -39,9 +39,10 @@ def bench(
     before anything is allocated. Examples: `muonscale bench demo`; `muonscale bench moonlight-nano
     --tokens 65536`; `muonscale bench path/to/config.json --layers 1 --no-model`.
     """
-    from muonscale.lab.bench.model import BenchRequest, bench_json
+    from muonscale.lab.bench.model import BenchRequest
     from muonscale.lab.bench.model import bench as measure
     from muonscale.lab.bench.text import bench_text
+    from muonscale.lab.files import to_json
 
     request = BenchRequest(
         target=model,
@@ -53,4 +54,4 @@ def bench(
         tokens=tokens,
     )
     found = measure(request, lambda text: typer.echo(text, err=True))
-    typer.echo(bench_json(found) if as_json else bench_text(found))
+    typer.echo(to_json(found) if as_json else bench_text(found))

@@ -46,17 +46,18 @@ def coordcheck(
 ) -> None:
     """Check that the training dynamics do not depend on the width.
 
-    The model is trained for a few steps at several widths. The values of optimizer.* are those of the
-    smallest width. The size and the change of the outputs, and the norms of weights and updates, must
-    not grow or shrink with the width. The exit code is 0 if they do not, and 1 if they do or if the
-    runs do not decide it. Examples: `muonscale coordcheck llama-nano`;
+    The model is trained for a few steps at several widths. The values of optimizer.* are those of
+    the smallest width. The size and the change of the outputs, and the norms of weights and
+    updates, must not grow or shrink with the width. The exit code is 0 if they do not, and 1 if
+    they do or if the runs do not decide it. Examples: `muonscale coordcheck llama-nano`;
     `muonscale coordcheck my.yaml optimizer.lr=0.01 --widths 64,128,256,512 --out checks/mine`.
     """
     from muonscale.lab.console import stderr_console
     from muonscale.lab.coordcheck.plan import CoordcheckRequest, plan_check
     from muonscale.lab.coordcheck.result import check_facts
     from muonscale.lab.coordcheck.run import measure
-    from muonscale.lab.coordcheck.text import check_json, check_text
+    from muonscale.lab.coordcheck.text import check_text
+    from muonscale.lab.files import to_json
     from muonscale.lab.training.console import RunConsole
 
     request = CoordcheckRequest(
@@ -76,7 +77,7 @@ def coordcheck(
         from muonscale.lab.coordcheck.page import write_check
 
         write_check(facts, out)
-    typer.echo(check_json(facts) if as_json else check_text(facts, full=full))
+    typer.echo(to_json(facts) if as_json else check_text(facts, full=full))
     if not facts["passed"]:
         raise typer.Exit(1)
 

@@ -82,8 +82,9 @@ def evaluate(
     """Measure validation loss, samples and benchmarks of a model.
 
     A run is evaluated on its own validation split unless `data.path=` names another text. A model
-    folder needs `data.path=`, or `--samples` or `--tasks`. Examples: `muonscale eval runs/demo`; `muonscale eval runs/demo@300
-    data.path=other.txt --all`; `muonscale eval models/mine --tasks arc_easy,hellaswag --limit 100`.
+    folder needs `data.path=`, or `--samples` or `--tasks`. Examples: `muonscale eval runs/demo`;
+    `muonscale eval runs/demo@300 data.path=other.txt --all`; `muonscale eval models/mine --tasks
+    arc_easy,hellaswag --limit 100`.
     """
     from muonscale.lab.console import stderr_console
     from muonscale.lab.evaluation.command import SampleRequest, TaskRequest, evaluate_model

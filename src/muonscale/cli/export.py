@@ -39,6 +39,4 @@ def export(
     done = write(
         RunFolder(path), step, folder, dtype=dtype, max_shard_size=max_shard_size, report=warn
     )
-    typer.echo(
-        f'step {done.step} of {path} is in {folder}; try: muonscale generate {folder} "def "'
-    )
+    typer.echo(f'step {done} of {path} is in {folder}; try: muonscale generate {folder} "def "')

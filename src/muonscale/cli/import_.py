@@ -32,9 +32,9 @@ def import_(
 ) -> None:
     """Train a model from a Hugging Face checkpoint.
 
-    This is `train` with model.weights and data.tokenizer set to the checkpoint. Resume such a run with
-    `muonscale train RUN --resume`. Examples: `muonscale import runs/demo/model data.path=my.txt
-    run.path=runs/more`; `muonscale import org/model my.yaml optimizer.rule=adamw`.
+    This is `train` with model.weights and data.tokenizer set to the checkpoint. Resume such a run
+    with `muonscale train RUN --resume`. Examples: `muonscale import runs/demo/model
+    data.path=my.txt run.path=runs/more`; `muonscale import org/model my.yaml optimizer.rule=adamw`.
     """
     from muonscale.lab.config.load import load_config
     from muonscale.lab.models.hub import MUON_GAINS_NOTHING, checkpoint_folder, trained_with_muon

@@ -51,9 +51,9 @@ def lr(
 ) -> None:
     """Convert a learning rate of Muon to another shape factor.
 
-    The factor depends on the shapes of the model's matrices. Shape factors are rms, spectral, keller
-    and none, or have the name of another project's option, such as original, match_rms_adamw or
-    nvidia:spectral. Example:
+    The factor depends on the shapes of the model's matrices. Shape factors are rms, spectral,
+    keller and none, or have the name of another project's option, such as original, match_rms_adamw
+    or nvidia:spectral. Example:
     `muonscale lr --from original --to match_rms_adamw --model demo --lr 0.02`.
     """
     from muonscale.lab.targets import inspect as look

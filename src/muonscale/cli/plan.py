@@ -46,8 +46,9 @@ def plan(
     from muonscale.lab.estimate.estimate import estimate
     from muonscale.lab.estimate.resolve import PlanRequest
     from muonscale.lab.estimate.text import plan_text
+    from muonscale.lab.files import to_json
 
-    asked = PlanRequest(
+    request = PlanRequest(
         target=model,
         overrides=overrides or [],
         devices=devices,
@@ -61,8 +62,8 @@ def plan(
         from muonscale.lab.estimate.figure import check_format, write_figure
 
         check_format(figure)
-        found = estimate(asked)
-        write_figure(found.facts, figure)
+        facts = estimate(request)
+        write_figure(facts, figure)
     else:
-        found = estimate(asked)
-    typer.echo(found.json() if as_json else plan_text(found.facts))
+        facts = estimate(request)
+    typer.echo(to_json(facts) if as_json else plan_text(facts))

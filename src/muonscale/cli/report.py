@@ -24,7 +24,8 @@ def report(
 ) -> None:
     """Write an HTML page about runs or studies, with its figures.
 
-    The page needs no network. Examples: `muonscale report runs/demo`; `muonscale report runs/muon runs/adamw --out compared`.
+    The page needs no network. Examples: `muonscale report runs/demo`; `muonscale report runs/muon
+    runs/adamw --out compared`.
     """
     from muonscale.lab.report.folders import page_of
     from muonscale.lab.report.write import write_page

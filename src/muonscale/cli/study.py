@@ -36,7 +36,8 @@ Words = Annotated[
 def plan(words: Words, as_json: Json = False) -> None:
     """List the runs of a study with tokens, FLOPs and hours.
 
-    Nothing is written. The hours follow from finished runs; if there are none, a few steps are timed.
+    Nothing is written. The hours follow from finished runs; if there are none, a few steps are
+    timed.
     Example: `muonscale study plan muon-adamw-nano executor.workers=2`.
     """
     from muonscale.lab.studies.engine import plan_study
@@ -55,8 +56,8 @@ def run(
     """Do the missing runs of a study and write its report.
 
     The command may be stopped at any time; the next call continues. A failed run does not stop the
-    others. The exit code is 1 if a run failed, if the study cannot continue, or if its verdict is not
-    PASS.
+    others. The exit code is 1 if a run failed, if the study cannot continue, or if its verdict is
+    not PASS.
     """
     from muonscale.lab.studies.engine import run_study
 
@@ -117,7 +118,7 @@ def _study(words: list[str]) -> Study:
     names = [word for word in words if "=" not in word]
     if len(names) != 1:
         raise ConfigError(
-            f"give one study, not {len(names)}{': ' if names else ''}{' and '.join(names)}; an override has "
-            "the form key=value"
+            f"give one study, not {len(names)}{': ' if names else ''}{' and '.join(names)}; an "
+            "override has the form key=value"
         )
     return load_study(names[0], [word for word in words if "=" in word])

@@ -1,4 +1,4 @@
-"""Text for a console: tables, and how bytes, seconds and counts are written.
+"""Text for a console: tables, and how bytes, seconds, counts and dtypes are written.
 
 Output is the same on a terminal and in a pipe: no colors, and no line is cut or wrapped.
 """
@@ -60,3 +60,8 @@ def seconds_text(seconds: float) -> str:
 def counted(number: int, noun: str, plural: str = "") -> str:
     """Return a number with its noun: 1 run, 2 runs, 12,000 batches."""
     return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
+
+
+def dtype_text(dtype: object) -> str:
+    """Return the name of a torch dtype without `torch.`: bfloat16."""
+    return str(dtype).removeprefix("torch.")

@@ -34,10 +34,20 @@ def write_json(path: Path, value: Any) -> None:
     write_atomic(path, json.dumps(value, indent=2) + "\n")
 
 
+def to_json(value: Any) -> str:
+    """Return a value as indented JSON; a number that is not finite is null."""
+    return json.dumps(drop_nonfinite(value), indent=2)
+
+
 def sha256(path: Path) -> str:
     """Return the SHA-256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def size_and_hash(path: Path) -> dict[str, Any]:
+    """Return the size and the SHA-256 of a file, as manifests have them."""
+    return {"bytes": path.stat().st_size, "sha256": sha256(path)}
 
 
 def read_object(
@@ -104,8 +114,8 @@ def lock_folder(
             locked = _lock(file)
         except OSError as reason:
             raise error(
-                f"the file system of {folder} does not lock files ({reason.strerror}); mount it with "
-                f"locks (Lustre: -o flock), or choose a folder on another with {choose}"
+                f"the file system of {folder} does not lock files ({reason.strerror}); mount it "
+                f"with locks (Lustre: -o flock), or choose a folder on another with {choose}"
             ) from reason
         if not locked:
             raise error(f"another process is {busy}")

@@ -18,11 +18,11 @@ result.json     written last: its presence means that the run is finished
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from muonscale.errors import CheckpointError, shown
 from muonscale.lab.config.load import Config, dump_config
@@ -35,6 +35,9 @@ from muonscale.lab.files import (
 )
 
 LOCK = "run.lock"
+
+KindT = Literal["train", "eval", "telemetry"]
+"""Kinds of metrics records."""
 
 # Keys that may differ when a run is continued: they do not change the data order, and weights only
 # by the rounding of sums.
@@ -160,7 +163,7 @@ class RunFolder:
         Raises:
             CheckpointError: naming every key that differs, with both values.
         """
-        old, new = flatten(self.saved_config()), flatten(json.loads(dump_config(config)))
+        old, new = flatten(self.saved_config()), flatten(config.model_dump(mode="json"))
         lines = [
             f"  {key}: {old.get(key)!r} in the run, {new.get(key)!r} now"
             for key in sorted(old.keys() | new.keys())
@@ -196,33 +199,41 @@ class RunFolder:
         with self.metrics.open("a", encoding="utf-8") as file:
             file.write(_line(record))
 
-    def replace_metrics(self, record: dict[str, Any]) -> None:
-        """Add one line in place of the line of the same kind and step, if there is one."""
+    def replace_metrics(self, record: dict[str, Any]) -> list[dict[str, Any]]:
+        """Write a record in place of that of the same kind and step, and return all records."""
         same = (record["kind"], record["step"])
-        self._rewrite(r for r in self.read_metrics() if (r["kind"], r["step"]) != same)
-        self.append_metrics(record)
+        others = [r for r in self.read_metrics() if (r["kind"], r["step"]) != same]
+        records = [*others, drop_nonfinite(record)]
+        self._write_metrics(records)
+        return records
 
-    def truncate_metrics(self, step: int) -> None:
-        """Drop the records after `step`, and a last line that is cut off."""
-        self._rewrite(record for record in self.read_metrics() if record["step"] <= step)
+    def truncate_metrics(self, step: int) -> list[dict[str, Any]]:
+        """Drop the records after `step`, and return all that there were.
 
-    def read_metrics(self) -> list[dict[str, Any]]:
-        """Return the records of metrics.jsonl up to the first damaged line."""
+        A last line that is cut off is dropped too.
+        """
+        records = self.read_metrics()
+        self._write_metrics(record for record in records if record["step"] <= step)
+        return records
+
+    def read_metrics(self, kind: KindT | None = None) -> list[dict[str, Any]]:
+        """Return the records of metrics.jsonl, or those of one kind, up to the first damaged line."""
         records: list[dict[str, Any]] = []
         if not self.metrics.exists():
             return records
         for line in self.metrics.read_text(encoding="utf-8", errors="replace").splitlines():
-            record = _parse_record(line)
+            record = parse_record(line)
             if record is None:
                 break
-            records.append(record)
+            if kind is None or record["kind"] == kind:
+                records.append(record)
         return records
 
-    def _rewrite(self, records: Iterable[dict[str, Any]]) -> None:
+    def _write_metrics(self, records: Iterable[dict[str, Any]]) -> None:
         write_atomic(self.metrics, "".join(_line(record) for record in records))
 
 
-def _parse_record(line: str) -> dict[str, Any] | None:
+def parse_record(line: str) -> dict[str, Any] | None:
     """Return the record in a line of metrics.jsonl, None if the line is damaged."""
     try:
         record = json.loads(line)
@@ -234,6 +245,15 @@ def _parse_record(line: str) -> dict[str, Any] | None:
 
 def _line(record: dict[str, Any]) -> str:
     return json.dumps(drop_nonfinite(record)) + "\n"
+
+
+def started_with(env: Mapping[str, Any]) -> list[str] | None:
+    """Return the words of the command that last started the run of an env.json, None if unknown."""
+    words = env.get("command")
+    if not isinstance(words, list) or not words:
+        return None
+    program = Path(str(words[0])).name.replace("__main__.py", "muonscale")
+    return [program, *map(str, words[1:])]
 
 
 def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from transformers import PreTrainedConfig
 
 from muonscale.errors import ConfigError, MuonscaleError, nearest
 from muonscale.lab.config.load import Config, load_config, recipe_names, resolve_config
-from muonscale.lab.files import read_object
+from muonscale.lab.files import read_object, to_json
 from muonscale.lab.models.build import meta_model
 from muonscale.lab.models.config import model_config
 from muonscale.lab.models.presets import PRESETS
@@ -22,7 +21,6 @@ from muonscale.lab.training.dry_run import planned_shape, transfer_lines
 from muonscale.lab.training.param_groups import plan_transfer
 from muonscale.lab.training.setup import build_optimizer
 from muonscale.optim.parameters.report import GroupingReport, grouping_report
-from muonscale.optim.parameters.roles import GUESSED
 from muonscale.transfer.apply import Parametrization
 
 # Sections that a configuration must have, and that `inspect` does not use.
@@ -52,12 +50,6 @@ class Inspection:
             self.groups.summary(),
             *transfer_lines(self.transfer, full=full),
         ]
-        guessed = [row.name for row in self.groups.rows if GUESSED in row.why]
-        if guessed:
-            lines.append(
-                f"note: {len(guessed)} bare parameters are {GUESSED} (first: {guessed[0]}); "
-                "optimizer.overrides changes that"
-            )
         return "\n".join(lines)
 
     def json(self) -> str:
@@ -66,7 +58,7 @@ class Inspection:
         tree |= self.groups.as_dict()
         tree["transfer"] = None if self.transfer is None else self.transfer.as_dict()
         tree["parameters_without_embeddings"] = self.size.without_embeddings
-        return json.dumps(tree, indent=2)
+        return to_json(tree)
 
 
 def inspect(target: str, overrides: Sequence[str] = ()) -> Inspection:
@@ -74,9 +66,10 @@ def inspect(target: str, overrides: Sequence[str] = ()) -> Inspection:
 
     Args:
         target: a recipe (name or YAML file), a preset, a run folder, or a Hugging Face
-            `config.json` or a folder with one, whose vocabulary is kept. A name of both a recipe and
-            a preset means the recipe, as for `muonscale train`.
-        overrides: `section.key=value`, such as `optimizer.lr=4e-4` or `model.fields.hidden_size=64`.
+            `config.json` or a folder with one, whose vocabulary is kept. A name of both a recipe
+            and a preset means the recipe, as for `muonscale train`.
+        overrides: `section.key=value`, such as `optimizer.lr=4e-4` or
+            `model.fields.hidden_size=64`.
 
     Raises:
         MuonscaleError: for a target, an override or a parameter group that cannot be used.
@@ -110,8 +103,9 @@ def resolve_target(target: str, overrides: Sequence[str]) -> tuple[Config, PreTr
         )
     if target not in recipe_names() and not Path(target).exists():
         raise ConfigError(
-            f"there is no model {target!r}; {nearest(target, {*PRESETS, *recipe_names()})}\nA model "
-            "is a preset, a recipe, a run folder, or a Hugging Face config.json or its folder."
+            f"there is no model {target!r}; {nearest(target, {*PRESETS, *recipe_names()})}\nA "
+            "model is a preset, a recipe, a run folder, or a Hugging Face config.json or its "
+            "folder."
         )
     config = load_config(target, overrides)
     return config, planned_shape(config)

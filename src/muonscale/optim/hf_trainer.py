@@ -19,7 +19,7 @@ class MuonFactory:
     by decay, which say nothing of embeddings and heads. A class that is no optimizer it calls with
     the model instead, as `MuonFactory()(model, **options)`.
 
-    Example:
+    Examples:
         >>> from torch import nn
         >>> from muonscale import MuonFactory
         >>> model = nn.Sequential(nn.Embedding(50, 8), nn.Linear(8, 8), nn.Linear(8, 50))

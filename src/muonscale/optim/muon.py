@@ -7,15 +7,23 @@ state, nothing else: gradients stay as they were. Not yet run on GPU.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import ParamsT
 
-from muonscale.errors import DivergedError, GroupingError
-from muonscale.optim.arguments import check_keys, own_groups, refuse_unknown, split_names
+from muonscale.errors import DivergedError, GroupingError, MuonscaleError
+from muonscale.optim.arguments import (
+    as_in_model,
+    by_role,
+    check_keys,
+    own_groups,
+    refuse_unknown,
+    split_names,
+    with_source,
+)
 from muonscale.optim.distributed.context import DistributedContext
 from muonscale.optim.distributed.zero1 import gather
 from muonscale.optim.options import (
@@ -25,6 +33,8 @@ from muonscale.optim.options import (
     defaults_of,
     names_of,
 )
+from muonscale.optim.parameters.source import check_replaced
+from muonscale.optim.parameters.unfreeze import find_home, find_source, groups_of, scheduled, select
 from muonscale.optim.parameters.validate import (
     check_options,
     check_parameter,
@@ -36,7 +46,7 @@ from muonscale.optim.rules.muon import MOMENTUM_CONVENTION
 from muonscale.optim.rules.nonfinite import FiniteCheck
 from muonscale.optim.rules.step_inputs import Group, by_group, check_names, named
 from muonscale.optim.state.state import counters_of, keep_by_name
-from muonscale.optim.state.state_io import load_by_name, to_loadable
+from muonscale.optim.state.state_io import IncompatibleKeys, load_by_name, to_loadable
 from muonscale.optim.step import StepTally, step_elements_, step_matrices_, step_shared_
 
 NonfiniteT = Literal["raise", "skip"]
@@ -88,7 +98,7 @@ class Muon(torch.optim.Optimizer):
         LayoutError: for placements that are not understood, and where ranks do not match.
         DivergedError: from `step` and `check_finite`, for a non-finite gradient.
 
-    Example:
+    Examples:
         >>> from torch import nn
         >>> from muonscale import Muon
         >>> model = nn.Sequential(nn.Embedding(50, 8), nn.Linear(8, 8), nn.Linear(8, 50))
@@ -116,11 +126,18 @@ class Muon(torch.optim.Optimizer):
         defaults = {"rule": MUON.name, **options, "momentum_convention": MOMENTUM_CONVENTION}
         self._owners: dict[str, Tensor] = {}
         self._context = DistributedContext(process_group, compile)
-        super().__init__(own_groups(params, adamw_lr, grouping), defaults)
-        self._nonfinite: NonfiniteT = nonfinite
         self._compile = compile
+        self._nonfinite: NonfiniteT = nonfinite
+        self._adamw_lr: float | None = adamw_lr
+        params, self._source = with_source(params, grouping)
+        groups = own_groups(params, adamw_lr)
+        self._rules_given = False
+        self._warned_of_narrow = True  # until all groups are there
+        super().__init__(groups, defaults)
+        self._rules_given = any("rule" in group for group in groups)
+        self._warned_of_narrow = False
         self._reset_counters()
-        warn_of_narrow_parameters(self.param_groups)
+        self._keep_state()
 
     def _reset_counters(self) -> None:
         self._pending: tuple[FiniteCheck, list[Tensor]] | None = None
@@ -132,25 +149,59 @@ class Muon(torch.optim.Optimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         self._settle()
-        own = {"_nonfinite": self._nonfinite, "_compile": self._compile}
+        own = {
+            "_nonfinite": self._nonfinite,
+            "_compile": self._compile,
+            "_adamw_lr": self._adamw_lr,
+            "_rules_given": self._rules_given,
+            "_warned_of_narrow": self._warned_of_narrow,
+        }
         return {**super().__getstate__(), **own}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self._owners = {name: p for group in self.param_groups for name, p in named(group)}
         self._context = DistributedContext(None, self._compile)
+        self._source = None  # a copy has other parameters than the model
         self._reset_counters()
 
     def add_param_group(self, param_group: Group) -> None:
-        """Add a group, check that its rule fits its parameters, and create their state."""
+        """Add a group, check that its rule fits its parameters, and create their state.
+
+        A group without a rule is added as a group for each role, if the optimizer was made from a
+        model or from what `parameter_groups` returned. Where the groups of the optimizer were given
+        rules and the model is not known, it is refused. torch's schedulers accept no group that is
+        added after them; `unfreeze` lets parameters join the groups that are there.
+
+        Raises:
+            GroupingError: for a parameter that the model does not have, that is in another group, or
+                on which the rule cannot work.
+            ConfigError: for a key that no option has, or a value outside its range.
+        """
+        if not isinstance(param_group, dict):
+            raise GroupingError(
+                f"the group is a {type(param_group).__name__}: give one dict. Add the groups that "
+                "parameter_groups returns one by one, and a module by unfreeze(module)"
+            )
         group = dict(param_group)
         check_keys(group)
-        group.setdefault("matrices", {})
         group["params"], names = split_names(group["params"])
-        if names is None:
-            start = sum(len(other["params"]) for other in self.param_groups)
-            names = [f"parameter{start + i}" for i in range(len(group["params"]))]
-        group.setdefault("param_names", names)
+        if names is not None:
+            group.setdefault("param_names", names)
+        if not self._rules_given:
+            self._add_group(group)
+        elif "rule" in group:
+            self._add_group(as_in_model(group, self._source))
+        else:
+            taken = {str(other.get("name")) for other in self.param_groups}
+            for part in by_role(group, self._source, taken, self._adamw_lr):
+                self._add_group(part)
+
+    def _add_group(self, group: Group) -> None:
+        group.setdefault("matrices", {})
+        start = sum(len(other["params"]) for other in self.param_groups)
+        numbers = range(start, start + len(group["params"]))
+        group.setdefault("param_names", [f"parameter{number}" for number in numbers])
         self._check_unique(group)
         group.setdefault("peak_lr", group.get("lr", self.defaults["lr"]))
         options = {**self.defaults, **group}
@@ -161,10 +212,84 @@ class Muon(torch.optim.Optimizer):
         super().add_param_group(group)
         self._keep_state()
 
-    def _keep_state(self) -> None:
+    def unfreeze(
+        self, what: nn.Module | str | Sequence[str], model: nn.Module | None = None
+    ) -> list[str]:
+        """Train parameters that were frozen or that the model did not have, by the rule of their role.
+
+        They get `requires_grad=True` and join the group of their role, so that its learning rate,
+        its schedulers and its other options hold for them. A role that has no group yet gets one,
+        with the options that `parameter_groups` and `Muon` were given and the learning rate at
+        which a schedule has arrived (`initial_lr` included). torch's schedulers accept no group
+        that is added after them: make them anew, with `last_epoch`.
+
+        Call it on all ranks. Wrap a model in DistributedDataParallel again after it.
+
+        Args:
+            what: a module of the model, or the model itself; or a glob over parameter names, or
+                several, where `*` also matches dots.
+            model: needed where the optimizer does not know it: it was made from groups of your own,
+                is a copy, or the model was replaced, by a wrapper for example.
+
+        Returns:
+            Names of the parameters that were in no group and are in one now.
+
+        Raises:
+            GroupingError: if the model is not known, or `what` is not in it.
+
+        Example:
+            >>> from torch import nn
+            >>> from muonscale import Muon
+            >>> model = nn.Sequential(nn.Embedding(50, 8), nn.Linear(8, 8), nn.Linear(8, 50))
+            >>> frozen = model[0].requires_grad_(False)
+            >>> optimizer = Muon(model, lr=1e-3)
+            >>> optimizer.unfreeze(model[0])  # or: optimizer.unfreeze("0.*")
+            ['0.weight']
+            >>> [(group["name"], group["rule"]) for group in optimizer.param_groups]
+            [('hidden', 'muon'), ('head', 'adamw'), ('norm', 'adamw'), ('embedding', 'adamw')]
+        """
+        model, self._source = find_source(self._source, what, model, self.param_groups)
+        chosen = select(model, what)
+        held = {parameter for group in self.param_groups for parameter in group["params"]}
+        new = [parameter for parameter in chosen if parameter not in held]
+        frozen = [parameter for parameter in chosen if not parameter.requires_grad]
+        for parameter in frozen:
+            parameter.requires_grad_(True)
+        try:
+            groups = own_groups(groups_of(model, self._source, new), self._adamw_lr) if new else []
+            for group in groups:
+                self._join(group)
+        except MuonscaleError:
+            for parameter in frozen:
+                parameter.requires_grad_(False)
+            raise
+        self._keep_state()
+        return [name for group in groups for name in group["param_names"]]
+
+    def _join(self, group: Group) -> None:
+        """Put the parameters of a group into the group of their role, or add a group for the role."""
+        home = find_home(group, self.param_groups)
+        if home is None:
+            peak_lr = float(group.get("lr", self.defaults["lr"]))
+            self._add_group({**group, **scheduled(peak_lr, self.param_groups, group["rule"])})
+            return
+        self._check_unique(group)
+        for name, parameter in named(group):
+            check_parameter(name, parameter, {**home, "matrices": group["matrices"]})
+        for key in ("params", "param_names"):
+            home[key] += group[key]
+        for key in ("matrices", "why"):
+            home[key] = {**home.get(key, {}), **group[key]}
+        home["guessed"] = [*home.get("guessed", []), *group["guessed"]]
+
+    def _keep_state(self, resized: Literal["refuse", "leave"] = "refuse") -> None:
         """Ensure that every parameter has state; carry it over if the parameter was replaced, moved or cast."""
         self._context.assign(self.param_groups)
-        keep_by_name(self.param_groups, self.state, self._owners, self._context.owned_matrices.get)
+        owned = self._context.owned_matrices.get
+        narrow = keep_by_name(self.param_groups, self.state, self._owners, owned, resized=resized)
+        if narrow and not self._warned_of_narrow:
+            warn_of_narrow_parameters(narrow)
+            self._warned_of_narrow = True
 
     def _check_unique(self, group: Group) -> None:
         check_names(group)
@@ -191,6 +316,9 @@ class Muon(torch.optim.Optimizer):
 
         Raises:
             DivergedError: if `nonfinite="raise"` and the step before met a non-finite gradient.
+            GroupingError: if the model that the optimizer was made from has replaced parameters that
+                are in a group, so that those which have gradients are in none.
+            LayoutError: if a parameter has another shape than its state.
         """
         self.check_finite()
         loss = None
@@ -198,6 +326,8 @@ class Muon(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         self._keep_state()
+        if self._source is not None and (model := self._source.model) is not None:
+            check_replaced(model, self.param_groups)
         self._check_dense()
         _follow_cycled_beta(self.param_groups)
         items = self._context.items(self.param_groups, self.state)
@@ -294,9 +424,12 @@ class Muon(torch.optim.Optimizer):
         }
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state in torch's form: integer keys, and `param_names` in every group."""
+        """Return the state in torch's form: integer keys, and `param_names` in every group.
+
+        The state of a parameter that was resized in place is as it was before.
+        """
         self._settle()
-        self._keep_state()
+        self._keep_state(resized="leave")
         return to_loadable(super().state_dict())
 
     def full_state_dict(self) -> dict[str, Any]:
@@ -314,23 +447,36 @@ class Muon(torch.optim.Optimizer):
         return {**state_dict, "state": state}
 
     @torch.no_grad()
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+    def load_state_dict(  # type: ignore[override]  # torch returns nothing
+        self, state_dict: dict[str, Any], strict: bool = True
+    ) -> IncompatibleKeys:
         """Take over state and options from `state_dict`, by parameter name.
 
         Momentum that was saved as a sum is converted. Dtypes and devices stay those of this
         optimizer. A group whose set of parameters is not a group of `state_dict` keeps its own
         options, with a warning.
 
+        Args:
+            state_dict: from `state_dict()` or `full_state_dict()`, also of another layout; or from
+                `convert_state_dict`.
+            strict: whether parameters and their state must be the same. If not, what fits is taken
+                over, and all else stays as it is in this optimizer.
+
+        Returns:
+            What did not fit, by parameter name.
+
         Raises:
-            CheckpointError: with a list of missing, unexpected and differing names.
+            CheckpointError: with a list of missing, unexpected and differing names, if `strict`.
+                Nothing is written in that case.
         """
         for before in self._optimizer_load_state_dict_pre_hooks.values():
             state_dict = before(self, state_dict) or state_dict
         self._pending = None
         self._keep_state()
-        load_by_name(state_dict, self.param_groups, self.state)
+        incompatible = load_by_name(state_dict, self.param_groups, self.state, strict)
         for after in self._optimizer_load_state_dict_post_hooks.values():
             after(self)
+        return incompatible
 
 
 def _signature() -> inspect.Signature:

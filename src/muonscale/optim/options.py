@@ -46,8 +46,9 @@ class CommonOptions:
     weight_decay: float = _option(0.1, "at least 0")
     """Decoupled weight decay."""
     decay: DecayT = "coupled"
-    """`coupled` subtracts lr * weight_decay of a weight per step; `independent` subtracts weight_decay
-    times the multiplier of the schedule, which is lr over the lr that the group was added with."""
+    """`coupled` subtracts lr * weight_decay of a weight per step; `independent` subtracts
+    weight_decay times the multiplier of the schedule, which is lr over the lr that the group was
+    added with."""
     cautious_decay: bool = False
     """Decay only where the update makes the weight smaller (Chen et al., Cautious Weight Decay,
     arXiv 2510.12402)."""
@@ -58,8 +59,8 @@ class NarrowOptions:
     """Options of every rule for parameters in 16 bits, which lose small steps to rounding."""
 
     master: MasterT = "none"
-    """`float32` keeps and saves a float32 copy of such parameters, `stochastic` rounds to bfloat16 at
-    random without bias, `none` warns."""
+    """`float32` keeps and saves a float32 copy of such parameters, `stochastic` rounds to bfloat16
+    at random without bias, `none` warns."""
     rounding_seed: int = 0
     """Seed of master="stochastic". A resumed run rounds as an uninterrupted one does."""
 
@@ -74,10 +75,10 @@ class MuonOptions(RuleOptions):
     momentum: float = _option(0.95, "fraction")
     """Decay rate of the momentum, mu, in [0, 1)."""
     nesterov: bool = True
-    """Orthogonalize the look-ahead direction mu*M + (1-mu)*G in place of M."""
+    """Orthogonalize the look-ahead direction `mu*M + (1-mu)*G` in place of M."""
     ns_coefficients: Any = "jordan"
-    """Newton-Schulz polynomials: a name from muonscale.optim.newton_schulz.coefficients, a triple, or
-    a list of triples."""
+    """Newton-Schulz polynomials: a name from muonscale.optim.newton_schulz.coefficients, a triple,
+    or a list of triples."""
     ns_steps: int = _option(5, "at least 1")
     """Newton-Schulz iterations."""
     ns_form: FormT = "auto"
@@ -85,22 +86,24 @@ class MuonOptions(RuleOptions):
     ns_dtype: Any = "auto"
     """Dtype of the Newton-Schulz products; `auto` is bfloat16 where that is fast, else float32."""
     post_norm: PostNormT | None = None
-    """What follows the polar factor. `row`, `col`, `row_col` (rows, then columns) and `col_row` scale
-    rows or columns to unit length (Zhang et al., Muon+, arXiv 2602.21545); `normuon` divides rows by
-    their running RMS (Li et al., NorMuon, arXiv 2510.05491); `frobenius` gives the update the length
-    of an exact polar factor."""
+    """What follows the polar factor. `row`, `col`, `row_col` (rows, then columns) and `col_row`
+    scale rows or columns to unit length (Zhang et al., Muon+, arXiv 2602.21545); `normuon` divides
+    rows by their running RMS (Li et al., NorMuon, arXiv 2510.05491); `frobenius` gives the update
+    the length of an exact polar factor."""
     post_norm_eps: float = _option(1e-8, "above 0")
     """Epsilon inside the root of a sum of squares; `normuon` adds it to the root."""
     normuon_beta2: float = _option(0.95, "fraction")
     """Decay rate of the running mean square of `normuon`."""
     scale: Any = "rms"
-    """Shape factor: rms, rms_exact, spectral, keller, none, another project's name for one, a number
-    for all shapes, or in Python a function of (out, in). `rms` allows for what post_norm ends with."""
+    """Shape factor: rms, rms_exact, spectral, keller, none, another project's name for one, a
+    number for all shapes, or in Python a function of (out, in). `rms` allows for what post_norm
+    ends with."""
     rms: float = _option(0.2, "above 0")
-    """RMS of the update under scale="rms" and "rms_exact", in units of lr (Moonlight, section 2.2)."""
+    """RMS of the update under scale="rms" and "rms_exact", in units of lr (Moonlight, section
+    2.2)."""
     comm_dtype: CommDTypeT = "float32"
-    """Dtype to which directions and updates are rounded, on many ranks and on one; `bfloat16` halves
-    the bytes in communication."""
+    """Dtype to which directions and updates are rounded, on many ranks and on one; `bfloat16`
+    halves the bytes in communication."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -107,7 +107,7 @@ def preset(name: str) -> dict[str, Any]:
     Raises:
         ConfigError: for an unknown name.
 
-    Example:
+    Examples:
         >>> preset("muon_plus_repo")["post_norm_eps"]
         1e-07
     """

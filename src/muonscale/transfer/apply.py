@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
@@ -14,10 +14,8 @@ from muonscale.optim.parameters.collapse import collapse
 from muonscale.optim.parameters.report import aligned
 from muonscale.optim.parameters.roles import assign_roles
 from muonscale.optim.rules.step_inputs import named
-from muonscale.transfer.multipliers import ConventionT, Multipliers
-
-DepthT = Literal["none", "complete_p"]
-DEPTHS: tuple[DepthT, ...] = ("none", "complete_p")
+from muonscale.transfer.multipliers import Multipliers
+from muonscale.transfer.options import ConventionT, DepthT
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,8 +58,8 @@ class Parametrization:
         parameters = {a.name: a.parameter for a in assign_roles(model)}
         if strange := parameters.keys() ^ self.rows.keys():
             raise ConfigError(
-                f"the parametrization is of another model: {min(strange)} is in only one of them. Call "
-                "parametrize with this model"
+                f"the parametrization is of another model: {min(strange)} is in only one of them. "
+                "Call parametrize with this model"
             )
         for name, parameter in parameters.items():
             m = self.rows[name].multipliers
@@ -91,8 +89,8 @@ class Parametrization:
             for name, _ in named(group):
                 if name not in self.rows:
                     raise ConfigError(
-                        f"the parametrization is of another model: it has no {name}. Call parametrize with "
-                        "this model"
+                        f"the parametrization is of another model: it has no {name}. Call "
+                        "parametrize with this model"
                     )
                 m = self.rows[name].multipliers
                 parts.setdefault((m.lr, m.weight_decay, m.eps), []).append(name)
@@ -117,9 +115,9 @@ class Parametrization:
             part[key] = {n: v for n, v in group.get(key, {}).items() if n in chosen}
         if m.weight_decay is None and (decay := part.get("weight_decay", "that of Muon")):
             raise ConfigError(
-                f"{names[0]} is a gain 1 + w with a factor folded in, and weight_decay={decay} would pull "
-                "the gain to 1. Set its weight decay to 0, at the base width too, with the override "
-                f"{{{names[0]}: {{weight_decay: 0}}}}"
+                f"{names[0]} is a gain 1 + w with a factor folded in, and weight_decay={decay} "
+                "would pull the gain to 1. Set its weight decay to 0, at the base width too, with "
+                f"the override {{{names[0]}: {{weight_decay: 0}}}}"
             )
         for option, factor in (("lr", m.lr), ("weight_decay", m.weight_decay), ("eps", m.eps)):
             if factor is None or factor == 1:
@@ -142,8 +140,8 @@ class Parametrization:
         """Return a summary of one line."""
         changed = sum(row.multipliers != Multipliers() for row in self.rows.values())
         return (
-            f"transfer: {self.convention}, depth {self.depth}; {changed} of {len(self.rows)} parameters "
-            "have multipliers"
+            f"transfer: {self.convention}, depth {self.depth}; {changed} of {len(self.rows)} "
+            "parameters have multipliers"
         )
 
     def as_dict(self) -> dict[str, Any]:

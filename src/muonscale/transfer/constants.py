@@ -77,7 +77,7 @@ def known_constants(model: nn.Module) -> ForwardConstants:
     if kind in KNOWN:
         return KNOWN[kind]
     raise ConfigError(
-        f"transfer does not know how the forward pass of {kind or type(model).__name__} depends on its "
-        f"width; known: {', '.join(sorted(KNOWN))}. For another model, pass "
+        f"transfer does not know how the forward pass of {kind or type(model).__name__} depends on "
+        f"its width; known: {', '.join(sorted(KNOWN))}. For another model, pass "
         "constants=ForwardConstants(...)"
     )

@@ -196,7 +196,7 @@ class CoordinateProbe:
         final_norm: name of the norm before the head.
         part: returns the part of the model of a parameter.
 
-    Example:
+    Examples:
         >>> from torch import nn
         >>> net = nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 8), nn.LayerNorm(8))
         >>> probe = CoordinateProbe(net, lambda: {("out", "out"): net(torch.ones(2, 4))}, final_norm="2")

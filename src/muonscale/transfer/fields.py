@@ -32,8 +32,9 @@ def check_fields(model: nn.Module, base: nn.Module) -> None:
     for name in sorted((fields.keys() | others.keys()) - WIDTH - DEPTH - _IGNORED):
         if fields.get(name) != others.get(name):
             raise ConfigError(
-                f"{name} is {fields.get(name)!r}, but {others.get(name)!r} at the base width: the models may "
-                f"differ only in width and depth, in the fields {', '.join(sorted(WIDTH | DEPTH))}"
+                f"{name} is {fields.get(name)!r}, but {others.get(name)!r} at the base width: the "
+                "models may differ only in width and depth, in the fields "
+                f"{', '.join(sorted(WIDTH | DEPTH))}"
             )
 
 
@@ -47,8 +48,8 @@ def depth_ratio(model: nn.Module, base: nn.Module) -> float:
     layers, others = (getattr(config, "num_hidden_layers", None) for config in configs)
     if not isinstance(layers, int) or not isinstance(others, int):
         raise ConfigError(
-            f"depth=complete_p needs model.config.num_hidden_layers, which is {layers!r}, and {others!r} at "
-            "the base width. Set both, or leave depth out"
+            f"depth=complete_p needs model.config.num_hidden_layers, which is {layers!r}, and "
+            f"{others!r} at the base width. Set both, or leave depth out"
         )
     return layers / others
 

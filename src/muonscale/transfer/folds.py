@@ -89,7 +89,8 @@ def depth_folds(pair: Pair, layers: float) -> Folds:
     if not folds:
         raise ConfigError(
             "depth=complete_p: no parameter matches the ends of residual branches, "
-            f"{list(pair.constants.branch_ends)}. Set ForwardConstants(branch_ends=...), or leave depth out"
+            f"{list(pair.constants.branch_ends)}. Set ForwardConstants(branch_ends=...), or leave "
+            "depth out"
         )
     return folds
 
@@ -150,9 +151,9 @@ def _fold_scores(pair: Pair, folds: Folds, name: str, module: nn.Module, size: i
             _fold_module(pair, folds, f"{name}.{query}", factor, "scores of longer heads")
             return
     raise ConfigError(
-        f"the head size of {name} is {size}, and {base_size} at the base width: its scores need a factor of "
-        f"{factor:g}, but queries, keys and values share one parameter. Keep the head size, and give the "
-        "wider model more heads"
+        f"the head size of {name} is {size}, and {base_size} at the base width: its scores need a "
+        f"factor of {factor:g}, but queries, keys and values share one parameter. Keep the head "
+        "size, and give the wider model more heads"
     )
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 from muonscale.errors import ConfigError, nearest
 from muonscale.optim.options import DecayT, check_options_given
@@ -18,9 +18,8 @@ from muonscale.optim.rules import MUON
 from muonscale.optim.rules.base import find_rule
 from muonscale.optim.rules.post_norm import resolve_post_norm
 from muonscale.optim.rules.scale import ScaleLike, check_scale, shape_factor
+from muonscale.transfer.options import CONVENTIONS, ConventionT
 
-ConventionT = Literal["spectral", "adam_table", "standard"]
-CONVENTIONS: tuple[ConventionT, ...] = ("spectral", "adam_table", "standard")
 MatrixShape = tuple[int, int]
 """(out, in) of a logical matrix."""
 
@@ -112,32 +111,32 @@ def multipliers(
     For a matrix (hidden, head, router, convolution), let `N` be the spectral norm and `R` the RMS
     of its Muon update in units of lr, with the shape factor (`UpdateRule`):
 
-    |              | spectral                            | adam_table                 |
-    |--------------|-------------------------------------|----------------------------|
-    | init         | min(1, sqrt(r_out/r_in))/sqrt(r_in) | the same                   |
-    | lr, muon     | sqrt(r_out/r_in) * N(base)/N(shape) | 1/r_in * R(base)/R(shape)  |
-    | lr, adamw    | 1/r_in                              | 1/r_in                     |
-    | decay        | lr*wd is constant                   | wd is constant            |
-    | eps          | 1/r_out                             | 1                          |
+    |           | spectral                              | adam_table                   |
+    |-----------|---------------------------------------|------------------------------|
+    | init      | `min(1, sqrt(r_out/r_in))/sqrt(r_in)` | the same                     |
+    | lr, muon  | `sqrt(r_out/r_in) * N(base)/N(shape)` | `1/r_in * R(base)/R(shape)`  |
+    | lr, adamw | `1/r_in`                              | `1/r_in`                     |
+    | decay     | `lr*wd` is constant                   | `wd` is constant             |
+    | eps       | `1/r_out`                             | 1                            |
 
     An embedding and a vector (a gain, a bias) have r_in = 1. Their init is 1. Their lr is 1 under
-    AdamW, and under Muon it keeps the RMS of the update constant. lr*wd is constant. For eps, r_out
-    is the growth of a row or of the vector. "standard" is 1 everywhere.
+    AdamW, and under Muon it keeps the RMS of the update constant. `lr*wd` is constant. For eps,
+    r_out is the growth of a row or of the vector. "standard" is 1 everywhere.
 
     Reasons:
 
     * spectral: ||W||_2 and ||dW||_2 stay proportional to sqrt(out/in). Activations and their
       changes then neither grow nor vanish with the width. The entries of an AdamW update are about
-      lr and agree in sign, so its norm grows as sqrt(out*in). The growth of N is divided out: lr is
-      constant at scale="spectral", 1/sqrt(m) at "rms" for a square matrix m times as wide, and
+      lr and agree in sign, so its norm grows as `sqrt(out*in)`. The growth of N is divided out: lr
+      is constant at scale="spectral", 1/sqrt(m) at "rms" for a square matrix m times as wide, and
       sqrt(r_out/r_in) at "none".
     * adam_table: Muon uses 1/fan_in, the rule for AdamW. The growth of R is divided out: lr is
       1/r_in at scale="rms", as in the paper, and no factor is applied twice.
-    * decay: with updates of length lr*u and a decay of lr*wd per step, weights reach a length
-      proportional to u/wd (times lr*wd for updates that do not agree). A constant lr*wd preserves
-      the spectral condition and the time scale of 1/(lr*wd) steps. The paper of the table
-      multiplies lr*wd and keeps wd. With decay="independent" the learning rate is no factor of the
-      decay, and only wd changes.
+    * decay: with updates of length `lr*u` and a decay of `lr*wd` per step, weights reach a length
+      proportional to `u/wd` (times `lr*wd` for updates that do not agree). A constant `lr*wd`
+      preserves the spectral condition and the time scale of `1/(lr*wd)` steps. The paper of the
+      table multiplies `lr*wd` and keeps `wd`. With decay="independent" the learning rate is no
+      factor of the decay, and only `wd` changes.
     * eps: it follows the gradient, which falls as 1/out of the activations it belongs to.
 
     Args:
@@ -159,14 +158,15 @@ def multipliers(
         table 5 (adam_table; its weight a(n)*w is W here). Dey et al., CompleteP, arXiv 2505.01618,
         table 1 (decay and eps of hidden matrices; other eps follow in the same way).
 
-    Example:
+    Examples:
         >>> multipliers(Role.HIDDEN, (1024, 1024), (256, 256), UpdateRule(scale="rms"))
         Multipliers(init=0.5, shift=0.0, lr=0.5, weight_decay=2.0, eps=1.0)
     """
     check_convention(convention)
     if min(*shape, *base) < 1:
         raise ConfigError(
-            f"the sides of a matrix must be at least 1: the shape is {shape}, and {base} at the base width"
+            f"the sides of a matrix must be at least 1: the shape is {shape}, and {base} at the "
+            "base width"
         )
     if convention == "standard":
         return Multipliers()
@@ -204,8 +204,8 @@ def _scale_vectors(
     """Return the multipliers of an embedding, a gain or a bias."""
     if role == Role.EMBEDDING and shape[0] != base[0]:
         raise ConfigError(
-            f"an embedding has {shape[0]} rows, but {base[0]} at the base width: vocabulary and number of "
-            "positions must be the same"
+            f"an embedding has {shape[0]} rows, but {base[0]} at the base width: vocabulary and "
+            "number of positions must be the same"
         )
     growth = shape[1] / base[1] if role == Role.EMBEDDING else shape[0] / base[0]
     lr = rule.update_rms(base) / rule.update_rms(shape) if rule.on_matrices else 1.0
@@ -227,7 +227,7 @@ def _complete(
 
 
 def fold_in(found: Multipliers, factor: float, rule: UpdateRule, *, offset: bool) -> Multipliers:
-    """Return the multipliers of W' = factor*W, which replaces factor*W in the forward pass.
+    """Return the multipliers of `W' = factor*W`, which replaces `factor*W` in the forward pass.
 
     Training W' with them equals training W with `found` and the factor in the forward pass. init
     and lr are multiplied by the factor. The gradient of W' is that of W divided by the factor, so

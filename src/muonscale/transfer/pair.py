@@ -42,8 +42,8 @@ def match_parameters(base: dict[str, RoleAssignment]) -> Callable[[str], RoleAss
         shapes = {tuple(other.parameter.shape) for other in others}
         if len(shapes) != 1:
             raise ConfigError(
-                f"{name} has no counterpart at the base width: {len(shapes)} shapes match it. Give a base "
-                "that differs only in width and depth"
+                f"{name} has no counterpart at the base width: {len(shapes)} shapes match it. Give "
+                "a base that differs only in width and depth"
             )
         return others[0]
 

@@ -22,19 +22,19 @@ from muonscale.optim.parameters.roles import Role, RoleAssignment, assign_roles
 from muonscale.optim.rules import ADAMW
 from muonscale.optim.rules.base import find_rule
 from muonscale.optim.rules.step_inputs import named
-from muonscale.transfer.apply import DEPTHS, DepthT, TransferRow
 from muonscale.transfer.apply import Parametrization as Parametrization
+from muonscale.transfer.apply import TransferRow
 from muonscale.transfer.constants import ForwardConstants, known_constants
 from muonscale.transfer.fields import check_fields, depth_ratio
 from muonscale.transfer.folds import Fold, Folds, depth_folds, ends_branch, width_folds
 from muonscale.transfer.multipliers import (
-    ConventionT,
     UpdateRule,
     check_convention,
     fold_in,
     multipliers,
     round_multipliers,
 )
+from muonscale.transfer.options import DEPTHS, ConventionT, DepthT
 from muonscale.transfer.pair import Pair, match_parameters, template
 
 _DEFAULTS = {"scale": "rms", "rms": 0.2, "post_norm": None, "decay": "coupled", "eps": 1e-8}
@@ -116,15 +116,15 @@ def _make_row(
     layout = group.get("matrices", {}).get(name, own.matrices)
     if layout != own.matrices and own.matrices is not None:
         raise ConfigError(
-            f"{name}: an override, or heads='auto', makes its matrices {layout}, and how their learning "
-            "rate changes with the width is not known. Leave it out, or leave transfer out"
+            f"{name}: an override, or heads='auto', makes its matrices {layout}, and how their "
+            "learning rate changes with the width is not known. Leave it out, or leave transfer out"
         )
     shapes = _shapes(own, role, layout)
     bases = _shapes(other, role, layout if own.matrices is None else other.matrices)
     if [number for number, *_ in shapes] != [number for number, *_ in bases]:
         raise ConfigError(
-            f"{name} holds (number, out, in) {shapes}, but {bases} at the base width: the numbers must be "
-            "equal"
+            f"{name} holds (number, out, in) {shapes}, but {bases} at the base width: the numbers "
+            "must be equal"
         )
     answers = {
         multipliers(role, shape[1:], base[1:], rule, convention)
@@ -132,8 +132,9 @@ def _make_row(
     }
     if len(answers) != 1:
         raise ConfigError(
-            f"{name} holds (number, out, in) {shapes}, and {bases} at the base width. They need different "
-            "multipliers, but a parameter has one set: widen all of them by the same factor"
+            f"{name} holds (number, out, in) {shapes}, and {bases} at the base width. They need "
+            "different multipliers, but a parameter has one set: widen all of them by the same "
+            "factor"
         )
     return TransferRow(
         name=name,
@@ -154,8 +155,9 @@ def _shapes(found: RoleAssignment, role: Role, layout: MatrixSpec | None) -> lis
     if role == Role.NORM or layout is None:
         if len(shape) > 2 or (len(shape) == 2 and not found.name.endswith("bias")):
             raise ConfigError(
-                f"{found.name} of shape {shape} is neither a matrix nor a vector ({found.why}), so its "
-                "dependence on the width is unknown. Leave transfer out, or freeze the parameter"
+                f"{found.name} of shape {shape} is neither a matrix nor a vector ({found.why}), so "
+                "its dependence on the width is unknown. Leave transfer out, or freeze the "
+                "parameter"
             )
         return [(1, shape[-1] if shape else 1, 1)]
     try:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
+from torch import nn
 from transformers import PreTrainedConfig
 
 from muonscale.lab.config.sections import ModelSection
@@ -12,7 +14,7 @@ from muonscale.lab.coordcheck.components import by_place, falling_outputs, part_
 from muonscale.lab.coordcheck.verdict import PARTS
 from muonscale.lab.models.build import meta_model
 from muonscale.lab.models.config import model_config
-from muonscale.lab.models.widen import widen_config
+from muonscale.lab.models.widen import fields_at
 from muonscale.optim.parameters.roles import assign_roles
 
 EXPECTED = {
@@ -36,9 +38,13 @@ EXPECTED = {
 }
 
 
-def shape_of(preset: str) -> PreTrainedConfig:
-    section = ModelSection(preset=preset)
+def shape_of(preset: str, **fields: Any) -> PreTrainedConfig:
+    section = ModelSection(preset=preset, fields=fields)
     return model_config(section, vocab_size=300, sequence_length=32, bos_id=0, eos_id=0)
+
+
+def widened(preset: str, width: int) -> nn.Module:
+    return meta_model(shape_of(preset, **fields_at(shape_of(preset), width)))
 
 
 @pytest.mark.parametrize("preset", EXPECTED)
@@ -51,8 +57,7 @@ def test_parts_are_distinguished_and_known_to_the_verdict(preset: str) -> None:
 
 
 def test_outputs_fall_where_out_over_in_does() -> None:
-    shape = shape_of("moonlight-nano")
-    narrow, wide = (meta_model(widen_config(shape, width)) for width in (32, 256))
+    narrow, wide = (widened("moonlight-nano", width) for width in (32, 256))
     falls = falling_outputs(narrow, wide, 8)
     for place in ("model.layers.*.mlp.gate", "model.layers.*.mlp.gate.weight", "lm_head.weight"):
         assert falls[place] == pytest.approx(0.5)
@@ -66,8 +71,7 @@ def test_outputs_fall_where_out_over_in_does() -> None:
 
 
 def test_a_tied_head_falls_and_its_table_does_not() -> None:
-    shape = shape_of("gpt-nano")
-    narrow, wide = (meta_model(widen_config(shape, width)) for width in (32, 256))
+    narrow, wide = (widened("gpt-nano", width) for width in (32, 256))
     falls = falling_outputs(narrow, wide, 8)
     assert falls["logits"] == pytest.approx(0.5) and "transformer.wte.weight" not in falls
     rules = {a.name: "adamw" if "wte" in a.name else "muon" for a in assign_roles(wide)}

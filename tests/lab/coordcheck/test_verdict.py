@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from muonscale.lab.coordcheck.slopes import UNKNOWN, Slope
+from muonscale.lab.coordcheck.text import cells
 from muonscale.lab.coordcheck.tolerances import Limit, limit_of
 from muonscale.lab.coordcheck.verdict import judge, judged_steps, passed, worst_of
 
@@ -121,3 +122,19 @@ def test_the_rule_of_a_part_of_a_fused_parameter_is_that_of_the_parameter() -> N
     falls = {("update", "attention", "w[2]"): table(-0.5)}
     assert [row.outcome for row in judge((16, 32, 64), falls, {"w": "adamw"}, {})] == ["pass"]
     assert [row.outcome for row in judge((16, 32, 64), falls, {"w": "muon"}, {})] == ["fail"]
+
+
+def test_a_limit_of_minus_zero_is_zero_in_the_table() -> None:
+    row = {
+        "part": "p",
+        "quantity": "size",
+        "name": "n",
+        "slope": 0.0,
+        "low": -0.1,
+        "high": 0.1,
+        "lowest": -0.0,
+        "highest": 0.0,
+        "tolerance": 0.1,
+        "outcome": "pass",
+    }
+    assert cells(row)[4] == "0 +- 0.1"

@@ -21,10 +21,10 @@ def random_batches(seed: int, shapes: list[tuple[int, int]]) -> list[np.ndarray]
 
 
 TRAIN = random_batches(0, [(3, 6), (1, 9), (2, 4)])
-HELD_OUT = [*random_batches(1, [(2, 6), (1, 4)]), np.array([[VOCAB - 1, VOCAB - 1, 0]])]
+VALIDATION = [*random_batches(1, [(2, 6), (1, 4)]), np.array([[VOCAB - 1, VOCAB - 1, 0]])]
 
 
-def slow_losses(train: list[np.ndarray], held_out: list[np.ndarray]) -> tuple[float, float]:
+def slow_losses(train: list[np.ndarray], validation: list[np.ndarray]) -> tuple[float, float]:
     """Return the unigram and the bigram loss with dictionaries, one token at a time."""
     pairs = [(h, w) for b in train for row in b.tolist() for h, w in pairwise(row)]
     words, joint = Counter(w for _, w in pairs), Counter(pairs)
@@ -39,7 +39,7 @@ def slow_losses(train: list[np.ndarray], held_out: list[np.ndarray]) -> tuple[fl
             return unigram(w)
         return (joint[h, w] + types[h] * unigram(w)) / (context[h] + types[h])
 
-    asked = [(h, w) for b in held_out for row in b.tolist() for h, w in pairwise(row)]
+    asked = [(h, w) for b in validation for row in b.tolist() for h, w in pairwise(row)]
     one = -sum(math.log(unigram(w)) for _, w in asked) / len(asked)
     two = -sum(math.log(bigram(h, w)) for h, w in asked) / len(asked)
     return one, two
@@ -47,9 +47,9 @@ def slow_losses(train: list[np.ndarray], held_out: list[np.ndarray]) -> tuple[fl
 
 def test_losses_equal_those_of_dictionaries():
     ngrams = fit_ngrams(TRAIN, VOCAB)
-    unigram, bigram = slow_losses(TRAIN, HELD_OUT)
-    assert ngrams.unigram_loss(HELD_OUT) == pytest.approx(unigram, rel=1e-12)
-    assert ngrams.bigram_loss(HELD_OUT) == pytest.approx(bigram, rel=1e-12)
+    unigram, bigram = slow_losses(TRAIN, VALIDATION)
+    assert ngrams.unigram_loss(VALIDATION) == pytest.approx(unigram, rel=1e-12)
+    assert ngrams.bigram_loss(VALIDATION) == pytest.approx(bigram, rel=1e-12)
 
 
 def test_probabilities_sum_to_one_after_every_token():

@@ -71,18 +71,18 @@ def documents(corpus: Corpus, split: str) -> list[str]:
 
 
 def test_splits_hold_every_document_once_and_share_none(corpus_folder: Path) -> None:
-    corpus = run(corpus_folder, held_out=0.2)
-    train, held_out = documents(corpus, "train"), documents(corpus, "held_out")
-    assert sorted(train + held_out) == sorted(story(number) for number in range(40))
-    assert not set(train) & set(held_out)
-    total = sum(map(len, train + held_out))
-    assert 0.2 <= sum(map(len, held_out)) / total <= 0.3
+    corpus = run(corpus_folder, validation=0.2)
+    train, validation = documents(corpus, "train"), documents(corpus, "validation")
+    assert sorted(train + validation) == sorted(story(number) for number in range(40))
+    assert not set(train) & set(validation)
+    total = sum(map(len, train + validation))
+    assert 0.2 <= sum(map(len, validation)) / total <= 0.3
 
 
 def test_stats_count_documents_bytes_and_tokens(corpus_folder: Path) -> None:
     stats = run(corpus_folder).stats
     corpus = run(corpus_folder)
-    for name in ("train", "held_out"):
+    for name in ("train", "validation"):
         texts, split = documents(corpus, name), getattr(stats, name)
         assert split.documents == len(texts)
         assert split.bytes == sum(map(len, texts))
@@ -101,10 +101,10 @@ def test_copies_of_a_document_are_dropped(corpus_folder: Path) -> None:
     assert copied.fingerprint == plain.fingerprint
 
 
-def test_seed_chooses_the_held_out_documents(corpus_folder: Path) -> None:
-    chosen = [set(documents(run(corpus_folder, seed=seed), "held_out")) for seed in range(3)]
+def test_seed_chooses_the_validation_documents(corpus_folder: Path) -> None:
+    chosen = [set(documents(run(corpus_folder, seed=seed), "validation")) for seed in range(3)]
     assert chosen[0] != chosen[1] or chosen[1] != chosen[2]
-    assert chosen[0] == set(documents(run(corpus_folder, seed=0), "held_out"))
+    assert chosen[0] == set(documents(run(corpus_folder, seed=0), "validation"))
 
 
 def test_few_documents_give_their_last_lines(tmp_path: Path) -> None:
@@ -112,8 +112,8 @@ def test_few_documents_give_their_last_lines(tmp_path: Path) -> None:
     folder.mkdir()
     for number in range(3):
         (folder / f"{number}.txt").write_text(story(number, lines=100))
-    corpus = run(folder, held_out=0.1)
-    heads, tails = documents(corpus, "train"), documents(corpus, "held_out")
+    corpus = run(folder, validation=0.1)
+    heads, tails = documents(corpus, "train"), documents(corpus, "validation")
     for number in range(3):
         assert heads[number] + tails[number] == story(number, lines=100)
         assert 9 <= tails[number].count("\n") <= 11
@@ -124,18 +124,18 @@ def test_one_line_is_cut_between_words_or_characters(tmp_path: Path) -> None:
     for text in (" ".join(WORDS * 40), "\u20ac" * 2003):
         path = tmp_path / "x.txt"
         path.write_text(text, encoding="utf-8")
-        corpus = run(path, held_out=0.1, vocab_size=257)
-        (head,), (tail,) = documents(corpus, "train"), documents(corpus, "held_out")
+        corpus = run(path, validation=0.1, vocab_size=257)
+        (head,), (tail,) = documents(corpus, "train"), documents(corpus, "validation")
         assert head + tail == text
         assert 0.08 < len(tail) / len(text) < 0.12
         assert " " not in text or head.endswith(" ")
 
 
-def test_one_huge_document_among_many_is_not_held_out(corpus_folder: Path) -> None:
+def test_one_huge_document_among_many_is_not_validation(corpus_folder: Path) -> None:
     (corpus_folder / "huge.txt").write_text(story(99, lines=3000))
     for seed in range(5):
-        corpus = run(corpus_folder, seed=seed, held_out=0.1)
-        assert corpus.stats.held_out.bytes < 0.16 * corpus.stats.train.bytes
+        corpus = run(corpus_folder, seed=seed, validation=0.1)
+        assert corpus.stats.validation.bytes < 0.16 * corpus.stats.train.bytes
 
 
 def test_large_documents_are_tokenized_in_pieces_without_loss(
@@ -144,7 +144,7 @@ def test_large_documents_are_tokenized_in_pieces_without_loss(
     monkeypatch.setattr(document_store, "PIECE_BYTES", 100)
     monkeypatch.setattr(encode, "BATCH_BYTES", 1000)
     corpus = run(corpus_folder)
-    texts = documents(corpus, "train") + documents(corpus, "held_out")
+    texts = documents(corpus, "train") + documents(corpus, "validation")
     assert sorted(texts) == sorted(story(number) for number in range(40))
 
 
@@ -208,7 +208,7 @@ def test_fingerprint_changes_with_whatever_changes_the_tokens(corpus_folder: Pat
     plain.tokenizer.save_pretrained(corpus_folder.parent / "other")
     changed = [
         run(corpus_folder, vocab_size=310),
-        run(corpus_folder, held_out=0.1),
+        run(corpus_folder, validation=0.1),
         run(corpus_folder, seed=1),
         run(corpus_folder, max_bytes=30_000),
         run(corpus_folder, tokenizer=str(corpus_folder.parent / "other")),
@@ -222,7 +222,7 @@ def test_fingerprint_changes_with_the_split_where_the_tokenizer_is_given(
     corpus_folder: Path,
 ) -> None:
     given = str(run(corpus_folder).folder / "tokenizer")
-    splits = [{}, {"held_out": 0.2}, {"seed": 1}]
+    splits = [{}, {"validation": 0.2}, {"seed": 1}]
     found = {run(corpus_folder, tokenizer=given, **split).fingerprint for split in splits}
     assert len(found) == 3
 
@@ -342,7 +342,7 @@ def test_split_too_short_for_a_sequence_is_an_error(
     message = str(caught.value)
     assert f"the {split} split" in message
     assert "data.sequence_length" in message
-    assert "data.held_out" in message
+    assert "data.validation" in message
 
 
 def test_corpus_without_text_is_an_error(tmp_path: Path) -> None:
@@ -416,7 +416,7 @@ def mixture(data: DataSection) -> dict[str, Corpus]:
 def test_corpora_of_a_mixture_share_a_tokenizer_and_no_document(three: DataSection) -> None:
     corpora = mixture(three)
     assert list(corpora) == ["a", "b", "c"]
-    held = {name: documents(corpus, "held_out") for name, corpus in corpora.items()}
+    held = {name: documents(corpus, "validation") for name, corpus in corpora.items()}
     trained = {name: documents(corpus, "train") for name, corpus in corpora.items()}
     assert sorted(trained["b"] + held["b"]) == sorted(story(number) for number in range(30, 50))
     assert corpora["b"].stats.duplicates == 10

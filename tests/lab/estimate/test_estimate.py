@@ -11,13 +11,14 @@ from muonscale.lab.estimate.estimate import estimate
 from muonscale.lab.estimate.flops import newton_schulz_flops
 from muonscale.lab.estimate.resolve import PlanRequest, resolve
 from muonscale.lab.estimate.text import plan_text
+from muonscale.lab.files import to_json
 from muonscale.lab.targets import inspect
 from tests.lab.estimate.build import MOONLIGHT, SMALL, planned
 
 
 def facts(*overrides: str, target: str = "llama-pico", **asked: Any) -> dict[str, Any]:
     words = [*SMALL, *overrides]
-    return estimate(PlanRequest(target=target, overrides=words, **asked)).facts
+    return estimate(PlanRequest(target=target, overrides=words, **asked))
 
 
 def test_newton_schulz_costs_what_its_products_do() -> None:
@@ -108,7 +109,7 @@ def test_what_cannot_be_is_refused(asked: dict[str, Any], said: str) -> None:
 
 
 def test_a_model_without_a_recipe_gets_a_sequence_for_every_rank() -> None:
-    found = estimate(PlanRequest(target=str(MOONLIGHT), devices=64)).facts
+    found = estimate(PlanRequest(target=str(MOONLIGHT), devices=64))
     assert found["layout"]["sequence_length"] == 8192
     assert found["layout"]["batch_tokens"] == 64 * 8192
     assert found["time"]["hours"] is None
@@ -138,7 +139,7 @@ def test_a_name_of_a_preset_and_a_recipe_is_planned_as_the_recipe() -> None:
 
 
 def test_moonlight_on_64_devices_is_what_its_shapes_say() -> None:
-    found = estimate(PlanRequest(target=str(MOONLIGHT), devices=64)).facts
+    found = estimate(PlanRequest(target=str(MOONLIGHT), devices=64))
     parts = found["memory"]["parts"]
     # all first axes but that of the 576 rows of kv_a (padded nowhere: 64 x 9) divide by 64
     assert parts["parameters"] == parts["gradients"] == 4 * found["model"]["parameters"] // 64
@@ -150,9 +151,8 @@ def test_moonlight_on_64_devices_is_what_its_shapes_say() -> None:
 
 
 def test_json_holds_integers_for_bytes_and_every_key_of_the_table() -> None:
-    tree = json.loads(
-        estimate(PlanRequest(target="llama-pico", overrides=SMALL, layout="fsdp=2")).json()
-    )
+    found = estimate(PlanRequest(target="llama-pico", overrides=SMALL, layout="fsdp=2"))
+    tree = json.loads(to_json(found))
     assert list(tree) == [
         "model", "layout", "flops", "memory", "traffic", "balance", "time", "papers", "assumptions",
     ]  # fmt: skip

@@ -63,7 +63,7 @@ def test_optimizers_are_compared_by_flops_at_equal_loss() -> None:
     assert (ratio.first, ratio.second) == ("muon", "adamw")
     for row in ratio.rows:
         assert row.low < 0.5 < row.high and not row.extrapolated
-    assert found.rung == "C" and len(found.fits[0].held_out) == 6
+    assert found.rung == "C" and len(found.fits[0].left_out) == 6
     assert found.fits[0].estimates[1].name == "b"
     assert found.fits[0].estimates[1].value == pytest.approx(0.052, rel=0.05)
 
@@ -116,7 +116,7 @@ def test_few_points_give_a_law_and_say_why_no_interval() -> None:
     (fit,) = fit_table(runs, FitRequest()).fits
     assert "at least 4 points, got 3" in fit.without_intervals
     assert np.isnan(fit.estimates[0].low)
-    assert all("3 different sizes" in item.refused for item in fit.held_out)
+    assert all("3 different sizes" in item.refused for item in fit.left_out)
     shown = format_findings(fit_table(runs, FitRequest()))
     assert "no intervals: an interval of a law" in shown and "nan" not in shown
 
@@ -134,7 +134,7 @@ def test_a_rung_column_says_what_is_left_out_together() -> None:
     rung = np.repeat([1, 2, 3, 4], 4)
     found = fit_table(table(**runs, rung=rung), FitRequest(resamples=100))
     assert found.rung == "rung"
-    assert [item.rung for item in found.fits[0].held_out] == [1, 2, 3, 4]
+    assert [item.rung for item in found.fits[0].left_out] == [1, 2, 3, 4]
 
 
 def test_repeated_settings_give_seed_noise() -> None:
@@ -223,13 +223,13 @@ def jittered() -> tuple[dict[str, np.ndarray], np.ndarray]:
 def test_many_close_sizes_are_a_few_rungs_and_the_console_summarizes_them() -> None:
     runs, sizes = jittered()
     found = fit_table(table(**runs), FitRequest(resamples=100))
-    held_out = found.fits[0].held_out
-    assert [item.rung for item in held_out] == pytest.approx(sizes.tolist(), rel=1e-3)
-    assert {item.points for item in held_out} == {15}
-    assert [item.extrapolated for item in held_out] == [True, *[False] * 14, True]
+    left_out = found.fits[0].left_out
+    assert [item.rung for item in left_out] == pytest.approx(sizes.tolist(), rel=1e-3)
+    assert {item.points for item in left_out} == {15}
+    assert [item.extrapolated for item in left_out] == [True, *[False] * 14, True]
 
     shown = format_findings(found).splitlines()
-    errors = [item.error for item in held_out if item.error is not None]
+    errors = [item.error for item in left_out if item.error is not None]
     lines = [line for line in shown if "error without N =" in line]
     worst = [f"{100 * error:.3g} %" for error in sorted(errors)[-5:]]
     assert len(lines) in (5, 6) and all(any(end in line for line in lines) for end in worst)
@@ -238,10 +238,10 @@ def test_many_close_sizes_are_a_few_rungs_and_the_console_summarizes_them() -> N
     assert f"{100 * np.median(errors):.3g} %" in median
     assert len(shown) < 25
 
-    assert len(json.loads(found.json())["fits"][0]["held_out"]) == 16
+    assert len(json.loads(found.json())["fits"][0]["left_out"]) == 16
     blocks = [block for section in fit_page(found).sections for block in section.blocks]
     tables = [block for block in blocks if isinstance(block, Table)]
-    assert [len(block.rows) for block in tables if block.name == "held-out-1"] == [16]
+    assert [len(block.rows) for block in tables if block.name == "left-out-1"] == [16]
 
 
 @pytest.mark.parametrize("law", [name for name in LAWS if LAWS[name].MEASURED == "loss"])
@@ -252,7 +252,7 @@ def test_every_law_of_the_loss_fits_a_table_and_compares_groups(law: str) -> Non
     runs = table(**both, group=["adamw"] * 16 + ["muon"] * 16)
     found = fit_table(runs, FitRequest(law=law, resamples=100))
     assert found.law == LAWS[law].FORMULA
-    assert all(fit.estimates and fit.held_out and fit.curve.y for fit in found.fits)
+    assert all(fit.estimates and fit.left_out and fit.curve.y for fit in found.fits)
     (ratio,) = found.ratios
     assert all(0 < row.value < 1 for row in ratio.rows)
 
@@ -261,7 +261,7 @@ def test_every_law_of_the_loss_fits_a_table_and_compares_groups(law: str) -> Non
 def test_every_law_of_the_steps_fits_a_table_and_compares_groups(law: str) -> None:
     found = fit_table(steps(), STEPS(law=law, resamples=100))
     assert found.law == LAWS[law].FORMULA
-    assert all(fit.estimates and fit.held_out and fit.curve.y for fit in found.fits)
+    assert all(fit.estimates and fit.left_out and fit.curve.y for fit in found.fits)
     assert all(row.value > 1 for ratio in found.ratios for row in ratio.rows)
     critical = next(row for row in found.fits[0].estimates if row.name.startswith(("B*", "crit")))
     assert 16384 < critical.value < 524288

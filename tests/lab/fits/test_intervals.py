@@ -236,8 +236,8 @@ def test_close_sizes_are_one_rung_but_labels_are_not() -> None:
     sizes = np.array([1.0, 1.002, 1.029, 1.031, 2, 3, 3.001])
 
     def count_points(width: float) -> list[int]:
-        held_out = leave_rungs_out(sizes, sizes, lambda kept: np.ones(7), width)
-        return [item.points for item in held_out]
+        left_out = leave_rungs_out(sizes, sizes, lambda kept: np.ones(7), width)
+        return [item.points for item in left_out]
 
     assert count_points(0.03) == [3, 1, 1, 2]
     assert count_points(0.0) == [1] * 7

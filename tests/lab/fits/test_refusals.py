@@ -141,7 +141,6 @@ def test_predictions_say_where_they_are_extrapolated() -> None:
     power = PowerLaw.fit(X, 2.5 * X**-0.05)
     assert not power.predict(1e17).extrapolated and power.predict(1.1e20).extrapolated
     assert power.predict(1e21).value == pytest.approx(2.5 * 1e21**-0.05)
-    assert power.reach(2.5 * 1e22**-0.05).extrapolated
     batch = BatchLaw.fit([1, 2, 4, 8], 100 + 1000 / np.array([1, 2, 4, 8]))
     assert batch.critical.value == pytest.approx(10) and batch.critical.extrapolated
     assert batch.with_overhead(1).value == pytest.approx(1.2 + 10 / 5)

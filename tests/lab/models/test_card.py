@@ -47,7 +47,7 @@ def training(step: int) -> dict[str, Any]:
 
 
 def evaluation(step: int, loss: float | None) -> dict[str, Any]:
-    return {"kind": "eval", "step": step, "held_out_loss": loss, "bits_per_byte": 2.5}
+    return {"kind": "eval", "step": step, "validation_loss": loss, "bits_per_byte": 2.5}
 
 
 def test_every_part_is_there(model: PreTrainedModel) -> None:

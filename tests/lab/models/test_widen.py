@@ -15,7 +15,6 @@ from muonscale.lab.models.config import model_config
 from muonscale.lab.models.widen import (
     KNOWN,
     fields_at,
-    widen_config,
     widened_fields,
     width_of,
     width_step,
@@ -39,11 +38,11 @@ def test_the_fields_give_a_model_of_the_width_as_overrides_and_as_a_configuratio
 ) -> None:
     shape = shape_of(preset)
     for width in (2 * width_step(shape, grow), 256):
-        wide = widen_config(shape, width, grow)
-        assert wide.to_dict() == shape_of(preset, **fields_at(shape, width, grow)).to_dict()
+        wide = shape_of(preset, **fields_at(shape, width, grow))
         assert width_of(wide) == width
         meta_model(wide)
-    assert widen_config(shape, width_of(shape), grow).to_dict() == shape.to_dict()
+    same = shape_of(preset, **fields_at(shape, width_of(shape), grow))
+    assert same.to_dict() == shape.to_dict()
     assert widened_fields(shape, 2, grow) == fields_at(shape, 256, grow)
     assert widened_fields(shape, 0.5, grow) == widened_fields(shape, Fraction(1, 2), grow)
 
@@ -51,7 +50,10 @@ def test_the_fields_give_a_model_of_the_width_as_overrides_and_as_a_configuratio
 @pytest.mark.parametrize("preset", NANO)
 def test_every_side_of_every_matrix_grows_or_is_fixed_by_something_else(preset: str) -> None:
     shape = shape_of(preset)
-    narrow, wide = (dict(meta_model(widen_config(shape, w)).named_parameters()) for w in (128, 256))
+    narrow, wide = (
+        dict(meta_model(shape_of(preset, **fields_at(shape, w))).named_parameters())
+        for w in (128, 256)
+    )
     fixed = {300, 32, 8, 1}  # vocabulary, positions, experts
     latent = {64 + 16: 128 + 16}  # MLA: a latent vector and a key of rotary size
     for name, parameter in wide.items():
@@ -69,7 +71,10 @@ def test_every_side_of_every_matrix_grows_or_is_fixed_by_something_else(preset: 
 def test_transfer_takes_a_model_and_its_wide_twin_either_way_of_growing(preset: str) -> None:
     shape = shape_of(preset)
     for grow in ("heads", "head_dim"):
-        model, base = (meta_model(widen_config(shape, w, grow)) for w in (256, 64))  # type: ignore[arg-type]
+        model, base = (
+            meta_model(shape_of(preset, **fields_at(shape, width, grow)))  # type: ignore[arg-type]
+            for width in (256, 64)
+        )
         transfer = parametrize(model, base, parameter_groups(model, lr=1.0, weight_decay=0.0))
         assert any(row.multipliers.lr != 1 for row in transfer.rows.values())
 
@@ -86,7 +91,7 @@ def test_all_fields_are_of_the_configuration(kind: str) -> None:
         assert isinstance(there[name], int)
     for name in known.sizes:
         assert name in there
-    wide = widen_config(config, 2 * width_of(config))
+    wide = CONFIG_MAPPING[kind](**fields_at(config, 2 * width_of(config)))
     assert getattr(wide, known.heads[0]) == 2 * getattr(config, known.heads[0])
 
 

@@ -12,7 +12,7 @@ from muonscale.lab.config.load import dump_config, load_config
 RESULT = {
     "step": 40,
     "tokens": 163_840,
-    "held_out_loss": 3.25,
+    "validation_loss": 3.25,
     "bits_per_byte": 1.5,
     "unigram_loss": 6.0,
     "bigram_loss": 4.25,
@@ -32,7 +32,7 @@ ENV = {
     "data": {
         "books": {
             "train": {"tokens": 1_000_000},
-            "held_out": {"tokens": 50_000},
+            "validation": {"tokens": 50_000},
             "read": {"tokens": 163_840, "share": 1.0, "epochs": 0.16},
         }
     },
@@ -82,7 +82,7 @@ def telemetry(step: int) -> dict[str, Any]:
 
 def evaluation(step: int) -> dict[str, Any]:
     """Return a record of an evaluation."""
-    return {"kind": "eval", "step": step, "tokens": 4096 * step, "held_out_loss": 3.2 + 4 / step}
+    return {"kind": "eval", "step": step, "tokens": 4096 * step, "validation_loss": 3.2 + 4 / step}
 
 
 def records(steps: int = 40) -> list[dict[str, Any]]:

@@ -57,7 +57,7 @@ BAND_CHART = Chart(
             high=(7.5, 5.5, NAN, 4.5, 4.0),
         ),
         Series(name="fit", group="Muon", kind="dashed", x=(0.0, 4e6), y=(6.0, 3.4)),
-        Series(name="held out", kind="points", x=(2e6, 4e6), y=(4.6, 3.6)),
+        Series(name="validation", kind="points", x=(2e6, 4e6), y=(4.6, 3.6)),
     ),
 )
 

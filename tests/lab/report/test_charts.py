@@ -157,9 +157,9 @@ def test_matplotlib_draws_the_same_numbers(monkeypatch: pytest.MonkeyPatch) -> N
     for series in BAND_CHART.series:
         np.testing.assert_array_equal(lines[series.name].get_xdata(), series.x)
         np.testing.assert_array_equal(lines[series.name].get_ydata(), series.y)
-    assert lines["fit"].get_linestyle() == "--" and lines["held out"].get_linestyle() == "None"
+    assert lines["fit"].get_linestyle() == "--" and lines["validation"].get_linestyle() == "None"
     assert [text.get_text() for text in figure.legends[0].get_texts()] == [
-        "Muon, training", "fit", "held out",
+        "Muon, training", "fit", "validation",
     ]  # fmt: skip
 
 
@@ -211,3 +211,28 @@ def test_panels_share_y_limits_and_one_legend(monkeypatch: pytest.MonkeyPatch) -
     assert [text.get_text() for text in figures[0].legends[0].get_texts()] == ["g", "h"]
     matplotlib_charts.draw_panels([[BARS, chart_of(Series(name="c", x=(1.0,), y=(1.0,)))]], "title")
     assert not figures[1].legends and all(axes.get_legend() for axes in figures[1].axes)
+
+
+def test_a_legend_can_name_groups_once_in_both_renderers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def series(name: str, group: str, **options: Any) -> Series:
+        return Series(name=name, group=group, x=(1.0, 2.0), y=(1.0, 2.0), **options)
+
+    chart = chart_of(
+        series("q", "attention", low=(0.5, 1.5), high=(1.5, 2.5)),
+        series("k", "attention"),
+        series("width^1", "reference", kind="dashed"),
+        legend="groups",
+    )
+    looks = styles([chart])
+    lines = [t for t in json.loads(figure_json(chart, looks))["data"] if "fill" not in t]
+    named = [(t["name"], t["legendgroup"]) for t in lines if t["showlegend"] is not False]
+    assert named == [("attention", "attention"), ("reference", "reference")]
+    assert [t["hovertemplate"].split("</b>")[0] for t in lines] == ["<b>q", "<b>k", "<b>width^1"]
+    figures: list[Any] = []
+    monkeypatch.setattr(matplotlib_charts, "_save", figures.append)
+    matplotlib_charts.draw(chart, looks)
+    (legend,) = figures[0].legends
+    assert [text.get_text() for text in legend.get_texts()] == ["attention", "reference"]
+    assert [line.get_linestyle() for line in legend.get_lines()] == ["-", "--"]

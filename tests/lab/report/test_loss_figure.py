@@ -13,15 +13,15 @@ from muonscale.errors import CheckpointError
 from muonscale.lab.report.loss_figure import write_loss_figure
 from muonscale.lab.report.measure_charts import smooth
 
-RESULT = {"held_out_loss": 2.93, "unigram_loss": 5.91, "bigram_loss": 3.92}
+RESULT = {"validation_loss": 2.93, "unigram_loss": 5.91, "bigram_loss": 3.92}
 
 
 def train(step: int, loss: float | None) -> dict[str, Any]:
     return {"kind": "train", "step": step, "tokens": 8192 * step, "loss": loss}
 
 
-def held_out(step: int, loss: float) -> dict[str, Any]:
-    return {"kind": "eval", "step": step, "tokens": 8192 * step, "held_out_loss": loss}
+def validation(step: int, loss: float) -> dict[str, Any]:
+    return {"kind": "eval", "step": step, "tokens": 8192 * step, "validation_loss": loss}
 
 
 def write_run(folder: Path, records: list[dict[str, Any]], result: object = None) -> Path:
@@ -62,7 +62,7 @@ def texts_of(figure: Figure) -> list[str]:
 def test_a_run_is_drawn_with_its_losses_and_baselines(tmp_path: Path, drawn: list[Figure]):
     steps = range(1, 201)
     records = [train(step, 3 + 4 / step) for step in steps]
-    records += [held_out(step, 3.1 + 4 / step) for step in (100, 200)]
+    records += [validation(step, 3.1 + 4 / step) for step in (100, 200)]
     (tmp_path / "run").mkdir()
     config = {"optimizer": {"rule": "muon", "lr": 0.01}}
     (tmp_path / "run" / "config.json").write_text(json.dumps(config))
@@ -79,7 +79,7 @@ def test_a_run_is_drawn_with_its_losses_and_baselines(tmp_path: Path, drawn: lis
 
 
 def test_an_unfinished_run_shows_its_last_validation_loss(tmp_path: Path, drawn: list[Figure]):
-    records = [train(1, 7.0), held_out(1, 6.5), train(2, 6.0), held_out(2, 5.5)]
+    records = [train(1, 7.0), validation(1, 6.5), train(2, 6.0), validation(2, 5.5)]
     write_loss_figure(write_run(tmp_path / "run", records))
     assert drawn[0].axes[0].get_title() == "run  |  validation loss 5.500"
     assert texts_of(drawn[0]) == []

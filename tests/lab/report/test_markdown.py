@@ -36,7 +36,7 @@ def test_every_block_is_written() -> None:
     )
     page = Page(title="T", summary="S", sections=(PageSection(title="One", blocks=blocks),))
     assert markdown(page, "pictures") == (
-        "# T\n\nS\n\n## One\n\na \\< b and \\*c\\*\n\n```sh\nmuonscale study run mine\n```\n\n"
+        "# T\n\nS\n\n## One\n\na &lt; b and \\*c\\*\n\n```sh\nmuonscale study run mine\n```\n\n"
         "- **holds**: it is so\n\n- **undecided**: who knows\n\n"
         "```text\ndef f():\n    pass\n```\n\n"
         "| a | b |\n| --- | --- |\n| 1 | x\\|y |\n\nNumbers.\n\n"

@@ -79,10 +79,10 @@ def test_losses_stand_at_their_tokens_steps_and_seconds(tmp_path: Path) -> None:
     found = charts(runs_page([write_run(tmp_path / "run", records())]))
     steps = np.arange(1, 41)
     for name, x in (("loss", 4096 * steps), ("loss-step", steps), ("loss-seconds", steps / 2)):
-        training_loss, held_out = found[name].series
+        training_loss, validation = found[name].series
         np.testing.assert_allclose(training_loss.x, x)
-        np.testing.assert_allclose(held_out.x, x[9::10])
-        assert held_out.y == tuple(3.2 + 4 / step for step in (10, 20, 30, 40))
+        np.testing.assert_allclose(validation.x, x[9::10])
+        assert validation.y == tuple(3.2 + 4 / step for step in (10, 20, 30, 40))
         assert [(mark.label, mark.at) for mark in found[name].marks] == [
             ("unigram 6.000", 6.0),
             ("bigram 4.250", 4.25),
@@ -193,7 +193,7 @@ def test_an_unfinished_run_says_how_far_it_is_and_how_to_go_on(tmp_path: Path) -
 
 DAMAGE = {
     "config.json": ("{", "config.json cannot be read"),
-    "env.json": ("[1]", "env.json is not a JSON object"),
+    "env.json": ("[1]", "env.json holds [1] and not a JSON object"),
     "result.json": ("{", "result.json cannot be read"),
     "metrics.jsonl": ("", "metrics.jsonl has no records: there are no curves."),
 }
@@ -205,7 +205,7 @@ def test_a_damaged_file_is_a_sentence_and_the_rest_is_shown(name: str, tmp_path:
     folder = write_run(tmp_path / "run", records())
     (folder / name).write_text(content)
     page = runs_page([folder])
-    assert any(text.startswith(said) for text in texts(page, "Results"))
+    assert any(said in text for text in texts(page, "Results"))
     assert ("loss" in charts(page)) == (name != "metrics.jsonl")
 
 
@@ -270,7 +270,7 @@ def three(tmp_path: Path) -> Page:
     muon = write_run(tmp_path / "a" / "muon", [training(s) | routed(s) for s in range(1, 41)])
     lines = [line | ({"update_rms": 0.0} if line["kind"] == "train" else {}) for line in records()]
     words = ["optimizer.rule=adamw", "optimizer.lr=0.003"]
-    adamw = write_run(tmp_path / "adamw", lines, *words, result=RESULT | {"held_out_loss": 3.5})
+    adamw = write_run(tmp_path / "adamw", lines, *words, result=RESULT | {"validation_loss": 3.5})
     half = write_run(tmp_path / "b" / "muon", records(20), "run.seed=1", result=None)
     return runs_page([muon, adamw, half])
 
@@ -297,7 +297,7 @@ def test_several_runs_have_one_curve_each(three: Page) -> None:
     for name in ("training-loss", "training-loss-seconds", "gradient-norm"):
         assert [series.name for series in found[name].series] == names
         assert all(series.low is None for series in found[name].series)
-    assert [s.name for s in found["held-out-loss"].series] == names[1:]
+    assert [s.name for s in found["validation-loss"].series] == names[1:]
     assert found["gradient-norm"].series[0].y[0] == pytest.approx(5.0)  # of 3 and 4
     assert [s.name for s in found["max-violation"].series] == ["a/muon"]
     # A run without Muon records zeros, which are no sizes of updates.

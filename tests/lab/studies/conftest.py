@@ -40,7 +40,7 @@ def tiny_keys(corpus_file: Path, cache: Path) -> dict[str, Any]:
         "data.cache": str(cache),
         "data.vocab_size": 300,
         "data.sequence_length": 32,
-        "data.held_out": 0.02,
+        "data.validation": 0.02,
         "train.steps": 6,
         "train.batch_tokens": 256,
         "eval.every": 2,

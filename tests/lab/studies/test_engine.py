@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from muonscale.errors import StudyError
-from muonscale.lab.report.page import Page
+from muonscale.lab.estimate import run_cost as of_run
+from muonscale.lab.report.page import Page, PageSection, Verdict
 from muonscale.lab.studies.config import StudyConfig
 from muonscale.lab.studies.engine import look, plan_study, run_study
 from muonscale.lab.studies.execute.folder import StudyFolder
@@ -36,7 +37,9 @@ class Losses:
         return {"losses": {o.run.label: o.loss for o in outcomes.values()}}
 
     def report(self, found: Any, outcomes: Outcomes) -> Page:
-        return Page(title="losses", summary=json.dumps(found))
+        known = Verdict(True, f"{len(found['losses'])} losses are known")
+        section = PageSection(title="Verdict", blocks=(known,))
+        return Page(title="losses", summary=json.dumps(found), sections=(section,))
 
 
 Make = Callable[..., Losses]
@@ -54,6 +57,11 @@ def losses(tiny_keys: dict[str, Any], tmp_path: Path) -> Make:
 
 
 TWO: dict[str, dict[str, Any]] = {"a": {}, "b": {"optimizer.lr": 0.05}}
+
+
+COST = of_run.RunCost(
+    parameters=9, without_embeddings=8, flops_per_token=7, newton_schulz_flops=6, steps=5, tokens=4
+)
 
 
 def silent(line: str) -> None:
@@ -74,7 +82,7 @@ def test_runs_are_done_once(losses: Make) -> None:
     again = run_study(study, said.append)
     assert again == found
     assert mtimes(study) == before
-    assert len(said) == 3
+    assert said[3:] == 2 * ["holds: 2 losses are known"]  # the second call says only the verdict
     folder = StudyFolder(study.config.path)
     assert folder.result == found
     assert "losses" in (folder.path / "report" / "report.html").read_text()
@@ -104,7 +112,7 @@ def test_a_failed_run_is_reported_and_the_others_are_done(losses: Make, tmp_path
     assert found["losses"]["good"] < 6
     said: list[str] = []
     run_study(study, said.append)  # not tried for ever
-    assert said == []
+    assert said == ["holds: 2 losses are known"]
     missing.write_text(Path(study.config.set["data.path"]).read_text())
     assert run_study(study, silent, retry=True)["failed"] == []
 
@@ -115,6 +123,28 @@ def test_divergence_is_an_outcome_and_not_a_failure(losses: Make) -> None:
     assert found["failed"] == []
     (outcome,) = look(study).outcomes.values()
     assert (outcome.state, outcome.loss) == ("diverged", float("inf"))
+
+
+def test_a_run_is_found_by_its_id_whatever_it_was_called(losses: Make) -> None:
+    study = losses(TWO)
+    run_study(study, silent)
+    (a, _) = study.plan({})
+    made = StudyFolder(study.config.path).run_folder(a).path
+    made.rename(made.with_name(f"former-name-{a.id}"))
+    assert look(study).outcomes[a.id].folder.path.name == f"former-name-{a.id}"
+    assert look(study).missing == []
+
+
+def test_flops_are_counted_once_for_all_rounds(
+    losses: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counted = []
+    monkeypatch.setattr(of_run, "run_cost", lambda config: counted.append(config) or COST)
+    study = losses(TWO)
+    run_study(study, silent)
+    assert len(counted) == 1  # the learning rate does not change the work of a step
+    rows = json.loads((study.config.path / "plan.json").read_text())["runs"]
+    assert [row["flops_per_token"] for row in rows] == [COST.flops_per_token] * 2
 
 
 def test_nobody_else_may_run_it(losses: Make) -> None:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -114,3 +116,17 @@ def test_an_override_reaches_an_item_of_a_list(recipe: str) -> None:
     config = load_study(recipe, ["lr.1=0.5"]).config
     assert isinstance(config, CompareConfig)
     assert config.lr == [1e-3, 0.5]
+
+
+def test_the_status_of_a_study_needs_no_scipy(tmp_path: Path) -> None:
+    """A telescope does, and so does transformers where a plan depends on the shape of the model."""
+    code = (
+        "import sys\n"
+        "from muonscale.lab.studies.engine import look\n"
+        "from muonscale.lab.studies.kinds import load_study\n"
+        "for name in ('muon-adamw', 'scaling', 'transfer'):\n"
+        "    load_study(name + '-nano')\n"
+        f"look(load_study('batch-nano', ['path={tmp_path}/study']))\n"
+        "assert 'scipy' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -82,7 +82,7 @@ def test_gradients_are_those_of_the_mean_over_all_targets(kind: str, micro: int)
         torch.testing.assert_close(found[name], gradient, rtol=1e-3, atol=1e-6, msg=name)
 
 
-def test_held_out_loss_is_per_target() -> None:
+def test_validation_loss_is_per_target() -> None:
     model, batch = causal_lm("llama"), marked_rows()
     loss, targets = loss_on_batches(model, [batch[:1], batch[1:]])  # type: ignore[arg-type]
     assert targets == count_targets(batch) == 5 + 9 + 1 + 6

@@ -344,7 +344,7 @@ def test_a_checkpoint_has_a_card_of_its_own_step(
     assert card.data.library_name == "transformers"
     assert card.data.tags == ["muonscale", "deepseek_v3", "muon"]
     evaluated = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    loss = next(r["held_out_loss"] for r in evaluated if r["kind"] == "eval" and r["step"] == 2)
+    loss = next(r["validation_loss"] for r in evaluated if r["kind"] == "eval" and r["step"] == 2)
     for text in (
         "after 3 steps and 768 training tokens",
         "| routed experts | 4 |",

@@ -37,6 +37,9 @@ CASES = [
     ((8, 3), MatrixSpec(heads=4), [(4, 2, 3)]),
     ((3, 8), MatrixSpec(heads=4, by_columns=True), [(4, 3, 2)]),
     ((8, 3), MatrixSpec(heads=4, by_columns=True, transposed=True), [(4, 3, 2)]),
+    ((3, 8), MatrixSpec(heads=4, by_columns=True, interleaved=True), [(4, 3, 2)]),
+    ((2, 8, 3), MatrixSpec(heads=2, by_columns=True, interleaved=True, transposed=True),
+     [(4, 3, 4)]),
     ((2, 8, 3), MatrixSpec(heads=2), [(4, 4, 3)]),
     ((2, 3, 8), MatrixSpec(heads=2, by_columns=True), [(4, 3, 4)]),
     ((2, 3, 8), MatrixSpec(splits=(1, 2), heads=(4, 2), by_columns=True), [(8, 1, 2), (4, 2, 4)]),
@@ -115,6 +118,8 @@ def test_a_transposed_parameter_is_seen_as_out_by_in() -> None:
         ((6, 4), MatrixSpec(heads=4)),
         ((6, 4), MatrixSpec(heads=0)),
         ((6, 4), MatrixSpec(heads=3, by_columns=True)),
+        ((6, 4), MatrixSpec(heads=3, interleaved=True)),
+        ((6, 4, 2), MatrixSpec(heads=2, by_columns=True, interleaved=True, flattened=True)),
         ((6, 4), MatrixSpec(splits=(3, 3), heads=(3,))),
     ],
 )

@@ -10,6 +10,9 @@ from torch import Tensor
 
 from muonscale.optim.matrices.spec import PLAIN, MatrixSpec, view
 from muonscale.optim.muon import Muon
+from muonscale.optim.parameters.fused_weights import stored_matrices
+from muonscale.optim.parameters.module_survey import survey
+from tests.optim.parameters import fused_cases
 
 CASES: dict[str, tuple[tuple[int, ...], MatrixSpec]] = {
     "qkv": ((48, 16), MatrixSpec(splits=(16, 16, 16))),
@@ -19,6 +22,7 @@ CASES: dict[str, tuple[tuple[int, ...], MatrixSpec]] = {
     "gated query": ((48, 16), MatrixSpec(splits=(16, 16, 8, 8), groups=4)),
     "every head in turn": ((48, 16), MatrixSpec(splits=(16, 16, 16), groups=4)),
     "a matrix for each head": ((48, 16), MatrixSpec(splits=(24, 12, 12), heads=(6, 3, 3))),
+    "factors of experts": ((16, 24), MatrixSpec(heads=3, by_columns=True, interleaved=True)),
     "output by heads": ((16, 24), MatrixSpec(heads=3, by_columns=True)),
     "latent attention": ((40, 12), MatrixSpec(splits=(24, 16), groups=4)),
     "latent attention by heads": ((40, 12), MatrixSpec(splits=(24, 16), groups=4, heads=4)),
@@ -72,6 +76,53 @@ def test_fused_and_apart_take_the_same_steps(case: str, options: dict[str, Any])
     for left, right in zip(apart(fused.detach(), layout), parts, strict=True):
         torch.testing.assert_close(left, right.detach(), rtol=2e-5, atol=2e-6)
     assert not torch.allclose(before, fused)
+
+
+ARCHITECTURES = [
+    ("BarkSelfAttention", "att_proj"),
+    ("DisentangledSelfAttention", "in_proj"),
+    ("LevitAttention", "queries_keys_values.linear"),
+    ("HieraMaskUnitAttention", "qkv"),
+    ("EsmFoldSelfAttention", "proj"),
+    ("EvollaSequenceCompressorAttention", "to_kv"),
+    ("BambaMixer", "in_proj"),
+    ("ZambaMambaMixer", "in_proj"),
+    ("ZambaMambaMixer", "x_proj_weight"),
+    ("MoshiGatingMLP", "fc1"),
+    ("MoonshineDecoderMLP", "fc1"),
+    ("PocketTTSFlowResBlock", "adaln_proj"),
+    ("VibeVoiceDiffusionHeadFinalLayer", "linear_1"),
+]
+
+
+@pytest.mark.parametrize(("cls", "place"), ARCHITECTURES)
+def test_the_fused_weight_of_an_architecture_steps_as_its_parts_apart(cls: str, place: str) -> None:
+    """The parts are those into which the forward pass cuts the output, not those of the table."""
+    module, weight = fused_cases.weight_of(cls, place)
+    owner = next(found[0] for p, found in survey(module).owners.items() if p is weight)
+    found, numbers = fused_cases.parts_by_data_flow(fused_cases.case_of(cls, place), module, weight)
+    rows = [torch.isin(numbers, torch.tensor(sorted(part))) for part in sorted(found, key=min)]
+
+    def cut(X: Tensor) -> list[Tensor]:
+        return [X[mask].reshape(*X.shape[:-2], -1, X.shape[-1]).clone() for mask in rows]
+
+    parts = [torch.nn.Parameter(part) for part in cut(weight.detach())]
+    assert len(parts) > 1
+    layout, _ = stored_matrices(weight, owner)
+    together, single = optimizer([weight], layout), optimizer(list(parts), PLAIN)
+    whole = torch.nn.Parameter(weight.detach().clone())
+    unaware = optimizer([whole], PLAIN)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(3):
+        weight.grad = torch.randn(weight.shape, generator=generator)
+        whole.grad = weight.grad.clone()
+        for part, G in zip(parts, cut(weight.grad), strict=True):
+            part.grad = G
+        for one in (together, single, unaware):
+            one.step()
+    for left, right in zip(cut(weight.detach()), parts, strict=True):
+        torch.testing.assert_close(left, right.detach(), rtol=2e-5, atol=2e-6)
+    assert (whole - weight).norm() > 0.05 * whole.norm()
 
 
 @pytest.mark.parametrize("case", ["qkv", "every head in turn", "experts as in gpt-oss"])

@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from muonscale.optim.matrices.spec import MatrixSpec, unview, view
-from muonscale.optim.parameters.fused_weights import FUSED
+from muonscale.optim.matrices.spec import PLAIN, MatrixSpec, unview, view
+from muonscale.optim.parameters.fused_table import BARE_MATRICES, FUSED, ONE, Known
+from muonscale.optim.parameters.fused_weights import (
+    is_known_bare,
+    looks_fused,
+    speaking,
+    stored_matrices,
+)
+from muonscale.optim.parameters.module_survey import ParamSite, survey
 from muonscale.optim.parameters.roles import Role, assign_roles
+from tests.optim.parameters import fused_cases
+from tests.optim.parameters.data_flow import rows_of
 
 SIZES: dict[str, Any] = {
     "hidden_size": 32,
@@ -234,28 +246,192 @@ def test_each_half_of_a_gated_projection_multiplies_the_other(name: str) -> None
         assert run(model, back)[1].abs().max() == 0
 
 
-def test_the_classes_in_the_table_are_those_of_transformers() -> None:
-    import importlib
-    import pkgutil
+def site(module: nn.Module, weight: Tensor) -> ParamSite:
+    """Return the place of a weight in a module."""
+    owners = survey(module).owners
+    return next(found[0] for parameter, found in owners.items() if parameter is weight)
 
-    import transformers.models
 
-    homes = {
-        "Phi3": "phi3", "Phi4Multimodal": "phi4_multimodal", "Dbrx": "dbrx", "Mpt": "mpt",
-        "ModernBertDecoder": "modernbert_decoder", "ModernBert": "modernbert",
-        "GPTNeoXJapanese": "gpt_neox_japanese", "GPTNeoX": "gpt_neox", "Bloom": "bloom",
-        "Persimmon": "persimmon", "MiniMaxM3VL": "minimax_m3_vl", "MiniMax": "minimax",
-        "Falcon": "falcon", "GPTBigCode": "gpt_bigcode", "CodeGen": "codegen",
-        "Qwen3Next": "qwen3_next", "Qwen3_5Moe": "qwen3_5_moe", "Qwen3_5": "qwen3_5",
-        "Glm4": "glm4", "Glm": "glm", "GraniteMoeHybrid": "granitemoehybrid",
-        "GraniteMoeShared": "granitemoeshared", "GraniteMoeSWA": "granitemoe_swa",
+ENTRIES = [*FUSED, *BARE_MATRICES]
+BY_HAND = {("DeepseekV4Attention", "o_a_proj"), ("XLNetRelativeAttention", "o")}
+"""Entries whose product the oracle does not see, with a test of their own below."""
+
+
+@pytest.mark.parametrize(("cls", "place"), [e for e in ENTRIES if e not in BY_HAND])
+def test_a_row_of_the_table_is_what_the_forward_pass_does(cls: str, place: str) -> None:
+    module, weight = fused_cases.weight_of(cls, place)
+    layout, _ = stored_matrices(weight, site(module, weight))
+    case = fused_cases.case_of(cls, place)
+    parts, numbers = fused_cases.parts_by_data_flow(case, module, weight)
+    expected = set(rows_of(view(numbers, layout)))
+    if case.compare == "equal":
+        assert parts == expected
+        return
+    small, large = (expected, parts) if case.compare == "coarser" else (parts, expected)
+    homes = [[whole for whole in large if part <= whole] for part in small]
+    assert all(len(home) == 1 for home in homes)
+    assert len({home[0] for home in homes}) == len(large) or case.compare == "some"
+    assert len(small) > 1
+
+
+@pytest.mark.parametrize("known", sorted({*FUSED.values(), *BARE_MATRICES.values()}, key=id))
+def test_the_words_of_an_entry_count_its_matrices(known: Known) -> None:
+    assert known.holds and (known.order or known.holds == ONE.holds)
+
+
+def test_llama_4_experts_are_transposed_and_hold_gate_and_up() -> None:
+    experts, gate_up = fused_cases.weight_of("Llama4TextExperts", "gate_up_proj")
+    down: Any = experts.down_proj
+    found = {a.name: a.matrices for a in assign_roles(experts)}
+    assert found["gate_up_proj"] == MatrixSpec(transposed=True, splits=(24, 24))
+    assert found["down_proj"] == MatrixSpec(transposed=True)
+    W_gate, W_up = view(gate_up, found["gate_up_proj"])
+    (W_down,) = view(down, found["down_proj"])
+    tokens = torch.randn(4, 5, 32)
+    act: Any = experts.act_fn
+    expected = [
+        (act(x @ W_gate[e].T) * (x @ W_up[e].T)) @ W_down[e].T for e, x in enumerate(tokens)
+    ]
+    torch.testing.assert_close(experts(tokens.view(20, 32)), torch.cat(expected))
+
+
+def test_kernels_of_xlnet_are_one_matrix_each_and_not_one_for_each_input() -> None:
+    attention, o = fused_cases.weight_of("XLNetRelativeAttention", "o")
+    layouts = {
+        name: stored_matrices(attention.get_parameter(name), site(attention, weight))[0]
+        for name, weight in attention.named_parameters() if name in ("q", "k", "v", "r", "o")
     }  # fmt: skip
-    known = {m.name for m in pkgutil.iter_modules(transformers.models.__path__)}
-    for class_name, _ in FUSED:
-        home = next(homes[prefix] for prefix in homes if class_name.startswith(prefix))
-        assert home in known
-        module = importlib.import_module(f"transformers.models.{home}.modeling_{home}")
-        assert hasattr(module, class_name), class_name
+    inward = MatrixSpec(flattened=True, transposed=True)
+    assert layouts == dict.fromkeys("qkvr", inward) | {"o": MatrixSpec(flattened=True)}
+    heads, h = torch.randn(7, 2, 4, 8), torch.zeros(7, 2, 32)
+    post: Any = attention.post_attention
+    got = post(h, heads, residual=False)
+    expected = F.layer_norm(heads.flatten(2) @ view(o, layouts["o"])[0][0].T, (32,))
+    norm: Any = attention.layer_norm
+    torch.testing.assert_close(got, expected * norm.weight + norm.bias)
+
+
+def test_the_output_projection_of_deepseek_v4_is_a_matrix_for_each_group_of_heads() -> None:
+    attention, weight = fused_cases.weight_of("DeepseekV4Attention", "o_a_proj")
+    layout, _ = stored_matrices(weight, site(attention, weight))
+    (groups,) = view(weight, layout)
+    assert groups.shape == (2, 8, 32)
+    x = torch.randn(3, 2, 32)
+    project: Any = attention.o_a_proj
+    torch.testing.assert_close(project(x), torch.einsum("tgi,goi->tgo", x, groups))
+
+
+def test_cross_attention_of_gpt_bigcode_holds_keys_and_values_alone() -> None:
+    import transformers
+
+    config = transformers.GPTBigCodeConfig(**BIG_CODE, multi_query=False, add_cross_attention=True)
+    with torch.device("meta"):
+        model = transformers.GPTBigCodeForCausalLM(config)
+    found = {a.name: a.matrices for a in assign_roles(model)}
+    cross = found["transformer.h.0.crossattention.c_attn.weight"]
+    assert cross == MatrixSpec(splits=(32, 32))
+    own = found["transformer.h.0.attn.c_attn.weight"]
+    assert own == MatrixSpec(splits=(32, 32, 32), groups=8)
+
+
+def test_a_layer_with_a_name_that_speaks_is_in_the_table() -> None:
+    """Of all linear layers of the transformers that is installed."""
+    import transformers
+
+    unknown = []
+    for path in sorted(Path(transformers.__file__).parent.glob("models/*/modeling_*.py")):
+        classes = re.split(r"^ *class (\w+)", path.read_text("utf-8"), flags=re.M)
+        for cls, text in zip(classes[1::2], classes[2::2], strict=True):
+            named = set(re.findall(r"self\.(\w+) = [\w.]*(?:Linear|Conv1D)\(", text))
+            unknown += [
+                (cls, name) for name in sorted(named)
+                if speaking(name) and (cls, name) not in FUSED and "split_size" not in text
+            ]  # fmt: skip
+    assert not unknown
+
+
+class Block(nn.Module):
+    """Layers of a class that nobody knows."""
+
+    def __init__(self, **layers: nn.Module) -> None:
+        super().__init__()
+        for name, layer in layers.items():
+            self.add_module(name, layer)
+
+
+def reasons(**layers: nn.Module) -> dict[str, str]:
+    block = nn.ModuleDict({"layer": Block(**layers)})
+    return {
+        name.removeprefix("layer.").removesuffix(".weight"): looks_fused(p, site(block, p))
+        for name, p in block.named_parameters() if p.ndim == 2
+    }  # fmt: skip
+
+
+def test_a_name_that_speaks_is_said() -> None:
+    found = reasons(
+        Wqkv=nn.Linear(8, 20), to_kv=nn.Linear(8, 16), attn_c_attn=nn.Linear(8, 8),
+        adaLN_modulation=nn.Sequential(nn.SiLU(), nn.Linear(8, 16)), mlp_gate_up=nn.Linear(8, 16),
+        Wi=nn.Linear(8, 16), w12=nn.Linear(8, 16), query_key_value=nn.Linear(8, 9),
+    )  # fmt: skip
+    words = {
+        "Wqkv": "wqkv", "to_kv": "to_kv", "attn_c_attn": "c_attn",
+        "adaLN_modulation.1": "adaln", "mlp_gate_up": "gate_up", "Wi": "Wi", "w12": "w12",
+        "query_key_value": "query_key_value",
+    }  # fmt: skip
+    assert found == {
+        name: f"its name says {word}, which may be several matrices" for name, word in words.items()
+    }
+
+
+def test_a_name_that_only_contains_such_a_word_is_not_said() -> None:
+    names = (
+        "wi",
+        "wide",
+        "kv_a_proj",
+        "kv_b_proj_with_mqa",
+        "main_project",
+        "begin_projection",
+        "unpacked",
+    )
+    assert not any(reasons(**{name: nn.Linear(8, 8) for name in names}).values())
+
+
+def test_three_or_six_times_as_many_rows_are_said_unless_a_layer_beside_takes_them() -> None:
+    assert reasons(first=nn.Linear(8, 24), back=nn.Linear(8, 8)) == {
+        "first": "its 24 rows are 3 times its columns, which may be several matrices",
+        "back": "",
+    }
+    assert reasons(shifts=nn.Linear(8, 48))["shifts"].startswith("its 48 rows are 6 times")
+    assert not any(reasons(up=nn.Linear(8, 24), down=nn.Linear(24, 8)).values())
+    assert not any(reasons(up=nn.Linear(8, 16), wider=nn.Linear(8, 32)).values())
+    assert not any(reasons(lora_B=nn.Linear(8, 24)).values())
+
+
+def test_nothing_is_said_of_what_is_known() -> None:
+    import transformers
+
+    model = build("Phi3Config", SIZES)
+    assert not any(looks_fused(p, found[0]) for p, found in survey(model).owners.items())
+    small = transformers.GPT2Config(n_embd=8, n_layer=1, n_head=2, vocab_size=9)
+    gpt = transformers.GPT2Model(small)
+    assert not any(looks_fused(p, found[0]) for p, found in survey(gpt).owners.items())
+    zeta, weight = fused_cases.weight_of("BarkMLP", "in_proj")
+    assert stored_matrices(weight, site(zeta, weight)) == (PLAIN, "")
+    assert looks_fused(weight, site(zeta, weight)) == ""
+
+
+def test_a_layer_in_a_wrapped_module_is_found_in_the_table() -> None:
+    attention, weight = fused_cases.weight_of("LevitAttention", "queries_keys_values.linear")
+    expected = stored_matrices(weight, site(attention, weight))
+    attention.queries_keys_values = torch.compile(attention.queries_keys_values)
+    assert expected[0].groups == 4
+    assert stored_matrices(weight, site(attention, weight)) == expected
+
+
+def test_a_bare_parameter_of_the_table_is_known() -> None:
+    attention, q = fused_cases.weight_of("XLNetRelativeAttention", "q")
+    assert is_known_bare(site(attention, q))
+    assert not is_known_bare(site(attention, attention.get_parameter("r_w_bias")))
 
 
 def test_a_class_of_ones_own_with_a_known_name_is_not_taken_for_it() -> None:

@@ -109,10 +109,16 @@ def test_unknown_options_are_refused(toy: nn.Module, options: dict) -> None:
         parameter_groups(toy, lr=1e-3, overrides={"hidden": options})
 
 
-def test_no_matrix_on_muon_is_an_error_unless_adamw_was_asked_for() -> None:
+def test_a_stage_with_nothing_for_muon_makes_an_optimizer_and_says_so() -> None:
     model = nn.Sequential(nn.Embedding(9, 4), nn.LayerNorm(4))
+    with pytest.warns(UserWarning, match="none of the 3"):
+        optimizer = Muon(parameter_groups(model, lr=0.1))
+    before = model[0].weight.detach().clone()
+    model(torch.arange(9)).square().sum().backward()
+    optimizer.step()
+    assert not torch.equal(model[0].weight, before)
     with pytest.raises(GroupingError, match="none of the 3"):
-        parameter_groups(model, lr=1e-3)
+        parameter_groups(model, lr=1e-3, strict=True)
     assert {g["rule"] for g in parameter_groups(model, lr=1e-3, rule="adamw")} == {"adamw"}
 
 

@@ -9,7 +9,7 @@ from torch import nn
 
 from muonscale.errors import LayoutError
 from muonscale.optim.matrices.spec import MatrixSpec, matrix_shapes
-from muonscale.optim.parameters.roles import GUESSED, Role, RoleAssignment, assign_roles
+from muonscale.optim.parameters.roles import Role, RoleAssignment, assign_roles
 
 Build = Callable[[str], nn.Module]
 
@@ -77,6 +77,7 @@ def test_matrices_are_counted_by_role(
         Role.HEAD: heads,
         Role.NORM: 0,
         Role.CONVOLUTION: 0,
+        Role.UNKNOWN: 0,
     }
 
 
@@ -259,13 +260,13 @@ def test_bare_parameters_are_tables_beside_an_embedding_or_under_a_leading_one()
         "tokens.weight": "embedding",
         "positions": "embedding",
         "body.patches": "embedding",
-        "body.mix": "hidden",
-        "body.experts": "hidden",
+        "body.mix": "unknown",
+        "body.experts": "unknown",
         "body.gain": "norm",
         "out.weight": "head",
     }
-    guessed = [name for name, a in found.items() if GUESSED in a.why]
-    assert guessed == ["body.mix", "body.experts"]
+    guessed = [name for name, a in found.items() if a.guessed]
+    assert guessed == ["positions", "body.patches", "body.mix", "body.experts"]
 
 
 def test_the_decay_of_a_state_space_is_no_matrix() -> None:

@@ -196,6 +196,7 @@ LAYOUTS = [
     ((12, 6), MatrixSpec(splits=(6, 6), groups=6)),
     ((12, 6), MatrixSpec(splits=(8, 2, 2), heads=(4, 1, 1))),
     ((6, 12), MatrixSpec(heads=3, by_columns=True)),
+    ((6, 12), MatrixSpec(heads=3, by_columns=True, interleaved=True)),
     ((4, 12, 6), MatrixSpec(transposed=True, heads=3, by_columns=True)),
     ((6, 4, 3, 3), MatrixSpec(flattened=True)),
     ((6, 4, 3, 3), MatrixSpec(flattened=True, transposed=True)),

@@ -134,8 +134,8 @@ def test_differences_are_listed_by_name_and_nothing_is_written(toy, set_gradient
     message = str(error.value)
     assert "missing: first.weight" in message
     assert "unexpected: gone.weight" in message
-    assert "momentum_buffer of up.weight was saved as (3, 3), but is (24, 8)" in message
-    assert "second.weight was saved with ['momentum_buffer']" in message
+    assert "up.weight: momentum_buffer was saved as (3, 3), but is (24, 8)" in message
+    assert "second.weight: saved with ['momentum_buffer']" in message
     assert all(not v.any() for state in other.state.values() for v in state.values())
 
 

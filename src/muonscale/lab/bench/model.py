@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -26,7 +25,7 @@ from muonscale.lab.bench.contenders import (
 from muonscale.lab.bench.memory import check_memory, free_bytes, step_needs
 from muonscale.lab.bench.passes import passes_need, time_passes
 from muonscale.lab.bench.rates import addmm_rate, direct_flops, weighted_rate
-from muonscale.lab.console import bytes_text
+from muonscale.lab.console import bytes_text, dtype_text
 from muonscale.lab.estimate.memory import step_bytes
 from muonscale.lab.estimate.resolve import PlanRequest, ResolvedPlan, resolve
 from muonscale.lab.training.param_groups import plan_transfer
@@ -126,10 +125,7 @@ class Measurement:
             name: sum(row["sides"][name]["seconds"]["median"] * row["scale"] for row in rows)
             for name in (OURS, ADAMW)
         }
-        dtypes = {
-            str(matrix.products_dtype).removeprefix("torch.")
-            for matrix in planned.placement.matrices
-        }
+        dtypes = {dtype_text(matrix.products_dtype) for matrix in planned.placement.matrices}
         tokens = request.tokens or planned.workload.batch_tokens
         facts = {
             "model": request.target,
@@ -242,8 +238,3 @@ class Measurement:
             planned.config, planned.shape, micro, self.request.rounds, self.device
         )
         return {"micro_tokens": micro, "seconds": spread(seconds)}
-
-
-def bench_json(facts: dict[str, Any]) -> str:
-    """Return the facts as JSON."""
-    return json.dumps(facts, indent=2)

@@ -36,11 +36,6 @@ def addmm_rate(out: int, in_: int, dtype: torch.dtype, device: torch.device = CP
     return calls * 2 * short * short * long / (time.perf_counter() - start)
 
 
-def best_rate(dtype: torch.dtype, device: torch.device = CPU) -> float:
-    """Return the best FLOP/s of `addmm` on 256 x 256, the speed that the machine reaches."""
-    return max(addmm_rate(256, 256, dtype, device) for _ in range(5))
-
-
 def weighted_rate(
     shapes: Iterable[tuple[int, int, int]], dtype: torch.dtype, device: torch.device = CPU
 ) -> float:

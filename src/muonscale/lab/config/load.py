@@ -69,8 +69,8 @@ class Config(Section):
     def _check_tokenizer(self) -> Config:
         if self.model.weights is not None and self.data.tokenizer is None:
             raise ValueError(
-                f"model.weights={self.model.weights} needs data.tokenizer: its embeddings belong to "
-                "the tokens of one tokenizer; the usual value is "
+                f"model.weights={self.model.weights} needs data.tokenizer: its embeddings belong "
+                "to the tokens of one tokenizer; the usual value is "
                 f"data.tokenizer={self.model.weights}"
             )
         return self
@@ -79,8 +79,8 @@ class Config(Section):
     def _check_transfer(self) -> Config:
         if self.model.weights is not None and self.transfer.base is not None:
             raise ValueError(
-                f"transfer.base and model.weights={self.model.weights} exclude each other: transfer "
-                "scales initial weights, and these are trained"
+                f"transfer.base and model.weights={self.model.weights} exclude each other: "
+                "transfer scales initial weights, and these are trained"
             )
         return self
 
@@ -111,8 +111,8 @@ class Config(Section):
         ends += [timeline.steps]
         if self.schedule.stages and any(end <= start for start, end in itertools.pairwise(ends)):
             raise ValueError(
-                f"schedule.stages end at steps {', '.join(map(str, ends[1:]))} of {self.steps}: every "
-                "stage needs at least one step"
+                f"schedule.stages end at steps {', '.join(map(str, ends[1:]))} of {self.steps}: "
+                "every stage needs at least one step"
             )
         return self
 
@@ -138,8 +138,8 @@ class Config(Section):
         wanted = self.profile.step_range
         if self.profile.steps is not None and not (wanted and wanted[-1] <= self.steps):
             raise ValueError(
-                f"profile.steps={self.profile.steps} is not within the run's steps 1 to {self.steps}; "
-                f"accepted: first:end with first < end <= {self.steps + 1}"
+                f"profile.steps={self.profile.steps} is not within the run's steps 1 to "
+                f"{self.steps}; accepted: first:end with first < end <= {self.steps + 1}"
             )
         return self
 

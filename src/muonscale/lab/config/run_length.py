@@ -1,7 +1,7 @@
 """Which step reads which sequences, when the batch size changes during a run.
 
-Steps are numbered from 0. A *mark* is a point of a run: a fraction of the run's tokens if below 1, else
-training tokens. Its step is the first one that begins at or after it.
+Steps are numbered from 0. A *mark* is a point of a run: a fraction of the run's tokens if below 1,
+else training tokens. Its step is the first one that begins at or after it.
 """
 
 from __future__ import annotations

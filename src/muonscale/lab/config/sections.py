@@ -31,12 +31,11 @@ from muonscale.optim.options import (
     names_of,
     option_names,
 )
+from muonscale.transfer.options import ConventionT, DepthT
 
 Positive = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Steps = Annotated[float, Field(ge=0)]
-ConventionT = Literal["spectral", "adam_table", "standard"]
-"""A parametrization of `muonscale.transfer`, named here because a configuration needs no torch."""
 Mark = Annotated[float, Field(gt=0)]
 """A point of a run: a fraction of its tokens if below 1, else training tokens (`run_length`)."""
 
@@ -78,8 +77,8 @@ class ModelSection(Section):
     """A Hugging Face checkpoint folder to start from, instead of a preset or a config. It needs
     `data.tokenizer`, which is usually the same folder."""
     fields: dict[str, Any] = {}
-    """Fields of the Hugging Face configuration to change, such as `hidden_size`. With `weights`, only
-    fields that do not change the weights, such as `attention_dropout`."""
+    """Fields of the Hugging Face configuration to change, such as `hidden_size`. With `weights`,
+    only fields that do not change the weights, such as `attention_dropout`."""
 
     @model_validator(mode="after")
     def _one_source(self) -> ModelSection:
@@ -140,10 +139,11 @@ class DataSection(Section):
     mixture: Annotated[list[Ingredient], Field(min_length=1, max_length=32)] | None = None
     """Several corpora with weights, instead of one."""
     format: Literal["text", "chat"] = "text"
-    """`text`: plain text. `chat`: conversations, in which only the assistant's turns are targets."""
+    """`text`: plain text. `chat`: conversations, in which only the assistant's turns are
+    targets."""
     field: str | None = None
-    """Key or column that holds the text in JSONL, parquet and Hugging Face data. The default is `text`,
-    or `messages` for chats."""
+    """Key or column that holds the text in JSONL, parquet and Hugging Face data. The default is
+    `text`, or `messages` for chats."""
     split: str = "train"
     """Split of a Hugging Face dataset."""
     max_bytes: Positive | None = None
@@ -151,17 +151,18 @@ class DataSection(Section):
     errors: Literal["strict", "replace"] = "strict"
     """`strict`: refuse bytes that are not UTF-8. `replace`: substitute U+FFFD for them."""
     tokenizer: str | None = None
-    """A `tokenizer.json`, a folder or a Hugging Face name. By default one is trained on the corpus."""
+    """A `tokenizer.json`, a folder or a Hugging Face name. By default one is trained on the
+    corpus."""
     chat_template: Annotated[Literal["plain"] | Path | None, Field(union_mode="left_to_right")] = (
         None
     )
-    """Jinja file of a chat template, or `plain` for a built-in one without special tokens. The default
-    is the tokenizer's own."""
+    """Jinja file of a chat template, or `plain` for a built-in one without special tokens. The
+    default is the tokenizer's own."""
     vocab_size: Annotated[int, Field(ge=257, le=2**31 - 1)] = 1024
     """Size of a tokenizer that is trained on the corpus: 256 bytes, the end of text, and merges."""
     sequence_length: Annotated[int, Field(ge=2)] = 256
     """Tokens of a training sequence."""
-    held_out: Annotated[float, Field(gt=0, lt=1)] = 0.05
+    validation: Annotated[float, Field(gt=0, lt=1)] = 0.05
     """Share of the corpus in the validation split, which is never trained on."""
     cache: Path | None = None
     """Folder of prepared tokens. The default is the user's cache folder."""
@@ -192,7 +193,8 @@ class DataSection(Section):
                 )
         if self.has_chats and self.tokenizer is None:
             raise ValueError(
-                "data.format=chat needs data.tokenizer, which is null: no tokenizer is trained on chats"
+                "data.format=chat needs data.tokenizer, which is null: no tokenizer is trained on "
+                "chats"
             )
         if self.chat_template is not None and not self.has_chats:
             raise ValueError(
@@ -244,30 +246,33 @@ class OptimizerSection(  # pyrefly: ignore
     lr: Annotated[float, Field(gt=0, le=1e30)] = 0.01
     """Peak learning rate of every group."""
     adamw_lr: Annotated[float, Field(gt=0, le=1e30)] | None = None
-    """Peak learning rate of embeddings, head, norms and biases, under either rule; null for `lr`."""
+    """Peak learning rate of embeddings, head, norms and biases, under either rule; null for
+    `lr`."""
     ns_coefficients: str = "jordan"
     """Newton-Schulz polynomials: a name from `muonscale.optim.newton_schulz.coefficients`."""
     ns_dtype: Literal["auto", "float32", "bfloat16", "float64"] = "auto"
     """Dtype of the Newton-Schulz products; `auto` is bfloat16 if the device is fast at it."""
     scale: str | Annotated[float, Field(gt=0)] = "rms"
-    """Shape factor: rms, rms_exact, spectral, keller, none, the name of another project's factor, or
-    one number for all shapes."""
+    """Shape factor: rms, rms_exact, spectral, keller, none, the name of another project's factor,
+    or one number for all shapes."""
     nonfinite: Literal["raise", "skip"] = "raise"
-    """A gradient that is not finite: `raise` stops with an error, `skip` skips and counts the step."""
+    """A gradient that is not finite: `raise` stops with an error, `skip` skips and counts the
+    step."""
     max_grad_norm: Annotated[float, Field(gt=0)] | None = 1.0
     """Norm to which the raw gradients of the clipped groups are clipped; null for no clipping."""
     clip: Literal["adamw", "all"] = "adamw"
     """Gradients that are clipped: those of the AdamW rule, or all together."""
     qk_clip: Annotated[float, Field(gt=0)] | None = None
-    """QK-clip: scale down the query and key weights of heads whose largest attention logit in a step
-    exceeds this number (100 in Kimi K2); null for no clipping. The logits are then computed in every
-    step, which takes time."""
+    """QK-clip: scale down the query and key weights of heads whose largest attention logit in a
+    step exceeds this number (100 in Kimi K2); null for no clipping. The logits are then computed in
+    every step, which takes time."""
     qk_clip_alpha: Annotated[float, Field(ge=0, le=1)] = 0.5
     """Share of the queries in QK-clip; the keys take the rest."""
     overrides: dict[str, dict[str, Any]] = {}
     """Options for a role or a glob over parameter names, such as `{router: {rule: adamw}}`."""
     state: Path | None = None
-    """A state dict, saved by torch.save, to take momentum and moments from. Its options are ignored."""
+    """A state dict, saved by torch.save, to take momentum and moments from. Its options are
+    ignored."""
     state_format: Literal["torch", "keller", "keller_2024", "moonlight", "normuon"] | None = None
     """Optimizer that saved `state`: a name from `muonscale.optim.migrate.convert_state`; null for
     muonscale's own."""
@@ -306,11 +311,11 @@ class TransferSection(Section):
     """Transfer of hyper-parameters from another width: `transfer.*`."""
 
     base: str | dict[str, Any] | None = None
-    """The model that the hyper-parameters were tuned on: a preset, or the fields that differ from this
-    model, such as `{hidden_size: 128, num_attention_heads: 4}`. Null for no transfer."""
+    """The model that the hyper-parameters were tuned on: a preset, or the fields that differ from
+    this model, such as `{hidden_size: 128, num_attention_heads: 4}`. Null for no transfer."""
     convention: ConventionT = "spectral"
     """How learning rate, decay and eps change with the width; `standard` changes nothing."""
-    depth: Literal["none", "complete_p"] = "none"
+    depth: DepthT = "none"
     """`complete_p` divides residual branches by the ratio of the numbers of layers."""
 
 
@@ -324,8 +329,8 @@ class RoutingSection(Section):
     """Direction of the update: the sign of mean load minus load (`sign`, DeepSeek-V3), or that sign
     minus its mean over the experts (`centered`, Moonlight, appendix C)."""
     aux_loss: Annotated[float, Field(gt=0)] | None = None
-    """Coefficient of the sequence-level auxiliary loss (DeepSeek-V3, eq. 17), summed over layers; null
-    for none. The model's own configuration is ignored."""
+    """Coefficient of the sequence-level auxiliary loss (DeepSeek-V3, eq. 17), summed over layers;
+    null for none. The model's own configuration is ignored."""
 
     @field_validator("bias_rate", mode="before")
     @classmethod
@@ -343,8 +348,8 @@ class Stage(Section):
     """A part of a run: an item of `schedule.stages`."""
 
     until: Mark | None = None
-    """End of the stage: a fraction of the run's tokens if below 1, else training tokens; null for the
-    last stage, which ends with the run."""
+    """End of the stage: a fraction of the run's tokens if below 1, else training tokens; null for
+    the last stage, which ends with the run."""
     name: ShapeT
     """Shape of the multiplier on every learning rate."""
     warmup: Steps = 0
@@ -358,8 +363,8 @@ class Stage(Section):
     final: Annotated[float, Field(ge=0)] = 0.1
     """Multiplier at the end of the stage; `constant` ignores it."""
     weights: dict[str, Annotated[float, Field(ge=0)]] | None = None
-    """Weights of the corpora of `data.mixture` in this stage, by name; 0 for corpora that are left out.
-    The default is the weights of the mixture."""
+    """Weights of the corpora of `data.mixture` in this stage, by name; 0 for corpora that are left
+    out. The default is the weights of the mixture."""
     bias_rate: Annotated[float, Field(ge=0)] | None = None
     """Rate of the router bias in this stage. The default is `routing.bias_rate`."""
 
@@ -372,24 +377,30 @@ class ScheduleSection(Section):
     warmup: Steps = 0.02
     """Length of the linear warm-up: a fraction of the run if below 1, else steps."""
     decay: Steps = 0.2
-    """Length of the decay of `wsd` and `constant-linear`: a fraction of the run if below 1, else steps."""
+    """Length of the decay of `wsd` and `constant-linear`: a fraction of the run if below 1, else
+    steps."""
     final: Annotated[float, Field(ge=0, le=1)] = 0.1
     """Multiplier at the end of the run; `constant` ignores it."""
     stages: list[Stage] = []
     """Stages of the run, in order."""
 
+    @property
+    def all_stages(self) -> list[Stage]:
+        """The stages of the run; a schedule without `stages` is one stage."""
+        return self.stages or [Stage.model_validate(self.model_dump(exclude={"stages"}))]
+
     @model_validator(mode="after")
     def _check_name(self) -> ScheduleSection:
         if (self.name == "stages") != bool(self.stages):
             raise ValueError(
-                f"schedule.name={self.name} with {len(self.stages)} items in schedule.stages: the name "
-                "`stages` needs the list, and no other name has one"
+                f"schedule.name={self.name} with {len(self.stages)} items in schedule.stages: the "
+                "name `stages` needs the list, and no other name has one"
             )
         ends = [stage.until for stage in self.stages]
         if ends and (None in ends[:-1] or ends[-1] is not None):
             raise ValueError(
-                f"schedule.stages end at {', '.join(map(str, ends))}: all of them need `until` but the "
-                "last, which ends with the run"
+                f"schedule.stages end at {', '.join(map(str, ends))}: all of them need `until` but "
+                "the last, which ends with the run"
             )
         return self
 
@@ -418,8 +429,8 @@ class TrainSection(Section):
     """Tokens of a micro-batch on one process, over which gradients are accumulated; a multiple of
     `data.sequence_length`. The default is the whole share of the process."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Dtype of forward and backward passes and of the reduced gradients; parameters are float32. `auto`
-    is bfloat16 on a GPU that supports it, else float32."""
+    """Dtype of forward and backward passes and of the reduced gradients; parameters are float32.
+    `auto` is bfloat16 on a GPU that supports it, else float32."""
     activation_checkpointing: bool = False
     """Keep only the input of every layer, and compute the rest again in the backward pass."""
     compile: bool = False
@@ -430,8 +441,8 @@ class TrainSection(Section):
         _exactly_one({"train.tokens": self.tokens, "train.steps": self.steps})
         if self.batch_schedule and self.tokens is None:
             raise ValueError(
-                f"train.steps={self.steps} with train.batch_schedule: a run with changing batches needs "
-                "train.tokens"
+                f"train.steps={self.steps} with train.batch_schedule: a run with changing batches "
+                "needs train.tokens"
             )
         return self
 
@@ -440,14 +451,15 @@ class ParallelSection(Section):
     """How the processes of torchrun share the work: `parallel.*`."""
 
     data: Literal["fsdp", "hsdp", "ddp"] = "fsdp"
-    """Data parallelism: `fsdp` shards parameters over all ranks (FSDP2), `hsdp` within each of several
-    replicas, and `ddp` keeps all parameters on every rank."""
+    """Data parallelism: `fsdp` shards parameters over all ranks (FSDP2), `hsdp` within each of
+    several replicas, and `ddp` keeps all parameters on every rank."""
     replicas: Positive | None = None
     """Number of replicas of `hsdp`. The default is one per machine."""
     tensor: Positive = 1
     """Tensor parallelism: ranks that share the matrices of every layer and read the same data."""
     sequence: bool = False
-    """Sequence parallelism: shard the sequence over the tensor-parallel ranks between the matrices."""
+    """Sequence parallelism: shard the sequence over the tensor-parallel ranks between the
+    matrices."""
     expert: Positive = 1
     """Expert parallelism: data-parallel ranks that share the routed experts."""
 
@@ -459,7 +471,8 @@ class EvalSection(Section):
     """Validation loss and the sample: `eval.*`."""
 
     every: Positive = 100
-    """Steps between evaluations. The last step is always evaluated, on the whole validation split."""
+    """Steps between evaluations. The last step is always evaluated, on the whole validation
+    split."""
     tokens: Positive = 16384
     """Validation tokens of an evaluation before the last step."""
     batch_tokens: Positive = 8192
@@ -493,8 +506,8 @@ class TelemetrySection(Section):
     """Steps between records of the attention logits; null for none. Such a step computes the logits
     twice."""
     noise_scale_every: Positive | None = None
-    """Steps between records of the gradient noise scale; null for none. Such a step needs memory for
-    one more gradient, and reduces gradients after every micro-batch."""
+    """Steps between records of the gradient noise scale; null for none. Such a step needs memory
+    for one more gradient, and reduces gradients after every micro-batch."""
 
     def noise_scale_due(self, step: int) -> bool:
         """Return whether the noise scale is measured in a step; the first step is 0."""
@@ -508,14 +521,16 @@ class TrackSection(Section):
     """Experiment trackers: `track.*`; `track=wandb` sets `track.to`."""
 
     to: list[str] = []
-    """Any of `tensorboard`, `wandb` and `trackio`. One name needs no brackets; `none` is an empty list."""
+    """Any of `tensorboard`, `wandb` and `trackio`. One name needs no brackets; `none` is an empty
+    list."""
     project: Annotated[str, Field(min_length=1)] = "muonscale"
     """Project in Weights & Biases and Trackio."""
     name: Annotated[str, Field(min_length=1)] | None = None
     """Name of the run in the trackers. The default is the name of its folder."""
     mode: Literal["online", "offline"] | None = None
-    """`offline` sends nothing to other machines. By default Weights & Biases follows `WANDB_MODE`, else
-    is online, and Trackio is offline unless one of its environment variables names a server."""
+    """`offline` sends nothing to other machines. By default Weights & Biases follows `WANDB_MODE`,
+    else is online, and Trackio is offline unless one of its environment variables names a
+    server."""
 
     @field_validator("to", mode="before")
     @classmethod
@@ -546,8 +561,8 @@ class ProfileSection(Section):
         form = r"[1-9]\d*:[1-9]\d*"
         if value is not None and not (isinstance(value, str) and re.fullmatch(form, value)):
             raise ValueError(
-                f"profile.steps={value!r} is not a range of steps; give first:end, such as 10:15 for "
-                "steps 10 to 14"
+                f"profile.steps={value!r} is not a range of steps; give first:end, such as 10:15 "
+                "for steps 10 to 14"
             )
         return value
 

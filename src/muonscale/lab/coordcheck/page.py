@@ -14,14 +14,13 @@ from muonscale.lab.coordcheck.slopes import UNKNOWN, fit_slope
 from muonscale.lab.coordcheck.text import (
     HEAD,
     cells,
-    check_json,
     has_passed,
     heading,
     verdict_line,
     worst_rows,
 )
 from muonscale.lab.coordcheck.tolerances import CHANGE, QUANTITIES, SIZE, UPDATE, WEIGHT
-from muonscale.lab.files import read_object
+from muonscale.lab.files import read_object, write_json
 from muonscale.lab.report.matplotlib_charts import Drawing, draw_panels
 from muonscale.lab.report.page import Chart, Mark, Page, PageSection, Series, Table, Text, Verdict
 
@@ -51,8 +50,9 @@ def coordcheck_page(facts: dict[str, Any]) -> Page:
         facts: the result of `check_facts`, or the content of `coordcheck.json`.
     """
     rows = tuple(cells(row) for row in worst_rows(facts["rows"]))
+    claim = verdict_line(facts).partition(": ")[2]  # without PASS or FAIL, which the block says
     verdict = (
-        Verdict(has_passed(facts), verdict_line(facts)),
+        Verdict(has_passed(facts), claim[0].upper() + claim[1:]),
         *(Text(line) for line in heading(facts)),
         Table(head=HEAD, rows=rows, name="slopes", caption="The worst of each part and quantity."),
     )
@@ -76,7 +76,7 @@ def write_check(facts: dict[str, Any], folder: Path) -> None:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "coordcheck.json").write_text(check_json(facts) + "\n", encoding="utf-8")
+        write_json(folder / "coordcheck.json", facts)
         for kind, data in draw_check(facts).items():
             (folder / f"coordcheck.{kind}").write_bytes(data)
     except OSError as error:
@@ -140,8 +140,9 @@ def width_chart(facts: dict[str, Any], quantity: str) -> Chart:
         series=tuple(series),
         log_x=True,
         log_y=True,
+        legend="groups",
         caption="Geometric means over the later steps and seeds, with the range of the seeds. "
-        "Dashed lines are powers of the width for comparison.",
+        f"The references are powers of the width: {', '.join(f'{power:g}' for power in POWERS)}.",
     )
 
 
@@ -174,6 +175,7 @@ def slope_chart(facts: dict[str, Any], quantity: str) -> Chart:
         y_label="slope",
         series=tuple(series),
         marks=tuple(Mark(axis="y", at=at, label=f"{at:+g}") for at in (0.1, -0.1)),
+        legend="groups",
         caption="Dashed lines: the usual tolerance.",
     )
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -13,7 +12,7 @@ from muonscale.lab.config.load import Config, load_config
 from muonscale.lab.config.sections import ParallelSection, ScheduleSection, Section, TrainSection
 from muonscale.lab.models.build import meta_model
 from muonscale.lab.models.widen import GrowT, fields_at, width_step
-from muonscale.lab.parallel.processes import started_by_torchrun
+from muonscale.lab.parallel.processes import check_alone
 from muonscale.lab.targets import is_model, is_preset
 from muonscale.lab.training.dry_run import planned_shape
 from muonscale.lab.training.param_groups import build_param_groups, plan_transfer
@@ -95,11 +94,7 @@ def plan_check(request: CoordcheckRequest) -> CheckPlan:
 
 
 def _check(request: CoordcheckRequest) -> None:
-    if started_by_torchrun():
-        raise ConfigError(
-            "coordcheck runs in one process, but this is one of "
-            f"{os.environ.get('WORLD_SIZE')} processes of a job; start it without torchrun"
-        )
+    check_alone("coordcheck runs in one process")
     if request.convention is not None:
         check_convention(request.convention)
     if request.seeds < 1 or request.steps < LEAST_STEPS or request.batch_tokens < 1:

@@ -24,17 +24,13 @@ from muonscale.lab.training.batches import build_batches
 from muonscale.lab.training.console import RunConsole
 from muonscale.lab.training.dry_run import planned_shape
 from muonscale.lab.training.param_groups import plan_transfer
-from muonscale.lab.training.router_balance import RouterBalance, plan_routing
-from muonscale.lab.training.schedule import spans
 from muonscale.lab.training.setup import (
-    build_optimizer,
-    build_parallelized,
+    build_state,
     model_shape,
     prepare_once,
     resolve_device,
     shared_tokenizer,
 )
-from muonscale.lab.training.state import TrainState
 from muonscale.lab.training.step import train_step
 from muonscale.transfer.constants import known_constants
 from muonscale.transfer.coordinates import Coordinate, CoordinateProbe
@@ -119,11 +115,8 @@ class _Run:
         shape = model_shape(config, shared_tokenizer(corpora))
         transfer = plan_transfer(config, shape)
         assert transfer is not None
-        forward = build_parallelized(config, shape, self._processes, None, transfer)
-        optimizer = build_optimizer(forward.model, config.optimizer, transfer=transfer)
-        stages = spans(config.schedule, config.timeline)
-        routing = RouterBalance(forward.model, plan_routing(forward.model, config.routing, stages))
-        self.state = TrainState(forward, optimizer, routing, {})
+        self.state = build_state(config, shape, self._processes, transfer)
+        forward = self.state.forward
         self._batches = build_batches(config, corpora, self._processes)
         self.rules = {name: row.rule for name, row in transfer.rows.items()}
         unread = self._batches.at(config.steps - 1)[:PROBE_SEQUENCES]

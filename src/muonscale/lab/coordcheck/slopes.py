@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
+
+from muonscale.lab.fits.statistics import student_quantile
 
 CONFIDENCE = 0.9
 """The confidence level of the intervals."""
@@ -56,5 +57,5 @@ def fit_slope(
     value = float((y_SW * x_W).sum()) / spread
     degrees = seeds * count - seeds - 1
     variance = float(((y_SW - value * x_W) ** 2).sum()) / degrees
-    half = float(stats.t.ppf((1 + confidence) / 2, degrees)) * math.sqrt(variance / spread)
+    half = student_quantile(degrees, confidence) * math.sqrt(variance / spread)
     return Slope(value, value - half, value + half)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,11 +9,6 @@ from muonscale.lab.console import table_text
 from muonscale.lab.coordcheck.tolerances import QUANTITIES, Limit
 
 HEAD = ("part", "quantity", "slope", "interval", "expected", "verdict", "name")
-
-
-def check_json(facts: dict[str, Any]) -> str:
-    """Return the facts as JSON."""
-    return json.dumps(facts, indent=1)
 
 
 def check_text(facts: dict[str, Any], *, full: bool = False) -> str:
@@ -67,7 +61,7 @@ def cells(row: dict[str, Any]) -> tuple[str, ...]:
         slope, interval = "-", "zero or not finite"
     else:
         slope, interval = f"{row['slope']:+.2f}", f"{row['low']:+.2f} to {row['high']:+.2f}"
-    low, high = (f"{row[key]:.2g}" for key in ("lowest", "highest"))
+    low, high = (f"{row[key] + 0.0:.2g}" for key in ("lowest", "highest"))  # no minus before 0
     return (
         row["part"],
         QUANTITIES[row["quantity"]],
@@ -88,7 +82,8 @@ def verdict_line(facts: dict[str, Any]) -> str:
             f"PASS: none of the {len(parts)} parts depends on the width, over a factor of {ratio:g}"
         )
     sentences = []
-    for outcome, meaning in (("fail", "depends on the width"), ("undecided", "undecided")):
+    meanings = {"fail": "depends on the width", "undecided": "may depend on the width"}
+    for outcome, meaning in meanings.items():
         names = [part["part"] for part in parts if part["worst"]["outcome"] == outcome]
         if names:
             sentences.append(f"{meaning}: {', '.join(names)}")

@@ -108,16 +108,16 @@ class DocumentStore:
             finish()
 
     def split(
-        self, held_out: float, seed: int, *, whole: bool = False
+        self, validation: float, seed: int, *, whole: bool = False
     ) -> tuple[list[Range], list[Range]]:
         """Return the byte ranges of the training split and of the validation split.
 
         From 20 documents on, whole ones are chosen, in the order of a hash of (seed, text), until
-        `held_out` of the bytes is reached. With fewer documents, or with too large ones, the end of
+        `validation` of the bytes is reached. With fewer documents, or with too large ones, the end of
         every document is chosen, from a newline on.
 
         Args:
-            held_out: share of the bytes in the validation split, between 0 and 1.
+            validation: share of the bytes in the validation split, between 0 and 1.
             seed: decides which documents are chosen; any integer.
             whole: never cut a document.
 
@@ -126,17 +126,17 @@ class DocumentStore:
         """
         ranges = list(pairwise(self.offsets))
         if whole or len(ranges) >= WHOLE_DOCUMENTS:
-            chosen = self._choose(ranges, held_out * self.size, seed)
+            chosen = self._choose(ranges, validation * self.size, seed)
             if chosen:
                 kept = [item for number, item in enumerate(ranges) if number not in chosen]
                 return kept, [ranges[number] for number in sorted(chosen)]
         if whole:
             raise DataError(
                 f"{len(ranges)} conversations are too few for whole ones to be about "
-                f"data.held_out={held_out} of the text; give more conversations, or a larger share"
+                f"data.validation={validation} of the text; give more conversations, or a larger share"
             )
         with self.map() as text:
-            cuts = [_tail_start(text, start, end, held_out) for start, end in ranges]
+            cuts = [_tail_start(text, start, end, validation) for start, end in ranges]
         train = [(start, cut) for (start, _), cut in zip(ranges, cuts, strict=True) if cut > start]
         tails = [(cut, end) for (_, end), cut in zip(ranges, cuts, strict=True) if end > cut]
         return train, tails
@@ -196,9 +196,9 @@ def _cut(text: mmap.mmap, ranges: Iterable[Range]) -> Iterator[tuple[int, int, b
             at = stop
 
 
-def _tail_start(text: mmap.mmap, start: int, end: int, held_out: float) -> int:
+def _tail_start(text: mmap.mmap, start: int, end: int, validation: float) -> int:
     """Return where the validation part of a document begins: at a line, a word or a character."""
-    cut = end - round((end - start) * held_out)
+    cut = end - round((end - start) * validation)
     for separator in (b"\n", b" "):
         for found in (text.find(separator, cut, end), text.rfind(separator, start, cut)):
             # A line that is far away would change the share too much.

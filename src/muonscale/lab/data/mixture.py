@@ -1,9 +1,9 @@
 """Which corpus every sequence of a run comes from, as a function of one integer.
 
 The sequences of a stage come in blocks of 1024. The number of sequences of each corpus in a block
-follows from the weights alone, so that after every block the share of a corpus is exact to within one
-sequence. The order within a block is a keyed permutation. The stages read a corpus on, in the order
-of `shuffle.py`, so that nothing of it is read twice before all of it was read once.
+follows from the weights alone, so that after every block the share of a corpus is exact to within
+one sequence. The order within a block is a keyed permutation. The stages read a corpus on, in the
+order of `shuffle.py`, so that nothing of it is read twice before all of it was read once.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ class Stretch:
 def _taken(shares: Sequence[Fraction], count: int) -> tuple[int, ...]:
     """Round every share down, and give the rest to the corpus with the largest share.
 
-    No number decreases from one multiple of `BLOCK` to the next: a share rounded down never does, and
-    the largest one grows by at least BLOCK / corpora less one for each of the others.
+    No number decreases from one multiple of `BLOCK` to the next: a share rounded down never does,
+    and the largest one grows by at least BLOCK / corpora less one for each of the others.
     """
     largest = shares.index(max(shares))
     found = [int(share * count) for share in shares]

@@ -1,7 +1,7 @@
 """Unigram and bigram models of token ids: predictions from counts alone.
 
-They are baselines of a trained model. A bigram model reads one token of context, so a language model
-with a higher loss has not learned to use more than the last token.
+They are baselines of a trained model. A bigram model reads one token of context, so a language
+model with a higher loss has not learned to use more than the last token.
 
 Witten-Bell interpolation, where T(h) is the number of distinct tokens seen after h, T the number of
 distinct tokens seen, N the number of tokens and V the vocabulary:
@@ -152,6 +152,6 @@ def _mean_loss(log_probabilities: Iterable[np.ndarray]) -> float:
         tokens += log_p.size
     if tokens == 0:
         raise DataError(
-            f"the validation split has {tokens} targets; give more text, or a larger data.held_out"
+            f"the validation split has {tokens} targets; give more text, or a larger data.validation"
         )
     return total / tokens

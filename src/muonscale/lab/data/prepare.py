@@ -2,7 +2,8 @@
 
 `prepare` reads a corpus, splits it, trains or loads the tokenizer and writes both splits as token
 shards. A later call finds them by its request (settings and file states). They are identified by a
-fingerprint of texts, tokenizer, split and versions, which a copy of the same files elsewhere shares.
+fingerprint of texts, tokenizer, split and versions, which a copy of the same files elsewhere
+shares.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ CHAT_FORMAT = 1
 SAMPLE_BYTES = 25_000_000
 REPORT_BYTES = 1 << 18
 
-SPLITS = ("train", "held_out")
+SPLITS = ("train", "validation")
 STAGES = ("reading", "training tokenizer", "tokenizing")
 """The stages of `prepare`, measured in bytes. Any other stage is a sentence for the console."""
 
@@ -81,7 +82,7 @@ class CorpusStats:
     duplicates: int
     """Documents dropped because an earlier one has the same text."""
     train: SplitStats
-    held_out: SplitStats
+    validation: SplitStats
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ class Corpus:
     fingerprint: str
     """SHA-256 of everything that determines its tokens; a run resumes only with the same one."""
     train: TokenStore | ChatStore
-    held_out: TokenStore | ChatStore
+    validation: TokenStore | ChatStore
     stats: CorpusStats
 
     @cached_property
@@ -105,8 +106,8 @@ class Corpus:
 def prepare(data: DataSection, *, seed: int, report: OnProgress) -> dict[str, Corpus]:
     """Return the prepared corpora of a data section by name, from the cache or newly prepared.
 
-    All have one tokenizer. A document in several corpora belongs to the first. Several processes may
-    prepare the same corpora at once; they use the folders of the first to finish.
+    All have one tokenizer. A document in several corpora belongs to the first. Several processes
+    may prepare the same corpora at once; they use the folders of the first to finish.
 
     Args:
         data: the `data` section of a config.
@@ -149,7 +150,7 @@ def _request(data: DataSection, seed: int) -> dict[str, Any]:
         "format": FORMAT,
         "corpus": identify(data),
         "settings": {**settings, "field": data.text_field, **chat},
-        "held_out": data.held_out,
+        "validation": data.validation,
         "tokenizer": tokenizer_identity(data.tokenizer),
         "vocab_size": data.vocab_size if data.tokenizer is None else None,
         "seed": seed,
@@ -177,7 +178,7 @@ def _build(
     try:
         stores = _read(data, partial, report)
         splits = [
-            documents.split(data.held_out, seed, whole=part.format == "chat")
+            documents.split(data.validation, seed, whole=part.format == "chat")
             for documents, part in zip(stores, data.corpora, strict=True)
         ]
         trained_on = [
@@ -258,8 +259,8 @@ def _make_tokenizer(
     report("training tokenizer", sum(wanted), sum(wanted))
     if len(tokenizer) < data.vocab_size:
         report(
-            f"vocabulary of {len(tokenizer)} tokens instead of data.vocab_size={data.vocab_size}: the "
-            "corpus has no more pairs to merge",
+            f"vocabulary of {len(tokenizer)} tokens instead of data.vocab_size={data.vocab_size}: "
+            "the corpus has no more pairs to merge",
             0,
             None,
         )
@@ -280,7 +281,7 @@ def _fingerprint(
 ) -> str:
     settings = {
         "format": FORMAT,
-        "held_out": data.held_out,
+        "validation": data.validation,
         "seed": seed,
         "end_of_text": tokenizer.eos_token,
         "tokenizers": version("tokenizers"),
@@ -341,12 +342,12 @@ def _open(home: Path, known: dict[str, Any], data: DataSection) -> Corpus:
     splits = [SplitStats(**meta["stats"][name]) for name in SPLITS]
     source = str(data.source or data.path)
     stats = CorpusStats(source, meta["vocab_size"], known["duplicates"], *splits)
-    train, held_out = (open_split(name) for name in SPLITS)
-    return Corpus(folder, known["fingerprint"], train, held_out, stats)
+    train, validation = (open_split(name) for name in SPLITS)
+    return Corpus(folder, known["fingerprint"], train, validation, stats)
 
 
 def _check_length(corpus: Corpus, data: DataSection) -> None:
-    for name, tokens in (("training", corpus.train), ("validation", corpus.held_out)):
+    for name, tokens in (("training", corpus.train), ("validation", corpus.validation)):
         if len(tokens.rows(data.sequence_length)):
             continue
         if isinstance(tokens, ChatStore):
@@ -357,5 +358,5 @@ def _check_length(corpus: Corpus, data: DataSection) -> None:
         raise DataError(
             f"the {name} split of {corpus.stats.source} has {len(tokens)} tokens; one sequence "
             f"needs {data.sequence_length + 1}; give more text, a shorter "
-            f"data.sequence_length={data.sequence_length}, or another data.held_out={data.held_out}"
+            f"data.sequence_length={data.sequence_length}, or another data.validation={data.validation}"
         )

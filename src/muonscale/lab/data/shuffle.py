@@ -35,7 +35,7 @@ def sequence_indices(position: int, count: int, num_sequences: int, seed: int) -
     Raises:
         ValueError: for a negative position or count, or no sequences.
 
-    Example:
+    Examples:
         >>> sequence_indices(0, 6, 3, seed=0).tolist()
         [0, 1, 2, 2, 1, 0]
     """

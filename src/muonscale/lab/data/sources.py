@@ -1,7 +1,7 @@
 """Where documents come from: the Python library, a Hugging Face dataset, or the user's files.
 
-`read_documents` iterates over a whole corpus in a fixed order. `identify` describes a corpus without
-reading it, so that a corpus prepared earlier is found at once.
+`read_documents` iterates over a whole corpus in a fixed order. `identify` describes a corpus
+without reading it, so that a corpus prepared earlier is found at once.
 """
 
 from __future__ import annotations

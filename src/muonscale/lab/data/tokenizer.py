@@ -24,8 +24,8 @@ UNUSED_IDS = 2**20
 KNOWN_ENDS = (END_OF_TEXT, "<|end_of_text|>", "<eos>", "</s>", "[EOS]")
 KEPT_TOKENS = ("unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
 ACCEPTED = (
-    "data.tokenizer accepts a tokenizer.json file, a folder that holds one, or a Hugging Face name; "
-    "without it a tokenizer is trained on the corpus"
+    "data.tokenizer accepts a tokenizer.json file, a folder that holds one, or a Hugging Face "
+    "name; without it a tokenizer is trained on the corpus"
 )
 
 
@@ -99,8 +99,8 @@ def _load_file(path: Path) -> PreTrainedTokenizerFast:
     end = _known_end(backend)
     if end is None:
         raise DataError(
-            f"tokenizer {path} has none of the end-of-text tokens {', '.join(KNOWN_ENDS)}; give the "
-            "folder with its tokenizer_config.json"
+            f"tokenizer {path} has none of the end-of-text tokens {', '.join(KNOWN_ENDS)}; give "
+            "the folder with its tokenizer_config.json"
         )
     try:
         return _wrap(backend, end, {})
@@ -143,8 +143,8 @@ def _load_pretrained(name: str, *, with_file: bool, own_begin: bool) -> PreTrain
     end = loaded.eos_token or _known_end(backend)
     if end is None:
         raise DataError(
-            f"tokenizer {name} has no end-of-text token: its tokenizer_config.json names no eos_token, "
-            f"and its vocabulary has none of {', '.join(KNOWN_ENDS)}"
+            f"tokenizer {name} has no end-of-text token: its tokenizer_config.json names no "
+            f"eos_token, and its vocabulary has none of {', '.join(KNOWN_ENDS)}"
         )
     own = ("bos_token",) if own_begin else ()
     kept = {key: getattr(loaded, key, None) for key in (*KEPT_TOKENS, *own, "chat_template")}
@@ -177,6 +177,6 @@ def _check_ids(backend: Tokenizer) -> None:
     ids = backend.get_vocab(with_added_tokens=True).values()
     if ids and max(ids) >= len(ids) + UNUSED_IDS:
         raise DataError(
-            f"its largest id is {max(ids):,} and it has {len(ids):,} tokens; at most {UNUSED_IDS:,} "
-            "ids may be unused"
+            f"its largest id is {max(ids):,} and it has {len(ids):,} tokens; at most "
+            f"{UNUSED_IDS:,} ids may be unused"
         )

@@ -1,9 +1,9 @@
 """Estimate the memory, FLOPs, traffic and time of training a model, without running it.
 
-The nouns: a *workload* is the work of one rank in a step; a *placement* is the sharding of the model
-and of the optimizer's state; a *rank group* is a set of parameters on the same ranks, with the
-*assignment* of its matrices to owners; a *device* has rates and a memory size; *assumptions* are the
-numbers that were not measured.
+The nouns: a *workload* is the work of one rank in a step; a *placement* is the sharding of the
+model and of the optimizer's state; a *rank group* is a set of parameters on the same ranks, with
+the *assignment* of its matrices to owners; a *device* has rates and a memory size; *assumptions*
+are the numbers that were not measured.
 
 `resolve` (the request) -> `placement`, `workload` -> `activations`, `memory`, `flops`, `traffic` ->
 `step_time` -> `estimate` (all facts) -> `text`, `figure`. `run_cost` counts one run on one process.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from muonscale.lab.console import dtype_text
 from muonscale.lab.estimate.activations import Activations
 from muonscale.lab.estimate.resolve import ResolvedPlan
 from muonscale.lab.estimate.step_time import NS_MFU
@@ -25,7 +26,7 @@ def assumptions(planned: ResolvedPlan, activations: Activations) -> list[Assumpt
 
 def _rates(planned: ResolvedPlan) -> list[tuple[str, str, str]]:
     device, request = planned.device, planned.request
-    precision = str(planned.workload.precision).removeprefix("torch.")
+    precision = dtype_text(planned.workload.precision)
     inter = "--bandwidth" if request.bandwidth is not None else "assumption: one port per device"
     rows = [
         ("dtype of passes", precision, f"train.precision={planned.config.train.precision}"),
@@ -38,7 +39,7 @@ def _rates(planned: ResolvedPlan) -> list[tuple[str, str, str]]:
         ("MFU of the model", f"{request.mfu:g}", "--mfu; assumption, untested"),
     ]
     if planned.placement.matrices:
-        products = str(planned.placement.matrices[0].products_dtype).removeprefix("torch.")
+        products = dtype_text(planned.placement.matrices[0].products_dtype)
         rows.append(("Newton-Schulz", f"{NS_MFU:g} of peak", f"{products}; assumption, untested"))
     return rows
 
@@ -51,7 +52,8 @@ def _counting(planned: ResolvedPlan, activations: Activations) -> list[tuple[str
     measured = "autograd's saved tensors on the meta device, fused attention"
     formula = "34 bytes per token and width in 16 bits: Korthikanti et al., arXiv 2205.05198"
     rows = [
-        ("operations", "6 N + attention", "Kaplan et al., arXiv 2001.08361; PaLM, arXiv 2204.02311"),
+        ("operations", "6 N + "
+            "attention", "Kaplan et al., arXiv 2001.08361; PaLM, arXiv 2204.02311"),
         ("collectives", "ring", "all-reduce 2 (W-1)/W of the bytes sent, others (W-1)/W"),
         ("hidden", "FSDP and DDP messages", "behind the passes, up to their duration; assumption"),
         ("hidden", "Muon's exchange", "behind Newton-Schulz, except for one round; assumption"),
@@ -59,7 +61,9 @@ def _counting(planned: ResolvedPlan, activations: Activations) -> list[tuple[str
         ("activations", "measured" if activations.measured else "formula",
          measured if activations.measured else formula),
         ("logits", "12 bytes each", "log-probabilities and two gradients in float32"),
-        ("not counted", "allocator, libraries", "fragmentation, workspaces of kernels and collectives"),
+        ("not "
+            "counted", "allocator, "
+                "libraries", "fragmentation, workspaces of kernels and collectives"),
     ]  # fmt: skip
     if planned.placement.stacks:
         rows.append(

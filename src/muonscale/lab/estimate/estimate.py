@@ -5,12 +5,12 @@ It is a tree of plain values, printed by `--json`. Text and figure are made from
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
+from muonscale.lab.console import dtype_text
 from muonscale.lab.estimate.activations import Activations, activation_bytes
 from muonscale.lab.estimate.assumptions import assumptions
 from muonscale.lab.estimate.flops import StepFlops, step_flops
@@ -39,19 +39,8 @@ PAPERS = {
 """Published savings of Muon over AdamW."""
 
 
-@dataclass(frozen=True)
-class CostEstimate:
-    """The facts of a cost estimate."""
-
-    facts: dict[str, Any]
-
-    def json(self) -> str:
-        """Return the facts as JSON; times are in seconds."""
-        return json.dumps(self.facts, indent=2)
-
-
-def estimate(request: PlanRequest) -> CostEstimate:
-    """Return the cost estimate of a configuration.
+def estimate(request: PlanRequest) -> dict[str, Any]:
+    """Return the facts of the cost estimate of a configuration; times are in seconds.
 
     Raises:
         ConfigError: for an unknown device, or an impossible layout, number or batch.
@@ -61,13 +50,13 @@ def estimate(request: PlanRequest) -> CostEstimate:
     return estimate_plan(planned, activations)
 
 
-def estimate_plan(planned: ResolvedPlan, activations: Activations) -> CostEstimate:
-    """Return the cost estimate of a resolved plan, given its activations."""
+def estimate_plan(planned: ResolvedPlan, activations: Activations) -> dict[str, Any]:
+    """Return the facts of the cost estimate of a resolved plan, given its activations."""
     flops = step_flops(planned.shape, planned.model, planned.placement, planned.workload)
     flow = activation_flow(planned.shape, planned.model, planned.placement)
     common = shared_messages(planned.placement, planned.workload, flow)
     exchanges = count_exchanges(planned.placement)
-    facts = {
+    return {
         "model": _model(planned, flops),
         "layout": _layout(planned),
         "flops": _flops(planned, flops),
@@ -78,7 +67,6 @@ def estimate_plan(planned: ResolvedPlan, activations: Activations) -> CostEstima
         "papers": PAPERS,
         "assumptions": assumptions(planned, activations),
     }
-    return CostEstimate(facts)
 
 
 def _model(planned: ResolvedPlan, flops: StepFlops) -> dict[str, Any]:
@@ -109,13 +97,9 @@ def _layout(planned: ResolvedPlan) -> dict[str, Any]:
         "device_tokens": workload.rank_tokens,
         "micro_batch_tokens": workload.micro_tokens,
         "micro_batches": workload.micro_batches,
-        "precision": _dtype(workload.precision),
+        "precision": dtype_text(workload.precision),
         "activation_checkpointing": workload.checkpointing,
     }
-
-
-def _dtype(dtype: object) -> str:
-    return str(dtype).removeprefix("torch.")
 
 
 def _flops(planned: ResolvedPlan, flops: StepFlops) -> dict[str, Any]:
@@ -131,7 +115,7 @@ def _flops(planned: ResolvedPlan, flops: StepFlops) -> dict[str, Any]:
 
 
 def _products_dtype(placement: Placement) -> str | None:
-    return _dtype(placement.matrices[0].products_dtype) if placement.matrices else None
+    return dtype_text(placement.matrices[0].products_dtype) if placement.matrices else None
 
 
 def _memory(planned: ResolvedPlan, activations: Activations, flops: StepFlops) -> dict[str, Any]:
@@ -258,7 +242,7 @@ def _slowest(
     )
     work = RankWork(
         flops=flops.passes,
-        precision=_dtype(planned.workload.precision),
+        precision=dtype_text(planned.workload.precision),
         checkpointing=planned.workload.checkpointing,
         ns_flops=max(flops.newton_schulz) if placement.matrices else 0,
         products=_products_dtype(placement) or "float32",

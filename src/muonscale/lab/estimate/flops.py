@@ -22,8 +22,8 @@ class StepFlops:
     per_token: int
     """Forward and backward, without recomputation."""
     passes: int
-    """FLOPs of the model on one rank. The sum over ranks exceeds that of `per_token` if the ranks of a
-    tensor-parallel group compute the same, as with routed experts."""
+    """FLOPs of the model on one rank. The sum over ranks exceeds that of `per_token` if the ranks
+    of a tensor-parallel group compute the same, as with routed experts."""
     newton_schulz: tuple[int, ...]
     """FLOPs of Newton-Schulz by rank."""
 

@@ -38,8 +38,8 @@ class RankMemory:
     matrix_state: int
     elementwise_state: int
     gathered: int
-    """Gathered layers and the parameters outside of layers, in the dtype of the passes; without FSDP
-    the copies that autocast makes."""
+    """Gathered layers and the parameters outside of layers, in the dtype of the passes; without
+    FSDP the copies that autocast makes."""
     gathered_layer: int
     """One of these layers."""
     unreduced: int
@@ -222,8 +222,8 @@ def unreduced_bytes(placement: Placement, workload: Workload) -> int:
 def step_bytes(placement: Placement, device: str, rank: int) -> int:
     """Return the peak workspace of an optimizer step on a global rank.
 
-    Of a split matrix it counts the part of this rank and Gram matrices of its short side, but not the
-    messages within its subgroup.
+    Of a split matrix it counts the part of this rank and Gram matrices of its short side, but not
+    the messages within its subgroup.
     """
     needs = [_matrix_step_bytes(group, placement, device, rank) for group in placement.matrices]
     for group in placement.partitioned:

@@ -2,8 +2,8 @@
 
 A *rank group* is a set of parameters on the same ranks, as in
 `muonscale.optim.distributed.rank_group`. With tensor parallelism, parameters that are sharded over
-data-parallel ranks only form one rank group per tensor-parallel rank. These are equal, and one of them
-represents all.
+data-parallel ranks only form one rank group per tensor-parallel rank. These are equal, and one of
+them represents all.
 """
 
 from __future__ import annotations
@@ -61,7 +61,8 @@ class Placement:
     stacks: frozenset[str]
     """Parameters of routed experts."""
     partial: frozenset[str]
-    """Parameters whose gradients are summed over the tensor-parallel ranks after the backward pass."""
+    """Parameters whose gradients are summed over the tensor-parallel ranks after the backward
+    pass."""
     matrices: tuple[RankGroupPlan, ...]
     """Rank groups of parameters on a matrix rule."""
     partitioned: tuple[RankGroupPlan, ...]
@@ -130,8 +131,8 @@ def plan_rank_groups(
 ) -> Iterator[RankGroupPlan]:
     """Yield the rank groups of parameter groups, as `DistributedContext.rank_groups` creates them.
 
-    State and parameters are float32. A parameter on an elementwise rule is in a rank group only if its
-    state is partitioned.
+    State and parameters are float32. A parameter on an elementwise rule is in a rank group only if
+    its state is partitioned.
     """
     similar: defaultdict[tuple[tuple[int, ...], torch.dtype], list[Member]] = defaultdict(list)
     for group in groups:

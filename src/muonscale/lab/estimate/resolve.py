@@ -142,7 +142,8 @@ def _topology(request: PlanRequest, config: Config, device: Device) -> Topology:
     _check_world(topology.world, f"--layout {request.layout}")
     if request.devices not in (None, topology.world):
         raise ConfigError(
-            f"--layout {request.layout} has {topology.world} devices, and --devices is {request.devices}"
+            f"--layout {request.layout} has {topology.world} devices, and --devices is "
+            f"{request.devices}"
         )
     return topology
 

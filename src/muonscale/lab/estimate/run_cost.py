@@ -11,11 +11,11 @@ import torch.nn.functional as F
 
 from muonscale.lab.config.load import Config
 from muonscale.lab.models.build import build_model, meta_model
-from muonscale.lab.models.flops import flops_per_token, optimizer_flops, unknown_experts
+from muonscale.lab.models.flops import unknown_experts
 from muonscale.lab.models.structure import count_parameters
 from muonscale.lab.training.dry_run import planned_shape
 from muonscale.lab.training.micro_batches import micro_batch_size
-from muonscale.lab.training.setup import build_optimizer
+from muonscale.lab.training.setup import build_optimizer, run_flops
 
 LARGEST_PROBE = 2e12
 """Maximum FLOPs of a step that is timed: about half a minute on two cores."""
@@ -49,15 +49,15 @@ def run_cost(config: Config) -> RunCost:
     """
     shape = planned_shape(config)
     model = meta_model(shape)
-    per_token = flops_per_token(shape, model, config.data.sequence_length)
-    if per_token is None:
+    flops = run_flops(config, model)
+    if flops is None:
         raise unknown_experts(shape)
     size = count_parameters(model)
     return RunCost(
         parameters=size.total,
         without_embeddings=size.without_embeddings,
-        flops_per_token=per_token,
-        newton_schulz_flops=optimizer_flops(build_optimizer(model, config.optimizer).param_groups),
+        flops_per_token=flops["per_token"],
+        newton_schulz_flops=flops["newton_schulz_per_step"],
         steps=config.steps,
         tokens=config.timeline.tokens_before(config.steps),
     )

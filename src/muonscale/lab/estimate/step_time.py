@@ -1,9 +1,9 @@
 """Seconds of a step, computed from FLOPs, bytes and stated rates.
 
-Two overlaps are assumed: the messages of FSDP and DDP with the forward and backward passes, and Muon's
-exchange with Newton-Schulz of another round. Activations of tensor and expert parallelism and messages
-within subgroups do not overlap. A message between ranks of one machine has the bandwidth within a
-machine, any other that between machines.
+Two overlaps are assumed: the messages of FSDP and DDP with the forward and backward passes, and
+Muon's exchange with Newton-Schulz of another round. Activations of tensor and expert parallelism
+and messages within subgroups do not overlap. A message between ranks of one machine has the
+bandwidth within a machine, any other that between machines.
 """
 
 from __future__ import annotations
@@ -97,8 +97,8 @@ def step_time(work: RankWork, messages: Iterable[Message], device: Device, mfu: 
 def _exchange(messages: list[Message], device: Device, ns: float, rounds: int) -> float:
     """Return the time of the optimizer's messages that is not hidden.
 
-    Newton-Schulz and the exchange alternate in rounds. Together they take the longer of the two, and
-    one round of the other.
+    Newton-Schulz and the exchange alternate in rounds. Together they take the longer of the two,
+    and one round of the other.
     """
     of_matrices = [m for m in messages if m.purpose == "matrices"]
     on_wire = _seconds([m for m in of_matrices if m.kind != "subgroup"], device, ("matrices",))

@@ -1,8 +1,9 @@
 """Bytes that a rank sends and receives in one step, by message.
 
 Collectives are assumed to be rings: in an all-gather a rank sends its part to each of the other
-W - 1 ranks, in a reduce-scatter the same, in an all-reduce both. Messages at the start of a run, and
-messages of a few bytes (agreement on gradients, norms for clipping, counts of tokens), are left out.
+W - 1 ranks, in a reduce-scatter the same, in an all-reduce both. Messages at the start of a run,
+and messages of a few bytes (agreement on gradients, norms for clipping, counts of tokens), are left
+out.
 """
 
 from __future__ import annotations
@@ -197,7 +198,8 @@ class ExchangeTraffic:
     pieces: Traffic
     """Elements in rounds in which ranks send each other parts of matrices."""
     to_all: int
-    """Elements that every rank sends, with padding, in rounds with all-gathers of replicated ones."""
+    """Elements that every rank sends, with padding, in rounds with all-gathers of replicated
+    ones."""
 
 
 def count_exchanges(placement: Placement) -> OptimizerTraffic:

@@ -20,7 +20,7 @@ from muonscale.lab.evaluation.suites import find_suite
 from muonscale.lab.evaluation.target import load_on_device, open_target
 from muonscale.lab.models.generate import generate_text
 from muonscale.lab.models.structure import count_parameters
-from muonscale.lab.parallel.processes import started_by_torchrun
+from muonscale.lab.parallel.processes import check_alone
 
 PACKAGES = ("muonscale", "torch", "transformers", "tokenizers")
 
@@ -66,7 +66,8 @@ class TaskRequest:
             return [HarnessTask(name, self.shots) for name in names]
         if self.shots is not None:
             raise ConfigError(
-                f"--shots {self.shots}: the suite {self.suite} has its own; leave out --shots, or --suite"
+                f"--shots {self.shots}: the suite {self.suite} has its own; leave out --shots, or "
+                "--suite"
             )
         return [HarnessTask(row.task, row.shots) for row in find_suite(self.suite).select(names)]
 
@@ -112,8 +113,7 @@ def evaluate_model(
     Raises:
         MuonscaleError: for any input that cannot be used.
     """
-    if started_by_torchrun():
-        raise ConfigError(f"an evaluation of {path} runs in one process; start it without torchrun")
+    check_alone("an evaluation runs in one process")
     harness = Harness(tasks.tasks(), tasks.options) if tasks.given else None
     target, settings = open_target(path, step, overrides, log)
     config = settings.config

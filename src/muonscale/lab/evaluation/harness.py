@@ -175,8 +175,8 @@ def _manager(names: Sequence[str], include: Path | None) -> Any:
 def _require_run_code(name: str, options: HarnessOptions) -> None:
     if not options.run_code:
         raise ConfigError(
-            f"task {name} runs code that the model writes on this machine; allow it with --run-code, "
-            "preferably in a container without a network"
+            f"task {name} runs code that the model writes on this machine; allow it with "
+            "--run-code, preferably in a container without a network"
         )
 
 
@@ -234,8 +234,8 @@ def _check_positions(loaded: _LoadedTask, positions: int) -> None:
         tokens = int(options.get("max_gen_toks", DEFAULT_MAX_GEN_TOKS))
         if tokens >= positions:
             raise ConfigError(
-                f"task {name} generates up to {tokens} tokens, and the model has {positions} positions for "
-                "them and the question; a task file of your own may set fewer "
+                f"task {name} generates up to {tokens} tokens, and the model has {positions} "
+                "positions for them and the question; a task file of your own may set fewer "
                 "(generation_kwargs.max_gen_toks)"
             )
 

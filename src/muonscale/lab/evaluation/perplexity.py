@@ -10,6 +10,7 @@ from transformers import PreTrainedConfig
 
 from muonscale.errors import ConfigError, DataError
 from muonscale.lab.config.load import load_config
+from muonscale.lab.console import dtype_text
 from muonscale.lab.data.prepare import OnProgress, SplitStats, prepare
 from muonscale.lab.evaluation.target import EvalSettings, EvalTarget
 from muonscale.lab.models.loss import bits_per_byte
@@ -36,7 +37,8 @@ def measure_texts(
         forward: the model on its device.
         processes: this process.
         settings: configuration with the `data` to evaluate on.
-        whole: evaluate on all of the text, not only its validation split. Not for the run's own data.
+        whole: evaluate on all of the text, not only its validation split. Not for the run's own
+            data.
         report: as for `prepare`.
 
     Raises:
@@ -50,16 +52,16 @@ def measure_texts(
     own = _is_own(target, settings, prints)
     if whole and own:
         raise ConfigError(
-            f"--all would evaluate run {target.folder} on its training data; leave it out, or give another "
-            "text"
+            f"--all would evaluate run {target.folder} on its training data; leave it out, or give "
+            "another text"
         )
     batches, sizes = {}, {}
     for name, corpus in corpora.items():
-        splits = [corpus.train, corpus.held_out] if whole else [corpus.held_out]
+        splits = [corpus.train, corpus.validation] if whole else [corpus.validation]
         batches[name] = chain.from_iterable(
             batches_of(split.rows(data.sequence_length), settings.batch_rows) for split in splits
         )
-        train, validation = corpus.stats.train, corpus.stats.held_out
+        train, validation = corpus.stats.train, corpus.stats.validation
         sizes[name] = validation
         if whole:
             sizes[name] = SplitStats(
@@ -73,10 +75,10 @@ def measure_texts(
     weights = {name: weight / total for name, weight in data.weights.items()}
     return {
         "data": "own" if own else "foreign",
-        "split": "all" if whole else "held_out",
+        "split": "all" if whole else "validation",
         "fingerprint": prints,
         "sequence_length": data.sequence_length,
-        "precision": str(forward.precision)[len("torch.") :],
+        "precision": dtype_text(forward.precision),
         **_figures(losses, weights, sizes, chats=data.has_chats),
         **_baselines(target, settings, prints if own else None),
     }

@@ -1,8 +1,8 @@
 """Benchmarks of a paper as tasks of lm-evaluation-harness.
 
-A suite lists the corresponding task of the harness for each benchmark, the number of examples in the
-prompt, and the value in the paper. The papers used their own harnesses: prompts, parsing of answers
-and splits differ, so their values are a reference and cannot be reproduced exactly.
+A suite lists the corresponding task of the harness for each benchmark, the number of examples in
+the prompt, and the value in the paper. The papers used their own harnesses: prompts, parsing of
+answers and splits differ, so their values are a reference and cannot be reproduced exactly.
 """
 
 from __future__ import annotations
@@ -26,8 +26,6 @@ class Benchmark:
     """The closest value of the harness, as `metric,filter`."""
     paper: float
     """The paper's value, in percent."""
-    runs_code: bool = False
-    """Whether it runs code that the model writes."""
     note: str = ""
     """Differences from the paper, and facts that it does not state."""
 
@@ -91,7 +89,6 @@ MOONLIGHT = Suite(
             shots=0,
             metric="pass@1,create_test",
             paper=48.1,
-            runs_code=True,
             note="shots of the harness; the paper reports pass@1",
         ),
         Benchmark(
@@ -100,7 +97,6 @@ MOONLIGHT = Suite(
             shots=3,
             metric="pass_at_1,none",
             paper=63.8,
-            runs_code=True,
             note="shots of the harness; the paper reports pass@1",
         ),
         Benchmark(

@@ -110,7 +110,8 @@ def open_target(
 
     Raises:
         CheckpointError: if the folder has no usable model.
-        ConfigError: for a folder of another kind, or an override that an evaluation does not support.
+        ConfigError: for a folder of another kind, or an override that an evaluation does not
+            support.
     """
     if is_hugging_face(path):
         if step is not None:
@@ -142,7 +143,7 @@ def run_target(run: RunFolder, step: int | None, report: Callable[[str], None]) 
     result = run.result() or {}
     keys = ("unigram_loss", "bigram_loss")
     losses = {key: result[key] for key in keys} if all(key in result for key in keys) else None
-    if step is None and not saved_steps(run.checkpoints) and run.result() is not None:
+    if step is None and not saved_steps(run.checkpoints) and result:
         model, tokenizer = load_hf(run.model)
         return EvalTarget(
             folder=run.path,
@@ -192,8 +193,8 @@ def load_on_device(target: EvalTarget, config: Config) -> tuple[Parallelized, Pr
         return parallelize(model.to(device), None, config.train, processes, precision), processes
     if config.train.precision != "auto":
         raise ConfigError(
-            f"train.precision={config.train.precision}: the weights are {model.dtype} and are used in "
-            "this dtype; leave it out"
+            f"train.precision={config.train.precision}: the weights are {model.dtype} and are used "
+            "in this dtype; leave it out"
         )
     # Float32 stands for no cast.
     return Parallelized(model.to(device), model, torch.float32), processes
@@ -211,7 +212,7 @@ def run_settings(run: RunFolder, overrides: Sequence[str]) -> EvalSettings:
     names = _check_keys(overrides)
     gives_text = any(name in TEXT_KEYS for name in names)
     if gives_text:
-        kept = {"cache", "sequence_length", "errors", "held_out"}
+        kept = {"cache", "sequence_length", "errors", "validation"}
         data = config.data.model_dump(mode="json", include=kept)
         data["tokenizer"] = str(tokenizer_folder(run))
     else:

@@ -15,10 +15,9 @@ import numpy as np
 from scipy.stats import norm, t
 
 from muonscale.errors import StudyError
-from muonscale.lab.fits.result import FloatArray, Interval
+from muonscale.lab.fits.result import LEAST_RESAMPLES, FloatArray, Interval
 
 LEVEL = 0.9
-LEAST_RESAMPLES = 100
 LEAST_DEGREES = 2
 """Points that a law with residuals must have beyond its parameters."""
 

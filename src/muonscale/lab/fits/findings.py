@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import asdict, dataclass
-from enum import Enum
-from typing import Any
 
 import numpy as np
 
+from muonscale.lab.files import to_json
 from muonscale.lab.fits.bootstrap import Draws, Quantity
-from muonscale.lab.fits.leave_out import HeldOut
+from muonscale.lab.fits.leave_out import LeftOut
 from muonscale.lab.fits.result import FitStatus, FloatArray
 
 Numbers = tuple[float, ...]
@@ -57,8 +55,8 @@ class Fitted:
     without_intervals: str
     """Why the estimates have no intervals; empty if they have."""
     failed_resamples: int
-    held_out: tuple[HeldOut, ...]
-    without_held_out: str
+    left_out: tuple[LeftOut, ...]
+    none_left_out: str
     """Why no rung was left out; empty if rungs were."""
     measured_x: Numbers
     measured_y: Numbers
@@ -98,7 +96,7 @@ class Findings:
 
     def json(self) -> str:
         """Return all of it as JSON. Numbers that are NaN or infinite become null."""
-        return json.dumps(_to_plain(asdict(self)), indent=2)
+        return to_json(asdict(self))
 
 
 def estimate_quantity(
@@ -124,13 +122,6 @@ def format_significant(value: float) -> str:
     return f"{value:.4g}"
 
 
-def _to_plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _to_plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_to_plain(item) for item in value]
-    if isinstance(value, Enum):
-        return value.value
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
+def format_ends(low: float, high: float) -> str:
+    """Return an interval with four significant digits, nothing if its low end is NaN."""
+    return "" if math.isnan(low) else f"{format_significant(low)} to {format_significant(high)}"

@@ -126,16 +126,16 @@ def _fit_group(
 
     by_column = table.name("rung") is not None
     rungs, width = (table.numbers("rung"), 0.0) if by_column else (x[0], RUNG_WIDTH)
-    held_out, without_held_out = (), ""
+    left_out, none_left_out = (), ""
     try:
-        held_out = leave_rungs_out(
+        left_out = leave_rungs_out(
             rungs,
             y,
             lambda kept: law_type.fit(*(sizes[kept] for sizes in x), y[kept])(*x),
             width,
         )
     except StudyError as error:
-        without_held_out = str(error)
+        none_left_out = str(error)
 
     grid = np.geomspace(law.places.min(), law.places.max(), CURVE)
     fitted = Fitted(
@@ -149,8 +149,8 @@ def _fit_group(
         estimates=law.estimates(draws, request.at),
         without_intervals=without_intervals,
         failed_resamples=draws.failed,
-        held_out=held_out,
-        without_held_out=without_held_out,
+        left_out=left_out,
+        none_left_out=none_left_out,
         measured_x=tuple(law.places.tolist()),
         measured_y=tuple(y.tolist()),
         curve=trace_curve(

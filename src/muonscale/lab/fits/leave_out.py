@@ -19,7 +19,7 @@ Refit = Callable[[BoolArray], FloatArray]
 
 
 @dataclass(frozen=True)
-class HeldOut:
+class LeftOut:
     """A rung, and the error on it of a law fitted to the other rungs."""
 
     rung: float
@@ -35,7 +35,7 @@ class HeldOut:
 
 def leave_rungs_out(
     rung: ArrayLike, loss: ArrayLike, refit: Refit, width: float = RUNG_WIDTH
-) -> tuple[HeldOut, ...]:
+) -> tuple[LeftOut, ...]:
     """Fit without each rung in turn, and compare the predictions with the measurements.
 
     Args:
@@ -64,8 +64,8 @@ def leave_rungs_out(
         try:
             predicted = refit(~out)
         except StudyError as error:
-            found.append(HeldOut(size, points, None, extrapolated, str(error)))
+            found.append(LeftOut(size, points, None, extrapolated, str(error)))
             continue
         misses = np.log(predicted[out] / losses[out])
-        found.append(HeldOut(size, points, float(np.sqrt(np.mean(misses**2))), extrapolated))
+        found.append(LeftOut(size, points, float(np.sqrt(np.mean(misses**2))), extrapolated))
     return tuple(found)

@@ -66,7 +66,7 @@ def fit_sections(found: Findings, prefix: str = "", part: str = "") -> list[Page
             name=f"{prefix}estimates-{place}",
         )
         blocks: list[Block] = [Text(f"{format_summary(fitted)}."), estimates]
-        if fitted.held_out:
+        if fitted.left_out:
             blocks.append(
                 Table(
                     head=(found.rung, "runs", "error", "remark"),
@@ -77,9 +77,9 @@ def fit_sections(found: Findings, prefix: str = "", part: str = "") -> list[Page
                             "" if item.error is None else format_percent(item.error),
                             mark_extrapolated(item.extrapolated),
                         )
-                        for item in fitted.held_out
+                        for item in fitted.left_out
                     ),
-                    name=f"{prefix}held-out-{place}",
+                    name=f"{prefix}left-out-{place}",
                     caption=f"Each {found.rung}, and the error on its runs of a law that was "
                     "fitted to all other runs.",
                 )

@@ -7,7 +7,7 @@ ended. A fit that cannot be made at all raises `StudyError`.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import Enum
+from enum import StrEnum
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -17,11 +17,13 @@ from muonscale.errors import StudyError
 FloatArray = NDArray[np.float64]
 BoolArray = NDArray[np.bool_]
 
+LEAST_RESAMPLES = 100
+"""The fewest tables or points that an interval is drawn from."""
 ROUNDING = 1e-9
 """Relative error of a value that went through a logarithm and back."""
 
 
-class FitStatus(Enum):
+class FitStatus(StrEnum):
     """How the search for the parameters ended."""
 
     CONVERGED = "converged"

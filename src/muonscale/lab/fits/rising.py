@@ -23,7 +23,7 @@ from muonscale.lab.fits.result import (
     check_positive,
     count_distinct,
 )
-from muonscale.lab.fits.statistics import adjust_holm
+from muonscale.lab.fits.statistics import adjust_holm, student_quantile
 
 SIGNIFICANT = 0.05
 LEAST_SIZES = 2
@@ -104,10 +104,8 @@ def _fit_slope(
     centered = log_b - log_b.mean()
     weights = centered / (centered @ centered)
     value = float(weights @ log_ratio)
-    if freedom < 1:
-        return Interval(value, np.nan, np.nan)
     error = float(np.sqrt(max(0.0, weights @ covariance @ weights)))
-    half = float(student.ppf((1 + level) / 2, freedom)) * error
+    half = student_quantile(freedom, level) * error
     return Interval(value, value - half, value + half)
 
 

@@ -1,4 +1,4 @@
-"""Noise between seeds, and p-values of several tests."""
+"""Noise between seeds, intervals of known errors, and p-values of several tests."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike
+from scipy.stats import t as student
 
+from muonscale.lab.fits.bootstrap import LEVEL
 from muonscale.lab.fits.result import FloatArray, check_positive
 
 
@@ -39,6 +41,11 @@ def pool_noise(place: np.ndarray, values: FloatArray) -> float | None:
         return None
     means = np.bincount(place, weights=values) / counts
     return float(np.sqrt(np.sum((values - means[place]) ** 2) / degrees))
+
+
+def student_quantile(freedom: int, level: float = LEVEL) -> float:
+    """Return how many standard errors half a two-sided interval is; NaN without freedom."""
+    return float(student.ppf((1 + level) / 2, freedom)) if freedom > 0 else float("nan")
 
 
 def adjust_holm(p_values: Sequence[float]) -> list[float]:

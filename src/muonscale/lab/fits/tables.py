@@ -25,7 +25,7 @@ ALIASES = {
     "parameters": ("n", "params", "parameters", "num_params", "num_parameters", "model_size"),
     "tokens": ("d", "tokens", "training_tokens", "train_tokens", "num_tokens"),
     "flops": ("c", "flops", "compute", "training_flops", "total_flops"),
-    "loss": ("l", "loss", "held_out_loss", "validation_loss", "val_loss", "eval_loss"),
+    "loss": ("l", "loss", "validation_loss", "val_loss", "eval_loss"),
     "batch": ("b", "batch", "batch_size", "batch_tokens"),
     "steps": ("s", "steps", "num_steps", "steps_to_target"),
     "target": ("target", "target_loss"),

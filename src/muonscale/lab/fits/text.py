@@ -6,8 +6,15 @@ import math
 import statistics
 
 from muonscale.lab.console import table_text
-from muonscale.lab.fits.findings import Findings, FitEstimate, FitRatio, Fitted, format_significant
-from muonscale.lab.fits.leave_out import HeldOut
+from muonscale.lab.fits.findings import (
+    Findings,
+    FitEstimate,
+    FitRatio,
+    Fitted,
+    format_ends,
+    format_significant,
+)
+from muonscale.lab.fits.leave_out import LeftOut
 
 Cells = tuple[str, str, str, str]
 """Name, value, interval, remark."""
@@ -22,7 +29,7 @@ def format_findings(found: Findings) -> str:
     for fitted in found.fits:
         name = f"{fitted.name}: " if fitted.name else ""
         rows = [estimate_cells(value) for value in fitted.estimates]
-        rows += _format_errors(fitted.held_out, found.rung)
+        rows += _format_errors(fitted.left_out, found.rung)
         remarks = [f"  {line}" for line in list_remarks(fitted, WORST_RUNGS)]
         blocks.append([name + format_summary(fitted), table_text(rows, indent=2), *remarks])
     for ratio in found.ratios:
@@ -55,16 +62,9 @@ def estimate_cells(value: FitEstimate, prefix: str = "") -> Cells:
     return (
         prefix + value.name,
         format_significant(value.value),
-        format_ends(value),
+        format_ends(value.low, value.high),
         mark_extrapolated(value.extrapolated),
     )
-
-
-def format_ends(value: FitEstimate) -> str:
-    """Return an interval, or nothing where there is none."""
-    if math.isnan(value.low):
-        return ""
-    return f"{format_significant(value.low)} to {format_significant(value.high)}"
 
 
 def format_title(ratio: FitRatio) -> str:
@@ -87,11 +87,11 @@ def list_remarks(fitted: Fitted, most: int | None = None) -> list[str]:
     lines = [fitted.remark] if fitted.remark else []
     if fitted.without_intervals:
         lines.append(f"no intervals: {fitted.without_intervals}")
-    if fitted.without_held_out:
-        lines.append(f"no rung left out: {fitted.without_held_out}")
+    if fitted.none_left_out:
+        lines.append(f"no rung left out: {fitted.none_left_out}")
     if fitted.failed_resamples:
         lines.append(f"{fitted.failed_resamples:,} resamples did not end at a minimum")
-    refused = [item for item in fitted.held_out if item.refused]
+    refused = [item for item in fitted.left_out if item.refused]
     lines += [
         f"{format_significant(item.rung)} not left out: {item.refused}" for item in refused[:most]
     ]
@@ -100,16 +100,16 @@ def list_remarks(fitted: Fitted, most: int | None = None) -> list[str]:
     return lines
 
 
-def _format_errors(held_out: tuple[HeldOut, ...], rung: str) -> list[Cells]:
+def _format_errors(left_out: tuple[LeftOut, ...], rung: str) -> list[Cells]:
     """Return the error without each rung; of many rungs the median, the worst and the last."""
-    errors = {item: item.error for item in held_out if item.error is not None}
+    errors = {item: item.error for item in left_out if item.error is not None}
     shown, rows = set(errors), []
     if len(errors) > MOST_RUNGS:
         median = format_percent(statistics.median(errors.values()))
         name = f"error without one {rung}, median of {len(errors)}"
         rows.append((name, median, "", "all with --json or --report"))
         worst = sorted(errors, key=lambda item: errors[item], reverse=True)[:WORST_RUNGS]
-        shown = {*worst, held_out[-1]}
+        shown = {*worst, left_out[-1]}
     for item, error in errors.items():
         if item in shown:
             name = f"error without {rung} = {format_significant(item.rung)}"

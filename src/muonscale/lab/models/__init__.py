@@ -6,6 +6,6 @@
 - `structure`, `flops`: what a model consists of, and its operations.
 - `attention`, `query_key`, `matrix_kinds`, `moe`: where logits, queries and keys, kinds of matrices
   and routers are in models of transformers.
-- `loss`, `generate`, `packed_rows`, `widen`: forward passes, samples, rows of several conversations, and
-  the same architecture at another width.
+- `loss`, `generate`, `packed_rows`, `widen`: forward passes, samples, rows of several
+  conversations, and the same architecture at another width.
 """

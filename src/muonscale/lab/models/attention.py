@@ -76,8 +76,8 @@ def logit_statistics(
         query_BHTD: queries, as attention gets them.
         key_BGTD: keys, one head for every R heads of queries.
         scaling: factor of the products.
-        mask: `[B or 1, H or 1, T, T]`, true, or not hugely negative, where a query attends to a key;
-            it replaces `causal` and `window`. None to use those.
+        mask: `[B or 1, H or 1, T, T]`, true, or not hugely negative, where a query attends to a
+            key; it replaces `causal` and `window`. None to use those.
         window: number of keys that a query attends to, the last of them its own; None for all.
         softcap: logits are `softcap * tanh(logit / softcap)`; None leaves them unchanged.
         causal: whether later keys are masked.
@@ -206,8 +206,8 @@ def attention_modules(model: PreTrainedModel) -> dict[str, nn.Module]:
     modules = {name: module for name, module in model.named_modules() if is_attention(module)}
     if not modules or not model._supports_attention_backend:
         raise ConfigError(
-            f"the attention of model_type {model.config.model_type!r} ({type(model).__name__}) does "
-            "not use transformers' attention interface, so its logits cannot be recorded; "
+            f"the attention of model_type {model.config.model_type!r} ({type(model).__name__}) "
+            "does not use transformers' attention interface, so its logits cannot be recorded; "
             "accepted: telemetry.attention_every=null and optimizer.qk_clip=null"
         )
     return modules

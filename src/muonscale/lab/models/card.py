@@ -13,6 +13,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from muonscale.lab.models.flops import active_parameters
 from muonscale.lab.models.structure import count_parameters
+from muonscale.lab.run_folder import started_with
 from muonscale.optim.options import unused_options
 
 SHAPE = {
@@ -144,16 +145,18 @@ def _corpora(
 
 def _evaluation(records: list[Mapping[str, Any]]) -> list[str]:
     """Return the section of the last evaluation, if there is one."""
-    evaluations = [r for r in records if r["kind"] == "eval" and r.get("held_out_loss") is not None]
+    evaluations = [
+        r for r in records if r["kind"] == "eval" and r.get("validation_loss") is not None
+    ]
     if not evaluations:
         return []
     last = max(evaluations, key=lambda record: record["step"])
     bits = last.get("bits_per_byte")
     rows = {
-        "validation loss, nats per token": f"{last['held_out_loss']:.4f}",
+        "validation loss, nats per token": f"{last['validation_loss']:.4f}",
         "bits per byte": None if bits is None else f"{bits:.4f}",
-        **{f"on {name}": f"{v:.4f}" for name, v in last.get("held_out_losses", {}).items()},
-        "validation tokens": last.get("held_out_tokens"),
+        **{f"on {name}": f"{v:.4f}" for name, v in last.get("validation_losses", {}).items()},
+        "validation tokens": last.get("validation_tokens"),
         "measured after step": last["step"],
     }
     return ["## Evaluation", _table(rows)]
@@ -185,10 +188,9 @@ def _training(config: Mapping[str, Any], env: Mapping[str, Any]) -> dict[str, An
 def _command_and_versions(env: Mapping[str, Any]) -> list[str]:
     """Return the sections of the command and the versions, if they are known."""
     parts = []
-    if command := env.get("command"):
-        program = Path(command[0]).name.replace("__main__.py", "muonscale")
-        words = shlex.join([program, *map(_public, command[1:])])
-        parts += ["The run was last started with:", f"```sh\n{words}\n```"]
+    if words := started_with(env):
+        command = shlex.join(map(_public, words))
+        parts += ["The run was last started with:", f"```sh\n{command}\n```"]
     if versions := env.get("versions"):
         parts += ["## Versions", _table(versions)]
     return parts

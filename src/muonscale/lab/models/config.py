@@ -50,8 +50,8 @@ def model_config(
 
     Args:
         model: preset, `config.json` or checkpoint, and the fields to change.
-        vocab_size: size of the tokenizer's vocabulary; replaces the source's. None keeps the source's
-            vocabulary and special tokens.
+        vocab_size: size of the tokenizer's vocabulary; replaces the source's. None keeps the
+            source's vocabulary and special tokens.
         sequence_length: training tokens of a sequence; positions are at least this many, exactly
             this many for a preset unless its or the user's fields say otherwise.
         bos_id: token that begins a text, in [0, vocab_size), or None.
@@ -147,7 +147,8 @@ def _merge_rope(
 ) -> dict[str, Any]:
     """Give the user's rotary fields precedence.
 
-    In transformers 5 `rope_parameters`, or `rope_scaling` before it, silently overrides `rope_theta`.
+    In transformers 5 `rope_parameters`, or `rope_scaling` before it, silently overrides
+    `rope_theta`.
     """
     legacy = [name for name in ROPE_FIELDS if name in fields]
     kept = {k: v for k, v in source.items() if k not in ("rope_scaling", *ROPE_FIELDS)}
@@ -194,6 +195,6 @@ def _check_causal(config: PreTrainedConfig) -> None:
     encoder = kind not in CAUSAL_ANYWAY and not getattr(config, "is_decoder", True)
     if encoder or kind in BIDIRECTIONAL or config.is_encoder_decoder:
         raise ConfigError(
-            f"model_type {kind!r} is not a causal language model: it attends to later tokens; use a "
-            "decoder"
+            f"model_type {kind!r} is not a causal language model: it attends to later tokens; use "
+            "a decoder"
         )

@@ -83,8 +83,8 @@ def check_target(folder: Path) -> None:
     names = {path.name for path in folder.iterdir()} if folder.is_dir() else {"a file"}
     if names and ("config.json" not in names or names.isdisjoint(WEIGHTS)):
         raise CheckpointError(
-            f"{folder} exists and is not an exported model, and is not overwritten; give a new or an "
-            "empty folder"
+            f"{folder} exists and is not an exported model, and is not overwritten; give a new or "
+            "an empty folder"
         )
 
 

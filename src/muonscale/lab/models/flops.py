@@ -64,8 +64,9 @@ def matrix_flops_per_token(
 def unknown_experts(config: PreTrainedConfig) -> ConfigError:
     """Return the error for a mixture of experts whose active experts are not known."""
     return ConfigError(
-        f"model_type {config.model_type!r}: the configuration does not say how many experts a token "
-        "uses, so its FLOPs cannot be counted; accepted: stacked experts and num_experts_per_tok"
+        f"model_type {config.model_type!r}: the configuration does not say how many experts a "
+        "token uses, so its FLOPs cannot be counted; accepted: stacked experts and "
+        "num_experts_per_tok"
     )
 
 

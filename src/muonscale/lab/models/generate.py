@@ -66,8 +66,8 @@ def generate_text(
             ids = _continue(model, ids, tokens, options)
     except RuntimeError as error:  # torch cannot sample from a distribution that contains a NaN
         raise CheckpointError(
-            f"no token can be sampled after the prompt of {len(ids)} tokens: {error}; the weights may be "
-            "damaged or diverged: try another checkpoint, or temperature 0"
+            f"no token can be sampled after the prompt of {len(ids)} tokens: {error}; the weights "
+            "may be damaged or diverged: try another checkpoint, or temperature 0"
         ) from error
     text = tokenizer.decode(ids, skip_special_tokens=True)
     assert isinstance(text, str)
@@ -92,7 +92,8 @@ def _first_ids(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
         return tokenizer.encode(prompt, add_special_tokens=False)
     if tokenizer.eos_token_id is None:
         raise ConfigError(
-            f"the prompt {prompt!r} is empty, and the tokenizer has no end-of-text token to start from"
+            f"the prompt {prompt!r} is empty, and the tokenizer has no end-of-text token to start "
+            "from"
         )
     return [tokenizer.eos_token_id]
 
@@ -111,8 +112,8 @@ def _continue(
     rows = weight.shape[0]
     if max(ids) >= rows:
         raise CheckpointError(
-            f"the tokenizer returns token {max(ids)}, and the model has embeddings for {rows}: they are "
-            "not from the same checkpoint"
+            f"the tokenizer returns token {max(ids)}, and the model has embeddings for {rows}: "
+            "they are not from the same checkpoint"
         )
     wanted = len(ids) + tokens
     window = ids

@@ -15,9 +15,9 @@ IGNORED = ["*/*", "consolidated*.safetensors"]
 """Patterns of copies of the weights in another project's format."""
 
 MUON_GAINS_NOTHING = (
-    "the model card does not say that this checkpoint was trained with Muon. Models pretrained with AdamW "
-    "gained nothing from fine-tuning with Muon (Moonlight, arXiv 2502.16982, section 3.5, tables 6 "
-    "and 7); optimizer.rule=adamw trains with AdamW"
+    "the model card does not say that this checkpoint was trained with Muon. Models pretrained "
+    "with AdamW gained nothing from fine-tuning with Muon (Moonlight, arXiv 2502.16982, section "
+    "3.5, tables 6 and 7); optimizer.rule=adamw trains with AdamW"
 )
 
 
@@ -32,8 +32,8 @@ def checkpoint_folder(name: str) -> Path:
         return folder
     if folder.exists() or not NAME.fullmatch(name):
         raise CheckpointError(
-            f"{name} is not a folder; accepted: a Hugging Face checkpoint folder, or a name such as "
-            "org/model"
+            f"{name} is not a folder; accepted: a Hugging Face checkpoint folder, or a name such "
+            "as org/model"
         )
     from huggingface_hub import snapshot_download
 
@@ -42,7 +42,8 @@ def checkpoint_folder(name: str) -> Path:
     except Exception as error:  # network, permissions, unknown names, a full disk: no common base
         reason = (str(error) or type(error).__name__).strip().splitlines()[0]
         raise CheckpointError(
-            f"there is no folder {name}, and no checkpoint of that name could be downloaded: {reason}"
+            f"there is no folder {name}, and no checkpoint of that name could be downloaded: "
+            f"{reason}"
         ) from error
 
 

@@ -52,7 +52,7 @@ def mean_loss(total: float, tokens: float) -> float:
     """
     if tokens == 0:
         raise DataError(
-            f"there are {tokens:g} validation tokens; give more text, or a larger data.held_out"
+            f"there are {tokens:g} validation tokens; give more text, or a larger data.validation"
         )
     return total / tokens
 

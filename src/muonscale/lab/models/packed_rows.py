@@ -52,5 +52,6 @@ def check_isolates_conversations(shape: PreTrainedConfig) -> None:
     if shape.model_type not in ISOLATES_CONVERSATIONS:
         raise ConfigError(
             f"data.format=chat packs several conversations into a row, and model_type "
-            f"{shape.model_type!r} is not known to isolate them; accepted: {', '.join(ISOLATES_CONVERSATIONS)}"
+            f"{shape.model_type!r} is not known to isolate them; accepted: "
+            f"{', '.join(ISOLATES_CONVERSATIONS)}"
         )

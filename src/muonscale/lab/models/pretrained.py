@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from muonscale.errors import CheckpointError, ConfigError
 from muonscale.lab.config.sections import ModelSection
-from muonscale.lab.files import sha256
+from muonscale.lab.files import size_and_hash
 from muonscale.lab.models.build import meta_model, prepare_for_training
 from muonscale.lab.models.config import model_config
 from muonscale.lab.models.contexts import quiet_transformers
@@ -45,14 +45,14 @@ def pretrained_config(
     )
     if getattr(saved, "quantization_config", None) is not None:
         raise ConfigError(
-            f"model.weights={model.weights} are quantized (quantization_config in its config.json), "
-            "and cannot be trained; use a checkpoint in float32, bfloat16 or float16"
+            f"model.weights={model.weights} are quantized (quantization_config in its "
+            "config.json), and cannot be trained; use a checkpoint in float32, bfloat16 or float16"
         )
     _check_fields(model, saved, shape)
     if tokens > shape.vocab_size:
         raise ConfigError(
-            f"data.tokenizer has {tokens:,} tokens and model.weights={model.weights} embeddings for "
-            f"{shape.vocab_size:,}: use the tokenizer of the checkpoint"
+            f"data.tokenizer has {tokens:,} tokens and model.weights={model.weights} embeddings "
+            f"for {shape.vocab_size:,}: use the tokenizer of the checkpoint"
         )
     _check_positions(model.weights, shape, sequence_length)
     return shape
@@ -133,8 +133,9 @@ def load_weights(folder: Path, shape: PreTrainedConfig) -> PreTrainedModel:
     check_all_loaded(report, folder)
     if unexpected := sorted(report["unexpected_keys"]):
         raise CheckpointError(
-            f"{folder} contains {len(unexpected)} weights that its model ({shape.model_type}) does not "
-            f"have, such as {unexpected[0]}; they would be lost, so use a checkpoint without them"
+            f"{folder} contains {len(unexpected)} weights that its model ({shape.model_type}) does "
+            f"not have, such as {unexpected[0]}; they would be lost, so use a checkpoint without "
+            "them"
         )
     return prepare_for_training(model)
 
@@ -161,11 +162,12 @@ def weight_files(folder: Path) -> list[Path]:
         raise CheckpointError(f"{index} cannot be read: {error}") from error
     if missing := [name for name in names if not (folder / name).is_file()]:
         raise CheckpointError(
-            f"{folder} lacks {len(missing)} of its {len(names)} files of weights, such as {missing[0]}"
+            f"{folder} lacks {len(missing)} of its {len(names)} files of weights, such as "
+            f"{missing[0]}"
         )
     return [folder / name for name in names]
 
 
 def hash_files(files: list[Path]) -> dict[str, Any]:
     """Return size and SHA-256 of every file, by name."""
-    return {path.name: {"bytes": path.stat().st_size, "sha256": sha256(path)} for path in files}
+    return {path.name: size_and_hash(path) for path in files}

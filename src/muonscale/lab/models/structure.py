@@ -30,7 +30,8 @@ def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
     lists = [m for m in model.base_model.children() if isinstance(m, nn.ModuleList) and len(m)]
     if not lists:
         raise ConfigError(
-            f"{type(model).__name__} has no list of layers and cannot be sharded; use parallel.data=ddp"
+            f"{type(model).__name__} has no list of layers and cannot be sharded; use "
+            "parallel.data=ddp"
         )
     return max(lists, key=lambda layers: sum(p.numel() for p in layers.parameters()))
 

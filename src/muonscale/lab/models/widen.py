@@ -33,7 +33,8 @@ class WidthFields:
     rotary: tuple[str, ...] = ("head_dim",)
     """Sizes with rotary positions, which must be even."""
     scores: tuple[str, ...] = ()
-    """Squared divisor of the scores: proportional to the size of a head, and not always an integer."""
+    """Squared divisor of the scores: proportional to the size of a head, and not always an
+    integer."""
 
 
 _LLAMA = WidthFields()
@@ -98,7 +99,7 @@ def widened_fields(
         ConfigError: for an architecture that is not in `KNOWN`, or a factor at which a field is not
             an integer; it lists the possible widths.
 
-    Example:
+    Examples:
         >>> from transformers import LlamaConfig
         >>> narrow = LlamaConfig(hidden_size=64, num_attention_heads=2, intermediate_size=160)
         >>> widened_fields(narrow, 2)["intermediate_size"], widened_fields(narrow, 2)["hidden_size"]
@@ -111,8 +112,8 @@ def widened_fields(
         bad = next((name for name, v in growing.items() if (factor * v).denominator > 1), None)
         is_now = f": {bad} would be {float(factor * growing[bad]):g}" if bad else ""
         raise ConfigError(
-            f"{config.model_type} of width {width} cannot have the width {float(factor * width):g} with "
-            f"{_HOW[grow]}{is_now}; accepted: multiples of {step}"
+            f"{config.model_type} of width {width} cannot have the width {float(factor * width):g} "
+            f"with {_HOW[grow]}{is_now}; accepted: multiples of {step}"
         )
     fields: dict[str, Any] = {name: int(factor * value) for name, value in growing.items()}
     if grow == "head_dim":
@@ -125,14 +126,6 @@ def widened_fields(
 def fields_at(config: PreTrainedConfig, width: int, grow: GrowT = "heads") -> dict[str, Any]:
     """Return `widened_fields` for a width instead of a factor."""
     return widened_fields(config, Fraction(width, width_of(config)), grow)
-
-
-def widen_config(config: PreTrainedConfig, width: int, grow: GrowT = "heads") -> PreTrainedConfig:
-    """Return the configuration of the same model at another width; errors as `widened_fields`."""
-    tree = config.to_dict()
-    if grow == "head_dim" and "qk_rope_head_dim" in tree:  # these two are derived from others
-        tree = {k: v for k, v in tree.items() if k not in ("head_dim", "qk_head_dim")}
-    return type(config).from_dict(tree | fields_at(config, width, grow))
 
 
 _HOW: dict[GrowT, str] = {
@@ -164,9 +157,9 @@ def _growing(config: PreTrainedConfig, grow: GrowT) -> dict[str, int]:
 def _step(config: PreTrainedConfig, growing: dict[str, int], width: int) -> int:
     """Return the smallest possible width.
 
-    A factor f is possible if f*v is an integer for every field v, and even for rotary sizes. This is
-    so if f is a multiple of 2/g, where g is the greatest common divisor of 2*v over the plain fields
-    and v over the rotary ones.
+    A factor f is possible if f*v is an integer for every field v, and even for rotary sizes. This
+    is so if f is a multiple of 2/g, where g is the greatest common divisor of 2*v over the plain
+    fields and v over the rotary ones.
     """
     known = _fields_of(config)
     terms = [value if name in known.rotary else 2 * value for name, value in growing.items()]

@@ -1,8 +1,8 @@
 """Shard a model over ranks with torch's own wrappers.
 
 The result agrees with `muonscale.lab.parallel.placements.parameter_shardings`. With many ranks the
-model is built on the meta device and filled from the first rank, layer by layer, so that with FSDP no
-other rank allocates the whole model.
+model is built on the meta device and filled from the first rank, layer by layer, so that with FSDP
+no other rank allocates the whole model.
 """
 
 from __future__ import annotations
@@ -59,8 +59,8 @@ def parallelize(
     if section.activation_checkpointing:
         if not model.supports_gradient_checkpointing:
             raise ConfigError(
-                f"train.activation_checkpointing=true: transformers does not support it for model_type "
-                f"{model.config.model_type!r}"
+                "train.activation_checkpointing=true: transformers does not support it for "
+                f"model_type {model.config.model_type!r}"
             )
         if hasattr(model, "activation_checkpointing_enable"):
             model.activation_checkpointing_enable()

@@ -1,7 +1,7 @@
 """The sharding of every parameter under a topology, for a model on any device.
 
-`muonscale.lab.parallel.apply` shards a model accordingly; `muonscale plan` estimates its cost. Along
-the tensor-parallel axis the sharding follows the plan in transformers' configuration.
+`muonscale.lab.parallel.apply` shards a model accordingly; `muonscale plan` estimates its cost.
+Along the tensor-parallel axis the sharding follows the plan in transformers' configuration.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from muonscale.optim.matrices.sharding import Cut, Sharding
 from muonscale.optim.matrices.spec import PLAIN, MatrixSpec
 
 StyleT = Literal["rows", "columns", "embedding", "head", "partial"]
-"""Sharding of a module along the tensor-parallel axis: by `rows` of its matrix (outputs) or `columns`
-(inputs); `embedding` and `head` by vocabulary; `partial` replicated, with gradients that are summed
-because every rank computes other attention heads."""
+"""Sharding of a module along the tensor-parallel axis: by `rows` of its matrix (outputs) or
+`columns` (inputs); `embedding` and `head` by vocabulary; `partial` replicated, with gradients that
+are summed because every rank computes other attention heads."""
 
 STYLES: dict[str, StyleT] = {
     "colwise": "rows",
@@ -113,8 +113,8 @@ def expert_axis(shape: tuple[int, ...], topology: Topology) -> int:
     if shape[1] % shards == 0:
         return 1
     raise ConfigError(
-        f"{shards} ranks share {shape[0] // topology.expert} of the experts {shape}, and cannot divide "
-        "their number or their rows; increase expert parallelism"
+        f"{shards} ranks share {shape[0] // topology.expert} of the experts {shape}, and cannot "
+        "divide their number or their rows; increase expert parallelism"
     )
 
 

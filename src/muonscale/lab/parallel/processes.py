@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from muonscale.errors import MuonscaleError
+from muonscale.errors import ConfigError, MuonscaleError
 from muonscale.lab.config.sections import ParallelSection
 from muonscale.lab.parallel.topology import Topology, arrange
 
@@ -129,6 +129,19 @@ class Processes:
 def started_by_torchrun() -> bool:
     """Return whether this process is one of several of a job."""
     return int(os.environ.get("WORLD_SIZE", 1)) > 1
+
+
+def check_alone(command: str) -> None:
+    """Refuse to run a command, such as "coordcheck runs in one process", in a job of several.
+
+    Raises:
+        ConfigError: if this process is one of several of a job.
+    """
+    if started_by_torchrun():
+        raise ConfigError(
+            f"{command}, but this is one of {os.environ['WORLD_SIZE']} processes of a job; start it "
+            "without torchrun"
+        )
 
 
 def was_restarted() -> bool:

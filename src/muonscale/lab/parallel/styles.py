@@ -37,7 +37,8 @@ def parallel_styles(model: PreTrainedModel, *, sequence: bool) -> dict[str, Para
         sequence: shard the sequence between the matrices.
 
     Raises:
-        ConfigError: if there is no plan, or it leaves out a module that would get a part of a sequence.
+        ConfigError: if there is no plan, or it leaves out a module that would get a part of a
+            sequence.
     """
     between: Placement = SEQUENCE if sequence else Replicate()
     kinds = tensor_styles(model)
@@ -66,8 +67,8 @@ def _check_covered(model: PreTrainedModel, names: dict[nn.Module, str], readers:
             if names[child] not in allowed and any(True for _ in child.parameters()):
                 raise ConfigError(
                     f"sequence parallelism: transformers' tensor-parallel plan of model_type "
-                    f"{model.config.model_type!r} leaves out {names[child]}; use tensor parallelism "
-                    "without it"
+                    f"{model.config.model_type!r} leaves out {names[child]}; use tensor "
+                    "parallelism without it"
                 )
 
 

@@ -49,8 +49,8 @@ class Topology:
             return
         if tensor > 1:
             raise ConfigError(
-                f"expert parallelism (here {expert}) and tensor parallelism (here {tensor}) exclude each "
-                "other; set one of them to 1"
+                f"expert parallelism (here {expert}) and tensor parallelism (here {tensor}) "
+                "exclude each other; set one of them to 1"
             )
         if data == "hsdp":
             raise ConfigError(
@@ -114,7 +114,8 @@ def arrange(section: ParallelSection, world: int, machines: int = 1) -> Topology
         )
     if section.replicas is not None and section.data != "hsdp":
         raise ConfigError(
-            f"parallel.replicas={section.replicas} is only for parallel.data=hsdp, not {section.data}"
+            f"parallel.replicas={section.replicas} is only for parallel.data=hsdp, not "
+            f"{section.data}"
         )
     replicas = 1
     if section.data == "ddp":

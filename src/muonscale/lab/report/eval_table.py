@@ -34,7 +34,7 @@ def _text_rows(text: dict[str, Any]) -> Iterator[EvalRow]:
     if len(corpora) > 1:
         texts += [(name, {**own, "split": text.get("split")}) for name, own in corpora.items()]
     for title, values in texts:
-        split = "validation" if values.get("split") == "held_out" else "all of it"
+        split = "validation" if values.get("split") == "validation" else "all of it"
         size = f"{format_cell(values.get('tokens'), ',d')} tokens"
         for key, (name, how) in MEASURES.items():
             if key in values:

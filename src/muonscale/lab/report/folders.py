@@ -28,8 +28,8 @@ READERS: dict[FolderT, tuple[str, str]] = {
 def page_of(paths: Sequence[Path]) -> Page:
     """Return one page about folders of any kind.
 
-    Runs are compared with each other. Runs as a whole and every other folder have a part of the page
-    each, unless there is only one part.
+    Runs are compared with each other. Runs as a whole and every other folder have a part of the
+    page each, unless there is only one part.
 
     Raises:
         StudyError: for a folder that is not accepted or cannot be read.

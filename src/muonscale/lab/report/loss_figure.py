@@ -33,8 +33,8 @@ def write_loss_figure(run_folder: Path, result: dict[str, Any] | None = None) ->
         )
     if result is not None:
         run = replace(run, result=result)
-    losses = column(run.of_kind("eval"), "held_out_loss").tolist()
-    known = [loss for loss in (*losses, run.result.get("held_out_loss")) if is_finite(loss)]
+    losses = column(run.of_kind("eval"), "validation_loss").tolist()
+    known = [loss for loss in (*losses, run.result.get("validation_loss")) if is_finite(loss)]
     rule, lr = run.setting("optimizer", "rule"), run.setting("optimizer", "lr")
     title = [run.label]
     title += [f"{rule}, lr {lr:g}"] if rule and is_finite(lr) else []

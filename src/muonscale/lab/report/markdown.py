@@ -58,6 +58,6 @@ def _cell(text: str) -> str:
 
 def _plain(text: str) -> str:
     """Return text that Markdown leaves as it is."""
-    for sign in ("\\", "*", "_", "<", "`", "["):
+    for sign in ("\\", "*", "_", "`", "["):
         text = text.replace(sign, f"\\{sign}")
-    return text
+    return text.replace("&", "&amp;").replace("<", "&lt;")  # not every Markdown knows "\\<"

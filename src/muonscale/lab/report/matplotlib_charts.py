@@ -95,10 +95,7 @@ def draw_panels(
                     place = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.12), "ncols": 2}
                     one.legend(handles, labels, frameon=False, fontsize="small", **place)
         if shared:
-            keys: list[Artist] = [
-                Line2D([], [], color=look.color, linestyle=LINES[look.dash], label=group)
-                for group, look in looks.items()
-            ]
+            keys = _group_keys(together, looks)
             figure.legend(handles=keys, loc="outside lower center", ncols=6, frameon=False)
         return _save(figure)
 
@@ -126,10 +123,24 @@ def _figure(chart: Chart, styles: Mapping[str, Style]) -> Figure:
     FigureCanvasAgg(figure)
     _draw_chart(figure.add_subplot(), chart, styles)
     if len(chart.series) > 1:
-        longest = max(len(series.name) for series in chart.series)
-        columns = max(1, min(len(chart.series), 90 // (longest + 8)))
-        figure.legend(loc="outside lower center", ncols=columns, frameon=False)
+        if chart.legend == "groups":
+            handles = _group_keys(chart, styles)
+            names = [str(handle.get_label()) for handle in handles]
+        else:
+            handles, names = figure.axes[0].get_legend_handles_labels()
+        columns = max(1, min(len(names), 90 // (max(map(len, names)) + 8)))
+        figure.legend(handles, names, loc="outside lower center", ncols=columns, frameon=False)
     return figure
+
+
+def _group_keys(chart: Chart, styles: Mapping[str, Style]) -> list[Artist]:
+    """Return a line for the legend for each group of a chart."""
+    dashed = {series.color_group: series.kind == "dashed" for series in chart.series}
+    lines = {group: "--" if dashed[group] else LINES[styles[group].dash] for group in dashed}
+    return [
+        Line2D([], [], color=styles[group].color, linestyle=line, label=group)  # pyrefly: ignore
+        for group, line in lines.items()
+    ]
 
 
 def _draw_chart(axes: Axes, chart: Chart, styles: Mapping[str, Style]) -> None:
@@ -185,7 +196,8 @@ def _draw_bars(axes: Axes, chart: Chart, styles: Mapping[str, Style]) -> None:
 def _draw_series(axes: Axes, series: Series, style: Style) -> None:
     line = "--" if series.kind == "dashed" else LINES[style.dash]
     look: dict[str, Any] = {"color": style.color, "label": series.name, "zorder": 3}
-    look |= {"linestyle": "none" if series.kind == "points" else line, "linewidth": 1.6}
+    look |= {"linestyle": "none" if series.kind == "points" else line}
+    look |= {"linewidth": 1.2 if series.kind == "dashed" else 1.6}
     look |= {"marker": "o" if has_markers(series) else "none", "markersize": 4.5}
     axes.plot(series.x, series.y, **look)
     if series.low is None or series.high is None:

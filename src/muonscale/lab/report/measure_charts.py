@@ -9,7 +9,8 @@ from typing import Literal
 import numpy as np
 
 from muonscale.lab.report.page import Chart, Mark, Series
-from muonscale.lab.report.run_data import KindT, Record, RunData, UnitT
+from muonscale.lab.report.run_data import Record, RunData, UnitT
+from muonscale.lab.run_folder import KindT
 
 UNITS = {"tokens": "training tokens", "step": "step", "seconds": "seconds of training steps"}
 AGAINST = {"tokens": "", "step": " against steps", "seconds": " against time"}

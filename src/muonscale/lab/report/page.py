@@ -74,6 +74,8 @@ class Chart:
     log_y: bool = False
     y_limits: tuple[float, float] | None = None
     """The initial range of the y axis; by default it includes all values and marks."""
+    legend: Literal["series", "groups"] = "series"
+    """What the legend names: every series, or every group, which many series may share."""
     caption: str = ""
 
 
@@ -155,6 +157,11 @@ class Page:
     def charts(self) -> tuple[Chart, ...]:
         """All charts, in order."""
         return tuple(block for block in self.blocks if isinstance(block, Chart))
+
+    @property
+    def verdicts(self) -> tuple[Verdict, ...]:
+        """All verdicts, in order."""
+        return tuple(block for block in self.blocks if isinstance(block, Verdict))
 
     @property
     def tables(self) -> tuple[Table, ...]:

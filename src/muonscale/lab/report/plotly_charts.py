@@ -65,9 +65,15 @@ def figure_json(chart: Chart, styles: Mapping[str, Style]) -> str:
         traces += [_bar(series, chart, styles[series.color_group]) for series in chart.series]
     else:
         # Bands come first, so that no band covers a line.
-        bands = [_band(series, styles[series.color_group]) for series in chart.series]
+        bands = [_band(series, chart, styles[series.color_group]) for series in chart.series]
         traces += [band for band in bands if band is not None]
-        traces += [_line(series, chart, styles[series.color_group]) for series in chart.series]
+        named = set[str]()
+        for series in chart.series:
+            line = _line(series, chart, styles[series.color_group])
+            if (key := _legend_key(series, chart)) in named:
+                line.showlegend = False
+            named.add(key)
+            traces.append(line)
     layout = {**LAYOUT, "shapes": [_mark(mark) for mark in chart.marks]}
     x_axis = _axis(chart.x_label, x, chart.log_x)
     if chart.bars and x is not None:
@@ -82,6 +88,11 @@ def figure_json(chart: Chart, styles: Mapping[str, Style]) -> str:
 def _text(text: str) -> str:
     """Return text escaped for plotly, which interprets HTML."""
     return html.escape(text, quote=False)
+
+
+def _legend_key(series: Series, chart: Chart) -> str:
+    """Return the name that a series has in the legend; a click hides all series of one name."""
+    return series.color_group if chart.legend == "groups" else series.name
 
 
 def _bar(series: Series, chart: Chart, style: Style) -> go.Bar:
@@ -112,9 +123,9 @@ def _line(series: Series, chart: Chart, style: Style) -> go.Scatter:
     return go.Scatter(
         x=series.x,
         y=series.y,
-        name=_text(series.name),
+        name=_text(_legend_key(series, chart)),
         mode="+".join(mode for mode, wanted in modes.items() if wanted),
-        legendgroup=_text(series.name),
+        legendgroup=_text(_legend_key(series, chart)),
         line={
             "color": style.color,
             "width": 2,
@@ -136,7 +147,7 @@ def _length(start: float, end: float) -> float:
     return 0.0 if math.isnan(end - start) else max(end - start, 0.0)
 
 
-def _band(series: Series, style: Style) -> go.Scatter | None:
+def _band(series: Series, chart: Chart, style: Style) -> go.Scatter | None:
     """Return the interval of a line: a polygon for every stretch without a gap."""
     if series.low is None or series.high is None or _has_bars(series):
         return None
@@ -157,7 +168,7 @@ def _band(series: Series, style: Style) -> go.Scatter | None:
         mode="lines",
         hoverinfo="skip",
         showlegend=False,
-        legendgroup=_text(series.name),
+        legendgroup=_text(_legend_key(series, chart)),
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -14,9 +13,10 @@ import numpy as np
 from muonscale.errors import CheckpointError, ConfigError
 from muonscale.lab.config.load import Config, load_config
 from muonscale.lab.eval_results import read_results
+from muonscale.lab.files import read_object
+from muonscale.lab.run_folder import KindT, parse_record
 
 Record = dict[str, Any]
-KindT = Literal["train", "eval", "telemetry"]
 UnitT = Literal["tokens", "step", "seconds"]
 
 
@@ -139,15 +139,13 @@ def _at(record: Any, keys: Sequence[str]) -> Any:
 
 def _read_object(path: Path, notes: list[str], *, needed: bool) -> Record:
     try:
-        tree = json.loads(path.read_text(encoding="utf-8"))
-        problem = "" if isinstance(tree, dict) else "is not a JSON object"
-    except FileNotFoundError:
-        tree, problem = {}, "is missing" if needed else ""
-    except (OSError, ValueError, RecursionError) as error:
-        tree, problem = {}, f"cannot be read ({error})"
-    if problem:
-        notes.append(f"{path.name} {problem}; its content is not shown.")
-    return tree if isinstance(tree, dict) else {}
+        tree = read_object(path, "its content is not shown")
+    except CheckpointError as error:
+        notes.append(f"{error}.")
+        return {}
+    if tree is None and needed:
+        notes.append(f"{path.name} is missing; its content is not shown.")
+    return tree or {}
 
 
 def _read_records(path: Path, notes: list[str]) -> tuple[Record, ...]:
@@ -161,13 +159,8 @@ def _read_records(path: Path, notes: list[str]) -> tuple[Record, ...]:
     records: dict[tuple[str, int], Record] = {}
     damaged = []
     for number, line in enumerate(lines, start=1):
-        try:
-            record = json.loads(line)
-        except (ValueError, RecursionError):
-            record = None
-        kind, step = (_at(record, (key,)) for key in ("kind", "step"))
-        if record is not None and isinstance(kind, str) and isinstance(step, int):
-            records[kind, step] = record
+        if (record := parse_record(line)) is not None:
+            records[record["kind"], record["step"]] = record
         elif number < len(lines):  # the last line is cut short when a run is killed
             damaged.append(str(number))
     if damaged:

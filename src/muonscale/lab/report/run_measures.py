@@ -50,10 +50,10 @@ def _read_all(*keys: str) -> Callable[[list[Record]], Curves]:
 
 TRAINING = Measure("training-loss", "Training loss", NATS, _read({"training": "loss"}), noisy=True)
 VALIDATION = Measure(
-    "held-out-loss",
+    "validation-loss",
     "Validation loss",
     NATS,
-    _read({"validation": "held_out_loss"}),
+    _read({"validation": "validation_loss"}),
     kind="eval",
     look="both",
 )

@@ -5,19 +5,18 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import yaml
 
-from muonscale.lab.config.load import ALTERNATIVES, Config, dump_config, load_config, recipe_names
+from muonscale.lab.config.load import ALTERNATIVES, Config, load_config, recipe_names
 from muonscale.lab.report.eval_table import HEAD, format_cell, rows_of
 from muonscale.lab.report.page import Table
 from muonscale.lab.report.run_data import RunData, is_finite
 from muonscale.optim.options import unused_options
 
 RESULTS = {
-    "held_out_loss": ("validation loss, nats per token", ".4f"),
+    "validation_loss": ("validation loss, nats per token", ".4f"),
     "unigram_loss": ("unigram baseline", ".4f"),
     "bigram_loss": ("bigram baseline", ".4f"),
     "bits_per_byte": ("bits per byte", ".4f"),
@@ -33,7 +32,7 @@ RESULTS = {
 """Fields of result.json, with their titles and formats."""
 
 COMPARED = {
-    "held_out_loss": "validation loss",
+    "validation_loss": "validation loss",
     "bits_per_byte": "bits per byte",
     "unigram_loss": "unigram",
     "bigram_loss": "bigram",
@@ -66,11 +65,11 @@ def result_table(run: RunData) -> Table:
         for key, (title, how) in RESULTS.items()
         if is_finite(result.get(key))
     ]
-    losses = result.get("held_out_losses")
+    losses = result.get("validation_losses")
     for name, loss in losses.items() if isinstance(losses, dict) else ():
         rows.insert(1, (f"validation loss on {name}", format_cell(loss, ".4f")))
-    if is_finite(result.get("bigram_loss")) and is_finite(result.get("held_out_loss")):
-        difference = result["held_out_loss"] - result["bigram_loss"]
+    if is_finite(result.get("bigram_loss")) and is_finite(result.get("validation_loss")):
+        difference = result["validation_loss"] - result["bigram_loss"]
         rows.insert(1, ("its difference to the bigram baseline", f"{difference:+.4f}"))
     return Table(head=("", "value"), rows=tuple(rows), name="results")
 
@@ -100,7 +99,7 @@ def evaluation_table(runs: Sequence[RunData]) -> Table | None:
     head = ("run", "step", *HEAD)
     if len(runs) == 1:
         rows, head = [row[1:] for row in rows], head[1:]
-    caption = "Measured by `muonscale eval` after training. Standard errors are the harness's."
+    caption = "Measured by muonscale eval after training. Standard errors are the harness's."
     return _table(head, rows, "evaluation", caption)
 
 
@@ -159,15 +158,6 @@ def versions_table(runs: Sequence[RunData]) -> Table | None:
     return _table(("", *columns), rows, "versions")
 
 
-def last_command(run: RunData) -> str | None:
-    """Return the command that last started the run; None if it is unknown."""
-    words = run.env.get("command")
-    if not isinstance(words, list) or not words:
-        return None
-    program = Path(str(words[0])).name.replace("__main__.py", "muonscale")
-    return shlex.join([program, *map(str, words[1:])])
-
-
 def reproduce_command(config: Config, path: str) -> str:
     """Return the command that trains with a configuration, starting from the nearest recipe.
 
@@ -175,10 +165,10 @@ def reproduce_command(config: Config, path: str) -> str:
         config: the configuration; its `run.path` is ignored.
         path: the folder of the new run.
     """
-    wanted = _flatten(json.loads(dump_config(config)))
+    wanted = _flatten(config.model_dump(mode="json"))
 
     def overrides(recipe: str) -> list[str]:
-        given = _flatten(json.loads(dump_config(load_config(recipe))))
+        given = _flatten(load_config(recipe).model_dump(mode="json"))
         return [
             f"{key}={_yaml(value)}"
             for key, value in wanted.items()
@@ -219,7 +209,7 @@ def _results(run: RunData) -> dict[str, Any]:
     if not result and (train := run.of_kind("train")):
         result |= {key: train[-1].get(key) for key in ("step", "tokens", "skipped_steps")}
     if not run.result and (evaluations := run.of_kind("eval")):
-        keys = ("held_out_loss", "bits_per_byte", "held_out_losses")
+        keys = ("validation_loss", "bits_per_byte", "validation_losses")
         result |= {key: evaluations[-1].get(key) for key in keys}
     return result
 
@@ -231,10 +221,10 @@ def _table(
 
 
 def _corpus_cells(corpus: Any) -> tuple[str, ...]:
-    train, held_out, read = (
-        _mapping(_mapping(corpus).get(k)) for k in ("train", "held_out", "read")
+    train, validation, read = (
+        _mapping(_mapping(corpus).get(k)) for k in ("train", "validation", "read")
     )
-    values = (train.get("tokens"), held_out.get("tokens"), read.get("tokens"))
+    values = (train.get("tokens"), validation.get("tokens"), read.get("tokens"))
     counts = [format_cell(value, ",d") for value in values]
     return (
         *counts,

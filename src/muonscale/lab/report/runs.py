@@ -24,12 +24,12 @@ from muonscale.lab.report.run_tables import (
     data_table,
     differences_table,
     evaluation_table,
-    last_command,
     reproduce_command,
     result_table,
     settings_table,
     versions_table,
 )
+from muonscale.lab.run_folder import started_with
 from muonscale.optim.options import OPTIONS_OF
 
 LISTED = 20
@@ -90,7 +90,7 @@ def _sentence(run: RunData) -> str:
     parts = [f"{model or 'A model'} trained with {title}"]
     if is_finite(lr):
         parts[0] += f" at a learning rate of {lr:g}"
-    loss, bigram = run.result.get("held_out_loss"), run.result.get("bigram_loss")
+    loss, bigram = run.result.get("validation_loss"), run.result.get("bigram_loss")
     if is_finite(loss):
         parts.append(f"validation loss {loss:.3f} nats per token")
         if is_finite(bigram):
@@ -111,10 +111,9 @@ def _results(runs: Sequence[RunData]) -> list[Block | None]:
 def _commands(run: RunData, several: bool) -> list[Block]:
     path = shlex.quote(str(run.path))
     blocks: list[Block] = [Text(f"{run.label}:")] if several else []
-    started = last_command(run)
-    if started is not None:
+    if (words := started_with(run.env)) is not None:
         blocks += [] if several else [Text("The run was last started with:")]
-        blocks.append(Command(started))
+        blocks.append(Command(shlex.join(words)))
     if run.resolved is not None and not several:
         again = reproduce_command(run.resolved, f"{run.path}-again")
         blocks += [Text("The same run from a recipe, into a new folder:"), Command(again)]

@@ -26,10 +26,11 @@ class ExecutorSection(Section):
     """Where runs are done: `executor.*`."""
 
     kind: Literal["local", "inline", "slurm"] = "local"
-    """`local`: several processes of this machine at a time; `inline`: this process, one run after the
-    other; `slurm`: a job array on a cluster."""
+    """`local`: several processes of this machine at a time; `inline`: this process, one run after
+    the other; `slurm`: a job array on a cluster."""
     workers: Positive | None = None
-    """Number of runs at a time. The default uses all cores of this machine; Slurm gets all runs at once."""
+    """Number of runs at a time. The default uses all cores of this machine; Slurm gets all runs at
+    once."""
     threads: Positive = 1
     """CPU threads of a run."""
     flops_per_second: Annotated[float, Field(gt=0)] | None = None

@@ -51,7 +51,12 @@ class StudyCost:
 
 
 def estimate_cost(
-    runs: Mapping[str, PlannedRun], outcomes: Outcomes, executor: ExecutorSection, *, measure: bool
+    runs: Mapping[str, PlannedRun],
+    outcomes: Outcomes,
+    executor: ExecutorSection,
+    *,
+    measure: bool,
+    counted: dict[str, RunCost] | None = None,
 ) -> StudyCost:
     """Return the cost of runs.
 
@@ -60,24 +65,34 @@ def estimate_cost(
         outcomes: their outcomes; finished runs say how long a step takes.
         executor: where they are done.
         measure: time a few steps where no finished run says how long one takes.
+        counted: costs that were counted before, by what a step does; new ones are added.
     """
+    from muonscale.lab.estimate.run_cost import run_cost
+
+    counted = {} if counted is None else counted
     groups: dict[str, list[PlannedRun]] = defaultdict(list)
     for run in runs.values():
         config = run.config
-        work = [
-            config.model.model_dump(mode="json"),
-            config.data.model_dump(
-                mode="json", include={"vocab_size", "tokenizer", "sequence_length"}
-            ),
-            config.optimizer.model_dump(mode="json", exclude=NOT_OF_A_STEP),
-            config.train.model_dump(mode="json", exclude={"tokens", "steps"}),
-        ]
-        groups[json.dumps(work, sort_keys=True)].append(run)
+        work = json.dumps(
+            [
+                config.model.model_dump(mode="json"),
+                config.data.model_dump(
+                    mode="json", include={"vocab_size", "tokenizer", "sequence_length"}
+                ),
+                config.optimizer.model_dump(mode="json", exclude=NOT_OF_A_STEP),
+                config.train.model_dump(mode="json", exclude={"tokens", "steps"}),
+            ],
+            sort_keys=True,
+        )
+        groups[work].append(run)
     costs: dict[str, RunCost] = {}
     seconds: dict[str, float] = {}
     bases = set()
-    for group in groups.values():
-        found, step_seconds, basis = _step_cost(group, outcomes, executor, measure=measure)
+    for work, group in groups.items():
+        if work not in counted:
+            counted[work] = run_cost(group[0].config)
+        found = counted[work]
+        step_seconds, basis = _step_seconds(group, found, outcomes, executor, measure=measure)
         bases.add(basis)
         for run in group:
             steps = run.config.steps
@@ -91,30 +106,28 @@ def estimate_cost(
     return StudyCost(ordered, seconds, "; ".join(sorted(bases)), executor.concurrent_runs)
 
 
-def _step_cost(
-    group: list[PlannedRun], outcomes: Outcomes, executor: ExecutorSection, *, measure: bool
-) -> tuple[RunCost, float | None, str]:
-    """Return the cost of a run whose steps all runs of the group share, the seconds of a step if known,
-    and how they are known."""
-    from muonscale.lab.estimate.run_cost import measure_step, run_cost
+def _step_seconds(
+    group: list[PlannedRun],
+    cost: RunCost,
+    outcomes: Outcomes,
+    executor: ExecutorSection,
+    *,
+    measure: bool,
+) -> tuple[float | None, str]:
+    """Return the seconds of a step, which all runs of the group share, if known, and how they are."""
+    from muonscale.lab.estimate.run_cost import measure_step
 
-    config = group[0].config
-    cost = run_cost(config)
     if (speed := executor.flops_per_second) is not None:
-        return cost, None, f"{speed:.3g} FLOP/s, as executor.flops_per_second says"
+        return None, f"{speed:.3g} FLOP/s, as executor.flops_per_second says"
     done = [outcomes[run.id] for run in group if run.id in outcomes]
-    known = [
-        o.result["train_seconds"] / o.run.config.steps
-        for o in done
-        if o.result is not None and o.result["train_seconds"] is not None
-    ]
+    known = [o.train_seconds / o.run.config.steps for o in done if o.train_seconds is not None]
     if known:
-        return cost, statistics.median(known), "finished runs"
+        return statistics.median(known), "finished runs"
     if measure and executor.kind != "slurm":
-        step = measure_step(config, cost, threads=executor.threads)
+        step = measure_step(group[0].config, cost, threads=executor.threads)
         if step is not None:
-            return cost, step, "a few steps timed here, one run alone"
-    return cost, None, "unknown; give executor.flops_per_second"
+            return step, "a few steps timed here, one run alone"
+    return None, "unknown; give executor.flops_per_second"
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Doing a study: plan, run what is missing, plan again with the outcomes, until nothing is new.
 
-A second call continues where the first was stopped: finished runs are found by their id, stopped ones
-resume, and the files written at the end depend on the run folders alone.
+A second call continues where the first was stopped: finished runs are found by their id, stopped
+ones resume, and the files written at the end depend on the run folders alone.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from muonscale.errors import StudyError
 from muonscale.lab.files import drop_nonfinite, write_json
@@ -22,6 +22,9 @@ from muonscale.lab.studies.kinds import command_of, load_study
 from muonscale.lab.studies.planned_run import PlannedRun, index_runs
 from muonscale.lab.studies.report_blocks import closing_sections
 from muonscale.lab.studies.study import ExpectedRuns, Forecasting, Outcome, Outcomes, Study
+
+if TYPE_CHECKING:
+    from muonscale.lab.estimate.run_cost import RunCost
 
 Say = Callable[[str], None]
 
@@ -72,7 +75,7 @@ def run_study(study: Study, say: Say, *, retry: bool = False) -> dict[str, Any]:
 
     Args:
         study: the study.
-        say: called with each line of progress.
+        say: called with each line of progress, and at the end with each verdict of the report.
         retry: do failed runs once more.
 
     Raises:
@@ -85,17 +88,17 @@ def run_study(study: Study, say: Say, *, retry: bool = False) -> dict[str, Any]:
         if retry:
             for outcome in look(study).failed:
                 folder.job(outcome.run).failure.unlink(missing_ok=True)
+        counted: dict[str, RunCost] = {}
         while (state := look(study)).missing:
-            _write_plan(folder, study, state)
-            _do_missing(folder, executor.run, state, say)
-        _write_plan(folder, study, state)
-        return write_report(study, state)
+            _write_plan(study, state, counted)
+            _do_missing(study, executor.run, state, say)
+        _write_plan(study, state, counted)
+        return write_report(study, state, say)
 
 
-def _do_missing(
-    folder: StudyFolder, execute: Callable[..., None], state: StudyState, say: Say
-) -> None:
+def _do_missing(study: Study, execute: Callable[..., None], state: StudyState, say: Say) -> None:
     """Do the missing runs, and say how each has ended."""
+    folder = StudyFolder(study.config.path)
     waiting = [outcome.run for outcome in state.missing]
     say(f"{len(waiting)} of {len(state.runs)} runs to do, in {folder.path}")
     folder.write_configs(waiting)
@@ -111,27 +114,35 @@ def _do_missing(
     # Without this check a run that an executor leaves undone for no reason is tried forever.
     if left := [run for run in waiting if not folder.outcome(run).ended]:
         raise StudyError(
-            f"{len(left)} runs were stopped before they ended, the first being {left[0].label!r} (see "
-            f"{folder.job(left[0]).log}); resume with: muonscale study run {folder.path}"
+            f"{len(left)} runs were stopped before they ended, the first being {left[0].label!r} "
+            f"(see {folder.job(left[0]).log}); resume with: muonscale study run {folder.path}"
         )
 
 
-def _write_plan(folder: StudyFolder, study: Study, state: StudyState) -> None:
-    cost = estimate_cost(state.runs, state.outcomes, study.config.executor, measure=False)
+def _write_plan(study: Study, state: StudyState, counted: dict[str, RunCost]) -> None:
+    executor = study.config.executor
+    cost = estimate_cost(state.runs, state.outcomes, executor, measure=False, counted=counted)
     rows = [
-        cost.row(run) | {"folder": folder.run_folder(run).path.name} for run in state.runs.values()
+        cost.row(outcome.run) | {"folder": outcome.folder.path.name}
+        for outcome in state.outcomes.values()
     ]
-    write_json(folder.path / "plan.json", {"runs": rows})
+    write_json(study.config.path / "plan.json", {"runs": rows})
 
 
-def write_report(study: Study, state: StudyState) -> dict[str, Any]:
-    """Write the report and result.json of the runs that have ended, and return the findings."""
+def write_report(study: Study, state: StudyState, say: Say) -> dict[str, Any]:
+    """Write the report and result.json of the runs that have ended, and return the findings.
+
+    `say` is called with each verdict of the report.
+    """
     from muonscale.lab.report.write import write_page  # matplotlib: not for `study status`
 
     folder = StudyFolder(study.config.path)
     found = analyze_study(study, state)
-    write_page(build_report(study, found, state.outcomes), folder.path / "report")
+    page = build_report(study, found, state.outcomes)
+    write_page(page, folder.path / "report")
     write_json(folder.path / "result.json", found)
+    for verdict in page.verdicts:
+        say(f"{verdict.outcome}: {verdict.text}")
     return found
 
 
@@ -169,7 +180,7 @@ def report_folder(path: Path) -> Page:
 def describe_outcome(outcome: Outcome) -> str:
     """Return the outcome of a run as text."""
     if outcome.result is not None:
-        seconds = outcome.result["train_seconds"]
+        seconds = outcome.train_seconds
         time = "" if seconds is None else f", trained in {seconds:.0f} s"
         return f"validation loss {outcome.loss:.4f}{time}"
     return f"{outcome.state}: {outcome.reason}" if outcome.reason else outcome.state

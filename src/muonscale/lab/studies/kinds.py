@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from importlib import import_module
 
@@ -15,7 +14,7 @@ from muonscale.lab.studies.study import Study
 
 KINDS = ("compare", "transfer", "scaling", "batch", "telescope")
 """The kinds of study. Each is a package of this one: `NAME.config` holds `NameConfig`, and
-`NAME.study` holds `NameStudy`. They are imported when a study is loaded, since some need scipy."""
+`NAME.study` holds `NameStudy`. They are imported when a study is loaded."""
 
 STUDIES = RECIPES / "studies"
 
@@ -68,6 +67,8 @@ def load_study(recipe: str, overrides: Sequence[str] = ()) -> Study:
 def command_of(config: StudyConfig) -> str:
     """Return the command that does a study: by its name, if it comes with the package."""
     for name in study_names():
-        if load_study(name, [f"path={json.dumps(str(config.path))}"]).config == config:
+        tree = read_tree(name, "study", STUDIES, "study.json")
+        same_kind = tree.get("study") == config.study
+        if same_kind and validate(type(config), {**tree, "path": config.path}) == config:
             return f"muonscale study run {name}"
     return f"muonscale study run {config.path}"

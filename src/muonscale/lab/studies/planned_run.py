@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from muonscale.errors import ConfigError, StudyError
 from muonscale.lab.config.load import Config, read_recipe, resolve_values
@@ -34,7 +34,8 @@ class PlannedRun:
     """One run of a study."""
 
     coordinates: Mapping[str, Coordinate]
-    """Values that distinguish it from the other runs, such as variant, lr and seed, in display order."""
+    """Values that distinguish it from the other runs, such as variant, lr and seed, in display
+    order."""
     config: Config
     """The configuration it is trained with, except for `run.path`."""
 
@@ -93,6 +94,26 @@ class Planner:
             raise ConfigError(f"run {label!r} of the study: {error}") from error
 
 
+ConfigT = TypeVar("ConfigT", bound=StudyConfig)
+
+
+@dataclass(frozen=True)
+class PlannedStudy(Generic[ConfigT]):
+    """The base of all kinds of study: a configuration, and the planner of its runs.
+
+    Modules that analyze and report import scipy, which takes seconds, so a study imports them when it
+    is analyzed, and not for its plan and its status. A telescope needs scipy for these too: the noise
+    of losses decides which levels it has.
+    """
+
+    config: ConfigT
+
+    @cached_property
+    def planner(self) -> Planner:
+        """The planner of the runs."""
+        return Planner(self.config)
+
+
 def index_runs(runs: Iterable[PlannedRun]) -> dict[str, PlannedRun]:
     """Return runs by their id, in order.
 
@@ -104,6 +125,7 @@ def index_runs(runs: Iterable[PlannedRun]) -> dict[str, PlannedRun]:
         other = found.setdefault(run.id, run)
         if other.label != run.label:
             raise StudyError(
-                f"the runs {other.label!r} and {run.label!r} have the same configuration; leave one out"
+                f"the runs {other.label!r} and {run.label!r} have the same configuration; leave "
+                "one out"
             )
     return found

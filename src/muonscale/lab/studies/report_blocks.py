@@ -101,12 +101,15 @@ def closing_sections(found: Found, outcomes: Outcomes, command: str) -> list[Pag
     done = [o for o in outcomes.values() if o.result is not None]
     facts: dict[str, set[str]] = {}
     for outcome in done:
-        env = outcome.folder.environment()
-        each = {**env["versions"], "device": env["device_name"], "threads": env["threads"]}
-        for key, value in each.items():
-            facts.setdefault(key, set()).add(str(value))
+        env = outcome.folder.environment()  # empty if the file was removed
+        of_device = {"device": env.get("device_name"), "threads": env.get("threads")}
+        for key, value in (env.get("versions", {}) | of_device).items():
+            facts.setdefault(key, set()).add("unknown" if value is None else str(value))
     rows = tuple((key, ", ".join(sorted(values))) for key, values in facts.items())
-    hours = sum(o.result["train_seconds"] for o in done if o.result is not None) / 3600
-    count = f"{len(done)} of {len(outcomes)} runs have finished, with {hours:.2f} hours of training steps."
-    blocks = (Command(command), Table(head=("what", "value"), rows=rows), Text(count))
+    times = [outcome.train_seconds for outcome in done]
+    hours = sum(seconds for seconds in times if seconds is not None) / 3600
+    count = f"{len(done)} of {len(outcomes)} runs have finished, with {hours:.2f} hours of training steps"
+    if unknown := times.count(None):
+        count += f", without those of {unknown} whose times are lost"
+    blocks = (Command(command), Table(head=("what", "value"), rows=rows), Text(f"{count}."))
     return [*sections, PageSection(title="How it was done", blocks=blocks)]

@@ -1,8 +1,8 @@
 """What a kind of study implements, and the outcomes of its runs.
 
-A study is a function from the outcomes so far to the runs it wants (`Study.plan`). A study whose later
-runs depend on earlier ones returns more of them once those have ended. Folders, executors and the
-writing of reports are the same for all kinds (`muonscale.lab.studies.engine`).
+A study is a function from the outcomes so far to the runs it wants (`Study.plan`). A study whose
+later runs depend on earlier ones returns more of them once those have ended. Folders, executors and
+the writing of reports are the same for all kinds (`muonscale.lab.studies.engine`).
 """
 
 from __future__ import annotations
@@ -42,8 +42,13 @@ class Outcome:
         """Validation loss at the end, nats per token; infinite if the run diverged, NaN if unknown."""
         if self.result is None:
             return math.inf if self.state == "diverged" else math.nan
-        loss = self.result["held_out_loss"]
+        loss = self.result["validation_loss"]
         return math.inf if loss is None else float(loss)
+
+    @property
+    def train_seconds(self) -> float | None:
+        """Seconds of training steps of a finished run; None if its records of steps were lost."""
+        return None if self.result is None else self.result["train_seconds"]
 
 
 Outcomes = Mapping[str, Outcome]
@@ -73,8 +78,8 @@ class Study(Protocol):
     def analyze(self, outcomes: Outcomes) -> dict[str, Any]:
         """Return the findings as plain values for JSON: a function of the run folders alone.
 
-        A study with a verdict returns it under `passed`: True, False or, if undecided, None. A study that
-        cannot continue says why under `stopped`.
+        A study with a verdict returns it under `passed`: True, False or, if undecided, None. A
+        study that cannot continue says why under `stopped`.
         """
         ...
 
@@ -84,8 +89,8 @@ class Study(Protocol):
 
 
 PartT = Literal["tuning", "final", "check", "instead"]
-"""The purpose of runs: to find hyper-parameters, to use them, to check the finding; `instead` stands
-for runs that are not done, for comparison."""
+"""The purpose of runs: to find hyper-parameters, to use them, to check the finding; `instead`
+stands for runs that are not done, for comparison."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from muonscale.lab.console import table_text
+from muonscale.lab.files import to_json
 from muonscale.lab.studies.cost import Account, StudyCost, format_hours
 from muonscale.lab.studies.engine import StudyState, describe_outcome
 from muonscale.lab.studies.execute.folder import StudyFolder
@@ -90,7 +90,7 @@ def plan_json(study: Study, state: StudyState, cost: StudyCost) -> str:
     tree = {"study": study.config.study, "runs": rows, "totals": totals, "time": cost.basis}
     if state.expected:
         tree["account"] = Account.of(state.expected, cost).tree()
-    return json.dumps(tree, indent=2)
+    return to_json(tree)
 
 
 def status_table(study: Study, state: StudyState) -> Group:
@@ -129,7 +129,7 @@ def _progress(outcome: Outcome) -> tuple[str, ...]:
         return "finished", f"{steps}/{steps}", f"{outcome.loss:.4f}", speed, ""
     if outcome.reason:
         return (f"{outcome.state}: {outcome.reason}",)
-    records = [r for r in outcome.folder.read_metrics() if r["kind"] == "train"]
+    records = outcome.folder.read_metrics("train")
     if not records:
         return (outcome.state, f"0/{steps}")
     last = records[-1]
@@ -151,4 +151,4 @@ def status_json(study: Study, state: StudyState) -> str:
         }
         for id, outcome in state.outcomes.items()
     ]
-    return json.dumps({"stopped": _stopped(study, state), "runs": rows}, indent=2)
+    return to_json({"stopped": _stopped(study, state), "runs": rows})

@@ -31,7 +31,7 @@ class Batches:
 
     train: Mapping[str, Rows]
     """Training split of every corpus."""
-    held_out: Mapping[str, Rows]
+    validation: Mapping[str, Rows]
     """Validation split of every corpus."""
     weights: dict[str, float]
     """Weights of the corpora in the validation loss; they sum to 1."""
@@ -91,7 +91,7 @@ class Batches:
             name: the corpus.
             sequences: number of sequences, spread evenly over the split; all by default.
         """
-        return batches_of(self.held_out[name], self.evaluation_size, at_most=sequences)
+        return batches_of(self.validation[name], self.evaluation_size, at_most=sequences)
 
     def mean(self, losses: Mapping[str, float]) -> float:
         """Return the mean of a figure over the corpora, weighted as the mixture."""
@@ -110,7 +110,7 @@ def build_batches(config: Config, corpora: Mapping[str, Corpus], processes: Proc
     total = sum(weights.values())
     return Batches(
         {name: corpus.train.rows(length) for name, corpus in corpora.items()},
-        {name: corpus.held_out.rows(length) for name, corpus in corpora.items()},
+        {name: corpus.validation.rows(length) for name, corpus in corpora.items()},
         {name: weight / total for name, weight in weights.items()},
         config.timeline,
         stretches,

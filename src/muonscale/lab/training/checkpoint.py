@@ -22,7 +22,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 
 from muonscale.errors import CheckpointError, ConfigError
 from muonscale.lab.config.load import Config
-from muonscale.lab.files import sha256, write_json
+from muonscale.lab.files import sha256, size_and_hash, write_json
 from muonscale.lab.parallel.processes import Processes
 
 MANIFEST = "manifest.json"
@@ -116,7 +116,7 @@ def save_checkpoint(
         # The ranks share the hashing.
         files = sorted(p for p in temporary.rglob("*") if p.is_file())
         share = {
-            str(p.relative_to(temporary)): {"bytes": p.stat().st_size, "sha256": sha256(p)}
+            str(p.relative_to(temporary)): size_and_hash(p)
             for p in files[processes.rank :: processes.topology.world]
         }
         entries = (item for part in processes.gather(share) for item in part.items())
@@ -200,8 +200,8 @@ def load_tensors(folder: Path, tensors: dict[str, Any], processes: Processes) ->
             dcp.load(tensors, checkpoint_id=str(folder), no_dist=not processes.many)
     except (CheckpointException, RuntimeError, ValueError, KeyError) as error:
         raise CheckpointError(
-            f"checkpoint {folder} does not fit this run: {error}; use the versions in env.json of the "
-            "run, or start a new one with run.path=FOLDER"
+            f"checkpoint {folder} does not fit this run: {error}; use the versions in env.json of "
+            "the run, or start a new one with run.path=FOLDER"
         ) from error
 
 

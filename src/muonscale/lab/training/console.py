@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import (
@@ -17,7 +17,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-OnProgress = Callable[[str, int, int | None], None]
+if TYPE_CHECKING:
+    from muonscale.lab.data.prepare import OnProgress
 
 PLAIN_LINES = 20
 """Number of progress lines that a run prints without a terminal."""

@@ -104,9 +104,9 @@ def _stages(config: Config) -> list[str]:
     for number, span in enumerate(spans(config.schedule, config.timeline), 1):
         first, last = (config.timeline.tokens_before(step) for step in (span.first, span.end))
         line = (
-            f"stage {number}    steps {span.first:,} to {span.end:,}, tokens {first:.4g} to {last:.4g}: "
-            f"lr {peak * span.low:.3g} to {peak * span.stage.peak:.3g} in {span.warmup} steps, "
-            f"{span.stage.name} to {peak * span.high:.3g}"
+            f"stage {number}    steps {span.first:,} to {span.end:,}, tokens {first:.4g} to "
+            f"{last:.4g}: lr {peak * span.low:.3g} to {peak * span.stage.peak:.3g} in "
+            f"{span.warmup} steps, {span.stage.name} to {peak * span.high:.3g}"
         )
         if config.data.mixture is not None:
             weights = config.data.weights if span.stage.weights is None else span.stage.weights

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -42,15 +41,6 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 """Dtypes that parameters can be exported in."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Exported:
-    """The exported checkpoint and its folder."""
-
-    step: int
-    """Optimizer steps of the checkpoint."""
-    folder: Path
-
-
 def export(
     run: RunFolder,
     step: int | None,
@@ -59,7 +49,7 @@ def export(
     dtype: str = "float32",
     max_shard_size: str = SHARD_SIZE,
     report: Callable[[str], None],
-) -> Exported:
+) -> int:
     """Write a checkpoint of a run as a Hugging Face folder with tokenizer and model card.
 
     The run may still be training, on any number of processes.
@@ -73,9 +63,12 @@ def export(
         max_shard_size: largest file of weights, such as `5GB`.
         report: called for every damaged checkpoint that is skipped.
 
+    Returns:
+        The optimizer steps of the checkpoint.
+
     Raises:
-        CheckpointError: for a folder that is not a run or lacks a part, a checkpoint that is missing
-            or damaged, or a folder that must not be overwritten.
+        CheckpointError: for a folder that is not a run or lacks a part, a checkpoint that is
+            missing or damaged, or a folder that must not be overwritten.
         ConfigError: for another dtype or size.
     """
     if dtype not in DTYPES:
@@ -84,7 +77,8 @@ def export(
         split_torch_state_dict_into_shards({}, max_shard_size=max_shard_size)
     except ValueError as error:
         raise ConfigError(
-            f"--max-shard-size {max_shard_size}: accepted: a number with KB, MB, GB or TB, such as 5GB"
+            f"--max-shard-size {max_shard_size}: accepted: a number with KB, MB, GB or TB, such as "
+            "5GB"
         ) from error
     config = run.saved_config()  # refuses a folder that is not a run
     check_target(folder)
@@ -98,10 +92,11 @@ def export(
     except (AttributeError, LookupError, TypeError, ValueError) as error:
         raise CheckpointError(
             f"no model card can be made from config.json, env.json and metrics.jsonl in {run.path} "
-            f"({type(error).__name__}: {error}); restore the one that is damaged, or remove env.json"
+            f"({type(error).__name__}: {error}); restore the one that is damaged, or remove "
+            "env.json"
         ) from error
     save_hf(model, tokenizer, folder, card=card, max_shard_size=max_shard_size)
-    return Exported(step=facts["step"], folder=folder)
+    return facts["step"]
 
 
 def find_checkpoint(run: RunFolder, step: int | None, report: Callable[[str], None]) -> Path:
@@ -170,8 +165,8 @@ def shape_of(facts: dict[str, Any], checkpoint: Path) -> PreTrainedConfig:
         again = json.loads(json.dumps(model_facts(shape)))
     except Exception as error:  # architectures raise errors of any class
         raise CheckpointError(
-            f"this version of transformers refuses the model of checkpoint {checkpoint}: {error}; use the "
-            "version in env.json of the run"
+            f"this version of transformers refuses the model of checkpoint {checkpoint}: {error}; "
+            "use the version in env.json of the run"
         ) from error
     changed = sorted(k for k in facts.keys() | again.keys() if facts.get(k) != again.get(k))
     if changed:
@@ -208,9 +203,9 @@ def unfilled_model(shape: PreTrainedConfig, dtype: torch.dtype = torch.float32) 
 
     Args:
         shape: the model's configuration.
-        dtype: dtype of its parameters, except router biases: rounding them would change the order of
-            experts. The parameters that transformers keeps in float32 differ between its versions
-            and are not exempt.
+        dtype: dtype of its parameters, except router biases: rounding them would change the order
+            of experts. The parameters that transformers keeps in float32 differ between its
+            versions and are not exempt.
     """
     with no_init_weights():
         model = build_model(shape, seed=0)

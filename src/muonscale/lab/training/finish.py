@@ -18,7 +18,7 @@ from muonscale.lab.parallel.gather import gather_model
 from muonscale.lab.report.loss_figure import write_loss_figure
 from muonscale.lab.training.setup import Run
 from muonscale.lab.training.signals import StopRequest
-from muonscale.lab.training.validation import validate
+from muonscale.lab.training.validation import measure_validation
 
 NGRAM_TOKENS = 50_000_000
 """Maximum number of training tokens that the n-gram baselines are fitted on."""
@@ -42,7 +42,7 @@ def finish(run: Run, stop: StopRequest) -> dict[str, Any]:
         Interrupted: if a stop was requested; the run stays unfinished and can be resumed.
     """
     run.console.log("evaluating on the whole validation split")
-    record = validate(run, stop)
+    record = measure_validation(run, stop)
     stop.raise_if_requested("stopped in the final evaluation; all steps are saved: use --resume")
     assert record is not None
     model = gather_model(run.state.model, run.processes)
@@ -57,7 +57,7 @@ def _write_files(run: Run, model: PreTrainedModel | None, record: dict[str, Any]
     """Write all files but result.json, and return its content."""
     assert model is not None
     folder, config, batches = run.folder, run.config, run.batches
-    folder.replace_metrics(record)
+    metrics = folder.replace_metrics(record)
     run.trackers.log(record)
     result = {key: value for key, value in record.items() if key != "kind"}
     # The baselines are fitted on what the run has read, and evaluated on the same batches.
@@ -65,8 +65,8 @@ def _write_files(run: Run, model: PreTrainedModel | None, record: dict[str, Any]
     ngrams = fit_ngrams(seen, len(run.tokenizer))
     for key, loss in (("unigram_loss", ngrams.unigram_loss), ("bigram_loss", ngrams.bigram_loss)):
         result[key] = batches.mean({name: loss(batches.evaluation(name)) for name in run.corpora})
-    result |= _step_times(run)
-    result["perplexity"] = math.exp(record["held_out_loss"])
+    result |= _step_times(metrics)
+    result["perplexity"] = math.exp(record["validation_loss"])
     result["parameters"] = count_parameters(model).total
     result["sample"] = ""
     if config.eval.sample_tokens > 0:
@@ -80,7 +80,7 @@ def _write_files(run: Run, model: PreTrainedModel | None, record: dict[str, Any]
             seed=config.run.seed,
         )
     write_atomic(folder.path / "sample.txt", result["sample"] + "\n")
-    saved, env, metrics = folder.saved_config(), folder.environment(), folder.read_metrics()
+    saved, env = folder.saved_config(), folder.environment()
     card = model_card(saved, env, metrics, step=run.state.step, model=model)
     save_hf(model, run.tokenizer, folder.model, card=card)
     write_loss_figure(folder.path, result)
@@ -99,8 +99,8 @@ def _write_result(run: Run, result: dict[str, Any]) -> None:
         write_json(path, result)
 
 
-def _step_times(run: Run) -> dict[str, Any]:
-    records = [r for r in run.folder.read_metrics() if r["kind"] == "train"]
+def _step_times(metrics: list[dict[str, Any]]) -> dict[str, Any]:
+    records = [r for r in metrics if r["kind"] == "train"]
     steps = [r for r in records if all(isinstance(r.get(key), int | float) for key in TIMES)]
     if not steps:  # resumed after its last step, and its records were lost
         return dict.fromkeys(NOT_RECORDED)
@@ -145,10 +145,10 @@ def _log_result(run: Run, result: dict[str, Any]) -> None:
         other = times["other_step_ms"]
         others = "" if other is None else f", other steps {other:.0f} ms"
         run.console.log(
-            f"attention logits recorded in {times['recorded_steps']} steps, {times['seconds']:.1f} s; "
-            f"median time of these steps {times['step_ms']:.0f} ms{others}"
+            f"attention logits recorded in {times['recorded_steps']} steps, {times['seconds']:.1f} "
+            f"s; median time of these steps {times['step_ms']:.0f} ms{others}"
         )
-    below = result["bigram_loss"] - result["held_out_loss"]
+    below = result["bigram_loss"] - result["validation_loss"]
     bits = f"; {result['bits_per_byte']:.3f} bits per byte" if "bits_per_byte" in result else ""
     speed = "metrics.jsonl has no record of a step: the times are lost"
     if result["train_seconds"] is not None:
@@ -158,7 +158,7 @@ def _log_result(run: Run, result: dict[str, Any]) -> None:
         )
     run.console.log(
         f"validation loss in nats per token: unigram {result['unigram_loss']:.3f}, bigram "
-        f"{result['bigram_loss']:.3f}, model {result['held_out_loss']:.3f} "
+        f"{result['bigram_loss']:.3f}, model {result['validation_loss']:.3f} "
         f"({abs(below):.3f} {'below' if below > 0 else 'above'} the bigram){bits}\n"
         f"{speed}\n"
         f"model in {run.folder.model}, curve in {run.folder.path / 'loss.png'}; try: "

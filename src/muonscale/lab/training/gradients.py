@@ -41,7 +41,8 @@ def gradient_norms(optimizer: Optimizer, processes: Processes | None = None) -> 
 def sum_of_squares(params: list[Any], world: int, device: torch.device) -> Tensor:
     """Return this rank's part of the sum of squares of gradients, float64, 0-D.
 
-    Replicated values are divided by the number of replicas, so that the sum over all ranks is right.
+    Replicated values are divided by the number of replicas, so that the sum over all ranks is
+    right.
     """
     total = torch.zeros((), dtype=torch.float64, device=device)
     for parameter in params:

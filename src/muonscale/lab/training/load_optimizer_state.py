@@ -93,13 +93,13 @@ def _read(path: Path) -> list[StateDict]:
     if not isinstance(parts, (list, tuple)) or not parts or not all(map(_is_state_dict, parts)):
         has = sorted(map(str, content)) if isinstance(content, Mapping) else type(content).__name__
         raise CheckpointError(
-            f"optimizer.state={path} contains no optimizer state_dict() (state and param_groups) and "
-            f"no list of them, but {has}; save it with torch.save(optimizer.state_dict(), FILE)"
+            f"optimizer.state={path} contains no optimizer state_dict() (state and param_groups) "
+            f"and no list of them, but {has}; save it with torch.save(optimizer.state_dict(), FILE)"
         )
     if any(is_sharded(v) for part in parts for s in part["state"].values() for v in s.values()):
         raise CheckpointError(
-            f"optimizer.state={path} contains tensors of one rank of a sharded run: save whole ones, "
-            "with full_state_dict()"
+            f"optimizer.state={path} contains tensors of one rank of a sharded run: save whole "
+            "ones, with full_state_dict()"
         )
     return list(parts)
 
@@ -151,15 +151,16 @@ class _ParameterNames:
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise CheckpointError(
                 f"optimizer.state={self._path} is not a state of {SOURCES[source].what} "
-                f"({type(error).__name__}: {error}); set optimizer.state_format to the optimizer that "
-                "wrote it"
+                f"({type(error).__name__}: {error}); set optimizer.state_format to the optimizer "
+                "that wrote it"
             ) from error
 
     def _check(self, name: str, state: Mapping[str, Any]) -> str:
         """Return a name of the file if the parameter exists and has the shape of its state."""
         if name not in self._shapes:
             raise CheckpointError(
-                f"optimizer.state={self._path} has a parameter {name}, which this model does not have"
+                f"optimizer.state={self._path} has a parameter {name}, which this model does not "
+                "have"
             )
         for key in RULE_OF:
             if key in state and _flat(state[key].shape) != _flat(self._shapes[name]):
@@ -175,8 +176,8 @@ class _ParameterNames:
         key = next((key for key in RULE_OF if key in state), None)
         if key is None:
             raise CheckpointError(
-                f"optimizer.state={self._path} has no parameter names, and no state whose shape would "
-                f"identify parameter {number}; save it from an optimizer of named parameters"
+                f"optimizer.state={self._path} has no parameter names, and no state whose shape "
+                f"would identify parameter {number}; save it from an optimizer of named parameters"
             )
         rule, shape = RULE_OF[key], tuple(state[key].shape)
         free = self._free[(rule, *_flat(shape))]

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from contextlib import closing, contextmanager
 from dataclasses import asdict
 from typing import Any
 
 from torch.profiler import record_function
-from transformers import PreTrainedConfig
 
 from muonscale.lab.config.load import Config
 from muonscale.lab.files import write_json
 from muonscale.lab.models.build import meta_model
 from muonscale.lab.models.convert import save_tokenizer
-from muonscale.lab.models.flops import flops_per_token, optimizer_flops
 from muonscale.lab.models.structure import count_parameters
 from muonscale.lab.parallel.processes import Processes, init_processes, was_restarted
 from muonscale.lab.run_folder import RunFolder
@@ -24,12 +22,12 @@ from muonscale.lab.training.finish import finish
 from muonscale.lab.training.profile import Profiler
 from muonscale.lab.training.provenance import record_provenance
 from muonscale.lab.training.schedule import check_schedule
-from muonscale.lab.training.setup import Run, build_optimizer, environment, resolve_device, set_up
+from muonscale.lab.training.setup import Run, environment, resolve_device, run_flops, set_up
 from muonscale.lab.training.signals import Interrupted, StopRequest, stop_on_signals
 from muonscale.lab.training.step import train_step
 from muonscale.lab.training.telemetry import StepTelemetry
 from muonscale.lab.training.trackers.registry import check_trackers
-from muonscale.lab.training.validation import validate
+from muonscale.lab.training.validation import measure_validation
 from muonscale.optim.parameters.report import grouping_report
 
 LINE = "\n" + " " * len("optimizer  ")
@@ -81,12 +79,11 @@ def train_together(
         processes.on_first(lambda: folder.create(config))
     if fresh:
         processes.on_first(lambda: record_provenance(config, folder))
-    with stop_on_signals(processes.max_flag) as stop, close_trackers(run) as open_trackers:
+    with stop_on_signals(processes.max_flag) as stop, closing(run.trackers):
+        seen = restore(run) if begun else []
+        processes.on_first(lambda: run.trackers.open(config, folder.path, seen, run.state.step))
         if begun:
-            restore(run)
-        open_trackers()
-        if begun:
-            make_up_evaluation(run, stop)
+            make_up_evaluation(run, stop, seen)
         processes.on_first(lambda: record_environment(run))
         introduce(run)
         run_steps(run, stop)
@@ -151,40 +148,31 @@ def evaluate_if_due(run: Run, stop: StopRequest) -> None:
     if step == 0 or step % config.eval.every or step == config.steps:
         return
     sequences = max(1, config.eval.tokens // config.data.sequence_length)
-    record = validate(run, stop, sequences=sequences)
+    record = measure_validation(run, stop, sequences=sequences)
     if record is not None:
         run.record(record)
 
 
-@contextmanager
-def close_trackers(run: Run) -> Generator[Callable[[], None]]:
-    """Yield a function that opens the trackers when the run is at its first step; close them after."""
-    seen = run.folder.read_metrics() if run.processes.is_first else []
-    try:
-        yield lambda: run.processes.on_first(
-            lambda: run.trackers.open(run.config, run.folder, seen, run.state.step)
-        )
-    finally:
-        run.trackers.close()
+def restore(run: Run) -> list[dict[str, Any]]:
+    """Restore the newest complete checkpoint of a run, or its start if it has none: a collective.
 
-
-def restore(run: Run) -> None:
-    """Restore the newest complete checkpoint of a run, or its start if it has none: a collective."""
+    Returns:
+        On the first rank the metrics records, those after the checkpoint included.
+    """
+    seen: list[dict[str, Any]] = []
     state, folder, processes = run.state, run.folder, run.processes
     checkpoint = processes.on_first(lambda: newest_checkpoint(folder.checkpoints, run.console.warn))
     if checkpoint is not None:
         state.restore(checkpoint, processes)
-    processes.on_first(lambda: folder.truncate_metrics(state.step))
+    processes.on_first(lambda: seen.extend(folder.truncate_metrics(state.step)))
     run.console.log(f"resuming {folder.path} at step {state.step} of {run.config.steps}")
+    return seen
 
 
-def make_up_evaluation(run: Run, stop: StopRequest) -> None:
+def make_up_evaluation(run: Run, stop: StopRequest, seen: list[dict[str, Any]]) -> None:
     """Evaluate if the interrupted run was stopped before an evaluation: a collective."""
-    step, folder = run.state.step, run.folder
-    evaluated = run.processes.on_first(
-        lambda: any(r["kind"] == "eval" and r["step"] == step for r in folder.read_metrics())
-    )
-    if not evaluated:
+    here = ("eval", run.state.step)
+    if not run.processes.on_first(lambda: any((r["kind"], r["step"]) == here for r in seen)):
         evaluate_if_due(run, stop)
 
 
@@ -198,7 +186,7 @@ def record_environment(run: Run) -> None:
         save_tokenizer(run.tokenizer, run.folder.tokenizer)
     facts = {
         **environment(run),
-        "flops": run_flops(run.config, run.state.model.config),
+        "flops": run_flops(run.config, meta_model(run.state.model.config)),
         "started_at_step": run.state.step,
         "trackers": run.trackers.facts(),
         "data": {
@@ -207,19 +195,6 @@ def record_environment(run: Run) -> None:
         },
     }
     write_json(run.folder.path / "env.json", facts)
-
-
-def run_flops(config: Config, shape: PreTrainedConfig) -> dict[str, int] | None:
-    """Return the FLOPs of a run as in env.json: per token, and of Newton-Schulz per step.
-
-    None for a mixture of experts whose configuration does not say how many experts a token uses.
-    """
-    model = meta_model(shape)
-    per_token = flops_per_token(shape, model, config.data.sequence_length)
-    if per_token is None:
-        return None
-    per_step = optimizer_flops(build_optimizer(model, config.optimizer).param_groups)
-    return {"per_token": per_token, "newton_schulz_per_step": per_step}
 
 
 def introduce(run: Run) -> None:
@@ -250,12 +225,13 @@ def describe_corpus(run: Run, name: str) -> str:
     if stats.train.targets is not None:
         return (
             f"{name}: {stats.train.documents:,} training conversations of {stats.train.tokens:,} "
-            f"tokens, {stats.train.targets:,} of them the assistant's, {stats.held_out.documents:,} "
-            f"for validation; {read['rows']:,} rows, {100 * read['padding']:.1f} % of them padding, "
-            f"{read['cut']:,} conversations cut, {read['left_out']:,} left out; "
-            f"{share}{read['epochs']:.2f} epochs"
+            f"tokens, {stats.train.targets:,} of them the assistant's, "
+            f"{stats.validation.documents:,} for validation; {read['rows']:,} rows, "
+            f"{100 * read['padding']:.1f} % of them padding, {read['cut']:,} conversations cut, "
+            f"{read['left_out']:,} left out; {share}{read['epochs']:.2f} epochs"
         )
     return (
-        f"{name}: {stats.train.tokens:,} training tokens, {stats.held_out.tokens:,} for validation, "
-        f"{stats.train.bytes_per_token:.2f} bytes per token; {share}{read['epochs']:.2f} epochs"
+        f"{name}: {stats.train.tokens:,} training tokens, {stats.validation.tokens:,} for "
+        f"validation, {stats.train.bytes_per_token:.2f} bytes per token; "
+        f"{share}{read['epochs']:.2f} epochs"
     )

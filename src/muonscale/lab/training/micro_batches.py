@@ -41,11 +41,11 @@ def check_shares(config: Config, topology: Topology) -> None:
             )
         if micro is not None and batch // ranks % micro:
             raise ConfigError(
-                f"train.micro_batch_tokens={micro} does not divide the {batch // ranks} tokens that "
-                f"each of {ranks} data-parallel ranks has of train.batch_tokens={batch}"
+                f"train.micro_batch_tokens={micro} does not divide the {batch // ranks} tokens "
+                f"that each of {ranks} data-parallel ranks has of train.batch_tokens={batch}"
             )
     if topology.sequence and length % topology.tensor:
         raise ConfigError(
-            f"data.sequence_length={length} is not a multiple of parallel.tensor={topology.tensor}, "
-            "which sequence parallelism requires"
+            f"data.sequence_length={length} is not a multiple of "
+            f"parallel.tensor={topology.tensor}, which sequence parallelism requires"
         )

@@ -2,7 +2,8 @@
 
 McCandlish et al., arXiv 1812.06162: B_simple = tr(Sigma) / |G|^2 (eq. 2.9), for the mean gradient G
 and the covariance Sigma of the gradients of single examples, here tokens. Both follow from the
-gradient norms of two batch sizes (appendix A.1): here those of a micro-batch and of the whole batch.
+gradient norms of two batch sizes (appendix A.1): here those of a micro-batch and of the whole
+batch.
 """
 
 from __future__ import annotations
@@ -46,9 +47,10 @@ def check_noise_scale(config: Config, topology: Topology) -> None:
     for phase in config.timeline.phases:
         if phase.batch // ranks < 2:
             raise ConfigError(
-                f"telemetry.noise_scale_every={every} compares parts of a rank's share of the batch, "
-                f"and train.batch_tokens={phase.batch * length} is a single sequence of {length} for "
-                f"each of {ranks} data-parallel ranks; accepted: null, or a larger batch"
+                f"telemetry.noise_scale_every={every} compares parts of a rank's share of the "
+                f"batch, and train.batch_tokens={phase.batch * length} is a single sequence of "
+                f"{length} for each of {ranks} data-parallel ranks; accepted: null, or a larger "
+                "batch"
             )
 
 
@@ -135,7 +137,8 @@ class NoiseScale:
 class MicroBatchNorms:
     """Measures the gradient norm of each micro-batch while gradients are accumulated.
 
-    A micro-batch comprises the shares of all ranks. Measuring takes the memory of one more gradient.
+    A micro-batch comprises the shares of all ranks. Measuring takes the memory of one more
+    gradient.
 
     Args:
         optimizer: optimizer of the parameters.

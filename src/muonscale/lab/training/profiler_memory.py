@@ -54,7 +54,8 @@ def bytes_alive(changes: Sequence[MemoryChange]) -> list[int]:
 def allocations_by_operator(recorded: profile, changes: Sequence[MemoryChange]) -> Counter[str]:
     """Return the bytes that every operator has allocated itself, whether released or not.
 
-    An allocation belongs to the innermost operator running on its thread; `outside` if there is none.
+    An allocation belongs to the innermost operator running on its thread; `outside` if there is
+    none.
     """
     spans: dict[int, list[tuple[int, int, str]]] = {}
     for event in _events(recorded):

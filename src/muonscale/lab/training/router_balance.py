@@ -213,8 +213,8 @@ class RouterBalance:
             processes: the processes of the run.
 
         Returns:
-            `routing_statistics`, with `bias_rate` and `aux_loss` (times its coefficient, summed over
-            layers) if they are in use. Empty for a model without known routers.
+            `routing_statistics`, with `bias_rate` and `aux_loss` (times its coefficient, summed
+            over layers) if they are in use. Empty for a model without known routers.
         """
         if not self._routers:
             return {}

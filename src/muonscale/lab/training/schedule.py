@@ -78,7 +78,7 @@ class Span:
 
 def spans(schedule: ScheduleSection, timeline: Timeline) -> list[Span]:
     """Return the stages of a run; a schedule without stages has one."""
-    stages = schedule.stages or [Stage.model_validate(schedule.model_dump(exclude={"stages"}))]
+    stages = schedule.all_stages
     ends = [timeline.steps if s.until is None else timeline.step_at(s.until) for s in stages]
     result: list[Span] = []
     for stage, (first, end) in zip(stages, pairwise([0, *ends]), strict=True):
@@ -103,7 +103,8 @@ def multiplier(schedule: ScheduleSection, step: int, timeline: Timeline) -> floa
     References: cosine, Loshchilov and Hutter, SGDR, arXiv 1608.03983; wsd (warm-up, stable, decay),
     Hu et al., MiniCPM, arXiv 2404.06395, section 4; constant-linear, Zhang et al., Muon+,
     arXiv 2602.21545 (constant for 40 % of the steps, then linear to 0.1); stages that continue at
-    the learning rate of the one before, Liu et al., Muon is scalable, arXiv 2502.16982, section 3.2.
+    the learning rate of the one before, Liu et al., Muon is scalable, arXiv 2502.16982, section
+    3.2.
     """
     span = next(span for span in spans(schedule, timeline) if step < span.end)
     peak, final = span.stage.peak, span.stage.final

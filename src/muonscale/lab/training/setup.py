@@ -16,9 +16,11 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerF
 from muonscale.errors import ConfigError, DataError
 from muonscale.lab.config.load import Config
 from muonscale.lab.config.sections import OptimizerSection, TrainSection
+from muonscale.lab.console import dtype_text
 from muonscale.lab.data.prepare import Corpus, prepare
 from muonscale.lab.models.build import build_model, meta_model
 from muonscale.lab.models.config import model_config
+from muonscale.lab.models.flops import flops_per_token, optimizer_flops
 from muonscale.lab.models.packed_rows import check_isolates_conversations
 from muonscale.lab.models.pretrained import load_weights, pretrained_config
 from muonscale.lab.parallel.apply import parallelize
@@ -77,7 +79,8 @@ def resolve_precision(section: TrainSection, device: torch.device) -> torch.dtyp
     has_bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
     if section.precision == "bfloat16" and device.type == "cuda" and not has_bf16:
         raise ConfigError(
-            f"train.precision={section.precision}: this GPU does not support it; accepted: float32, auto"
+            f"train.precision={section.precision}: this GPU does not support it; accepted: "
+            "float32, auto"
         )
     if section.precision == "auto":
         return torch.bfloat16 if has_bf16 else torch.float32
@@ -103,6 +106,18 @@ def build_optimizer(
         groups = transfer.groups(groups)
     options = section.model_dump(exclude=NOT_OF_THE_OPTIMIZER)
     return Muon(groups, process_group=process_group, **options)
+
+
+def run_flops(config: Config, model: PreTrainedModel) -> dict[str, int] | None:
+    """Return the FLOPs of a run as in env.json: per token, and of Newton-Schulz per step.
+
+    None for a mixture of experts whose configuration does not say how many experts a token uses.
+    """
+    per_token = flops_per_token(model.config, model, config.data.sequence_length)
+    if per_token is None:
+        return None
+    per_step = optimizer_flops(build_optimizer(model, config.optimizer).param_groups)
+    return {"per_token": per_token, "newton_schulz_per_step": per_step}
 
 
 def model_facts(config: PreTrainedConfig) -> dict[str, Any]:
@@ -145,6 +160,34 @@ def build_parallelized(
     assert first is not None
     model = first.to(processes.device)  # pyrefly: ignore
     return parallelize(model, None, config.train, processes, precision)
+
+
+def build_state(
+    config: Config,
+    shape: PreTrainedConfig,
+    processes: Processes,
+    transfer: Parametrization | None,
+    *,
+    weights: Path | None = None,
+    facts: dict[str, Any] | None = None,
+) -> TrainState:
+    """Return model, optimizer and routing of a run at step 0: a collective.
+
+    Args:
+        config: the configuration of the run.
+        shape: the Hugging Face configuration of its model.
+        processes: the processes of the run.
+        transfer: multipliers of the model's parameters.
+        weights: the checkpoint folder to start from.
+        facts: what a checkpoint must agree on with the run that continues it.
+    """
+    forward = build_parallelized(config, shape, processes, weights, transfer)
+    replicated = processes.many and processes.topology.data == "ddp"
+    group = dist.group.WORLD if replicated else None
+    optimizer = build_optimizer(forward.model, config.optimizer, group, transfer)
+    stages = spans(config.schedule, config.timeline)
+    routing = RouterBalance(forward.model, plan_routing(forward.model, config.routing, stages))
+    return TrainState(forward, optimizer, routing, facts or {})
 
 
 def model_shape(config: Config, tokenizer: PreTrainedTokenizerFast) -> PreTrainedConfig:
@@ -219,20 +262,15 @@ def set_up(
     given = config if fresh else use_start_folder(config, folder)
     corpora = prepare_once(given, console, processes)
     shape = model_shape(given, shared_tokenizer(corpora))
-    weights = config.model.weights if fresh else None
     transfer = plan_transfer(config, shape)
-    forward = build_parallelized(config, shape, processes, weights, transfer)
-    replicated = processes.many and processes.topology.data == "ddp"
-    group = dist.group.WORLD if replicated else None
-    optimizer = build_optimizer(forward.model, config.optimizer, group, transfer)
-    if fresh and (path := config.optimizer.state) is not None:
-        text = load_optimizer_state(forward.model, optimizer, path, config.optimizer.state_format)
-        console.log(f"optimizer  {text}")
     facts = {"data fingerprint": corpus_fingerprint(corpora), "model": model_facts(shape)}
-    stages = spans(config.schedule, config.timeline)
-    routing = RouterBalance(forward.model, plan_routing(forward.model, config.routing, stages))
-    attention = monitor_attention(forward.model, config)
-    state = TrainState(forward, optimizer, routing, facts, attention=attention)
+    weights = config.model.weights if fresh else None
+    state = build_state(config, shape, processes, transfer, weights=weights, facts=facts)
+    if fresh and (path := config.optimizer.state) is not None:
+        form = config.optimizer.state_format
+        text = load_optimizer_state(state.model, state.optimizer, path, form)
+        console.log(f"optimizer  {text}")
+    state.attention = monitor_attention(state.model, config)
     batches = build_batches(config, corpora, processes)
     trackers = Trackers(console.warn)
     return Run(config, folder, console, corpora, batches, state, processes, transfer, trackers)
@@ -284,8 +322,8 @@ def environment(run: Run) -> dict[str, Any]:
         "processes": topology.world,
         "layout": str(topology),
         "threads": torch.get_num_threads(),
-        "precision": str(run.state.forward.precision)[len("torch.") :],
-        "ns_dtype": str(ns_dtype(device))[len("torch.") :] if products == "auto" else products,
+        "precision": dtype_text(run.state.forward.precision),
+        "ns_dtype": dtype_text(ns_dtype(device)) if products == "auto" else products,
         "experts": experts_implementation(run.state.model),
         "routing": run.state.routing.facts(),
         "attention": None if (monitor := run.state.attention) is None else monitor.facts(),

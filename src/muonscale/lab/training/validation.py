@@ -10,7 +10,9 @@ from muonscale.lab.training.setup import Run
 from muonscale.lab.training.signals import StopRequest
 
 
-def validate(run: Run, stop: StopRequest, *, sequences: int | None = None) -> dict[str, Any] | None:
+def measure_validation(
+    run: Run, stop: StopRequest, *, sequences: int | None = None
+) -> dict[str, Any] | None:
     """Measure the validation loss of the model: a collective of all ranks, which share every batch.
 
     Args:
@@ -39,13 +41,13 @@ def validate(run: Run, stop: StopRequest, *, sequences: int | None = None) -> di
         "kind": "eval",
         "step": run.state.step,
         "tokens": run.config.timeline.tokens_before(run.state.step),
-        "held_out_loss": loss,
-        **({"held_out_losses": losses} if len(losses) > 1 else {}),
-        "held_out_tokens": sum(each.targets for each in results.values()),
+        "validation_loss": loss,
+        **({"validation_losses": losses} if len(losses) > 1 else {}),
+        "validation_tokens": sum(each.targets for each in results.values()),
     }
     if not run.config.data.has_chats:
         bytes_per_token = run.batches.mean(
-            {name: corpus.stats.held_out.bytes_per_token for name, corpus in run.corpora.items()}
+            {name: corpus.stats.validation.bytes_per_token for name, corpus in run.corpora.items()}
         )
         record["bits_per_byte"] = bits_per_byte(loss, bytes_per_token)
     return record

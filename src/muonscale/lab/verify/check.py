@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 
 import torch
@@ -13,7 +12,7 @@ from muonscale.lab.config.load import Config
 from muonscale.lab.config.sections import ParallelSection
 from muonscale.lab.models.build import meta_model
 from muonscale.lab.parallel.placements import check_model
-from muonscale.lab.parallel.processes import Processes, started_by_torchrun
+from muonscale.lab.parallel.processes import Processes, check_alone
 from muonscale.lab.parallel.topology import Topology
 from muonscale.lab.run_folder import RunFolder
 from muonscale.lab.training.console import RunConsole
@@ -124,11 +123,7 @@ def check_request(config: Config, topology: Topology, steps: int, device: torch.
     """Raise ConfigError if the steps cannot be taken in this layout on this machine."""
     check_schedule(config)
     check_shares(config, topology)
-    if started_by_torchrun():
-        raise ConfigError(
-            "verify starts its processes itself, but this is one of "
-            f"{os.environ['WORLD_SIZE']} processes of a job; start it without torchrun"
-        )
+    check_alone("verify starts its processes itself")
     if topology.world == 1:
         raise ConfigError(
             f"layout {topology} is one process; give one of several processes, such as fsdp=2"

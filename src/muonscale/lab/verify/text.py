@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from muonscale.lab.console import table_text
-from muonscale.lab.files import drop_nonfinite
+from muonscale.lab.console import dtype_text, table_text
+from muonscale.lab.files import to_json
 from muonscale.lab.verify.check import Verification
 from muonscale.lab.verify.compare import LIMIT, KindT, TrajectoryDifference
 from muonscale.optim.parameters.collapse import collapse
@@ -40,7 +39,7 @@ def verification_text(verification: Verification, *, full: bool = False) -> str:
     """
     config, topology = verification.config, verification.topology
     comparison = verification.comparison
-    dtypes = f"passes in {_dtype(verification)}, Newton-Schulz in {config.optimizer.ns_dtype}"
+    dtypes = f"passes in {dtype_text(verification.precision)}, Newton-Schulz in {config.optimizer.ns_dtype}"
     heading = [
         f"{config.model.source} in {topology} on {topology.world} processes "
         f"against one process; {dtypes}",
@@ -97,10 +96,6 @@ def _numbers(row: TrajectoryDifference) -> list[str]:
     return [f"{row.difference:.1e}", f"{row.rounding:.1e}", f"{row.ratio:.3g}"]
 
 
-def _dtype(verification: Verification) -> str:
-    return str(verification.precision).removeprefix("torch.")
-
-
 def verification_json(verification: Verification) -> str:
     """Return the report as JSON; a number that is not finite is null."""
 
@@ -114,7 +109,7 @@ def verification_json(verification: Verification) -> str:
         "layout": str(verification.topology),
         "processes": verification.topology.world,
         "steps": len(verification.one.losses),
-        "precision": _dtype(verification),
+        "precision": dtype_text(verification.precision),
         "ns_dtype": verification.config.optimizer.ns_dtype,
         "limit": LIMIT,
         "same": comparison.same,
@@ -126,4 +121,4 @@ def verification_json(verification: Verification) -> str:
     }
     for name in TITLES:
         tree[name] = [plain(row) for row in getattr(comparison, name)]
-    return json.dumps(drop_nonfinite(tree), indent=2)
+    return to_json(tree)

@@ -8,6 +8,7 @@ the full tensor, which can be loaded with any other sharding.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
@@ -209,9 +210,14 @@ def stored_boxes(sharding: Sharding, piece: Piece) -> Iterator[tuple[Box, slice,
         piece: piece that covers a whole matrix of it.
     """
     shape, matrices = sharding.shape, sharding.matrices
-    leading, _, column = piece.place
-    for row, rows in _runs(piece):
-        spans = [(row, row + rows.stop - rows.start), (column, column + piece.shape[1])]
+    leading, first_row, first_column = piece.place
+    row_runs = _runs(piece.rows, first_row, piece.stride_pattern)
+    column_runs = list(_runs(piece.columns, first_column, piece.column_pattern))
+    for (row, rows), (column, columns) in itertools.product(row_runs, column_runs):
+        spans = [
+            (row, row + rows.stop - rows.start),
+            (column, column + columns.stop - columns.start),
+        ]
         if matrices.transposed:
             spans.reverse()
         first, second = spans
@@ -220,16 +226,14 @@ def stored_boxes(sharding: Sharding, piece: Piece) -> Iterator[tuple[Box, slice,
             offsets = (*coordinates, first[0], second[0])
             ones = [1] * len(coordinates)
             sizes = (*ones, first[1] - first[0], second[1] - second[0])
-            yield (offsets, sizes), rows, slice(*piece.columns)
+            yield (offsets, sizes), rows, columns
             continue
         for start, (offsets, sizes) in _boxes_of_range(*second, shape[1:]):
             box = (first[0], *offsets), (first[1] - first[0], *sizes)
-            part = slice(start - second[0], start - second[0] + math.prod(sizes))
-            if matrices.transposed:
-                part = slice(rows.start + part.start, rows.start + part.stop)
-                yield box, part, slice(*piece.columns)
-            else:
-                yield box, rows, part
+            along = rows if matrices.transposed else columns
+            at = along.start + start - second[0]
+            part = slice(at, at + math.prod(sizes))
+            yield (box, part, columns) if matrices.transposed else (box, rows, part)
 
 
 def _boxes_of_range(start: int, stop: int, sizes: tuple[int, ...]) -> Iterator[tuple[int, Box]]:
@@ -251,19 +255,20 @@ def _boxes_of_range(start: int, stop: int, sizes: tuple[int, ...]) -> Iterator[t
         start = end
 
 
-def _runs(piece: Piece) -> Iterator[tuple[int, slice]]:
-    """Yield (first stored row, rows of the matrix) for each run of consecutive stored rows."""
-    if piece.stride_pattern is None:
-        yield piece.place[1], slice(*piece.rows)
+def _runs(
+    own: tuple[int, int], place: int, pattern: tuple[int, int, int] | None
+) -> Iterator[tuple[int, slice]]:
+    """Yield (first stored index, indices of the matrix) for each run of consecutive stored indices."""
+    if pattern is None:
+        yield place, slice(*own)
         return
-    first, share, stride = piece.stride_pattern
-    skipped = piece.place[1]
-    row = piece.rows[0]
-    while row < piece.rows[1]:
-        group, rest = divmod(row + skipped, share)
-        stop = min(piece.rows[1], row + share - rest)
-        yield group * stride + first + rest, slice(row, stop)
-        row = stop
+    first, share, stride = pattern
+    index = own[0]
+    while index < own[1]:
+        group, rest = divmod(index + place, share)
+        stop = min(own[1], index + share - rest)
+        yield group * stride + first + rest, slice(index, stop)
+        index = stop
 
 
 def rows_sharding(shape: tuple[int, ...], ranks: tuple[int, ...]) -> Sharding:

@@ -122,7 +122,7 @@ def row_state_shape(shape: Sequence[int], spec: MatrixSpec) -> tuple[int, ...]:
     the parameter and of the state can therefore be sharded in the same way. If heads are blocks of
     columns, there is one column for each head.
 
-    Example:
+    Examples:
         >>> row_state_shape((8, 64, 32), MatrixSpec())
         (8, 64, 1)
         >>> row_state_shape((32, 96), MatrixSpec(transposed=True, splits=(32, 32, 32)))

@@ -33,6 +33,7 @@ from muonscale.optim.matrices.spec import (
 )
 
 Range = tuple[int, int]
+_Pattern = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
@@ -102,9 +103,11 @@ class Piece:
     columns: Range
     place: tuple[int, int, int]
     """Leading index, first row and first column in the local tensor as `[leading, out, in]`."""
-    stride_pattern: tuple[int, int, int] | None = None
+    stride_pattern: _Pattern | None = None
     """(first, share, stride) of interleaved rows: row r of the split is stored at
     `r // share * stride + first + r % share`. None if the rows are consecutive."""
+    column_pattern: _Pattern | None = None
+    """The same of interleaved columns."""
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -126,7 +129,9 @@ def intersect(piece: Piece, rows: Range, columns: Range) -> Piece | None:
     leading, row, column = piece.place
     if piece.stride_pattern is None:  # otherwise rows are found by their index
         row += r[0] - piece.rows[0]
-    return replace(piece, rows=r, columns=c, place=(leading, row, column + c[0] - piece.columns[0]))
+    if piece.column_pattern is None:
+        column += c[0] - piece.columns[0]
+    return replace(piece, rows=r, columns=c, place=(leading, row, column))
 
 
 @dataclass(frozen=True)
@@ -248,13 +253,13 @@ def pieces(sharding: Sharding, shard_coord: tuple[int, ...]) -> tuple[Piece, ...
     leading, outs, ins = _three_axes(sharding, local_parts(sharding, shard_coord))
     _, out, in_ = batch_shape(sharding.shape, sharding.matrices)
     found = [
-        Piece(matrix, rows, columns, place, stride_pattern)
+        Piece(matrix, rows, columns, place, *patterns)
         for matrix, index, rows_of, columns_of in _stored_matrices(sharding, out, in_)
         if index in leading
         for part, column_part in itertools.product(outs, ins)
         if (rows := rows_of.clip(part.range))[0] < rows[1]
         and (columns := columns_of.clip(column_part.range))[0] < columns[1]
-        for place, stride_pattern in [
+        for place, patterns in [
             _place(leading[index], part, rows_of, rows, column_part, columns_of, columns)
         ]
     ]
@@ -314,12 +319,15 @@ def _stored_matrices(
         for each in range(number):
             index, head = divmod(each, count)
             by_rows, by_columns = (0, head) if spec.by_columns else (head, 0)
+            columns_of = _StridePattern(0, in_, in_, by_columns * columns, columns)
+            if spec.interleaved:
+                columns_of = _StridePattern(head, 1, count, 0, columns)
             if share:
                 yield (
                     matrix,
                     index,
                     _StridePattern(first, share, out // spec.groups, by_rows * rows, rows),
-                    _StridePattern(0, in_, in_, by_columns * columns, columns),
+                    columns_of,
                 )
             matrix += 1
         first += share
@@ -333,14 +341,18 @@ def _place(
     column_part: Part,
     columns_of: _StridePattern,
     columns: Range,
-) -> tuple[tuple[int, int, int], tuple[int, int, int] | None]:
-    row = rows_of.axis_index(rows[0]) - part.range[0] + part.local
-    column = columns_of.axis_index(columns[0]) - column_part.range[0] + column_part.local
-    if rows_of.consecutive:
-        return (leading, row, column), None
-    # Rows are relative to the first row of the split, and `first` to the start of the local tensor.
-    stride_pattern = rows_of.first - part.range[0] + part.local, rows_of.share, rows_of.stride
-    return (leading, rows_of.skipped, column), stride_pattern
+) -> tuple[tuple[int, int, int], tuple[_Pattern | None, _Pattern | None]]:
+    row, row_pattern = _place_on_axis(part, rows_of, rows[0])
+    column, column_pattern = _place_on_axis(column_part, columns_of, columns[0])
+    return (leading, row, column), (row_pattern, column_pattern)
+
+
+def _place_on_axis(part: Part, indices: _StridePattern, own: int) -> tuple[int, _Pattern | None]:
+    start = part.local - part.range[0]
+    if indices.consecutive:
+        return indices.axis_index(own) + start, None
+    # Indices are relative to the first of the split, and `first` to the start of the local tensor.
+    return indices.skipped, (indices.first + start, indices.share, indices.stride)
 
 
 def _three_axes(
@@ -381,7 +393,7 @@ def _ravel(index: tuple[int, ...], sizes: tuple[int, ...]) -> int:
 
 
 def read_piece(local: Tensor, matrices: MatrixSpec, piece: Piece) -> Tensor:
-    """Return a piece `[rows, columns]` of a local tensor, as a view if its rows are consecutive."""
+    """Return a piece `[rows, columns]` of a local tensor, as a view if rows and columns are consecutive."""
     X_NMK, rows, columns = _window(local, matrices, piece)
     return X_NMK[piece.place[0], rows, columns]
 
@@ -394,11 +406,20 @@ def write_piece_(local: Tensor, matrices: MatrixSpec, piece: Piece, values: Tens
 
 def _window(
     local: Tensor, matrices: MatrixSpec, piece: Piece
-) -> tuple[Tensor, slice | Tensor, slice]:
-    (row_count, column_count), (_, row, column) = piece.shape, piece.place
-    columns = slice(column, column + column_count)
-    if piece.stride_pattern is None:
-        return to_batch(local, matrices), slice(row, row + row_count), columns
-    first, share, stride = piece.stride_pattern
-    r = torch.arange(piece.rows[0], piece.rows[1], device=local.device) + row
-    return to_batch(local, matrices), r // share * stride + first + r % share, columns
+) -> tuple[Tensor, slice | Tensor, slice | Tensor]:
+    _, row, column = piece.place
+    rows = _indices(piece.rows, row, piece.stride_pattern, local.device)
+    columns = _indices(piece.columns, column, piece.column_pattern, local.device)
+    if isinstance(rows, Tensor) and isinstance(columns, Tensor):
+        rows = rows.unsqueeze(1)
+    return to_batch(local, matrices), rows, columns
+
+
+def _indices(
+    own: Range, place: int, pattern: _Pattern | None, device: torch.device
+) -> slice | Tensor:
+    if pattern is None:
+        return slice(place, place + _length(own))
+    first, share, stride = pattern
+    index = torch.arange(*own, device=device) + place
+    return index // share * stride + first + index % share

@@ -26,7 +26,7 @@ class MatrixSpec:
     The fields apply in order: the axes are brought to the order (out, in), the rows are divided
     into the stacked matrices, and each of these is divided into its heads.
 
-    Example:
+    Examples:
         >>> # 8 query heads and 2 heads of keys and values; q, k and v are one matrix each
         >>> grouped_query = MatrixSpec(splits=(512, 128, 128))
         >>> matrix_shapes((768, 512), grouped_query)
@@ -50,6 +50,9 @@ class MatrixSpec:
     number for all splits, or one for each."""
     by_columns: bool = False
     """Heads are blocks of columns instead, as in the output projection of attention."""
+    interleaved: bool = False
+    """Heads by columns are interleaved: column c belongs to head c modulo `heads`, as in LoRA's B on
+    a stack of experts."""
 
 
 _TYPES = {
@@ -59,6 +62,7 @@ _TYPES = {
     "groups": "a whole number",
     "heads": "a whole number, or a list of them",
     "by_columns": "true or false",
+    "interleaved": "true or false",
 }
 
 PLAIN = MatrixSpec()
@@ -71,7 +75,7 @@ def amend(spec: MatrixSpec, changes: Mapping[str, object]) -> MatrixSpec:
     Raises:
         ConfigError: if a field does not exist, or a value has the wrong type.
 
-    Example:
+    Examples:
         >>> amend(MatrixSpec(transposed=True), {"heads": 8}) == MatrixSpec(transposed=True, heads=8)
         True
     """
@@ -115,6 +119,11 @@ def matrix_shapes(shape: Sequence[int], spec: MatrixSpec) -> list[tuple[int, int
         raise LayoutError(
             f"groups={spec.groups} has no effect on shape {tuple(shape)} without splits. Set splits or "
             "leave groups out"
+        )
+    if spec.interleaved and (not spec.by_columns or spec.flattened):
+        raise LayoutError(
+            f"interleaved heads of shape {tuple(shape)} must be by columns of a matrix, but "
+            f"by_columns={spec.by_columns} and flattened={spec.flattened}"
         )
     shapes = []
     for rows, heads in zip(splits, heads_of(spec, len(splits), shape), strict=True):
@@ -213,6 +222,8 @@ def _join(parts: list[Tensor], spec: MatrixSpec) -> Tensor:
 def _split_heads(X_NMK: Tensor, heads: int, spec: MatrixSpec) -> Tensor:
     if heads == 1:
         return X_NMK
+    if spec.interleaved:
+        return X_NMK.unflatten(2, (-1, heads)).movedim(3, 1).flatten(0, 1)
     if spec.by_columns:
         return X_NMK.unflatten(2, (heads, -1)).transpose(1, 2).flatten(0, 1)
     return X_NMK.unflatten(1, (heads, -1)).flatten(0, 1)
@@ -222,4 +233,6 @@ def _merge_heads(batch: Tensor, heads: int, spec: MatrixSpec) -> Tensor:
     if heads == 1:
         return batch
     X_NHMK = batch.unflatten(0, (-1, heads))
+    if spec.interleaved:
+        return X_NHMK.movedim(1, 3).flatten(2, 3)
     return X_NHMK.transpose(1, 2).flatten(2, 3) if spec.by_columns else X_NHMK.flatten(1, 2)

@@ -37,7 +37,7 @@ def convert_lr(
     Raises:
         ConfigError: if a name is unknown, or the factor `to` is not above 0.
 
-    Example:
+    Examples:
         >>> round(convert_lr(0.02, "keller", "rms", (1024, 4096)), 7)
         0.0015625
     """
@@ -90,7 +90,7 @@ def conversion_table(
     Raises:
         ConfigError: as for `convert_lr`, or if there is no shape.
 
-    Example:
+    Examples:
         >>> table = conversion_table([(64, 64), (64, 256), (64, 256)], "keller", "rms")
         >>> [(row.shape, row.count, round(row.factor, 4)) for row in table.rows]
         [((64, 64), 1, 0.625), ((64, 256), 2, 0.3125)]

@@ -96,7 +96,7 @@ def convert_state_dict(
         CheckpointError: if the number of names differs, a name occurs twice, or the rule of a
             parameter is not clear from the saved state.
 
-    Example:
+    Examples:
         >>> from muonscale import Muon
         >>> weight = torch.nn.Parameter(torch.ones(2, 3))
         >>> named = [("up", weight)]
@@ -113,8 +113,8 @@ def convert_state_dict(
     numbers = [number for group in state_dict["param_groups"] for number in group["params"]]
     if len(named) != len(numbers):
         raise CheckpointError(
-            f"the saved state has {len(numbers)} parameters, but {len(named)} names were given. Give "
-            "one name for each, in the order of its groups"
+            f"the saved state has {len(numbers)} parameters, but {len(named)} names were given. "
+            "Give one name for each, in the order of its groups"
         )
     parameters = dict(zip(numbers, named, strict=True))
     state: dict[str, dict[str, Any]] = {}
@@ -147,8 +147,8 @@ def join_state_dicts(state_dicts: Sequence[StateDict]) -> StateDict:
             for name, number in zip(group["param_names"], group["params"], strict=True):
                 if name in state:
                     raise CheckpointError(
-                        f"two of the state dicts have a parameter called {name}. Give state dicts of "
-                        "different parameters"
+                        f"two of the state dicts have a parameter called {name}. Give state dicts "
+                        "of different parameters"
                     )
                 state[name] = state_dict["state"][number]
     return _number(groups, state)
@@ -162,8 +162,9 @@ def _find_rule(name: str, foreign: Mapping[str, Any], group: Mapping[str, Any]) 
     if "exp_avg" in foreign or "betas" in group:
         return ADAMW.name
     raise CheckpointError(
-        f"{name}: neither its state ({sorted(foreign)}) nor its group ({sorted(group)}) shows whether "
-        "it is on Muon or on AdamW. Check `source`, or save the state again with all its options"
+        f"{name}: neither its state ({sorted(foreign)}) nor its group ({sorted(group)}) shows "
+        "whether it is on Muon or on AdamW. Check `source`, or save the state again with all its "
+        "options"
     )
 
 

@@ -64,8 +64,8 @@ class Translation:
             rates = {**self.muon, **(adamw if on_adamw else {})}
             if on_adamw and self.without_adamw and "lr" not in adamw and "lr" not in group:
                 raise ConfigError(
-                    f"{self.without_adamw} has no AdamW, but the group {group['name']!r} needs it: set "
-                    "adamw_lr to the learning rate of your AdamW"
+                    f"{self.without_adamw} has no AdamW, but the group {group['name']!r} needs it: "
+                    "set adamw_lr to the learning rate of your AdamW"
                 )
             for key in ("lr", "weight_decay"):
                 group.setdefault(key, rates[key])
@@ -85,7 +85,7 @@ def translate_arguments(source: str, **arguments: Any) -> Translation:
         ConfigError: if the source or an argument is unknown, a required argument is missing, or a
             value has no counterpart.
 
-    Example:
+    Examples:
         >>> from muonscale import Muon
         >>> model = nn.Sequential(nn.Embedding(50, 8), nn.Linear(8, 8), nn.Linear(8, 50))
         >>> found = translate_arguments("torch", lr=1e-3, adjust_lr_fn="match_rms_adamw")
@@ -126,7 +126,8 @@ def _translate(foreign: Foreign, name: str, row: Argument, given: Options) -> Op
             return {}
         accepted = f"accepted: {', '.join(map(repr, row.only))}" if row.only else "leave it out"
         raise ConfigError(
-            f"{foreign.what}: {name}={reprlib.repr(value)} has no counterpart ({row.note}); {accepted}"
+            f"{foreign.what}: {name}={reprlib.repr(value)} has no counterpart ({row.note}); "
+            f"{accepted}"
         )
     if value is REQUIRED:
         raise ConfigError(f"{foreign.what} needs {name}: it has no default")

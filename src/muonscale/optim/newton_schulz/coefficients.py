@@ -245,7 +245,7 @@ def resolve(coefficients: CoefficientsLike, steps: int) -> Coefficients:
         ConfigError: if a name is unknown, a triple is not three numbers, or `steps` is out of range
             or below the `least_steps` of the row.
 
-    Example:
+    Examples:
         >>> resolve("polar_express", 3).margin
         1.01
         >>> resolve("you5+schatten4", 5).normalization
@@ -286,8 +286,8 @@ def _look_up(words: str, steps: int) -> Coefficients:
     row = SCHEDULES[name]
     if steps < row.least_steps:
         raise ConfigError(
-            f"ns_steps is {steps}, but the {row.least_steps} steps of {name!r} were tuned together: "
-            f"set ns_steps to {row.least_steps} or more"
+            f"ns_steps is {steps}, but the {row.least_steps} steps of {name!r} were tuned "
+            f"together: set ns_steps to {row.least_steps} or more"
         )
     kind = _check_normalization(normalization) if plus else row.normalization
     return Coefficients(triples=row.triples, normalization=kind, margin=row.margin)

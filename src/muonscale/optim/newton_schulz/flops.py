@@ -161,7 +161,7 @@ def ns_flops(
     Raises:
         ConfigError: as for `resolve` and `choose_segments`.
 
-    Example:
+    Examples:
         >>> ns_flops((2, 3), 1, "direct")
         64
     """

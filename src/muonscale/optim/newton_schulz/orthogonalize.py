@@ -93,7 +93,7 @@ def orthogonalize(
         Liu et al., Muon is Scalable for LLM Training, arXiv 2502.16982, equation 2.
         Dao-AILab, Gram Newton-Schulz (2026).
 
-    Example:
+    Examples:
         >>> import torch
         >>> O = orthogonalize(torch.eye(3) * 1e-20, dtype="float32")
         >>> bool(torch.allclose(O, O[0, 0] * torch.eye(3)))

@@ -50,7 +50,7 @@ def polar_express(
     References:
         Amsel et al., arXiv 2505.16932, algorithms 1 and 2.
 
-    Example:
+    Examples:
         >>> [round(a, 4) for a, b, c in polar_express(3)]
         [8.2872, 4.1071, 3.9487]
     """

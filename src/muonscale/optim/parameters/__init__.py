@@ -8,8 +8,12 @@ The nouns:
 - `RoleAssignment`: one parameter with its role and its logical matrices.
 - `AttentionProjection`: a weight with attention heads, and the module that says how large they are.
 - *parameter group*: a dict of parameters with one rule and one set of options, as torch has it.
+- `GroupSource`: the model that a list of groups was made from, held weakly.
 - `GroupingReport`: the rule and the reason of every parameter.
 
 The path of a model: `survey` -> `assign_roles` (`stored_matrices` knows fused weights,
-`kernel_matrices` convolutions) -> `parameter_groups` (overrides, `AttentionProjection.by_head`) -> `check_keys`, `check_options`, `check_parameter` -> `Muon`.
+`kernel_matrices` convolutions) -> `parameter_groups` (overrides, `AttentionProjection.by_head`) ->
+`check_keys`, `check_options`, `check_parameter` -> `Muon`.
+Parameters that join later: `select` -> `groups_of` -> `find_home` (`unfreeze`). What parameters of
+adapters are: `adapter_role` (`adapters`).
 """

@@ -27,7 +27,7 @@ def collapse(rows: Iterable[tuple[str, Facts]], *, full: bool = False) -> list[L
         rows: names with parts between dots, and what is said of each.
         full: one line for each row.
 
-    Example:
+    Examples:
         >>> rows = [(f"layers.{i}.up", ("4x8",)) for i in range(3)] + [("layers.3.up", ("4x9",))]
         >>> [(line.name, line.count) for line in collapse(rows)]
         [('layers.{0..2}.up', 3), ('layers.3.up', 1)]

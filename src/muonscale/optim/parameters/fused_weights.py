@@ -1,21 +1,20 @@
-"""How modules that are known store several matrices in one parameter.
+"""How the matrices of a hidden parameter are stored.
 
 Torch's own modules and transformers' expert stacks say it themselves. Fused projections of
-transformers' models do not: there the class and the attribute decide, for classes of transformers
-alone. What is not in the table counts as one matrix.
+transformers' models do not: there the class and the attribute decide
+(`muonscale.optim.parameters.fused_table`), for classes of transformers alone. What is not known
+counts as one matrix, and `looks_fused` says when that is doubtful.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator
 
 from torch import Tensor, nn
 
 from muonscale.optim.matrices.spec import PLAIN, MatrixSpec
-from muonscale.optim.parameters.module_survey import ParamSite, is_conv1d
-
-Known = Callable[[nn.Module, int], MatrixSpec]
-"""From the module around a projection, and the projection's rows, to how they are stored."""
+from muonscale.optim.parameters.fused_table import BARE_MATRICES, FUSED, ONE, Known
+from muonscale.optim.parameters.module_survey import WRAPPED, ParamSite, is_conv1d
 
 GATES: list[tuple[tuple[type[nn.Module], ...], int]] = [
     ((nn.LSTM, nn.LSTMCell), 4),
@@ -23,10 +22,29 @@ GATES: list[tuple[tuple[type[nn.Module], ...], int]] = [
 ]
 """Matrices stacked in a weight of torch's recurrent modules."""
 
+SPEAKING = (
+    "qkv", "qkvz", "qkvo", "wqkv", "query_key_value", "queries_keys_values", "keys_values", "qk",
+    "kv_proj", "to_kv", "wkv", "kv_linear", "c_attn", "in_proj", "w_pack", "packed", "fused",
+    "gate_up", "up_gate", "gateup", "Wi", "w12", "w13", "w1w3", "w1_w3", "adaln", "ada_ln",
+    "modulation", "zxbcdt", "xbc",
+)  # fmt: skip
+"""Names that usually stand for several matrices: whole words of a module's name, between underscores.
+
+Case does not matter but for `Wi`, which is gate and up in ModernBERT: T5's `wi` is one matrix.
+`kv_a_proj` and `kv_b_proj`, the latent projections of multi-head latent attention, are not among
+them: each counts as one matrix.
+"""
+
+_EXPERTS_WITHOUT_FLAGS = ("Llama4TextExperts", "LongcatFlashExperts", "Step3p7Experts")
+
 
 def stored_matrices(parameter: Tensor, owner: ParamSite) -> tuple[MatrixSpec, str]:
     """Return how a hidden parameter's matrices are stored, and a few words about it."""
     module = owner.module
+    if found := _known(owner):
+        known, around = found
+        words = "" if known.holds == ONE.holds else f" of {known.holds}"
+        return known.spec(around, parameter.shape), words
     if is_conv1d(module):
         return _conv1d(parameter, owner)
     if holds_experts(module) and parameter.ndim == 3:
@@ -37,10 +55,52 @@ def stored_matrices(parameter: Tensor, owner: ParamSite) -> tuple[MatrixSpec, st
         return MatrixSpec(splits=(module.embed_dim,) * 3), " of q, k, v"
     if isinstance(module, (nn.RNNBase, nn.RNNCellBase)):
         return _recurrent(parameter, owner)
-    if owner.ancestors and (known := _known(owner.ancestors[0], owner.place)):
-        layout = known(owner.ancestors[0], parameter.shape[0])
-        return layout, f" of {len(layout.splits)} matrices" if layout.splits else ""
     return PLAIN, " stack" if parameter.ndim > 2 else ""
+
+
+def looks_fused(parameter: Tensor, owner: ParamSite) -> str:
+    """Return why a linear layer's weight may hold several matrices, or "" if nothing says so.
+
+    There is nothing to say of a module that states how its weight is stored, or that is in the
+    table. Of the others, two things speak:
+
+    - the name of the layer, or of the module around a layer that has only a number, as in
+      `adaLN_modulation.1`: it has one of the words `SPEAKING`;
+    - outside transformers, 3 or 6 times as many rows as columns, as q, k and v or the six parts of
+      an adaptive norm have. An MLP has such a shape too, and its widths are 2 to 4 times the
+      model's; but then a layer beside it takes as many inputs as it has outputs, and there is
+      nothing to say. Twice as many rows do not speak: of a plain MLP they are common. LoRA's
+      factors do not speak either, whose rows and columns have nothing to do with each other.
+    """
+    module, parts = owner.module, owner.name.split(".")[:-1]
+    is_linear = isinstance(module, nn.Linear) or is_conv1d(module)
+    if not is_linear or owner.attribute != "weight" or parameter.ndim != 2 or _states(owner):
+        return ""
+    name = next((part for part in reversed(parts) if not part.isdecimal()), "")
+    if word := speaking(name):
+        return f"its name says {word}, which may be several matrices"
+    rows, columns = parameter.shape if not is_conv1d(module) else reversed(parameter.shape)
+    around = owner.ancestors[0] if owner.ancestors else module
+    outside = not any(type(a).__module__.startswith("transformers.") for a in owner.ancestors[:2])
+    if not outside or rows not in (3 * columns, 6 * columns) or "lora" in owner.name.lower():
+        return ""
+    if any(
+        isinstance(other, nn.Linear) and other.in_features == rows for other in around.children()
+    ):
+        return ""
+    return f"its {rows} rows are {rows // columns} times its columns, which may be several matrices"
+
+
+def speaking(name: str) -> str:
+    """Return the first of the words `SPEAKING` in the name of a layer, or ""."""
+    spellings = f"_{name}_", f"_{name.lower()}_"
+    return next((word for word in SPEAKING if any(f"_{word}_" in s for s in spellings)), "")
+
+
+def is_known_bare(owner: ParamSite) -> bool:
+    """Return whether it is known which matrices a parameter holds that no linear layer owns."""
+    names = _transformers_classes(owner.module)
+    return any((name, owner.attribute) in BARE_MATRICES for name in names)
 
 
 def holds_blocks(module: nn.Module) -> bool:
@@ -49,8 +109,20 @@ def holds_blocks(module: nn.Module) -> bool:
 
 
 def holds_experts(module: nn.Module) -> bool:
-    """Return whether `module` has the flags of transformers' experts interface."""
-    return hasattr(module, "is_transposed") and hasattr(module, "is_concatenated")
+    """Return whether `module` is a stack of experts.
+
+    It has the flags of transformers' experts interface, or its class is known.
+    """
+    if hasattr(module, "is_transposed") and hasattr(module, "is_concatenated"):
+        return True
+    return any(name in _EXPERTS_WITHOUT_FLAGS for name in _transformers_classes(module))
+
+
+def _states(owner: ParamSite) -> bool:
+    """Return whether the table or the module itself says how a linear layer's weight is stored."""
+    if is_conv1d(owner.module) and owner.ancestors and hasattr(owner.ancestors[0], "split_size"):
+        return True
+    return _known(owner) is not None
 
 
 def _conv1d(parameter: Tensor, owner: ParamSite) -> tuple[MatrixSpec, str]:
@@ -88,120 +160,29 @@ def _recurrent(parameter: Tensor, owner: ParamSite) -> tuple[MatrixSpec, str]:
     return MatrixSpec(splits=(parameter.shape[0] // gates,) * gates), f" of {gates} gates"
 
 
-def _known(parent: nn.Module, place: str) -> Known | None:
-    names = _transformers_classes(parent)
-    return next((FUSED[name, place] for name in names if (name, place) in FUSED), None)
+def _known(owner: ParamSite) -> tuple[Known, nn.Module] | None:
+    """Return the entry of a parameter in the table, and the module that it is about."""
+    for name in _transformers_classes(owner.module):
+        if known := BARE_MATRICES.get((name, owner.attribute)):
+            return known, owner.module
+    if owner.attribute != "weight":
+        return None
+    for around, place in _places(owner):
+        for name in _transformers_classes(around):
+            if known := FUSED.get((name, place)):
+                return known, around
+    return None
+
+
+def _places(owner: ParamSite) -> Iterator[tuple[nn.Module, str]]:
+    """Yield the two modules around a layer, innermost first, with what it is called in them."""
+    parts = owner.name.split(".")[:-1]
+    around = [module for module in owner.ancestors if not WRAPPED & module._modules.keys()]
+    for depth, module in enumerate(around[:2], start=1):
+        yield module, ".".join(parts[-depth:])
 
 
 def _transformers_classes(module: nn.Module) -> list[str]:
     """Return the names of the classes that a module has of transformers, its own first."""
     homes = ("transformers", "transformers_modules")
     return [c.__name__ for c in type(module).__mro__ if c.__module__.split(".")[0] in homes]
-
-
-def _halves(parent: nn.Module, rows: int) -> MatrixSpec:
-    return MatrixSpec(splits=(rows // 2,) * 2)
-
-
-def _thirds(parent: nn.Module, rows: int) -> MatrixSpec:
-    return MatrixSpec(splits=(rows // 3,) * 3)
-
-
-def _query_key_value(parent: nn.Module, rows: int) -> MatrixSpec:
-    """All queries, then all keys, then all values; there may be fewer of these."""
-    back = getattr(parent, "o_proj", None) or parent.get_submodule("out_proj")
-    queries = int(back.in_features)  # pyrefly: ignore
-    others = (rows - queries) // 2
-    return MatrixSpec(splits=(queries, others, others))
-
-
-def _every_head(parent: nn.Module, rows: int) -> MatrixSpec:
-    """Query, key and value of the first head, then of the second, ..."""
-    size = getattr(parent, "head_dim", None) or parent.head_size
-    return MatrixSpec(splits=(rows // 3,) * 3, groups=rows // (3 * int(size)))  # pyrefly: ignore
-
-
-def _falcon(parent: nn.Module, rows: int) -> MatrixSpec:
-    if not parent.new_decoder_architecture and not parent.multi_query:
-        return _every_head(parent, rows)
-    # Queries that share a key and a value stand before these; one such group for multi-query.
-    groups, size = int(parent.num_kv_heads), int(parent.head_dim)  # pyrefly: ignore
-    others = groups * size
-    return MatrixSpec(splits=(rows - 2 * others, others, others), groups=groups)
-
-
-def _big_code(parent: nn.Module, rows: int) -> MatrixSpec:
-    if not parent.multi_query:
-        return _every_head(parent, rows)
-    queries, others = int(parent.embed_dim), int(parent.kv_dim)  # pyrefly: ignore
-    return MatrixSpec(splits=(queries, others, others))
-
-
-def _codegen(parent: nn.Module, rows: int) -> MatrixSpec:
-    """Four parts, each with its queries, values and keys: it was trained on four TPU cores."""
-    return MatrixSpec(splits=(rows // 3,) * 3, groups=4)
-
-
-def _delta_net(parent: nn.Module, rows: int) -> MatrixSpec:
-    keys, values = int(parent.key_dim), int(parent.value_dim)  # pyrefly: ignore
-    return MatrixSpec(splits=(keys, keys, values))
-
-
-def _delta_net_gated(parent: nn.Module, rows: int) -> MatrixSpec:
-    keys, values = int(parent.key_dim), int(parent.value_dim)  # pyrefly: ignore
-    heads = int(parent.num_k_heads)  # pyrefly: ignore
-    return MatrixSpec(splits=(keys, keys, values, values), groups=heads)
-
-
-def _delta_net_rates(parent: nn.Module, rows: int) -> MatrixSpec:
-    heads = int(parent.num_k_heads)  # pyrefly: ignore
-    return MatrixSpec(splits=(rows // 2,) * 2, groups=heads)
-
-
-FUSED: dict[tuple[str, str], Known] = {
-    ("Phi3Attention", "qkv_proj"): _query_key_value,
-    ("Phi4MultimodalAttention", "qkv_proj"): _query_key_value,
-    ("DbrxAttention", "Wqkv"): _query_key_value,
-    ("MptAttention", "Wqkv"): _thirds,
-    ("ModernBertAttention", "Wqkv"): _thirds,
-    ("GPTNeoXAttention", "query_key_value"): _every_head,
-    ("GPTNeoXJapaneseAttention", "query_key_value"): _every_head,
-    ("BloomAttention", "query_key_value"): _every_head,
-    ("PersimmonAttention", "query_key_value"): _every_head,
-    ("MiniMaxLightningAttention", "qkv_proj"): _every_head,
-    ("FalconAttention", "query_key_value"): _falcon,
-    ("GPTBigCodeAttention", "c_attn"): _big_code,
-    ("CodeGenAttention", "qkv_proj"): _codegen,
-    ("Qwen3NextGatedDeltaNet", "in_proj_qkvz"): _delta_net_gated,
-    ("Qwen3NextGatedDeltaNet", "in_proj_ba"): _delta_net_rates,
-    ("Qwen3_5GatedDeltaNet", "in_proj_qkv"): _delta_net,
-    ("Qwen3_5MoeGatedDeltaNet", "in_proj_qkv"): _delta_net,
-    ("Phi3MLP", "gate_up_proj"): _halves,
-    ("Phi4MultimodalMLP", "gate_up_proj"): _halves,
-    ("GlmMLP", "gate_up_proj"): _halves,
-    ("Glm4MLP", "gate_up_proj"): _halves,
-    ("MiniMaxM3VLDenseMLP", "gate_up_proj"): _halves,
-    ("GraniteMoeHybridMLP", "input_linear"): _halves,
-    ("GraniteMoeSharedMLP", "input_linear"): _halves,
-    ("GraniteMoeSWAMLP", "input_linear"): _halves,
-    ("ModernBertMLP", "Wi"): _halves,
-    ("ModernBertDecoderMLP", "Wi"): _halves,
-}
-"""By the class around the projection and what the projection is called there."""
-
-ELEMENTWISE = frozenset(
-    [
-        *((f"{kind}MambaMixer", "A_log") for kind in ("", "Falcon", "Jamba", "Zamba")),
-        ("ZambaMambaMixer", "D"),
-        ("ZambaMambaMixer", "dt_proj_bias"),
-        ("RecurrentGemmaRglru", "input_gate_bias"),
-        ("RecurrentGemmaRglru", "recurrent_gate_bias"),
-        ("DeepseekV4CSACompressor", "position_bias"),
-        ("DeepseekV4HCACompressor", "position_bias"),
-        ("DeepseekV4Indexer", "position_bias"),
-        ("XLNetRelativeAttention", "r_r_bias"),
-        ("XLNetRelativeAttention", "r_s_bias"),
-        ("XLNetRelativeAttention", "r_w_bias"),
-    ]
-)
-"""Parameters with two axes or more that multiply or add element by element: (class, attribute)."""

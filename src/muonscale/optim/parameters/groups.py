@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fnmatch
 import warnings
+import weakref
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -33,6 +34,7 @@ from muonscale.optim.parameters.attention_heads import (
 )
 from muonscale.optim.parameters.convolutions import holds_vectors
 from muonscale.optim.parameters.roles import Role, RoleAssignment, assign_roles
+from muonscale.optim.parameters.source import GroupSource, ParameterGroups
 from muonscale.optim.rules import ADAMW, MUON
 from muonscale.optim.rules.base import RULES, find_rule
 
@@ -53,6 +55,7 @@ class _GroupCandidate:
     heads: HeadsT
     options: dict[str, Any] = field(default_factory=dict)
     pattern: str = ""
+    guessed: bool = False
     heads_pattern: str = ""
     """The override that asked for `heads`; empty for the argument."""
 
@@ -65,9 +68,10 @@ def parameter_groups(
     adamw_lr: float | None = None,
     overrides: Overrides | None = None,
     rule: str = MUON.name,
+    strict: bool = False,
     heads: HeadsT = "whole",
     convolutions: ConvolutionsT = "adamw",
-) -> list[dict[str, Any]]:
+) -> ParameterGroups:
     """Return the parameter groups of `model` for `Muon`: one per role.
 
     Hidden matrices and routers are on Muon, all else on AdamW (Liu et al., arXiv 2502.16982).
@@ -83,7 +87,7 @@ def parameter_groups(
             biases), and of what an override puts on AdamW. With `rule="adamw"` too, so that both
             rules can be compared with two learning rates each.
         overrides: from a role ("head") or an anchored glob over parameter names
-            ("model.layers.*.mlp.*", where `*` also matches dots) to options: `rule`, `role`,
+            (`"model.layers.*.mlp.*"`, where `*` also matches dots) to options: `rule`, `role`,
             `matrices` (a `MatrixSpec`, or a mapping of its fields to change what was found, such as
             `{"heads": 8}` or `{"heads": "auto"}`), `heads`, `convolutions`, `lr`, `weight_decay`, and
             every option of `Muon` that a group can have. Roles come first, then globs in the order
@@ -92,24 +96,30 @@ def parameter_groups(
         heads: "auto" makes the block of each attention head a matrix of its own (q, k, v, the
             output projection by columns, and the up-projections of multi-head latent attention). Their
             number and size come from the attention module. Where it does not say them, a projection
-            stays whole, `why` gives the reason, and there is a warning.
+            stays whole, `why` gives the reason, and that is a guess.
         convolutions: "muon" treats kernels as hidden matrices: `[out, in/groups, k...]` is one matrix
             (out/groups, in/groups*k) for each group, and the `[in, out/groups, k...]` of a transposed
             convolution one (out/groups*k, in/groups). Vectors (depthwise kernels) stay on AdamW.
+        strict: refuse guesses. Without it, a parameter that could be something else for all that is
+            known is taken for the likeliest (a bare parameter of unknown use is on AdamW), and a
+            warning names the first one. An override that says its role, rule or matrices ends the
+            guess.
 
     Returns:
-        Dicts with `name` (the role; with the pattern that set it apart, as in "hidden/*.mlp.*"),
-        `role`, `rule`, `params`, `param_names`, `matrices` (parameter name to `MatrixSpec`, for what
-        holds any), `why` (parameter name to what decided), and the options that were given.
+        A list, which knows the model for `Muon.unfreeze`, of dicts with `name` (the role; with the
+        pattern that set it apart, as in `"hidden/*.mlp.*"`), `role`, `rule`, `params`,
+        `param_names`, `matrices` (parameter name to `MatrixSpec`, for what holds any), `why`
+        (parameter name to what decided), `guessed` (names of guesses), and the options that were
+        given.
 
     Raises:
         GroupingError: for something that is no module, a pattern that matches nothing, a Muon rule on
-            something that is no matrix, heads asked for by a glob and not found, or no parameter on
-            Muon at all.
+            something that is no matrix, heads asked for by a glob and not found; with `strict`, for
+            a guess or if no parameter is on Muon.
         ConfigError: for an unknown option, rule or field of `MatrixSpec`, or a number out of range.
         LayoutError: for flattened weights, or matrices that do not fit their parameter.
 
-    Example:
+    Examples:
         >>> from torch import nn
         >>> model = nn.Sequential(nn.Embedding(50, 8), nn.Linear(8, 8), nn.Linear(8, 50))
         >>> [(g["name"], g["rule"], g["param_names"]) for g in parameter_groups(model, lr=1e-3)]
@@ -135,16 +145,36 @@ def parameter_groups(
         )
     frozen = [a for a in found if not a.parameter.requires_grad]
     _apply_overrides(candidates, _mapping(overrides), rule, frozen)
-    if RULES[rule].on_matrices:
-        _divide_by_heads(candidates, model)
+    doubts = _divide_by_heads(candidates, model) if RULES[rule].on_matrices else []
     for item in candidates:
         _check_item(item)
+    for doubt in [*doubts, *_doubts(candidates, rule)]:
+        if strict:
+            raise GroupingError(doubt)
+        warnings.warn(doubt, stacklevel=2)
+    arguments = {**given, "overrides": overrides, "rule": rule, "strict": strict}
+    arguments |= {"heads": heads, "convolutions": convolutions}
+    return ParameterGroups(_grouped(candidates, common), GroupSource(weakref.ref(model), arguments))
+
+
+def _doubts(candidates: list[_GroupCandidate], rule: str) -> list[str]:
+    """Return what a user should know about groups that may not be what was meant."""
+    doubts = []
+    if guesses := [item for item in candidates if item.guessed]:
+        first = guesses[0]
+        doubts.append(
+            f"{len(guesses)} of {len(candidates)} parameters are guesses. The first is "
+            f"{first.assignment.name} {tuple(first.assignment.parameter.shape)}, on "
+            f"{RULES[first.rule].title}: {first.assignment.why}. Say what they are in overrides, such "
+            f'as {{"{first.assignment.name}": {{"rule": "{first.rule}"}}}}; '
+            "print(grouping_report(...)) lists them."
+        )
     if RULES[rule].on_matrices and not any(RULES[item.rule].on_matrices for item in candidates):
-        raise GroupingError(
+        doubts.append(
             f"none of the {len(candidates)} trainable parameters is on {RULES[rule].title}: none is a "
             f'hidden matrix or a router. Name some in overrides, or ask for rule="{ADAMW.name}".'
         )
-    return _grouped(candidates, common)
+    return doubts
 
 
 def _check_model(model: object) -> None:
@@ -183,7 +213,11 @@ def _default(
 ) -> _GroupCandidate:
     role = assignment.role
     item = _GroupCandidate(
-        assignment, _rule_of(role, rule), rest=role not in MATRIX_ROLES, heads=heads
+        assignment,
+        _rule_of(role, rule),
+        rest=role not in MATRIX_ROLES,
+        heads=heads,
+        guessed=assignment.guessed,
     )
     if role == Role.CONVOLUTION:
         _set_convolution(item, convolutions, rule)
@@ -242,6 +276,7 @@ def _override(item: _GroupCandidate, pattern: str, options: Mapping[str, Any], r
     if "matrices" in options:
         changes["matrices"] = _amended(a.matrices or PLAIN, options["matrices"], pattern)
     item.assignment = replace(a, **changes)
+    item.guessed = item.guessed and not _GROUPING_OPTIONS & set(options)
     if (heads := _heads_asked(options)) is not None:
         item.heads, item.heads_pattern = heads, "" if pattern in set(Role) else pattern
     if "convolutions" in options and item.assignment.role == Role.CONVOLUTION:
@@ -277,12 +312,15 @@ def _amended(found: MatrixSpec, given: object, pattern: str) -> MatrixSpec:
         raise ConfigError(f"override {pattern!r}: {error}") from None
 
 
-def _divide_by_heads(candidates: list[_GroupCandidate], model: nn.Module) -> None:
-    """Divide the projections of attention whose `heads` is "auto" into a matrix for each head."""
+def _divide_by_heads(candidates: list[_GroupCandidate], model: nn.Module) -> list[str]:
+    """Divide the projections of attention whose `heads` is "auto" into a matrix for each head.
+
+    Returns what could not be divided, in sentences.
+    """
     asked = [item for item in candidates if item.heads == "auto"]
     projections = attention_projections(model) if asked else {}
-    whole: list[str] = []
-    divided: set[str] = set()
+    doubts, whole = list[str](), list[str]()
+    divided = set[str]()
     for item in asked:
         a, projection = item.assignment, projections.get(item.assignment.parameter)
         if projection is None or a.role != Role.HIDDEN or not RULES[item.rule].on_matrices:
@@ -310,12 +348,12 @@ def _divide_by_heads(candidates: list[_GroupCandidate], model: nn.Module) -> Non
         )
         if pattern:
             raise GroupingError(f"override {pattern!r}: {text}")
-        warnings.warn(text, stacklevel=3)
+        doubts.append(text)
     if whole:
-        warnings.warn(
-            f'heads="auto": {len(whole)} projections of attention stay whole (first: {whole[0]})',
-            stacklevel=3,
+        doubts.append(
+            f'heads="auto": {len(whole)} projections of attention stay whole (first: {whole[0]})'
         )
+    return doubts
 
 
 def _matches(pattern: str, assignment: RoleAssignment) -> bool:
@@ -394,11 +432,14 @@ def _grouped(candidates: list[_GroupCandidate], common: dict[str, Any]) -> list[
                 **options,
                 "matrices": {},
                 "why": {},
+                "guessed": [],
             }
         group = groups[key]
         group["params"].append(a.parameter)
         group["param_names"].append(a.name)
         group["why"][a.name] = a.why
+        if item.guessed:
+            group["guessed"].append(a.name)
         if a.matrices is not None:
             group["matrices"][a.name] = a.matrices
     return list(groups.values())

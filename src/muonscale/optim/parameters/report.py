@@ -41,6 +41,8 @@ class GroupingRow:
     """None where the group leaves it to the optimizer, or the parameter is frozen; so is the decay."""
     weight_decay: float | None
     why: str
+    guessed: bool = False
+    """Whether the parameter could be something else for all that is known."""
 
     @property
     def size(self) -> int:
@@ -68,6 +70,11 @@ class GroupingReport:
         """Number of logical matrices on Muon."""
         return sum(row.matrices for row in self.rows)
 
+    @property
+    def guesses(self) -> list[GroupingRow]:
+        """Parameters that could be something else; an override says what they are."""
+        return [row for row in self.rows if row.guessed]
+
     def share(self, rule: str) -> float:
         """Return the part of all elements that is on `rule`, between 0 and 1."""
         return self.parameters(rule) / max(1, self.parameters())
@@ -86,6 +93,12 @@ class GroupingReport:
             noun = "matrix" if held == 1 else "matrices"
             matrices = f"{held:,} {noun}, " if rule.on_matrices else ""
             lines.append(f"{rule.title}: {matrices}{self._share(rule.name)}")
+        if guesses := self.guesses:
+            noun = "parameter" if len(guesses) == 1 else "parameters"
+            lines.append(
+                f"guessed: {len(guesses)} {noun}, first {guesses[0].name} on {guesses[0].rule} "
+                f"({guesses[0].why})"
+            )
         if frozen := self.parameters(FROZEN):
             lines.append(f"frozen: {frozen:,} parameters ({self.share(FROZEN):.1%})")
         return "\n".join(lines)
@@ -113,6 +126,7 @@ class GroupingReport:
         return {
             "parameters": self.parameters(),
             "matrices": self.num_matrices,
+            "guessed": [row.name for row in self.guesses],
             "rules": totals,
             "rows": [{**asdict(row), "size": row.size} for row in self.rows],
         }
@@ -132,7 +146,7 @@ _COLUMNS: list[tuple[str, Callable[[GroupingRow], str]]] = [
     ("lr", lambda row: "-" if row.lr is None else f"{row.lr:g}"),
     ("decay", lambda row: "-" if row.weight_decay is None else f"{row.weight_decay:g}"),
     ("factor", lambda row: ", ".join(dict.fromkeys(f"{f:.4g}" for f in row.factors)) or "-"),
-    ("why", lambda row: row.why),
+    ("why", lambda row: f"guessed: {row.why}" if row.guessed else row.why),
 ]
 
 
@@ -172,7 +186,7 @@ def grouping_report(
         GroupingError: if a trainable parameter of `model` is in no group or in two, or a group has
             a parameter that `model` has not.
 
-    Example:
+    Examples:
         >>> from torch import nn
         >>> from muonscale import parameter_groups
         >>> model = nn.Sequential(nn.Embedding(50, 8), nn.Linear(8, 16), nn.Linear(16, 50))
@@ -193,6 +207,7 @@ def _frozen(groups: list[Mapping[str, Any]], model: nn.Module) -> list[GroupingR
     """Check that the groups hold the trainable parameters, each once; return rows for the rest."""
     left = dict(zip(model.parameters(), (n for n, _ in model.named_parameters()), strict=True))
     seen: dict[Any, str] = {}
+    gone: list[str] = []
     for group in groups:
         for name, parameter in named(group):
             if parameter in seen:
@@ -201,11 +216,14 @@ def _frozen(groups: list[Mapping[str, Any]], model: nn.Module) -> list[GroupingR
                     "; leave it out of one of them"
                 )
             if parameter not in left:
-                raise GroupingError(
-                    f"group {_name(group)} has {name}, which the model does not have"
-                    "; give the model that the groups were built from"
-                )
+                gone.append(f"{name} (group {_name(group)})")
             seen[parameter] = _name(group)
+    if gone:
+        raise GroupingError(
+            f"the model does not have {', '.join(gone)}: give the model that the groups were built "
+            "from; if its parameters were replaced since, as by resize_token_embeddings, build the "
+            "groups anew"
+        )
     rows = []
     for parameter, name in left.items():
         if parameter in seen:
@@ -255,6 +273,7 @@ def _rows(group: Mapping[str, Any]) -> list[GroupingRow]:
                 lr=_rate(group, "lr"),
                 weight_decay=_rate(group, "weight_decay"),
                 why=group.get("why", {}).get(name, ""),
+                guessed=name in group.get("guessed", ()),
             )
         )
     return rows

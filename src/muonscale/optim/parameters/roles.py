@@ -1,9 +1,10 @@
 """What each parameter of a model is: its role, and the logical matrices it holds.
 
-A *role* follows from the module that owns the parameter, from the module's place in the model and
-from which other modules own the very same parameter (tied weights); never from a substring of a
-parameter's name. What no common base class tells is read from a class's name: `Conv1D`, routers
-(`...Router`), and the fused projections and tables that `muonscale.optim.parameters.fused_weights` lists.
+A *role* follows from the module that owns the parameter, from the module's place in the model,
+from the code that uses the parameter and from which other modules own the very same parameter
+(tied weights); never from a substring of a parameter's name. What no common base class tells is
+read from a class's name: `Conv1D`, routers (`...Router`), and the fused projections and tables that
+`muonscale.optim.parameters.fused_weights` lists.
 """
 
 from __future__ import annotations
@@ -12,17 +13,28 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
-from muonscale.errors import LayoutError
+from muonscale.errors import GroupingError, LayoutError
 from muonscale.optim.matrices.spec import PLAIN, MatrixSpec
+from muonscale.optim.parameters.adapters import adapter_role, without_adapters
 from muonscale.optim.parameters.convolutions import kernel_matrices
 from muonscale.optim.parameters.fused_weights import (
-    ELEMENTWISE,
     holds_blocks,
     holds_experts,
+    is_known_bare,
+    looks_fused,
     stored_matrices,
 )
-from muonscale.optim.parameters.module_survey import ParamSite, Survey, is_conv1d, survey, table
+from muonscale.optim.parameters.module_survey import (
+    CONVOLUTIONS,
+    ParamSite,
+    Survey,
+    is_conv1d,
+    survey,
+    table,
+)
+from muonscale.optim.parameters.parameter_use import UseKind, parameter_use
 
 
 class Role(StrEnum):
@@ -33,13 +45,15 @@ class Role(StrEnum):
     EMBEDDING = "embedding"
     """Rows looked up by index or position; also an output matrix tied to one."""
     HEAD = "head"
-    """The matrix that maps to logits over the vocabulary."""
+    """The matrix of an output layer: to logits over a vocabulary or classes, to a value."""
     ROUTER = "router"
     """The matrix that chooses experts."""
     NORM = "norm"
     """A norm's gain, a bias, a scalar, a state space's decay: anything that is not a matrix."""
     CONVOLUTION = "convolution"
     """A convolution kernel, depthwise ones included."""
+    UNKNOWN = "unknown"
+    """A bare parameter with two axes or more of which nothing tells what it is."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,9 +69,10 @@ class RoleAssignment:
     """How its matrices are stored; None where it holds none."""
     why: str
     """What decided."""
+    guessed: bool = False
+    """Whether it could be something else for all that is known."""
 
 
-_Found = tuple[Role, MatrixSpec | None, str]
 _NORMS = (
     nn.LayerNorm,
     nn.RMSNorm,
@@ -65,11 +80,15 @@ _NORMS = (
     nn.modules.batchnorm._BatchNorm,
     nn.modules.instancenorm._InstanceNorm,
 )
-_CONVOLUTIONS = (nn.modules.conv._ConvNd,)
 _HOLD_MATRICES = (nn.Linear, nn.Bilinear, nn.MultiheadAttention, nn.RNNBase, nn.RNNCellBase)
 
-GUESSED = "taken for a matrix"
-"""In `RoleAssignment.why` where a bare parameter could be something else."""
+
+@dataclass(frozen=True)
+class _Judgement:
+    role: Role
+    matrices: MatrixSpec | None
+    why: str
+    guessed: bool = False
 
 
 def assign_roles(model: nn.Module) -> list[RoleAssignment]:
@@ -78,93 +97,133 @@ def assign_roles(model: nn.Module) -> list[RoleAssignment]:
     The first rule that applies decides:
 
     1. owned by an `nn.Embedding`, by a module that declares `num_embeddings` and `embedding_dim`,
-       or by what `get_input_embeddings()` returns: embedding, and so is a head whose weight is
-       tied to it, wherever in the model the other module stands;
-    2. owned by what `get_output_embeddings()` returns: head;
-    3. fewer than two axes (or at most one longer than 1, outside a Linear), a norm module's
-       parameter, a bias per expert, a state space's decay: norm;
-    4. a convolution module's kernel: convolution;
+       or by what `get_input_embeddings()` returns, unless that is a convolution: embedding, and so
+       is a head whose weight is tied to it, wherever in the model the other module stands;
+    2. fewer than two axes (or at most one longer than 1, outside a Linear), a norm module's
+       parameter, a bias per expert, a state space's decay, the magnitude of `weight_norm`: norm;
+    3. a convolution module's kernel: convolution;
+    4. the weight of an output layer: head. Such is what `get_output_embeddings()` of any module
+       names; the last layer of the forward path, or each of several that end it (see
+       `muonscale.optim.parameters.forward_path`), unless its matrix is square; and a Linear with
+       as many outputs as an embedding has rows, padding apart, if that is no width inside the
+       model;
     5. inside a module whose class is called `...Router`, or a Linear beside `experts` with as many
        outputs as there are experts: router;
-    6. in a model without output embeddings, a Linear with as many outputs as the largest embedding
-       has rows: head. If that number is also a width inside the model (the inputs of some Linear, or
-       the columns of the embedding), only the last such Linear;
-    7. a bare `nn.Parameter` (of a module that is known to hold no matrices, and not its `weight`)
-       of shape `[1, ..., N, d]`, or `[N, d]` in a module that also has an embedding with d
-       columns: a table of positions, embedding;
-    8. everything else: hidden. LoRA's A and B are Linears and so a matrix each. Where a bare
-       parameter was taken for a matrix, `why` says so.
+    6. a bare `nn.Parameter` (of a module that is not known to hold matrices) is what its module's
+       code does with it (see `muonscale.optim.parameters.parameter_use`): a matrix, hidden; a
+       table, embedding; a kernel, convolution; a gain or an offset, norm. Where the code does not
+       tell, a parameter of shape `[1, ..., N, d]`, or `[N, d]` in a module that also has an
+       embedding with d columns, is a table of positions, and any other is unknown: a guess, which
+       `RoleAssignment.guessed` says;
+    7. everything else: hidden.
+
+    A parameter of an adapter is what `muonscale.optim.parameters.adapters` says, before these
+    rules, and a layer that an adapter wraps is judged as if it stood there alone.
 
     A Linear of one row or one column stays hidden: the polar factor of a vector is the vector
     divided by its length, so such a step is normalized momentum with the RMS of any other.
 
-    Known to hold several matrices or a transposed one: see `muonscale.optim.parameters.fused_weights`. What is not
-    known (a fused QKV of a class of your own) counts as one matrix: say otherwise by an override.
+    Known to hold several matrices or a transposed one: see
+    `muonscale.optim.parameters.fused_weights`. What is not known (a fused QKV of a class of your
+    own) counts as one matrix. If its name or its shape says that it may be several, that is a
+    guess too: say which by an override.
 
     Raises:
+        GroupingError: for a parameter of a lazy module that has no shape yet.
         LayoutError: for a weight that should be a matrix and is flat (FSDP1, DeepSpeed ZeRO).
     """
+    _refuse_lazy(model)
     facts = survey(model)
     found = []
     for parameter, owners in facts.owners.items():
-        role, matrices, why = _judge(parameter, owners, facts)
+        _refuse_flat(parameter, owners)
+        judged = _judge(parameter, owners, facts)
         names = tuple(dict.fromkeys(owner.name for owner in owners))
         found.append(
             RoleAssignment(
                 name=names[0],
                 parameter=parameter,
                 aliases=names,
-                role=role,
-                matrices=matrices,
-                why=why,
+                role=judged.role,
+                matrices=judged.matrices,
+                why=judged.why,
+                guessed=judged.guessed,
             )
         )
     return found
 
 
-def _judge(parameter: Tensor, owners: list[ParamSite], facts: Survey) -> _Found:
-    _refuse_flat(parameter, owners)
-    owner = owners[0]
+def _judge(parameter: Tensor, owners: list[ParamSite], facts: Survey) -> _Judgement:
+    if found := adapter_role(parameter, owners[0]):
+        role, matrices, why = found
+        return _Judgement(Role(role), matrices, why)
+    owner = without_adapters(owners[0])
     kind = type(owner.module).__name__
     if parameter in facts.inputs:
         tied = [other.name for other in owners if table(other.module) is None]
-        return Role.EMBEDDING, PLAIN, f"embedding, tied to {tied[0]}" if tied else kind
-    if parameter in facts.outputs:
-        return Role.HEAD, PLAIN, "get_output_embeddings()"
+        tie = len(owners) > 1 and bool(tied)
+        return _Judgement(Role.EMBEDDING, PLAIN, f"embedding, tied to {tied[0]}" if tie else kind)
     if not _is_matrix(parameter, owner):
-        return Role.NORM, None, f"{parameter.ndim}-D, {kind}"
-    if isinstance(owner.module, _CONVOLUTIONS):
-        return Role.CONVOLUTION, kernel_matrices(parameter, owner.module), kind
-    if router := _router_reason(owner):
-        return Role.ROUTER, PLAIN, router
-    if parameter in facts.heads_by_shape:
-        return Role.HEAD, PLAIN, "outputs = rows of the embedding"
-    if not _is_bare(owner):
+        return _Judgement(Role.NORM, None, f"{parameter.ndim}-D, {kind}")
+    if isinstance(owner.module, CONVOLUTIONS):
+        return _Judgement(Role.CONVOLUTION, kernel_matrices(parameter, owner.module), kind)
+    judged = _judge_bare(parameter, owner) if _is_bare(owner) else None
+    if judged is None:
         matrices, holds = stored_matrices(parameter, owner)
-        return Role.HIDDEN, matrices, f"{kind}{holds}"
-    if _is_table(parameter, owner):
-        return Role.EMBEDDING, PLAIN, f"bare parameter of {kind}, a table of positions"
-    return Role.HIDDEN, PLAIN, f"bare parameter of {kind}, {GUESSED}"
+        doubt = looks_fused(parameter, owner)
+        why = f"{kind}{holds}, one matrix though {doubt}" if doubt else f"{kind}{holds}"
+        judged = _Judgement(Role.HIDDEN, matrices, why, guessed=bool(doubt))
+    if parameter in facts.heads and judged.role in (Role.HIDDEN, Role.UNKNOWN):
+        return _Judgement(Role.HEAD, judged.matrices, facts.heads[parameter])
+    if judged.role == Role.HIDDEN and (router := _router_reason(owner)):
+        return _Judgement(Role.ROUTER, judged.matrices, router)
+    return judged
 
 
 def _is_matrix(parameter: Tensor, owner: ParamSite) -> bool:
-    if parameter.ndim < 2 or isinstance(owner.module, _NORMS):
+    if parameter.ndim < 2 or isinstance(owner.module, _NORMS) or owner.part == "magnitude":
         return False
     if holds_experts(owner.module) and parameter.ndim == 2:
         return False  # [E, out]: one bias per expert
-    if (type(owner.module).__name__, owner.attribute) in ELEMENTWISE:
-        return False
     longer_axes = sum(length > 1 for length in parameter.shape)
     return longer_axes > 1 or isinstance(owner.module, nn.Linear) or is_conv1d(owner.module)
 
 
 def _is_bare(owner: ParamSite) -> bool:
     module = owner.module
-    known = isinstance(module, _HOLD_MATRICES) or holds_experts(module) or holds_blocks(module)
-    return not known and owner.attribute != "weight"
+    if owner.part:
+        return True
+    known = isinstance(module, _HOLD_MATRICES) or is_conv1d(module) or is_known_bare(owner)
+    return not (known or holds_experts(module) or holds_blocks(module))
+
+
+def _judge_bare(parameter: Tensor, owner: ParamSite) -> _Judgement:
+    kind = type(owner.module).__name__
+    if owner.part:
+        why = f"part of a parametrization of {kind}"
+        return _Judgement(Role.UNKNOWN, PLAIN, why, guessed=True)
+    declared = getattr(owner.module, "out_features", 0), getattr(owner.module, "in_features", 0)
+    if owner.attribute == "weight" and tuple(parameter.shape) == declared:
+        return _Judgement(Role.HIDDEN, PLAIN, f"{kind} declares its features")
+    use = parameter_use(owner.module, owner.attribute, parameter.ndim)
+    if use is None or use.kind == UseKind.ELEMENTWISE:
+        if _is_table(parameter, owner):
+            why = f"bare parameter of {kind}, a table of positions"
+            return _Judgement(Role.EMBEDDING, PLAIN, why, guessed=use is None)
+        if use is None:
+            why = f"bare parameter of {kind}, of unknown use"
+            return _Judgement(Role.UNKNOWN, PLAIN, why, guessed=True)
+    role, matrices = {
+        UseKind.MATRIX: (Role.HIDDEN, use.matrices),
+        UseKind.TABLE: (Role.EMBEDDING, PLAIN),
+        UseKind.KERNEL: (Role.CONVOLUTION, MatrixSpec(flattened=True)),
+        UseKind.ELEMENTWISE: (Role.NORM, None),
+    }[use.kind]
+    return _Judgement(role, matrices, f"bare parameter of {kind}: {use.code}")
 
 
 def _is_table(parameter: Tensor, owner: ParamSite) -> bool:
+    """Return whether a shape is that of a table of positions: [1, ..., N, d], or as an embedding's."""
     if parameter.ndim > 2:
         return parameter.shape[0] == 1
     tables = [table(child) for child in owner.module.children()]
@@ -175,18 +234,24 @@ def _router_reason(owner: ParamSite) -> str:
     for module in (owner.module, *owner.ancestors):
         if any(cls.__name__.endswith("Router") for cls in type(module).__mro__):
             return type(module).__name__
-    if not isinstance(owner.module, nn.Linear) or not owner.ancestors:
+    if not isinstance(owner.module, nn.Linear):
         return ""
-    experts = getattr(owner.ancestors[0], "experts", None)
-    if not isinstance(experts, nn.Module):
-        return ""
-    number = len(experts) if isinstance(experts, nn.ModuleList) else _number_of_experts(experts)
-    return f"Linear to {number} experts" if owner.module.out_features == number else ""
+    for around in owner.ancestors[:2]:  # the gate may be a module of its own
+        experts = getattr(around, "experts", None)
+        if isinstance(experts, nn.Module):
+            number = len(experts) if isinstance(experts, nn.ModuleList) else None
+            number = number or getattr(experts, "num_experts", None)
+            return f"Linear to {number} experts" if owner.module.out_features == number else ""
+    return ""
 
 
-def _number_of_experts(experts: nn.Module) -> int | None:
-    number = getattr(experts, "num_experts", None)
-    return number if isinstance(number, int) else None
+def _refuse_lazy(model: nn.Module) -> None:
+    for name, parameter in model.named_parameters():
+        if is_lazy(parameter):
+            raise GroupingError(
+                f"{name} of {type(model.get_submodule(name.rpartition('.')[0])).__name__} has no "
+                "shape yet: run one batch through the model before the groups are made"
+            )
 
 
 def _refuse_flat(parameter: Tensor, owners: list[ParamSite]) -> None:

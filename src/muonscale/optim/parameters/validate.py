@@ -16,7 +16,7 @@ from muonscale.optim.options import (
 )
 from muonscale.optim.rules.base import RULES, find_rule, rule_of
 from muonscale.optim.rules.master_weights import is_narrow
-from muonscale.optim.rules.step_inputs import Group, named
+from muonscale.optim.rules.step_inputs import Group
 
 GROUP_KEYS = frozenset(
     [
@@ -27,6 +27,7 @@ GROUP_KEYS = frozenset(
         "rule",
         "matrices",
         "why",
+        "guessed",
         "peak_lr",
         "momentum_convention",
     ]
@@ -87,14 +88,11 @@ def _check_bfloat16(name: str, parameter: Tensor) -> None:
         )
 
 
-def warn_of_narrow_parameters(groups: list[Group]) -> None:
-    """Warn once of parameters in 16 bits that nothing keeps from losing small steps."""
-    plain = [g for g in groups if g["master"] == "none"]
-    narrow = [name for g in plain for name, p in named(g) if is_narrow(p)]
-    if narrow:
-        warnings.warn(
-            f"{len(narrow)} parameters are in 16 bits (first: {narrow[0]}): weight decay and small "
-            "steps are lost to rounding. Keep parameters in float32 and compute in bf16, or give "
-            'master="float32" or master="stochastic".',
-            stacklevel=4,
-        )
+def warn_of_narrow_parameters(names: list[str]) -> None:
+    """Warn of parameters in 16 bits that nothing keeps from losing small steps."""
+    warnings.warn(
+        f"{len(names)} parameters are in 16 bits (first: {names[0]}): weight decay and small "
+        "steps are lost to rounding. Keep parameters in float32 and compute in bf16, or give "
+        'master="float32" or master="stochastic".',
+        stacklevel=4,
+    )

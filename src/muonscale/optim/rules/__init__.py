@@ -1,9 +1,10 @@
 """The update rules and their stages, as functions of tensors.
 
-A *rule* (`base.Rule`) has options, state, an elementwise *direction* and, on matrices, an *update* of
-whole matrices; `RULES` is the registry. *Stages* of the Muon rule are rows of tables: `post_norm`,
-`scale`, `decay`. *Master weights* keep parameters in 16 bits from losing small steps; *nonfinite*
-decides whether a step is written at all. `reference` is all of it again in float64, for tests.
+A *rule* (`base.Rule`) has options, state, an elementwise *direction* and, on matrices, an *update*
+of whole matrices. `RULES` is the registry. The *stages* of the Muon rule are rows of tables:
+`post_norm`, `scale`, `decay`. *Master weights* keep the small steps of parameters in 16 bits.
+*nonfinite* decides whether a step is written at all. `reference` has all rules again in float64,
+for tests.
 
 A step reads from left to right: gradient -> direction -> update -> weight.
 """

@@ -22,7 +22,7 @@ from muonscale.optim.rules.nonfinite import commit_, scratch
 
 
 class AdamWRule(Rule):
-    """AdamW, elementwise, in one pass where the whole step is on this rank."""
+    """The AdamW rule: elementwise, in one pass if this rank does the whole step."""
 
     name = "adamw"
     options = AdamWOptions
@@ -126,14 +126,15 @@ def adamw_step_(
 
 
 FUSED_DEVICES = ("cpu", "cuda")
-"""Where torch has a kernel that does a whole AdamW step in one pass over memory."""
+"""Devices on which torch has a kernel for a whole AdamW step in one pass over memory."""
 
 
 def _fits_kernel(W: Weights, G: list[Tensor], M: list[Tensor], V: list[Tensor]) -> bool:
-    """Return whether torch's fused kernel can take all of these: dense, alone, of one dtype and device.
+    """Return whether torch's fused kernel can take all tensors in one call.
 
-    A kernel that only some of the tensors fit would split the list, so that a group with a narrow or
-    transposed parameter would depend on the others for its rounding.
+    They must be contiguous, of one dtype and on one device, without float32 copies and without
+    stochastic rounding. If the kernel took only some of them, the rounding of a parameter would
+    depend on whether others of its group are in 16 bits or transposed.
     """
     first = M[0]
     return (
@@ -149,7 +150,7 @@ def _fits_kernel(W: Weights, G: list[Tensor], M: list[Tensor], V: list[Tensor]) 
 
 
 def _as_tensors(steps: Sequence[int], M: list[Tensor]) -> list[Tensor]:
-    """Return each count as a 0-D float32 tensor where the moments are; equal counts share one."""
+    """Return each count as a 0-D float32 tensor on the moments' device; equal ones share it."""
     counts = {t: torch.full((), float(t), device=M[0].device) for t in set(steps)}
     return [counts[t] for t in steps]
 

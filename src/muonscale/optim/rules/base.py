@@ -3,9 +3,9 @@
 A rule makes an update `U` of a gradient `G`, in at most two stages, and every rule changes the
 weight in the same way:
 
-    N = direction_(state, G)                 elementwise, on whatever part of a parameter is here
-    U = matrix_update(N)                     on whole matrices, for a rule on matrices; else U = N
-    W <- (1 - rate)*W - lr*U                 decoupled weight decay, see `muonscale.optim.rules.decay`
+    N = direction_(state, G)       elementwise, on the shard of the parameter
+    U = matrix_update(N)           on whole matrices, if the rule is on matrices; else U = N
+    W <- (1 - rate)*W - lr*U       with decoupled weight decay (muonscale.optim.rules.decay)
 
 Because the first stage is elementwise, state is sharded as its parameter is. Only directions and
 updates move between ranks, and only for a rule on matrices or for partitioned state (ZeRO-1).
@@ -41,7 +41,7 @@ from muonscale.optim.rules.nonfinite import commit_
 from muonscale.optim.rules.post_norm import LOCAL, Reducer
 
 Group = Mapping[str, Any]
-"""Options of a parameter group, complete."""
+"""All options of a parameter group."""
 
 Rows = dict[str, Tensor]
 """Per-row state by name: `[N, M, 1]` for a batch of matrices."""
@@ -53,8 +53,8 @@ class StateTensor:
 
     name: str
     per: Literal["element", "row", "parameter"] = "element"
-    """One value per element; one per row of each logical matrix; or one number per parameter, a count
-    of the steps that the parameter has taken."""
+    """One value per element; one per row of each logical matrix; or one number per parameter, a
+    count of the steps that the parameter has taken."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,20 +90,20 @@ class MatrixUpdate(ABC):
         return state_dtype
 
     def on_device(self, device: torch.device | str) -> Self:
-        """Return the same with what "auto" is on a device, which need not be in this machine."""
+        """Return a copy with "auto" resolved for `device`, which need not be in this machine."""
         return self
 
     @property
     def copies_after(self) -> bool:
-        """Whether it makes copies of a batch after its products, which take memory."""
+        """Whether it allocates copies of a batch after its matrix products."""
         return False
 
     def update_part(
         self, N_NMK: Tensor, rows: Rows, shape: MatrixShape, subgroup: Subgroup, segments: Segments
     ) -> tuple[Tensor, Rows]:
-        """Return the same for the part of each matrix that this rank of a subgroup holds.
+        """Return update and per-row state of this rank's part of each matrix of a subgroup.
 
-        Called only if `splits` returns a way to do it.
+        Called only if `splits` is not empty.
         """
         raise NotImplementedError
 
@@ -124,33 +124,33 @@ class Rule(ABC):
     """One optimizer rule. Instances have no state of their own."""
 
     name: ClassVar[str]
-    """What groups call it."""
+    """The name of the rule in parameter groups."""
     options: ClassVar[type[RuleOptions]]
     """A frozen dataclass: the rule's options, their defaults, and what they mean."""
     scale_free: ClassVar[bool] = False
-    """Whether the update stays as it is when the gradient is multiplied by a number."""
+    """Whether multiplying the gradient by a number leaves the update unchanged."""
     elements_touched: ClassVar[int]
     """Values read or written per element in one step, besides matrix products."""
 
     @property
     def title(self) -> str:
-        """What people call it."""
+        """The name of the rule in text."""
         return self.options.title
 
     @property
     def on_matrices(self) -> bool:
-        """Whether it works on whole matrices, so that a parameter must hold some."""
+        """Whether it works on whole matrices; then a parameter must hold at least one."""
         return self.options.on_matrices
 
     def check(self, options: Group) -> None:  # noqa: B027 - a rule need not have any
-        """Raise ConfigError for values of this rule's options that their types do not refuse.
+        """Raise ConfigError for invalid options that have the right type.
 
-        Called for every group, whose options are those of all rules.
+        Called for every group. A group has the options of all rules.
         """
 
     @abstractmethod
     def state(self, group: Group) -> tuple[StateTensor, ...]:
-        """Return what is kept for a parameter of `group`; the first has one value per element."""
+        """Return the state tensors of a parameter of `group`, an elementwise one first."""
 
     @abstractmethod
     def direction_(
@@ -166,7 +166,7 @@ class Rule(ABC):
             mask: see `commit_`.
 
         Returns:
-            New tensors, or the very tensors of the state, which the caller only reads; no views.
+            New tensors, or the state tensors themselves, which the caller only reads. No views.
         """
 
     def matrix_update(self, group: Group) -> MatrixUpdate | None:
@@ -197,8 +197,8 @@ def register(rule: Rule) -> Rule:
     """Add a rule to `RULES`, and return it.
 
     Raises:
-        ConfigError: if its options say `on_matrices` and it has no `matrix_update`, or the other way
-            round; or see `muonscale.optim.options.add_options`.
+        ConfigError: if `options.on_matrices` is set and `matrix_update` is missing, or the other
+            way round; or see `muonscale.optim.options.add_options`.
     """
     if rule.on_matrices == (type(rule).matrix_update is Rule.matrix_update):
         raise ConfigError(
@@ -236,7 +236,7 @@ class BatchUpdate(Protocol):
 def batch_update(
     update: MatrixUpdate, shape: MatrixShape, reducer: Reducer = LOCAL, compile: bool | str = False
 ) -> BatchUpdate:
-    """Return `update.update` for matrices of `shape`, compiled if asked."""
+    """Return `update.update` for matrices of `shape`, compiled if `compile` is set."""
     if compile:
         return _compiled(
             update, shape, reducer, compile if isinstance(compile, str) else "inductor"
@@ -248,9 +248,10 @@ def batch_update(
 def _compiled(
     update: MatrixUpdate, shape: MatrixShape, reducer: Reducer, backend: str
 ) -> BatchUpdate:
-    """Compile for one shape, apart from all others, so that no number of shapes reaches a limit.
+    """Compile a copy of the code for one shape.
 
-    torch counts recompilations per code object, so every shape compiles a copy of its own.
+    torch limits the recompilations of a code object, and many shapes of one object would reach the
+    limit.
     """
 
     def run(N_NMK: Tensor, rows: Rows) -> tuple[Tensor, Rows]:
@@ -317,7 +318,7 @@ def apply_updates_(
     cautious: bool = False,
     mask: Tensor | None = None,
 ) -> None:
-    """Write `W <- (1 - rate)*W - lr*U`, rounded once where `W` is narrower than `U`.
+    """Write `W <- (1 - rate)*W - lr*U`, rounded once if `W` is narrower than `U`.
 
     The shape factor within `U` does not multiply the decay. See `decay_` for `rate`, `cautious`.
     """

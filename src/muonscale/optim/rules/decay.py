@@ -18,7 +18,7 @@ class Decay:
     """One row of `DECAYS`."""
 
     rate: Callable[[float, float, float], float]
-    """From lr, weight_decay and peak_lr to the part of a weight that one step subtracts."""
+    """The part of a weight that one step subtracts, from lr, weight_decay and peak_lr."""
     source: str
 
 
@@ -38,21 +38,21 @@ DECAYS: dict[str, Decay] = {
 def decay_rate(group: Mapping[str, Any]) -> float:
     """Return the part of a weight that one step subtracts, from the options of its group.
 
-    `peak_lr` is the learning rate that the group was added with. (torch's `initial_lr` is not: under
-    OneCycleLR it is the learning rate at which the warm-up starts.)
+    `peak_lr` is the learning rate that the group was added with. (torch's `initial_lr` is not:
+    under OneCycleLR it is the learning rate at which the warm-up starts.)
     """
     decay = DECAYS[group["decay"]]
     return decay.rate(float(group["lr"]), float(group["weight_decay"]), float(group["peak_lr"]))
 
 
 def decay_(W: list[Tensor], U: list[Tensor], rate: float, *, cautious: bool) -> None:
-    """Write `W <- (1 - rate)*W`; if `cautious` only where `W*U >= 0`, where the update agrees.
+    """Write `W <- (1 - rate)*W`; if `cautious`, only where `W*U >= 0`: decay and update agree.
 
     Args:
         W: weights, in the dtype of `U`.
-        U: what is about to be subtracted, or anything of its sign; not written to.
+        U: the update, or any tensor with its sign; not written to.
         rate: from `decay_rate`.
-        cautious: leave alone what the update is about to lengthen.
+        cautious: do not decay elements whose magnitude the update increases.
 
     References:
         Chen et al., Cautious Weight Decay, arXiv 2510.12402, algorithm 1.

@@ -1,9 +1,9 @@
-"""The weights that a step updates, and how those in 16 bits are kept from losing small steps.
+"""The weights that a step updates, and two ways to keep small steps of weights in 16 bits.
 
-A bf16 weight has 8 bits: a step of less than 1/512 of it is rounded away. Two remedies, as `master`:
-"float32" keeps a float32 copy in the state and computes on it; "stochastic" rounds up or down at
-random with the right mean, by numbers that depend on (seed, name, step, position) alone, so that
-a resumed run rounds as an uninterrupted one does, and many ranks as one.
+A bf16 weight has 8 bits, so a step of less than 1/512 of it is rounded away. There are two remedies
+(`master`). "float32" keeps a float32 copy in the state and computes on it. "stochastic" rounds up
+or down at random with the right mean. The random numbers depend on (seed, name, step, position)
+alone, so a resumed run rounds as an uninterrupted one does, and many ranks round as one.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Rounding:
     """Sharding and `shard_coordinates` of the local part; None if the parameter is whole here."""
 
     def apply(self, X: Tensor) -> Tensor:
-        """Return float32 `X`, the values that are here, in bfloat16."""
+        """Return float32 `X`, this rank's part of the parameter, in bfloat16."""
         numbers = None if self.part is None else element_numbers(*self.part, X.device)
         return stochastic_bfloat16(X, self.key, numbers)
 
@@ -87,10 +87,10 @@ def rounding_key(seed: int, name: str, step: int) -> int:
 
 
 def stochastic_bfloat16(X: Tensor, key: int, numbers: Tensor | None = None) -> Tensor:
-    """Return `X` in bfloat16, each element rounded up or down so that its mean is that of `X`.
+    """Return `X` in bfloat16, each element rounded up or down at random with mean `X`.
 
-    A value that bfloat16 holds stays as it is; one at a quarter of the way between its neighbors
-    becomes the farther one with probability 1/4, in steps of 1/65536.
+    A value that bfloat16 can represent does not change. A value a quarter of the way between its
+    neighbors becomes the farther one with probability 1/4. Probabilities are multiples of 1/65536.
 
     Args:
         X: float32, any shape; not written to.

@@ -1,11 +1,10 @@
 """The Muon rule: momentum, polar factor, post-normalization, shape factor.
 
 Liu et al., Muon is Scalable for LLM Training, arXiv 2502.16982, equations 1, 2 and 4, with an
-average in place of the sum: `M <- mu*M + (1-mu)*G` is (1-mu) times the paper's momentum, so that the
-polar factor is the same and the buffer keeps the length of a gradient.
+average in place of the sum. `M <- mu*M + (1-mu)*G` is (1-mu) times the paper's momentum, so the
+polar factor is the same, and the buffer does not grow longer than a gradient.
 
-Letters: G gradient, M momentum, N what is orthogonalized, O its polar factor, U scaled update, V row
-state.
+Letters: G gradient, M momentum, N direction, O polar factor of N, U scaled update, V row state.
 """
 
 from __future__ import annotations
@@ -42,7 +41,7 @@ from muonscale.optim.rules.post_norm import NormContext, Reducer, resolve_post_n
 from muonscale.optim.rules.scale import ScaleLike, check_scale, exact_factor, shape_factor
 
 MOMENTUM_CONVENTION = "ema"
-"""How `M` adds up: "ema" as here and in torch.optim.Muon; "sum" is the paper's `M <- mu*M + G`."""
+"""How `M` accumulates: "ema" here and in torch.optim.Muon; the paper's `M <- mu*M + G` is "sum"."""
 ROW_STATE = "row_second_moment"
 
 COMM_DTYPES: dict[str, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -79,7 +78,7 @@ class MuonRule(Rule):
     def direction_(
         self, state: Mapping[str, list[Any]], G: list[Tensor], group: Group, mask: Tensor | None
     ) -> list[Tensor]:
-        """Write one momentum step, and return what is to be orthogonalized."""
+        """Write one momentum step, and return the directions, which are then orthogonalized."""
         return momentum_step_(
             state["momentum_buffer"],
             G,
@@ -107,7 +106,7 @@ class MuonRule(Rule):
 
 @dataclass(frozen=True, kw_only=True)
 class MuonUpdate(MatrixUpdate):
-    """From the direction to the update, for matrices of every shape."""
+    """The matrix update of Muon, for matrices of every shape."""
 
     coefficients: Coefficients
     form: str = "auto"
@@ -130,7 +129,7 @@ class MuonUpdate(MatrixUpdate):
     def update_part(
         self, N_NMK: Tensor, rows: Rows, shape: MatrixShape, subgroup: Subgroup, segments: Segments
     ) -> tuple[Tensor, Rows]:
-        """Return the same for this rank's part of every matrix; a collective of the subgroup."""
+        """Return the same for this rank's part of every matrix: a collective of the subgroup."""
         N_NMK = self._rounded(N_NMK)
         O_NMK = orthogonalize_part(N_NMK, shape, subgroup, self.coefficients, segments, self.dtype)
         reducer = SubgroupReducer(subgroup, divided_axis(shape))
@@ -184,7 +183,7 @@ class MuonUpdate(MatrixUpdate):
         return resolve_dtype(self.dtype, state_dtype, device)
 
     def on_device(self, device: torch.device | str) -> MuonUpdate:
-        """Return the same with what "auto" is on a device; every GPU is taken to be fast in bf16."""
+        """Return a copy with "auto" resolved for `device`; every GPU is assumed fast in bf16."""
         if torch.device(device).type == "cpu" or self.dtype != "auto":
             return self
         return replace(self, dtype=torch.bfloat16)
@@ -203,7 +202,7 @@ def momentum_step_(
     nesterov: bool,
     mask: Tensor | None = None,
 ) -> list[Tensor]:
-    """Write one momentum step into `M` and return what is to be orthogonalized.
+    """Write one momentum step into `M`, and return the directions N.
 
         M <- mu*M + (1-mu)*G        N = mu*M + (1-mu)*G with Nesterov, else M
 
@@ -215,7 +214,7 @@ def momentum_step_(
         mask: see `commit_`.
 
     Returns:
-        New tensors with Nesterov; without it the very buffers, which the caller only reads.
+        New tensors with Nesterov; otherwise the buffers themselves, which the caller only reads.
     """
     wide_G = [g.to(m.dtype) for g, m in zip(G, M, strict=True)]
     new_M = scratch(M, M, mask)

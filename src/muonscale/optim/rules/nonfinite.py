@@ -1,4 +1,4 @@
-"""Are all gradients finite? One flag on the device, read by the host only when it has arrived.
+"""Checks that all gradients are finite. The host reads the flag only after it has arrived.
 
 The ranks agree in `muonscale.optim.distributed.consensus`. What follows, raising or skipping, is in
 `Muon.check_finite` (`muonscale.optim.muon`).
@@ -14,19 +14,19 @@ import torch
 from torch import Tensor
 
 _LONG = 2**16
-"""Number of elements from which a sum of products is faster than a sum."""
+"""A tensor with at least this many elements is summed faster as a sum of products."""
 
 
 @dataclass
 class FiniteCheck:
-    """Whether the gradients of one step are finite: known at once on a CPU, later on any other device."""
+    """Whether the gradients of one step are finite: known at once on a CPU, later elsewhere."""
 
     names: list[str]
     at_fault: Tensor
     """`[parameters]`, int32, on the host; to be read after `arrived`. 0 where a gradient is finite,
     else the number of a process that has a non-finite one, from 1."""
     mask: Tensor | None
-    """0-D bool on the device, or None where the host knows the answer without waiting."""
+    """0-D bool on the device, or None if the host knows the answer without waiting."""
     on_device: Tensor
     """`at_fault` on the device that computed it."""
     arrived: torch.Event | None = None
@@ -36,7 +36,7 @@ class FiniteCheck:
         return [name for name, _ in self._faults()]
 
     def nonfinite_ranks(self) -> list[int]:
-        """Return, for the same parameters, a process that has one, from 0."""
+        """Return one process with a non-finite gradient for each of these parameters, from 0."""
         return [process - 1 for _, process in self._faults()]
 
     def _faults(self) -> list[tuple[str, int]]:
@@ -54,7 +54,7 @@ def check_gradients(
     Args:
         names: one per gradient.
         gradients: dense, floating; of any shape, dtype and device. Not written to.
-        process: number of this one, from 0.
+        process: number of this process, from 0.
     """
     checked = [(n, g) for n, g in zip(names, gradients, strict=True) if g.numel()]
     kept = [name for name, _ in checked]
@@ -86,14 +86,14 @@ def _sum_of_terms(G: Tensor) -> Tensor:
 
 
 def _are_finite(values: list[Tensor]) -> Tensor:
-    """Return `[values]`, bool, for 0-D tensors of any dtype and device, on the device of the first."""
+    """Return `[values]`, bool, on the device of the first of some 0-D tensors of any dtype."""
     if len({(value.dtype, value.device) for value in values}) == 1:
         return torch.stack(values).isfinite()
     return torch.stack([value.isfinite().to(values[0].device) for value in values])
 
 
 def answer(names: list[str], at_fault: Tensor) -> FiniteCheck:
-    """Return the check for `at_fault` (see there) on any device."""
+    """Return the check for `FiniteCheck.at_fault`, a tensor on any device."""
     if at_fault.device.type == "cpu":
         return FiniteCheck(names, at_fault, None, at_fault)
     host = torch.empty(at_fault.shape, dtype=at_fault.dtype, pin_memory=True)
@@ -114,7 +114,7 @@ def scratch(targets: list[Tensor], like: list[Tensor], mask: Tensor | None) -> l
 
 
 def commit_(targets: list[Tensor], values: list[Tensor], mask: Tensor | None) -> None:
-    """Write `values` from `scratch` into `targets`, unless `mask` (0-D bool, on a device) is false."""
+    """Write `values` from `scratch` into `targets`, unless `mask` (0-D bool) is false."""
     for target, value in zip(targets, values, strict=True):
         if mask is not None:
             value = torch.where(mask.to(target.device), value.to(target.dtype), target)

@@ -1,9 +1,9 @@
-"""What may follow the polar step: Muon+ rows and columns, NorMuon, the Frobenius snap.
+"""Normalizations after the polar step: Muon+ rows and columns, NorMuon, the Frobenius snap.
 
-A *post-normalization* sees a batch of logical matrices and takes sums over whole matrices only
-through a `Reducer`, so that it does not know whether the matrices are whole on this process. Two
-different things are called Muon+ elsewhere: rows or columns of unit length, here "row" to
-"col_row", and the rescaling of the whole update to one length, here "frobenius".
+A *post-normalization* works on a batch of logical matrices. It sums over whole matrices only
+through a `Reducer`, so its code is the same whether the matrices are whole on this process or not.
+Other projects call two different things Muon+: rows or columns of unit length ("row" to "col_row"
+here), and rescaling the whole update to one length ("frobenius" here).
 
 Shapes: N matrices, M rows (out), K columns (in).
 """
@@ -20,7 +20,7 @@ from torch import Tensor
 from muonscale.errors import ConfigError, nearest
 
 LastT = Literal["row", "col"]
-"""What an update ends with: all rows of unit length, or all columns."""
+"""What has unit length after the last normalization: all rows, or all columns."""
 
 
 class Reducer(Protocol):
@@ -40,7 +40,7 @@ class Reducer(Protocol):
 
 
 class LocalReducer:
-    """The sums of matrices that are whole on this process."""
+    """Sums over matrices that are whole on this process."""
 
     def sum_rows(self, X_NMK: Tensor) -> Tensor:
         """Return `[N, 1, K]`."""
@@ -60,7 +60,7 @@ LOCAL = LocalReducer()
 
 @dataclass(frozen=True, kw_only=True)
 class NormContext:
-    """What a post-normalization is told besides the update."""
+    """The inputs of a post-normalization besides the update."""
 
     shape: tuple[int, int]
     """(out, in) of the logical matrices."""
@@ -77,7 +77,8 @@ class PostNorm:
     apply: Callable[[Tensor, Tensor | None, NormContext], tuple[Tensor, Tensor | None]]
     """From O `[N, M, K]` and the row state `[N, M, 1]` (or None) to the new O and row state."""
     last: LastT | None
-    """"row" or "col" if rows or columns end with unit length; None if the length of the polar factor stays."""
+    """"row" or "col" if rows or columns have unit length afterwards; None if the update keeps the
+    length of the polar factor."""
     row_state: bool = False
     """Whether one value per row is kept from step to step."""
     source: str

@@ -1,7 +1,9 @@
-"""The rules once more, slow and obvious: one matrix at a time, in float64.
+"""The rules again, in their simplest form: one matrix at a time, in float64.
 
-These functions share no code with the fast ones. Tests hold the fast ones against them.
-Letters: W weight `[out, in]`, G gradient, M momentum, V second moment, O polar factor, U update. M is also the number of rows, K of columns.
+These functions share no code with the fast ones. Tests compare the fast ones with them.
+
+Letters: W weight `[out, in]`, G gradient, M momentum, V second moment, O polar factor, U update.
+Shapes: M rows (out), K columns (in).
 """
 
 from __future__ import annotations
@@ -76,7 +78,7 @@ def normuon(O_MK: Tensor, V: Tensor, beta2: float, eps: float) -> tuple[Tensor, 
 def post_normalized(
     O_MK: Tensor, post_norm: str | None, V: Tensor, beta2: float, eps: float
 ) -> tuple[Tensor, Tensor]:
-    """Return what follows the polar step, and the row state `[out]`, changed by "normuon" alone."""
+    """Return `O` after its post-normalization, and the row state `[out]` that "normuon" changes."""
     if post_norm == "row":
         return unit_rows(O_MK, eps), V
     if post_norm == "col":

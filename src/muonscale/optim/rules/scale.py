@@ -1,12 +1,12 @@
-"""Shape factors: what the update is multiplied by, given the shape of its matrix.
+"""Shape factors: numbers that multiply an update, computed from the shape of its matrix.
 
 An exact polar factor of an `(out, in)` matrix of full rank has RMS `1/sqrt(max(out, in))`
 (Liu et al., Muon is Scalable for LLM Training, arXiv 2502.16982, lemma 1). Rows of unit length have
 RMS `1/sqrt(in)`, columns of unit length `1/sqrt(out)`.
 
 Other projects' names are *aliases*: formulas, applied literally. The same word can mean two
-things: "spectral" is sqrt(out/in) here and sqrt(max(out, in)) in NVIDIA's optimizers, so theirs
-has to be asked for as "nvidia:spectral".
+things: "spectral" is sqrt(out/in) here and sqrt(max(out, in)) in NVIDIA's optimizers, so the name
+of theirs is "nvidia:spectral".
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ ScaleLike = str | float | Callable[[int, int], float]
 
 @dataclass(frozen=True, kw_only=True)
 class Factor:
-    """A function of the shape alone, and where it comes from."""
+    """A factor that depends on the shape alone, with its source."""
 
     formula: str
     of: Callable[[int, int], float]
@@ -94,11 +94,11 @@ ALIASES: dict[str, Factor] = {
         "0.2*sqrt(max(out, in))", _moonlight, "optax.contrib.muon with consistent_rms=0.2"
     ),
 }
-"""Other projects' names, as project:name. The name alone will do where only one meaning exists."""
+"""Other projects' names, as project:name. The name alone is accepted if it has one meaning."""
 
 
 def _bare_names() -> dict[str, Factor]:
-    """Return the aliases by name alone, but for names that mean two things."""
+    """Return the aliases by name alone, except names with two meanings."""
     meanings: dict[str, list[Factor]] = {}
     for full, factor in ALIASES.items():
         meanings.setdefault(full.partition(":")[2], []).append(factor)
@@ -113,7 +113,7 @@ _LITERAL: dict[str, Factor] = {**FACTORS, **ALIASES, **_bare_names()}
 
 
 def check_scale(scale: ScaleLike) -> None:
-    """Raise ConfigError for a name that `shape_factor` does not know, or a number that is no factor."""
+    """Raise ConfigError for an unknown name, or a number that is not above 0 and finite."""
     if isinstance(scale, (int, float)) and not isinstance(scale, bool):
         if not 0 < scale < math.inf:
             raise ConfigError(f"scale is {scale}: a number has to be above 0 and finite")
@@ -129,19 +129,18 @@ def shape_factor(
 ) -> float:
     """Return the factor for a logical matrix of `shape` = (out, in).
 
-    | scale     | factor                  | source                                            |
-    |-----------|-------------------------|---------------------------------------------------|
-    | rms       | rms*sqrt(max(out, in))  | arXiv 2502.16982, equation 4 (there rms is 0.2)   |
-    |           | after rows rms*sqrt(in), after columns rms*sqrt(out): again RMS `rms`       |
-    | rms_exact | the same; the optimizer divides by the realized RMS (arXiv 2502.16982, section 2.2) |
-    | spectral  | sqrt(out/in)            | Yang et al., A Spectral Condition for Feature     |
-    |           |                         | Learning, arXiv 2310.17813, condition 1           |
-    | keller    | sqrt(max(1, out/in))    | Jordan et al., Muon (2024), reference code        |
-    | none      | 1                       |                                                   |
-    | a number  | itself                  | 0.2*sqrt(hidden size): arXiv 2502.16982, table 1, |
-    |           |                         | baseline                                          |
-    | callable  | scale(out, in)          |                                                   |
-    | an alias  | its formula             | `ALIASES`                                         |
+    | scale | factor | source |
+    |---|---|---|
+    | rms | `rms*sqrt(max(out, in))` | arXiv 2502.16982, equation 4 (there rms is 0.2) |
+    | rms, if `last` is "row" | `rms*sqrt(in)` | the RMS is again `rms` |
+    | rms, if `last` is "col" | `rms*sqrt(out)` | the RMS is again `rms` |
+    | rms_exact | that of rms; the optimizer divides by the realized RMS | arXiv 2502.16982, 2.2 |
+    | spectral | `sqrt(out/in)` | Yang et al., arXiv 2310.17813, condition 1 |
+    | keller | `sqrt(max(1, out/in))` | Jordan et al., Muon (2024), reference code |
+    | none | 1 | |
+    | a number | itself | `0.2*sqrt(hidden size)`: arXiv 2502.16982, table 1, baseline |
+    | a function | `scale(out, in)` | |
+    | an alias | its formula | `ALIASES` |
 
     Args:
         scale: one of the names above, or a function of (out, in).
@@ -153,7 +152,7 @@ def shape_factor(
     Raises:
         ConfigError: for an unknown name.
 
-    Example:
+    Examples:
         >>> round(shape_factor("rms", (64, 256), 0.2), 6)
         3.2
         >>> round(shape_factor("rms", (64, 256), 0.2, last="col"), 6)
@@ -174,7 +173,7 @@ def shape_factor(
 
 
 def exact_factor(sum_of_squares: Tensor, shape: tuple[int, int], rms: float) -> Tensor:
-    """Return what gives matrices the RMS `rms`, whatever they have: `rms*sqrt(out*in)/||O||_F`.
+    """Return the factor that gives matrices the RMS `rms`: `rms*sqrt(out*in)/||O||_F`.
 
     Args:
         sum_of_squares: `[N, 1, 1]`, of every matrix as a whole.
@@ -182,7 +181,7 @@ def exact_factor(sum_of_squares: Tensor, shape: tuple[int, int], rms: float) -> 
         rms: RMS to reach.
 
     Returns:
-        `[N, 1, 1]`; for a zero matrix something finite, which leaves it zero.
+        `[N, 1, 1]`; finite for a zero matrix, which stays zero.
     """
     norm = sum_of_squares.masked_fill(sum_of_squares == 0, 1.0).sqrt_()
     return rms * math.sqrt(math.prod(shape)) / norm

@@ -1,4 +1,4 @@
-"""What one optimizer step works on: the parameters with a gradient, gathered into batches."""
+"""The inputs of one optimizer step: parameters with a gradient, gathered into batches."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def _kinds(shape: torch.Size, matrices: MatrixSpec) -> frozenset[tuple[int, int]
 
 
 def _capped(items: list[ParamStep]) -> Iterator[list[ParamStep]]:
-    """Cut `items` where their directions would exceed the cap; one parameter is never cut."""
+    """Cut `items` into batches whose directions fit the cap; a parameter is never cut."""
     batch: list[ParamStep] = []
     size = 0
     for item in items:

@@ -13,7 +13,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, MutableMapping
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -93,7 +93,9 @@ def keep_by_name(
     state: MutableMapping[Tensor, dict[str, Any]],
     owners: dict[str, Tensor],
     owned: Callable[[str], OwnedMatrices | None] = lambda name: None,
-) -> None:
+    *,
+    resized: Literal["refuse", "leave"] = "refuse",
+) -> list[str]:
     """Ensure that every parameter in `groups` has state that fits it.
 
     If a parameter was replaced by another tensor, moved to another device or cast, its state is
@@ -104,20 +106,31 @@ def keep_by_name(
         state: state by parameter; updated in place.
         owners: the last parameter of each name; updated in place.
         owned: returns the argument `owned` of `new_state` for a name.
+        resized: what to do with the state of a parameter that was resized in place.
+
+    Returns:
+        Names of parameters in 16 bits that lose small steps to rounding (master="none").
 
     Raises:
         GroupingError: if names and parameters do not match, or the rule does not accept the
             parameter.
-        LayoutError: if the shape of a parameter has changed.
+        LayoutError: if the shape of a parameter has changed, in place or with another tensor.
     """
     for group in groups:
         check_names(group)
     changed = []
+    unprotected = []
     for group in groups:
         first, keys, narrow_keys = _keys_of(group)
         for name, parameter in named(group):
             held = state.get(parameter) if owners.get(name) is parameter else None
-            wanted = narrow_keys if is_narrow(parameter) else keys
+            wanted = keys
+            if is_narrow(parameter):
+                wanted = narrow_keys
+                if group["master"] == "none":
+                    unprotected.append(name)
+            if resized == "leave" and held and held[first].shape != parameter.shape:
+                continue
             if held is None or held.keys() != wanted or not _fits(held[first], parameter):
                 changed.append((name, parameter, group))
     fresh = {
@@ -135,6 +148,7 @@ def keep_by_name(
     for name, parameter, _ in changed:
         state[parameter] = fresh[name]
         owners[name] = parameter
+    return unprotected
 
 
 def _renew(
@@ -144,18 +158,26 @@ def _renew(
     old: Mapping[str, Tensor] | None,
     owned: OwnedMatrices | None,
 ) -> dict[str, Tensor]:
+    first, _, _ = _keys_of(group)
+    if old is not None and first in old and old[first].shape != parameter.shape:
+        raise _reshaped(name, first, old[first], parameter)
     check_parameter(name, parameter, group)
     fresh = new_state(name, parameter, group, owned)
     for key in fresh:
         if old is None or key not in old:
             continue
         if old[key].shape != fresh[key].shape:
-            raise LayoutError(
-                f"{name} was replaced by a tensor of another shape: its {key} has shape "
-                f"{tuple(old[key].shape)}, but the new parameter needs {tuple(fresh[key].shape)}"
-            )
+            raise _reshaped(name, key, old[key], fresh[key])
         copy_(fresh[key], old[key])
     return fresh
+
+
+def _reshaped(name: str, key: str, old: Tensor, new: Tensor) -> LayoutError:
+    return LayoutError(
+        f"the {key} of {name} has shape {tuple(old.shape)}, but must have {tuple(new.shape)}: the "
+        "parameter was resized or replaced after the optimizer was made. Make a new optimizer of "
+        "the model; load_state_dict(old.state_dict(), strict=False) takes over the state that fits"
+    )
 
 
 def _keys_of(group: Group) -> tuple[str, set[str], set[str]]:
@@ -169,4 +191,5 @@ def _keys_of(group: Group) -> tuple[str, set[str], set[str]]:
 
 def _fits(moment: Tensor, parameter: Tensor) -> bool:
     dtype = parameter.dtype if parameter.dtype.itemsize > 4 else torch.float32
-    return moment.dtype == dtype and moment.device == parameter.device
+    fits = moment.dtype == dtype and moment.device == parameter.device
+    return fits and moment.shape == parameter.shape

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,12 +20,26 @@ from muonscale.optim.distributed.zero1 import copy_, scale_
 from muonscale.optim.newton_schulz.coefficients import from_plain, to_plain
 from muonscale.optim.options import option_names
 from muonscale.optim.parameters.validate import GROUP_KEYS, OF_SCHEDULERS
+from muonscale.optim.rules.base import rule_of
 from muonscale.optim.rules.muon import ROW_STATE
 from muonscale.optim.rules.post_norm import POST_NORMS
 from muonscale.optim.rules.step_inputs import named
 
-NOT_SAVED = frozenset({"params", "matrices", "why"})
+NOT_SAVED = frozenset({"params", "matrices", "why", "guessed"})
 """Group entries that describe the model and not the training state."""
+
+
+class IncompatibleKeys(NamedTuple):
+    """What `Muon.load_state_dict` did not take over, by parameter name. Empty if all fits."""
+
+    missing_keys: list[str]
+    """Parameters of the optimizer that the saved state does not have; their state stays as it is."""
+    unexpected_keys: list[str]
+    """Parameters of the saved state that the optimizer does not have."""
+    mismatched_keys: dict[str, list[str]]
+    """Parameters whose saved state has other shapes or other entries, and how they differ. If the
+    entries without which a rule cannot go on fit, those that fit are taken over; else none is."""
+
 
 Group = dict[str, Any]
 State = Mapping[Tensor, dict[str, Any]]
@@ -48,16 +62,21 @@ def to_loadable(state_dict: dict[str, Any]) -> dict[str, Any]:
     return {**state_dict, "param_groups": groups}
 
 
-def load_by_name(state_dict: StateDict, groups: list[Group], state: State) -> None:
+def load_by_name(
+    state_dict: StateDict, groups: list[Group], state: State, strict: bool = True
+) -> IncompatibleKeys:
     """Copy the state and the group options of `state_dict` into `groups` and `state`.
 
     Values keep the dtype and device that they have in `state`. A group gets the options of the
     saved group with exactly its parameters. If there is none, it keeps its own options, with a
-    warning.
+    warning. Unless `strict`, only what fits is copied.
+
+    Returns:
+        What does not fit.
 
     Raises:
-        CheckpointError: if names are missing and the groups differ, or if names, shapes or rules
-            differ. Nothing is written in that case.
+        CheckpointError: if names are missing and the groups differ, or, if `strict`, if names,
+            shapes or rules differ. Nothing is written in that case.
     """
     saved_groups = _add_names(state_dict["param_groups"], groups)
     saved = {
@@ -66,18 +85,29 @@ def load_by_name(state_dict: StateDict, groups: list[Group], state: State) -> No
         for name, number in zip(group["param_names"], group["params"], strict=True)
     }
     current = {name: state[parameter] for group in groups for name, parameter in named(group)}
-    if differences := _list_differences(saved, current):
+    differing = _compare(saved, current)
+    if strict and any(differing):
         raise CheckpointError(
-            "the optimizer state does not fit. Load the state of the same model and rules:\n  "
-            + "\n  ".join(differences)
+            "the optimizer state does not fit. Load the state of the same model and rules, or give "
+            "strict=False, which takes over what fits:\n  " + "\n  ".join(_lines(differing))
         )
     scales = _momentum_scales(saved_groups)
-    for name, values in current.items():
-        for key, value in values.items():
-            copy_(value, _as_tensor(saved[name][key]))
-            if key == "momentum_buffer" and name in scales:
-                scale_(value, scales[name])
+    for group in groups:
+        for name in group["param_names"]:
+            values = current[name]
+            for key in _fitting_keys(group, saved.get(name, {}), values):
+                copy_(values[key], _as_tensor(saved[name][key]))
+                if key == "momentum_buffer" and name in scales:
+                    scale_(values[key], scales[name])
     _load_options(saved_groups, groups)
+    return differing
+
+
+def _fitting_keys(group: Group, have: StateDict, want: StateDict) -> list[str]:
+    """Return the state of a parameter that can be taken over: none unless all moments can be."""
+    fitting = [k for k in want if k in have and _as_tensor(have[k]).shape == want[k].shape]
+    needed = {tensor.name for tensor in rule_of(group).state(group) if tensor.per != "row"}
+    return fitting if needed <= set(fitting) else []
 
 
 def _add_names(saved_groups: list[Group], groups: list[Group]) -> list[Group]:
@@ -107,9 +137,8 @@ def _identity(group: Group) -> tuple[Any, Any, int]:
     return group.get("name"), group.get("rule"), len(group["params"])
 
 
-def _list_differences(saved: Mapping[str, Any], current: Mapping[str, Any]) -> list[str]:
-    lines = [f"missing: {name}" for name in sorted(current.keys() - saved.keys())]
-    lines += [f"unexpected: {name}" for name in sorted(saved.keys() - current.keys())]
+def _compare(saved: Mapping[str, Any], current: Mapping[str, Any]) -> IncompatibleKeys:
+    mismatched: dict[str, list[str]] = {}
     for name in sorted(current.keys() & saved.keys()):
         have, want = saved[name], current[name]
         if have.keys() != want.keys():
@@ -117,15 +146,25 @@ def _list_differences(saved: Mapping[str, Any], current: Mapping[str, Any]) -> l
             if have.keys() ^ want.keys() == {ROW_STATE}:
                 names = " or ".join(f'"{n}"' for n, norm in POST_NORMS.items() if norm.row_state)
                 hint = f" (saved with{'' if ROW_STATE in have else 'out'} post_norm={names})"
-            lines.append(
-                f"different state: {name} was saved with {sorted(have)}, but needs {sorted(want)}{hint}"
-            )
-            continue
-        for key in want:
+            mismatched[name] = [f"saved with {sorted(have)}, but needs {sorted(want)}{hint}"]
+        for key in want.keys() & have.keys():
             old, new = tuple(_as_tensor(have[key]).shape), tuple(want[key].shape)
             if old != new:
-                lines.append(f"different shape: {key} of {name} was saved as {old}, but is {new}")
-    return lines
+                mismatched.setdefault(name, []).append(f"{key} was saved as {old}, but is {new}")
+    return IncompatibleKeys(
+        sorted(current.keys() - saved.keys()), sorted(saved.keys() - current.keys()), mismatched
+    )
+
+
+def _lines(differing: IncompatibleKeys) -> list[str]:
+    return [
+        *(f"missing: {name}" for name in differing.missing_keys),
+        *(f"unexpected: {name}" for name in differing.unexpected_keys),
+        *(
+            f"different: {name}: {'; '.join(how)}"
+            for name, how in differing.mismatched_keys.items()
+        ),
+    ]
 
 
 def _as_tensor(value: Any) -> Tensor:

@@ -241,7 +241,7 @@ def test_rows_hold_every_conversation_once_and_targets_are_the_assistants(tmp_pa
     assert corpus.stats.duplicates == 1
     texts: list[str] = []
     said = 0
-    for store in (corpus.train, corpus.held_out):
+    for store in (corpus.train, corpus.validation):
         rows = store.rows(200)
         batch = rows.batch(np.arange(len(rows)))
         assert batch.dtype == np.int64 and batch.shape == (len(rows), 201)
@@ -255,15 +255,15 @@ def test_rows_hold_every_conversation_once_and_targets_are_the_assistants(tmp_pa
     assert sorted(texts) == sorted(map(chatml, chats))
     words = [m["content"] for chat in chats for m in chat if m["role"] == "assistant"]
     assert said == sum(len(text) + 1 for text in words)
-    assert said == (corpus.stats.train.targets or 0) + (corpus.stats.held_out.targets or 0)
+    assert said == (corpus.stats.train.targets or 0) + (corpus.stats.validation.targets or 0)
 
 
 def test_long_conversations_are_cut_and_those_without_targets_left_out(tmp_path: Path) -> None:
     chats = conversations(40)
     long = turns("question", "answer " * 60)
     late = turns("question " * 40, "answer")
-    corpus = prepared(tmp_path, [*chats, long, late], held_out=0.1)
-    stores = (corpus.train, corpus.held_out)
+    corpus = prepared(tmp_path, [*chats, long, late], validation=0.1)
+    stores = (corpus.train, corpus.validation)
     found = {
         key: sum(store.rows(200).facts()[key] for store in stores) for key in ("cut", "left_out")
     }
@@ -282,11 +282,11 @@ def test_short_rows_without_any_target_are_refused(tmp_path: Path) -> None:
         prepared(tmp_path, conversations(40), sequence_length=8)
 
 
-def test_few_conversations_are_held_out_whole_or_refused(tmp_path: Path) -> None:
-    corpus = prepared(tmp_path, conversations(8), held_out=0.25)
-    assert corpus.stats.train.documents + corpus.stats.held_out.documents == 8
-    with pytest.raises(DataError, match=r"^8 .*data.held_out=0.01"):
-        prepared(tmp_path, conversations(8), held_out=0.01)
+def test_few_conversations_are_validation_whole_or_refused(tmp_path: Path) -> None:
+    corpus = prepared(tmp_path, conversations(8), validation=0.25)
+    assert corpus.stats.train.documents + corpus.stats.validation.documents == 8
+    with pytest.raises(DataError, match=r"^8 .*data.validation=0.01"):
+        prepared(tmp_path, conversations(8), validation=0.01)
 
 
 def test_the_template_is_part_of_the_fingerprint_and_of_the_tokenizer(tmp_path: Path) -> None:

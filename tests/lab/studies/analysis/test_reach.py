@@ -23,14 +23,14 @@ def finished(path: Path, losses: list[float], seed: int = 0) -> Outcome:
         for n in range(1, 11)
     ]
     records += [
-        {"kind": "eval", "step": 2 * n, "tokens": 200 * n, "held_out_loss": loss}
+        {"kind": "eval", "step": 2 * n, "tokens": 200 * n, "validation_loss": loss}
         for n, loss in enumerate(losses, 1)
     ]
     (path / "metrics.jsonl").write_text("\n".join(map(json.dumps, records)))
     flops = {"per_token": 7, "newton_schulz_per_step": 1000}
     (path / "env.json").write_text(json.dumps({"flops": flops}))
     run = PlannedRun({"seed": seed}, load_config("demo", [f"run.seed={seed}"]))
-    return Outcome(run, RunFolder(path), "finished", {"held_out_loss": losses[-1]})
+    return Outcome(run, RunFolder(path), "finished", {"validation_loss": losses[-1]})
 
 
 def test_a_curve_counts_newton_schulz_and_the_median_step(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from muonscale.lab.config.load import Config
 from muonscale.lab.fits.steps_to_loss import StepsToLoss
 from muonscale.lab.report.page import Table, Verdict
 from muonscale.lab.report.write import write_page
-from muonscale.lab.run_folder import RunFolder
+from muonscale.lab.run_folder import KindT, RunFolder
 from muonscale.lab.studies.batch.analysis import read_steps
 from muonscale.lab.studies.batch.config import BatchConfig
 from muonscale.lab.studies.batch.laws import fit_variant_laws
@@ -44,9 +44,11 @@ def kept_records(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Let runs that are made up have their records from RECORDS instead of metrics.jsonl."""
     read = RunFolder.read_metrics
 
-    def kept(folder: RunFolder) -> list[dict[str, Any]]:
+    def kept(folder: RunFolder, kind: KindT | None = None) -> list[dict[str, Any]]:
         found = RECORDS.get(folder.path)
-        return read(folder) if found is None else list(found)
+        if found is None:
+            return read(folder, kind)
+        return [record for record in found if kind in (None, record["kind"])]
 
     monkeypatch.setattr(RunFolder, "read_metrics", kept)
     yield
@@ -113,13 +115,19 @@ def finished(run: PlannedRun, path: Path, tokens: float) -> Outcome:
         for n in range(1, last + 1)
     ]
     records += [
-        {"kind": "eval", "step": s, "tokens": s * batch, "held_out_loss": x, "held_out_tokens": 9}
+        {
+            "kind": "eval",
+            "step": s,
+            "tokens": s * batch,
+            "validation_loss": x,
+            "validation_tokens": 9,
+        }
         for s, x in zip(seen, losses, strict=True)
     ]
     RECORDS[path] = records
     env = {"flops": None, "versions": {"torch": "2"}, "device_name": "x", "threads": 1}
     (path / "env.json").write_text(json.dumps(env))
-    result = {"held_out_loss": losses[-1], "train_seconds": 1.0}
+    result = {"validation_loss": losses[-1], "train_seconds": 1.0}
     return Outcome(run, RunFolder(path), "finished", result)
 
 
@@ -556,7 +564,7 @@ def test_the_shipped_study_is_fair() -> None:
 
 @pytest.mark.slow
 def test_a_real_study_ends_with_a_page(study: Make, tmp_path: Path) -> None:
-    keys = {**study().config.set, "train.tokens": 1024, "data.held_out": 0.01}
+    keys = {**study().config.set, "train.tokens": 1024, "data.validation": 0.01}
     small = {"batches": [64, 128, 256], "lr": [0.02], "seeds": [0], "steps": 8, "evaluations": 8}
     made = study(**small, targets=None, set=keys)
     found = run_study(made, lambda _: None)

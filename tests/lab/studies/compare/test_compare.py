@@ -28,7 +28,7 @@ def ended(study: Study, loss: Loss) -> dict[str, Outcome]:
             if math.isinf(value):
                 outcomes[run.id] = Outcome(run, folder, "diverged", reason="inf")
             else:
-                outcomes[run.id] = Outcome(run, folder, "finished", {"held_out_loss": value})
+                outcomes[run.id] = Outcome(run, folder, "finished", {"validation_loss": value})
     return outcomes
 
 

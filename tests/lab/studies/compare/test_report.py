@@ -2,11 +2,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from muonscale.lab.report.page import Chart, Page, Table, Verdict
+from muonscale.lab.report.page import Chart, Page, Table, Text, Verdict
 from muonscale.lab.report.write import write_page
 from muonscale.lab.run_folder import RunFolder
 from muonscale.lab.studies.engine import StudyState, analyze_study, build_report
@@ -31,7 +32,7 @@ def finished(run: PlannedRun, path: Path) -> Outcome:
     curve = [end + 2, end + 1.2, end + 0.5, end]
     records = [{"kind": "train", "step": n, "step_ms": 20} for n in range(1, 5)]
     records += [
-        {"kind": "eval", "step": n, "tokens": 100 * n, "held_out_loss": loss}
+        {"kind": "eval", "step": n, "tokens": 100 * n, "validation_loss": loss}
         for n, loss in enumerate(curve, 1)
     ]
     (path / "metrics.jsonl").write_text("\n".join(map(json.dumps, records)))
@@ -42,7 +43,9 @@ def finished(run: PlannedRun, path: Path) -> Outcome:
         "threads": 1,
     }
     (path / "env.json").write_text(json.dumps(env))
-    return Outcome(run, RunFolder(path), "finished", {"held_out_loss": end, "train_seconds": 0.08})
+    return Outcome(
+        run, RunFolder(path), "finished", {"validation_loss": end, "train_seconds": 0.08}
+    )
 
 
 @pytest.fixture
@@ -93,3 +96,22 @@ def test_a_shipped_study_is_called_by_its_name(tmp_path: Path) -> None:
     assert command_of(shipped) == "muonscale study run muon-adamw-nano"
     other = load_study("muon-adamw-nano", [f"path={tmp_path}", "seeds=[5]"]).config
     assert command_of(other) == f"muonscale study run {tmp_path}"
+
+
+def test_runs_whose_times_or_environment_are_lost_are_counted_as_such(
+    compare: Make, tmp_path: Path
+) -> None:
+    study = compare()
+    runs = {run.id: run for run in study.plan({})}
+    outcomes = {id: finished(run, tmp_path / id) for id, run in runs.items()}
+    first, second = list(outcomes)[:2]
+    assert outcomes[first].result is not None
+    lost = {**outcomes[first].result, "train_seconds": None}  # resumed after its last step
+    outcomes[first] = replace(outcomes[first], result=lost)
+    (outcomes[second].folder.path / "env.json").unlink()
+    page = build_report(study, {"failed": [], "places": []}, outcomes)
+    _, facts, count = page.sections[-1].blocks
+    assert isinstance(facts, Table) and isinstance(count, Text)
+    assert dict(facts.rows) == {"torch": "2", "device": "unknown, x", "threads": "1, unknown"}
+    hours = 0.08 * (len(runs) - 1) / 3600
+    assert f"{hours:.2f} hours" in count.text and "1 whose times are lost" in count.text

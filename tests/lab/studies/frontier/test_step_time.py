@@ -42,7 +42,7 @@ def timed(
     environment = {"device_name": "Two Cores", "threads": 1, "processes": 1}
     (folder.path / "env.json").write_text(json.dumps(environment))
     run = PlannedRun({"variant": variant, "batch": batch, "seed": 0}, resolved)
-    return Outcome(run, folder, "finished", {"held_out_loss": 3.0})
+    return Outcome(run, folder, "finished", {"validation_loss": 3.0})
 
 
 def study(path: Path, *more: str) -> dict[str, Outcome]:

@@ -16,8 +16,9 @@ from muonscale.lab.report.write import write_page
 from muonscale.lab.run_folder import RunFolder
 from muonscale.lab.studies.engine import plan_study, run_study
 from muonscale.lab.studies.planned_run import PlannedRun, index_runs
-from muonscale.lab.studies.scaling.analysis import PFLOPS_DAY, LadderSearch, Setting, paper_ratio
+from muonscale.lab.studies.scaling.analysis import PFLOPS_DAY, paper_ratio
 from muonscale.lab.studies.scaling.config import ScalingConfig
+from muonscale.lab.studies.scaling.ladder import LadderSearch, Setting
 from muonscale.lab.studies.scaling.study import ScalingStudy
 from muonscale.lab.studies.study import Outcome
 from muonscale.lab.training.dry_run import planned_shape
@@ -64,7 +65,9 @@ def outcomes_of(study: ScalingStudy, loss: Loss) -> dict[str, Outcome]:
         for id, run in runs.items():
             value = loss(run)
             state = "finished" if math.isfinite(value) else "diverged"
-            result = {"held_out_loss": value, "train_seconds": 1} if math.isfinite(value) else None
+            result = (
+                {"validation_loss": value, "train_seconds": 1} if math.isfinite(value) else None
+            )
             outcomes[id] = Outcome(run, folder, state, result)
     return {id: outcomes[id] for id in runs}
 

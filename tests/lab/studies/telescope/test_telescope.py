@@ -69,7 +69,7 @@ def outcome(run: PlannedRun, loss: float) -> Outcome:
     if math.isinf(loss):
         return Outcome(run, folder, "diverged", reason="inf")
     seconds = float(run.coordinates["width"]) / 16
-    return Outcome(run, folder, "finished", {"held_out_loss": loss, "train_seconds": seconds})
+    return Outcome(run, folder, "finished", {"validation_loss": loss, "train_seconds": seconds})
 
 
 def ended(study: TelescopeStudy, loss: Loss, rounds: int = 99) -> dict[str, Outcome]:

@@ -46,7 +46,7 @@ def valley(study: TransferStudy, best: Best) -> dict[str, Any]:
         noise = 0.002 * math.sin(1000 * distance + seed + int(where["width"]))
         loss = math.inf if distance > 5 else 3 + 0.2 * distance**2 + 0.3 * seed + noise
         state = "diverged" if math.isinf(loss) else "finished"
-        result = None if math.isinf(loss) else {"held_out_loss": loss}
+        result = None if math.isinf(loss) else {"validation_loss": loss}
         outcomes[id] = Outcome(run, RunFolder(Path("no")), state, result)
     return study.analyze(outcomes)
 

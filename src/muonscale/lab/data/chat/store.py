@@ -1,7 +1,7 @@
 """Conversations on disk as tokens, and the rows of a batch that they are packed into.
 
-A split has three streams: `SPLIT` of tokens, `targets-SPLIT` of one flag for each token (whether the
-assistant wrote it), and `index-SPLIT` of two numbers for each conversation: its tokens, and the
+A split has three streams: `SPLIT` of tokens, `targets-SPLIT` of one flag for each token (whether
+the assistant wrote it), and `index-SPLIT` of two numbers for each conversation: its tokens, and the
 position of its first target. None of them depends on the length of a row.
 """
 
@@ -111,10 +111,10 @@ class PackedChats:
 def pack(lengths: NDArray[np.int64], capacity: int) -> list[list[int]]:
     """Pack items into rows by best-fit decreasing.
 
-    The longest item comes first. Each goes into the fullest row that still has room for it, else into
-    a new row. This needs at most 11/9 of the fewest possible rows, and 4 more (Johnson, Demers,
-    Ullman, Garey and Graham, SIAM J. Computing 3(4), 1974, whose bound holds for first-fit decreasing
-    too).
+    The longest item comes first. Each goes into the fullest row that still has room for it, else
+    into a new row. This needs at most 11/9 of the fewest possible rows, and 4 more (Johnson,
+    Demers, Ullman, Garey and Graham, SIAM J. Computing 3(4), 1974, whose bound holds for first-fit
+    decreasing too).
 
     Args:
         lengths: lengths of the items, from 1 to capacity, int64 `[items]`.

@@ -1,7 +1,7 @@
 """Conversations rendered by a chat template, and the spans of the assistant's turns.
 
-A template may mark these spans with `{% generation %}`. Without marks, the span of a turn is found by
-rendering the conversation up to the turn and the prompt for the turn: it is the text after the
+A template may mark these spans with `{% generation %}`. Without marks, the span of a turn is found
+by rendering the conversation up to the turn and the prompt for the turn: it is the text after the
 prompt, provided that the conversation begins with the prompt.
 """
 
@@ -73,8 +73,8 @@ class ChatTemplate:
         spans = [span for span in spans if span[1] > span[0]]
         if not spans:
             raise DataError(
-                f"{self.name} marks no words of the assistant in {_excerpt(messages)}; put them between "
-                "{% generation %} and {% endgeneration %} in a template of your own "
+                f"{self.name} marks no words of the assistant in {_excerpt(messages)}; put them "
+                "between {% generation %} and {% endgeneration %} in a template of your own "
                 "(data.chat_template=FILE)"
             )
         return Rendered(text, spans)
@@ -108,10 +108,10 @@ class ChatTemplate:
                 after, _ = self._run(messages[: number + 1])
                 if not (text.startswith(after) and after.startswith(before)):
                     raise DataError(
-                        f"{self.name} renders the beginning of {_excerpt(messages)} differently when "
-                        "more messages follow, so that the assistant's words cannot be found; put "
-                        "them between {% generation %} and {% endgeneration %} in a copy of the "
-                        "template, and give that with data.chat_template=FILE"
+                        f"{self.name} renders the beginning of {_excerpt(messages)} differently "
+                        "when more messages follow, so that the assistant's words cannot be found; "
+                        "put them between {% generation %} and {% endgeneration %} in a copy of "
+                        "the template, and give that with data.chat_template=FILE"
                     )
                 spans.append((len(before), len(before) + len(self._turn(after[len(before) :]))))
         return spans

@@ -29,7 +29,8 @@ Encoded = tuple[NDArray[np.int64], NDArray[np.bool_]]
 class ChatEncoder:
     """Converts conversations to tokens and targets.
 
-    Special tokens that the template writes become tokens; those that a message spells out stay text.
+    Special tokens that the template writes become tokens; those that a message spells out stay
+    text.
 
     Args:
         tokenizer: the tokenizer, which is not changed.
@@ -133,8 +134,8 @@ def encode_chats(
             for text, (ids, inside) in zip(batch, encoder.encode(batch), strict=True):
                 if not inside.any():
                     raise DataError(
-                        f"no token of {text[:80]!r}... is a target; remove the conversation, or use "
-                        "a tokenizer with tokens for the assistant's words"
+                        f"no token of {text[:80]!r}... is a target; remove the conversation, or "
+                        "use a tokenizer with tokens for the assistant's words"
                     )
                 tokens.write(ids)
                 flags.write(inside)

@@ -228,11 +228,6 @@ class LossLaw(Law):
     def log_reach(theta: FloatArray, log_loss: float | FloatArray) -> FloatArray:
         """Return log FLOPs at which laws `[..., p]` have a log loss; infinite if they never do."""
 
-    def reach(self, loss: float) -> Prediction:
-        """Return the FLOPs at which the law has this loss."""
-        flops = float(np.exp(self.log_reach(self.theta, float(np.log(loss)))))
-        return Prediction(flops, not self.holds(flops))
-
     def default_places(self) -> tuple[float, float]:
         """Return the FLOPs of the largest run, and ten times as many."""
         largest = float(self.places.max())

@@ -15,9 +15,9 @@ def gate_scale(experts: int, k: int) -> float:
 
         mean of 1 / sqrt(sum p^2),   p = top-k of sigmoid(z), divided by their sum,   z ~ N(0, 1)^E
 
-    It assumes that the outputs of experts are uncorrelated, so that weights p scale the RMS of their
-    sum by sqrt(sum p^2). It is the `routed_scaling_factor` of a mixture with sigmoid gates. The seed
-    is fixed: the same arguments give the same number.
+    It assumes that the outputs of experts are uncorrelated, so that weights p scale the RMS of
+    their sum by sqrt(sum p^2). It is the `routed_scaling_factor` of a mixture with sigmoid gates.
+    The seed is fixed: the same arguments give the same number.
 
     Args:
         experts: routed experts E.
@@ -29,7 +29,7 @@ def gate_scale(experts: int, k: int) -> float:
     References:
         Liu et al., Muon is Scalable for LLM Training, arXiv 2502.16982, appendix C, figure 6.
 
-    Example:
+    Examples:
         >>> round(gate_scale(64, 6), 3)
         2.446
     """

@@ -28,7 +28,8 @@ SCORES: dict[str, ScoreT] = {
 """Scores of the supported routers, by class."""
 
 BIAS = "e_score_correction_bias"
-"""Buffer of a router that is added to its scores for the choice of experts, not for their weights."""
+"""Buffer of a router that is added to its scores for the choice of experts, not for their
+weights."""
 
 IN_FLOAT32 = (
     "DeepseekV2TopkRouter",
@@ -93,8 +94,8 @@ def holds_stacks(module: nn.Module) -> bool:
 def keep_float32(model: nn.Module) -> None:
     """Disable autocast in the routers of `IN_FLOAT32`, which it would compute in bfloat16.
 
-    Bfloat16 affinities near 1/2 differ by 1/256, several times a step of the router bias: many tokens
-    would tie and change their expert at once.
+    Bfloat16 affinities near 1/2 differ by 1/256, several times a step of the router bias: many
+    tokens would tie and change their expert at once.
     """
     for router in find_routers(model).known.values():
         if type(router).__name__ in IN_FLOAT32:

@@ -44,8 +44,8 @@ def bias_step(loads_E: Tensor, rate: float, update: BiasUpdateT) -> Tensor:
         sign:      u sign(e_i)
         centered:  u (sign(e_i) - mean_j sign(e_j))
 
-    Centered steps sum to zero, so that the biases cannot all grow together. The choice of experts is
-    the same, since a constant added to all biases does not change their order.
+    Centered steps sum to zero, so that the biases cannot all grow together. The choice of experts
+    is the same, since a constant added to all biases does not change their order.
 
     Args:
         loads_E: loads of one step and layer, `[E]`.
@@ -82,11 +82,12 @@ def router_entropy(affinities_NE: Tensor) -> Tensor:
 def sequence_balance(affinities_BTE: Tensor, chosen: int) -> Tensor:
     """Return the sequence-level auxiliary loss without its coefficient, averaged over sequences.
 
-        sum_i f_i P_i,  f_i = E / (K T) * number of tokens t with i among their K largest affinities,
+        sum_i f_i P_i,  f_i = E / (K T) * number of tokens t with i among their K largest
+        affinities,
                         P_i = mean_t affinity_ti
 
-    It is 1 if all experts are equally likely. Only P is differentiated. As in the paper, f counts the
-    K largest affinities without the router's bias.
+    It is 1 if all experts are equally likely. Only P is differentiated. As in the paper, f counts
+    the K largest affinities without the router's bias.
 
     Args:
         affinities_BTE: float `[B, T, E]`; rows sum to 1.

@@ -59,8 +59,8 @@ def _dense(hidden: int) -> ModelPreset:
     The paper gives the feed-forward width as 2.6 H. No rounding of that gives its parameter counts.
     Llama's rule, 2.67 H, does, if counts are truncated: 545.9M, 822.1M, 1.147B, 1.586B. It gives
     339.7M instead of the 399M in the table. All these sizes agree with the paper's law for N at the
-    stated tokens (Table 9) to four digits, so 399M is a misprint. Vocabulary and rotary base are not
-    in the paper; they are Moonlight's.
+    stated tokens (Table 9) to four digits, so 399M is a misprint. Vocabulary and rotary base are
+    not in the paper; they are Moonlight's.
     """
     return llama(
         hidden=hidden,

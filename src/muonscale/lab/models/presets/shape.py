@@ -54,8 +54,8 @@ def global_gemma3(
 ) -> ModelPreset:
     """Return a Gemma 3 in which every layer attends to the whole sequence.
 
-    The original has five layers with a sliding window per global layer. A pattern of one layer makes
-    all of them global.
+    The original has five layers with a sliding window per global layer. A pattern of one layer
+    makes all of them global.
     """
     shape = {
         "hidden_size": hidden,

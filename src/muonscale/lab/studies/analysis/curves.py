@@ -35,11 +35,11 @@ def read_curve(outcome: Outcome) -> LossCurve:
     """
     records = outcome.folder.read_metrics()
     step_ms = [r["step_ms"] for r in records if r["kind"] == "train"]
-    found = [r for r in records if r["kind"] == "eval" and r["held_out_loss"] is not None]
+    found = [r for r in records if r["kind"] == "eval" and r["validation_loss"] is not None]
     if not found or len(step_ms) < found[-1]["step"]:
         raise StudyError(
-            f"{outcome.folder.metrics} is incomplete; remove the folder {outcome.folder.path}, and run "
-            "the study again"
+            f"{outcome.folder.metrics} is incomplete; remove the folder {outcome.folder.path}, and "
+            "run the study again"
         )
     steps = np.array([r["step"] for r in found])
     tokens = np.array([r["tokens"] for r in found], dtype=np.float64)
@@ -53,7 +53,7 @@ def read_curve(outcome: Outcome) -> LossCurve:
         "flops": flops,
         "seconds": steps * float(np.median(step_ms)) / 1000,
     }
-    return LossCurve(np.array([r["held_out_loss"] for r in found], dtype=np.float64), spent)
+    return LossCurve(np.array([r["validation_loss"] for r in found], dtype=np.float64), spent)
 
 
 def average_curves(curves: Sequence[LossCurve]) -> LossCurve:
@@ -65,8 +65,8 @@ def average_curves(curves: Sequence[LossCurve]) -> LossCurve:
     if len({tuple(curve.spent["steps"]) for curve in curves}) != 1:
         counts = sorted({len(curve.spent["steps"]) for curve in curves})
         raise StudyError(
-            f"runs were evaluated at different steps, {counts} times, so their curves have no mean; give "
-            "all of them the same eval.every"
+            f"runs were evaluated at different steps, {counts} times, so their curves have no "
+            "mean; give all of them the same eval.every"
         )
     spent = {name: np.mean([curve.spent[name] for curve in curves], axis=0) for name in MEASURES}
     return LossCurve(np.mean([curve.loss for curve in curves], axis=0), spent)

@@ -18,7 +18,8 @@ class Reach:
     amount: float
     """The bound if `censored`; NaN if it was not counted."""
     censored: CensoredT
-    """`>`: the whole run did not reach the loss; `<`: the loss was lower at the first evaluation."""
+    """`>`: the whole run did not reach the loss; `<`: the loss was lower at the first
+    evaluation."""
     end: float
     """The amount that the whole run spent."""
 
@@ -34,7 +35,7 @@ def reach(target: float, runs: Mapping[str, list[Outcome]]) -> dict[str, dict[st
         return {}
     found = {}
     for name, each in runs.items():
-        finished = [run for run in each if run.result is not None and math.isfinite(run.loss)]
+        finished = [run for run in each if math.isfinite(run.loss)]
         if finished:
             curve = average_curves([read_curve(run) for run in finished])
             found[name] = {measure: reach_on_curve(curve, measure, target) for measure in MEASURES}

@@ -1,7 +1,8 @@
 """Differences between groups of runs, with the noise of seeds.
 
-Runs of one seed share initial weights, order of the data and validation split, so a seed that is lucky
-for one group is lucky for all. The model is that of randomized blocks, with seeds as the blocks:
+Runs of one seed share initial weights, order of the data and validation split, so a seed that is
+lucky for one group is lucky for all. The model is that of randomized blocks, with seeds as the
+blocks:
 
     loss[group, seed] = mean[group] + effect[seed] + noise,    noise ~ N(0, sigma^2)
 
@@ -18,7 +19,7 @@ import numpy as np
 from scipy.stats import t as student
 
 from muonscale.errors import StudyError
-from muonscale.lab.fits.bootstrap import LEVEL
+from muonscale.lab.fits.statistics import student_quantile
 
 Group = TypeVar("Group", bound=Hashable)
 CLAIM = 0.001
@@ -64,7 +65,7 @@ class Blocks(Generic[Group]):
         if self.freedom == 0:
             return MeanDifference(estimate, np.nan, np.nan, np.nan, 0)
         error = self.sigma * float(np.sqrt(max(0.0, contrast @ self.covariance @ contrast)))
-        half = float(student.ppf((1 + LEVEL) / 2, self.freedom)) * error
+        half = student_quantile(self.freedom) * error
         p = float(student.cdf(estimate / error, self.freedom)) if error else float(estimate >= 0)
         return MeanDifference(estimate, estimate - half, estimate + half, p, self.freedom)
 
@@ -97,8 +98,8 @@ def fit_blocks(losses: Mapping[Group, Mapping[int, float]]) -> Blocks[Group]:
     rank = int(np.linalg.matrix_rank(design))
     if rank < design.shape[1]:
         raise StudyError(
-            f"the groups {', '.join(map(str, groups))} cannot be compared seed by seed: of the seeds "
-            f"{seeds} some groups share none; finish the missing runs"
+            f"the groups {', '.join(map(str, groups))} cannot be compared seed by seed: of the "
+            f"seeds {seeds} some groups share none; finish the missing runs"
         )
     found, *_ = np.linalg.lstsq(design, values, rcond=None)
     freedom = len(rows) - rank
@@ -119,7 +120,5 @@ def mean_interval(groups: Sequence[Sequence[float]], number: int) -> tuple[float
     if freedom == 0:
         return mean, float("nan"), float("nan")
     squares = sum(float(np.sum((np.array(g) - np.mean(g)) ** 2)) for g in groups)
-    half = float(student.ppf((1 + LEVEL) / 2, freedom)) * float(
-        np.sqrt(squares / freedom / len(own))
-    )
+    half = student_quantile(freedom) * float(np.sqrt(squares / freedom / len(own)))
     return mean, mean - half, mean + half

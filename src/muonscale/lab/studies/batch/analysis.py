@@ -8,10 +8,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-from scipy.stats import t as student
 
 from muonscale.errors import StudyError, shown
-from muonscale.lab.fits.bootstrap import LEVEL
+from muonscale.lab.fits.statistics import student_quantile
 from muonscale.lab.fits.steps_to_loss import StepsToLoss
 from muonscale.lab.studies.analysis.seed_blocks import Blocks, fit_blocks
 from muonscale.lab.studies.batch.config import BatchConfig
@@ -31,13 +30,13 @@ Steps = dict[float, dict[str, StepsToLoss]]
 """By target loss and variant."""
 
 BY_LENGTH = (
-    "The learning rate at a step depends on the planned length of the run, and runs of large batches may be "
-    "longer: losses on the way are not those of a run that ends there. Give a constant learning rate, and the "
-    "warm-up as a number of steps."
+    "The learning rate at a step depends on the planned length of the run, and runs of large "
+    "batches may be longer: losses on the way are not those of a run that ends there. Give a "
+    "constant learning rate, and the warm-up as a number of steps."
 )
 SAMPLED = (
-    "Losses on the way were measured on a part of the validation split, and at the end on all of it: give "
-    "eval.tokens at least its size."
+    "Losses on the way were measured on a part of the validation split, and at the end on all of "
+    "it: give eval.tokens at least its size."
 )
 
 
@@ -94,8 +93,8 @@ def analyze_targets(config: BatchConfig, outcomes: Outcomes, *, by_length: bool)
     targets = choose_targets(cells) if config.targets is None else config.targets
     notes = [BY_LENGTH] if by_length else []
     if (first := next((o for o in outcomes.values() if o.result is not None), None)) is not None:
-        records = [r for r in first.folder.read_metrics() if r["kind"] == "eval"]
-        if len({r.get("held_out_tokens") for r in records}) > 1:
+        records = first.folder.read_metrics("eval")
+        if len({r.get("validation_tokens") for r in records}) > 1:
             notes.append(SAMPLED)
     found = []
     for number, target in enumerate(sorted(targets, reverse=True)):
@@ -145,8 +144,7 @@ def _analyze_cell(cell: Cell, blocks: Blocks[Key] | None) -> BatchPlace:
         place = blocks.groups.index(key)
         mean = blocks.mean(key)
         error = blocks.sigma * math.sqrt(blocks.covariance[place, place])
-        if blocks.freedom:
-            half = float(student.ppf((1 + LEVEL) / 2, blocks.freedom)) * error
+        half = student_quantile(blocks.freedom) * error
     return BatchPlace(
         batch=cell.batch,
         state=cell.state,
@@ -185,8 +183,8 @@ def read_steps(found: Mapping[str, Any]) -> Steps:
     """
     if "baseline" not in found or "targets" not in found:
         raise StudyError(
-            f"findings with the keys {shown(sorted(found))} are not those of a batch study, which have "
-            "baseline and targets"
+            f"findings with the keys {shown(sorted(found))} are not those of a batch study, which "
+            "have baseline and targets"
         )
     return {
         float(target["target"]): {

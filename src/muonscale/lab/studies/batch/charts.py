@@ -58,7 +58,8 @@ def _draw_ratios(name: str, title: str, series: list[Series]) -> list[Block]:
             log_x=True,
             series=tuple(series),
             marks=(Mark(axis="y", at=1.0, label="equal"),),
-            caption="Above 1 the baseline takes more tokens. Bars and bands are 90 % intervals, seed by seed.",
+            caption="Above 1 the baseline takes more tokens. Bars and bands are 90 % intervals, "
+            "seed by seed.",
         )
     )
 
@@ -89,8 +90,8 @@ def law_charts(target: Found, number: int) -> list[Block]:
                 f"Tokens to a loss of {target['target']:g}, {name}",
                 "training tokens to the loss",
                 series,
-                f"{text} Points are means over seeds at the best learning rate with 90 % intervals; bands "
-                "are those of the law.",
+                f"{text} Points are means over seeds at the best learning rate with 90 % "
+                "intervals; bands are those of the law.",
             )
         )
     charts.append(

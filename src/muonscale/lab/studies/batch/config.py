@@ -36,7 +36,8 @@ class BatchConfig(VariantsConfig):
     lr_of: dict[str, list[Number]] = {}
     """Other learning rates of a variant, equal in number."""
     lr_rule: RuleT = "sqrt"
-    """Factor of the learning rates: the square root of batch / reference, batch / reference, or 1."""
+    """Factor of the learning rates: the square root of batch / reference, batch / reference, or
+    1."""
     reference_batch: Positive | None = None
     """The batch size of `lr`; the smallest when not given."""
     steps: Positive = 50

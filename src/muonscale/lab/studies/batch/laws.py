@@ -123,8 +123,8 @@ def _describe_misfit(steps: StepsToLoss, residuals: Residuals) -> str:
     if f.sf(ratio, residuals.degrees, steps.freedom) >= SIGNIFICANT:
         return ""
     return (
-        f"the law misses by {residuals.rms:.1%} and seeds explain {noise:.1%}: its intervals include the "
-        "noise of seeds alone and are too narrow"
+        f"the law misses by {residuals.rms:.1%} and seeds explain {noise:.1%}: its intervals "
+        "include the noise of seeds alone and are too narrow"
     )
 
 

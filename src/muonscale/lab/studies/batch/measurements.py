@@ -32,14 +32,15 @@ class Cell:
     variant: str
     batch: int
     state: StateT
-    """`>`: at no learning rate all seeds reached it; `<`: a run was below it at its first evaluation, so
-    the target is too easy; `missing`: no run has ended."""
+    """`>`: at no learning rate all seeds reached it; `<`: a run was below it at its first
+    evaluation, so the target is too easy; `missing`: no run has ended."""
     bound: float
     """Tokens of a whole run (`>`) or at its first evaluation (`<`), else NaN."""
     rates: list[dict[str, Any]]
     """Learning rates: lr, and tokens by seed (None: not reached)."""
     lr: float | None
-    """The learning rate with the least mean log tokens, among those at which all seeds reached it."""
+    """The learning rate with the least mean log tokens, among those at which all seeds reached
+    it."""
     edge: EdgeT | None
     """Whether it is the lowest or the highest that was tried."""
     log_tokens: Mapping[int, float]
@@ -63,9 +64,9 @@ def read_cells(outcomes: Outcomes) -> dict[Key, Rates]:
 def choose_targets(cells: Mapping[Key, Rates]) -> list[float]:
     """Return targets that all can reach, the easiest first; none before any run has ended.
 
-    The hardest is the largest final loss over variants and batch sizes, each at the learning rate with
-    the lowest: all seeds reach it there. Two easier ones are a quarter and a half of the way from it to
-    the lowest loss that any run had at its first evaluation. All are rounded up to 0.01.
+    The hardest is the largest final loss over variants and batch sizes, each at the learning rate
+    with the lowest: all seeds reach it there. Two easier ones are a quarter and a half of the way
+    from it to the lowest loss that any run had at its first evaluation. All are rounded up to 0.01.
     """
     best: list[LossCurve] = []
     for rates in cells.values():

@@ -1,7 +1,8 @@
 """The gradient noise scale of a batch study's runs, where they recorded it.
 
-`telemetry.noise_scale_every` measures it (`muonscale.lab.training.noise_scale`). It is a property of
-the weights and not of the batch, so runs of all batch sizes estimate the same number at one loss.
+`telemetry.noise_scale_every` measures it (`muonscale.lab.training.noise_scale`). It is a property
+of the weights and not of the batch, so runs of all batch sizes estimate the same number at one
+loss.
 """
 
 from __future__ import annotations
@@ -15,10 +16,11 @@ from muonscale.lab.studies.report_blocks import Found
 from muonscale.lab.studies.study import Outcome, Outcomes
 
 EXPLANATION = (
-    "The gradient noise scale tr(Sigma)/|G|^2 (McCandlish et al., arXiv 1812.06162, appendix A.1) at the last "
-    "measurement before the loss was reached, over the compared runs of all batch sizes: geometric mean, lowest "
-    "and highest. It depends on the gradient alone, not on the learning rate, momentum or update rule, so it is "
-    "a size to expect and not a measured critical batch."
+    "The gradient noise scale tr(Sigma)/|G|^2 (McCandlish et al., arXiv 1812.06162, appendix A.1) "
+    "at the last measurement before the loss was reached, over the compared runs of all batch "
+    "sizes: geometric mean, lowest and highest. It depends on the gradient alone, not on the "
+    "learning rate, momentum or update rule, so it is a size to expect and not a measured critical "
+    "batch."
 )
 
 
@@ -53,8 +55,8 @@ def collect_noise_scales(targets: Iterable[Found], outcomes: Outcomes) -> list[d
 def last_scale(outcome: Outcome, tokens: float) -> float | None:
     """Return the last noise scale that a run recorded up to a number of tokens, None if none."""
     scale = None
-    for record in outcome.folder.read_metrics():
-        if record["kind"] == "train" and "noise_scale" in record:
+    for record in outcome.folder.read_metrics("train"):
+        if "noise_scale" in record:
             if record["tokens"] > tokens:
                 break
             scale = record["noise_scale"]["scale"] or scale

@@ -1,7 +1,8 @@
 """The ratio of tokens R(B) of two optimizers, and the claims of the paper about it.
 
-Practical Efficiency of Muon, arXiv 2505.02222, section 3.2: R is above 1 at every batch size and does
-not decrease, Muon's token-optimal batch is at least AdamW's, and Muon needs 10 to 15 % fewer tokens.
+Practical Efficiency of Muon, arXiv 2505.02222, section 3.2: R is above 1 at every batch size and
+does not decrease, Muon's token-optimal batch is at least AdamW's, and Muon needs 10 to 15 % fewer
+tokens.
 """
 
 from __future__ import annotations
@@ -10,20 +11,20 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import t as student
 
-from muonscale.lab.fits.bootstrap import LEVEL, join
+from muonscale.lab.fits.bootstrap import join
 from muonscale.lab.fits.findings import (
     FitCurve,
     FitEstimate,
     estimate_quantity,
+    format_ends,
     format_significant,
     trace_curve,
 )
 from muonscale.lab.fits.laws.regimes import log_ratio, ratio_exponents
 from muonscale.lab.fits.result import FloatArray, Interval
 from muonscale.lab.fits.rising import SIGNIFICANT, Rising, judge_rising
-from muonscale.lab.fits.statistics import adjust_holm
+from muonscale.lab.fits.statistics import adjust_holm, student_quantile
 from muonscale.lab.studies.analysis.seed_blocks import Blocks
 from muonscale.lab.studies.batch.laws import POINTS, VariantLaws
 from muonscale.lab.studies.batch.measurements import Cell, Key
@@ -62,8 +63,8 @@ class TokenRatio:
     other: str
     rows: list[RatioRow]
     saved: Interval
-    """Share of the baseline's tokens that the other saves: 1 - 1/R, with R the geometric mean over the
-    batch sizes at which both reached the loss."""
+    """Share of the baseline's tokens that the other saves: 1 - 1/R, with R the geometric mean over
+    the batch sizes at which both reached the loss."""
     rising: Rising | None
     """None if both reached the loss at fewer than two batch sizes."""
     claims: list[Claim]
@@ -138,17 +139,12 @@ def _compare_cells(base: Cell, other: Cell, blocks: Blocks[Key] | None) -> Ratio
 
 def _saved_share(log_r: FloatArray, covariance: FloatArray, freedom: int) -> Interval:
     mean = float(log_r.mean())
-    half = math.nan
-    if freedom:
-        error = math.sqrt(max(0.0, float(covariance.mean())))
-        half = float(student.ppf((1 + LEVEL) / 2, freedom)) * error
+    half = student_quantile(freedom) * math.sqrt(max(0.0, float(covariance.mean())))
     return Interval(*(1 - math.exp(-x) for x in (mean, mean - half, mean + half)))
 
 
 def _ends(value: RatioRow | Interval) -> str:
-    if math.isnan(value.low):
-        return "no interval"
-    return f"{format_significant(value.low)} to {format_significant(value.high)}"
+    return format_ends(value.low, value.high) or "no interval"
 
 
 def _judge_above_one(

@@ -21,30 +21,32 @@ RULES = {
     "none": "the same at all batch sizes",
 }
 CHOSEN = (
-    "The hardest target is the largest final loss over optimizers and batch sizes, each at the learning rate "
-    "with the lowest, so that all reach it. The easier ones are a quarter and a half of the way from there to "
-    "the lowest loss that a run had at its first evaluation. All are rounded up to 0.01."
+    "The hardest target is the largest final loss over optimizers and batch sizes, each at the "
+    "learning rate with the lowest, so that all reach it. The easier ones are a quarter and a half "
+    "of the way from there to the lowest loss that a run had at its first evaluation. All are "
+    "rounded up to 0.01."
 )
 METHOD = (
-    f"Intervals are {LEVEL:.0%}. A target is read between two evaluations, never beyond the last. Each batch "
-    "size counts with the learning rate of the least mean log tokens, among those at which all seeds reach the "
-    "target. Runs of one seed share initial weights, order of the data and validation split, so ratios are "
-    "taken seed by seed, with one noise for all batch sizes. The tokens that are compared also pick the "
-    "learning rate, for every optimizer in the same way."
+    f"Intervals are {LEVEL:.0%}. A target is read between two evaluations, never beyond the last. "
+    "Each batch size counts with the learning rate of the least mean log tokens, among those at "
+    "which all seeds reach the target. Runs of one seed share initial weights, order of the data "
+    "and validation split, so ratios are taken seed by seed, with one noise for all batch sizes. "
+    "The tokens that are compared also pick the learning rate, for every optimizer in the same way."
 )
 RULE = (
-    f"The ratio does not decrease if no drop between two batch sizes is significant (p < {SIGNIFICANT:g} after "
-    f"Holm's correction for the number of pairs) and the {LEVEL:.0%} interval of its slope over log B is at or "
-    "above 0; it decreases if a drop is significant. The ratio is above 1 if its interval at every batch size is "
-    f"above 1; it is not if it is below 1 at one of them, with p < {SIGNIFICANT:g} after Holm's correction. The "
-    "claims are those of Practical Efficiency of Muon, arXiv 2505.02222, section 3."
+    "The ratio does not decrease if no drop between two batch sizes is significant (p < "
+    f"{SIGNIFICANT:g} after Holm's correction for the number of pairs) and the {LEVEL:.0%} "
+    "interval of its slope over log B is at or above 0; it decreases if a drop is significant. The "
+    "ratio is above 1 if its interval at every batch size is above 1; it is not if it is below 1 "
+    f"at one of them, with p < {SIGNIFICANT:g} after Holm's correction. The claims are those of "
+    "Practical Efficiency of Muon, arXiv 2505.02222, section 3."
 )
 DEFINITIONS = (
-    "Emin/Smin: the batch at which steps and tokens are both twice their least (McCandlish et al., arXiv "
-    "1812.06162), and the batch with 20 % more tokens than the smallest by the same law (Zhang et al., arXiv "
-    "2410.21676). B*: the end of constant tokens in the model of three regimes (arXiv 2505.02222, appendix F). "
-    "Token-optimal: the largest measured batch with the fewest tokens (section 3.2 there), and the largest "
-    f"within {TOLERANCE:.0%} of them."
+    "Emin/Smin: the batch at which steps and tokens are both twice their least (McCandlish et al., "
+    "arXiv 1812.06162), and the batch with 20 % more tokens than the smallest by the same law "
+    "(Zhang et al., arXiv 2410.21676). B*: the end of constant tokens in the model of three "
+    "regimes (arXiv 2505.02222, appendix F). Token-optimal: the largest measured batch with the "
+    f"fewest tokens (section 3.2 there), and the largest within {TOLERANCE:.0%} of them."
 )
 
 
@@ -167,7 +169,8 @@ def _remarks(target: Found) -> Iterator[Text]:
         )
     if target["freedom"] == 0:
         yield Text(
-            "The noise of seeds is not known: it takes two seeds that reach the loss at two batch sizes."
+            "The noise of seeds is not known: it takes two seeds that reach the loss at two batch "
+            "sizes."
         )
 
 
@@ -187,10 +190,10 @@ def _tokens_table(target: Found, place: int) -> Table:
         name=f"tokens-{place}",
         head=("variant", "batch", "best lr", "edge", "tokens", "interval", "steps"),
         rows=tuple(rows),
-        caption="With > the loss was not reached by the end of the runs, with < it was reached at a first "
-        "evaluation: give more evaluations or a harder target. Intervals leave out the luck of the seed. "
-        f"Noise of log tokens: {format_or_dash(target['sigma'], '.3g')}, {target['freedom']} degrees of "
-        "freedom.",
+        caption="With > the loss was not reached by the end of the runs, with < it was reached at "
+        "a first evaluation: give more evaluations or a harder target. Intervals leave out the "
+        f"luck of the seed. Noise of log tokens: {format_or_dash(target['sigma'], '.3g')}, "
+        f"{target['freedom']} degrees of freedom.",
     )
 
 
@@ -208,7 +211,8 @@ def _laws_table(target: Found, place: int) -> Table:
         name=f"laws-{place}",
         head=("variant", "law", "what", "value", "interval", "residuals"),
         rows=tuple(rows),
-        caption="Residuals are root mean squares of log S; compare them with the noise of log tokens.",
+        caption="Residuals are root mean squares of log S; compare them with the noise of log "
+        "tokens.",
     )
 
 
@@ -222,7 +226,7 @@ def _exponents(target: Found, place: int) -> list[Table]:
         name=f"exponents-{place}",
         head=("variant", "regime", "exponent of B in the ratio", "interval"),
         rows=rows,
-        caption="By the three-regime laws of both. If the last exponent is not below 0, the advantage does not "
-        "vanish beyond both critical batch sizes.",
+        caption="By the three-regime laws of both. If the last exponent is not below 0, the "
+        "advantage does not vanish beyond both critical batch sizes.",
     )
     return [table] if rows else []

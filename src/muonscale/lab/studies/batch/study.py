@@ -1,8 +1,8 @@
 """`study batch`: tokens and steps to a loss by batch size and optimizer.
 
 Every variant has the same number of learning rates and the same seeds at every batch size. The
-validation curves give T(B) and S(B), the ratio of tokens R(B) of the baseline to another variant, and
-critical batch sizes (Practical Efficiency of Muon, arXiv 2505.02222, section 3 and appendix F).
+validation curves give T(B) and S(B), the ratio of tokens R(B) of the baseline to another variant,
+and critical batch sizes (Practical Efficiency of Muon, arXiv 2505.02222, section 3 and appendix F).
 """
 
 from __future__ import annotations
@@ -15,14 +15,10 @@ from typing import Any
 
 from muonscale.errors import ConfigError
 from muonscale.lab.config.load import Config, read_recipe
-from muonscale.lab.config.sections import DataSection, ScheduleSection, Stage
+from muonscale.lab.config.sections import DataSection, ScheduleSection
 from muonscale.lab.report.page import Page
-from muonscale.lab.studies.batch.analysis import analyze_targets, read_steps
 from muonscale.lab.studies.batch.config import BatchConfig
-from muonscale.lab.studies.batch.noise import collect_noise_scales
-from muonscale.lab.studies.batch.report import report_batches
-from muonscale.lab.studies.frontier.analysis import analyze_frontier
-from muonscale.lab.studies.planned_run import Coordinate, PlannedRun, Planner
+from muonscale.lab.studies.planned_run import Coordinate, PlannedRun, PlannedStudy
 from muonscale.lab.studies.study import Outcomes
 from muonscale.lab.studies.variants import resolve_variant
 
@@ -37,14 +33,8 @@ OWN = (
 
 
 @dataclass(frozen=True)
-class BatchStudy:
+class BatchStudy(PlannedStudy[BatchConfig]):
     """A study of batch sizes."""
-
-    config: BatchConfig
-
-    @cached_property
-    def _planner(self) -> Planner:
-        return Planner(self.config)
 
     @cached_property
     def _base(self) -> Config:
@@ -63,15 +53,15 @@ class BatchStudy:
             if batch % length:
                 near = (batch // length * length or length, (batch // length + 1) * length)
                 raise ConfigError(
-                    f"batches: {batch} is not a multiple of data.sequence_length={length}; the nearest "
-                    f"are {near[0]} and {near[1]}"
+                    f"batches: {batch} is not a multiple of data.sequence_length={length}; the "
+                    f"nearest are {near[0]} and {near[1]}"
                 )
-        config = self._planner.run({}, {"train.batch_tokens": batches[0]}, seed=0).config
+        config = self.planner.run({}, {"train.batch_tokens": batches[0]}, seed=0).config
         if config.train.tokens is None or config.train.batch_schedule:
             key = "batch_schedule" if config.train.batch_schedule else "steps"
             raise ConfigError(
-                f"the recipe has train.{key}={getattr(config.train, key)}: the study compares runs of one "
-                "batch size each and equal tokens, so give train.tokens alone"
+                f"the recipe has train.{key}={getattr(config.train, key)}: the study compares runs "
+                "of one batch size each and equal tokens, so give train.tokens alone"
             )
         return config
 
@@ -94,11 +84,15 @@ class BatchStudy:
             "train.batch_tokens": batch,
             "eval.every": max(1, steps // self.config.evaluations),
         }
-        own = resolve_variant(self._planner, variant, self.config.variants[variant], keys)
-        return self._planner.run(where, own, keys, {"optimizer.lr": lr}, seed=seed)
+        own = resolve_variant(self.planner, variant, self.config.variants[variant], keys)
+        return self.planner.run(where, own, keys, {"optimizer.lr": lr}, seed=seed)
 
     def analyze(self, outcomes: Outcomes) -> dict[str, Any]:
         """Return tokens to every target, their ratios, critical batch sizes and the frontier."""
+        from muonscale.lab.studies.batch.analysis import analyze_targets, read_steps
+        from muonscale.lab.studies.batch.noise import collect_noise_scales
+        from muonscale.lab.studies.frontier.analysis import analyze_frontier
+
         config, base = self.config, self._base
         found = analyze_targets(config, outcomes, by_length=depends_on_length(base.schedule))
         return found | {
@@ -114,12 +108,14 @@ class BatchStudy:
 
     def report(self, found: Mapping[str, Any], outcomes: Outcomes) -> Page:
         """Return the report."""
+        from muonscale.lab.studies.batch.report import report_batches
+
         return report_batches(self.config, found)
 
 
 def depends_on_length(schedule: ScheduleSection) -> bool:
     """Return whether the learning rate at a step depends on the planned length of the run."""
-    stages = schedule.stages or [Stage.model_validate(schedule.model_dump(exclude={"stages"}))]
+    stages = schedule.all_stages
     last = stages[-1]
     return (
         any(stage.until is not None and stage.until < 1 for stage in stages)

@@ -28,7 +28,8 @@ class ComparedRuns:
     confirmed: bool
     """Whether there are runs of other seeds at the best learning rate."""
     at_best: list[Outcome]
-    """The runs that are compared: the confirming ones, else the tuning runs at the best learning rate."""
+    """The runs that are compared: the confirming ones, else the tuning runs at the best learning
+    rate."""
 
     @classmethod
     def of(cls, tuning: list[Outcome], confirming: list[Outcome]) -> ComparedRuns:
@@ -56,7 +57,8 @@ class VariantAnalysis:
 
     name: str
     points: list[dict[str, Any]]
-    """Learning rates: lr, losses by seed (None: diverged), their mean, the number of diverged runs."""
+    """Learning rates: lr, losses by seed (None: diverged), their mean, the number of diverged
+    runs."""
     best_lr: float | None
     edge: EdgeT | None
     """Whether the best learning rate is the lowest or the highest that was tried."""
@@ -87,8 +89,8 @@ class VariantComparison:
     p_adjusted: float
     """p-value adjusted for the number of comparisons by Holm's method."""
     verdict: VerdictT
-    """`better` by the noise rule (adjusted p < 0.001); `likely better` if only the 90 % interval is below
-    zero."""
+    """`better` by the noise rule (adjusted p < 0.001); `likely better` if only the 90 % interval is
+    below zero."""
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,8 @@ class CompareConfig(VariantsConfig):
 
     study: Literal["compare"] = "compare"
     baselines: Annotated[list[str], Field(min_length=1)]
-    """Variants that all others are compared with, and whose final losses the others are to reach."""
+    """Variants that all others are compared with, and whose final losses the others are to
+    reach."""
     lr: Annotated[list[Number], Field(min_length=1)]
     """Learning rates of every variant, in rising order."""
     lr_of: dict[str, list[Number]] = {}
@@ -31,10 +32,11 @@ class CompareConfig(VariantsConfig):
     confirm_seeds: list[int] = []
     """Seeds for the best learning rate of each variant; with them only these runs are compared."""
     axes: dict[str, dict[str, dict[str, Any]]] = {}
-    """Places to compare at: values by the name of an axis, with their keys of the recipe. `architecture`
-    and `corpus` have values that need no keys."""
+    """Places to compare at: values by the name of an axis, with their keys of the recipe.
+    `architecture` and `corpus` have values that need no keys."""
     tokens_per_parameter: list[Number] = []
-    """Lengths of the runs, in training tokens per parameter (embeddings included), as one more axis."""
+    """Lengths of the runs, in training tokens per parameter (embeddings included), as one more
+    axis."""
 
     @field_validator("axes", mode="before")
     @classmethod

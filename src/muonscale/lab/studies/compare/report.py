@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from muonscale.lab.fits.bootstrap import LEVEL
 from muonscale.lab.report.page import (
     Block,
     Chart,
@@ -19,7 +20,7 @@ from muonscale.lab.report.page import (
     Verdict,
 )
 from muonscale.lab.studies.analysis.curves import MEASURES, average_curves, read_curve
-from muonscale.lab.studies.analysis.seed_blocks import CLAIM, LEVEL
+from muonscale.lab.studies.analysis.seed_blocks import CLAIM
 from muonscale.lab.studies.compare.config import CompareConfig
 from muonscale.lab.studies.report_blocks import (
     LOSS,
@@ -57,8 +58,8 @@ def report_comparison(config: CompareConfig, found: Found, outcomes: Outcomes) -
     names = list(config.variants)
     return Page(
         title=" against ".join(names) if len(names) <= 3 else f"{len(names)} optimizers compared",
-        summary=f"{', '.join(names)}: {len(config.lr)} learning rates and {len(config.seeds)} seeds each, "
-        "equal tokens.",
+        summary=f"{', '.join(names)}: {len(config.lr)} learning rates and {len(config.seeds)} "
+        "seeds each, equal tokens.",
         sections=tuple(sections),
     )
 
@@ -74,13 +75,13 @@ def _about(config: CompareConfig) -> PageSection:
     if config.confirm_seeds:
         seeds = ", ".join(map(str, config.confirm_seeds))
         compared = (
-            f"The best learning rate was run again with seeds {seeds}, which chose nothing, and only "
-            "these runs are compared."
+            f"The best learning rate was run again with seeds {seeds}, which chose nothing, and "
+            "only these runs are compared."
         )
     else:
         compared = (
-            "The losses that are compared also picked the best learning rate, for every variant in the "
-            "same way."
+            "The losses that are compared also picked the best learning rate, for every variant in "
+            "the same way."
         )
     return PageSection(
         title="What was compared",
@@ -91,11 +92,11 @@ def _about(config: CompareConfig) -> PageSection:
                 f"({', '.join(map(str, config.seeds))}) and the same tokens. {compared}"
             ),
             Text(
-                f"Intervals are {LEVEL:.0%}. Runs of one seed share initial weights, order of the data and "
-                "validation split, so differences are taken seed by seed, with one noise estimated from "
-                "all compared learning rates. A variant is called better if the one-sided p-value, "
-                f"adjusted for the number of comparisons (Holm), is below {CLAIM:g}, and likely better if "
-                "only the interval is below zero."
+                f"Intervals are {LEVEL:.0%}. Runs of one seed share initial weights, order of the "
+                "data and validation split, so differences are taken seed by seed, with one noise "
+                "estimated from all compared learning rates. A variant is called better if the "
+                "one-sided p-value, adjusted for the number of comparisons (Holm), is below "
+                f"{CLAIM:g}, and likely better if only the interval is below zero."
             ),
         ),
     )
@@ -107,8 +108,8 @@ def _verdicts(place: Found, baselines: list[str]) -> Iterator[Block]:
         if v["edge"]:
             end = {"low": "lowest", "high": "highest"}[v["edge"]]
             yield Text(
-                f"The best learning rate of {v['name']}, {v['best_lr']:g}, is the {end} that was tried. A "
-                "better one may be beyond it, which may change the result of this variant."
+                f"The best learning rate of {v['name']}, {v['best_lr']:g}, is the {end} that was "
+                "tried. A better one may be beyond it, which may change the result of this variant."
             )
     for c in place["comparisons"]:
         if {c["better"], c["worse"]} & set(baselines):
@@ -120,8 +121,12 @@ def _verdicts(place: Found, baselines: list[str]) -> Iterator[Block]:
                 f"{_p(c['p_adjusted'])}"
             )
             different = c["verdict"] in ("better", "likely better")
-            claim = f"is {c['verdict']} than" if different else "and"
-            yield Verdict(different or None, f"{c['better']} {claim} {c['worse']}: {numbers}")
+            claim = (
+                f"{c['better']} is {c['verdict']} than {c['worse']}"
+                if different
+                else f"{c['better']} and {c['worse']} are not significantly different"
+            )
+            yield Verdict(different or None, f"{claim}: {numbers}")
 
 
 def _p(value: float | None) -> str:
@@ -150,9 +155,9 @@ def _loss_table(place: Found, number: int) -> Table:
             *("perplexity", "interval"),
         ),
         rows=tuple(rows),
-        caption="Validation loss in nats per token after the last step. These intervals include the luck of "
-        f"the seed; those of differences do not (noise {format_or_dash(place['sigma'])} nats, "
-        f"{place['freedom']} degrees of freedom).",
+        caption="Validation loss in nats per token after the last step. These intervals include "
+        "the luck of the seed; those of differences do not (noise "
+        f"{format_or_dash(place['sigma'])} nats, {place['freedom']} degrees of freedom).",
     )
 
 
@@ -181,8 +186,8 @@ def _lr_chart(place: Found, number: int) -> Chart:
         y_label=LOSS,
         log_x=True,
         series=tuple(seed_series(v["name"], v["points"], "lr") for v in place["variants"]),
-        caption="Mean over seeds; bars reach from the lowest to the highest. Learning rates at which a run "
-        "diverged have no point.",
+        caption="Mean over seeds; bars reach from the lowest to the highest. Learning rates at "
+        "which a run diverged have no point.",
     )
 
 
@@ -200,10 +205,10 @@ def _reach_tables(config: CompareConfig, place: Found, number: int) -> Iterator[
             name=f"to-{name}-{number}",
             head=(f"to {name}'s loss", *(UNITS[measure] for measure in MEASURES)),
             rows=tuple(rows),
-            caption=f"The amount spent until the mean curve has the final loss of {name}, and in brackets its "
-            f"ratio to the whole of {name}'s. All runs have the schedule of a whole run: a run planned "
-            "shorter would be lower earlier. With > the loss was not reached by the end, with < it was "
-            "reached at the first evaluation.",
+            caption=f"The amount spent until the mean curve has the final loss of {name}, and in "
+            f"brackets its ratio to the whole of {name}'s. All runs have the schedule of a whole "
+            "run: a run planned shorter would be lower earlier. With > the loss was not reached by "
+            "the end, with < it was reached at the first evaluation.",
         )
 
 
@@ -211,7 +216,9 @@ def _spent(r: Found | None, whole: float | None) -> str:
     if r is None or r["amount"] is None or whole is None:
         return "-"
     part = "" if r["censored"] else f" ({r['amount'] / whole:.2f})"
-    return f"{r['censored']} {r['amount']:.4g}{part}".strip()
+    amount = r["amount"]
+    text = f"{amount:,.0f}" if 1e4 <= amount < 1e9 else f"{amount:.4g}"
+    return f"{r['censored']} {text}{part}".strip()
 
 
 def _curve_charts(
@@ -223,7 +230,7 @@ def _curve_charts(
     def is_compared(outcome: Outcome, variant: Found) -> bool:
         where = outcome.run.coordinates
         wanted = {**place["place"], "variant": variant["name"], "lr": variant["best_lr"]}
-        finished = outcome.result is not None and outcome.loss < math.inf
+        finished = math.isfinite(outcome.loss)
         return finished and where["seed"] in seeds and wanted.items() <= where.items()
 
     curves = {}

@@ -10,17 +10,15 @@ from __future__ import annotations
 import itertools
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
 
 from muonscale.lab.report.page import Page
 from muonscale.lab.studies.analysis.sweep import build_sweep
-from muonscale.lab.studies.compare.analysis import ComparedRuns, analyze_place
 from muonscale.lab.studies.compare.config import CompareConfig
-from muonscale.lab.studies.compare.report import report_comparison
-from muonscale.lab.studies.planned_run import Coordinate, PlannedRun, Planner
+from muonscale.lab.studies.planned_run import Coordinate, PlannedRun, PlannedStudy
 from muonscale.lab.studies.study import Outcome, Outcomes
 from muonscale.lab.studies.variants import AXES, Overrides, resolve_variant
 
@@ -29,19 +27,13 @@ RUN_COORDINATES = ("variant", "lr", "seed")
 
 
 @dataclass(frozen=True)
-class CompareStudy:
+class CompareStudy(PlannedStudy[CompareConfig]):
     """A comparison of optimizers."""
-
-    config: CompareConfig
-
-    @cached_property
-    def _planner(self) -> Planner:
-        return Planner(self.config)
 
     def plan(self, outcomes: Outcomes) -> list[PlannedRun]:
         """Return the tuning runs, and the confirming ones of places whose tuning has ended."""
         runs = []
-        for place, keys in self.places():
+        for place, keys in self._places:
             for variant in self.config.variants:
                 tuning = [
                     self._run(place, keys, variant, lr, seed)
@@ -61,23 +53,25 @@ class CompareStudy:
                     ]
         return runs
 
-    def places(self) -> Iterator[tuple[dict[str, Coordinate], Overrides]]:
-        """Yield the combinations of values of the axes, and their overrides."""
+    @cached_property
+    def _places(self) -> list[tuple[dict[str, Coordinate], Overrides]]:
+        """The combinations of values of the axes, and their overrides."""
         from muonscale.lab.estimate.run_cost import run_cost
 
-        axes = self.config.axes
+        axes, found = self.config.axes, []
         for values in itertools.product(*axes.values()):
             place: dict[str, Coordinate] = dict(zip(axes, values, strict=True))
             keys: dict[str, Any] = {}
             for axis, value in zip(axes, values, strict=True):
                 keys |= {**AXES.get(axis, {}).get(value, {}), **axes[axis][value]}
             if not self.config.tokens_per_parameter:
-                yield place, keys
+                found.append((place, keys))
                 continue
-            parameters = run_cost(self._planner.run({}, keys, seed=0).config).parameters
+            parameters = run_cost(self.planner.run({}, keys, seed=0).config).parameters
             for ratio in self.config.tokens_per_parameter:
                 length = {"train.tokens": math.ceil(ratio * parameters)}
-                yield {**place, "tokens_per_parameter": ratio}, {**keys, **length}
+                found.append(({**place, "tokens_per_parameter": ratio}, {**keys, **length}))
+        return found
 
     def _run(
         self,
@@ -88,11 +82,13 @@ class CompareStudy:
         seed: int,
     ) -> PlannedRun:
         coordinates = {**place, "variant": variant, "lr": lr, "seed": seed}
-        keys = resolve_variant(self._planner, variant, self.config.variants[variant], overrides)
-        return self._planner.run(coordinates, overrides, keys, {"optimizer.lr": lr}, seed=seed)
+        keys = resolve_variant(self.planner, variant, self.config.variants[variant], overrides)
+        return self.planner.run(coordinates, overrides, keys, {"optimizer.lr": lr}, seed=seed)
 
     def analyze(self, outcomes: Outcomes) -> dict[str, Any]:
         """Return the comparison at every place."""
+        from muonscale.lab.studies.compare.analysis import ComparedRuns, analyze_place
+
         places: dict[tuple[tuple[str, Coordinate], ...], list[Outcome]] = defaultdict(list)
         for outcome in outcomes.values():
             where = outcome.run.coordinates.items()
@@ -110,4 +106,6 @@ class CompareStudy:
 
     def report(self, found: Mapping[str, Any], outcomes: Outcomes) -> Page:
         """Return the report."""
+        from muonscale.lab.studies.compare.report import report_comparison
+
         return report_comparison(self.config, found, outcomes)

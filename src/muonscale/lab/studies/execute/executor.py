@@ -26,8 +26,8 @@ def make_executor(section: ExecutorSection, folder: Path) -> Executor:
         return SlurmArray(section, folder)
     if section.kind == "inline" and section.workers not in (None, 1):
         raise StudyError(
-            f"executor.workers={section.workers}: executor.kind=inline does one run at a time; leave "
-            "workers out, or set executor.kind=local"
+            f"executor.workers={section.workers}: executor.kind=inline does one run at a time; "
+            "leave workers out, or set executor.kind=local"
         )
     workers = section.concurrent_runs
     assert workers is not None

@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,10 @@ LOCK = "study.lock"
 
 @dataclass(frozen=True)
 class StudyFolder:
-    """Paths and files of one study."""
+    """Paths and files of one study.
+
+    It lists `runs/` once: after runs were done, make another one to find folders of other labels.
+    """
 
     path: Path
 
@@ -42,17 +46,21 @@ class StudyFolder:
         """The findings; None before they are written."""
         return read_study_file(self.path / "result.json")
 
+    @cached_property
+    def _made(self) -> dict[str, Path]:
+        """The run folders by the id at the end of their names, as they were at first."""
+        return {path.name.rpartition("-")[2]: path for path in (self.path / "runs").glob("*-*")}
+
     def run_folder(self, run: PlannedRun) -> RunFolder:
         """Return the folder that ends with the run's id, whatever label it was made with."""
-        runs = self.path / "runs"
-        found = next(iter(runs.glob(f"*-{run.id}")), None) if runs.is_dir() else None
-        return RunFolder(found or runs / run.folder)
+        return RunFolder(self._made.get(run.id, self.path / "runs" / run.folder))
 
     def job(self, run: PlannedRun) -> Job:
         """Return a run as a job, with the paths of its configuration, log and failure."""
-        name, logs = self.run_folder(run).path.name, self.path / "logs"
+        folder, logs = self.run_folder(run), self.path / "logs"
+        name = folder.path.name
         config = self.path / "configs" / f"{name}.json"
-        return Job(run.id, config, logs / f"{name}.log", logs / f"{name}.failed.json")
+        return Job(run.id, folder, config, logs / f"{name}.log", logs / f"{name}.failed.json")
 
     def outcome(self, run: PlannedRun) -> Outcome:
         """Return the outcome of a run.
@@ -67,9 +75,9 @@ class StudyFolder:
             for key in now.keys() & then.keys():
                 if now[key] != then[key]:
                     raise StudyError(
-                        f"{folder.path} was done with {key}={then[key]!r}, which is {now[key]!r} now: "
-                        "another version of muonscale had another default. Give the key in `set`, or "
-                        "move the folder away to do the run again"
+                        f"{folder.path} was done with {key}={then[key]!r}, which is {now[key]!r} "
+                        "now: another version of muonscale had another default. Give the key in "
+                        "`set`, or move the folder away to do the run again"
                     )
             return Outcome(run, folder, "finished", result)
         if folder.is_locked():
@@ -104,7 +112,8 @@ class StudyFolder:
             write_json(self.path / "study.json", config.model_dump(mode="json"))
         except OSError as error:
             raise StudyError(
-                f"study folder {self.path} cannot be written: {error}; choose another with path=FOLDER"
+                f"study folder {self.path} cannot be written: {error}; choose another with "
+                "path=FOLDER"
             ) from error
 
     def write_configs(self, runs: Iterable[PlannedRun]) -> None:

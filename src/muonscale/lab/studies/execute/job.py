@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from muonscale.errors import StudyError
 from muonscale.lab.files import read_object
+from muonscale.lab.run_folder import RunFolder
 
 
 @dataclass(frozen=True)
@@ -16,11 +17,17 @@ class Job:
     """One run to be done."""
 
     id: str
+    folder: RunFolder
     config: Path
-    """The resolved configuration, with its `run.path`."""
+    """The resolved configuration, whose `run.path` is the folder."""
     log: Path
     failure: Path
     """The file to write the reason of a failure to."""
+
+    @property
+    def done(self) -> bool:
+        """Whether the run has a result, or a reason for having none."""
+        return self.failure.exists() or self.folder.result() is not None
 
     @property
     def files(self) -> dict[str, str]:

@@ -1,9 +1,9 @@
 """A process that does the runs of a study one after the other: starting Python takes seconds.
 
 `python -m muonscale.lab.studies.execute.worker` reads jobs from standard input, a line of JSON each
-with the files config, log and failure. It trains or resumes as `muonscale train CONFIG --resume` does,
-and answers each with a line that holds the exit code. The reason of a run that ended without a result
-is written to `failure`, except if a signal asked it to stop: such a run is to be resumed.
+with the files config, log and failure. It trains or resumes as `muonscale train CONFIG --resume`
+does, and answers each with a line that holds the exit code. The reason of a run that ended without
+a result is written to `failure`, except if a signal asked it to stop: such a run is to be resumed.
 """
 
 from __future__ import annotations

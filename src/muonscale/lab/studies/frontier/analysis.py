@@ -50,11 +50,12 @@ def analyze_frontier(
         steps: steps to every target of every optimizer.
         outcomes: outcomes of the runs; coordinate `variant` is their optimizer.
         sequence_length: tokens of a sequence.
-        baseline: the optimizer that the others are judged against; AdamW when not given, or the first.
+        baseline: the optimizer that the others are judged against; AdamW when not given, or the
+            first.
 
     Returns:
-        `throughput`, `assumptions`, `curves`, `verdicts`, and under `why` the reason if there are none.
-        Numbers may be infinite or NaN: JSON needs `muonscale.lab.files.drop_nonfinite`.
+        `throughput`, `assumptions`, `curves`, `verdicts`, and under `why` the reason if there are
+        none. Numbers may be infinite or NaN: JSON needs `muonscale.lab.files.drop_nonfinite`.
     """
     found: dict[str, Any] = {"throughput": section.throughput, "why": "", "assumptions": []}
     found |= {"curves": [], "verdicts": []}

@@ -21,15 +21,15 @@ class FrontierSection(Section):
     devices: Annotated[list[Devices], Field(min_length=1)] = [1, 2, 4, 8, 16, 32, 64]
     """Numbers of devices, in rising order."""
     throughput: str = MEASURED
-    """`measured`: step times of the study's own runs; or a device that `muonscale plan` knows, such as
-    `h100`: step times by the model of the plan."""
+    """`measured`: step times of the study's own runs; or a device that `muonscale plan` knows, such
+    as `h100`: step times by the model of the plan."""
     mfu: Annotated[float, Field(gt=0, le=1)] = MFU
     """Share of the device's peak FLOP/s that forward and backward passes reach."""
     bandwidth: Annotated[float, Field(gt=0)] | None = None
     """GB per second of a device to other machines; the device's own when not given."""
     optimizer_work: Literal["divided", "repeated"] = "divided"
-    """Whether the optimizer's work in measured step times is divided among the devices, as Muon's is under
-    DDP and FSDP2, or repeated on each."""
+    """Whether the optimizer's work in measured step times is divided among the devices, as Muon's
+    is under DDP and FSDP2, or repeated on each."""
 
     @field_validator("devices")
     @classmethod
@@ -58,8 +58,8 @@ class FrontierSection(Section):
                 if getattr(self, key) != default:
                     raise ValueError(
                         f"frontier.{key}={getattr(self, key):g} is for a stated device, and "
-                        f"frontier.throughput is {MEASURED}; set throughput to a device such as h100, or "
-                        f"leave out {key}"
+                        f"frontier.throughput is {MEASURED}; set throughput to a device such as "
+                        f"h100, or leave out {key}"
                     )
         elif self.optimizer_work != "divided":
             raise ValueError(

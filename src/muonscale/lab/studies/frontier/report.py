@@ -5,16 +5,18 @@ from __future__ import annotations
 from muonscale.lab.report.page import Block, Chart, PageSection, Table, Text, Verdict
 from muonscale.lab.studies.report_blocks import (
     Found,
+    format_interval,
     format_or_dash,
     interval_series,
     keep_nonempty,
 )
 
 RULE = (
-    "One curve is inside another if it is faster at every judged number of devices in at least 95 % of draws of "
-    "the steps to the loss, with all numbers of devices in the same draw and the best batch size chosen in each. "
-    "If the slower one's best batch size is the smallest or the largest that reached the loss, one beyond it "
-    "might be faster. Its time is then an upper bound, and that number of devices is not judged."
+    "One curve is inside another if it is faster at every judged number of devices in at least 95 "
+    "% of draws of the steps to the loss, with all numbers of devices in the same draw and the "
+    "best batch size chosen in each. If the slower one's best batch size is the smallest or the "
+    "largest that reached the loss, one beyond it might be faster. Its time is then an upper "
+    "bound, and that number of devices is not judged."
 )
 EDGES = {"low": "upper bound: smallest batch", "high": "upper bound: largest batch", None: ""}
 TITLE = "The compute-time frontier"
@@ -41,7 +43,7 @@ def report_frontier(found: Found) -> PageSection:
                 str(p["devices"]),
                 format_or_dash(p["batch"], ".0f"),
                 format_or_dash(p["seconds"], ".4g"),
-                _format_ends(p),
+                format_interval(p, ".4g"),
                 format_or_dash(p["device_seconds"], ".4g"),
                 _remark(p),
             )
@@ -50,8 +52,8 @@ def report_frontier(found: Found) -> PageSection:
     verdicts: list[Block] = [
         Verdict(
             v["inside"],
-            f"to {v['target']:g} nats {v['optimizer']}'s curve is strictly inside {v['baseline']}'s: "
-            f"{v['why']}",
+            f"to {v['target']:g} nats {v['optimizer']}'s curve is strictly inside "
+            f"{v['baseline']}'s: {v['why']}",
         )
         for v in found["verdicts"]
     ]
@@ -64,8 +66,8 @@ def report_frontier(found: Found) -> PageSection:
             log_x=True,
             log_y=True,
             series=tuple(times),
-            caption="Iso-loss curves: the shortest time over the measured batch sizes. Bands hold 90 % of draws "
-            "of the steps to the loss.",
+            caption="Iso-loss curves: the shortest time over the measured batch sizes. Bands hold "
+            "90 % of draws of the steps to the loss.",
         ),
         Chart(
             name="frontier-cost",
@@ -115,18 +117,15 @@ def _ratio_table(found: Found) -> Table:
         each = zip(map(str, devices[v["target"]]), v["ratios"], strict=True)
         for n, r in [*each, ("mean", v["mean"])]:
             judged = {True: "yes", False: "no", None: ""}[r.get("judged")]
-            rows.append((*names, n, format_or_dash(r["ratio"], ".4g"), _format_ends(r), judged))
+            rows.append(
+                (*names, n, format_or_dash(r["ratio"], ".4g"), format_interval(r, ".4g"), judged)
+            )
     return Table(
         name="frontier-ratios",
         head=("target", "times of", "devices", "ratio", "interval", "judged"),
         rows=tuple(rows),
-        caption="Below 1 the first is faster. The mean is geometric, over log devices, of the times on at most "
-        "that many devices: the difference of the two hypervolumes in log time and log devices (Zitzler and "
-        "Thiele 1999; reference point at twice the most devices) over the width of the range.",
+        caption="Below 1 the first is faster. The mean is geometric, over log devices, of the "
+        "times on at most that many devices: the difference of the two hypervolumes in log time "
+        "and log devices (Zitzler and Thiele 1999; reference point at twice the most devices) over "
+        "the width of the range.",
     )
-
-
-def _format_ends(row: Found) -> str:
-    if row["low"] is None and row["high"] is None:
-        return "-"
-    return f"{format_or_dash(row['low'], '.4g')} to {format_or_dash(row['high'], '.4g')}"

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 from muonscale.errors import StudyError
 from muonscale.lab.studies.frontier.config import FrontierSection
-from muonscale.lab.studies.frontier.step_time import Assumption, can_share
+from muonscale.lab.studies.frontier.step_time import can_share
 from muonscale.lab.studies.study import Outcome
 
 if TYPE_CHECKING:
     from muonscale.lab.estimate.activations import Activations
+    from muonscale.lab.estimate.assumptions import Assumption
 
 
 class StatedStepTime:
@@ -59,8 +60,8 @@ class StatedStepTime:
         run = self._runs.get((optimizer, batch_tokens))
         if run is None:
             raise StudyError(
-                f"no finished run of {optimizer} has a batch of {batch_tokens} tokens; finish one with: "
-                "muonscale study run"
+                f"no finished run of {optimizer} has a batch of {batch_tokens} tokens; finish one "
+                "with: muonscale study run"
             )
         section = self._section
         request = PlanRequest(
@@ -78,7 +79,7 @@ class StatedStepTime:
             self._activations[kept] = activation_bytes(
                 planned.shape, planned.placement.topology, planned.workload
             )
-        self._facts[key] = estimate_plan(planned, self._activations[kept]).facts
+        self._facts[key] = estimate_plan(planned, self._activations[kept])
         return self._facts[key]
 
     def _micro_batch(self, run: Outcome, share: int) -> int | None:
@@ -101,9 +102,11 @@ class StatedStepTime:
         ]
         micro = ["the whole share of a device"] * (None in given) + sizes
         rows = [
-            ("steps", f"computed for {self._section.throughput}, not measured", "as in `muonscale plan`"),
+            ("steps", f"computed for {self._section.throughput}, not "
+                "measured", "as in `muonscale plan`"),
             ("layout", ", ".join(sorted(layouts)), "parallel.* of the runs"),
-            ("batches", f"divided into whole sequences of {self._length:,} tokens, equally many on each device",
+            ("batches", f"divided into whole sequences of {self._length:,} tokens, equally many on "
+                "each device",
              "as in `muonscale train`"),
             ("micro-batches", "; ".join(micro), "train.micro_batch_tokens of the runs"),
             ("step times", "exact: intervals include the noise of the steps alone", "assumption"),

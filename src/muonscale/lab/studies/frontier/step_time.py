@@ -9,7 +9,7 @@ import math
 import statistics
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from scipy.optimize import nnls
@@ -24,8 +24,8 @@ from muonscale.lab.fits.result import (
 )
 from muonscale.lab.studies.study import Outcome, Outcomes
 
-Assumption = dict[str, str]
-"""`what`, `value`, `source`, as `muonscale plan` has them."""
+if TYPE_CHECKING:
+    from muonscale.lab.estimate.assumptions import Assumption
 
 
 class StepTimeModel(Protocol):
@@ -42,7 +42,7 @@ class StepTimeModel(Protocol):
 
 def finished_runs(outcomes: Outcomes) -> list[Outcome]:
     """Return the runs that ended with a loss."""
-    return [o for o in outcomes.values() if o.result is not None and math.isfinite(o.loss)]
+    return [o for o in outcomes.values() if math.isfinite(o.loss)]
 
 
 def can_share(batch_tokens: int, devices: int, sequence_length: int) -> bool:
@@ -78,12 +78,13 @@ def fit_step(batches: FloatArray, passes: FloatArray, optimizer: FloatArray) -> 
 
     Args:
         batches: tokens of a step of each run, `[n]`.
-        passes: seconds of a step without the optimizer's, `[n]`; the least of each batch size counts.
+        passes: seconds of a step without the optimizer's, `[n]`; the least of each batch size
+            counts.
         optimizer: seconds of the optimizer's step, `[k]`; the least counts for all batch sizes.
 
     Raises:
-        StudyError: for values that are not positive, fewer than two batch sizes, or passes that take
-            no longer for more tokens.
+        StudyError: for values that are not positive, fewer than two batch sizes, or passes that
+            take no longer for more tokens.
     """
     batches, passes = check_positive(batch=batches, passes=passes)
     (optimizer,) = check_positive(optimizer=optimizer)
@@ -94,8 +95,9 @@ def fit_step(batches: FloatArray, passes: FloatArray, optimizer: FloatArray) -> 
     found, _ = nnls(columns / passes[:, None], np.ones_like(passes))
     if found[1] <= 0:
         raise StudyError(
-            f"steps of {sizes[-1]:g} tokens took no longer, {passes[-1]:g} s, than the {passes[0]:g} s of "
-            f"{sizes[0]:g}, so the time of a token is not known; measure larger batches"
+            f"steps of {sizes[-1]:g} tokens took no longer, {passes[-1]:g} s, than the "
+            f"{passes[0]:g} s of {sizes[0]:g}, so the time of a token is not known; measure larger "
+            "batches"
         )
     return StepFit(
         fixed=float(found[0]),
@@ -125,8 +127,8 @@ class MeasuredStepTime:
     ) -> MeasuredStepTime:
         """Fit the step times of finished runs.
 
-        Optimizers of one model have the same forward and backward passes, so the runs of all of them
-        measure these.
+        Optimizers of one model have the same forward and backward passes, so the runs of all of
+        them measure these.
 
         Raises:
             StudyError: if an optimizer has too few batch sizes, or runs had more than one process.
@@ -192,9 +194,12 @@ class MeasuredStepTime:
             ]
         rows += [
             ("devices", "all equal to the machine of the runs", "assumption"),
-            ("data parallelism", "perfect: B/n tokens on each of n devices, no communication, no waiting",
+            ("data "
+                "parallelism", "perfect: B/n tokens on each of n devices, no communication, no "
+                    "waiting",
              "assumption"),
-            ("batches", f"divided into whole sequences of {length:,} tokens, equally many on each device",
+            ("batches", f"divided into whole sequences of {length:,} tokens, equally many on each "
+                "device",
              "as in `muonscale train`"),
             ("fewer tokens than were timed",
              f"the line is continued below {least:,.0f} tokens, down to {length:,}", "assumption"),
@@ -211,18 +216,18 @@ def _read_times(outcome: Outcome) -> tuple[float, float, float]:
         StudyError: if the run did not record them, or had several processes or batch sizes.
     """
     config = outcome.run.config
-    records = [r for r in outcome.folder.read_metrics() if r["kind"] == "train"]
+    records = outcome.folder.read_metrics("train")
     if not records:
         raise StudyError(
-            f"{outcome.folder.metrics} is incomplete; remove the folder {outcome.folder.path}, and run "
-            "the study again"
+            f"{outcome.folder.metrics} is incomplete; remove the folder {outcome.folder.path}, and "
+            "run the study again"
         )
     processes = outcome.folder.environment().get("processes", 1)
     if processes != 1 or config.train.batch_schedule:
         what = f"{processes} processes" if processes != 1 else "train.batch_schedule"
         raise StudyError(
-            f"{outcome.run.label}: step times are measured in runs of one process and one batch size; "
-            f"this one has {what}"
+            f"{outcome.run.label}: step times are measured in runs of one process and one batch "
+            f"size; this one has {what}"
         )
     step = statistics.median(r["step_ms"] for r in records) / 1000
     optimizer = statistics.median(r["optimizer_ms"] for r in records) / 1000

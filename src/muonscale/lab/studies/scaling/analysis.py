@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import math
 import statistics
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from muonscale.errors import StudyError
+from muonscale.lab.files import drop_nonfinite
 from muonscale.lab.fits.bootstrap import join
 from muonscale.lab.fits.findings import Findings
 from muonscale.lab.fits.fit_table import FitRequest, fit_table
@@ -20,6 +20,7 @@ from muonscale.lab.fits.result import Interval
 from muonscale.lab.fits.tables import RunTable
 from muonscale.lab.studies.analysis.seed_blocks import fit_blocks
 from muonscale.lab.studies.scaling.config import ScalingConfig
+from muonscale.lab.studies.scaling.ladder import MeasuredRung
 
 if TYPE_CHECKING:
     from muonscale.lab.estimate.run_cost import RunCost
@@ -35,71 +36,13 @@ PAPER_RUNS = (2.1e19, 3.5e20)
 """6 N D of the smallest and the largest model of that fit (Moonlight, table 2)."""
 
 
-class Setting(NamedTuple):
-    """Learning rate and batch of a rung."""
-
-    lr: float
-    batch: int | None
-    """Tokens of a step; None for the recipe's."""
-
-
-@dataclass(frozen=True)
-class LadderSearch:
-    """The settings that were tried on a rung."""
-
-    losses: Mapping[Setting, Mapping[int, float]]
-    """Losses by setting and seed; infinite where a run diverged."""
-    ended: bool
-    """Whether all runs of the search have ended."""
-
-    @property
-    def best(self) -> Setting | None:
-        """The setting with the lowest mean loss, of those with most seeds."""
-        most = max((len(each) for each in self.losses.values()), default=0)
-        means = {
-            setting: statistics.fmean(each.values())
-            for setting, each in self.losses.items()
-            if each and len(each) == most
-        }
-        finite = {setting: mean for setting, mean in means.items() if math.isfinite(mean)}
-        return min(finite, key=lambda setting: finite[setting], default=None)
-
-    @property
-    def edges(self) -> list[str]:
-        """Parts of the best setting that are the lowest or highest tried, such as `lr low`."""
-        if (best := self.best) is None:
-            return []
-        found = []
-        for name in Setting._fields:
-            values = sorted({getattr(s, name) for s in self.losses if getattr(s, name) is not None})
-            value = getattr(best, name)
-            if len(values) > 1 and value in (values[0], values[-1]):
-                found.append(f"{name} {'low' if value == values[0] else 'high'}")
-        return found
-
-
-@dataclass(frozen=True)
-class MeasuredRung:
-    """Runs of one optimizer, on one rung, of one length."""
-
-    variant: str
-    rung: str
-    setting: Setting
-    main: bool
-    """Whether it has the rung's own length, which the law of C uses."""
-    cost: RunCost
-    losses: Mapping[int, float]
-    """Losses by seed; infinite where a run diverged."""
-    search: LadderSearch
-    """The search of the optimizer on the rung."""
-
-
 COUNTS: dict[str, Callable[[RunCost], float]] = {
     "counted": lambda cost: float(cost.flops),
     "6ND": lambda cost: 6.0 * cost.without_embeddings * cost.tokens,
     "6ND-embeddings": lambda cost: 6.0 * cost.parameters * cost.tokens,
 }
-"""Ways to count C of a run: every product, Newton-Schulz included; 6 N D without and with embeddings."""
+"""Ways to count C of a run: every product, Newton-Schulz included; 6 N D without and with
+embeddings."""
 PARAMETERS: dict[str, Callable[[RunCost], float]] = {
     "without-embeddings": lambda cost: float(cost.without_embeddings),
     "with-embeddings": lambda cost: float(cost.parameters),
@@ -122,12 +65,15 @@ def fit_laws(
 ) -> LadderLaws:
     """Fit the laws to measured runs."""
     main = [m for m in measured if m.main]
-    asked = FitRequest(law="compute", reference=config.baseline, resamples=config.resamples)
-    both = replace(asked, law="chinchilla")
-    compute = {n: _fit(table_of(main, effects, flops=count), asked) for n, count in COUNTS.items()}
+    by_compute = FitRequest(law="compute", reference=config.baseline, resamples=config.resamples)
+    by_sizes = replace(by_compute, law="chinchilla")
+    compute = {
+        name: _fit(table_of(main, effects, flops=count), by_compute)
+        for name, count in COUNTS.items()
+    }
     if any(rung.other_tokens for rung in config.ladder):
         chinchilla = {
-            name: _fit(table_of(measured, effects, parameters=count), both)
+            name: _fit(table_of(measured, effects, parameters=count), by_sizes)
             for name, count in PARAMETERS.items()
         }
     else:
@@ -136,17 +82,17 @@ def fit_laws(
     return LadderLaws(compute, chinchilla)
 
 
-def _fit(table: RunTable, asked: FitRequest) -> Findings | str:
-    return _fit_columns(tuple(table.columns.items()), asked)
+def _fit(table: RunTable, request: FitRequest) -> Findings | str:
+    return _fit_columns(tuple(table.columns.items()), request)
 
 
 @lru_cache(maxsize=8)  # result.json and the report need the same fits
 def _fit_columns(
-    columns: tuple[tuple[str, tuple[str, ...]], ...], asked: FitRequest
+    columns: tuple[tuple[str, tuple[str, ...]], ...], request: FitRequest
 ) -> Findings | str:
     table = RunTable(TABLE, dict(columns), tuple(range(1, len(columns[0][1]) + 1)))
     try:
-        return fit_table(table, asked)
+        return fit_table(table, request)
     except StudyError as error:
         return str(error)
 
@@ -154,8 +100,10 @@ def _fit_columns(
 def seed_effects(measured: list[MeasuredRung]) -> dict[int, float]:
     """Return the effect of each seed on the log losses of all its runs; the effects sum to zero.
 
-    Runs of one seed share the validation split and the order of the data, on every rung and with every
-    optimizer: the model is that of `muonscale.lab.studies.analysis.seed_blocks`, for log losses. All
+    Runs of one seed share the validation split and the order of the data, on every rung and with
+    every
+    optimizer: the model is that of `muonscale.lab.studies.analysis.seed_blocks`, for log losses.
+        All
     effects are zero where they cannot be estimated.
     """
     logs = {
@@ -245,7 +193,7 @@ def analyze_ladder(
         ratios.append(ratio)
 
     def plain(law: Findings | str) -> dict[str, Any]:
-        return {"why": law} if isinstance(law, str) else json.loads(law.json())
+        return {"why": law} if isinstance(law, str) else drop_nonfinite(asdict(law))
 
     return {
         "baseline": base,
@@ -291,7 +239,8 @@ class Trend(NamedTuple):
 def ratio_trend(table: RunTable, name: str, baseline: str, resamples: int = 1000) -> Trend | None:
     """Return how the ratio of FLOPs at equal loss changes with C, None without intervals.
 
-    With laws L = a C^-b, log C_M = (b_A log C_A + log a_M - log a_A) / b_M: the slope is b_A/b_M - 1.
+    With laws L = a C^-b, log C_M = (b_A log C_A + log a_M - log a_A) / b_M: the slope is b_A/b_M -
+    1.
     """
     labels = table.labels("optimizer")
     draws = []

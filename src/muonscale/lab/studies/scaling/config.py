@@ -8,8 +8,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, model_validator
 
 from muonscale.errors import shown
-from muonscale.lab.config.sections import ConventionT, Positive, Section
-from muonscale.lab.fits.bootstrap import LEAST_RESAMPLES
+from muonscale.lab.config.sections import Positive, Section
+from muonscale.lab.fits.result import LEAST_RESAMPLES
 from muonscale.lab.studies.config import (
     Number,
     check_distinct,
@@ -18,6 +18,7 @@ from muonscale.lab.studies.config import (
     check_variants,
 )
 from muonscale.lab.studies.variants import VariantsConfig
+from muonscale.transfer.options import ConventionT
 
 
 class PowerRule(Section):
@@ -38,8 +39,8 @@ def _check_choice(value: Any, info: ValidationInfo) -> Any:
         right = all(map(_above_zero, rule if isinstance(rule, list) else [rule]))
     if not right:
         raise ValueError(
-            f"{info.field_name}={value!r} must be a number above 0, a list of such numbers to search, or "
-            "{coefficient: NUMBER, exponent: NUMBER}"
+            f"{info.field_name}={value!r} must be a number above 0, a list of such numbers to "
+            "search, or {coefficient: NUMBER, exponent: NUMBER}"
         )
     return value
 
@@ -61,7 +62,8 @@ class Rung(Section):
     """Layers of the model; the base recipe's when not given."""
     tokens: Positive
     other_tokens: list[Positive] = []
-    """Other lengths of runs at the same settings: a law of N and D needs them, one of C leaves them out."""
+    """Other lengths of runs at the same settings: a law of N and D needs them, one of C leaves them
+    out."""
     set: dict[str, Any] = {}
     """Keys of the recipe to change on this rung."""
 
@@ -94,13 +96,15 @@ class ScalingConfig(VariantsConfig):
     lr_of: dict[str, Choice] = {}
     """Another choice for an optimizer."""
     batch: Choice | None = None
-    """Tokens of a step, chosen in the same ways; the recipe's `train.batch_tokens` when not given."""
+    """Tokens of a step, chosen in the same ways; the recipe's `train.batch_tokens` when not
+    given."""
     batch_of: dict[str, Choice] = {}
     """Another choice for an optimizer."""
     search_at: Literal["every", "first"] = "every"
     """Where lists are searched: on every rung, or on the first one for all."""
     transfer: ConventionT | None = None
-    """Convention by which learning rate, decay and initial weights change from the first rung on."""
+    """Convention by which learning rate, decay and initial weights change from the first rung
+    on."""
     search_seeds: list[int] = []
     """Seeds of searches; `seeds` when not given."""
     resamples: Annotated[int, Field(ge=LEAST_RESAMPLES)] = 1000
@@ -122,8 +126,8 @@ class ScalingConfig(VariantsConfig):
         shapes = [f"{rung.width} {rung.layers} {sorted(rung.set.items())}" for rung in self.ladder]
         if twice := [shape for shape in shapes if shapes.count(shape) > 1]:
             raise ValueError(
-                f"ladder: two rungs are the same size, {shown(twice[0])}; give other lengths of a size as "
-                "its other_tokens"
+                f"ladder: two rungs are the same size, {shown(twice[0])}; give other lengths of a "
+                "size as its other_tokens"
             )
         return self
 

@@ -6,9 +6,8 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from muonscale.lab.fits.findings import Findings, format_significant
+from muonscale.lab.fits.findings import Findings, format_ends, format_significant
 from muonscale.lab.fits.page import fit_sections
-from muonscale.lab.fits.text import format_ends
 from muonscale.lab.report.page import (
     Block,
     Chart,
@@ -32,12 +31,12 @@ from muonscale.lab.studies.scaling.analysis import (
     MUON_LAW,
     PAPER_RATIO,
     PAPER_RUNS,
-    MeasuredRung,
     fit_laws,
     paper_ratio,
     seed_effects,
 )
 from muonscale.lab.studies.scaling.config import ScalingConfig
+from muonscale.lab.studies.scaling.ladder import MeasuredRung
 
 COUNTED = {
     "counted": "every product of the run, Newton-Schulz included",
@@ -82,8 +81,8 @@ def _verdicts(found: Found) -> Iterator[Block]:
     ]
     if edges:
         yield Text(
-            f"On these rungs the best setting is at the edge of those tried: {'; '.join(edges)}. A lower "
-            "loss may be beyond it."
+            f"On these rungs the best setting is at the edge of those tried: {'; '.join(edges)}. A "
+            "lower loss may be beyond it."
         )
 
 
@@ -105,15 +104,15 @@ def _claims(ratio: Found, baseline: str) -> Iterator[Verdict]:
     holds = [r["low"] <= PAPER_RATIO <= r["high"] for r in rows]
     yield Verdict(
         True if all(holds) else None if any(holds) else False,
-        f"Moonlight's {PAPER_RATIO} is inside the interval of the ratio at {sum(holds)} of {len(rows)} "
-        "places",
+        f"Moonlight's {PAPER_RATIO} is inside the interval of the ratio at {sum(holds)} of "
+        f"{len(rows)} places",
     )
     if (trend := ratio["trend"]) is not None:
         expected = ADAMW_LAW[1] / MUON_LAW[1] - 1
         yield Verdict(
             True if trend["low"] > 0 else False if trend["high"] < 0 else None,
-            f"the advantage of {name} narrows with C: slope of log ratio {trend['value']:+.3f} (90 % "
-            f"{format_interval(trend, '+.3f')}); Moonlight's laws have {expected:+.3f}",
+            f"the advantage of {name} narrows with C: slope of log ratio {trend['value']:+.3f} (90 "
+            f"% {format_interval(trend, '+.3f')}); Moonlight's laws have {expected:+.3f}",
         )
 
 
@@ -171,8 +170,8 @@ def _report_ratios(found: Found) -> list[PageSection]:
             [*series, laws, headline],
             [equal],
             "Moonlight's laws (arXiv 2502.16982, table 3) over the FLOPs of its own runs. Its "
-            f"{PAPER_RATIO} is the ratio of these laws at {point:.2g} FLOPs, beyond its runs. Nothing was "
-            "measured between the two.",
+            f"{PAPER_RATIO} is the ratio of these laws at {point:.2g} FLOPs, beyond its runs. "
+            "Nothing was measured between the two.",
         ),
     )
     table = Table(
@@ -210,9 +209,9 @@ def _report_rungs(found: Found) -> PageSection:
         )
     effects = ", ".join(f"{e:+.2%} for seed {seed}" for seed, e in found["seed_effects"].items())
     text = Text(
-        "Runs of one seed share the validation split and the order of the data. Before a law is fitted, the "
-        f"effect of each seed ({effects or 'not known yet'}) is removed from the losses. The table has "
-        "the losses as measured."
+        "Runs of one seed share the validation split and the order of the data. Before a law is "
+        f"fitted, the effect of each seed ({effects or 'not known yet'}) is removed from the "
+        "losses. The table has the losses as measured."
     )
     table = Table(head=head, rows=tuple(rows), name="ladder")
     return PageSection(title="The ladder", blocks=(table, text))
@@ -261,7 +260,13 @@ def _report_laws(
         return [PageSection(title="No law", blocks=(Text(f"{why}."),), part=part)]
     first = next(iter(fitted))
     rows = tuple(
-        (names[name], fit.name, value.name, format_significant(value.value), format_ends(value))
+        (
+            names[name],
+            fit.name,
+            value.name,
+            format_significant(value.value),
+            format_ends(value.low, value.high),
+        )
         for name, law in fitted.items()
         for fit in law.fits
         for value in fit.estimates
@@ -273,7 +278,7 @@ def _report_laws(
             f"{ratio.first} / {ratio.second}",
             row.name,
             format_significant(row.value),
-            format_ends(row),
+            format_ends(row.low, row.high),
         )
         for name, law in fitted.items()
         for ratio in law.ratios

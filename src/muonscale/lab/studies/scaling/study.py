@@ -13,15 +13,9 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from muonscale.lab.report.page import Page
-from muonscale.lab.studies.planned_run import PlannedRun, Planner
-from muonscale.lab.studies.scaling.analysis import (
-    LadderSearch,
-    MeasuredRung,
-    Setting,
-    analyze_ladder,
-)
+from muonscale.lab.studies.planned_run import PlannedRun, PlannedStudy
 from muonscale.lab.studies.scaling.config import Choice, PowerRule, ScalingConfig
-from muonscale.lab.studies.scaling.report import report_ladder
+from muonscale.lab.studies.scaling.ladder import LadderSearch, MeasuredRung, Setting
 from muonscale.lab.studies.study import ExpectedRuns, Outcomes, PartT, collect_losses
 from muonscale.lab.studies.variants import Overrides, resolve_variant
 
@@ -33,15 +27,10 @@ PER_PARAMETER = 6
 
 
 @dataclass(frozen=True)
-class ScalingStudy:
+class ScalingStudy(PlannedStudy[ScalingConfig]):
     """A ladder of models. A rung is known by its index in the ladder."""
 
-    config: ScalingConfig
     _costs: dict[tuple[str, int], RunCost] = field(default_factory=dict)
-
-    @cached_property
-    def _planner(self) -> Planner:
-        return Planner(self.config)
 
     @cached_property
     def _fields(self) -> list[Overrides]:
@@ -51,7 +40,7 @@ class ScalingStudy:
 
         found: list[Overrides] = []
         for rung in self.config.ladder:
-            config = self._planner.run({}, rung.set, seed=0).config
+            config = self.planner.run({}, rung.set, seed=0).config
             shape = planned_shape(config)
             fields: dict[str, Any] = {} if rung.width is None else fields_at(shape, rung.width)
             if rung.layers is not None:
@@ -138,7 +127,7 @@ class ScalingStudy:
             found = choice if isinstance(choice, list) else [choice]
         if not batch or choice is None:
             return list(found)
-        run = self._planner.run({}, self.config.ladder[place].set, seed=0)
+        run = self.planner.run({}, self.config.ladder[place].set, seed=0)
         length = run.config.data.sequence_length
         return [max(1, round(value / length)) * length for value in found if value]
 
@@ -149,7 +138,7 @@ class ScalingStudy:
         key = (variant, place)
         if key not in self._costs:
             keys = self._keys(variant, place, self.config.ladder[place].tokens)
-            self._costs[key] = run_cost(self._planner.run({}, keys, seed=0).config)
+            self._costs[key] = run_cost(self.planner.run({}, keys, seed=0).config)
         return self._costs[key]
 
     def _keys(self, variant: str, place: int, tokens: int) -> Overrides:
@@ -162,7 +151,7 @@ class ScalingStudy:
         }
         if place and self.config.transfer is not None:
             keys |= {"transfer.base": first, "transfer.convention": self.config.transfer}
-        own = resolve_variant(self._planner, variant, self.config.variants[variant], keys)
+        own = resolve_variant(self.planner, variant, self.config.variants[variant], keys)
         return {**keys, **own}
 
     def _runs(
@@ -179,7 +168,7 @@ class ScalingStudy:
         where["lr"] = setting.lr
         if setting.batch is not None:
             keys["train.batch_tokens"] = where["batch"] = setting.batch
-        return [self._planner.run({**where, "seed": seed}, keys, seed=seed) for seed in seeds]
+        return [self.planner.run({**where, "seed": seed}, keys, seed=seed) for seed in seeds]
 
     def search(self, outcomes: Outcomes, variant: str, place: int) -> LadderSearch:
         """Return the search of a rung so far."""
@@ -227,6 +216,8 @@ class ScalingStudy:
 
     def analyze(self, outcomes: Outcomes) -> dict[str, Any]:
         """Return the measured ladder, the laws, and the FLOPs of the optimizers at equal loss."""
+        from muonscale.lab.studies.scaling.analysis import analyze_ladder
+
         stopped = None
         for variant, place in self._rungs():
             search = self.search(outcomes, variant, place)
@@ -237,6 +228,8 @@ class ScalingStudy:
 
     def report(self, found: Mapping[str, Any], outcomes: Outcomes) -> Page:
         """Return the report."""
+        from muonscale.lab.studies.scaling.report import report_ladder
+
         return report_ladder(self.config, self.names, self.measure(outcomes), found)
 
 

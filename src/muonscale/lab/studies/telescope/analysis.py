@@ -8,9 +8,9 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from muonscale.errors import StudyError
-from muonscale.lab.fits.bootstrap import stretch
+from muonscale.lab.fits.bootstrap import LEVEL, stretch
 from muonscale.lab.fits.laws.quadratic import fit_minimum, minimum_interval
-from muonscale.lab.studies.analysis.seed_blocks import LEVEL, Blocks, fit_blocks
+from muonscale.lab.studies.analysis.seed_blocks import Blocks, fit_blocks
 from muonscale.lab.studies.telescope.config import TelescopeConfig
 from muonscale.lab.studies.telescope.drift import fit_drift
 from muonscale.lab.studies.telescope.grid import Place
@@ -26,7 +26,8 @@ class Optimum:
     """The minimum of a level along one hyper-parameter, with the others near their best values."""
 
     at: float
-    """Minimum of a parabola through the best value and its two neighbors; NaN where there is none."""
+    """Minimum of a parabola through the best value and its two neighbors; NaN where there is
+    none."""
     low: float
     high: float
     """Ends of its 90 % interval under the noise of seeds; NaN with one seed."""
@@ -136,10 +137,10 @@ def find_optimum(
 ) -> Optimum:
     """Return the minimum of a level along one hyper-parameter.
 
-    The parabola is fitted to the lines through the best place and its neighbors. To the second order of
-    the spacing their mean is lowest where the line through the best place is, and it has less noise: the
-    best place was picked for being low. Lines with runs that diverged at other values than on the line
-    of the best place are left out.
+    The parabola is fitted to the lines through the best place and its neighbors. To the second
+    order of the spacing their mean is lowest where the line through the best place is, and it has
+    less noise: the best place was picked for being low. Lines with runs that diverged at other
+    values than on the line of the best place are left out.
     """
     best, grid = level.best, level.grid
     assert best is not None
@@ -204,8 +205,8 @@ def find_early_stop(levels: list[LevelAnalysis]) -> dict[str, Any]:
     stop = moved[-1] if moved else levels[0].width
     after = ", ".join(str(width) for width, _ in tested if width > stop)
     note = (
-        f"calibration could have stopped at width {stop}: at {after} the optimum of the width before was "
-        "within seed noise of the lowest loss"
+        f"calibration could have stopped at width {stop}: at {after} the optimum of the width "
+        "before was within seed noise of the lowest loss"
     )
     return {"width": stop, "note": note}
 

@@ -40,7 +40,8 @@ def level_charts(config: TelescopeConfig, level: Found, number: int) -> Iterator
             surface=Surface(x=tuple(xs), y=tuple(ys), z=z, label=LOSS),
             log_x=True,
             log_y=True,
-            caption=f"Mean over seeds{f', at {at}' if at else ''}. Places where a run diverged are empty.",
+            caption=f"Mean over seeds{f', at {at}' if at else ''}. Places where a run diverged are "
+            "empty.",
         )
 
 
@@ -73,8 +74,9 @@ def u_curves(found: Found, name: str) -> Chart:
         y_label=LOSS,
         log_x=True,
         series=tuple(series),
-        caption="Through the optimum of every width, with the lowest points marked. Mean over seeds; bars "
-        "reach from the lowest to the highest. Values at which a run diverged have no point.",
+        caption="Through the optimum of every width, with the lowest points marked. Mean over "
+        "seeds; bars reach from the lowest to the highest. Values at which a run diverged have no "
+        "point.",
     )
 
 

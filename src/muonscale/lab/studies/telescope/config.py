@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from muonscale.lab.config.sections import ConventionT, Positive, Section
+from muonscale.lab.config.sections import Positive, Section
 from muonscale.lab.studies.config import (
     SET_BY_STUDY,
     Number,
@@ -16,6 +16,7 @@ from muonscale.lab.studies.config import (
 )
 from muonscale.lab.studies.telescope.grid import Place, value_at
 from muonscale.lab.studies.telescope.levels import LevelRule
+from muonscale.transfer.options import ConventionT
 
 RESERVED = {"width", "seed"}
 NOT_TUNED = ("model.", "transfer.")
@@ -30,8 +31,8 @@ class HyperParameter(Section):
     center: Number
     """The middle of the first grid, on a logarithmic scale."""
     ratio: Annotated[float, Field(gt=1)] = 2.0
-    """Ratio of neighboring values of the first grid; each later grid has the square root of the ratio
-    before."""
+    """Ratio of neighboring values of the first grid; each later grid has the square root of the
+    ratio before."""
 
 
 class TelescopeConfig(StudyConfig):
@@ -68,8 +69,8 @@ class TelescopeConfig(StudyConfig):
         doublings = self.calibration_width // self.base_width
         if doublings * self.base_width != self.calibration_width or doublings & (doublings - 1):
             raise ValueError(
-                f"calibration_width={self.calibration_width} must be base_width={self.base_width} times a "
-                "power of two"
+                f"calibration_width={self.calibration_width} must be base_width={self.base_width} "
+                "times a power of two"
             )
         if self.target_width <= self.calibration_width:
             raise ValueError(

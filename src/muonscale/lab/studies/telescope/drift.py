@@ -7,9 +7,9 @@ level is taken to be
     L = c[level, seed] + sum over h of k_h/2 * (u_h - u*_h - s_h/n)^2
 
 with u the logarithm of a hyper-parameter and a curvature k that all widths share, since fine grids
-cannot determine it. Multiplied out it is linear in k, k u* and k s: one least-squares fit of all levels.
-A loss that is steeper on one side pulls the parabola of a coarse grid more than that of a fine one, and
-this difference looks like drift.
+cannot determine it. Multiplied out it is linear in k, k u* and k s: one least-squares fit of all
+levels. A loss that is steeper on one side pulls the parabola of a coarse grid more than that of a
+fine one, and this difference looks like drift.
 """
 
 from __future__ import annotations
@@ -20,10 +20,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-from scipy.stats import t
 
 from muonscale.lab.fits.result import FloatArray, Interval
-from muonscale.lab.studies.analysis.seed_blocks import LEVEL
+from muonscale.lab.fits.statistics import student_quantile
 from muonscale.lab.studies.telescope.config import TelescopeConfig
 from muonscale.lab.studies.telescope.levels import Level, mean_loss
 
@@ -75,7 +74,7 @@ def fit_drift(config: TelescopeConfig, levels: Sequence[Level]) -> dict[str, Any
     left = losses - design @ theta
     variance = float(left @ left) / freedom if freedom else math.nan
     covariance = np.asarray(variance * np.linalg.inv(design.T @ design), np.float64)
-    quantile = float(t.ppf((1 + LEVEL) / 2, freedom)) if freedom else math.nan
+    quantile = student_quantile(freedom)
     for number, name in enumerate(config.hyperparameters):
         own = slice(len(blocks) + 3 * number, len(blocks) + 3 * number + 3)
         if theta[own][0] > 0:  # else there is no valley

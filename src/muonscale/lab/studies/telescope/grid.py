@@ -21,7 +21,8 @@ End = tuple[int, int]
 def points_at(first: int, level: int, count: int, least: int = 1) -> int:
     """Return the points per hyper-parameter of a level: m * 4^(-l/k), rounded up to an odd number.
 
-    An odd number has the optimum of the level before in its middle. Level 0 has m points, even or odd.
+    An odd number has the optimum of the level before in its middle. Level 0 has m points, even or
+    odd.
 
     Args:
         first: m, the points of level 0.
@@ -29,7 +30,7 @@ def points_at(first: int, level: int, count: int, least: int = 1) -> int:
         count: k, the number of hyper-parameters.
         least: fewest points, an odd number.
 
-    Example:
+    Examples:
         >>> [points_at(8, level, 2) for level in range(4)]
         [8, 5, 3, 1]
     """

@@ -1,9 +1,9 @@
 """The levels of a telescope, as far as losses determine them.
 
 A level is a grid at one width. If its best place is at an end of the grid, and significantly better
-than the places inside, the grid grows there by a line of places, as often as allowed. The next level
-is laid around the best place, at twice the width and half the spacing. All of it is a function of
-losses.
+than the places inside, the grid grows there by a line of places, as often as allowed. The next
+level is laid around the best place, at twice the width and half the spacing. All of it is a
+function of losses.
 """
 
 from __future__ import annotations
@@ -66,11 +66,11 @@ class Level:
     losses: Mapping[Place, Losses]
     """Losses of the places where all runs have ended."""
     best: Place | None
-    """The optimum: the place of the lowest mean loss, or the best place inside the grid if one at an end
-    is not significantly better; None before all runs have ended."""
+    """The optimum: the place of the lowest mean loss, or the best place inside the grid if one at
+    an end is not significantly better; None before all runs have ended."""
     stop: StopT | None
-    """Why no level follows: the best place is at an end and no line may be added, no place has a finite
-    loss, or runs failed."""
+    """Why no level follows: the best place is at an end and no line may be added, no place has a
+    finite loss, or runs failed."""
     ends: tuple[End, ...]
     """The ends at which the best place is, if `stop` is `edge`."""
 
@@ -151,8 +151,8 @@ def _is_lower(
 ) -> bool:
     """Return whether the loss at an end is significantly lower than the lowest away from that end.
 
-    The test is one-sided with p < `SIGNIFICANT`, after Bonferroni's correction for the place and its
-    neighbors, of which it is the lowest. Without the noise of seeds, lower is enough.
+    The test is one-sided with p < `SIGNIFICANT`, after Bonferroni's correction for the place and
+    its neighbors, of which it is the lowest. Without the noise of seeds, lower is enough.
     """
     others = {p: each for p, each in losses.items() if end not in grid.ends(p)}
     rival = best_place(others, middle)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from muonscale.lab.fits.bootstrap import LEVEL
 from muonscale.lab.report.page import Block, Page, PageSection, Table, Text, Verdict
-from muonscale.lab.studies.analysis.seed_blocks import LEVEL
 from muonscale.lab.studies.cost import Account, AccountLine, format_hours
 from muonscale.lab.studies.report_blocks import (
     Found,
@@ -23,8 +23,8 @@ def report_telescope(config: TelescopeConfig, found: Found) -> Page:
     names = " and ".join(config.hyperparameters)
     return Page(
         title=f"Telescoping {names} to width {config.target_width}",
-        summary=f"Grids of {names} from width {config.base_width} to {config.calibration_width}, for a model "
-        f"of width {config.target_width}.",
+        summary=f"Grids of {names} from width {config.base_width} to {config.calibration_width}, "
+        f"for a model of width {config.target_width}.",
         sections=(
             PageSection(title="Result", blocks=tuple(_result(found))),
             _about(config),
@@ -51,9 +51,10 @@ def _result(found: Found) -> Iterator[Block]:
         share = sweep["flops"][0] / sweep["flops"][1]
         yield Verdict(
             sweep["passed"],
-            f"At width {sweep['width']} the loss of the telescope's choice is {sweep['difference']:+.4f} nats "
-            f"from the lowest of a full sweep ({interval}), {within[sweep['within_noise']]} seed noise, at "
-            f"{share:.0%} of its FLOPs; at most {LARGEST_SHARE:.0%} are allowed.",
+            f"At width {sweep['width']} the loss of the telescope's choice is "
+            f"{sweep['difference']:+.4f} nats from the lowest of a full sweep ({interval}), "
+            f"{within[sweep['within_noise']]} seed noise, at {share:.0%} of its FLOPs; at most "
+            f"{LARGEST_SHARE:.0%} are allowed.",
         )
     if found["chosen"] is None:
         yield Text("There is no optimum of the last width yet.")
@@ -72,19 +73,19 @@ def _about(config: TelescopeConfig) -> PageSection:
         for name, item in config.hyperparameters.items()
     )
     text = (
-        f"The grid of the base width has {config.points} values of each hyper-parameter. At every doubling "
-        "of the width their number shrinks by 4^(-1/k), rounded up to an odd number, and their spacing on "
-        "a logarithmic scale halves, around the optimum before: the place of the lowest mean loss. If that "
-        "place is at an end and significantly better than the lowest inside, a line of places is added, at "
-        f"most {config.extend} at a width; a study that needs more stops. If it is not significantly "
-        "better, the place inside is the optimum. Depth, tokens and batch are the same at all widths. Values "
-        "are those of the base width; at other widths they are multiplied as "
-        f"transfer.convention={config.convention} says."
+        f"The grid of the base width has {config.points} values of each hyper-parameter. At every "
+        "doubling of the width their number shrinks by 4^(-1/k), rounded up to an odd number, and "
+        "their spacing on a logarithmic scale halves, around the optimum before: the place of the "
+        "lowest mean loss. If that place is at an end and significantly better than the lowest "
+        f"inside, a line of places is added, at most {config.extend} at a width; a study that "
+        "needs more stops. If it is not significantly better, the place inside is the optimum. "
+        "Depth, tokens and batch are the same at all widths. Values are those of the base width; "
+        f"at other widths they are multiplied as transfer.convention={config.convention} says."
     )
     seeds = (
         f"Every place was run with {'seeds' if len(config.seeds) > 1 else 'seed'} "
-        f"{', '.join(map(str, config.seeds))}. Intervals are {LEVEL:.0%}, from the noise around the best "
-        "place of a width after the effect of the seed is removed."
+        f"{', '.join(map(str, config.seeds))}. Intervals are {LEVEL:.0%}, from the noise around "
+        "the best place of a width after the effect of the seed is removed."
     )
     head = ("hyper-parameter", "key", "first center", "first ratio")
     return PageSection(
@@ -120,10 +121,11 @@ def _report_levels(config: TelescopeConfig, found: Found) -> PageSection:
             *("loss", "noise", "optimum before", "within noise"),
         ),
         rows=tuple(rows),
-        caption="Optimum of every width and its mean loss, nats per token. The parabola goes through the best "
-        "value and its neighbors, averaged over neighboring values of the others. The optimum of the width "
-        "before is the middle of the next grid. The last columns say how far its loss is above the lowest, "
-        "and whether that is within seed noise, corrected for the number of places that could be better.",
+        caption="Optimum of every width and its mean loss, nats per token. The parabola goes "
+        "through the best value and its neighbors, averaged over neighboring values of the others. "
+        "The optimum of the width before is the middle of the next grid. The last columns say how "
+        "far its loss is above the lowest, and whether that is within seed noise, corrected for "
+        "the number of places that could be better.",
     )
     curves = [u_curves(found, name) for name in config.hyperparameters]
     return PageSection(
@@ -156,8 +158,9 @@ def _report_drift(config: TelescopeConfig, found: Found) -> PageSection:
         name="drift",
         head=("hyper-parameter", "slope", *(f"at {place}" for place in places), "moves"),
         rows=tuple(rows),
-        caption="log optimum = c + slope / width: one fit to all widths of parabolas around their best "
-        "places, with a shared curvature. The points in the charts are fitted to each width alone.",
+        caption="log optimum = c + slope / width: one fit to all widths of parabolas around their "
+        "best places, with a shared curvature. The points in the charts are fitted to each width "
+        "alone.",
     )
     return PageSection(title="Drift of the optimum", blocks=(table, *charts))
 
@@ -194,7 +197,8 @@ def _report_full_sweep(found: Found) -> list[PageSection]:
             name="full-sweep",
             head=("choice", *names, "loss", "FLOPs", "hours"),
             rows=tuple(rows),
-            caption=f"At width {sweep['width']}. The telescope's FLOPs and hours are those of all its levels.",
+            caption=f"At width {sweep['width']}. The telescope's FLOPs and hours are those of all "
+            "its levels.",
         ),
         Text("Each is the lowest of its own grid, which favors the larger grid."),
     ]

@@ -1,10 +1,10 @@
 """`study telescope`: hyper-parameters for a wide model from grids at narrow ones.
 
-The telescoping algorithm of Practical Efficiency of Muon (arXiv 2505.02222, section 3.2): a full grid
-at the base width; then the width doubles, the points per hyper-parameter shrink by 4^(-1/k) and their
-spacing by half, around the optimum of the width before; the target is trained with the last optimum.
-A level costs about as much as the one before, and halving the spacing follows an optimum that drifts
-by O(1/width). Values are those of the base width (`transfer.base`).
+The telescoping algorithm of Practical Efficiency of Muon (arXiv 2505.02222, section 3.2): a full
+grid at the base width; then the width doubles, the points per hyper-parameter shrink by 4^(-1/k)
+and their spacing by half, around the optimum of the width before; the target is trained with the
+last optimum. A level costs about as much as the one before, and halving the spacing follows an
+optimum that drifts by O(1/width). Values are those of the base width (`transfer.base`).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 from muonscale.errors import ConfigError
 from muonscale.lab.report.page import Page
 from muonscale.lab.studies.cost import Account, estimate_cost
-from muonscale.lab.studies.planned_run import PlannedRun, Planner
+from muonscale.lab.studies.planned_run import PlannedRun, PlannedStudy
 from muonscale.lab.studies.study import ExpectedRuns, Outcomes, PartT, collect_losses
 from muonscale.lab.studies.telescope.analysis import analyze_telescope
 from muonscale.lab.studies.telescope.config import TelescopeConfig
@@ -28,14 +28,8 @@ from muonscale.lab.studies.telescope.report import report_telescope
 
 
 @dataclass(frozen=True)
-class TelescopeStudy:
+class TelescopeStudy(PlannedStudy[TelescopeConfig]):
     """A telescope."""
-
-    config: TelescopeConfig
-
-    @cached_property
-    def _planner(self) -> Planner:
-        return Planner(self.config)
 
     @cached_property
     def _made(self) -> dict[tuple[int, Place, int], PlannedRun]:
@@ -47,11 +41,11 @@ class TelescopeStudy:
         from muonscale.lab.models.widen import fields_at
         from muonscale.lab.training.dry_run import planned_shape
 
-        base = self._planner.run({}, {}, seed=0).config
+        base = self.planner.run({}, {}, seed=0).config
         if base.transfer.base is not None:
             raise ConfigError(
-                f"{self.config.base} has transfer.base={base.transfer.base}: the study sets it for every "
-                "width itself; leave it out"
+                f"{self.config.base} has transfer.base={base.transfer.base}: the study sets it for "
+                "every width itself; leave it out"
             )
         shape = planned_shape(base)
         widths = (*self.config.rule.widths, self.config.target_width)
@@ -59,7 +53,7 @@ class TelescopeStudy:
 
     @cached_property
     def _own_fields(self) -> dict[str, Any]:
-        return self._planner.run({}, {}, seed=0).config.model.fields
+        return self.planner.run({}, {}, seed=0).config.model.fields
 
     def run(self, width: int, place: Place, seed: int) -> PlannedRun:
         """Return a run; places are the same at all levels, so no run has two names."""
@@ -71,7 +65,7 @@ class TelescopeStudy:
                 keys["transfer.convention"] = config.convention
             values = config.values(place)
             keys |= {config.hyperparameters[name].key: v for name, v in values.items()}
-            self._made[key] = self._planner.run(
+            self._made[key] = self.planner.run(
                 {"width": width, **values, "seed": seed}, keys, seed=seed
             )
         return self._made[key]

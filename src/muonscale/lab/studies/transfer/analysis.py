@@ -28,7 +28,8 @@ class WidthAnalysis:
     """The mean loss at that value."""
     edge: EdgeT | None
     optimum: float
-    """Minimum of a parabola through the best value and its neighbors; the best value if there is none."""
+    """Minimum of a parabola through the best value and its neighbors; the best value if there is
+    none."""
     low: float
     high: float
     """Ends of its 90 % interval, NaN without a parabola or without noise to judge by."""

@@ -6,13 +6,14 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from muonscale.lab.config.sections import ConventionT, Positive
+from muonscale.lab.config.sections import Positive
 from muonscale.lab.studies.config import (
     Number,
     check_rising,
     check_variants,
 )
 from muonscale.lab.studies.variants import VariantsConfig
+from muonscale.transfer.options import ConventionT
 
 
 class TransferConfig(VariantsConfig):

@@ -25,9 +25,9 @@ def report_transfer(config: TransferConfig, found: Found) -> Page:
         says = {True: "transfers", False: "does not transfer", None: "undecided"}[c["transfers"]]
         verdicts.append(Verdict(c["transfers"], f"{_title(c)}: {says}; {c['why']}"))
     rule = Text(
-        f"The {name} transfers if its optimum at every width is less than one step of the grid from that at "
-        "the first width, and is never the lowest or highest value that was tried. At the first width "
-        "nothing is multiplied, and all conventions share its runs."
+        f"The {name} transfers if its optimum at every width is less than one step of the grid "
+        "from that at the first width, and is never the lowest or highest value that was tried. At "
+        "the first width nothing is multiplied, and all conventions share its runs."
     )
     return Page(
         title=f"Transfer of the {name} over widths {config.widths[0]} to {config.widths[-1]}",
@@ -77,9 +77,9 @@ def _report_optima(name: str, curves: list[Found]) -> PageSection:
             log_x=True,
             log_y=True,
             series=tuple(optima),
-            caption="The value before it is multiplied: transfer predicts a flat line. Bars are 90 % intervals "
-            "from the noise of seeds. Points without a bar are values that were tried, at an edge or "
-            "beside a run that diverged.",
+            caption="The value before it is multiplied: transfer predicts a flat line. Bars are 90 "
+            "% intervals from the noise of seeds. Points without a bar are values that were tried, "
+            "at an edge or beside a run that diverged.",
         ),
         Chart(
             name="best-loss",
@@ -110,7 +110,7 @@ def _report_curve(name: str, curve: Found) -> PageSection:
         y_label=LOSS,
         log_x=True,
         series=tuple(series),
-        caption="Mean over seeds; bars reach from the lowest to the highest. The dashed line joins the "
-        "minima.",
+        caption="Mean over seeds; bars reach from the lowest to the highest. The dashed line joins "
+        "the minima.",
     )
     return PageSection(title=_title(curve), blocks=tuple(keep_nonempty(chart)))

@@ -1,7 +1,8 @@
 """`study transfer`: whether the best learning rate stays the same when the model gets wider.
 
-For every optimizer and convention of `muonscale.transfer` it measures loss over a hyper-parameter at
-several widths, with seeds; finds where each curve is lowest, with an interval; and gives a verdict.
+For every optimizer and convention of `muonscale.transfer` it measures loss over a hyper-parameter
+at several widths, with seeds; finds where each curve is lowest, with an interval; and gives a
+verdict.
 """
 
 from __future__ import annotations
@@ -12,26 +13,18 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
 
-from muonscale.lab.config.sections import ConventionT
 from muonscale.lab.report.page import Page
 from muonscale.lab.studies.analysis.sweep import Sweep, build_sweep
-from muonscale.lab.studies.planned_run import Coordinate, PlannedRun, Planner
+from muonscale.lab.studies.planned_run import Coordinate, PlannedRun, PlannedStudy
 from muonscale.lab.studies.study import Outcome, Outcomes
-from muonscale.lab.studies.transfer.analysis import analyze_curve
 from muonscale.lab.studies.transfer.config import TransferConfig
-from muonscale.lab.studies.transfer.report import report_transfer
 from muonscale.lab.studies.variants import Overrides, resolve_variant
+from muonscale.transfer.options import ConventionT
 
 
 @dataclass(frozen=True)
-class TransferStudy:
+class TransferStudy(PlannedStudy[TransferConfig]):
     """A study of transfer over widths."""
-
-    config: TransferConfig
-
-    @cached_property
-    def _planner(self) -> Planner:
-        return Planner(self.config)
 
     @cached_property
     def _fields(self) -> dict[int, Overrides]:
@@ -39,7 +32,7 @@ class TransferStudy:
         from muonscale.lab.models.widen import fields_at
         from muonscale.lab.training.dry_run import planned_shape
 
-        config = self._planner.run({}, seed=0).config
+        config = self.planner.run({}, seed=0).config
         shape = planned_shape(config)
         return {
             width: {**config.model.fields, **fields_at(shape, width)}
@@ -67,15 +60,17 @@ class TransferStudy:
             keys["transfer.convention"] = convention
             keys["transfer.base"] = self._fields[first]
         where |= {"width": width, self.config.name: value}
-        own = resolve_variant(self._planner, variant, self.config.variants[variant], keys)
+        own = resolve_variant(self.planner, variant, self.config.variants[variant], keys)
         given = {**own, **keys, self.config.over: value}
         return [
-            self._planner.run({**where, "seed": seed}, given, seed=seed)
+            self.planner.run({**where, "seed": seed}, given, seed=seed)
             for seed in self.config.seeds
         ]
 
     def analyze(self, outcomes: Outcomes) -> dict[str, Any]:
         """Return where every curve is lowest at every width, and the verdicts."""
+        from muonscale.lab.studies.transfer.analysis import analyze_curve
+
         name = self.config.name
         found = [
             analyze_curve(variant, convention, self._sweeps(outcomes, variant, convention), name)
@@ -98,4 +93,6 @@ class TransferStudy:
 
     def report(self, found: Mapping[str, Any], outcomes: Outcomes) -> Page:
         """Return the report."""
+        from muonscale.lab.studies.transfer.report import report_transfer
+
         return report_transfer(self.config, found)

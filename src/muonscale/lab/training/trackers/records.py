@@ -59,8 +59,10 @@ class Tracker(Protocol):
 def numbers(tree: dict[str, Any], prefix: str = "") -> dict[str, float]:
     """Return the finite numbers of nested dicts and lists, with names joined by slashes.
 
-    >>> numbers({"loss": 2.5, "lr": {"hidden": 0.1}, "max_logit": [3.0, 4.0]}, "train/")
-    {'train/loss': 2.5, 'train/lr/hidden': 0.1, 'train/max_logit/0': 3.0, 'train/max_logit/1': 4.0}
+    Examples:
+        >>> numbers({"loss": 2.5, "lr": {"hidden": 0.1}, "max_logit": [3.0, 4.0]}, "train/")
+        {'train/loss': 2.5, 'train/lr/hidden': 0.1, 'train/max_logit/0': 3.0, 'train/max_logit/1':
+        4.0}
     """
     return dict(_walk(tree, prefix))
 
@@ -79,7 +81,7 @@ def _walk(tree: dict[str, Any], prefix: str) -> Iterator[tuple[str, float]]:
 
 
 def flat(record: dict[str, Any]) -> dict[str, float]:
-    """Return the numbers of a metrics record as `kind/name`, such as `eval/held_out_loss`."""
+    """Return the numbers of a metrics record as `kind/name`, such as `eval/validation_loss`."""
     inner = {key: value for key, value in record.items() if key not in ("kind", "step")}
     return numbers(inner, f"{record['kind']}/")
 

@@ -18,7 +18,6 @@ from muonscale.errors import CheckpointError, ConfigError, shown
 from muonscale.lab.config.load import Config
 from muonscale.lab.config.sections import TRACKER_NAMES
 from muonscale.lab.files import read_object, write_json
-from muonscale.lab.run_folder import RunFolder
 from muonscale.lab.training.trackers.records import (
     Progress,
     Tracker,
@@ -67,28 +66,26 @@ class Trackers:
         self._path: Path | None = None
         self._ended = False
 
-    def open(
-        self, config: Config, folder: RunFolder, seen: Sequence[dict[str, Any]], step: int
-    ) -> None:
+    def open(self, config: Config, folder: Path, seen: Sequence[dict[str, Any]], step: int) -> None:
         """Start the configured trackers, or resume them.
 
         A tracker that is new to the run, or was switched off, logs the records it has missed.
 
         Args:
             config: the configuration of the run.
-            folder: the run folder, whose metrics end at `step`.
-            seen: the metrics records before they were truncated at `step`.
+            folder: the run folder.
+            seen: the metrics records, those after `step` included.
             step: optimizer steps done.
 
         Raises:
             CheckpointError: if `trackers.json` is damaged.
         """
-        self._path = folder.path / STATE
+        self._path = folder / STATE
         if not config.track.to and not self._path.exists():
             return
         self._state, last = _read(self._path), last_steps(seen)
         saved = {name: last if at is None else at for name, at in self._known.items()}
-        section, path = config.track, folder.path.resolve()
+        section, path = config.track, folder.resolve()
         for name in section.to:
             self._progress[name] = dict(saved.get(name, {}))
             with self._guard(name, "begin"):
@@ -108,8 +105,9 @@ class Trackers:
                     self._progress[name] = {kind: min(at, step) for kind, at in progress}
                 self._active[name] = tracker
         self._save({**saved, **dict.fromkeys(self._active)})
-        for record in folder.read_metrics():
-            self.log(record)
+        for record in seen:
+            if record["step"] <= step:
+                self.log(record)
 
     @property
     def _known(self) -> dict[str, Progress | None]:

@@ -123,8 +123,8 @@ def read_coefficients(argument: str, rows: Mapping[str, str]) -> Callable[[Optio
             return {"ns_coefficients": value}
         if value not in rows:
             raise ConfigError(
-                f"{argument} is {value!r}: muonscale.optim.newton_schulz.coefficients has no row with "
-                f"its numbers; give the triples, or {', '.join(map(repr, rows))}"
+                f"{argument} is {value!r}: muonscale.optim.newton_schulz.coefficients has no row "
+                f"with its numbers; give the triples, or {', '.join(map(repr, rows))}"
             )
         triples = SCHEDULES[rows[value]].triples
         return {"ns_coefficients": rows[value] if len(triples) == 1 else triples}

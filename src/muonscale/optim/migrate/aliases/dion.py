@@ -40,7 +40,8 @@ _DION: dict[str, Argument] = {
         default=None,
         ours="process_group",
         to=_dion_group,
-        note="a ProcessGroup is `process_group`; a DeviceMesh is not needed, since DTensors have theirs",
+        note="a ProcessGroup is `process_group`; a DeviceMesh is not needed, since DTensors have "
+        "theirs",
     ),
     "lr": map_to("lr", 0.01),
     "mu": map_to("momentum", 0.95),
@@ -73,7 +74,8 @@ _DION: dict[str, Argument] = {
         default=True,
         ours="ns_coefficients",
         to=_dion_coefficients,
-        note='True: the triples of `"polar_express_nanochat"` with the margin 1.02; False: `"you5"`',
+        note='True: the triples of `"polar_express_nanochat"` with the margin 1.02; False: '
+        '`"you5"`',
     ),
     "newton_schulz_func": refuse(None, "give `ns_coefficients`"),
 }
@@ -92,8 +94,8 @@ ROWS: dict[str, Foreign] = {
         source="microsoft/dion 0a059a4 (2026-08-07), dion/normuon.py",
         arguments={**_DION, "muon_beta2": map_to("normuon_beta2", 0.95)},
         fixed={"ns_steps": 5, "post_norm": "normuon", "post_norm_eps": 1e-8},
-        note="If the rows of a matrix are sharded, it preserves the norm of each shard; here the norm of "
-        "the whole matrix is preserved. It does not support sharded columns.",
+        note="If the rows of a matrix are sharded, it preserves the norm of each shard; here the "
+        "norm of the whole matrix is preserved. It does not support sharded columns.",
     ),
 }
 

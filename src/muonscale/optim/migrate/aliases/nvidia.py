@@ -34,8 +34,8 @@ def _nvidia_coefficients(given: Options) -> Options:
     else:
         accepted = ", ".join(map(repr, [*_NVIDIA_SETS, *_NVIDIA_SETS_LAST]))
         raise ConfigError(
-            f"coefficient_type is {name!r}: muonscale.optim.newton_schulz.coefficients has no row with "
-            f"its numbers; accepted: {accepted}"
+            f"coefficient_type is {name!r}: muonscale.optim.newton_schulz.coefficients has no row "
+            f"with its numbers; accepted: {accepted}"
         )
     return {"ns_coefficients": triples}
 
@@ -50,8 +50,8 @@ def _nvidia_scale(given: Options) -> Options:
         )
     if extra != 1:
         raise ConfigError(
-            f"extra_scale_factor is {extra}, but scale_mode={mode!r} accepts only 1: multiply lr by it and "
-            "divide weight_decay by it instead"
+            f"extra_scale_factor is {extra}, but scale_mode={mode!r} accepts only 1: multiply lr "
+            "by it and divide weight_decay by it instead"
         )
     return {"scale": f"nvidia:{mode}"}
 
@@ -71,7 +71,8 @@ ROWS: dict[str, Foreign] = {
                 default="decoupled",
                 ours="decay",
                 choices={"decoupled": {"decay": "coupled"}},
-                note='its `"independent"` ignores the schedule, but `decay="independent"` follows it',
+                note='its `"independent"` ignores the schedule, but `decay="independent"` follows '
+                "it",
             ),
             "fp32_matmul_prec": Argument(
                 default="medium",
@@ -84,7 +85,8 @@ ROWS: dict[str, Foreign] = {
                 ours="ns_coefficients",
                 to=_nvidia_coefficients,
                 note='`"simple"` is `"jordan"`, `"quintic"` `"you5"`, `"deepseekv4"` '
-                '`"deepseek_v4"`; `"cans"`, `"cubic5"` and `"aol"` have the same name here. All become '
+                '`"deepseek_v4"`; `"cans"`, `"cubic5"` and `"aol"` have the same name here. All '
+                "become "
                 "triples; `simple`, `quintic` and `aol` start again after the last one",
             ),
             "num_ns_steps": map_to("ns_steps", 5),
@@ -114,7 +116,8 @@ ROWS: dict[str, Foreign] = {
 MISSING: dict[str, NoCounterpart] = {
     "nvidia_adaptive": NoCounterpart(
         what="NVIDIA Emerging-Optimizers: AdaptiveMuon",
-        why="there is no AdaMuon and no NAMO; its NorMuon averages along the longer side, but that of the "
+        why="there is no AdaMuon and no NAMO; its NorMuon averages along the longer side, but that "
+        "of the "
         'paper (`post_norm="normuon"`) along rows',
     ),
 }

@@ -33,8 +33,8 @@ def _optax_steps(given: Options) -> Options:
         return {"ns_steps": given["ns_steps"]}
     if len(triples) > given["ns_steps"]:
         raise ConfigError(
-            f"ns_steps is {given['ns_steps']}, but ns_coeffs has {len(triples)} triples: set ns_steps to "
-            "at least that number"
+            f"ns_steps is {given['ns_steps']}, but ns_coeffs has {len(triples)} triples: set "
+            "ns_steps to at least that number"
         )
     return {"ns_steps": len(triples)}
 
@@ -91,7 +91,7 @@ ROWS: dict[str, Foreign] = {
             ),
         },
         fixed={},
-        note="Its momentum has a bias correction, which with Nesterov changes the direction of the first "
-        "steps a little. The Nesterov term of its Adam has one too.",
+        note="Its momentum has a bias correction, which with Nesterov changes the direction of the "
+        "first steps a little. The Nesterov term of its Adam has one too.",
     ),
 }

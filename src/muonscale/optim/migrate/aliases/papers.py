@@ -27,9 +27,9 @@ ROWS: dict[str, Foreign] = {
         },
         fixed={"nesterov": True, **JORDAN_5, **KELLER},
         has_adamw=False,
-        note="A fused weight is one matrix there; here each of its matrices is updated separately. The "
-        "factor of a square convolution kernel is 1 there and `sqrt(max(1, out/(in*k*k)))` here. The "
-        "AdamW of MuonWithAuxAdam is `keller_adam`.",
+        note="A fused weight is one matrix there; here each of its matrices is updated separately. "
+        "The factor of a square convolution kernel is 1 there and `sqrt(max(1, out/(in*k*k)))` "
+        "here. The AdamW of MuonWithAuxAdam is `keller_adam`.",
     ),
     "keller_adam": Foreign(
         what="KellerJordan/Muon: groups of MuonWithAuxAdam with use_muon=False",
@@ -43,8 +43,8 @@ ROWS: dict[str, Foreign] = {
         },
         fixed={},
         rule="adamw",
-        note="NorMuonWithAuxAdam has the same AdamW. In one optimizer, `lr` and `weight_decay` are those "
-        "of the groups on AdamW.",
+        note="NorMuonWithAuxAdam has the same AdamW. In one optimizer, `lr` and `weight_decay` are "
+        "those of the groups on AdamW.",
     ),
     "keller_2024": Foreign(
         what="KellerJordan/Muon: Muon of 2024, with its own AdamW",
@@ -79,8 +79,8 @@ ROWS: dict[str, Foreign] = {
             "adamw_eps": map_to("eps", 1e-8),
         },
         fixed={"ns_coefficients": "jordan", **MATCH_RMS},
-        note="These are the defaults here. Its AdamW adds eps before the bias correction of the second "
-        "moment, which matters in the first steps only.",
+        note="These are the defaults here. Its AdamW adds eps before the bias correction of the "
+        "second moment, which matters in the first steps only.",
     ),
     "normuon": Foreign(
         what="zichongli5/NorMuon: NorMuon, SingleDeviceNorMuon, and groups of NorMuonWithAuxAdam "
@@ -101,7 +101,7 @@ ROWS: dict[str, Foreign] = {
             **KELLER,
         },
         has_adamw=False,
-        note="The AdamW of NorMuonWithAuxAdam is `keller_adam`. The factor of a square convolution kernel "
-        "is 1 there and `sqrt(max(1, out/(in*k*k)))` here.",
+        note="The AdamW of NorMuonWithAuxAdam is `keller_adam`. The factor of a square convolution "
+        "kernel is 1 there and `sqrt(max(1, out/(in*k*k)))` here.",
     ),
 }

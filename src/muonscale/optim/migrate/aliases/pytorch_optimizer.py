@@ -75,7 +75,8 @@ ROWS: dict[str, Foreign] = {
             "ns_reset_steps": ignore((2,), "the Gram form restarts as rarely as rounding allows"),
         },
         fixed={},
-        note="DistributedMuon has the same arguments except the last two, and translates in the same way.",
+        note="DistributedMuon has the same arguments except the last two, and translates in the "
+        "same way.",
     ),
     "pytorch_optimizer_normuon": Foreign(
         what="kozistr/pytorch_optimizer: NorMuon",
@@ -112,8 +113,9 @@ MISSING: dict[str, NoCounterpart] = {
     ),
     "pytorch_optimizer_muonclip": NoCounterpart(
         what="kozistr/pytorch_optimizer: MuonClip",
-        why='use `translate_arguments("pytorch_optimizer", nesterov=False, use_adjusted_lr=True)`, and '
-        "QK-clip after each step (`muonscale.optim.diagnostics.qk_clip`, or `optimizer.qk_clip` in the "
-        "trainer)",
+        why='use `translate_arguments("pytorch_optimizer", nesterov=False, use_adjusted_lr=True)`, '
+        "and "
+        "QK-clip after each step (`muonscale.optim.diagnostics.qk_clip`, or `optimizer.qk_clip` in "
+        "the trainer)",
     ),
 }

@@ -38,8 +38,8 @@ ROWS: dict[str, Foreign] = {
                 default="quintic",
                 ours="ns_coefficients",
                 to=read_coefficients("ns_coefficients", {"original": "jordan", "quintic": "you5"}),
-                note='`"original"` is `"jordan"`, `"quintic"` is `"you5"`; triples stay as they are. Its '
-                '`"polar_express"` tables have other numbers: give the triples',
+                note='`"original"` is `"jordan"`, `"quintic"` is `"you5"`; triples stay as they '
+                'are. Its `"polar_express"` tables have other numbers: give the triples',
             ),
             "eps": map_to("eps", 1e-7, f"for AdamW only; {NO_EPS}"),
             "safety_factor": refuse(1.0, "`ns_coefficients=Coefficients(triples=..., margin=...)`"),

@@ -44,7 +44,8 @@ ROWS: dict[str, Foreign] = {
         },
         fixed={},
         has_adamw=False,
-        note='Its matrix products are in bfloat16 on every device; for the same, set `ns_dtype="bfloat16"`.',
+        note="Its matrix products are in bfloat16 on every device; for the same, set "
+        '`ns_dtype="bfloat16"`.',
     ),
     "torch_adamw": Foreign(
         what="torch.optim.AdamW (2.13)",
@@ -64,6 +65,7 @@ ROWS: dict[str, Foreign] = {
         },
         fixed={},
         rule="adamw",
-        note='With `scale="rms"` matrices can be put on Muon with the same learning rate and decay.',
+        note='With `scale="rms"` matrices can be put on Muon with the same learning rate and '
+        "decay.",
     ),
 }

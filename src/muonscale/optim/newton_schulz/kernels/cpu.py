@@ -59,7 +59,7 @@ def empty_squares(like: Tensor, count: int, side: int, panel: int) -> Tensor:
 def symmetric_flops(side: int, contracted: int, panel: int) -> int:
     """Return the floating-point operations of one symmetric product with panels of `panel` rows.
 
-    Example:
+    Examples:
         >>> symmetric_flops(256, 10, 256), symmetric_flops(256, 10, 128)
         (1310720, 983040)
     """

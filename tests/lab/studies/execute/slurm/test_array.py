@@ -4,12 +4,14 @@ import json
 import re
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from muonscale.errors import StudyError
+from muonscale.lab.run_folder import RunFolder
 from muonscale.lab.studies.config import ExecutorSection
 from muonscale.lab.studies.execute.executor import make_executor
 from muonscale.lab.studies.execute.folder import StudyFolder
@@ -48,11 +50,11 @@ def study(tmp_path: Path) -> Path:
 def jobs_of(study: Path, number: int) -> list[Job]:
     jobs = []
     for id in "abcdefg"[:number]:
-        (study / "runs" / id).mkdir(exist_ok=True)
+        folder = RunFolder(study / "runs" / id)
+        folder.path.mkdir(exist_ok=True)
         config = study / "configs" / f"{id}.json"
-        config.write_text(json.dumps({"run": {"path": str(study / "runs" / id)}}))
         log = study / "logs" / f"{id}.log"
-        jobs.append(Job(id, config, log, log.with_suffix(".failed.json")))
+        jobs.append(Job(id, folder, config, log, log.with_suffix(".failed.json")))
     return jobs
 
 
@@ -427,10 +429,7 @@ def test_a_run_is_running_when_slurm_says_so(
             finish(study, job.id)
 
     first, second = runs
-    jobs = [
-        Job(id, job.config, job.log, job.failure)
-        for id, job in zip((first, second), jobs_of(study, 2), strict=True)
-    ]
+    jobs = [replace(job, id=id) for id, job in zip((first, second), jobs_of(study, 2), strict=True)]
     for job, letter in zip(jobs, "ab", strict=True):
         (study / "runs" / job.id).symlink_to(study / "runs" / letter)
     run(jobs, lambda: fake.set_state("1_1", "PENDING", "Resources"), look)

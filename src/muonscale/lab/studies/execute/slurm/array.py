@@ -1,13 +1,12 @@
 """The runs of a study as a job array of a Slurm cluster, through submitit.
 
 The jobs belong to the cluster: they continue when the study is stopped, and a study that is started
-again waits for jobs that are still queued or running. A preempted job, or one at its time limit, saves
-its run and is queued again (`muonscale.lab.studies.execute.slurm.task`).
+again waits for jobs that are still queued or running. A preempted job, or one at its time limit,
+saves its run and is queued again (`muonscale.lab.studies.execute.slurm.task`).
 """
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from collections.abc import Generator, Iterable, Mapping, Sequence
@@ -16,7 +15,6 @@ from pathlib import Path
 from time import monotonic, sleep
 
 from muonscale.errors import StudyError
-from muonscale.lab.run_folder import RunFolder
 from muonscale.lab.studies.config import ExecutorSection
 from muonscale.lab.studies.execute.job import Ended, Job
 from muonscale.lab.studies.execute.slurm import queue as slurm_queue
@@ -39,7 +37,8 @@ USUAL = {"None", "Resources", "Priority", "JobArrayTaskLimit", "BeginTime", "Job
 
 HINTS = {
     "OUT_OF_MEMORY": "; raise mem_gb in executor.slurm",
-    "TIMEOUT": "; the run did not save itself in the slurm_signal_delay_s seconds before its time limit",
+    "TIMEOUT": "; the run did not save itself in the slurm_signal_delay_s seconds before its time "
+    "limit",
 }
 
 
@@ -92,7 +91,7 @@ class SlurmArray:
         slurm_queue.release(array_of(id) for id in held)
         if still := sum(id in alive for id in ours.values()):
             _say(f"{still} runs are with Slurm already")
-        return [job for job in jobs if ours[job.id] not in alive and not _is_done(job)]
+        return [job for job in jobs if ours[job.id] not in alive and not job.done]
 
     def _submit(self, jobs: Sequence[Job]) -> None:
         """Submit jobs held, record them, and release them."""
@@ -119,7 +118,8 @@ class SlurmArray:
                 )
         except FailedJobError as error:
             raise StudyError(
-                f"Slurm takes no jobs of this study: {error}; correct executor.slurm, or set executor.kind=local"
+                f"Slurm takes no jobs of this study: {error}; correct executor.slurm, or set "
+                "executor.kind=local"
             ) from error
         return [job.job_id for job in submitted]
 
@@ -127,7 +127,7 @@ class SlurmArray:
         """Wait until all jobs have ended; record why a job left nothing."""
         gone: dict[str, float] = {}  # when the job of a run was found to have ended
         while True:
-            for job in [job for job in left.values() if _is_done(job)]:
+            for job in [job for job in left.values() if job.done]:
                 del left[job.id]
                 self._ledger.drop(job.id)
                 ended(job.id)
@@ -190,12 +190,6 @@ class SlurmArray:
                 file=sys.stderr,
                 flush=True,
             )
-
-
-def _is_done(job: Job) -> bool:
-    """Return whether a run has a result, or a reason for having none."""
-    path = Path(json.loads(job.config.read_text(encoding="utf-8"))["run"]["path"])
-    return job.failure.exists() or RunFolder(path).result() is not None
 
 
 def _say(line: str) -> None:

@@ -1,7 +1,7 @@
 """The runs of a study that Slurm has: `slurm.json` in its folder, {name, jobs: {run: job}}.
 
-All jobs of a study have its name in the queue and are submitted held. A job is released once it is in
-the ledger, so jobs that a study killed while submitting left in the queue have done nothing.
+All jobs of a study have its name in the queue and are submitted held. A job is released once it is
+in the ledger, so jobs that a study killed while submitting left in the queue have done nothing.
 """
 
 from __future__ import annotations

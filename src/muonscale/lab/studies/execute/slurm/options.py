@@ -89,5 +89,6 @@ def check_options(given: dict[str, Any]) -> None:
         if key not in known:
             hint = f"; did you mean slurm_{key}?" if f"slurm_{key}" in known else ""
             raise StudyError(
-                f"executor.slurm: submitit has no option {key!r}{hint or '; ' + nearest(key, known)}"
+                "executor.slurm: submitit has no option "
+                f"{key!r}{hint or '; ' + nearest(key, known)}"
             )

@@ -2,8 +2,8 @@
 
 Slurm sends a signal some time before it takes a node away, for the job's time limit or for a more
 urgent job. submitit (https://github.com/facebookincubator/submitit, docs/checkpointing.md) then calls
-`checkpoint` and has Slurm queue the job again. Meanwhile the run saves itself on SIGTERM, at the end of
-a step, which it could not do within a signal handler of its own process.
+`checkpoint` and has Slurm queue the job again. Meanwhile the run saves itself on SIGTERM, at the
+end of a step, which it could not do within a signal handler of its own process.
 """
 
 from __future__ import annotations
@@ -103,7 +103,8 @@ def _leave() -> None:
     """Leave after a run that was asked to stop.
 
     Slurm asks before it ends a job. It requeues a preempted job, but not a cancelled one. If Slurm
-    has not ended the job yet, as in the time it grants a preempted one, the job queues itself again.
+    has not ended the job yet, as in the time it grants a preempted one, the job queues itself
+    again.
     """
     try:
         runs_on = state_of(JobEnvironment().job_id) == "RUNNING"
