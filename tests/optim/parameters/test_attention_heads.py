@@ -335,7 +335,9 @@ def test_the_indexer_of_sparse_attention_stays_whole(config: tuple[str, dict[str
     rows_of = report(on_meta(*config), heads="auto")
     indexers = [row for name, row in rows_of.items() if ".indexer." in name and row.holds]
     assert any(row.name.split(".")[-2] in ("wq_b", "q_b_proj") for row in indexers)
-    assert all(row.matrices == 1 and NOT_DIVIDED not in row.why for row in indexers)
+    whole = report(on_meta(*config))
+    assert all(row.holds == whole[row.name].holds for row in indexers)
+    assert not any(NOT_DIVIDED in row.why for row in indexers)
 
 
 def test_glm_5_has_a_matrix_for_each_head_of_its_up_projections() -> None:
