@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+from dataclasses import asdict
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -104,12 +105,9 @@ def test_a_step_that_is_not_finite_is_recorded_as_null_and_left_out(bad: float) 
 
 
 def test_it_comes_back_from_json_as_it_was() -> None:
-    first, second = NoiseScale(), NoiseScale()
-    first.add(NoiseEstimate(0.1, 1 / 3))
-    second.restore(json.loads(json.dumps(first.facts())))
-    assert second == first
-    second.restore(None)
-    assert second == NoiseScale()
+    noise = NoiseScale()
+    noise.add(NoiseEstimate(0.1, 1 / 3))
+    assert NoiseScale(**json.loads(json.dumps(asdict(noise)))) == noise
 
 
 @pytest.mark.parametrize(

@@ -220,6 +220,12 @@ class DataSection(Section):
         return {item.title: item.weight for item in self.mixture}
 
     @property
+    def shares(self) -> dict[str, float]:
+        """The weights, divided by their sum."""
+        total = sum(self.weights.values())
+        return {name: weight / total for name, weight in self.weights.items()}
+
+    @property
     def corpora(self) -> list[DataSection]:
         """A section for each corpus, in the order of `weights`."""
         if self.mixture is None:

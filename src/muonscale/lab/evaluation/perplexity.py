@@ -71,15 +71,13 @@ def measure_texts(
             )
     losses = losses_on(forward, batches, processes)
     assert losses is not None
-    total = sum(data.weights.values())
-    weights = {name: weight / total for name, weight in data.weights.items()}
     return {
         "data": "own" if own else "foreign",
         "split": "all" if whole else "validation",
         "fingerprint": prints,
         "sequence_length": data.sequence_length,
         "precision": dtype_text(forward.precision),
-        **_figures(losses, weights, sizes, chats=data.has_chats),
+        **_figures(losses, data.shares, sizes, chats=data.has_chats),
         **_baselines(target, settings, prints if own else None),
     }
 

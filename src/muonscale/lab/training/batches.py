@@ -107,11 +107,10 @@ def build_batches(config: Config, corpora: Mapping[str, Corpus], processes: Proc
         [[stage.get(name, 0.0) for name in weights] for stage in given],
         [config.timeline.sequences_before(span.end) for span in stages],
     )
-    total = sum(weights.values())
     return Batches(
         {name: corpus.train.rows(length) for name, corpus in corpora.items()},
         {name: corpus.validation.rows(length) for name, corpus in corpora.items()},
-        {name: weight / total for name, weight in weights.items()},
+        config.data.shares,
         config.timeline,
         stretches,
         config.eval.batch_tokens // length,

@@ -111,7 +111,7 @@ def _step_times(metrics: list[dict[str, Any]]) -> dict[str, Any]:
         "tokens_per_second": statistics.median(r["tokens_per_second"] for r in usual),
         "optimizer_share": sum(r["optimizer_ms"] for r in usual) / sum(r["step_ms"] for r in usual),
         "skipped_steps": steps[-1].get("skipped_steps"),
-        "spikes": steps[-1].get("spikes"),  # None for a run begun before spikes were counted
+        "spikes": steps[-1].get("spikes"),
         **({"attention": attention} if attention else {}),
     }
 

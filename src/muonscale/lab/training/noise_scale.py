@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Generator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -122,16 +122,6 @@ class NoiseScale:
         self.add(estimate)
         sizes = {"tokens_small": small, "tokens_big": big}
         return {**estimate._asdict(), **sizes, "scale": self.scale}
-
-    def facts(self) -> dict[str, float]:
-        """Return the averages as JSON."""
-        return asdict(self)
-
-    def restore(self, facts: dict[str, float] | None) -> None:
-        """Restore the result of `facts`; None, from an old checkpoint, resets the averages."""
-        self.gradient_sq, self.trace = 0.0, 0.0
-        if facts:
-            self.gradient_sq, self.trace = facts["gradient_sq"], facts["trace"]
 
 
 class MicroBatchNorms:

@@ -6,7 +6,6 @@ import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 WINDOW = 100
 """Number of previous steps that a step is compared with; fewer at the start."""
@@ -49,12 +48,3 @@ class Spikes:
             if math.isfinite(value):
                 self.last[name] = [*before, value][-WINDOW:]
         return dict(self.counts)
-
-    def facts(self) -> dict[str, Any]:
-        """Return the counts and the window as JSON."""
-        return {"counts": self.counts, "last": self.last}
-
-    def restore(self, facts: dict[str, Any] | None) -> None:
-        """Restore the result of `facts`; None, from an old checkpoint, resets it."""
-        self.counts = dict(facts["counts"]) if facts else {}
-        self.last = {k: list(v) for k, v in facts["last"].items()} if facts else {}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -52,8 +52,8 @@ class TrainState:
         """Write a checkpoint of this step (see `save_checkpoint`): a collective of all ranks."""
         facts = {
             "step": self.step,
-            "spikes": self.spikes.facts(),
-            "noise_scale": self.noise_scale.facts(),
+            "spikes": asdict(self.spikes),
+            "noise_scale": asdict(self.noise_scale),
             **self.facts,
         }
         tensors = self._tensors()
@@ -77,8 +77,8 @@ class TrainState:
         load_tensors(folder, tensors, processes)
         set_optimizer_state_dict(self.model, self.optimizer, optim_state_dict=tensors["optimizer"])
         self.step = saved["step"]
-        self.spikes.restore(saved.get("spikes"))
-        self.noise_scale.restore(saved.get("noise_scale"))
+        self.spikes = Spikes(**saved["spikes"])
+        self.noise_scale = NoiseScale(**saved["noise_scale"])
 
     def _tensors(self) -> dict[str, Any]:
         return {
