@@ -129,18 +129,22 @@ def _figure(chart: Chart, styles: Mapping[str, Style]) -> Figure:
         else:
             handles, names = figure.axes[0].get_legend_handles_labels()
         columns = max(1, min(len(names), 90 // (max(map(len, names)) + 8)))
-        place = {"loc": "outside lower center", "ncols": columns, "frameon": False}
-        figure.legend(handles, names, **place)
+        figure.legend(handles, names, loc="outside lower center", ncols=columns, frameon=False)
     return figure
 
 
 def _group_keys(chart: Chart, styles: Mapping[str, Style]) -> list[Artist]:
     """Return a line for the legend for each group of a chart."""
     dashed = {series.color_group: series.kind == "dashed" for series in chart.series}
-    lines = {group: "--" if dashed[group] else LINES[styles[group].dash] for group in dashed}
     return [
-        Line2D([], [], color=styles[group].color, linestyle=line, label=group)
-        for group, line in lines.items()
+        Line2D(
+            [],
+            [],
+            color=styles[group].color,
+            linestyle="--" if dashed[group] else LINES[styles[group].dash],
+            label=group,
+        )
+        for group in dashed
     ]
 
 

@@ -94,8 +94,10 @@ def estimate_cost(
 def _step_cost(
     group: list[PlannedRun], outcomes: Outcomes, executor: ExecutorSection, *, measure: bool
 ) -> tuple[RunCost, float | None, str]:
-    """Return the cost of a run whose steps all runs of the group share, the seconds of a step if known,
-    and how they are known."""
+    """Return the cost of one run of a group with equal steps, and the seconds of a step.
+
+    The seconds are None if unknown. The third value says how they are known.
+    """
     from muonscale.lab.estimate.run_cost import measure_step, run_cost
 
     config = group[0].config

@@ -107,6 +107,7 @@ def closing_sections(found: Found, outcomes: Outcomes, command: str) -> list[Pag
             facts.setdefault(key, set()).add(str(value))
     rows = tuple((key, ", ".join(sorted(values))) for key, values in facts.items())
     hours = sum(o.result["train_seconds"] for o in done if o.result is not None) / 3600
-    count = f"{len(done)} of {len(outcomes)} runs have finished, with {hours:.2f} hours of training steps."
+    finished = f"{len(done)} of {len(outcomes)} runs have finished"
+    count = f"{finished}, with {hours:.2f} hours of training steps."
     blocks = (Command(command), Table(head=("what", "value"), rows=rows), Text(count))
     return [*sections, PageSection(title="How it was done", blocks=blocks)]

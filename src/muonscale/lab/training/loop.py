@@ -158,7 +158,7 @@ def evaluate_if_due(run: Run, stop: StopRequest) -> None:
 
 @contextmanager
 def close_trackers(run: Run) -> Generator[Callable[[], None]]:
-    """Yield a function that opens the trackers when the run is at its first step; close them after."""
+    """Yield a function that opens the trackers at the first step; close them afterwards."""
     seen = run.folder.read_metrics() if run.processes.is_first else []
     try:
         yield lambda: run.processes.on_first(
@@ -169,7 +169,7 @@ def close_trackers(run: Run) -> Generator[Callable[[], None]]:
 
 
 def restore(run: Run) -> None:
-    """Restore the newest complete checkpoint of a run, or its start if it has none: a collective."""
+    """Restore the newest complete checkpoint of a run, or else its start: a collective."""
     state, folder, processes = run.state, run.folder, run.processes
     checkpoint = processes.on_first(lambda: newest_checkpoint(folder.checkpoints, run.console.warn))
     if checkpoint is not None:
