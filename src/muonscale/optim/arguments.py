@@ -1,4 +1,4 @@
-"""What may be given to `Muon`: parameters and groups in their many spellings, and keyword arguments."""
+"""The arguments of `Muon`: parameters and groups in their many spellings, and keywords."""
 
 from __future__ import annotations
 

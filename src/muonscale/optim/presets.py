@@ -1,4 +1,4 @@
-"""Named sets of options: the recipes of papers and of their code, as far as they concern the optimizer.
+"""Named sets of options: what the recipes of papers and of their code say of the optimizer.
 
 optimizer = Muon(parameter_groups(model, lr=1e-3), **preset("muon_plus_repo"))
 """

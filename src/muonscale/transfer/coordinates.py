@@ -199,9 +199,12 @@ class CoordinateProbe:
     Examples:
         >>> from torch import nn
         >>> net = nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 8), nn.LayerNorm(8))
-        >>> probe = CoordinateProbe(net, lambda: {("out", "out"): net(torch.ones(2, 4))}, final_norm="2")
-        >>> sorted({key.quantity for key in probe.measure()}), len(probe.measure())
-        (['size', 'weight'], 15)
+        >>> forward = lambda: {("out", "out"): net(torch.ones(2, 4))}
+        >>> probe = CoordinateProbe(net, forward, final_norm="2")
+        >>> sorted({key.quantity for key in probe.measure()})
+        ['size', 'weight']
+        >>> sorted({key.quantity for key in probe.measure()})
+        ['change', 'size', 'update', 'weight']
     """
 
     def __init__(

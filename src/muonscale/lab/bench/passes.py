@@ -19,7 +19,7 @@ UNTIMED = 2
 
 
 def passes_need(planned: ResolvedPlan) -> int:
-    """Return the bytes of weights, gradients and the passes of a micro-batch, without optimizer state."""
+    """Return the bytes of weights, gradients and a micro-batch's passes; no optimizer state."""
     activations = activation_bytes(planned.shape, planned.placement.topology, planned.workload)
     memory = rank_memory(planned.placement, planned.workload, activations, planned.device.kind)
     return memory.parameters + memory.gradients + memory.passes

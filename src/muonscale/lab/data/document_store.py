@@ -185,7 +185,7 @@ class DocumentStore:
 
 
 def _cut(text: mmap.mmap, ranges: Iterable[Range]) -> Iterator[tuple[int, int, bool]]:
-    """Yield start and end of pieces, and whether a range begins; they end at a newline if possible."""
+    """Yield start, end and whether a range begins, of pieces that end at a newline if possible."""
     for start, end in ranges:
         at = start
         while at < end:

@@ -58,7 +58,7 @@ def count_targets(rows: NDArray[np.int64]) -> int:
 
 
 def pair_with_previous(rows: NDArray[Any]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return the targets of rows `[B, L + 1]` and the tokens before them, int64 ids `[targets]` each."""
+    """Return the targets of rows `[B, L + 1]` and the tokens before them, int64 `[targets]`."""
     rows = rows.astype(np.int64, copy=False)
     previous, target = rows[:, :-1].reshape(-1), rows[:, 1:].reshape(-1)
     if is_marked(rows):

@@ -35,7 +35,7 @@ class Stretch:
     """Sequences of each corpus that were read before this stretch."""
 
     def taken(self, count: int) -> tuple[int, ...]:
-        """Return how many of its first `count` sequences, a multiple of BLOCK or all, each corpus has."""
+        """Return each corpus's number of the first `count` (all, or n*BLOCK) sequences."""
         return _taken(self.shares, count)
 
 

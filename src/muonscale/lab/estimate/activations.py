@@ -68,7 +68,7 @@ class _FusedAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, q_BHLD: Tensor, k_BHLD: Tensor, v_BHLD: Tensor) -> Tensor:
         batch, heads, length, _ = q_BHLD.shape
-        # The output has the strides of the queries, which decide whether merging the heads is a copy.
+        # The output has the strides of the queries, which decide whether merging heads is a copy.
         out = torch.empty_like(q_BHLD)
         if out.shape[-1] != v_BHLD.shape[-1]:
             out = q_BHLD.new_empty(batch, length, heads, v_BHLD.shape[-1]).transpose(1, 2)

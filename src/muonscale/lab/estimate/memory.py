@@ -156,7 +156,7 @@ def state_bytes(placement: Placement, rank: int) -> dict[bool, int]:
 
 
 def _owned_values(group: RankGroupPlan, placement: Placement, rank: int) -> int:
-    """Return the number of elementwise state values of the partitioned matrices that a rank owns."""
+    """Return the number of elementwise state values of partitioned matrices that a rank owns."""
     group_rank = group.group_rank(rank, placement.topology.world)
     parameters = group.assignment.parameters
     return sum(
@@ -203,7 +203,7 @@ def largest_layer(placement: Placement) -> int:
 
 
 def gathered_bytes(placement: Placement, workload: Workload, rank: int) -> int:
-    """Return the bytes of parameters in the dtype of the passes, in addition to the float32 ones."""
+    """Return the bytes of parameters in the dtype of the passes, beside the float32 ones."""
     itemsize = workload.precision.itemsize
     if sharded(placement):
         units = gathered_elements(placement)
@@ -230,7 +230,7 @@ def step_bytes(placement: Placement, device: str, rank: int) -> int:
         # The updates of the rank's own state, and all updates as they arrive.
         whole = sum(torch.Size(p.sharding.shape).numel() for p in group.assignment.parameters)
         needs.append(PARAMETER_BYTES * (whole + _owned_values(group, placement, rank)))
-    # One direction per element. A GPU keeps the old state until the gradients are known to be finite.
+    # One direction per element. A GPU keeps the old state until it knows that gradients are finite.
     needs.append(
         PARAMETER_BYTES
         * sum(

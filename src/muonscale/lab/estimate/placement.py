@@ -41,7 +41,7 @@ class RankGroupPlan:
     """Number of state values per row, by parameter that has any."""
 
     def group_rank(self, rank: int, world: int) -> int:
-        """Return the position of a global rank within its rank group (all rank groups are equal)."""
+        """Return the position of a global rank within its rank group (all groups are equal)."""
         return rank // (world // len(self.assignment.ranks))
 
 

@@ -123,5 +123,5 @@ def slower_than(muon: float, adamw: float) -> float:
 
 
 def break_even(muon: float, adamw: float) -> float:
-    """Return the relative saving of steps at which Muon takes the same time: 1 - t_AdamW / t_Muon."""
+    """Return the saving of steps at which Muon takes the same time: 1 - t_AdamW / t_Muon."""
     return 1 - adamw / muon

@@ -132,7 +132,7 @@ def optimizer_messages(
 
 
 def _fsdp(placement: Placement, workload: Workload) -> Iterator[Message]:
-    """Yield all-gathers (twice for layers, once for the rest) and reduce-scatters, per micro-batch."""
+    """Yield all-gathers (two for layers, one for the rest) and reduce-scatters, per micro-batch."""
     topology, itemsize = placement.topology, workload.precision.itemsize
     for experts in (False, True):
         names = [

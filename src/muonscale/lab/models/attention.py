@@ -228,7 +228,7 @@ def hook_attention(model: PreTrainedModel, hook: AttentionHook) -> Generator[Non
 
 
 def _register_hooked(name: str) -> str:
-    """Register the attention function `name` with hooks, if it is not yet, and return its new name."""
+    """Register the attention function `name` with hooks once, and return its new name."""
     ours = f"{_PREFIX}{name}"
     if ours not in ALL_ATTENTION_FUNCTIONS:
 

@@ -163,7 +163,7 @@ def _evaluation(records: list[Mapping[str, Any]]) -> list[str]:
 
 
 def _training(config: Mapping[str, Any], env: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings of optimizer and run by their keys, and the device, dtypes and processes."""
+    """Return the settings of optimizer and run by key, with device, dtypes and processes."""
     optimizer = dict(config["optimizer"])
     unused = unused_options(optimizer["rule"])
     if optimizer.get("post_norm") is None:

@@ -27,7 +27,7 @@ def quiet_transformers() -> Generator[None]:
 
 @contextmanager
 def seed_rng(seed: int, device: torch.device | str = "cpu") -> Generator[None]:
-    """Seed the random numbers of the CPU and of `device` inside the block; restore them after it."""
+    """Seed the random numbers of the CPU and of `device` in the block; restore them after."""
     device = torch.device(device)
     on_gpu = device.type == "cuda"
     index = (torch.cuda.current_device() if device.index is None else device.index) if on_gpu else 0
@@ -41,7 +41,7 @@ def seed_rng(seed: int, device: torch.device | str = "cpu") -> Generator[None]:
 
 @contextmanager
 def evaluation_mode(model: nn.Module) -> Generator[None]:
-    """Put a model into evaluation mode without gradients inside the block; restore its mode after."""
+    """Put a model into evaluation mode without gradients in the block; restore its mode after."""
     training = model.training
     model.eval()
     try:

@@ -109,7 +109,7 @@ def flops_per_token(
 
 
 def optimizer_flops(param_groups: Iterable[Mapping[str, Any]]) -> int:
-    """Return the operations of the matrix products in one step on one process, on a CPU, in float32."""
+    """Return the operations of matrix products in one step on one process, a CPU, in float32."""
     total = 0
     for group in param_groups:
         update = rule_of(group).matrix_update(group)

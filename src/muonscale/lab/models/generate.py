@@ -76,7 +76,7 @@ def generate_text(
 
 @contextmanager
 def _without_defaults(model: PreTrainedModel) -> Generator[None]:
-    """Remove the checkpoint's own options, such as a top_p, which generate() would use as defaults."""
+    """Remove the checkpoint's own options, such as top_p, which generate() takes as defaults."""
     defaults = model.generation_config
     model.generation_config = GenerationConfig()
     try:

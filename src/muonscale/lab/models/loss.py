@@ -1,4 +1,4 @@
-"""The loss of a model on rows of tokens, and bits per byte, which do not depend on the tokenizer."""
+"""The loss of a model on rows of tokens, and bits per byte, independent of the tokenizer."""
 
 from __future__ import annotations
 

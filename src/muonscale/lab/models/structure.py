@@ -37,7 +37,7 @@ def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
 
 
 def expert_modules(model: nn.Module) -> dict[str, nn.Module]:
-    """Return the modules whose parameters are stacks `[experts, ...]` of routed experts, by name."""
+    """Return the modules whose parameters are stacks `[experts, ...]` of experts, by name."""
     stacks = {}
     for name, module in model.named_modules():
         number = getattr(module, "num_experts", None)

@@ -222,7 +222,7 @@ class _Builder:
         topology, number = self._topology, float(self._topology.data_ranks)
         shard_experts(module, self._meshes.expert)
         if topology.data == "ddp":
-            # Its gradients are sums over the tokens of all ranks; those of other parameters are means.
+            # Its gradients are sums over the tokens of all ranks; the others are means.
             for parameter in module.parameters():
                 parameter.register_hook(lambda gradient: gradient / number)
             return

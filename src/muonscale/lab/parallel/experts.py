@@ -1,4 +1,4 @@
-"""Expert parallelism: every token is sent to the ranks of its experts, and its outputs are sent back.
+"""Expert parallelism: tokens are sent to the ranks of their experts, and the outputs back.
 
 It supports the `experts(hidden, expert numbers, weights)` modules of transformers, whose parameters
 are stacks `[experts, ...]`.
@@ -65,7 +65,7 @@ class _Dispatch:
             if len(rows_RH):
                 ones = rows_RH.new_ones(len(rows_RH), 1)
                 outputs_RH = self._forward(rows_RH, numbers.unsqueeze(1), ones)
-            else:  # No token arrived: compute gradients of zero, so that all ranks reduce the same ones.
+            else:  # No token arrived: gradients of zero, so that all ranks reduce the same ones.
                 outputs_RH = rows_RH + sum(p.flatten()[:1].sum() * 0 for p in parameters)
         done_RH = _ExchangeRows.apply(outputs_RH, receive, send, self._group)
         back = torch.empty_like(order)

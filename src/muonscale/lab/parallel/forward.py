@@ -1,4 +1,4 @@
-"""The model on one rank: its forward pass, and the completion of gradients after the backward pass."""
+"""The model on one rank: its forward pass, and completing gradients after the backward pass."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class Parallelized:
                 module.reshard()  # FSDP keeps the outermost group gathered for a backward pass
 
     def complete_gradients(self) -> None:
-        """Reduce the gradients that the backward pass has not reduced: a collective of all ranks."""
+        """Reduce the gradients that the backward pass has not: a collective of all ranks."""
         for name, parameter in self.model.named_parameters():
             gradient: Any = parameter.grad
             if gradient is None:

@@ -58,7 +58,7 @@ class Processes:
         return self.sum_tensor(torch.stack(here)).tolist()
 
     def sum_tensor(self, values: Tensor) -> Tensor:
-        """Return the sum of a float64 tensor over the data-parallel ranks: a collective of all ranks."""
+        """Return the sum of a float64 tensor over data-parallel ranks: a collective of all."""
         if not self.many:
             return values
         sums = values.clone()

@@ -1,4 +1,4 @@
-"""Tensor and sequence parallelism of a Hugging Face model as torch's parallel styles of its modules.
+"""Tensor and sequence parallelism of a Hugging Face model as torch's styles of its modules.
 
 Between the matrices of a layer activations are replicated, or sharded along the sequence. Attention
 and feed-forward get them as DTensors, so that the gradients of all matrices that read them are

@@ -77,5 +77,5 @@ def batches_of(rows: Rows, batch_rows: int, *, at_most: int | None = None) -> It
 
 
 def weighted_mean(weights: Mapping[str, float], values: Mapping[str, float]) -> float:
-    """Return the weighted mean of values by name. Weights sum to 1; values of weight 0 may be missing."""
+    """Return the weighted mean of values by name. Weights sum to 1; those of 0 may be missing."""
     return sum(weight * values[name] for name, weight in weights.items() if weight)

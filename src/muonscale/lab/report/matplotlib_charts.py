@@ -136,10 +136,15 @@ def _figure(chart: Chart, styles: Mapping[str, Style]) -> Figure:
 def _group_keys(chart: Chart, styles: Mapping[str, Style]) -> list[Artist]:
     """Return a line for the legend for each group of a chart."""
     dashed = {series.color_group: series.kind == "dashed" for series in chart.series}
-    lines = {group: "--" if dashed[group] else LINES[styles[group].dash] for group in dashed}
     return [
-        Line2D([], [], color=styles[group].color, linestyle=line, label=group)  # pyrefly: ignore
-        for group, line in lines.items()
+        Line2D(
+            [],
+            [],
+            color=styles[group].color,
+            linestyle="--" if dashed[group] else LINES[styles[group].dash],  # pyrefly: ignore
+            label=group,
+        )
+        for group in dashed
     ]
 
 

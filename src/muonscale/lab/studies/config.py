@@ -83,7 +83,7 @@ def check_overrides(value: Any, where: str) -> Any:
 
 
 def check_variants(where: str, given: Iterable[str], variants: Collection[str]) -> None:
-    """Raise ValueError with the nearest variant for the first name of `given` that is not a variant."""
+    """Raise ValueError, with the nearest variant, for a name of `given` that is not a variant."""
     for name in sorted(given):
         if name not in variants:
             raise ValueError(f"{where}: no variant {name!r}; {nearest(name, variants)}")

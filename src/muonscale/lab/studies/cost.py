@@ -114,7 +114,10 @@ def _step_seconds(
     *,
     measure: bool,
 ) -> tuple[float | None, str]:
-    """Return the seconds of a step, which all runs of the group share, if known, and how they are."""
+    """Return the seconds of a step, which all runs of the group share, None if unknown.
+
+    The second value says how they are known.
+    """
     from muonscale.lab.estimate.run_cost import measure_step
 
     if (speed := executor.flops_per_second) is not None:

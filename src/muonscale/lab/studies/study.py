@@ -39,7 +39,7 @@ class Outcome:
 
     @property
     def loss(self) -> float:
-        """Validation loss at the end, nats per token; infinite if the run diverged, NaN if unknown."""
+        """Final validation loss, nats per token; infinite if the run diverged, NaN if unknown."""
         if self.result is None:
             return math.inf if self.state == "diverged" else math.nan
         loss = self.result["validation_loss"]

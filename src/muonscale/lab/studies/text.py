@@ -64,7 +64,8 @@ def study_plan_text(study: Study, state: StudyState, cost: StudyCost) -> str:
 
 def _total(name: str, ids: Any, cost: StudyCost) -> str:
     number, tokens, flops = cost.total(ids)
-    return f"{name}: {number} runs, {tokens:,} tokens, {flops:.3g} FLOPs, {format_hours(cost.hours(ids))} hours of runs"
+    hours = format_hours(cost.hours(ids))
+    return f"{name}: {number} runs, {tokens:,} tokens, {flops:.3g} FLOPs, {hours} hours of runs"
 
 
 def _describe_workers(cost: StudyCost, left: Sequence[str]) -> str:
@@ -94,7 +95,7 @@ def plan_json(study: Study, state: StudyState, cost: StudyCost) -> str:
 
 
 def status_table(study: Study, state: StudyState) -> Group:
-    """Return counts by state, then a table of runs and their progress, with one row for waiting runs.
+    """Return counts by state and a table of runs with progress; waiting runs share a row.
 
     The lines above and below are not in the table, since rich would wrap them at its width.
     """

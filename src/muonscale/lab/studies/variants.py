@@ -37,7 +37,7 @@ def _muon(what: str, source: str, **options: Any) -> Variant:
 
 
 def _one_factor(config: Config) -> Overrides:
-    """Return the baseline of Moonlight's table 1: one factor for all shapes, that of a square matrix."""
+    """Return Moonlight's baseline (table 1): for all shapes the factor of a square matrix."""
     from muonscale.lab.training.dry_run import planned_shape
 
     factor = config.optimizer.rms * math.sqrt(planned_shape(config).hidden_size)

@@ -63,7 +63,7 @@ class Batches:
         return rows
 
     def share(self, name: str) -> dict[str, Any]:
-        """Return how much of a corpus the run reads: tokens, share of all, epochs, rows of chats."""
+        """Return how much of a corpus the run reads: tokens, share, epochs, rows of chats."""
         read = dict(zip(self.train, read_in_all(self.stretches), strict=True))
         return {
             "tokens": read[name] * self.timeline.length,

@@ -34,7 +34,7 @@ TEMPERATURE, TOP_K = 0.8, 50
 
 
 def finish(run: Run, stop: StopRequest) -> dict[str, Any]:
-    """Evaluate on the whole validation split and write the files of a finished run, result.json last.
+    """Evaluate on the whole validation split and write the final files, result.json last.
 
     A collective of all ranks; the first one writes.
 

@@ -242,7 +242,7 @@ class RouterBalance:
 
 
 def experts_implementation(model: PreTrainedModel) -> str | None:
-    """Return how transformers computes routed experts, `grouped_mm` or `eager`; None without any."""
+    """Return how transformers computes experts, `grouped_mm` or `eager`; None without any."""
     if not any(map(holds_stacks, model.modules())):
         return None
     return model.config._experts_implementation or "eager"

@@ -250,7 +250,7 @@ def set_up(
     *,
     fresh: bool = True,
 ) -> Run:
-    """Prepare the data and build model, optimizer and batches of a run, writing nothing to its folder.
+    """Prepare data, model, optimizer and batches of a run; write nothing to its folder.
 
     A collective of all ranks. If the run is not fresh, the caller restores weights and optimizer
     state from its checkpoint.

@@ -71,7 +71,7 @@ def svd_entropy(squares: Tensor) -> Tensor:
 
 
 def stable_rank(squares: Tensor) -> Tensor:
-    """Return `||X||_F^2 / ||X||_2^2` of `[..., n]` squared singular values, at most n; 0 for zeros."""
+    """Return `||X||_F^2 / ||X||_2^2` from `[..., n]` squared singular values; 0 for zeros."""
     largest = squares.amax(-1)
     return squares.sum(-1) / torch.where(largest > 0, largest, 1.0)
 

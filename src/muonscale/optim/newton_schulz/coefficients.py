@@ -187,8 +187,8 @@ SCHEDULES: dict[str, Schedule] = {
             (2.7573, -3.2939, 1.4254),
             (2.7215, -3.0494, 1.3169),
         ),
-        # The first polynomial has a zero at 0.884. This normalization leaves singular values above it
-        # if rows are nearly orthogonal, and these come out near -1.
+        # The first polynomial has a zero at 0.884. This normalization leaves singular values
+        # above it if rows are nearly orthogonal, and these come out near -1.
         source="Turbo-Muon, arXiv 2512.04632, as 'aol' in NVIDIA Emerging-Optimizers; an earlier "
         "set of flash-newton-schulz. It reverses singular values above 0.88: see 'aol_flash'",
         normalization="aol",

@@ -1,4 +1,4 @@
-"""Practical Efficiency of Muon for Pretraining, arXiv 2505.02222: Gemma 3 with global attention only.
+"""Practical Efficiency of Muon for Pretraining, arXiv 2505.02222: Gemma 3, global attention only.
 
 The paper gives the dimensions of the five widths of its telescoping experiment (section 3): heads
 of 128, twice as many of queries as of keys and values, a feed-forward of 4 widths, 34 layers,

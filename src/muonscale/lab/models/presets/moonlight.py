@@ -1,4 +1,4 @@
-"""Liu et al., Muon is Scalable for LLM Training, arXiv 2502.16982: Moonlight and the scaling ladder."""
+"""Liu et al., Muon is Scalable for LLM Training, arXiv 2502.16982: Moonlight and its ladder."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ MOONLIGHT = ModelPreset(
 
 
 def llama_inner(hidden: int) -> int:
-    """Return Llama's feed-forward width: 8/3 of the hidden size, rounded up to a multiple of 256."""
+    """Return Llama's feed-forward width: 8/3 of the hidden size, up to a multiple of 256."""
     return -(-8 * hidden // (3 * 256)) * 256
 
 

@@ -137,7 +137,7 @@ def _analyze_target(
 
 
 def _analyze_cell(cell: Cell, blocks: Blocks[Key] | None) -> BatchPlace:
-    """Return a cell with mean and interval; blocks are those of all cells that reached the target."""
+    """Return a cell with mean and interval; blocks are of all cells that reached the target."""
     key = (cell.variant, cell.batch)
     mean = error = half = math.nan
     if blocks is not None and key in blocks.groups:
@@ -176,7 +176,7 @@ def steps_to_loss(places: list[dict[str, Any]], freedom: int) -> StepsToLoss:
 
 
 def read_steps(found: Mapping[str, Any]) -> Steps:
-    """Return steps to each target by batch size, from the findings or the result.json of a batch study.
+    """Return steps to each target by batch size, from the findings or result.json of a study.
 
     Raises:
         StudyError: if these are not the findings of a batch study.

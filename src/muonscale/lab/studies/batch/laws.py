@@ -151,6 +151,9 @@ def _find_optimal(steps: StepsToLoss, seed: Seed) -> tuple[CriticalBatch, Draws 
     value, remark = found[0].value, ""
     if value in (kept[0], kept[-1]):
         which = "smallest" if value == kept[0] else "largest"
-        remark = f"{format_significant(value)} is the {which} batch that reached the loss; the optimum may be beyond it"
+        remark = (
+            f"{format_significant(value)} is the {which} batch that reached the loss; the optimum "
+            "may be beyond it"
+        )
     law = CriticalBatch(name=name, estimates=found, remark=remark, without_intervals=why)
     return law, draws[0]

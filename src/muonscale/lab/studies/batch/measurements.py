@@ -117,7 +117,7 @@ def measure_cell(key: Key, rates: Rates, target: float) -> Cell:
 
 
 def _reach(curve: LossCurve | None, target: float) -> tuple[float, float]:
-    """Return log T, infinite if not reached and NaN if reached too early to measure, and the bound."""
+    """Return log T (infinite if not reached, NaN if reached too early to measure) and the bound."""
     if curve is None:
         return math.inf, math.nan
     found = reach_on_curve(curve, "tokens", target)

@@ -150,7 +150,7 @@ def _ends(value: RatioRow | Interval) -> str:
 def _judge_above_one(
     rows: list[RatioRow], blocks: Blocks[Key] | None, names: tuple[str, str]
 ) -> Claim:
-    """It holds if every interval is above 1, and not if R is below 1 somewhere, p < 5 % after Holm."""
+    """It holds if every interval is above 1, and not if R is below 1, p < 5 % after Holm."""
     measured = [row for row in rows if not math.isnan(row.low)]
     text = f"tokens of {names[0]} / {names[1]} are above 1 at every batch size"
     if blocks is None or not measured:
@@ -172,7 +172,8 @@ def _judge_non_decreasing(change: Rising | None) -> Claim:
     text = "the ratio does not decrease with the batch"
     if change is None:
         return Claim(f"{text}: both reached the loss at fewer than two batch sizes", None)
-    text += f": slope of log R over log B {format_significant(change.slope.value)} ({_ends(change.slope)})"
+    slope = format_significant(change.slope.value)
+    text += f": slope of log R over log B {slope} ({_ends(change.slope)})"
     if (drop := change.drop) is None:
         return Claim(f"{text}, no drop", change.non_decreasing)
     p = "unknown" if math.isnan(drop.p_adjusted) else f"{drop.p_adjusted:.2g}"

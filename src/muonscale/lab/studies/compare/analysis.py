@@ -1,4 +1,4 @@
-"""The comparison at one place: best learning rates, differences, and cost until a baseline's loss."""
+"""The comparison at one place: best learning rates, differences, cost to a baseline's loss."""
 
 from __future__ import annotations
 

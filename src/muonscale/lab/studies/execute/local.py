@@ -104,7 +104,7 @@ class LocalPool:
 
     @contextmanager
     def _stop_processes_on_exit(self) -> Generator[None]:
-        """Stop the processes when the study is stopped, and wait until they have saved their runs."""
+        """Stop the processes with the study, and wait until they have saved their runs."""
         try:
             yield
         except BaseException:

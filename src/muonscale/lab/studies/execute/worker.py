@@ -84,7 +84,7 @@ def record_failure(path: Path, reason: str, *, diverged: bool = False) -> None:
 
 
 def record_death(path: Path, code: int, log: str) -> None:
-    """Write that the process of a run ended with an exit code of `subprocess`, and where its log is."""
+    """Write the exit code (of `subprocess`) of a run's process, and the path of its log."""
     how = f"signal {-code}" if code < 0 else f"exit code {code}"
     memory = ", as when the machine is out of memory" if code == -signal.SIGKILL else ""
     record_failure(path, f"its process ended with {how}{memory}; see {log}")

@@ -1,4 +1,4 @@
-"""Seconds of a training step by the model of `muonscale plan`: stated rates, counted work and bytes."""
+"""Seconds of a training step by the model of `muonscale plan`, from stated rates."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ class StatedStepTime:
         return self._length * max(n for n in allowed if sequences % n == 0)
 
     def assumptions(self) -> list[Assumption]:
-        """Return the assumptions of `muonscale plan` for all steps that were asked for, and our own."""
+        """Return the assumptions of `muonscale plan` for all steps asked for, and our own."""
         layouts = {facts["layout"]["layout"].partition("=")[0] for facts in self._facts.values()}
         large = sum(not facts["memory"]["fits"] for facts in self._facts.values())
         given = {o.run.config.train.micro_batch_tokens for o in self._runs.values()}

@@ -72,7 +72,7 @@ class StepFit:
 
 
 def fit_step(batches: FloatArray, passes: FloatArray, optimizer: FloatArray) -> StepFit:
-    """Fit `passes = fixed + per_token * batch` by least squares of relative errors, both at least 0.
+    """Fit `passes = fixed + per_token * batch`, both at least 0, to least relative squares.
 
     Whatever else a machine does makes steps longer and never shorter, so the quickest run counts.
 
@@ -210,7 +210,7 @@ class MeasuredStepTime:
 
 
 def _read_times(outcome: Outcome) -> tuple[float, float, float]:
-    """Return tokens of a run's step, its seconds without the optimizer's, and the optimizer's seconds.
+    """Return a step's tokens, its seconds without the optimizer, and the optimizer's seconds.
 
     Raises:
         StudyError: if the run did not record them, or had several processes or batch sizes.

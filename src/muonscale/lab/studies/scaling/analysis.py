@@ -132,7 +132,7 @@ def table_of(
     effects: Mapping[int, float],
     **counts: Callable[[RunCost], float],
 ) -> RunTable:
-    """Return runs as a table, a row for each seed, with the effects of seeds removed from the losses.
+    """Return runs as a table, a row per seed, with the effects of seeds removed from losses.
 
     Args:
         measured: the runs; those that diverged are left out.

@@ -1,4 +1,4 @@
-"""The configuration of `study scaling`: the ladder, and how learning rates and batches are chosen."""
+"""The configuration of `study scaling`: the ladder, its learning rates and its batches."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class PowerRule(Section):
 
 
 def _check_choice(value: Any, info: ValidationInfo) -> Any:
-    """Return a choice unchanged; the error for a wrong one names all forms, which pydantic's does not."""
+    """Return a choice unchanged, or raise an error that names all forms; pydantic's does not."""
     rule = value.model_dump() if isinstance(value, PowerRule) else value
     if isinstance(rule, dict):
         exponent = rule.get("exponent")

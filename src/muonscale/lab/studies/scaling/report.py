@@ -52,7 +52,7 @@ NUMBERED = {
 def report_ladder(
     config: ScalingConfig, names: list[str], measured: list[MeasuredRung], found: Found
 ) -> Page:
-    """Return the report of the findings of `ScalingStudy.analyze`, with the laws fitted again for charts."""
+    """Return the report of the findings of `ScalingStudy.analyze`; charts refit the laws."""
     laws = fit_laws(config, measured, seed_effects(measured))
     return Page(
         title=f"Scaling over {len(names)} sizes",

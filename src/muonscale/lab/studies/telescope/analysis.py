@@ -1,4 +1,4 @@
-"""The findings of a telescope: the optimum of every level with its noise, and what follows from them."""
+"""The findings of a telescope, from the optimum of every level and its noise."""
 
 from __future__ import annotations
 

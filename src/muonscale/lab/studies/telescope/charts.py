@@ -46,7 +46,7 @@ def level_charts(config: TelescopeConfig, level: Found, number: int) -> Iterator
 
 
 def u_curves(found: Found, name: str) -> Chart:
-    """Return loss by one hyper-parameter at every width, the others at their best, minima marked."""
+    """Return loss by one hyper-parameter at every width, others at their best, minima marked."""
     series: list[Series] = []
     for level in found["levels"]:
         best, width = level["best"], f"width {level['width']}"

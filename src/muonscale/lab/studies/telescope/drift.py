@@ -46,7 +46,7 @@ class Drift:
 
 
 def fit_drift(config: TelescopeConfig, levels: Sequence[Level]) -> dict[str, Any]:
-    """Return the drift of each hyper-parameter by name; None where the levels do not determine it."""
+    """Return the drift of each hyper-parameter by name; None if the levels do not determine it."""
     found: dict[str, Any] = dict.fromkeys(config.hyperparameters)
     ratios = [math.log(item.ratio) for item in config.hyperparameters.values()]
     rows = [

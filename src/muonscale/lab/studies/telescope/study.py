@@ -92,7 +92,7 @@ class TelescopeStudy(PlannedStudy[TelescopeConfig]):
         return levels[-1].best if whole else None
 
     def plan(self, outcomes: Outcomes) -> list[PlannedRun]:
-        """Return the runs of all levels known so far, then the target's and those of the full sweep."""
+        """Return the runs of all known levels, then the target's and those of the full sweep."""
         if not outcomes:  # as the engine begins
             self._check_transfer()
         config, levels = self.config, self.levels(outcomes)
@@ -113,7 +113,7 @@ class TelescopeStudy(PlannedStudy[TelescopeConfig]):
         return list({run.id: run for run in runs}.values())
 
     def _check_transfer(self) -> None:
-        """Raise, before the first grid is swept, if the model cannot be carried to another width."""
+        """Raise, before the first grid, if the model cannot be carried to another width."""
         from muonscale.lab.models.build import meta_model
         from muonscale.lab.training.dry_run import planned_shape
         from muonscale.lab.training.param_groups import plan_transfer
@@ -127,7 +127,7 @@ class TelescopeStudy(PlannedStudy[TelescopeConfig]):
         build_optimizer(meta_model(shape), config.optimizer, transfer=transfer)
 
     def expected(self, outcomes: Outcomes) -> list[ExpectedRuns]:
-        """Return all runs from the first level to the target, and those of a sweep at the target."""
+        """Return all runs from the first level to the target, and a sweep at the target."""
         config, rule, seeds = self.config, self.config.rule, len(self.config.seeds)
         full = rule.first_grid
         middle = full.places[len(full.places) // 2]

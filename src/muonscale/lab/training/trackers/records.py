@@ -60,9 +60,8 @@ def numbers(tree: dict[str, Any], prefix: str = "") -> dict[str, float]:
     """Return the finite numbers of nested dicts and lists, with names joined by slashes.
 
     Examples:
-        >>> numbers({"loss": 2.5, "lr": {"hidden": 0.1}, "max_logit": [3.0, 4.0]}, "train/")
-        {'train/loss': 2.5, 'train/lr/hidden': 0.1, 'train/max_logit/0': 3.0, 'train/max_logit/1':
-        4.0}
+        >>> numbers({"loss": 2.5, "lr": {"hidden": 0.1}, "max_logit": [3.0, 4.0]})
+        {'loss': 2.5, 'lr/hidden': 0.1, 'max_logit/0': 3.0, 'max_logit/1': 4.0}
     """
     return dict(_walk(tree, prefix))
 

@@ -1,9 +1,9 @@
 """A task of a job array: it does one run, in a process of its own.
 
 Slurm sends a signal some time before it takes a node away, for the job's time limit or for a more
-urgent job. submitit (https://github.com/facebookincubator/submitit, docs/checkpointing.md) then calls
-`checkpoint` and has Slurm queue the job again. Meanwhile the run saves itself on SIGTERM, at the
-end of a step, which it could not do within a signal handler of its own process.
+urgent job. submitit (https://github.com/facebookincubator/submitit, docs/checkpointing.md) then
+calls `checkpoint` and has Slurm queue the job again. Meanwhile the run saves itself on SIGTERM, at
+the end of a step, which it could not do within a signal handler of its own process.
 """
 
 from __future__ import annotations
