@@ -241,7 +241,7 @@ class Muon(torch.optim.Optimizer):
         Raises:
             GroupingError: if the model is not known, or `what` is not in it.
 
-        Example:
+        Examples:
             >>> from torch import nn
             >>> from muonscale import Muon
             >>> model = nn.Sequential(nn.Embedding(50, 8), nn.Linear(8, 8), nn.Linear(8, 50))

@@ -27,7 +27,7 @@ def kernel_matrices(kernel: Tensor, module: nn.Module) -> MatrixSpec:
         kernel: `[out, in/groups, k...]`, or `[in, out/groups, k...]` of a transposed convolution.
         module: the convolution that owns it.
 
-    Example:
+    Examples:
         >>> conv = nn.Conv2d(8, 16, 3, groups=2)
         >>> matrix_shapes(conv.weight.shape, kernel_matrices(conv.weight, conv))
         [(2, 8, 36)]

@@ -98,8 +98,8 @@ def parameter_groups(
             number and size come from the attention module. Where it does not say them, a projection
             stays whole, `why` gives the reason, and that is a guess.
         convolutions: "muon" treats kernels as hidden matrices: `[out, in/groups, k...]` is one matrix
-            (out/groups, in/groups*k) for each group, and the `[in, out/groups, k...]` of a transposed
-            convolution one (out/groups*k, in/groups). Vectors (depthwise kernels) stay on AdamW.
+            `(out/groups, in/groups*k)` for each group, and the `[in, out/groups, k...]` of a transposed
+            convolution one `(out/groups*k, in/groups)`. Vectors (depthwise kernels) stay on AdamW.
         strict: refuse guesses. Without it, a parameter that could be something else for all that is
             known is taken for the likeliest (a bare parameter of unknown use is on AdamW), and a
             warning names the first one. An override that says its role, rule or matrices ends the
