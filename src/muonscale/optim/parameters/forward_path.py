@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from torch import nn
 
 from muonscale.optim.parameters.adapters import inner_layers
-from muonscale.optim.parameters.module_source import methods
+from muonscale.optim.parameters.module_source import method
 
 Layer = nn.Module | nn.Parameter
 Sources = frozenset[Layer | str]
@@ -111,7 +111,7 @@ class _ForwardPath:
 
     def call(self, name: str, arguments: list[Sources]) -> Sources:
         """Follow the module's own method `name` and return what its result is computed from."""
-        tree = methods(type(self.module)).get(name)
+        tree = method(type(self.module), name)
         if tree is None or self._calls > 5:
             return frozenset().union(*arguments)
         outer = self._names, self._layers, self.returned

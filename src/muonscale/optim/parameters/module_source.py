@@ -17,23 +17,26 @@ from torch import nn
 
 
 @cache
-def methods(kind: type) -> dict[str, ast.FunctionDef]:
-    """Return the methods of a module's class by name, inherited ones too.
+def method(kind: type, name: str) -> ast.FunctionDef | None:
+    """Return a method of a module's class, or one that it inherits; its first argument is `self`.
 
-    `nn.Module`'s own are left out, and so is every method whose source is not at hand (typed into
-    an interpreter, compiled, written in C).
+    None for `nn.Module`'s own methods, and for one whose source is not at hand (typed into an
+    interpreter, compiled, written in C).
     """
-    found: dict[str, ast.FunctionDef] = {}
-    for base in kind.__mro__:
-        if base is nn.Module:
-            break
-        for name, value in vars(base).items():
+    for base in kind.__mro__[: kind.__mro__.index(nn.Module)]:
+        if name in vars(base):
+            value = vars(base)[name]
             function = inspect.unwrap(value) if callable(value) else getattr(value, "fget", None)
-            if isinstance(function, FunctionType) and name not in found:
-                tree = function_tree(function)
-                if tree is not None:
-                    found[name] = tree if isinstance(value, staticmethod) else _with_self(tree)
-    return found
+            tree = function_tree(function) if isinstance(function, FunctionType) else None
+            return tree if tree is None or isinstance(value, staticmethod) else _with_self(tree)
+    return None
+
+
+def methods(kind: type) -> dict[str, ast.FunctionDef]:
+    """Return all methods of a module's class that `method` finds, by name."""
+    bases = kind.__mro__[: kind.__mro__.index(nn.Module)]
+    names = dict.fromkeys(name for base in bases for name in vars(base))
+    return {name: tree for name in names if (tree := method(kind, name)) is not None}
 
 
 def _with_self(tree: ast.FunctionDef) -> ast.FunctionDef:

@@ -18,7 +18,7 @@ from typing import TypeGuard
 from torch import nn
 
 from muonscale.optim.matrices.spec import PLAIN, MatrixSpec
-from muonscale.optim.parameters.module_source import function_tree, methods
+from muonscale.optim.parameters.module_source import function_tree, method, methods
 
 
 class UseKind(StrEnum):
@@ -287,7 +287,7 @@ class _UseReader(ast.NodeVisitor):
     def _follow(self, name: str, held: dict[int | str, _Held], node: ast.Call) -> None:
         """Read the module's own method, or the function of its file, that is given the parameter."""
         if isinstance(node.func, ast.Attribute) and _is_self(node.func.value):
-            tree = methods(type(self.module)).get(name)
+            tree = method(type(self.module), name)
             skipped = 0 if tree is None or _is_static(tree) else 1
         else:
             function = type(self.module).forward.__globals__.get(name)
