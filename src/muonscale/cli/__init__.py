@@ -1,7 +1,8 @@
 """The command line: `muonscale VERB ...`.
 
 `app` lists the verbs. Each verb has its module and imports what it needs when it runs. `arguments`
-has the options that several verbs share, and `running` starts a run.
+has the options that several verbs share, and `running` starts a run. `main`, in this file, turns
+errors and signals into a message and an exit code.
 """
 
 from __future__ import annotations
