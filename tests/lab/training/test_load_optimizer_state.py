@@ -239,7 +239,7 @@ def test_the_state_of_another_model_is_refused(tmp_path: Path) -> None:
     wide = Toy()
     wide.up = nn.Linear(8, 32, bias=False)
     wide.down = nn.Linear(32, 8, bias=False)
-    with pytest.raises(CheckpointError, match=r"down\.weight .*\(8, 32\).*\(8, 24\)"):
+    with pytest.raises(CheckpointError, match=r"down\.weight.*\(8, 32\).*\(8, 24\)"):
         take_over(Toy(), stepped(wide).state_dict(), tmp_path)
     named = torch.optim.AdamW(wide.named_parameters())
     randomize_gradients(wide, 0)

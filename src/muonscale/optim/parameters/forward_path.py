@@ -41,7 +41,7 @@ def output_layers(model: nn.Module) -> OutputLayers:
     """Return the output layers of `model`."""
     model = _unwrapped(model)
     children = _with_parameters(model.children())
-    if not children or _is_of_torch(model):
+    if not children or (_is_of_torch(model) and not isinstance(model, nn.Sequential)):
         return OutputLayers((), followed=True)
     last = list(dict.fromkeys(_last(model, 0)))
     without_code = isinstance(model, nn.Sequential) or type(model).forward is nn.Module.forward
@@ -114,8 +114,9 @@ def _with_parameters(modules: Iterable[nn.Module]) -> list[nn.Module]:
 
 
 def _is_of_torch(module: nn.Module) -> bool:
-    """Return whether torch defines the module: its code says nothing of a model's path."""
-    return type(module).forward.__module__.startswith("torch.nn.modules")
+    """Return whether `forward` is torch's own: its code says nothing of a model's path."""
+    owner = next((kind for kind in type(module).__mro__ if "forward" in vars(kind)), nn.Module)
+    return owner is not nn.Module and owner.__module__.startswith("torch.nn.modules")
 
 
 _Function = ast.FunctionDef | ast.Lambda
