@@ -7,6 +7,7 @@ state, nothing else: gradients stay as they were. Not yet run on GPU.
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, get_args
 
@@ -145,6 +146,7 @@ class Muon(torch.optim.Optimizer):
     def _reset_counters(self) -> None:
         self._pending: tuple[FiniteCheck, list[Tensor]] | None = None
         self._nonfinite_names: list[str] = []
+        self._empty_steps = 0
         self._nonfinite_rank = 0
         self._skipped_steps = 0
         self._steps = 0
@@ -349,6 +351,14 @@ class Muon(torch.optim.Optimizer):
             check_names(group)
         _follow_cycled_beta(self.param_groups)
         items = self._context.items(self.param_groups, self.state, self._prepare())
+        self._empty_steps = 0 if items else self._empty_steps + 1
+        if self._empty_steps == 2:  # a single one may be meant, before a scheduler
+            warnings.warn(
+                "no parameter of the optimizer has a gradient, so its steps change nothing. If the "
+                "model has gradients, its parameters were replaced after the optimizer was made, as "
+                "fully_shard does: make a new optimizer of the model",
+                stacklevel=2,
+            )
         check = self._context.check_finite(items)
         if check.mask is None and check.nonfinite_names():
             self._pending = check, []
