@@ -6,7 +6,7 @@ import pytest
 
 from tests.distributed.world import World
 
-SIZES = (1, 2, 3, 4)
+SIZES = (1, 2, 3, 4, 6)
 WORLDS: dict[int, World] = {}
 
 

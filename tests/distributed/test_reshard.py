@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,9 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
+from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 
+from muonscale.errors import CheckpointError
 from tests.distributed.layouts import gathered, make, mesh_of, placed, reference, rows, whole
 
 OPTIONS = {"post_norm": "normuon", "momentum": 0.9}
@@ -106,3 +109,61 @@ def test_the_state_of_one_process_is_taken_over_by_many(world, row: str) -> None
     for result in world(2).run(exchange_of_state, row):
         for name, tensor in expected.items():
             torch.testing.assert_close(result[name], tensor, rtol=1e-4, atol=5e-5)
+
+
+def _stager() -> DefaultStager:
+    """Return torch's stager as on a machine without a GPU, where pinned memory makes it warn."""
+    return DefaultStager(
+        StagingOptions(
+            use_pinned_memory=False,
+            use_shared_memory=True,
+            use_async_staging=False,
+            use_non_blocking_copy=False,
+        )
+    )
+
+
+def save_async(folder: str) -> None:
+    parameters, optimizer, place = build("replicated")
+    steps(parameters, optimizer, place, 1)
+    saving: Any = dcp.async_save(
+        by_name(parameters, optimizer),
+        checkpoint_id=folder,
+        async_stager=_stager(),
+        process_group=dist.new_group(),  # not that of the steps, which go on
+    )
+    steps(parameters, optimizer, place, 3)  # what is saved is a copy
+    saving.result()
+
+
+def test_partitioned_state_is_saved_while_training_goes_on(world, tmp_path: Path) -> None:
+    world(3).run(save_async, str(tmp_path))
+    parameters, optimizer = make(lambda _, tensor: tensor, **OPTIONS)
+    dcp.load(by_name(parameters, optimizer), checkpoint_id=str(tmp_path), no_dist=True)
+    before, trained = make(lambda _, tensor: tensor, **OPTIONS)
+    steps(before, trained, lambda _, tensor: tensor, 1)
+    for name, parameter in parameters.items():
+        torch.testing.assert_close(parameter, before[name], rtol=1e-4, atol=2e-5)
+        for key, value in optimizer.state[parameter].items():
+            expected = trained.state[before[name]][key]
+            torch.testing.assert_close(value, expected, rtol=1e-4, atol=2e-5)
+
+
+def staged_parts(_: int) -> tuple[dict[int, Tensor], dict[int, Tensor]]:
+    """Return the parts of a state tensor, and those of its copy for another process."""
+    parameters, optimizer, place = build("replicated")
+    steps(parameters, optimizer, place, 1)
+    value = optimizer.state[parameters["experts"]]["momentum_buffer"]
+    with pytest.raises(CheckpointError):
+        pickle.dumps(value)  # a file of it would lack what the other ranks have
+    staged = _stager().stage({"value": value})
+    return value.parts, pickle.loads(pickle.dumps(staged["value"])).parts
+
+
+def test_a_staged_copy_of_partitioned_state_goes_to_another_process(world) -> None:
+    results = world(2).run(staged_parts, 0)
+    assert sum(len(parts) for parts, _ in results) == 10
+    for parts, copied in results:
+        assert parts.keys() == copied.keys()
+        for number, part in parts.items():
+            assert torch.equal(part, copied[number])

@@ -7,6 +7,7 @@ state, nothing else: gradients stay as they were. Not yet run on GPU.
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, get_args
 
@@ -128,7 +129,7 @@ class Muon(torch.optim.Optimizer):
             check_word("compile", compile, torch.compiler.list_backends(exclude_tags=()))
         defaults = {"rule": MUON.name, **options, "momentum_convention": MOMENTUM_CONVENTION}
         self._owners: dict[str, Tensor] = {}
-        self._context = DistributedContext(process_group, compile)
+        self._context = DistributedContext(process_group, compile, nonfinite)
         self._compile = compile
         self._nonfinite: NonfiniteT = nonfinite
         self._adamw_lr: float | None = adamw_lr
@@ -145,6 +146,7 @@ class Muon(torch.optim.Optimizer):
     def _reset_counters(self) -> None:
         self._pending: tuple[FiniteCheck, list[Tensor]] | None = None
         self._nonfinite_names: list[str] = []
+        self._empty_steps = 0
         self._nonfinite_rank = 0
         self._skipped_steps = 0
         self._steps = 0
@@ -165,7 +167,7 @@ class Muon(torch.optim.Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self._owners = {name: p for group in self.param_groups for name, p in named(group)}
-        self._context = DistributedContext(None, self._compile)
+        self._context = DistributedContext(None, self._compile, self._nonfinite)
         self._source = None  # a copy has other parameters than the model
         self._reset_counters()
 
@@ -336,18 +338,27 @@ class Muon(torch.optim.Optimizer):
             DivergedError: if `nonfinite="raise"` and the step before met a non-finite gradient.
             GroupingError: if the model that the optimizer was made from has replaced parameters that
                 are in a group, so that those which have gradients are in none.
-            LayoutError: if a parameter has another shape than its state.
+            LayoutError: if a parameter has another shape than its state, or ranks have other
+                parameters.
+            ConfigError: if options differ between ranks.
         """
         self.check_finite()
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        self._keep_state()
-        self._check_replaced()
-        self._check_dense()
+        for group in self.param_groups:
+            check_names(group)
         _follow_cycled_beta(self.param_groups)
-        items = self._context.items(self.param_groups, self.state)
+        items = self._context.items(self.param_groups, self.state, self._prepare())
+        self._empty_steps = 0 if items else self._empty_steps + 1
+        if self._empty_steps == 2:  # a single one may be meant, before a scheduler
+            warnings.warn(
+                "no parameter of the optimizer has a gradient, so its steps change nothing. If the "
+                "model has gradients, its parameters were replaced after the optimizer was made, as "
+                "fully_shard does: make a new optimizer of the model",
+                stacklevel=2,
+            )
         check = self._context.check_finite(items)
         if check.mask is None and check.nonfinite_names():
             self._pending = check, []
@@ -380,14 +391,14 @@ class Muon(torch.optim.Optimizer):
             self._pending = check, counters
         return loss
 
-    def _check_dense(self) -> None:
-        for group in self.param_groups:
-            for name, parameter in named(group):
-                if parameter.grad is not None and parameter.grad.layout != torch.strided:
-                    raise GroupingError(
-                        f"{name} has a sparse gradient: only dense ones are accepted (an embedding "
-                        "gives them with sparse=False)"
-                    )
+    def _prepare(self) -> MuonscaleError | None:
+        """Ensure that every parameter has state; return why this rank cannot take the step, if so."""
+        try:
+            self._keep_state()
+            self._check_replaced()
+        except MuonscaleError as error:
+            return error
+        return None
 
     def _settle(self) -> None:
         """Read the flag of the last step once it has arrived, and count the step if it was left out."""

@@ -24,6 +24,7 @@ from muonscale.errors import CheckpointError, ConfigError
 from muonscale.lab.config.load import Config
 from muonscale.lab.files import sha256, size_and_hash, write_json
 from muonscale.lab.parallel.processes import Processes
+from muonscale.optim.distributed.shard_block import with_shard_blocks
 
 MANIFEST = "manifest.json"
 FACTS = "facts.json"
@@ -111,7 +112,9 @@ def save_checkpoint(
     try:
         processes.on_first(begin)
         with _ignore_missing_group():
-            dcp.save(tensors, checkpoint_id=str(temporary), no_dist=not processes.many)
+            dcp.save(
+                with_shard_blocks(tensors), checkpoint_id=str(temporary), no_dist=not processes.many
+            )
         processes.on_first(lambda: write_json(temporary / FACTS, facts))
         # The ranks share the hashing.
         files = sorted(p for p in temporary.rglob("*") if p.is_file())
@@ -197,7 +200,9 @@ def load_tensors(folder: Path, tensors: dict[str, Any], processes: Processes) ->
     """
     try:
         with _ignore_missing_group():
-            dcp.load(tensors, checkpoint_id=str(folder), no_dist=not processes.many)
+            dcp.load(
+                with_shard_blocks(tensors), checkpoint_id=str(folder), no_dist=not processes.many
+            )
     except (CheckpointException, RuntimeError, ValueError, KeyError) as error:
         raise CheckpointError(
             f"checkpoint {folder} does not fit this run: {error}; use the versions in env.json of "

@@ -1,20 +1,23 @@
-"""Agreement of ranks before a step: which parameters have gradients, and whether all are finite.
+"""Agreement of ranks before a step: on parameters and options, gradients, and whether all are finite.
 
-The ranks of each set exchange one small message. A parameter is left out if it has no gradient on
-any rank. If it has one on only some ranks, the others use zeros if the parameter is sharded; for a
+The ranks of each set compare digests of what must be the same in one small message of one length,
+so that ranks that disagree do not wait for each other in a later one. Only if digests differ, they
+tell each other what they have. A parameter is left out of the step if it has no gradient on any
+rank. If it has one on only some ranks, the others use zeros if the parameter is sharded; for a
 replicated parameter it is an error, because the replicas would diverge.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from muonscale.errors import LayoutError
+from muonscale.errors import ConfigError, LayoutError, MuonscaleError, shown
 from muonscale.optim.rules.nonfinite import FiniteCheck, answer
 
 
@@ -26,6 +29,112 @@ class Presence:
     """Whether this rank has one."""
     moved: bool = False
     """Whether its placements differ from the parameter's. All ranks must then redistribute it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankReport:
+    """What must be the same on all ranks of a set, as one of them has it."""
+
+    error: MuonscaleError | None = None
+    """Why this rank cannot take the step. Then no rank can."""
+    parameters: Mapping[str, str]
+    """Shape, dtype and sharding of each parameter by name."""
+    options: Mapping[str, Mapping[str, object]]
+    """Options of the group of each parameter by name. Parameters of a group have the same object."""
+
+    def digest(self) -> bytes:
+        """Return a digest, the same in every process."""
+        texts = {
+            number: repr(sorted(options.items()))
+            for number, options in {id(o): o for o in self.options.values()}.items()
+        }
+        lines = [
+            f"{name}|{self.parameters[name]}|{texts[id(self.options[name])]}"
+            for name in sorted(self.parameters)
+        ]
+        return "\n".join([repr(self.error), *lines]).encode()
+
+
+def agree_on_settings(
+    report: RankReport, present: Sequence[Presence], group: dist.ProcessGroup, device: torch.device
+) -> bool:
+    """Return whether all ranks of a group have gradients of the same parameters.
+
+    Args:
+        report: what this rank has.
+        present: gradients of the parameters on this rank, in the order of their names.
+        group: process group of the ranks.
+        device: as for `agree_on_presence`.
+
+    Raises:
+        MuonscaleError: the error of a rank that has one, on all ranks.
+        LayoutError: if the ranks have different parameters.
+        ConfigError: if the options of a parameter differ.
+    """
+    gradients = bytes(p.here + 2 * p.moved for p in present)
+    digests = [_number(report.digest()), _number(gradients)]
+    message = torch.tensor([digests, [-digest for digest in digests]], device=_place(group, device))
+    dist.all_reduce(message, dist.ReduceOp.MAX, group=group)
+    largest, negated = message.tolist()
+    settings, gradients_agree = (a == -b for a, b in zip(largest, negated, strict=True))
+    if not settings:
+        reports: list[RankReport | None] = [None] * dist.get_world_size(group)
+        dist.all_gather_object(reports, report, group=group)
+        ranks = dist.get_process_group_ranks(group)
+        raise _difference(
+            {rank: r for rank, r in zip(ranks, reports, strict=True) if r is not None}
+        )
+    if report.error is not None:
+        raise report.error
+    return gradients_agree
+
+
+def _number(data: bytes) -> int:
+    return int.from_bytes(hashlib.blake2b(data, digest_size=7).digest())
+
+
+def _place(group: dist.ProcessGroup, device: torch.device) -> torch.device:
+    """Return the device of a message that the host reads: the CPU if the group has a backend for it."""
+    return torch.device("cpu") if "cpu:" in dist.get_backend_config(group) else device
+
+
+def _difference(reports: Mapping[int, RankReport]) -> MuonscaleError:
+    """Return the error that says what differs between ranks, the same on all of them."""
+    for rank, report in reports.items():
+        if report.error is not None:
+            return type(report.error)(f"{report.error} (on rank {rank})")
+    (first, one), *others = reports.items()
+    for rank, other in others:
+        for name in sorted(one.parameters.keys() ^ other.parameters.keys()):
+            there, missing = (first, rank) if name in one.parameters else (rank, first)
+            return LayoutError(
+                f"{name} is in a group of the optimizer on rank {there} and in none on rank "
+                f"{missing}. {_BUILD}"
+            )
+        for name, here in sorted(one.parameters.items()):
+            if here != other.parameters[name]:
+                return LayoutError(
+                    f"{name} is {here} on rank {first} and {other.parameters[name]} on rank "
+                    f"{rank}. {_BUILD}"
+                )
+        for name, key in _differing_options(one, other):
+            return ConfigError(
+                f"{key} of {name} is {shown(one.options[name][key])} on rank {first} and "
+                f"{shown(other.options[name][key])} on rank {rank}. Give the optimizer the same "
+                "options on all ranks, and step its scheduler on all of them"
+            )
+    return LayoutError(f"ranks {', '.join(map(str, reports))} do not agree. {_BUILD}")
+
+
+def _differing_options(one: RankReport, other: RankReport) -> Iterator[tuple[str, str]]:
+    """Yield (parameter, option) for each option that differs."""
+    for name in sorted(one.options):
+        for key, value in one.options[name].items():
+            if repr(other.options[name].get(key)) != repr(value):
+                yield name, key
+
+
+_BUILD = "Build the model and the optimizer identically on all ranks"
 
 
 def agree_on_presence(
@@ -48,8 +157,7 @@ def agree_on_presence(
         LayoutError: if a gradient is missing on some ranks and zeros cannot replace it.
     """
     rows = [[p.here for p in present], [not p.here for p in present], [p.moved for p in present]]
-    on_host = "cpu:" in dist.get_backend_config(group)
-    message = torch.tensor(rows, dtype=torch.int32, device="cpu" if on_host else device)
+    message = torch.tensor(rows, dtype=torch.int32, device=_place(group, device))
     dist.all_reduce(message, dist.ReduceOp.MAX, group=group)
     anywhere, missing, moved = message.tolist()
     for name, some, not_all, differs, replicas in zip(
@@ -95,10 +203,11 @@ def check_same(digest: str, group: dist.ProcessGroup) -> None:
     digests: list[str | None] = [None] * dist.get_world_size(group)
     dist.all_gather_object(digests, digest, group=group)
     if len(set(digests)) != 1:
-        other = next(rank for rank, d in enumerate(digests) if d != digests[0])
+        ranks = dist.get_process_group_ranks(group)
+        other = next(rank for rank, d in zip(ranks, digests, strict=True) if d != digests[0])
         raise LayoutError(
-            f"ranks 0 and {other} of the group have different parameters, shardings or optimizer "
-            "options. Build the model and the optimizer identically on all ranks"
+            f"ranks {ranks[0]} and {other} have assigned matrices to other ranks: their groups have "
+            f"parameters in another order, or got them in another order. {_BUILD}"
         )
 
 

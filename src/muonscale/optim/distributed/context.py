@@ -15,16 +15,22 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from muonscale.errors import LayoutError
+from muonscale.errors import LayoutError, MuonscaleError
 from muonscale.optim.distributed.assignment import assign_owners
 from muonscale.optim.distributed.consensus import (
     Presence,
+    RankReport,
     agree_on_finite,
     agree_on_presence,
+    agree_on_settings,
     check_same,
 )
 from muonscale.optim.distributed.dtensor import (
+    check_gradient,
+    check_local_shape,
+    describe,
     group_of,
+    is_sharded,
     local_gradient,
     placements_differ,
     sharding_of,
@@ -34,6 +40,7 @@ from muonscale.optim.distributed.rank_group import Member, RankGroup, cost_of
 from muonscale.optim.distributed.zero1 import OwnedMatrices, rows_sharding
 from muonscale.optim.matrices.sharding import Sharding
 from muonscale.optim.matrices.spec import PLAIN
+from muonscale.optim.options import option_names
 from muonscale.optim.rules.base import RULES, Rule, rule_of
 from muonscale.optim.rules.nonfinite import FiniteCheck, check_gradients
 from muonscale.optim.rules.step_inputs import Group, ParamStep, check_names, named
@@ -72,6 +79,8 @@ class DistributedContext:
     process_group: dist.ProcessGroup | None = None
     """Group whose ranks hold identical replicas of plain tensors, as in DDP."""
     compile: bool | str = False
+    nonfinite: str = "raise"
+    """What a gradient that is not finite does; ranks must agree on it."""
     _cache: dict[str, _CachedSharding] = field(default_factory=dict)
     _groups: dict[Ranks, dist.ProcessGroup] = field(default_factory=dict)
     _rank_groups: dict[_Key, RankGroup] = field(default_factory=dict)
@@ -98,18 +107,26 @@ class DistributedContext:
         return cached.sharding
 
     def items(
-        self, groups: Sequence[Group], state: Mapping[Tensor, dict[str, Any]]
+        self,
+        groups: Sequence[Group],
+        state: Mapping[Tensor, dict[str, Any]],
+        error: MuonscaleError | None = None,
     ) -> list[ParamStep]:
         """Return the local part of each parameter that takes part in a step.
 
         A collective of all ranks that share a parameter.
+
+        Args:
+            groups: parameter groups of the optimizer.
+            state: state of every parameter.
+            error: why this rank cannot take the step, which is then raised on all ranks.
         """
         shardings = {
             name: self.sharding(name, parameter, group)
             for group in groups
             for name, parameter in named(group)
         }
-        absent = self._agree_on_absent(groups, shardings)
+        absent = self._agree(groups, shardings, error or self._find_error(groups, shardings))
         items = []
         for group in groups:
             for name, parameter in named(group):
@@ -119,34 +136,95 @@ class DistributedContext:
                 if gradient is None:  # another rank has one
                     gradient = torch.zeros_like(to_local(parameter))
                 elif sharding is not None:
-                    gradient = local_gradient(name, parameter, gradient)
+                    gradient = local_gradient(parameter, gradient)
                 if sharding is not None:
                     values = {key: to_local(value) for key, value in values.items()}
                     parameter = to_local(parameter)
                 items.append(ParamStep(name, parameter, gradient, values, group, sharding))
         return items
 
-    def _agree_on_absent(
+    def _find_error(
         self, groups: Sequence[Group], shardings: Mapping[str, Sharding | None]
+    ) -> MuonscaleError | None:
+        """Return why a parameter or gradient of this rank cannot be used, or None."""
+        try:
+            for group in groups:
+                for name, parameter in named(group):
+                    sharding = shardings[name]
+                    if is_sharded(parameter) and sharding is not None:
+                        check_local_shape(name, parameter, sharding)
+                    if parameter.grad is not None:
+                        check_gradient(name, parameter, parameter.grad)
+        except MuonscaleError as error:
+            return error
+        return None
+
+    def _agree(
+        self,
+        groups: Sequence[Group],
+        shardings: Mapping[str, Sharding | None],
+        error: MuonscaleError | None,
     ) -> set[str]:
-        """Return the names of the parameters that have no gradient on any of their ranks."""
+        """Return the names of the parameters that have no gradient on any of their ranks.
+
+        Raises:
+            MuonscaleError: `error`, that of another rank, or what differs between ranks.
+        """
         parameters = {name: p for group in groups for name, p in named(group)}
         absent = {
             n
             for n, sharding in shardings.items()
             if sharding is None and parameters[n].grad is None
         }
-        for ranks, names in _names_by_ranks(shardings).items():
+        by_ranks = _names_by_ranks(shardings)
+        options: dict[str, Mapping[str, object]] = {}
+        for group in groups if by_ranks else ():
+            options |= dict.fromkeys(group["param_names"], self._options_of(group))
+        for number, (ranks, names) in enumerate(by_ranks.items(), start=1):
             present = [
                 Presence(p.grad is not None, p.grad is not None and placements_differ(p, p.grad))
                 for p in (parameters[name] for name in names)
             ]
-            theirs = [shardings[name] for name in names]
-            replicated = [sharding is not None and sharding.replicated for sharding in theirs]
-            device = to_local(parameters[names[0]]).device
-            taking_part = agree_on_presence(names, present, replicated, self.group(ranks), device)
+            process_group, device = self.group(ranks), to_local(parameters[names[0]]).device
+            try:
+                agreed = agree_on_settings(
+                    RankReport(
+                        # the last set has all ranks, which then raise together
+                        error=error if number == len(by_ranks) else None,
+                        parameters={name: self._describe(name, parameters[name]) for name in names},
+                        options={name: options[name] for name in names},
+                    ),
+                    present,
+                    process_group,
+                    device,
+                )
+                taking_part = [p.here for p in present]
+                if not agreed:
+                    theirs = [shardings[name] for name in names]
+                    replicated = [s is not None and s.replicated for s in theirs]
+                    taking_part = agree_on_presence(
+                        names, present, replicated, process_group, device
+                    )
+            except MuonscaleError as differing:
+                if number == len(by_ranks):
+                    raise
+                error = error or differing
+                continue
             absent |= {name for name, part in zip(names, taking_part, strict=True) if not part}
+        if error is not None:
+            raise error
         return absent
+
+    def _options_of(self, group: Group) -> dict[str, object]:
+        """Return the options of a group that must be the same on all ranks, as comparable values."""
+        keys = ["rule", "peak_lr", "momentum_convention", *sorted(option_names())]
+        options = {key: _plain(group[key]) for key in keys if key in group}
+        return {**options, "nonfinite": self.nonfinite}
+
+    def _describe(self, name: str, parameter: Tensor) -> str:
+        sharding = self._cache[name].sharding
+        matrices = "" if sharding is None or sharding.matrices == PLAIN else f" {sharding.matrices}"
+        return f"{describe(parameter)}{matrices}"
 
     def check_finite(self, items: Sequence[ParamStep]) -> FiniteCheck:
         """Return whether all gradients of all ranks are finite. A collective like `items`."""
@@ -272,3 +350,10 @@ def _names_by_ranks(shardings: Mapping[str, Sharding | None]) -> dict[Ranks, lis
             "contains the others. Use a separate optimizer for each set of ranks"
         )
     return {ranks: sets[ranks] for ranks in ordered}
+
+
+def _plain(value: object) -> object:
+    """Return a value whose repr is the same in every process."""
+    if callable(value):
+        return f"{getattr(value, '__module__', '')}.{getattr(value, '__qualname__', type(value))}"
+    return float(value) if isinstance(value, Tensor) and value.numel() == 1 else value

@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from muonscale.errors import LayoutError
+from muonscale.errors import GroupingError, LayoutError
 from muonscale.optim.matrices.sharding import Cut, Sharding, local_shape, shard_coordinates
 from muonscale.optim.matrices.spec import MatrixSpec
 
@@ -31,12 +31,15 @@ def gather_full(tensor: Any) -> Tensor:
 
 def redistribute_like(tensor: Any, target: Any) -> Tensor:
     """Return a full or sharded tensor with the mesh and placements of the DTensor `target`."""
-    from torch.distributed.tensor import distribute_tensor
+    from torch.distributed.tensor import Replicate, distribute_tensor
 
     if is_sharded(tensor):
         return tensor.redistribute(placements=target.placements)
-    tensor = tensor.to(target.device)
-    return distribute_tensor(tensor, target.device_mesh, target.placements, src_data_rank=None)
+    everywhere = [Replicate()] * target.device_mesh.ndim
+    # distribute_tensor itself divides in another order than FSDP over tensor parallelism
+    return distribute_tensor(
+        tensor.to(target.device), target.device_mesh, everywhere, src_data_rank=None
+    ).redistribute(placements=target.placements)
 
 
 def sharding_of(
@@ -51,8 +54,7 @@ def sharding_of(
         ranks: global ranks that hold identical replicas of plain tensors; None if there are none.
 
     Raises:
-        LayoutError: if a placement is not supported, or the shape of the local tensor does not
-            follow from the placements.
+        LayoutError: if a placement is not supported, or this rank is not in the mesh.
     """
     shape = tuple(parameter.shape)
     if not is_sharded(parameter):
@@ -62,18 +64,25 @@ def sharding_of(
         return Sharding(shape, matrices, mesh, (None,), tuple(ranks), partitioned=True)
     mesh = parameter.device_mesh
     cuts = tuple(_cut(name, parameter, placement) for placement in parameter.placements)
-    sharding = Sharding(
-        shape, matrices, tuple(mesh.shape), cuts, tuple(mesh.mesh.flatten().tolist())
-    )
-    if dist.get_rank() in sharding.ranks:
-        mesh_rank = sharding.ranks.index(dist.get_rank())
-        if tuple(to_local(parameter).shape) != local_shape(sharding, mesh_rank):
-            raise LayoutError(
-                f"{_describe(name, parameter)} has the local shape {tuple(to_local(parameter).shape)} "
-                f"on rank {dist.get_rank()}, but its placements give "
-                f"{local_shape(sharding, mesh_rank)}"
-            )
-    return sharding
+    ranks = mesh.mesh.flatten().tolist()
+    if dist.get_rank() not in ranks:
+        raise LayoutError(
+            f"{_describe(name, parameter)} is on the ranks {ranks}, and this is rank "
+            f"{dist.get_rank()}. Leave it out of the optimizer on ranks that are not in its mesh"
+        )
+    return Sharding(shape, matrices, tuple(mesh.shape), cuts, tuple(ranks))
+
+
+def check_local_shape(name: str, parameter: Any, sharding: Sharding) -> None:
+    """Raise LayoutError if this rank holds another shape than the placements of a DTensor give."""
+    given = local_shape(sharding, sharding.ranks.index(dist.get_rank()))
+    held = tuple(to_local(parameter).shape)
+    if held != given:
+        raise LayoutError(
+            f"{_describe(name, parameter)} has the local shape {held} on rank {dist.get_rank()}, "
+            f"but its placements give {given}. Shard it with parallelize_module and fully_shard, and "
+            "give it at least as many rows and columns as the mesh has ranks along them"
+        )
 
 
 def part_here(sharding: Sharding | None) -> tuple[Sharding, tuple[int, ...]] | None:
@@ -97,13 +106,34 @@ def _cut(name: str, parameter: Any, placement: Any) -> Cut | None:
 
 
 def _describe(name: str, parameter: Any) -> str:
-    return (
-        f"{name} {tuple(parameter.shape)} with placements {tuple(parameter.placements)} on "
-        f"{parameter.device_mesh}"
-    )
+    return f"{name} {describe(parameter)}"
 
 
-def local_gradient(name: str, parameter: Any, gradient: Any) -> Tensor:
+def describe(parameter: Any) -> str:
+    """Return shape, dtype and placements of a parameter: the same text on all of its ranks."""
+    text = f"{tuple(parameter.shape)} {parameter.dtype}"
+    if not is_sharded(parameter):
+        return text
+    mesh = parameter.device_mesh
+    return f"{text} with placements {tuple(parameter.placements)} on a mesh {tuple(mesh.shape)}"
+
+
+def check_gradient(name: str, parameter: Any, gradient: Any) -> None:
+    """Raise LayoutError for a gradient whose placements are unknown, GroupingError for a sparse one."""
+    if gradient.layout != torch.strided:
+        raise GroupingError(
+            f"{name} has a sparse gradient: only dense ones are accepted (an embedding gives them "
+            "with sparse=False)"
+        )
+    if is_sharded(parameter) and not is_sharded(gradient):
+        raise LayoutError(
+            f"{_describe(name, parameter)} has a plain tensor as gradient, so its placements are "
+            "unknown. Make it a DTensor with the placements of the parameter, for example with "
+            "DTensor.from_local"
+        )
+
+
+def local_gradient(parameter: Any, gradient: Any) -> Tensor:
     """Return the gradient of the local part of a parameter.
 
     A collective of the parameter's mesh if the placements of the gradient differ from the
@@ -111,12 +141,6 @@ def local_gradient(name: str, parameter: Any, gradient: Any) -> Tensor:
     """
     if not is_sharded(parameter):
         return gradient
-    if not is_sharded(gradient):
-        raise LayoutError(
-            f"{_describe(name, parameter)} has a plain tensor as gradient, so its placements are "
-            "unknown. Make it a DTensor with the placements of the parameter, for example with "
-            "DTensor.from_local"
-        )
     if placements_differ(parameter, gradient):
         gradient = gradient.redistribute(placements=parameter.placements)
     return gradient.to_local()

@@ -45,6 +45,9 @@ class PartitionedTensor(Tensor):
     """`[out, in]` of each matrix that this rank owns."""
     sharding: Sharding
     """Sharding of the full tensor; it is `partitioned`."""
+    staged: bool = False
+    """Whether it is a copy that `torch.distributed.checkpoint.async_save` writes: such a copy may
+    go to another process."""
 
     @staticmethod
     def __new__(
@@ -67,15 +70,25 @@ class PartitionedTensor(Tensor):
     def __torch_dispatch__(  # pyrefly: ignore [bad-override]
         cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        """Return the tensor itself for detach and alias, and refuse all other operations."""
+        """Return the tensor itself for detach and alias, and refuse all other operations.
+
+        `async_save` makes a copy with new_empty, and then copies the attributes.
+        """
         if func in (torch.ops.aten.detach.default, torch.ops.aten.alias.default):
             return args[0]
+        if func is torch.ops.aten.new_empty.default and tuple(args[1]) == tuple(args[0].shape):
+            like = torch.empty(0, dtype=args[0].dtype, device=(kwargs or {}).get("device"))
+            copy = PartitionedTensor(tuple(args[1]), args[0].sharding, {}, like)
+            copy.staged = True
+            return copy
         raise CheckpointError(
             f"{func} was called on a partitioned tensor of the optimizer state. {_ADVICE}"
         )
 
     def __reduce_ex__(self, proto: Any) -> Any:
-        """Refuse to be pickled: the file would lack the parts of other ranks."""
+        """Refuse to be pickled unless it is staged: the file would lack the parts of other ranks."""
+        if self.staged:
+            return _rebuild, (tuple(self.shape), self.sharding, self.parts, self.dtype)
         raise CheckpointError(
             f"{self!r} cannot be pickled: this rank has only a part of the optimizer state. {_ADVICE}"
         )
@@ -131,6 +144,12 @@ class PartitionedTensor(Tensor):
         for piece in pieces(self.sharding, (0,)):
             if piece.matrix in self.parts:
                 yield piece, self.parts[piece.matrix]
+
+
+def _rebuild(
+    shape: tuple[int, ...], sharding: Sharding, parts: Mapping[int, Tensor], dtype: torch.dtype
+) -> PartitionedTensor:
+    return PartitionedTensor(shape, sharding, parts, torch.empty(0, dtype=dtype))
 
 
 OwnedMatrices = tuple[Sharding, tuple[int, ...]]

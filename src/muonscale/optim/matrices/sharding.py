@@ -15,6 +15,7 @@ from __future__ import annotations
 import functools
 import itertools
 import math
+import operator
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -42,8 +43,9 @@ class Cut:
 
     axis: int
     factor: int = 1
-    """The axis is first divided into this many equal blocks, and then each block into chunks. This
-    is the `_StridedShard` of FSDP over tensor parallelism."""
+    """Number of chunks into which later axes of the mesh divide the axis before this one does, as
+    `split_factor` of `_StridedShard` says of FSDP over tensor parallelism. If no later axes give
+    this number, the axis is divided into this many blocks and each of them into chunks."""
 
 
 @dataclass(frozen=True)
@@ -171,10 +173,33 @@ def replicas_by_coord(sharding: Sharding) -> dict[tuple[int, ...], tuple[int, ..
 def local_parts(sharding: Sharding, shard_coord: tuple[int, ...]) -> tuple[tuple[Part, ...], ...]:
     """Return the ranges of each axis of the stored tensor that a shard holds, in local order."""
     ranges: list[list[Range]] = [[(0, size)] for size in sharding.shape]
-    for place, extent, cut in zip(shard_coord, sharding.mesh, sharding.cuts, strict=True):
-        if cut is not None:
-            ranges[cut.axis] = _chunk_ranges(ranges[cut.axis], extent, place, cut.factor)
+    for mesh_axis, factor in _order_of_cuts(sharding.mesh, sharding.cuts):
+        cut = sharding.cuts[mesh_axis]
+        assert cut is not None
+        ranges[cut.axis] = _chunk_ranges(
+            ranges[cut.axis], sharding.mesh[mesh_axis], shard_coord[mesh_axis], factor
+        )
     return tuple(tuple(_add_local_starts(axis)) for axis in ranges)
+
+
+@functools.cache
+def _order_of_cuts(
+    mesh: tuple[int, ...], cuts: tuple[Cut | None, ...]
+) -> tuple[tuple[int, int], ...]:
+    """Return (mesh axis, number of blocks each of which it divides), in the order of division.
+
+    FSDP divides the chunks of tensor parallelism. Where the ranks do not divide the rows, this is
+    not what torch's `compute_local_shape_and_global_offset` says, but what `full_tensor` undoes.
+    """
+    orders: defaultdict[int, list[int]] = defaultdict(list)
+    divided = [(mesh_axis, cut) for mesh_axis, cut in enumerate(cuts) if cut is not None]
+    for mesh_axis, cut in reversed(divided):
+        order = orders[cut.axis]
+        blocks = [1, *itertools.accumulate((mesh[axis] for axis in order), operator.mul)]
+        if cut.factor not in blocks:
+            return tuple((mesh_axis, cut.factor) for mesh_axis, cut in divided)
+        order.insert(blocks.index(cut.factor), mesh_axis)
+    return tuple((mesh_axis, 1) for order in orders.values() for mesh_axis in order)
 
 
 def local_shape(sharding: Sharding, mesh_rank: int) -> tuple[int, ...]:
