@@ -1,22 +1,27 @@
-"""Files of run and study folders: atomic writes, JSON objects, and the lock of a folder."""
+"""Files of run and study folders: atomic writes, bounded reads, and the lock of a folder."""
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import json
 import math
 import os
+import stat
 import time
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, BinaryIO
 
 from muonscale.errors import CheckpointError, MuonscaleError, shown
 
 ATTEMPTS = 10
 """How often a lock is asked for, within half a second."""
+
+LARGEST = 2**28
+"""Largest file in bytes that is read whole: YAML, JSON and text files of people and programs."""
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:
@@ -39,9 +44,90 @@ def to_json(value: Any) -> str:
     return json.dumps(drop_nonfinite(value), indent=2)
 
 
+class UnusualFileError(OSError):
+    """A device, a pipe or a socket, or a file that is far larger than it should be."""
+
+    def __init__(self, reason: str, path: Path) -> None:
+        super().__init__(errno.EINVAL, reason, str(path))
+
+    def __str__(self) -> str:
+        return f"{self.filename} {self.strerror}"
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """Open a regular file for reading.
+
+    Unlike `open`, it does not wait for a writer of a pipe, and does not read devices.
+
+    Raises:
+        OSError: if the file cannot be opened.
+        UnusualFileError: if it is not a regular file.
+    """
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        _check_mode(path, os.fstat(handle).st_mode)
+        return os.fdopen(handle, "rb")
+    except BaseException:
+        os.close(handle)
+        raise
+
+
+def check_regular(path: Path) -> None:
+    """Check a file that another library will open.
+
+    Raises:
+        OSError: if there is no such file.
+        UnusualFileError: if it is not a regular file.
+    """
+    _check_mode(path, path.stat().st_mode)
+
+
+def _check_mode(path: Path, mode: int) -> None:
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if not stat.S_ISREG(mode):
+        raise UnusualFileError("is a device, a pipe or a socket and not a regular file", path)
+
+
+def check_folder(folder: Path) -> None:
+    """Check the files of a folder that another library will read.
+
+    Raises:
+        OSError: if the folder cannot be read.
+        UnusualFileError: if an entry is a device, a pipe or a socket, or a JSON file is too large.
+    """
+    for path in sorted(folder.iterdir()):
+        if path.exists() and not path.is_dir():
+            check_regular(path)
+            if path.suffix == ".json":
+                _check_size(path, path.stat().st_size, LARGEST)
+
+
+def _check_size(path: Path, size: int, at_most: int) -> None:
+    if size > at_most:
+        raise UnusualFileError(f"has {size:,} bytes; at most {at_most:,} are read", path)
+
+
+def read_bytes(path: Path, at_most: int = LARGEST) -> bytes:
+    """Return the content of a regular file that has `at_most` bytes or fewer.
+
+    Raises:
+        OSError: if the file cannot be read.
+        UnusualFileError: if it is not a regular file, or too large.
+    """
+    with open_regular(path) as file:
+        _check_size(path, os.fstat(file.fileno()).st_size, at_most)
+        return file.read(at_most)
+
+
+def read_text(path: Path, at_most: int = LARGEST, errors: str = "strict") -> str:
+    """Return the content of a UTF-8 file; errors as for `read_bytes`, and UnicodeDecodeError."""
+    return read_bytes(path, at_most).decode("utf-8", errors)
+
+
 def sha256(path: Path) -> str:
-    """Return the SHA-256 of a file."""
-    with path.open("rb") as file:
+    """Return the SHA-256 of a regular file."""
+    with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -64,7 +150,7 @@ def read_object(
         MuonscaleError: of that class, if the file does not hold a JSON object.
     """
     try:
-        tree = json.loads(path.read_text(encoding="utf-8"))
+        tree = json.loads(read_text(path))
     except FileNotFoundError:
         return None
     except (OSError, ValueError, RecursionError) as reason:

@@ -130,7 +130,7 @@ def _load_pretrained(name: str, *, with_file: bool, own_begin: bool) -> PreTrain
     try:
         if with_file and source.is_file():
             _check_ids(_read_backend(source))  # before transformers makes a copy
-        loaded: Any = loader.from_pretrained(name)
+        loaded: Any = loader.from_pretrained(name, trust_remote_code=False)
     except Exception as error:  # network, missing files, unknown classes have no common base
         reason = (str(error) or type(error).__name__).strip().splitlines()[0]
         raise DataError(
