@@ -195,6 +195,42 @@ def test_resume_passes_over_a_damaged_checkpoint(
     assert [r["step"] for r in metrics(run, "eval")] == [4, 8, 12]
 
 
+def test_resume_keeps_the_records_after_a_damaged_line(
+    muonscale: Muonscale, tiny: list[str], finished: Path
+) -> None:
+    (finished / "result.json").unlink()
+    path = finished / "metrics.jsonl"
+    split = path.read_text().splitlines(keepends=True)
+    split[2] = split[2][:20] + "\n"
+    path.write_text("".join(split))
+    answer = muonscale("train", *tiny, "--resume")
+    assert answer.code == 0 and "metrics-damaged.jsonl" in answer.out
+    steps = [r["step"] for r in metrics(finished, "train")]
+    assert len(steps) == STEPS - 1 and steps[-1] == STEPS
+    assert (finished / "metrics-damaged.jsonl").read_text() == "".join(split)
+
+
+@pytest.mark.parametrize("how", ["link", "empty", "missing"])
+def test_resume_without_the_checkpoints_that_there_were(
+    how: str, muonscale: Muonscale, finished: Path
+) -> None:
+    (finished / "result.json").unlink()
+    before = (finished / "metrics.jsonl").read_bytes()
+    root = finished / "checkpoints"
+    shutil.rmtree(root)
+    if how == "link":
+        root.symlink_to(finished.parent / "volume" / "checkpoints")
+    elif how == "empty":
+        root.mkdir()
+    refused(muonscale("train", finished, "--resume"), str(root), "mount")
+    assert (finished / "metrics.jsonl").read_bytes() == before
+    if how == "link":
+        root.unlink()
+    (finished / "metrics.jsonl").rename(finished / "old.jsonl")  # as the error says
+    answer = muonscale("train", finished, "--resume")
+    assert answer.code == 0 and "at step 0 of 12" in answer.out
+
+
 def test_a_run_whose_metrics_are_lost_is_finished_all_the_same(
     muonscale: Muonscale, finished: Path
 ) -> None:

@@ -11,7 +11,7 @@ import os
 import stat
 import time
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, BinaryIO
 
@@ -27,11 +27,28 @@ LARGEST = 2**28
 def write_atomic(path: Path, content: str | bytes) -> None:
     """Write a file so that it is either the old one or the new one, whenever the power fails."""
     temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("wb") as file:
+    with os.fdopen(_open_for_writing(temporary, os.O_TRUNC), "wb") as file:
         file.write(content.encode() if isinstance(content, str) else content)
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)
+
+
+def _open_for_writing(path: Path, flags: int) -> int:
+    """Open or create a file; a pipe is refused, where `open` waits for its reader."""
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC | flags, 0o666)
+    try:
+        _check_mode(path, os.fstat(handle).st_mode)
+    except OSError:
+        os.close(handle)
+        raise
+    return handle
+
+
+def append_line(path: Path, line: str) -> None:
+    """Add a line to the end of a file; the file is created if necessary."""
+    with os.fdopen(_open_for_writing(path, os.O_APPEND), "w", encoding="utf-8") as file:
+        file.write(line)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -131,6 +148,24 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def sync_folder(folder: Path) -> None:
+    """Write the names in a folder to the disk, so that a rename outlasts a power failure."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def hold_lock(path: Path) -> Generator[None]:
+    """Create a file and lock it, for `is_locked`; it works without on a file system without locks."""
+    with os.fdopen(_open_for_writing(path, 0), "w") as file:
+        with suppress(OSError):
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+
+
 def size_and_hash(path: Path) -> dict[str, Any]:
     """Return the size and the SHA-256 of a file, as manifests have them."""
     return {"bytes": path.stat().st_size, "sha256": sha256(path)}
@@ -190,7 +225,7 @@ def lock_folder(
     created = not folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        file = (folder / name).open("w")
+        file = os.fdopen(_open_for_writing(folder / name, 0), "w")
     except OSError as reason:
         raise error(
             f"{folder} cannot be written: {reason}; choose another with {choose}"
@@ -228,7 +263,7 @@ def _lock(file: IO[str]) -> bool:
 def is_locked(path: Path) -> bool:
     """Return whether a process holds the lock on a file, on any machine that shares its locks."""
     try:
-        with path.open("r") as file:
+        with open_regular(path) as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True

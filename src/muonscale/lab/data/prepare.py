@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -28,6 +27,7 @@ from muonscale.lab.data.document_store import DocumentStore, Range
 from muonscale.lab.data.encode import encode_split
 from muonscale.lab.data.sources import identify, known_bytes, read_documents
 from muonscale.lab.data.tokenizer import (
+    id_limit,
     load_tokenizer,
     open_tokenizer,
     tokenizer_identity,
@@ -174,8 +174,7 @@ def _build(
     folder: Path, keys: list[str], data: DataSection, seed: int, report: OnProgress
 ) -> list[dict[str, Any]]:
     """Write corpora into the cache, and return the answers to their requests."""
-    partial = cache.new_partial(folder)
-    try:
+    with cache.partial_folder(folder) as partial:
         stores = _read(data, partial, report)
         splits = [
             documents.split(data.validation, seed, whole=part.format == "chat")
@@ -201,8 +200,6 @@ def _build(
             known.append({"fingerprint": fingerprint, "duplicates": documents.duplicates})
             cache.save_request(folder, key, known[-1])
             documents.path.unlink()
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return known
 
 
@@ -319,25 +316,25 @@ def _encode(
             tokens = encode_split(documents.pieces(ranges), tokenizer, folder, name, done)
         else:
             tokens, targets = encode_chats(
-                documents.texts(ranges), encoder, folder, name, len(tokenizer), done
+                documents.texts(ranges), encoder, folder, name, id_limit(tokenizer), done
             )
         size = sum(end - start for start, end in ranges)
         before += size
         stats[name] = asdict(SplitStats(len(ranges), size, tokens, targets))
     report("tokenizing", documents.size, documents.size)
     end = {"end": tokenizer.eos_token_id} if chat else {}
-    return {"vocab_size": len(tokenizer), "stats": stats, **end}
+    return {"vocab_size": len(tokenizer), "id_limit": id_limit(tokenizer), "stats": stats, **end}
 
 
 def _open(home: Path, known: dict[str, Any], data: DataSection) -> Corpus:
     folder = cache.entry_path(home, known["fingerprint"])
     meta = cache.read_meta(folder)
-    dtype = token_dtype(meta["vocab_size"])
+    limit = meta["id_limit"]
 
     def open_split(split: str) -> TokenStore | ChatStore:
         if data.format == "chat":
-            return ChatStore(folder, split, dtype, meta["end"])
-        return TokenStore(folder, split, dtype)
+            return ChatStore(folder, split, limit, meta["end"])
+        return TokenStore(folder, split, token_dtype(limit), limit)
 
     splits = [SplitStats(**meta["stats"][name]) for name in SPLITS]
     source = str(data.source or data.path)

@@ -22,6 +22,7 @@ from transformers import (
 )
 
 from muonscale.errors import CheckpointError
+from muonscale.lab.files import check_folder
 from muonscale.lab.models.contexts import quiet_transformers
 
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
@@ -178,6 +179,7 @@ def load_hf(folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         )
     options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
     try:
+        check_folder(folder)
         with quiet_transformers():
             model, report = AutoModelForCausalLM.from_pretrained(
                 folder, attn_implementation="sdpa", output_loading_info=True, **options

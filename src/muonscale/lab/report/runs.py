@@ -7,6 +7,7 @@ import shlex
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from muonscale.lab.files import read_text
 from muonscale.lab.report.measure_charts import Measure, chart_of
 from muonscale.lab.report.page import Block, Command, Page, PageSection, Text, Verbatim
 from muonscale.lab.report.run_data import RunData, is_finite, read_run
@@ -166,7 +167,7 @@ def _samples(runs: Sequence[RunData]) -> list[Block]:
         text = run.result.get("sample")
         if not text:
             try:
-                text = (run.path / "sample.txt").read_text(encoding="utf-8", errors="replace")
+                text = read_text(run.path / "sample.txt", errors="replace")
             except OSError:
                 continue
         if text:

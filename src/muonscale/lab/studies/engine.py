@@ -130,19 +130,29 @@ def _write_plan(study: Study, state: StudyState, counted: dict[str, RunCost]) ->
 
 
 def write_report(study: Study, state: StudyState, say: Say) -> dict[str, Any]:
-    """Write the report and result.json of the runs that have ended, and return the findings.
+    """Write result.json and the report of the runs that have ended, and return the findings.
 
-    `say` is called with each verdict of the report.
+    Args:
+        study: the study.
+        state: its runs and their outcomes.
+        say: called with each verdict of the report.
+
+    Raises:
+        StudyError: if the report cannot be written; result.json is whole then.
     """
     from muonscale.lab.report.write import write_page  # matplotlib: not for `study status`
 
     folder = StudyFolder(study.config.path)
     found = analyze_study(study, state)
+    results = folder.path / "result.json"
+    write_json(results, found)
     page = build_report(study, found, state.outcomes)
-    write_page(page, folder.path / "report")
-    write_json(folder.path / "result.json", found)
     for verdict in page.verdicts:
         say(f"{verdict.outcome}: {verdict.text}")
+    try:
+        write_page(page, folder.path / "report")
+    except StudyError as error:
+        raise StudyError(f"the results are in {results}; {error}") from error
     return found
 
 

@@ -9,7 +9,6 @@ it. All ranks write and read, in a folder that all of them can access; the first
 from __future__ import annotations
 
 import json
-import os
 import pickle
 import shutil
 import warnings
@@ -23,7 +22,14 @@ from torch.distributed.checkpoint.api import CheckpointException
 
 from muonscale.errors import CheckpointError, ConfigError
 from muonscale.lab.config.load import Config
-from muonscale.lab.files import check_regular, read_text, sha256, size_and_hash, write_json
+from muonscale.lab.files import (
+    check_regular,
+    read_text,
+    sha256,
+    size_and_hash,
+    sync_folder,
+    write_json,
+)
 from muonscale.lab.parallel.processes import Processes
 from muonscale.lab.training.checkpoint_reader import (
     TENSORS,
@@ -103,11 +109,7 @@ def save_checkpoint(
         else:
             target.unlink(missing_ok=True)
         temporary.rename(target)
-        handle = os.open(root, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+        sync_folder(root)
         # A later one is damaged, since this run continued from before it: it does not count.
         others = [saved for saved in saved_steps(root) if saved <= step and saved not in permanent]
         for old in others[keep:]:

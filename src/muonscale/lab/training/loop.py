@@ -9,13 +9,14 @@ from typing import Any
 
 from torch.profiler import record_function
 
+from muonscale.errors import CheckpointError
 from muonscale.lab.config.load import Config
 from muonscale.lab.files import write_json
 from muonscale.lab.models.build import meta_model
 from muonscale.lab.models.convert import save_tokenizer
 from muonscale.lab.models.structure import count_parameters
 from muonscale.lab.parallel.processes import Processes, init_processes, was_restarted
-from muonscale.lab.run_folder import RunFolder
+from muonscale.lab.run_folder import RunFolder, flatten
 from muonscale.lab.training.checkpoint import newest_checkpoint, saved_steps, steps_to_keep
 from muonscale.lab.training.console import RunConsole
 from muonscale.lab.training.finish import finish
@@ -73,7 +74,7 @@ def train_together(
     if resume and not begun:
         console.log(f"nothing to resume in {folder.path}: starting at step 0")
     processes.on_first(lambda: check_trackers(config))
-    fresh = not processes.on_first(lambda: bool(saved_steps(folder.checkpoints)))
+    fresh = processes.on_first(lambda: not begun or starts_at_zero(config, folder))
     run = set_up(config, folder, console, processes, fresh=fresh)
     if not begun:
         processes.on_first(lambda: folder.create(config))
@@ -88,6 +89,32 @@ def train_together(
         introduce(run)
         run_steps(run, stop)
         return finish(run, stop)
+
+
+def starts_at_zero(config: Config, folder: RunFolder) -> bool:
+    """Return whether a run that is continued has no checkpoint yet.
+
+    Raises:
+        CheckpointError: if it had checkpoints, which are gone.
+    """
+    if saved_steps(folder.checkpoints):
+        return False
+    root = folder.checkpoints
+    if root.is_symlink() and not root.exists():
+        raise CheckpointError(
+            f"{root} is a link to {root.readlink()}, which does not exist; mount or restore it, or "
+            "remove the link if there are no checkpoints"
+        )
+    before = flatten(folder.saved_config()).get("checkpoint.every")
+    every = max(config.checkpoint.every, before if isinstance(before, int) else 0)
+    last = max((record["step"] for record in folder.read_metrics()), default=0)
+    if last > every:  # the checkpoint of step `every` was written before
+        raise CheckpointError(
+            f"{folder.metrics} has records up to step {last}, and {root} has no checkpoint; "
+            f"restore or mount the checkpoints, or move {folder.metrics.name} away to start again "
+            "at step 0"
+        )
+    return True
 
 
 @contextmanager
@@ -164,7 +191,7 @@ def restore(run: Run) -> list[dict[str, Any]]:
     checkpoint = processes.on_first(lambda: newest_checkpoint(folder.checkpoints, run.console.warn))
     if checkpoint is not None:
         state.restore(checkpoint, processes)
-    processes.on_first(lambda: seen.extend(folder.truncate_metrics(state.step)))
+    processes.on_first(lambda: seen.extend(folder.truncate_metrics(state.step, run.console.warn)))
     run.console.log(f"resuming {folder.path} at step {state.step} of {run.config.steps}")
     return seen
 

@@ -30,7 +30,7 @@ from muonscale.lab.run_folder import RunFolder
 from muonscale.lab.training.attention import monitor_attention
 from muonscale.lab.training.batches import Batches, build_batches
 from muonscale.lab.training.console import RunConsole
-from muonscale.lab.training.load_optimizer_state import load_optimizer_state
+from muonscale.lab.training.load_optimizer_state import check_state_file, load_optimizer_state
 from muonscale.lab.training.micro_batches import check_shares
 from muonscale.lab.training.noise_scale import check_noise_scale
 from muonscale.lab.training.param_groups import build_param_groups, plan_transfer
@@ -259,6 +259,8 @@ def set_up(
         torch.set_num_threads(config.run.threads)
     check_shares(config, processes.topology)
     check_noise_scale(config, processes.topology)
+    if fresh and config.optimizer.state is not None:
+        check_state_file(config.optimizer.state)  # before the data are prepared
     given = config if fresh else use_start_folder(config, folder)
     corpora = prepare_once(given, console, processes)
     shape = model_shape(given, shared_tokenizer(corpora))

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from muonscale.errors import DataError
 from muonscale.lab.config.sections import DataSection
 from muonscale.lab.data.chat.conversations import Messages
+from muonscale.lab.files import read_text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -162,7 +163,7 @@ def read_template(data: DataSection) -> str | None:
     if data.chat_template == "plain":
         return PLAIN
     try:
-        return data.chat_template.expanduser().read_text(encoding="utf-8")
+        return read_text(data.chat_template.expanduser())
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(
             f"data.chat_template={data.chat_template} cannot be read: {error}; accepted: a jinja "

@@ -6,7 +6,7 @@ configs/        NAME.json: the resolved configuration of every run
 runs/           NAME/: the run folders; NAME ends with the run's id
 logs/           NAME.log: output of a run; NAME.failed.json: why it ended without a result
 slurm.json      the runs that Slurm has; slurm/: files of submitit and Slurm
-result.json     the findings, written last
+result.json     the findings, written before the report
 report/         the page, with its figures
 """
 
