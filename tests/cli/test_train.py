@@ -396,3 +396,37 @@ def test_an_unfinished_run_does_not_generate(
     shutil.rmtree(finished / "model")
     refused(muonscale("generate", finished, "x"), "not finished")
     refused(muonscale("generate", tmp_path / "nothing", "x"), "nothing")
+
+
+@pytest.mark.parametrize("how", ["elsewhere", "gone"])
+def test_resume_uses_the_prepared_tokens_if_the_text_cannot_be_read(
+    how: str,
+    muonscale: Muonscale,
+    tiny: list[str],
+    corpus_text: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (tmp_path / "own.txt").write_text(corpus_text[:60_000])
+    monkeypatch.chdir(tmp_path)
+    run, weights_file = tmp_path / "run", tmp_path / "run" / "model" / "model.safetensors"
+    words = [word for word in tiny if not word.startswith(("data.path=", "data.cache="))]
+    words += ["data.path=own.txt", f"data.cache={tmp_path / 'cache'}"]
+    assert muonscale("train", *words).code == 0
+    whole = weights_file.read_bytes()
+    (run / "result.json").unlink()
+    shutil.rmtree(run / "model")
+    shutil.rmtree(run / "checkpoints" / "step-00000012")
+    if how == "gone":
+        (tmp_path / "own.txt").unlink()
+    else:
+        (tmp_path / "elsewhere").mkdir()
+        monkeypatch.chdir(tmp_path / "elsewhere")
+    answer = muonscale("train", run, "--resume")
+    assert answer.code == 0, answer.err
+    assert "own.txt" in answer.out and str(tmp_path / "cache") in answer.out
+    assert weights_file.read_bytes() == whole
+    assert muonscale("eval", run).code == 0
+    (run / "result.json").unlink()
+    shutil.rmtree(tmp_path / "cache")
+    refused(muonscale("train", run, "--resume"), "own.txt cannot be read")

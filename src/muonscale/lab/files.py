@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import hashlib
 import json
 import math
@@ -15,6 +14,13 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, BinaryIO
 
+try:
+    import fcntl
+except ModuleNotFoundError as missing:
+    raise ImportError(
+        "muonscale.lab locks files with fcntl, which Windows lacks; use Linux, macOS or WSL"
+    ) from missing
+
 from muonscale.errors import CheckpointError, MuonscaleError, shown
 
 ATTEMPTS = 10
@@ -25,13 +31,33 @@ LARGEST = 2**28
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:
-    """Write a file so that it is either the old one or the new one, whenever the power fails."""
+    """Write a file so that it is either the old one or the new one, whenever the power fails.
+
+    Raises:
+        OSError: with the path, if it cannot be written; nothing is left of it.
+    """
     temporary = path.with_name(f".{path.name}.tmp")
-    with os.fdopen(_open_for_writing(temporary, os.O_TRUNC), "wb") as file:
-        file.write(content.encode() if isinstance(content, str) else content)
-        file.flush()
-        os.fsync(file.fileno())
+    handle = _open_for_writing(temporary, os.O_TRUNC)
+    try:
+        with name_in_errors(path), os.fdopen(handle, "wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())
+    except BaseException:
+        temporary.unlink(missing_ok=True)  # a full disk needs the room
+        raise
     temporary.replace(path)
+
+
+@contextmanager
+def name_in_errors(path: Path) -> Generator[None]:
+    """Add a path to an OSError that has none, as that of a write to a full disk."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(path)
+        raise
 
 
 def _open_for_writing(path: Path, flags: int) -> int:
@@ -47,7 +73,8 @@ def _open_for_writing(path: Path, flags: int) -> int:
 
 def append_line(path: Path, line: str) -> None:
     """Add a line to the end of a file; the file is created if necessary."""
-    with os.fdopen(_open_for_writing(path, os.O_APPEND), "w", encoding="utf-8") as file:
+    handle = _open_for_writing(path, os.O_APPEND)
+    with name_in_errors(path), os.fdopen(handle, "w", encoding="utf-8") as file:
         file.write(line)
 
 

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from muonscale.errors import CheckpointError, shown
+from muonscale.errors import CheckpointError, command_line, shown
 from muonscale.lab.config.load import Config, dump_config
 from muonscale.lab.files import (
     append_line,
@@ -112,7 +112,8 @@ class RunFolder:
         return self._read("env.json") or {}
 
     def _read(self, name: str) -> dict[str, Any] | None:
-        again = f"remove it, and write it again with: muonscale train {self.path} --resume"
+        resume = command_line("train", self.path, "--resume")
+        again = f"remove it, and write it again with: {resume}"
         return read_object(self.path / name, again)
 
     def saved_config(self) -> dict[str, Any]:
@@ -179,7 +180,8 @@ class RunFolder:
             raise CheckpointError(
                 f"run {self.path} was started with another configuration:\n"
                 + "\n".join(lines)
-                + f"\ncontinue it as it was with: muonscale train {self.path} --resume"
+                + "\ncontinue it as it was with: "
+                + command_line("train", self.path, "--resume")
             )
 
     def locked(self) -> AbstractContextManager[None]:

@@ -200,6 +200,15 @@ def find_request(cache: Path, key: str) -> dict[str, Any] | None:
     return content if content and {"fingerprint", "duplicates"} <= content.keys() else None
 
 
+def find_prepared(cache: Path, fingerprint: str) -> dict[str, Any] | None:
+    """Return the answer to any request for a complete corpus, None if there is none."""
+    if find_cache_damage(entry_path(cache, fingerprint), fingerprint) is not None:
+        return None
+    keys = sorted(path.stem for path in (cache / "requests").glob("*.json"))
+    answers = (find_request(cache, key) for key in keys)
+    return next((a for a in answers if a is not None and a["fingerprint"] == fingerprint), None)
+
+
 def save_request(cache: Path, key: str, content: dict[str, Any]) -> None:
     """Write down which corpus answers a request."""
     folder = cache / "requests"

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from importlib.metadata import version
@@ -103,7 +103,13 @@ class Corpus:
         return open_tokenizer(self.folder / "tokenizer")
 
 
-def prepare(data: DataSection, *, seed: int, report: OnProgress) -> dict[str, Corpus]:
+def prepare(
+    data: DataSection,
+    *,
+    seed: int,
+    report: OnProgress,
+    before: Collection[str] = (),
+) -> dict[str, Corpus]:
     """Return the prepared corpora of a data section by name, from the cache or newly prepared.
 
     All have one tokenizer. A document in several corpora belongs to the first. Several processes
@@ -113,24 +119,38 @@ def prepare(data: DataSection, *, seed: int, report: OnProgress) -> dict[str, Co
         data: the `data` section of a config.
         seed: seed of the split.
         report: called with (stage, bytes done, bytes in total or None), see `STAGES`.
+        before: fingerprints of the corpora as an earlier run had them, in order. If the texts
+            cannot be read now, the tokens of these are used, as far as the cache has them.
 
     Raises:
         DataError: if a corpus or the tokenizer cannot be used, a split is too short for one
             sequence, or the cache cannot be written.
     """
     folder = cache.cache_folder(data.cache)
-    keys = _request_keys(data, seed)
-    known = [_find(folder, key, report) for key in keys]
     try:
-        found = [item for item in known if item is not None]
-        if len(found) < len(known):
-            found = _build(folder, keys, data, seed, report)
-    except OSError as error:
-        raise cache.cache_error(folder, error) from error
+        found = _find_or_build(folder, data, seed, report)
+    except DataError as error:
+        prepared = [cache.find_prepared(folder, fingerprint) for fingerprint in before]
+        found = [item for item in prepared if item is not None]
+        if not found or len(found) < len(data.corpora):
+            raise
+        report(f"{error}; using the tokens prepared before, in {folder}", 0, None)
     corpora = [_open(folder, *pair) for pair in zip(found, data.corpora, strict=True)]
     for corpus in corpora:
         _check_length(corpus, data)
     return dict(zip(data.weights, corpora, strict=True))
+
+
+def _find_or_build(
+    folder: Path, data: DataSection, seed: int, report: OnProgress
+) -> list[dict[str, Any]]:
+    keys = _request_keys(data, seed)
+    known = [_find(folder, key, report) for key in keys]
+    found = [item for item in known if item is not None]
+    try:
+        return found if len(found) == len(known) else _build(folder, keys, data, seed, report)
+    except OSError as error:
+        raise cache.cache_error(folder, error) from error
 
 
 def _request_keys(data: DataSection, seed: int) -> list[str]:

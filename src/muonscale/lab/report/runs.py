@@ -7,6 +7,7 @@ import shlex
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from muonscale.errors import command_line
 from muonscale.lab.files import read_text
 from muonscale.lab.report.measure_charts import Measure, chart_of
 from muonscale.lab.report.page import Block, Command, Page, PageSection, Text, Verbatim
@@ -110,7 +111,6 @@ def _results(runs: Sequence[RunData]) -> list[Block | None]:
 
 
 def _commands(run: RunData, several: bool) -> list[Block]:
-    path = shlex.quote(str(run.path))
     blocks: list[Block] = [Text(f"{run.label}:")] if several else []
     if (words := started_with(run.env)) is not None:
         blocks += [] if several else [Text("The run was last started with:")]
@@ -119,9 +119,9 @@ def _commands(run: RunData, several: bool) -> list[Block]:
         again = reproduce_command(run.resolved, f"{run.path}-again")
         blocks += [Text("The same run from a recipe, into a new folder:"), Command(again)]
     if not run.finished:
-        blocks += [Text("To continue it:"), Command(f"muonscale train {path} --resume")]
+        blocks += [Text("To continue it:"), Command(command_line("train", run.path, "--resume"))]
     elif not several:
-        generate = Command(f'muonscale generate {path} "def "')
+        generate = Command(command_line("generate", run.path, "def "))
         blocks += [Text("To generate text with its model:"), generate]
     return blocks
 

@@ -47,7 +47,8 @@ class ExecutorSection(Section):
         """The number of runs at a time; None where the cluster decides."""
         if self.workers is not None or self.kind == "slurm":
             return self.workers
-        cores = len(os.sched_getaffinity(0))
+        of_process = getattr(os, "sched_getaffinity", None)  # macOS has none
+        cores = len(of_process(0)) if of_process else os.cpu_count() or 1
         return 1 if self.kind == "inline" else max(1, cores // self.threads)
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import resource
 import shutil
 import warnings
 from collections.abc import Callable, Collection, Generator
@@ -20,7 +21,7 @@ from typing import Any
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.api import CheckpointException
 
-from muonscale.errors import CheckpointError, ConfigError
+from muonscale.errors import CheckpointError, ConfigError, command_line
 from muonscale.lab.config.load import Config
 from muonscale.lab.files import (
     check_regular,
@@ -242,8 +243,20 @@ def _write_failure(root: Path, step: int, error: BaseException) -> str:
     free = shutil.disk_usage(root).free  # torch's writer does not report that a disk is full
     left = saved_steps(root)
     last = f"the last good one is step {left[0]}" if left else "there is none before it"
+    limit, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
+    most = "" if limit == resource.RLIM_INFINITY else f", and a file may have {limit:,} (ulimit -f)"
     return (
         f"checkpoint of step {step} cannot be written to {root}: {_reason(error)} "
-        f"({free:,} bytes are free there); {last}. "
-        "Remove the cause and continue with --resume."
+        f"({free:,} bytes are free there{most}); {last}. Remove the cause, and {way_on(root)}"
     )
+
+
+def way_on(root: Path) -> str:
+    """Return how a run that was stopped goes on: where, and with which command.
+
+    Args:
+        root: folder of its checkpoints, in the run folder.
+    """
+    steps = saved_steps(root)
+    where = f"continue at step {steps[0]}" if steps else "begin again at step 0"
+    return f"{where} with: {command_line('train', root.parent, '--resume')}"

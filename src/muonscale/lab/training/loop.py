@@ -9,7 +9,7 @@ from typing import Any
 
 from torch.profiler import record_function
 
-from muonscale.errors import CheckpointError
+from muonscale.errors import CheckpointError, command_line
 from muonscale.lab.config.load import Config
 from muonscale.lab.files import write_json
 from muonscale.lab.models.build import meta_model
@@ -17,7 +17,12 @@ from muonscale.lab.models.convert import save_tokenizer
 from muonscale.lab.models.structure import count_parameters
 from muonscale.lab.parallel.processes import Processes, init_processes, was_restarted
 from muonscale.lab.run_folder import RunFolder, flatten
-from muonscale.lab.training.checkpoint import newest_checkpoint, saved_steps, steps_to_keep
+from muonscale.lab.training.checkpoint import (
+    newest_checkpoint,
+    saved_steps,
+    steps_to_keep,
+    way_on,
+)
 from muonscale.lab.training.console import RunConsole
 from muonscale.lab.training.finish import finish
 from muonscale.lab.training.profile import Profiler
@@ -80,7 +85,11 @@ def train_together(
         processes.on_first(lambda: folder.create(config))
     if fresh:
         processes.on_first(lambda: record_provenance(config, folder))
-    with stop_on_signals(processes.max_flag) as stop, closing(run.trackers):
+    with (
+        explain_write_errors(folder),
+        stop_on_signals(processes.max_flag) as stop,
+        closing(run.trackers),
+    ):
         seen = restore(run) if begun else []
         processes.on_first(lambda: run.trackers.open(config, folder.path, seen, run.state.step))
         if begun:
@@ -89,6 +98,18 @@ def train_together(
         introduce(run)
         run_steps(run, stop)
         return finish(run, stop)
+
+
+@contextmanager
+def explain_write_errors(folder: RunFolder) -> Generator[None]:
+    """Turn the error of a file that cannot be written into one that says how the run goes on."""
+    try:
+        yield
+    except OSError as error:
+        raise CheckpointError(
+            f"{error.filename or folder.path}: {error.strerror or error}; remove the cause, and "
+            f"{way_on(folder.checkpoints)}"
+        ) from error
 
 
 def starts_at_zero(config: Config, folder: RunFolder) -> bool:
@@ -164,7 +185,7 @@ def run_steps(run: Run, stop: StopRequest) -> None:
                 raise Interrupted(
                     signum,
                     f"stopped after step {state.step} of {steps} and saved; "
-                    f"continue with: muonscale train {run.folder.path} --resume",
+                    f"continue with: {command_line('train', run.folder.path, '--resume')}",
                 )
     state.optimizer.check_finite()  # for the last step, since no later step checks it
 
@@ -210,7 +231,8 @@ def record_environment(run: Run) -> None:
     """
     # Until the first checkpoint a resumed run may use another corpus.
     if run.state.step == 0 or not run.folder.tokenizer.exists():
-        save_tokenizer(run.tokenizer, run.folder.tokenizer)
+        advice = f"remove the cause, and {way_on(run.folder.checkpoints)}"
+        save_tokenizer(run.tokenizer, run.folder.tokenizer, advice)
     facts = {
         **environment(run),
         "flops": run_flops(run.config, meta_model(run.state.model.config)),

@@ -94,8 +94,9 @@ class ChatTemplate:
                 **self.variables,
             )
         except Exception as error:  # a template can raise anything
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())}".rstrip(": ")
             raise DataError(
-                f"{self.name} refuses {_excerpt(messages)}: {error}; remove the conversation, or "
+                f"{self.name} refuses {_excerpt(messages)}: {reason}; remove the conversation, or "
                 "give another template with data.chat_template"
             ) from error
         found: Any = spans[0] if marks else None
