@@ -195,6 +195,42 @@ def test_resume_passes_over_a_damaged_checkpoint(
     assert [r["step"] for r in metrics(run, "eval")] == [4, 8, 12]
 
 
+def test_resume_keeps_the_records_after_a_damaged_line(
+    muonscale: Muonscale, tiny: list[str], finished: Path
+) -> None:
+    (finished / "result.json").unlink()
+    path = finished / "metrics.jsonl"
+    split = path.read_text().splitlines(keepends=True)
+    split[2] = split[2][:20] + "\n"
+    path.write_text("".join(split))
+    answer = muonscale("train", *tiny, "--resume")
+    assert answer.code == 0 and "metrics-damaged.jsonl" in answer.out
+    steps = [r["step"] for r in metrics(finished, "train")]
+    assert len(steps) == STEPS - 1 and steps[-1] == STEPS
+    assert (finished / "metrics-damaged.jsonl").read_text() == "".join(split)
+
+
+@pytest.mark.parametrize("how", ["link", "empty", "missing"])
+def test_resume_without_the_checkpoints_that_there_were(
+    how: str, muonscale: Muonscale, finished: Path
+) -> None:
+    (finished / "result.json").unlink()
+    before = (finished / "metrics.jsonl").read_bytes()
+    root = finished / "checkpoints"
+    shutil.rmtree(root)
+    if how == "link":
+        root.symlink_to(finished.parent / "volume" / "checkpoints")
+    elif how == "empty":
+        root.mkdir()
+    refused(muonscale("train", finished, "--resume"), str(root), "mount")
+    assert (finished / "metrics.jsonl").read_bytes() == before
+    if how == "link":
+        root.unlink()
+    (finished / "metrics.jsonl").rename(finished / "old.jsonl")  # as the error says
+    answer = muonscale("train", finished, "--resume")
+    assert answer.code == 0 and "at step 0 of 12" in answer.out
+
+
 def test_a_run_whose_metrics_are_lost_is_finished_all_the_same(
     muonscale: Muonscale, finished: Path
 ) -> None:
@@ -360,3 +396,37 @@ def test_an_unfinished_run_does_not_generate(
     shutil.rmtree(finished / "model")
     refused(muonscale("generate", finished, "x"), "not finished")
     refused(muonscale("generate", tmp_path / "nothing", "x"), "nothing")
+
+
+@pytest.mark.parametrize("how", ["elsewhere", "gone"])
+def test_resume_uses_the_prepared_tokens_if_the_text_cannot_be_read(
+    how: str,
+    muonscale: Muonscale,
+    tiny: list[str],
+    corpus_text: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (tmp_path / "own.txt").write_text(corpus_text[:60_000])
+    monkeypatch.chdir(tmp_path)
+    run, weights_file = tmp_path / "run", tmp_path / "run" / "model" / "model.safetensors"
+    words = [word for word in tiny if not word.startswith(("data.path=", "data.cache="))]
+    words += ["data.path=own.txt", f"data.cache={tmp_path / 'cache'}"]
+    assert muonscale("train", *words).code == 0
+    whole = weights_file.read_bytes()
+    (run / "result.json").unlink()
+    shutil.rmtree(run / "model")
+    shutil.rmtree(run / "checkpoints" / "step-00000012")
+    if how == "gone":
+        (tmp_path / "own.txt").unlink()
+    else:
+        (tmp_path / "elsewhere").mkdir()
+        monkeypatch.chdir(tmp_path / "elsewhere")
+    answer = muonscale("train", run, "--resume")
+    assert answer.code == 0, answer.err
+    assert "own.txt" in answer.out and str(tmp_path / "cache") in answer.out
+    assert weights_file.read_bytes() == whole
+    assert muonscale("eval", run).code == 0
+    (run / "result.json").unlink()
+    shutil.rmtree(tmp_path / "cache")
+    refused(muonscale("train", run, "--resume"), "own.txt cannot be read")

@@ -83,10 +83,14 @@ def missing_field(field: str, found: list[str], place: str) -> DataError:
     )
 
 
-def list_files(path: Path) -> list[tuple[str, Path]]:
+def list_files(path: Path, key: str = "data.path") -> list[tuple[str, Path]]:
     """Return the files of a corpus with their names: the file itself, or a folder's, sorted.
 
     Hidden files and folders are skipped; everything else in a folder is part of the corpus.
+
+    Args:
+        path: the file or folder.
+        key: key of the configuration that names it, for errors.
 
     Raises:
         DataError: if the path is missing, cannot be read or holds no file.
@@ -94,22 +98,22 @@ def list_files(path: Path) -> list[tuple[str, Path]]:
     try:
         mode = path.stat().st_mode
     except OSError as error:
-        raise _unreadable(path, error) from error
+        raise _unreadable(path, error, key) from error
     if stat.S_ISREG(mode):
         return [(path.name, path)]
     if not stat.S_ISDIR(mode):
-        raise DataError(f"data.path={path} is neither a file nor a folder")
-    files = sorted((file.relative_to(path).as_posix(), file) for file in _walk(path))
+        raise DataError(f"{key}={path} is neither a file nor a folder")
+    files = sorted((file.relative_to(path).as_posix(), file) for file in _walk(path, key))
     if not files:
-        raise DataError(f"data.path={path} holds no files (hidden files are skipped)")
+        raise DataError(f"{key}={path} holds no files (hidden files are skipped)")
     return files
 
 
-def _walk(path: Path) -> Iterator[Path]:
+def _walk(path: Path, key: str) -> Iterator[Path]:
     seen: set[tuple[int, int]] = set()
 
     def fail(error: OSError) -> None:
-        raise _unreadable(Path(error.filename), error) from error
+        raise _unreadable(Path(error.filename), error, key) from error
 
     for root, folders, names in os.walk(path, onerror=fail, followlinks=True):
         status = Path(root).stat()
@@ -121,8 +125,8 @@ def _walk(path: Path) -> Iterator[Path]:
         yield from (Path(root) / name for name in names if not name.startswith("."))
 
 
-def _unreadable(path: Path, error: OSError) -> DataError:
-    return DataError(f"{path} cannot be read: {error.strerror or error} (data.path)")
+def _unreadable(path: Path, error: OSError, key: str = "data.path") -> DataError:
+    return DataError(f"{path} cannot be read: {error.strerror or error} ({key})")
 
 
 def read_file(

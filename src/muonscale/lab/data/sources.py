@@ -25,6 +25,7 @@ from muonscale.lab.data.files import (
     missing_field,
     read_file,
 )
+from muonscale.lab.files import check_regular
 
 STDLIB = "python-stdlib"
 REFERENCE = "python-reference"
@@ -100,18 +101,27 @@ def identify(data: DataSection) -> dict[str, Any]:
     if data.source in (STDLIB, REFERENCE):
         return {"source": data.source, "python": sys.version, "folder": str(_stdlib_folder())}
     folder = Path((data.source or "").removeprefix(HUB)).expanduser()
-    files = file_states(folder) if folder.is_dir() else []
+    files = file_states(folder, "data.source") if folder.is_dir() else []
     return {"source": data.source, "split": data.split, "files": files}
 
 
-def file_states(path: Path) -> list[list[Any]]:
-    """Return name, size in bytes and modification time in nanoseconds of every file."""
+def file_states(path: Path, key: str = "data.path") -> list[list[Any]]:
+    """Return name, size in bytes and modification time in nanoseconds of every file.
+
+    Args:
+        path: a file or a folder.
+        key: key of the configuration that names it, for errors.
+
+    Raises:
+        DataError: if it cannot be read, or contains anything but folders and regular files.
+    """
     states = []
-    for name, file in list_files(path.expanduser()):
+    for name, file in list_files(path.expanduser(), key):
         try:
+            check_regular(file)
             status = file.stat()
         except OSError as error:
-            raise DataError(f"{file} cannot be read: {error.strerror} (data.path)") from error
+            raise DataError(f"{file} cannot be read: {error.strerror} ({key})") from error
         states.append([name, status.st_size, status.st_mtime_ns])
     return states
 

@@ -9,6 +9,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from muonscale.errors import command_line
 from muonscale.lab.console import table_text
 from muonscale.lab.files import to_json
 from muonscale.lab.studies.cost import Account, StudyCost, format_hours
@@ -56,9 +57,8 @@ def study_plan_text(study: Study, state: StudyState, cost: StudyCost) -> str:
     lines.append(f"time: {cost.basis}; {_describe_workers(cost, left)}")
     if study.config.executor.kind != "slurm":
         begun = (study.config.path / "study.json").exists()
-        lines.append(
-            f"start it with: muonscale study run {study.config.path if begun else 'STUDY'}"
-        )
+        path = study.config.path if begun else "STUDY"
+        lines.append(f"start it with: {command_line('study', 'run', path)}")
     return "\n".join(lines)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
+from muonscale.errors import command_line
 from muonscale.lab.data.ngram import fit_ngrams
 from muonscale.lab.files import write_atomic, write_json
 from muonscale.lab.models.card import model_card
@@ -16,6 +17,7 @@ from muonscale.lab.models.generate import generate_text
 from muonscale.lab.models.structure import count_parameters
 from muonscale.lab.parallel.gather import gather_model
 from muonscale.lab.report.loss_figure import write_loss_figure
+from muonscale.lab.training.checkpoint import way_on
 from muonscale.lab.training.setup import Run
 from muonscale.lab.training.signals import StopRequest
 from muonscale.lab.training.validation import measure_validation
@@ -82,7 +84,8 @@ def _write_files(run: Run, model: PreTrainedModel | None, record: dict[str, Any]
     write_atomic(folder.path / "sample.txt", result["sample"] + "\n")
     saved, env = folder.saved_config(), folder.environment()
     card = model_card(saved, env, metrics, step=run.state.step, model=model)
-    save_hf(model, run.tokenizer, folder.model, card=card)
+    advice = f"remove the cause, and {way_on(folder.checkpoints)}"
+    save_hf(model, run.tokenizer, folder.model, card=card, advice=advice)
     write_loss_figure(folder.path, result)
     return result
 
@@ -162,5 +165,5 @@ def _log_result(run: Run, result: dict[str, Any]) -> None:
         f"({abs(below):.3f} {'below' if below > 0 else 'above'} the bigram){bits}\n"
         f"{speed}\n"
         f"model in {run.folder.model}, curve in {run.folder.path / 'loss.png'}; try: "
-        f'muonscale generate {run.folder.path} "def "'
+        f"{command_line('generate', run.folder.path, 'def ')}"
     )
