@@ -24,6 +24,7 @@ from muonscale.lab.data.files import (
     list_files,
     missing_field,
     read_file,
+    refuse_foreign,
 )
 from muonscale.lab.files import check_regular
 
@@ -94,9 +95,10 @@ def identify(data: DataSection) -> dict[str, Any]:
     a hub dataset by its name alone, so that a prepared one needs no network.
 
     Raises:
-        DataError: if the path is missing or unreadable.
+        DataError: if the path is missing or unreadable, or a file is not text by its name.
     """
     if data.path is not None:
+        refuse_foreign(list_files(data.path.expanduser()), data.path)
         return {"path": str(data.path.expanduser().resolve()), "files": file_states(data.path)}
     if data.source in (STDLIB, REFERENCE):
         return {"source": data.source, "python": sys.version, "folder": str(_stdlib_folder())}
@@ -143,6 +145,7 @@ def _read_path(path: Path, data: DataSection) -> Iterator[Document]:
     files = list_files(path)
     if len(files) == 1 and files[0][1].is_file() and not files[0][1].stat().st_size:
         raise DataError(f"data.path={files[0][1]} is empty")
+    refuse_foreign(files, path)
     convert = conversation_text if data.format == "chat" else clean_text
     for name, file in files:
         yield from read_file(name, file, field=data.text_field, errors=data.errors, convert=convert)
