@@ -332,11 +332,13 @@ class _UseReader(ast.NodeVisitor):
         if tree is None or self._following > 2:
             self.lost = self.lost or not all(value.derived for value in held.values())
             return
-        places = {
-            p: names[p] if isinstance(p, int) else p for p in held if p not in range(len(names), 99)
+        given = {
+            names[p] if isinstance(p, int) else p: h
+            for p, h in held.items()
+            if p in range(len(names)) or p in names
         }
         self._following += 1
-        self.read(tree, {places[p]: value for p, value in held.items() if p in places}, name)
+        self.read(tree, given, name)
         self._following -= 1
 
     def _einsum(self, node: ast.Call, arguments: list[ast.expr]) -> None:
