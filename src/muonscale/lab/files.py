@@ -11,8 +11,9 @@ import stat
 import time
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
+from io import BufferedReader
 from pathlib import Path
-from typing import IO, Any, BinaryIO
+from typing import IO, Any
 
 try:
     import fcntl
@@ -98,7 +99,7 @@ class UnusualFileError(OSError):
         return f"{self.filename} {self.strerror}"
 
 
-def open_regular(path: Path) -> BinaryIO:
+def open_regular(path: Path) -> BufferedReader:
     """Open a regular file for reading.
 
     Unlike `open`, it does not wait for a writer of a pipe, and does not read devices.
