@@ -17,6 +17,8 @@ HEADS = "heads are one matrix by design"
 OTHER_AXIS = "cut along tokens, which the scan takes for features"
 TABLE = "table of relative positions or segments, on AdamW"
 
+EITHER_SIDE = "one projection (d to heads), applied to positions or, transposed, to queries"
+
 EXCUSED_CUTS: dict[str, str] = {
     OUTPUT: """
         *ForQuestionAnswering.qa_outputs *ForQuestionAnsweringSimple.qa_outputs
@@ -61,7 +63,11 @@ EXCUSED_CUTS: dict[str, str] = {
 """By reason: globs over "Class.attribute" of what is cut."""
 
 EXCUSED_USES: dict[str, str] = {
-    TABLE: "XLNetRelativeAttention.seg_embed FunnelRelMultiheadAttention.seg_embed",
+    TABLE: """
+        XLNetRelativeAttention.seg_embed FunnelRelMultiheadAttention.seg_embed
+        VitsAttention.emb_rel_[kv]
+    """,
+    EITHER_SIDE: "FunnelRelMultiheadAttention.r_kernel",
 }
 """By reason: globs over "Class.attribute" of bare parameters."""
 
