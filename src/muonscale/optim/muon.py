@@ -466,6 +466,7 @@ class Muon(torch.optim.Optimizer):
         Sharded and partitioned state is gathered on every rank; save it on
         one. `load_state_dict` takes it in any layout.
         """
+        self._context.check_group()
         state_dict = self.state_dict()
         group = self._context.process_group
         state = {

@@ -20,10 +20,10 @@ from typing import Any
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.api import CheckpointException
 
-from muonscale.errors import CheckpointError, ConfigError
+from muonscale.errors import CheckpointError, ConfigError, MuonscaleError
 from muonscale.lab.config.load import Config
 from muonscale.lab.files import sha256, size_and_hash, write_json
-from muonscale.lab.parallel.processes import Processes
+from muonscale.lab.parallel.processes import Processes, is_lost_peer
 from muonscale.optim.distributed.shard_block import with_shard_blocks
 
 MANIFEST = "manifest.json"
@@ -128,6 +128,11 @@ def save_checkpoint(
     except (OSError, CheckpointException, RuntimeError) as error:
         if processes.is_first:
             shutil.rmtree(temporary, ignore_errors=True)
+        if is_lost_peer(error):
+            raise MuonscaleError(
+                f"another process of the job is gone: checkpoint of step {step} is not written, and "
+                f"this process cannot continue; {_last_good(root)}. Continue with --resume"
+            ) from error
         raise CheckpointError(_write_failure(root, step, error)) from error
 
 
@@ -222,10 +227,13 @@ def _write_failure(root: Path, step: int, error: BaseException) -> str:
     causes = error.failures.values() if isinstance(error, CheckpointException) else [error]
     reason = "; ".join(str(cause[0] if isinstance(cause, tuple) else cause) for cause in causes)
     free = shutil.disk_usage(root).free  # torch's writer does not report that a disk is full
-    left = saved_steps(root)
-    last = f"the last good one is step {left[0]}" if left else "there is none before it"
     return (
         f"checkpoint of step {step} cannot be written to {root}: {reason} "
-        f"({free:,} bytes are free there); {last}. "
+        f"({free:,} bytes are free there); {_last_good(root)}. "
         "Remove the cause and continue with --resume."
     )
+
+
+def _last_good(root: Path) -> str:
+    left = saved_steps(root)
+    return f"the last good one is step {left[0]}" if left else "there is none before it"

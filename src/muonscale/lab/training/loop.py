@@ -19,6 +19,7 @@ from muonscale.lab.run_folder import RunFolder
 from muonscale.lab.training.checkpoint import newest_checkpoint, saved_steps, steps_to_keep
 from muonscale.lab.training.console import RunConsole
 from muonscale.lab.training.finish import finish
+from muonscale.lab.training.out_of_memory import explain_out_of_memory
 from muonscale.lab.training.profile import Profiler
 from muonscale.lab.training.provenance import record_provenance
 from muonscale.lab.training.schedule import check_schedule
@@ -79,7 +80,11 @@ def train_together(
         processes.on_first(lambda: folder.create(config))
     if fresh:
         processes.on_first(lambda: record_provenance(config, folder))
-    with stop_on_signals(processes.max_flag) as stop, closing(run.trackers):
+    with (
+        stop_on_signals(processes.max_flag) as stop,
+        closing(run.trackers),
+        explain_out_of_memory(config),
+    ):
         seen = restore(run) if begun else []
         processes.on_first(lambda: run.trackers.open(config, folder.path, seen, run.state.step))
         if begun:
