@@ -9,9 +9,9 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import Replicate, Shard, distribute_tensor
+from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.placement_types import Placement
 
 from muonscale import Muon
@@ -241,3 +241,48 @@ def _column_without_ranks() -> tuple[type[Exception], str]:
 def test_fewer_columns_than_ranks_are_refused_on_all(world: Callable[[int], World]) -> None:
     errors = world(4).run(_column_without_ranks)
     _check(errors, LayoutError, "hidden", "(9, 1)", "at least as many")
+
+
+def _destroyed_group() -> list[tuple[type[Exception], str]]:
+    group = dist.new_group([0, 1, 2])
+    parameter = nn.Parameter(torch.ones(4, 4))
+    parameter.grad = torch.ones(4, 4)
+    optimizer = Muon([("hidden", parameter)], process_group=group)
+    optimizer.step()
+    dist.barrier()
+    dist.destroy_process_group(group)
+    errors = [
+        _caught(optimizer.step),
+        _caught(optimizer.full_state_dict),
+        _caught(lambda: Muon([("hidden", parameter)], process_group=group)),
+        _caught(lambda: Muon([("hidden", parameter)], process_group="world")),  # type: ignore[arg-type]
+    ]
+    _check_in_step("ddp")
+    return errors
+
+
+def test_a_group_that_does_not_exist_is_refused(world: Callable[[int], World]) -> None:
+    for errors in world(3).run(_destroyed_group):
+        for kind, text in errors:
+            assert kind is LayoutError
+            assert "destroy_process_group" in text
+
+
+def _other_mesh() -> tuple[type[Exception], str] | None:
+    mesh = DeviceMesh("cpu", [0, 1])
+    rank = dist.get_rank()
+    local = torch.ones(2 if rank < 2 else 0, 4)
+    parameter = nn.Parameter(DTensor.from_local(local, mesh, [Shard(0)], run_check=False))
+    if rank < 2:
+        parameter.grad = torch.ones_like(parameter)
+        Muon([("hidden", parameter)]).step()
+        return None
+    return _caught(Muon([("hidden", parameter)]).step)
+
+
+def test_a_parameter_on_a_mesh_without_this_rank_is_refused(world: Callable[[int], World]) -> None:
+    first, second, third = world(3).run(_other_mesh)
+    assert first is None and second is None
+    assert third[0] is LayoutError
+    for word in ("hidden", "[0, 1]", "rank 2"):
+        assert word in third[1]

@@ -51,7 +51,7 @@ def main() -> int:
 
 def is_first_process() -> bool:
     """Return whether this process prints: one without torchrun, or the first of a job."""
-    return int(os.environ.get("RANK", 0)) == 0
+    return os.environ.get("RANK", "0") == "0"
 
 
 def _refuse(message: str) -> int:

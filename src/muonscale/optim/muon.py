@@ -144,6 +144,10 @@ class Muon(torch.optim.Optimizer):
         self._keep_state()
 
     def _reset_counters(self) -> None:
+        self._eager_step = torch.compiler.disable(
+            Muon._step,
+            reason="a step of Muon is not traced; Muon(compile=True) compiles its products",
+        )
         self._pending: tuple[FiniteCheck, list[Tensor]] | None = None
         self._nonfinite_names: list[str] = []
         self._empty_steps = 0
@@ -331,6 +335,8 @@ class Muon(torch.optim.Optimizer):
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
         """Perform one step on every parameter that has a gradient.
 
+        Inside torch.compile it runs eagerly; `Muon(compile=True)` compiles the matrix products.
+
         Args:
             closure: reevaluates the model and returns the loss, which is returned.
 
@@ -342,6 +348,10 @@ class Muon(torch.optim.Optimizer):
                 parameters.
             ConfigError: if options differ between ranks.
         """
+        return self._eager_step(self, closure)
+
+    def _step(self, closure: Callable[[], Any] | None) -> Any:
+        """Perform a step outside of graphs: torch.compile would break it into a hundred."""
         self.check_finite()
         loss = None
         if closure is not None:
@@ -466,6 +476,7 @@ class Muon(torch.optim.Optimizer):
         Sharded and partitioned state is gathered on every rank; save it on
         one. `load_state_dict` takes it in any layout.
         """
+        self._context.check_group()
         state_dict = self.state_dict()
         group = self._context.process_group
         state = {

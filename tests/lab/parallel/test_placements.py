@@ -84,3 +84,17 @@ def test_what_is_not_shared_along_the_tensor_axis_has_twins() -> None:
         assert found[query] == Sharding(
             shapes[query], mesh=(3, 2), cuts=(Cut(0, 2), Cut(0)), ranks=tuple(range(6))
         )
+
+
+def test_a_width_that_tensor_parallelism_does_not_divide_is_named_with_its_field() -> None:
+    config = causal_lm("llama").config
+    config.intermediate_size, config.vocab_size = 65, 321
+    model = type(causal_lm("llama"))(config)
+    for layout in ("tp=2", "fsdp=2,tp=2"):
+        with pytest.raises(
+            ConfigError, match="2 does not divide intermediate_size 65 rows"
+        ) as error:
+            parameter_shardings(model, parse_layout(layout), {})
+        assert "layers.0.mlp.gate_proj" in str(error.value)
+    config.intermediate_size = 64  # a vocabulary of 321 is gathered
+    parameter_shardings(type(model)(config), parse_layout("fsdp=2,tp=2"), {})

@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from muonscale import Muon
 from muonscale.optim.rules import base, muon
@@ -67,3 +70,32 @@ def test_no_number_of_shapes_reaches_the_recompile_limit(monkeypatch) -> None:
     optimizer.step()
     assert len(graphs) == 10
     assert torch._dynamo.config.recompile_limit == limit
+
+
+def _steps(wrap: Callable[[Callable[[], Any]], Callable[[], Any]]) -> tuple[Tensor, int]:
+    """Return a weight after three steps that `wrap` was given, and the number of graphs of them."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 8, bias=False), nn.Linear(8, 4))
+    optimizer = Muon(model, lr=0.1)
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1)  # patches `step`
+    torch._dynamo.utils.counters.clear()
+    step = wrap(optimizer.step)
+    for _ in range(3):
+        optimizer.zero_grad()
+        model(torch.eye(8)).square().sum().backward()
+        step()
+        scheduler.step()
+    weight = model[0].weight
+    assert isinstance(weight, Tensor)
+    return weight.detach(), torch._dynamo.utils.counters["stats"]["unique_graphs"]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_step_inside_torch_compile_runs_eagerly() -> None:
+    expected, _ = _steps(lambda step: step)
+    weight, graphs = _steps(lambda step: torch.compile(step, backend="eager"))
+    assert torch.equal(weight, expected)
+    assert graphs <= 1
+    weight, graphs = _steps(lambda step: torch.compile(lambda: step(), backend="eager"))
+    assert torch.equal(weight, expected)
+    assert graphs <= 1

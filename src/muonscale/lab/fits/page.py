@@ -29,6 +29,7 @@ from muonscale.lab.report.page import (
     Block,
     Chart,
     Command,
+    LineT,
     Mark,
     Page,
     PageSection,
@@ -152,8 +153,11 @@ def _draw_law(fitted: Fitted, curve: FitCurve, group: str) -> list[Series]:
     x, banded = np.array(curve.x), not fitted.without_intervals
     low, high = min(fitted.measured_x), max(fitted.measured_x)
     inside = (x >= low) & (x <= high)
-    parts = [(inside, "law", "line"), (x <= low, "below its runs", "dashed")]
-    parts.append((x >= high, "beyond its runs", "dashed"))
+    parts: list[tuple[BoolArray, str, LineT]] = [
+        (inside, "law", "line"),
+        (x <= low, "below its runs", "dashed"),
+        (x >= high, "beyond its runs", "dashed"),
+    ]
 
     def pick(values: Sequence[float], part: BoolArray) -> tuple[float, ...]:
         return _drop_infinite(np.array(values)[part].tolist())

@@ -82,6 +82,7 @@ def check_model(model: PreTrainedModel, topology: Topology) -> None:
                 raise ConfigError(
                     f"tensor parallelism {topology.tensor} does not divide {name}={number}"
                 )
+        _check_widths(model, topology.tensor)
     if topology.expert > 1:
         stacks = expert_modules(model)
         if not stacks:
@@ -97,6 +98,25 @@ def check_model(model: PreTrainedModel, topology: Topology) -> None:
                         f"{parameter.shape[0]} experts"
                     )
                 expert_axis(tuple(parameter.shape), topology)
+
+
+def _check_widths(model: PreTrainedModel, tensor: int) -> None:
+    """Raise ConfigError if the ranks do not divide activations that stay sharded between matrices.
+
+    A vocabulary that they do not divide is all right: its activations are gathered.
+    """
+    for name, style in tensor_styles(model).items():
+        axis = {"rows": 0, "columns": 1}.get(style)
+        if axis is None:
+            continue
+        width = model.get_parameter(f"{name}.weight").shape[axis]
+        if width % tensor:
+            fields = model.config.get_text_config().to_dict().items()
+            same = [field for field, value in fields if value == width and "size" in field]
+            raise ConfigError(
+                f"tensor parallelism {tensor} does not divide {' or '.join(same) or 'the'} {width} "
+                f"{style} of {name}; choose multiples of {tensor}, or less tensor parallelism"
+            )
 
 
 def expert_axis(shape: tuple[int, ...], topology: Topology) -> int:

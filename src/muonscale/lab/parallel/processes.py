@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
 
 from muonscale.errors import ConfigError, MuonscaleError
 from muonscale.lab.config.sections import ParallelSection
@@ -128,7 +129,25 @@ class Processes:
 
 def started_by_torchrun() -> bool:
     """Return whether this process is one of several of a job."""
-    return int(os.environ.get("WORLD_SIZE", 1)) > 1
+    return _from_environment("WORLD_SIZE", 1) > 1
+
+
+def _from_environment(name: str, default: int | None = None) -> int:
+    """Return a number that torchrun sets in the environment.
+
+    Raises:
+        ConfigError: if it is missing and there is no default, or is no whole number.
+    """
+    text = os.environ.get(name)
+    if text is None and default is not None:
+        return default
+    if text is None or not text.strip().isdecimal():
+        given = "missing from the environment" if text is None else f"{text!r} in the environment"
+        raise ConfigError(
+            f"{name} is {given}, and WORLD_SIZE is {os.environ.get('WORLD_SIZE')!r}: torchrun sets "
+            "both. Start several processes with torchrun, or one with WORLD_SIZE unset"
+        )
+    return int(text)
 
 
 def check_alone(command: str) -> None:
@@ -146,7 +165,7 @@ def check_alone(command: str) -> None:
 
 def was_restarted() -> bool:
     """Return whether torchrun has started this job before (`--max-restarts`)."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
+    return _from_environment("TORCHELASTIC_RESTART_COUNT", 0) > 0
 
 
 @contextmanager
@@ -161,13 +180,16 @@ def init_processes(section: ParallelSection, device: torch.device) -> Generator[
         ConfigError: if the processes cannot be arranged in this way.
         MuonscaleError: if another process is lost.
     """
-    world = int(os.environ.get("WORLD_SIZE", 1))
-    local_world = int(os.environ.get("LOCAL_WORLD_SIZE", world))
+    world = _from_environment("WORLD_SIZE", 1)
+    local_world = _from_environment("LOCAL_WORLD_SIZE", world)
     topology = arrange(section, world, machines=max(1, world // local_world))
     if world == 1:
         yield Processes(topology, device=device)
         return
-    rank, local_rank = int(os.environ["RANK"]), int(os.environ.get("LOCAL_RANK", 0))
+    rank, local_rank = _from_environment("RANK"), _from_environment("LOCAL_RANK", 0)
+    _from_environment("MASTER_PORT")
+    if rank >= world:
+        raise ConfigError(f"RANK is {rank}, and WORLD_SIZE is {world}: ranks are counted from 0")
     backend = "gloo"
     if device.type == "cuda":
         device, backend = torch.device("cuda", local_rank), "cpu:gloo,cuda:nccl"
@@ -181,7 +203,7 @@ def init_processes(section: ParallelSection, device: torch.device) -> Generator[
     try:
         yield Processes(topology, rank, local_rank, device, store)
     except RuntimeError as error:
-        if any(text in str(error) for text in LOST) or isinstance(error, dist.DistNetworkError):
+        if is_lost_peer(error):
             # torchrun now terminates this process too; print the error before that
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
             line = str(error).strip().splitlines()[0]
@@ -191,6 +213,14 @@ def init_processes(section: ParallelSection, device: torch.device) -> Generator[
         raise
     finally:
         dist.destroy_process_group()
+
+
+def is_lost_peer(error: BaseException) -> bool:
+    """Return whether an error of torch.distributed says that another process is gone."""
+    if isinstance(error, CheckpointException):
+        causes = [c[0] if isinstance(c, tuple) else c for c in error.failures.values()]
+        return any(map(is_lost_peer, causes))
+    return isinstance(error, dist.DistNetworkError) or any(text in str(error) for text in LOST)
 
 
 LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Timed out waiting")

@@ -21,7 +21,7 @@ from typing import Any
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.api import CheckpointException
 
-from muonscale.errors import CheckpointError, ConfigError, command_line
+from muonscale.errors import CheckpointError, ConfigError, MuonscaleError, command_line
 from muonscale.lab.config.load import Config
 from muonscale.lab.files import (
     check_regular,
@@ -31,7 +31,7 @@ from muonscale.lab.files import (
     sync_folder,
     write_json,
 )
-from muonscale.lab.parallel.processes import Processes
+from muonscale.lab.parallel.processes import Processes, is_lost_peer
 from muonscale.lab.training.checkpoint_reader import (
     TENSORS,
     CheckpointPlanner,
@@ -136,6 +136,11 @@ def save_checkpoint(
     except (OSError, CheckpointException, RuntimeError) as error:
         if processes.is_first:
             shutil.rmtree(temporary, ignore_errors=True)
+        if is_lost_peer(error):
+            raise MuonscaleError(
+                f"another process of the job is gone: checkpoint of step {step} is not written, and "
+                f"this process cannot go on. When all processes can run again, {way_on(root)}"
+            ) from error
         raise CheckpointError(_write_failure(root, step, error)) from error
 
 

@@ -25,6 +25,7 @@ from muonscale.lab.training.checkpoint import (
 )
 from muonscale.lab.training.console import RunConsole
 from muonscale.lab.training.finish import finish
+from muonscale.lab.training.out_of_memory import explain_out_of_memory
 from muonscale.lab.training.profile import Profiler
 from muonscale.lab.training.provenance import record_provenance
 from muonscale.lab.training.schedule import check_schedule
@@ -87,6 +88,7 @@ def train_together(
         processes.on_first(lambda: record_provenance(config, folder))
     with (
         explain_write_errors(folder),
+        explain_out_of_memory(config),
         stop_on_signals(processes.max_flag) as stop,
         closing(run.trackers),
     ):

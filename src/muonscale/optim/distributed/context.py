@@ -33,6 +33,7 @@ from muonscale.optim.distributed.dtensor import (
     is_sharded,
     local_gradient,
     placements_differ,
+    ranks_of,
     sharding_of,
     to_local,
 )
@@ -100,7 +101,7 @@ class DistributedContext:
         if cached is None or cached.parameter is not parameter:
             ranks = None
             if self.process_group is not None:
-                ranks = dist.get_process_group_ranks(self.process_group)
+                ranks = ranks_of(self.process_group)
             matrices = group["matrices"].get(name, PLAIN)
             cached = _CachedSharding(parameter, sharding_of(name, parameter, matrices, ranks))
             self._cache[name] = cached
@@ -126,7 +127,10 @@ class DistributedContext:
             for group in groups
             for name, parameter in named(group)
         }
-        absent = self._agree(groups, shardings, error or self._find_error(groups, shardings))
+        error = error or self._find_error(groups, shardings)
+        if error is not None and not dist.is_initialized():
+            raise error
+        absent = self._agree(groups, shardings, error)
         items = []
         for group in groups:
             for name, parameter in named(group):
@@ -147,6 +151,14 @@ class DistributedContext:
         self, groups: Sequence[Group], shardings: Mapping[str, Sharding | None]
     ) -> MuonscaleError | None:
         """Return why a parameter or gradient of this rank cannot be used, or None."""
+        if (
+            any(sharding is not None for sharding in shardings.values())
+            and not dist.is_initialized()
+        ):
+            return LayoutError(
+                "torch.distributed is not initialized any more, so that parameters on several ranks "
+                "cannot be updated. Make a new model and optimizer after init_process_group"
+            )
         try:
             for group in groups:
                 for name, parameter in named(group):
@@ -238,12 +250,22 @@ class DistributedContext:
         return agree_on_finite(check, names, [self.group(ranks) for ranks in shared])
 
     def group(self, ranks: Ranks) -> dist.ProcessGroup:
-        """Return the process group of these ranks. A collective of them, the first time."""
+        """Return the process group of these ranks. A collective of them, the first time.
+
+        Raises:
+            LayoutError: if it was destroyed.
+        """
         if ranks not in self._groups:
             group = group_of(ranks)
             assert group is not None
             self._groups[ranks] = group
+        ranks_of(self._groups[ranks])
         return self._groups[ranks]
+
+    def check_group(self) -> None:
+        """Raise LayoutError if the process group of replicas does not exist or lacks this rank."""
+        if self.process_group is not None:
+            ranks_of(self.process_group)
 
     def rank_groups(self, groups: Sequence[Group], rule: Rule) -> list[RankGroup]:
         """Return the rank groups of the parameters on a rule, the same on all of their ranks.
@@ -282,6 +304,7 @@ class DistributedContext:
         """Assign an owner to the state of each parameter that is new since the last call."""
         if self.process_group is None:
             return
+        self.check_group()
         for group in groups:
             check_names(group)
         for rule in RULES:

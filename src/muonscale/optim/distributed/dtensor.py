@@ -178,6 +178,31 @@ def zeros_with_sharding(parameter: Any, sharding: Sharding, dtype: torch.dtype) 
     )
 
 
+def ranks_of(group: dist.ProcessGroup) -> tuple[int, ...]:
+    """Return the global ranks of a process group.
+
+    Raises:
+        LayoutError: if it does not exist, or this rank is not in it.
+    """
+    advice = "Make a new optimizer after init_process_group, with a group that has this rank"
+    if not dist.is_initialized():
+        raise LayoutError(
+            f"torch.distributed is not initialized, so there is no process group {group}: it was "
+            f"destroyed, or not made yet. {advice}"
+        )
+    try:
+        ranks = tuple(dist.get_process_group_ranks(group))
+    except (KeyError, TypeError, ValueError) as error:
+        raise LayoutError(
+            f"{group!r} is not a process group, or was destroyed by destroy_process_group. {advice}"
+        ) from error
+    if dist.get_rank() not in ranks:
+        raise LayoutError(
+            f"the process group has the ranks {ranks}, and this is rank {dist.get_rank()}. {advice}"
+        )
+    return ranks
+
+
 def group_of(ranks: tuple[int, ...]) -> dist.ProcessGroup | None:
     """Return a process group of these global ranks, which are sorted; None for a single rank.
 
