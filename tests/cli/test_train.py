@@ -10,9 +10,15 @@ import time
 from importlib.metadata import version
 from pathlib import Path
 
+import numpy as np
 import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from muonscale.lab.config.load import load_config
+from muonscale.lab.data.ngram import fit_ngrams
+from muonscale.lab.data.prepare import prepare
+from muonscale.lab.parallel.processes import Processes
+from muonscale.lab.training.setup import build_batches
 from tests.conftest import Muonscale, tiny_words, train_shared
 
 STEPS = 12
@@ -55,6 +61,62 @@ def test_a_run_leaves_everything_it_promises(
     assert result["perplexity"] == pytest.approx(math.exp(result["validation_loss"]))
     for text in ("unigram", "bigram", "bits per byte", "matrices"):
         assert text in answer.out
+
+
+def test_the_baselines_are_those_of_the_corpus_whatever_a_run_reads(
+    muonscale: Muonscale, tiny: list[str], finished: Path, cache: Path, tmp_path: Path
+) -> None:
+    whole = json.loads((finished / "result.json").read_text())
+    words = [*tiny, "train.steps=1", f"run.path={tmp_path / 'short'}"]
+    answer = muonscale("train", *words)
+    assert answer.code == 0, answer.err
+    assert "fitting the n-gram baselines" not in answer.out  # the run of 12 steps has done it
+    short = json.loads((tmp_path / "short" / "result.json").read_text())
+    for key in ("unigram_loss", "bigram_loss"):
+        assert short[key] == whole[key]
+
+    # They are those of counts of the whole training split, and are fitted again when lost.
+    config = load_config(tiny[0], tiny[1:])
+    corpora = prepare(config.data, seed=config.run.seed, report=lambda *_: None)
+    (corpus,) = corpora.values()
+    (rows,) = build_batches(config, corpora, Processes()).train.values()
+    ngrams = fit_ngrams([rows.batch(np.arange(len(rows)))], 300)
+    validation = corpus.validation.rows(32)
+    batch = validation.batch(np.arange(len(validation)))
+    assert whole["bigram_loss"] == pytest.approx(ngrams.bigram_loss([batch]), rel=1e-9)
+    (kept,) = [
+        path
+        for path in (cache / "ngrams").iterdir()
+        if json.loads(path.read_text())["bigram_loss"] == whole["bigram_loss"]
+    ]
+    for damage in ("[", '{"unigram_loss": null}'):
+        kept.write_text(damage)
+        shutil.rmtree(tmp_path / "short")
+        answer = muonscale("train", *words)
+        assert answer.code == 0 and "fitting the n-gram baselines" in answer.out
+        assert json.loads(kept.read_text())["bigram_loss"] == whole["bigram_loss"]
+
+
+def test_the_speed_is_that_of_all_steps_and_the_median_is_called_so(
+    muonscale: Muonscale, finished: Path
+) -> None:
+    """A machine that is busy for a while makes the median another number than the whole."""
+    (finished / "result.json").unlink()
+    lines = (finished / "metrics.jsonl").read_text().splitlines()
+    records = [json.loads(line) for line in lines]
+    for record in records:
+        if record["kind"] == "train":
+            record["step_ms"] = 100.0 if record["step"] <= 7 else 1000.0
+            record["tokens_per_second"] = 256 / (record["step_ms"] / 1000)
+    changed = "".join(json.dumps(record) + "\n" for record in records)
+    (finished / "metrics.jsonl").write_text(changed)
+    answer = muonscale("train", finished, "--resume")
+    assert answer.code == 0, answer.err
+    result = json.loads((finished / "result.json").read_text())
+    assert result["train_seconds"] == pytest.approx(5.7)
+    assert result["mean_tokens_per_second"] == pytest.approx(12 * 256 / 5.7)
+    assert result["tokens_per_second"] == pytest.approx(2560)
+    assert "trained in 6 s, 539 tokens/s (median of the steps 2,560)" in answer.out
 
 
 def test_the_model_loads_and_generates_in_transformers(

@@ -98,6 +98,7 @@ def train_together(
             make_up_evaluation(run, stop, seen)
         processes.on_first(lambda: record_environment(run))
         introduce(run)
+        evaluate_start(run, stop, seen)
         run_steps(run, stop)
         return finish(run, stop)
 
@@ -224,6 +225,23 @@ def make_up_evaluation(run: Run, stop: StopRequest, seen: list[dict[str, Any]]) 
     here = ("eval", run.state.step)
     if not run.processes.on_first(lambda: any((r["kind"], r["step"]) == here for r in seen)):
         evaluate_if_due(run, stop)
+
+
+def evaluate_start(run: Run, stop: StopRequest, seen: list[dict[str, Any]]) -> None:
+    """Evaluate a model that starts from a checkpoint before its first step: a collective.
+
+    The evaluation is on the whole validation split, as the one at the end is, so that both can be
+    compared.
+    """
+    if run.config.model.weights is None or run.state.step > 0:
+        return
+    if run.processes.on_first(lambda: any((r["kind"], r["step"]) == ("eval", 0) for r in seen)):
+        return
+    run.console.log("evaluating the model before training on the whole validation split")
+    record = measure_validation(run, stop)
+    if record is not None:
+        run.record(record)
+        run.console.log(f"validation loss before training: {record['validation_loss']:.3f}")
 
 
 def record_environment(run: Run) -> None:
