@@ -173,7 +173,7 @@ def read_text(path: Path, at_most: int = LARGEST, errors: str = "strict") -> str
 def sha256(path: Path) -> str:
     """Return the SHA-256 of a regular file."""
     with open_regular(path) as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()  # pyrefly: ignore
 
 
 def sync_folder(folder: Path) -> None:

@@ -97,7 +97,8 @@ def with_shard_blocks(tensors: Any) -> Any:
 
     def convert(tensor: Tensor) -> Tensor:
         strided = is_sharded(tensor) and any(
-            getattr(placement, "split_factor", 1) > 1 for placement in tensor.placements
+            getattr(placement, "split_factor", 1) > 1
+            for placement in tensor.placements  # pyrefly: ignore
         )
         return ShardBlock(tensor) if strided else tensor
 
