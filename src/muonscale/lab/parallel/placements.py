@@ -109,7 +109,7 @@ def _check_widths(model: PreTrainedModel, tensor: int) -> None:
         axis = {"rows": 0, "columns": 1}.get(style)
         if axis is None:
             continue
-        width = model.get_submodule(name).weight.shape[axis]
+        width = model.get_parameter(f"{name}.weight").shape[axis]
         if width % tensor:
             fields = model.config.get_text_config().to_dict().items()
             same = [field for field, value in fields if value == width and "size" in field]
