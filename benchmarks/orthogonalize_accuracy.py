@@ -13,12 +13,13 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import torch
 from torch import Tensor
-from torch.distributed.checkpoint import FileSystemReader
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from muonscale.errors import CheckpointError
+from muonscale.lab.parallel.processes import Processes
 from muonscale.lab.run_folder import RunFolder
 from muonscale.lab.training.checkpoint import load_tensors, newest_checkpoint
+from muonscale.lab.training.checkpoint_reader import read_metadata
 from muonscale.optim.newton_schulz.coefficients import SCHEDULES, Coefficients, resolve
 from muonscale.optim.newton_schulz.flops import HIGHEST_IN_16_BITS, highest_value, ns_flops
 from muonscale.optim.newton_schulz.orthogonalize import exact_polar, orthogonalize
@@ -48,13 +49,13 @@ def momentum(run: Path) -> tuple[Path, dict[str, Tensor]]:
     folder = newest_checkpoint(RunFolder(run).checkpoints, print)
     if folder is None:
         raise CheckpointError(f"{run} has no checkpoint: train one with `muonscale train`")
-    stored = FileSystemReader(str(folder)).read_metadata().state_dict_metadata
+    stored = read_metadata(folder).state_dict_metadata
     tensors = {
         name: torch.empty(entry.size)
         for name, entry in stored.items()
         if name.endswith(".momentum_buffer") and isinstance(entry, TensorStorageMetadata)
     }
-    load_tensors(folder, tensors)
+    load_tensors(folder, tensors, Processes())
     return folder, tensors
 
 

@@ -16,6 +16,7 @@ command line prints it without a traceback and exits with code 2. `assert` is fo
 from __future__ import annotations
 
 import difflib
+import shlex
 from collections.abc import Iterable
 
 
@@ -61,6 +62,11 @@ def shown(value: object, longest: int = 200) -> str:
         )
     half = (longest - 5) // 2
     return text if len(text) <= longest else f"{text[:half]} ... {text[-half:]}"
+
+
+def command_line(*words: object) -> str:
+    """Return a `muonscale` command for a message, with quotes where a shell needs them."""
+    return shlex.join(["muonscale", *map(str, words)])
 
 
 def nearest(name: object, accepted: Iterable[str]) -> str:

@@ -1,11 +1,21 @@
 from __future__ import annotations
 
+import ast
+import itertools
+import os
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+import muonscale as muonscale_package
+from muonscale.errors import command_line
 from tests.conftest import Muonscale
+
+COMMAND = re.compile(r"muonscale [a-z]+( [a-z]+)? $")
+"""The beginning of a command, up to a value that is put in."""
 
 
 def python(program: str) -> subprocess.CompletedProcess[str]:
@@ -48,6 +58,56 @@ def test_without_the_lab_extra_the_install_command_is_printed() -> None:
     answer = python(program)
     assert answer.returncode == 2
     assert 'pip install "muonscale[lab]"' in answer.stderr and "Traceback" not in answer.stderr
+
+
+def test_windows_is_refused_with_a_sentence() -> None:
+    program = (
+        "import sys; sys.platform = 'win32'; sys.argv = ['muonscale', 'recipes']\n"
+        "from muonscale.cli import main\n"
+        "sys.exit(main())"
+    )
+    answer = python(program)
+    assert answer.returncode == 2 and "Windows" in answer.stderr and "Linux" in answer.stderr
+    answer = python("import sys; sys.modules['fcntl'] = None; import muonscale.lab.files")
+    assert "ImportError: muonscale.lab locks files" in answer.stderr
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_characters_that_the_output_cannot_show_are_replaced(encoding: str) -> None:
+    program = (
+        "import sys; sys.argv = ['muonscale', 'recipes']\n"
+        "from muonscale.cli import main\n"
+        "try: main()\n"
+        "except SystemExit: pass\n"
+        "import typer\n"
+        "from muonscale.lab.training.console import RunConsole\n"
+        "RunConsole().log('sample \u2581\u0416')\n"
+        "typer.echo('schedule \u2581\u0416')"
+    )
+    answer = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        env={**os.environ, "PYTHONIOENCODING": encoding},
+    )
+    assert answer.returncode == 0 and answer.stderr == b""
+    *_, sample, schedule = answer.stdout.splitlines()
+    assert sample == b"sample ??"
+    # typer writes UTF-8 where the encoding is ASCII, which it takes for a mistake.
+    assert schedule == (b"schedule ??" if encoding == "latin-1" else "schedule ▁Ж".encode())
+
+
+def test_paths_in_commands_of_messages_are_quoted() -> None:
+    assert command_line("train", "a b", "--resume") == "muonscale train 'a b' --resume"
+    bare = []
+    for path in sorted(Path(muonscale_package.__file__).parent.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.JoinedStr):
+                continue
+            for before, after in itertools.pairwise(node.values):
+                text = before.value if isinstance(before, ast.Constant) else ""
+                if isinstance(after, ast.FormattedValue) and COMMAND.search(str(text)):
+                    bare.append(f"{path}:{node.lineno}")
+    assert not bare
 
 
 def test_every_public_name_can_be_loaded() -> None:

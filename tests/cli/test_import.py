@@ -95,6 +95,28 @@ def test_an_imported_model_starts_with_the_exported_ones_loss(
     assert env["weights"]["files"]["model.safetensors"]["bytes"] == size
 
 
+@pytest.mark.parametrize(("lr", "said"), [(0.02, "better"), (3.0, "worse")])
+def test_an_import_says_the_loss_before_and_after(
+    muonscale: Muonscale, rest: list[str], model: Path, trained_once: Path, tmp_path: Path,
+    lr: float, said: str,
+) -> None:  # fmt: skip
+    answer = muonscale("import", model, *rest, f"optimizer.lr={lr}", "schedule.warmup=0")
+    assert answer.code == 0, answer.err
+    first = json.loads((trained_once / "result.json").read_text())
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    before, after = result["start_validation_loss"], result["validation_loss"]
+    assert before == pytest.approx(first["validation_loss"], abs=1e-5)  # of the same text
+    assert result["bigram_loss"] == first["bigram_loss"]
+    assert (after < before) == (said == "better")
+    assert (
+        f"validation loss before training {before:.3f}, after {after:.3f} "
+        f"({abs(after - before):.3f} {said})" in answer.out
+    )
+    assert muonscale("report", tmp_path / "run").code == 0
+    page = (tmp_path / "run" / "report" / "report.html").read_text(encoding="utf-8")
+    assert "validation loss before training" in page and f"{before:.4f}" in page
+
+
 def test_with_the_optimizers_state_a_run_goes_on_as_if_never_left(
     muonscale: Muonscale, rest: list[str], model: Path, tmp_path: Path
 ) -> None:

@@ -1,46 +1,30 @@
 from __future__ import annotations
 
+import html
 import json
-import sys
+import shutil
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
-from muonscale.lab.report.page import Chart, Page, PageSection, Series, Table
-from tests.conftest import Muonscale
+from tests.cli.studies import write_recipe
+from tests.conftest import Muonscale, call
 from tests.lab.report.folders import records, write_run
 
 
-def fake(monkeypatch: pytest.MonkeyPatch, module: str, function: str, title: str) -> list[Path]:
-    """Put a reader of folders in place of a module, and return the paths it is given."""
-    asked: list[Path] = []
-
-    def page(path: Path) -> Page:
-        asked.append(path)
-        chart = Chart(
-            name="loss", title="t", x_label="x", y_label="y",
-            series=(Series(name="a", x=(1.0, 2.0), y=(1.0, 2.0)),),
-        )  # fmt: skip
-        table = Table(head=("a",), rows=(("1",),), name="numbers")
-        section = PageSection(title="Found", blocks=(chart, table))
-        return Page(title=title, summary="A summary.", sections=(section,))
-
-    *_, name = module.split(".")
-    parent, _, _ = module.rpartition(".")
-    for part in (parent, module):
-        monkeypatch.setitem(sys.modules, part, ModuleType(part))
-    setattr(sys.modules[parent], name, sys.modules[module])
-    setattr(sys.modules[module], function, page)
-    return asked
+@pytest.fixture(scope="session")
+def study_once(corpus_file: Path, cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("study")
+    assert call("study", "run", write_recipe(folder, corpus_file, cache), "lr=[0.01]") == 0
+    return folder / "study"
 
 
 @pytest.fixture
-def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, list[Path]]:
-    folder = tmp_path / "study"
-    folder.mkdir()
-    (folder / "study.json").write_text("{}")
-    return folder, fake(monkeypatch, "muonscale.lab.studies.engine", "report_folder", "The study")
+def study(study_once: Path, tmp_path: Path) -> Path:
+    """A copy of the folder of a finished study of two runs, without its report."""
+    folder = Path(shutil.copytree(study_once, tmp_path / "study"))
+    shutil.rmtree(folder / "report")
+    return folder
 
 
 def test_a_run_that_was_trained_has_a_report(finished: Path, muonscale: Muonscale) -> None:
@@ -63,37 +47,53 @@ def test_several_runs_are_compared_in_one_page(
     assert "2 runs" in (tmp_path / "report" / "report.html").read_text(encoding="utf-8")
 
 
-def test_a_study_has_its_own_page(study: tuple[Path, list[Path]], muonscale: Muonscale) -> None:
-    folder, asked = study
-    answer = muonscale("report", folder)
+def test_a_study_has_its_own_page(study: Path, muonscale: Muonscale) -> None:
+    answer = muonscale("report", study)
     assert answer.code == 0, answer.err
-    assert asked == [folder]
-    assert (folder / "report" / "figures" / "loss.png").exists()
-    assert "The study" in (folder / "report" / "report.html").read_text(encoding="utf-8")
+    page = (study / "report" / "report.html").read_text(encoding="utf-8")
+    (place,) = json.loads((study / "result.json").read_text())["places"]
+    assert f"{place['comparisons'][0]['difference']:+.4f} nats" in page
+    assert list((study / "report" / "figures").glob("*.png"))
 
 
 def test_a_check_of_coordinates_has_its_own_page(
-    tmp_path: Path, muonscale: Muonscale, monkeypatch: pytest.MonkeyPatch
+    tiny: list[str], tmp_path: Path, muonscale: Muonscale
 ) -> None:
-    (tmp_path / "coordcheck.json").write_text("{}")
-    module = "muonscale.lab.coordcheck.page"
-    asked = fake(monkeypatch, module, "read_check_page", "The coordinates")
-    assert muonscale("report", tmp_path).code == 0
-    assert asked == [tmp_path]
+    out = tmp_path / "check"
+    quick = ("--widths", "16,32,64", "--seeds", 1, "--steps", 3, "--batch-tokens", 256)
+    check = muonscale("coordcheck", *tiny, *quick, "--out", out)
+    answer = muonscale("report", out)
+    assert answer.code == 0, answer.err
+    page = (out / "report" / "report.html").read_text(encoding="utf-8")
+    _, claim = check.out.strip().splitlines()[-1].split(": ", 1)
+    assert html.escape(claim) in page
+    names = {path.name for path in (out / "report" / "figures").glob("*.png")}
+    assert {"size-by-width.png", "update-slopes.png"} <= names and len(names) == 8
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"rows": []}', '{"rows": 5}'])
+def test_a_damaged_check_of_coordinates_is_a_sentence(
+    content: str, tmp_path: Path, muonscale: Muonscale
+) -> None:
+    (tmp_path / "coordcheck.json").write_text(content)
+    answer = muonscale("report", tmp_path)
+    assert answer.code == 2
+    assert str(tmp_path / "coordcheck.json") in answer.err and "again" in answer.err
 
 
 @pytest.mark.slow
 def test_folders_of_several_kinds_are_parts_of_one_page(
-    study: tuple[Path, list[Path]], tmp_path: Path, muonscale: Muonscale
+    study: Path, tmp_path: Path, muonscale: Muonscale
 ) -> None:
     one, two = (write_run(tmp_path / name, records()) for name in ("one", "two"))
-    answer = muonscale("report", one, study[0], two, "--out", tmp_path / "out")
+    answer = muonscale("report", one, study, two, "--out", tmp_path / "out")
     assert answer.code == 0, answer.err
     text = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
-    for part in ("2 runs", "The study"):
-        assert f'<h2 class="part">{part}</h2>' in text
+    assert '<h2 class="part">2 runs</h2>' in text
+    assert text.count('<h2 class="part">') == 2
     names = {path.name for path in (tmp_path / "out" / "figures").iterdir()}
-    assert {"part1-training-loss.png", "part2-loss.png", "part2-numbers.csv"} <= names
+    assert "part1-training-loss.png" in names
+    assert any(name.startswith("part2-") for name in names)
 
 
 @pytest.mark.parametrize("what", ["nowhere", "empty", "model", "file"])

@@ -2,41 +2,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
-import yaml
 
+from tests.cli.studies import write_recipe
 from tests.conftest import Muonscale
 
 
 @pytest.fixture
 def recipe(corpus_file: Path, cache: Path, tmp_path: Path) -> str:
-    keys: dict[str, Any] = {
-        "model.preset": "llama-pico",
-        "data.path": str(corpus_file),
-        "data.cache": str(cache),
-        "data.vocab_size": 300,
-        "data.sequence_length": 32,
-        "train.steps": 4,
-        "train.batch_tokens": 256,
-        "eval.every": 1,
-        "eval.batch_tokens": 2048,
-        "eval.sample_tokens": 0,
-    }
-    study = {
-        "study": "compare",
-        "path": str(tmp_path / "study"),
-        "set": keys,
-        "variants": ["adamw", "muon"],
-        "baselines": ["adamw"],
-        "lr": [0.01, 0.02],
-        "seeds": [0],
-        "executor": {"kind": "inline"},
-    }
-    path = tmp_path / "mine.yaml"
-    path.write_text(yaml.safe_dump(study))
-    return str(path)
+    return str(write_recipe(tmp_path, corpus_file, cache))
 
 
 def test_plan_run_and_status(muonscale: Muonscale, recipe: str, tmp_path: Path) -> None:

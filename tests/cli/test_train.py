@@ -10,9 +10,15 @@ import time
 from importlib.metadata import version
 from pathlib import Path
 
+import numpy as np
 import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from muonscale.lab.config.load import load_config
+from muonscale.lab.data.ngram import fit_ngrams
+from muonscale.lab.data.prepare import prepare
+from muonscale.lab.parallel.processes import Processes
+from muonscale.lab.training.setup import build_batches
 from tests.conftest import Muonscale, tiny_words, train_shared
 
 STEPS = 12
@@ -55,6 +61,62 @@ def test_a_run_leaves_everything_it_promises(
     assert result["perplexity"] == pytest.approx(math.exp(result["validation_loss"]))
     for text in ("unigram", "bigram", "bits per byte", "matrices"):
         assert text in answer.out
+
+
+def test_the_baselines_are_those_of_the_corpus_whatever_a_run_reads(
+    muonscale: Muonscale, tiny: list[str], finished: Path, cache: Path, tmp_path: Path
+) -> None:
+    whole = json.loads((finished / "result.json").read_text())
+    words = [*tiny, "train.steps=1", f"run.path={tmp_path / 'short'}"]
+    answer = muonscale("train", *words)
+    assert answer.code == 0, answer.err
+    assert "fitting the n-gram baselines" not in answer.out  # the run of 12 steps has done it
+    short = json.loads((tmp_path / "short" / "result.json").read_text())
+    for key in ("unigram_loss", "bigram_loss"):
+        assert short[key] == whole[key]
+
+    # They are those of counts of the whole training split, and are fitted again when lost.
+    config = load_config(tiny[0], tiny[1:])
+    corpora = prepare(config.data, seed=config.run.seed, report=lambda *_: None)
+    (corpus,) = corpora.values()
+    (rows,) = build_batches(config, corpora, Processes()).train.values()
+    ngrams = fit_ngrams([rows.batch(np.arange(len(rows)))], 300)
+    validation = corpus.validation.rows(32)
+    batch = validation.batch(np.arange(len(validation)))
+    assert whole["bigram_loss"] == pytest.approx(ngrams.bigram_loss([batch]), rel=1e-9)
+    (kept,) = [
+        path
+        for path in (cache / "ngrams").iterdir()
+        if json.loads(path.read_text())["bigram_loss"] == whole["bigram_loss"]
+    ]
+    for damage in ("[", '{"unigram_loss": null}'):
+        kept.write_text(damage)
+        shutil.rmtree(tmp_path / "short")
+        answer = muonscale("train", *words)
+        assert answer.code == 0 and "fitting the n-gram baselines" in answer.out
+        assert json.loads(kept.read_text())["bigram_loss"] == whole["bigram_loss"]
+
+
+def test_the_speed_is_that_of_all_steps_and_the_median_is_called_so(
+    muonscale: Muonscale, finished: Path
+) -> None:
+    """A machine that is busy for a while makes the median another number than the whole."""
+    (finished / "result.json").unlink()
+    lines = (finished / "metrics.jsonl").read_text().splitlines()
+    records = [json.loads(line) for line in lines]
+    for record in records:
+        if record["kind"] == "train":
+            record["step_ms"] = 100.0 if record["step"] <= 7 else 1000.0
+            record["tokens_per_second"] = 256 / (record["step_ms"] / 1000)
+    changed = "".join(json.dumps(record) + "\n" for record in records)
+    (finished / "metrics.jsonl").write_text(changed)
+    answer = muonscale("train", finished, "--resume")
+    assert answer.code == 0, answer.err
+    result = json.loads((finished / "result.json").read_text())
+    assert result["train_seconds"] == pytest.approx(5.7)
+    assert result["mean_tokens_per_second"] == pytest.approx(12 * 256 / 5.7)
+    assert result["tokens_per_second"] == pytest.approx(2560)
+    assert "trained in 6 s, 539 tokens/s (median of the steps 2,560)" in answer.out
 
 
 def test_the_model_loads_and_generates_in_transformers(
@@ -193,6 +255,42 @@ def test_resume_passes_over_a_damaged_checkpoint(
     assert weights(run) == whole
     assert [r["step"] for r in metrics(run, "train")] == list(range(1, STEPS + 1))
     assert [r["step"] for r in metrics(run, "eval")] == [4, 8, 12]
+
+
+def test_resume_keeps_the_records_after_a_damaged_line(
+    muonscale: Muonscale, tiny: list[str], finished: Path
+) -> None:
+    (finished / "result.json").unlink()
+    path = finished / "metrics.jsonl"
+    split = path.read_text().splitlines(keepends=True)
+    split[2] = split[2][:20] + "\n"
+    path.write_text("".join(split))
+    answer = muonscale("train", *tiny, "--resume")
+    assert answer.code == 0 and "metrics-damaged.jsonl" in answer.out
+    steps = [r["step"] for r in metrics(finished, "train")]
+    assert len(steps) == STEPS - 1 and steps[-1] == STEPS
+    assert (finished / "metrics-damaged.jsonl").read_text() == "".join(split)
+
+
+@pytest.mark.parametrize("how", ["link", "empty", "missing"])
+def test_resume_without_the_checkpoints_that_there_were(
+    how: str, muonscale: Muonscale, finished: Path
+) -> None:
+    (finished / "result.json").unlink()
+    before = (finished / "metrics.jsonl").read_bytes()
+    root = finished / "checkpoints"
+    shutil.rmtree(root)
+    if how == "link":
+        root.symlink_to(finished.parent / "volume" / "checkpoints")
+    elif how == "empty":
+        root.mkdir()
+    refused(muonscale("train", finished, "--resume"), str(root), "mount")
+    assert (finished / "metrics.jsonl").read_bytes() == before
+    if how == "link":
+        root.unlink()
+    (finished / "metrics.jsonl").rename(finished / "old.jsonl")  # as the error says
+    answer = muonscale("train", finished, "--resume")
+    assert answer.code == 0 and "at step 0 of 12" in answer.out
 
 
 def test_a_run_whose_metrics_are_lost_is_finished_all_the_same(
@@ -360,3 +458,37 @@ def test_an_unfinished_run_does_not_generate(
     shutil.rmtree(finished / "model")
     refused(muonscale("generate", finished, "x"), "not finished")
     refused(muonscale("generate", tmp_path / "nothing", "x"), "nothing")
+
+
+@pytest.mark.parametrize("how", ["elsewhere", "gone"])
+def test_resume_uses_the_prepared_tokens_if_the_text_cannot_be_read(
+    how: str,
+    muonscale: Muonscale,
+    tiny: list[str],
+    corpus_text: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (tmp_path / "own.txt").write_text(corpus_text[:60_000])
+    monkeypatch.chdir(tmp_path)
+    run, weights_file = tmp_path / "run", tmp_path / "run" / "model" / "model.safetensors"
+    words = [word for word in tiny if not word.startswith(("data.path=", "data.cache="))]
+    words += ["data.path=own.txt", f"data.cache={tmp_path / 'cache'}"]
+    assert muonscale("train", *words).code == 0
+    whole = weights_file.read_bytes()
+    (run / "result.json").unlink()
+    shutil.rmtree(run / "model")
+    shutil.rmtree(run / "checkpoints" / "step-00000012")
+    if how == "gone":
+        (tmp_path / "own.txt").unlink()
+    else:
+        (tmp_path / "elsewhere").mkdir()
+        monkeypatch.chdir(tmp_path / "elsewhere")
+    answer = muonscale("train", run, "--resume")
+    assert answer.code == 0, answer.err
+    assert "own.txt" in answer.out and str(tmp_path / "cache") in answer.out
+    assert weights_file.read_bytes() == whole
+    assert muonscale("eval", run).code == 0
+    (run / "result.json").unlink()
+    shutil.rmtree(tmp_path / "cache")
+    refused(muonscale("train", run, "--resume"), "own.txt cannot be read")

@@ -130,6 +130,19 @@ ROWS: dict[str, Row] = {
     "set": Row(C, ("set=5",), study("compare", "set=5")),
     "key of set": Row(C, ("'lr'", "train.tokens"), study("compare", "set={lr: 5}")),
     "own key": Row(C, ("set.run.seed",), lambda _: load_study("muon-adamw-nano", ["set.run.seed=1"]).plan({})),
+    "a variant no file could have": Row(
+        C,
+        ("variants", "'my base'", "letters"),
+        study("compare", 'variants={"my base": {optimizer.lr: 0.1}}', "baselines=[my base]"),
+    ),
+    "an axis value no file could have": Row(
+        C, ("axes.size", "'a/b'"), study("compare", 'axes={"size": {"a/b": {train.steps: 2}}}')
+    ),
+    "variants that are one file": Row(
+        C,
+        ("'A' and 'a'", "case"),
+        study("compare", "variants={A: {optimizer.lr: 0.1}, a: {optimizer.lr: 0.2}}"),
+    ),
     "variants": Row(C, ("=5",), study("compare", "variants=5")),
     "a variant": Row(C, ("'muonn'", "muon"), study("compare", "variants=[muonn]")),
     "baselines": Row(C, ("'sgd'", "adamw"), study("compare", "baselines=[sgd]")),
@@ -156,6 +169,7 @@ ROWS: dict[str, Row] = {
     "scaling seeds": Row(C, ("[1, 1]",), study("scaling", "seeds=[1, 1]")),
     "calibration": Row(C, ("=100", "base_width=32"), study("telescope", "calibration_width=100")),
     "target": Row(C, ("target_width=64",), study("telescope", "target_width=64")),
+    "telescope file": Row(C, ("hyperparameters", "'l r'"), study("telescope", "hyperparameters={l r: {key: optimizer.lr, center: 1, ratio: 2}}")),
     "telescope name": Row(C, ("hyperparameters.width",), study("telescope", "hyperparameters={width: {key: optimizer.lr, center: 1, ratio: 2}}")),
     "telescope key": Row(C, ("'lr'", "section.key"), study("telescope", "hyperparameters={a: {key: lr, center: 1, ratio: 2}}")),
     "telescope own": Row(C, ("run.seed",), study("telescope", "hyperparameters={a: {key: run.seed, center: 1, ratio: 2}}")),

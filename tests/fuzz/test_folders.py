@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import pickle
 import shutil
 from pathlib import Path
 from typing import Any
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.distributed.checkpoint.metadata import Metadata
 
+from muonscale.lab.training.checkpoint_reader import read_metadata
 from tests.fuzz.outcome import command
 from tests.fuzz.strategies import damaged, damaged_bytes
 from tests.fuzz.tiers import tiers
@@ -37,7 +41,7 @@ def harm(data: st.DataObject, run: Path, names: list[str]) -> None:
     """Do one or two harms to files of a run."""
     for _ in range(data.draw(st.integers(1, 2))):
         name = data.draw(st.sampled_from(names))
-        kinds = ["bytes"] * 4 + ["remove", "folder", "link", "swap", "beside"]
+        kinds = ["bytes"] * 4 + ["remove", "folder", "link", "swap", "beside", "pipe"]
         kinds += ["json"] * 5 * name.endswith((".json", ".jsonl"))
         apply(data.draw, run, name, data.draw(st.sampled_from(kinds)))
 
@@ -56,10 +60,17 @@ def apply(draw: Any, run: Path, name: str, kind: str) -> None:
     elif kind == "folder":
         path.unlink()
         path.mkdir()
+    elif kind == "pipe":
+        path.unlink()
+        os.mkfifo(path)
     elif kind == "link":
         path.unlink()
         path.symlink_to(
-            draw(st.sampled_from(["/dev/null", "nowhere", name.split("/")[-1], "../other.txt"]))
+            draw(
+                st.sampled_from(
+                    ["/dev/null", "/dev/zero", "nowhere", name.split("/")[-1], "../other.txt"]
+                )
+            )
         )
     elif kind == "swap":
         other = draw(st.sampled_from([str(p.relative_to(run)) for p in files(run)]))
@@ -177,3 +188,21 @@ def same_settings(run: Path, good: Path) -> bool:
         )
     except (OSError, ValueError):
         return False
+
+
+@tiers(few=200, many=20_000)
+def test_damaged_metadata_is_read_or_refused(
+    tried: settings, good_run: Path, tmp_path: Path
+) -> None:
+    good = (good_run / "checkpoints" / STEPS[1] / ".metadata").read_bytes()
+
+    @tried
+    @given(damaged_bytes(good))
+    def check(content: bytes) -> None:
+        (tmp_path / ".metadata").write_bytes(content)
+        try:
+            assert isinstance(read_metadata(tmp_path), Metadata)
+        except pickle.UnpicklingError as error:
+            assert str(error)
+
+    check()

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from hypothesis import given, settings
@@ -55,7 +56,12 @@ SPOILT = st.one_of(
     VALUES,
     st.fixed_dictionaries({"text": TEXT}),
 )
+# Tokens of a small vocabulary, most of which are UTF-8 with NUL bytes in it.
+TOKENS = st.lists(st.integers(0, 300), min_size=200, max_size=400).map(
+    lambda ids: np.array(ids, "<u2").tobytes()
+)
 CORPORA = st.one_of(
+    st.tuples(st.just("a.txt"), TOKENS),
     st.tuples(st.just("a.txt"), st.one_of(LONG.map(lambda t: t.encode("utf-8", "replace")), st.binary(max_size=200))),
     st.tuples(st.just("a.jsonl"), st.lists(SPOILT, max_size=30).map(lines)),
     st.tuples(st.just("a.jsonl"), damaged_bytes(lines([{"text": "word " * 30}] * 30))),
@@ -89,6 +95,7 @@ def test_a_corpus_is_prepared_or_refused(tried: settings, good_run: Path, tmp_pa
         def read() -> None:
             found = next(iter(prepare(data, seed=0, report=lambda *_: None).values()))
             assert found.stats.train.tokens > 0 and found.stats.validation.tokens > 0
+            assert corpus[0] != "a.txt" or b"\0" not in corpus[1], "binary data was read as text"
 
         refused_or(read)
 

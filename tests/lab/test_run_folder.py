@@ -26,10 +26,31 @@ def test_metrics_after_a_step_and_a_cut_line_are_dropped(tmp_path: Path) -> None
         folder.append_metrics({"kind": "train", "step": step})
     with folder.metrics.open("a") as file:
         file.write('{"kind": "train", "st')
-    assert [record["step"] for record in folder.truncate_metrics(2)] == [1, 2, 3]
+    assert [record["step"] for record in folder.truncate_metrics(2, pytest.fail)] == [1, 2, 3]
     assert lines(folder) == [("train", 1), ("train", 2)]
     folder.append_metrics({"kind": "train", "step": 3})
     assert lines(folder)[-1] == ("train", 3)
+
+
+def test_records_around_damaged_lines_stay_and_the_file_is_kept(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    for step in range(1, 8):
+        folder.append_metrics({"kind": "train", "step": step})
+    for damage, number in ((b'{"kind": "tr\xff', 2), (b"5", 4)):
+        split = folder.metrics.read_bytes().split(b"\n")
+        split[number] = damage
+        folder.metrics.write_bytes(b"\n".join(split))
+    before, said = folder.metrics.read_bytes(), []
+    assert [step for _, step in lines(folder)] == [1, 2, 4, 6, 7]
+    assert [record["step"] for record in folder.truncate_metrics(6, said.append)] == [1, 2, 4, 6, 7]
+    assert [step for _, step in lines(folder)] == [1, 2, 4, 6]
+    assert (tmp_path / "metrics-damaged.jsonl").read_bytes() == before
+    assert len(said) == 1 and "2 of 7 lines" in said[0] and "line 3" in said[0]
+    folder.truncate_metrics(6, pytest.fail)
+    folder.metrics.write_bytes(b"5\n")
+    folder.truncate_metrics(6, said.append)
+    assert (tmp_path / "metrics-damaged.jsonl").read_bytes() == before
+    assert (tmp_path / "metrics-damaged1.jsonl").read_bytes() == b"5\n"
 
 
 def test_a_replaced_record_stands_once(tmp_path: Path) -> None:

@@ -123,13 +123,16 @@ def test_transfer_refuses_heads_as_matrices() -> None:
         inspect("llama-nano", ["optimizer.heads=auto", f"transfer.base={base}"])
 
 
-def test_bare_parameters_are_noted(tmp_path: Path) -> None:
+def test_bare_parameters_are_what_their_code_says(tmp_path: Path) -> None:
     fields = {
         "model_type": "recurrent_gemma", "hidden_size": 32, "num_hidden_layers": 3,
         "num_attention_heads": 4, "lru_width": 32, "intermediate_size": 64, "vocab_size": 50,
     }  # fmt: skip
     (tmp_path / "config.json").write_text(json.dumps(fields))
-    assert "bare parameters are taken for a matrix" in inspect(str(tmp_path)).text()
+    found = inspect(str(tmp_path)).groups
+    gates = [row for row in found.rows if row.name.endswith("_gate_weight")]
+    assert gates and {row.rule for row in gates} == {"muon"}
+    assert not found.guesses
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,13 @@
 """The command line: `muonscale VERB ...`.
 
 `app` lists the verbs. Each verb has its module and imports what it needs when it runs. `arguments`
-has the options that several verbs share, and `running` starts a run.
+has the options that several verbs share, and `running` starts a run. `main`, in this file, turns
+errors and signals into a message and an exit code.
 """
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import sys
@@ -22,6 +24,11 @@ def main() -> int:
     0: success; 2: an input cannot be used; 130 and 143: stopped by Ctrl-C and SIGTERM.
     """
     signal.signal(signal.SIGTERM, _terminate)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="replace")  # an encoding that lacks a character ends nothing
+    if sys.platform == "win32":
+        return _refuse("the command line does not run on Windows; use Linux, macOS or WSL")
     try:
         from muonscale.cli.app import app
 

@@ -26,7 +26,7 @@ from muonscale.cli.report import report
 from muonscale.cli.running import DryRun, Resume, start
 from muonscale.cli.study import study
 from muonscale.cli.verify import verify
-from muonscale.errors import ConfigError
+from muonscale.errors import ConfigError, command_line
 
 app = typer.Typer(
     name="muonscale",
@@ -79,8 +79,8 @@ def generate(
     if is_run and not run.model.is_dir():
         raise ConfigError(
             f"run {folder} is not finished and has no model yet; finish it with: "
-            f"muonscale train {folder} --resume\n"
-            f"or export its newest checkpoint with: muonscale export {folder} FOLDER"
+            f"{command_line('train', folder, '--resume')}\n"
+            f"or export its newest checkpoint with: {command_line('export', folder, 'FOLDER')}"
         )
     model, tokenizer = load_hf(run.model if is_run else folder)
     typer.echo(

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from muonscale.cli.arguments import split_source
+from muonscale.errors import command_line
 
 
 def export(
@@ -39,4 +40,5 @@ def export(
     done = write(
         RunFolder(path), step, folder, dtype=dtype, max_shard_size=max_shard_size, report=warn
     )
-    typer.echo(f'step {done} of {path} is in {folder}; try: muonscale generate {folder} "def "')
+    again = command_line("generate", folder, "def ")
+    typer.echo(f"step {done} of {path} is in {folder}; try: {again}")

@@ -58,7 +58,7 @@ def scaling(
     table: TablePath,
     law: Law = "auto",
     at: Annotated[
-        list[float] | None, typer.Option(help="FLOPs to predict at; may be repeated.")
+        list[float] | None, typer.Option(help="More FLOPs to predict at; may be repeated.")
     ] = None,
     by: By = None,
     reference: Reference = None,

@@ -1,32 +1,82 @@
-"""Files of run and study folders: atomic writes, JSON objects, and the lock of a folder."""
+"""Files of run and study folders: atomic writes, bounded reads, and the lock of a folder."""
 
 from __future__ import annotations
 
-import fcntl
+import errno
 import hashlib
 import json
 import math
 import os
+import stat
 import time
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from io import BufferedReader
 from pathlib import Path
 from typing import IO, Any
+
+try:
+    import fcntl
+except ModuleNotFoundError as missing:
+    raise ImportError(
+        "muonscale.lab locks files with fcntl, which Windows lacks; use Linux, macOS or WSL"
+    ) from missing
 
 from muonscale.errors import CheckpointError, MuonscaleError, shown
 
 ATTEMPTS = 10
 """How often a lock is asked for, within half a second."""
 
+LARGEST = 2**28
+"""Largest file in bytes that is read whole: YAML, JSON and text files of people and programs."""
+
 
 def write_atomic(path: Path, content: str | bytes) -> None:
-    """Write a file so that it is either the old one or the new one, whenever the power fails."""
+    """Write a file so that it is either the old one or the new one, whenever the power fails.
+
+    Raises:
+        OSError: with the path, if it cannot be written; nothing is left of it.
+    """
     temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("wb") as file:
-        file.write(content.encode() if isinstance(content, str) else content)
-        file.flush()
-        os.fsync(file.fileno())
+    handle = _open_for_writing(temporary, os.O_TRUNC)
+    try:
+        with name_in_errors(path), os.fdopen(handle, "wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())
+    except BaseException:
+        temporary.unlink(missing_ok=True)  # a full disk needs the room
+        raise
     temporary.replace(path)
+
+
+@contextmanager
+def name_in_errors(path: Path) -> Generator[None]:
+    """Add a path to an OSError that has none, as that of a write to a full disk."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(path)
+        raise
+
+
+def _open_for_writing(path: Path, flags: int) -> int:
+    """Open or create a file; a pipe is refused, where `open` waits for its reader."""
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC | flags, 0o666)
+    try:
+        _check_mode(path, os.fstat(handle).st_mode)
+    except OSError:
+        os.close(handle)
+        raise
+    return handle
+
+
+def append_line(path: Path, line: str) -> None:
+    """Add a line to the end of a file; the file is created if necessary."""
+    handle = _open_for_writing(path, os.O_APPEND)
+    with name_in_errors(path), os.fdopen(handle, "w", encoding="utf-8") as file:
+        file.write(line)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -39,10 +89,109 @@ def to_json(value: Any) -> str:
     return json.dumps(drop_nonfinite(value), indent=2)
 
 
+class UnusualFileError(OSError):
+    """A device, a pipe or a socket, or a file that is far larger than it should be."""
+
+    def __init__(self, reason: str, path: Path) -> None:
+        super().__init__(errno.EINVAL, reason, str(path))
+
+    def __str__(self) -> str:
+        return f"{self.filename} {self.strerror}"
+
+
+def open_regular(path: Path) -> BufferedReader:
+    """Open a regular file for reading.
+
+    Unlike `open`, it does not wait for a writer of a pipe, and does not read devices.
+
+    Raises:
+        OSError: if the file cannot be opened.
+        UnusualFileError: if it is not a regular file.
+    """
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        _check_mode(path, os.fstat(handle).st_mode)
+        return os.fdopen(handle, "rb")
+    except BaseException:
+        os.close(handle)
+        raise
+
+
+def check_regular(path: Path) -> None:
+    """Check a file that another library will open.
+
+    Raises:
+        OSError: if there is no such file.
+        UnusualFileError: if it is not a regular file.
+    """
+    _check_mode(path, path.stat().st_mode)
+
+
+def _check_mode(path: Path, mode: int) -> None:
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if not stat.S_ISREG(mode):
+        raise UnusualFileError("is a device, a pipe or a socket and not a regular file", path)
+
+
+def check_folder(folder: Path) -> None:
+    """Check the files of a folder that another library will read.
+
+    Raises:
+        OSError: if the folder cannot be read.
+        UnusualFileError: if an entry is a device, a pipe or a socket, or a JSON file is too large.
+    """
+    for path in sorted(folder.iterdir()):
+        if path.exists() and not path.is_dir():
+            check_regular(path)
+            if path.suffix == ".json":
+                _check_size(path, path.stat().st_size, LARGEST)
+
+
+def _check_size(path: Path, size: int, at_most: int) -> None:
+    if size > at_most:
+        raise UnusualFileError(f"has {size:,} bytes; at most {at_most:,} are read", path)
+
+
+def read_bytes(path: Path, at_most: int = LARGEST) -> bytes:
+    """Return the content of a regular file that has `at_most` bytes or fewer.
+
+    Raises:
+        OSError: if the file cannot be read.
+        UnusualFileError: if it is not a regular file, or too large.
+    """
+    with open_regular(path) as file:
+        _check_size(path, os.fstat(file.fileno()).st_size, at_most)
+        return file.read(at_most)
+
+
+def read_text(path: Path, at_most: int = LARGEST, errors: str = "strict") -> str:
+    """Return the content of a UTF-8 file; errors as for `read_bytes`, and UnicodeDecodeError."""
+    return read_bytes(path, at_most).decode("utf-8", errors)
+
+
 def sha256(path: Path) -> str:
-    """Return the SHA-256 of a file."""
-    with path.open("rb") as file:
+    """Return the SHA-256 of a regular file."""
+    with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sync_folder(folder: Path) -> None:
+    """Write the names in a folder to the disk, so that a rename outlasts a power failure."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def hold_lock(path: Path) -> Generator[None]:
+    """Create a file and lock it, for `is_locked`; it works without on a file system without locks."""
+    with os.fdopen(_open_for_writing(path, 0), "w") as file:
+        with suppress(OSError):
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
 
 
 def size_and_hash(path: Path) -> dict[str, Any]:
@@ -64,7 +213,7 @@ def read_object(
         MuonscaleError: of that class, if the file does not hold a JSON object.
     """
     try:
-        tree = json.loads(path.read_text(encoding="utf-8"))
+        tree = json.loads(read_text(path))
     except FileNotFoundError:
         return None
     except (OSError, ValueError, RecursionError) as reason:
@@ -104,7 +253,7 @@ def lock_folder(
     created = not folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        file = (folder / name).open("w")
+        file = os.fdopen(_open_for_writing(folder / name, 0), "w")
     except OSError as reason:
         raise error(
             f"{folder} cannot be written: {reason}; choose another with {choose}"
@@ -142,7 +291,7 @@ def _lock(file: IO[str]) -> bool:
 def is_locked(path: Path) -> bool:
     """Return whether a process holds the lock on a file, on any machine that shares its locks."""
     try:
-        with path.open("r") as file:
+        with open_regular(path) as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True

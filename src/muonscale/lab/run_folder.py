@@ -17,24 +17,30 @@ result.json     written last: its presence means that the run is finished
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from muonscale.errors import CheckpointError, shown
+from muonscale.errors import CheckpointError, command_line, shown
 from muonscale.lab.config.load import Config, dump_config
 from muonscale.lab.files import (
+    append_line,
     drop_nonfinite,
     is_locked,
     lock_folder,
+    read_bytes,
     read_object,
     write_atomic,
 )
 
 LOCK = "run.lock"
+
+LARGEST_METRICS = 2**33
+"""Largest metrics.jsonl in bytes that is read."""
 
 KindT = Literal["train", "eval", "telemetry"]
 """Kinds of metrics records."""
@@ -106,7 +112,8 @@ class RunFolder:
         return self._read("env.json") or {}
 
     def _read(self, name: str) -> dict[str, Any] | None:
-        again = f"remove it, and write it again with: muonscale train {self.path} --resume"
+        resume = command_line("train", self.path, "--resume")
+        again = f"remove it, and write it again with: {resume}"
         return read_object(self.path / name, again)
 
     def saved_config(self) -> dict[str, Any]:
@@ -173,7 +180,8 @@ class RunFolder:
             raise CheckpointError(
                 f"run {self.path} was started with another configuration:\n"
                 + "\n".join(lines)
-                + f"\ncontinue it as it was with: muonscale train {self.path} --resume"
+                + "\ncontinue it as it was with: "
+                + command_line("train", self.path, "--resume")
             )
 
     def locked(self) -> AbstractContextManager[None]:
@@ -196,8 +204,7 @@ class RunFolder:
 
     def append_metrics(self, record: dict[str, Any]) -> None:
         """Add one line to metrics.jsonl."""
-        with self.metrics.open("a", encoding="utf-8") as file:
-            file.write(_line(record))
+        append_line(self.metrics, _line(record))
 
     def replace_metrics(self, record: dict[str, Any]) -> list[dict[str, Any]]:
         """Write a record in place of that of the same kind and step, and return all records."""
@@ -207,30 +214,66 @@ class RunFolder:
         self._write_metrics(records)
         return records
 
-    def truncate_metrics(self, step: int) -> list[dict[str, Any]]:
+    def truncate_metrics(self, step: int, report: Callable[[str], None]) -> list[dict[str, Any]]:
         """Drop the records after `step`, and return all that there were.
 
-        A last line that is cut off is dropped too.
+        A last line that is cut off is dropped too. If other lines are damaged, the file as it was
+        is kept under another name.
+
+        Args:
+            step: last step whose records are kept.
+            report: called with a sentence about damaged lines.
+
+        Raises:
+            CheckpointError: if the file cannot be read.
         """
-        records = self.read_metrics()
-        self._write_metrics(record for record in records if record["step"] <= step)
-        return records
+        content = self._metrics_content()
+        lines = _lines(content)
+        records = [parse_record(line) for line in lines]
+        damaged = [number for number, record in enumerate(records, 1) if record is None]
+        if damaged and damaged[-1] == len(lines) and not content.endswith(b"\n"):
+            damaged.pop()  # the writer was killed
+        if damaged:
+            copy = self._free_name("metrics-damaged", ".jsonl")
+            write_atomic(copy, content)
+            report(
+                f"{self.metrics}: {len(damaged)} of {len(lines)} lines cannot be read, such as "
+                f"line {damaged[0]}; they are left out, and the file as it was is in {copy}"
+            )
+        whole = [record for record in records if record is not None]
+        self._write_metrics(record for record in whole if record["step"] <= step)
+        return whole
 
     def read_metrics(self, kind: KindT | None = None) -> list[dict[str, Any]]:
-        """Return the records of metrics.jsonl, or those of one kind, up to the first damaged line."""
-        records: list[dict[str, Any]] = []
-        if not self.metrics.exists():
-            return records
-        for line in self.metrics.read_text(encoding="utf-8", errors="replace").splitlines():
-            record = parse_record(line)
-            if record is None:
-                break
-            if kind is None or record["kind"] == kind:
-                records.append(record)
-        return records
+        """Return the records of metrics.jsonl, or those of one kind, without damaged lines.
+
+        Raises:
+            CheckpointError: if the file cannot be read.
+        """
+        records = map(parse_record, _lines(self._metrics_content()))
+        return [r for r in records if r is not None and (kind is None or r["kind"] == kind)]
+
+    def _metrics_content(self) -> bytes:
+        try:
+            return read_bytes(self.metrics, LARGEST_METRICS)
+        except FileNotFoundError:
+            return b""
+        except OSError as error:
+            raise CheckpointError(
+                f"{self.metrics} cannot be read: {error.strerror}; move it away to continue "
+                "without the records in it"
+            ) from error
+
+    def _free_name(self, stem: str, suffix: str) -> Path:
+        names = (self.path / f"{stem}{n or ''}{suffix}" for n in itertools.count())
+        return next(path for path in names if not path.exists())
 
     def _write_metrics(self, records: Iterable[dict[str, Any]]) -> None:
         write_atomic(self.metrics, "".join(_line(record) for record in records))
+
+
+def _lines(content: bytes) -> list[str]:
+    return content.decode("utf-8", "replace").splitlines()
 
 
 def parse_record(line: str) -> dict[str, Any] | None:

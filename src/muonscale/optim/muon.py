@@ -68,7 +68,7 @@ class Muon(torch.optim.Optimizer):
     AdamW rule: as torch.optim.AdamW. State is float32 (float64 for float64 parameters) whatever
     the dtype of the parameters. A parameter whose gradient is None is skipped, decay included; a
     gradient of zeros is a gradient. Parameters may be sharded in any way (DTensor): a step
-    gives what it gives one process. A parameter that is replaced in its group, moved or cast keeps
+    gives the same result as on one process. A parameter that is replaced in its group, moved or cast keeps
     its state, by name.
 
     Args:
@@ -247,7 +247,7 @@ class Muon(torch.optim.Optimizer):
         Raises:
             GroupingError: if the model is not known, or `what` is not in it.
 
-        Example:
+        Examples:
             >>> from torch import nn
             >>> from muonscale import Muon
             >>> model = nn.Sequential(nn.Embedding(50, 8), nn.Linear(8, 8), nn.Linear(8, 50))
@@ -305,8 +305,8 @@ class Muon(torch.optim.Optimizer):
         """Raise GroupingError if the model trains parameters in place of those in the groups.
 
         A parameter that was replaced has no gradient any more, or old ones that are never cleared.
-        To walk through a model takes as long as a few of its kernels, so a step does it where a
-        gradient is missing, and every 16th step.
+        Walking through a model costs as much as a few kernels, so a step checks only where a gradient
+        is missing, and every 16th step.
         """
         if self._source is None or (model := self._source.model) is None:
             return

@@ -1,6 +1,8 @@
 """Named sets of options: what the recipes of papers and of their code say of the optimizer.
 
-optimizer = Muon(parameter_groups(model, lr=1e-3), **preset("muon_plus_repo"))
+For example:
+
+    optimizer = Muon(parameter_groups(model, lr=1e-3), **preset("muon_plus_repo"))
 """
 
 from __future__ import annotations

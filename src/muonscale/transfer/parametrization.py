@@ -1,10 +1,12 @@
 """Transfer of hyper-parameters from a narrow model to a wide one, for Muon and AdamW together.
 
-base = ...                                        # the model at base width, on the meta device
-groups = parameter_groups(model, lr=0.01)         # the values tuned at base width
-transfer = parametrize(model, base, groups)
-transfer.scale_weights_(model)                    # once, on newly initialized weights
-optimizer = Muon(transfer.groups(groups))
+For example:
+
+    base = ...                                        # the model at base width, on the meta device
+    groups = parameter_groups(model, lr=0.01)         # the values tuned at base width
+    transfer = parametrize(model, base, groups)
+    transfer.scale_weights_(model)                    # once, on newly initialized weights
+    optimizer = Muon(transfer.groups(groups))
 """
 
 from __future__ import annotations

@@ -232,7 +232,19 @@ def test_sequence_length_needs_no_new_tokens(corpus_folder: Path) -> None:
     assert len(folders) == 1
 
 
-@pytest.mark.parametrize("harm", ["truncate", "remove", "meta", "all"])
+def overwrite(path: Path, at: int, content: bytes) -> None:
+    """Change bytes of a file, and leave its size and times as they were, as a bad disk does."""
+    status = path.stat()
+    with path.open("rb+") as file:
+        file.seek(at)
+        file.write(content)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+HARMS = ["truncate", "remove", "meta", "all", "zeros", "flip", "tokenizer", "stats", "more"]
+
+
+@pytest.mark.parametrize("harm", HARMS)
 def test_damaged_cache_is_said_and_rebuilt(corpus_folder: Path, harm: str) -> None:
     first = run(corpus_folder)
     expected = documents(first, "train")
@@ -243,6 +255,18 @@ def test_damaged_cache_is_said_and_rebuilt(corpus_folder: Path, harm: str) -> No
         shard.unlink()
     elif harm == "meta":
         (first.folder / "meta.json").write_text("{")
+    elif harm == "zeros":
+        overwrite(shard, 0, bytes(shard.stat().st_size))
+    elif harm == "flip":
+        at = shard.stat().st_size // 3
+        overwrite(shard, at, bytes([shard.read_bytes()[at] ^ 1]))
+    elif harm == "tokenizer":
+        overwrite(first.folder / "tokenizer" / "tokenizer.json", 40, b" ")
+    elif harm == "stats":
+        path = first.folder / "meta.json"
+        path.write_text(path.read_text().replace('"documents": ', '"documents": 1'))
+    elif harm == "more":
+        shutil.copy(shard, first.folder / "train-00001.bin")
     else:
         shutil.rmtree(first.folder)
     reports: list[Any] = []
@@ -253,6 +277,47 @@ def test_damaged_cache_is_said_and_rebuilt(corpus_folder: Path, harm: str) -> No
         first.fingerprint[:16],
         "requests",
     ]
+
+
+def test_a_large_file_is_compared_by_blocks_and_wholly_once_it_was_written_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cache, "HASHED_BYTES", 1000)
+    monkeypatch.setattr(cache, "BLOCK_BYTES", 8)
+    shard = tmp_path / "train-00000.bin"
+    shard.write_bytes(os.urandom(64_000))
+    cache.write_meta(tmp_path, {"fingerprint": "f"})
+    assert cache.find_cache_damage(tmp_path, "f") is None
+    content = shard.read_bytes()
+    between = 500  # in no block: they begin every 1,016 bytes
+    overwrite(shard, between, bytes([content[between] ^ 1]))
+    assert cache.find_cache_damage(tmp_path, "f") is None
+    os.utime(shard)
+    assert "has changed" in str(cache.find_cache_damage(tmp_path, "f"))
+    overwrite(shard, between, content[between : between + 1])
+    assert cache.find_cache_damage(tmp_path, "f") is None
+    for at in (0, 64_000 - 1):
+        (tmp_path / "meta.json").unlink()
+        cache.write_meta(tmp_path, {"fingerprint": "f"})
+        overwrite(shard, at, bytes([shard.read_bytes()[at] ^ 1]))
+        assert str(shard) in str(cache.find_cache_damage(tmp_path, "f"))
+
+
+def test_what_is_renamed_into_place_is_on_the_disk(
+    corpus_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: set[int] = set()
+    fsync = os.fsync
+
+    def record(handle: int) -> None:
+        synced.add(os.fstat(handle).st_ino)
+        fsync(handle)
+
+    monkeypatch.setattr(os, "fsync", record)
+    corpus = run(corpus_folder)
+    files = [path for path in corpus.folder.rglob("*") if path.is_file()]
+    assert len(files) > 3
+    assert {path.stat().st_ino for path in [*files, corpus.folder.parent]} <= synced
 
 
 def test_damaged_request_is_answered_anew(corpus_folder: Path) -> None:
@@ -296,6 +361,21 @@ def test_stale_partial_folders_are_removed_and_fresh_ones_stay(corpus_folder: Pa
     assert fresh.exists()
 
 
+def test_a_clock_that_jumps_removes_no_folder_in_use(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    late = time.time() + 2 * cache.STALE_SECONDS
+    with cache.partial_folder(tmp_path) as live:
+        monkeypatch.setattr(time, "time", lambda: late)
+        with cache.partial_folder(tmp_path):
+            assert live.exists()
+        (tmp_path / ".partial-killed").mkdir()
+        with cache.partial_folder(tmp_path):
+            assert not (tmp_path / ".partial-killed").exists()
+            assert live.exists()
+    assert list(tmp_path.iterdir()) == []
+
+
 def _race(path: Path, barrier: Any, results: Any) -> None:
     barrier.wait()
     corpus = run(path)
@@ -323,12 +403,14 @@ def test_loser_of_a_race_uses_the_winners_folder_unless_it_is_damaged(
     tmp_path: Path, whole: bool
 ) -> None:
     for name in ("winner", "loser"):
-        folder = cache.new_partial(tmp_path)
-        (folder / "who").write_text(name)
-        cache.write_meta(folder, {"fingerprint": "f" * 64})
-        if name == "loser" and not whole:
-            (cache.entry_path(tmp_path, "f" * 64) / "who").unlink()
-        cache.install(folder, tmp_path, "f" * 64)
+        with cache.partial_folder(tmp_path) as partial:
+            folder = partial / "corpus"
+            folder.mkdir()
+            (folder / "who").write_text(name)
+            cache.write_meta(folder, {"fingerprint": "f" * 64})
+            if name == "loser" and not whole:
+                (cache.entry_path(tmp_path, "f" * 64) / "who").unlink()
+            cache.install(folder, tmp_path, "f" * 64)
     found = (cache.entry_path(tmp_path, "f" * 64) / "who").read_text()
     assert found == ("winner" if whole else "loser")
 

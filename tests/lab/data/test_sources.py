@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import re
 import sysconfig
+import tarfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -72,8 +76,6 @@ def test_line_ends_are_kept_and_a_byte_order_mark_is_not(tmp_path: Path) -> None
 @settings(deadline=None)  # a busy machine is no failure
 @given(st.text(alphabet="a\n\u00e9\u20ac\U0001f600", max_size=60), st.integers(1, 9))
 def test_large_file_in_pieces_is_one_unchanged_document(text: str, piece_bytes: int) -> None:
-    import io
-
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(files, "PIECE_BYTES", piece_bytes)
         found = list(files._read_text("x", Path("x"), io.BytesIO(text.encode()), "strict"))
@@ -95,13 +97,113 @@ def test_bad_bytes_are_named_by_file_offset_line_and_value(
     assert read(path, errors="replace")[0][1].endswith("the \ufffd\ufffd third\n")
 
 
+def tar_of_text() -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        member = tarfile.TarInfo("a.txt")
+        member.size = 5
+        archive.addfile(member, io.BytesIO(b"hello"))
+    return buffer.getvalue()
+
+
+TOKENS = np.arange(5, 60, dtype="<u2")  # of a small vocabulary, as nanoGPT writes them
+FOREIGN = {
+    "UTF-16": "text".encode("utf-16"),
+    "gzip": b"\x1f\x8b\x08\x00\xff",
+    "zstd": b"\x28\xb5\x2f\xfd\x00",
+    "zip": b"PK\x03\x04rest",
+    "bzip2": b"BZh91AY&SY",
+    "tar": tar_of_text(),
+    "PDF": b"%PDF-1.4\nall of it is ASCII",
+    "PNG": b"\x89PNG\r\n\x1a\n",
+    "NumPy": b"\x93NUMPY\x01\x00v\x00",
+    "a file of tokens": np.array([20240520, 1, 9], "<i4").tobytes() + TOKENS.tobytes(),
+    "NUL byte": TOKENS.tobytes(),
+    "NUL": "no mark".encode("utf-16-le"),
+}
+
+
+@pytest.mark.parametrize("errors", ["strict", "replace"])
+@pytest.mark.parametrize("suffix", [".txt", "", ".jsonl"])
+@pytest.mark.parametrize("kind", FOREIGN)
+def test_files_that_are_not_text_are_refused_by_their_bytes(
+    tmp_path: Path, kind: str, suffix: str, errors: Any
+) -> None:
+    path = tmp_path / f"x{suffix}"
+    path.write_bytes(FOREIGN[kind])
+    message = failure(path, errors=errors)
+    assert str(path) in message and "data.errors" not in message
+    assert kind in message or (suffix == ".jsonl" and "JSON" in message)
+
+
+def test_a_word_that_begins_like_a_format_is_text(tmp_path: Path) -> None:
+    for name, text in {
+        "a": "BZh is no archive",
+        "b": "GIF is a word",
+        "c": "PK are letters",
+    }.items():
+        (tmp_path / name).write_text(text)
+    assert [text[:2] for _, text in read(tmp_path)] == ["BZ", "GI", "PK"]
+
+
 @pytest.mark.parametrize(
-    ("content", "hint"), [("text".encode("utf-16"), "UTF-16"), (b"\x1f\x8b\x08\x00\xff", "gzip")]
+    ("name", "what"),
+    [
+        ("t.csv", "a table"),
+        ("t.TSV", "a table"),
+        ("t.xlsx", "a table"),
+        ("a.tar", "an archive"),
+        ("a.tar.gz", "compressed"),
+        ("a.jsonl.zst", "compressed"),
+        ("train.bin", "tokens"),
+        ("t.npy", "tokens"),
+        ("m.safetensors", "a checkpoint"),
+        ("p.jpeg", "an image"),
+        ("b.epub", "a document"),
+    ],
 )
-def test_other_formats_are_recognised(tmp_path: Path, content: bytes, hint: str) -> None:
+def test_files_that_are_not_text_are_refused_by_their_names(
+    tmp_path: Path, name: str, what: str
+) -> None:
+    """All of these hold ASCII here, so that nothing but the name says what they are."""
+    path = tmp_path / name
+    path.write_text("id,text\n1,hello\n")
+    message = failure(path, errors="replace")
+    assert str(path) in message and what in message and "files of data.path" not in message
+    with pytest.raises(DataError, match=re.escape(what)):  # also where tokens are cached
+        identify(DataSection(path=path))
+
+
+def test_a_folder_with_files_that_are_not_text_is_refused_before_it_is_read(
+    tmp_path: Path,
+) -> None:
+    for name in ("a.txt", "train.bin", "val.bin"):
+        (tmp_path / name).write_text("text")
+    documents = read_documents(DataSection(path=tmp_path))
+    with pytest.raises(DataError) as caught:
+        next(documents)
+    for part in (str(tmp_path / "train.bin"), "2 of 3 files"):
+        assert part in str(caught.value)
+
+
+def test_text_in_another_encoding_is_not_replaced(tmp_path: Path) -> None:
+    """A few replacement characters leave a text; half of them do not."""
     path = tmp_path / "x.txt"
-    path.write_bytes(content)
-    assert hint in failure(path)
+    path.write_bytes(("\u0442\u0435\u043a\u0441\u0442 " * 2000).encode("koi8-r"))
+    for errors in ("strict", "replace"):
+        message = failure(path, errors=errors)
+        assert "another encoding" in message and "data.errors" not in message
+        assert f"{path}, byte 0, line 1" in message
+    path.write_bytes(("ma\xefs ou\xef, un texte assez long " * 500).encode("latin-1"))
+    assert "data.errors=replace" in failure(path)
+    assert read(path, errors="replace")[0][1].startswith("ma\ufffds ou\ufffd, un")
+
+
+def test_a_json_array_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "alpaca.json"
+    path.write_text('[\n{"text": "one"}\n]\n')
+    message = failure(path)
+    assert "JSON array" in message and "line" in message
 
 
 def test_missing_empty_and_special_files_are_refused(tmp_path: Path) -> None:

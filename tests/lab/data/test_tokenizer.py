@@ -108,7 +108,7 @@ def test_missing_and_broken_tokenizers_are_refused(
     with pytest.raises(DataError, match="empty"):
         load_tokenizer(str(tmp_path / "empty"))
 
-    def unreachable(_: str) -> None:
+    def unreachable(_: str, **options: object) -> None:
         raise OSError("no network\nmore")
 
     monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", unreachable)

@@ -93,3 +93,13 @@ def test_batch_holds_inputs_and_next_tokens(tmp_path: Path) -> None:
     for bad in (6, -1):
         with pytest.raises(IndexError, match=f"sequence {bad} of 6"):
             sequences.batch(np.array([bad]))
+
+
+def test_a_token_that_the_vocabulary_has_not_names_the_file(tmp_path: Path) -> None:
+    with TokenWriter(tmp_path, "train", np.dtype("<u2"), shard_bytes=8) as writer:
+        writer.write(np.array([1, 2, 3, 4, 5, 999, 6, 7]))
+    store = TokenStore(tmp_path, "train", np.dtype("<u2"), 999)
+    assert store.read(0, 5).tolist() == [1, 2, 3, 4, 5]
+    with pytest.raises(DataError, match=r"train-00001\.bin .*token 999 of a vocabulary of 999"):
+        store.read(3, 4)
+    assert pickle.loads(pickle.dumps(store)).limit == 999

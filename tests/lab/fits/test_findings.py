@@ -252,7 +252,7 @@ def test_every_law_of_the_loss_fits_a_table_and_compares_groups(law: str) -> Non
     runs = table(**both, group=["adamw"] * 16 + ["muon"] * 16)
     found = fit_table(runs, FitRequest(law=law, resamples=100))
     assert found.law == LAWS[law].FORMULA
-    assert all(fit.estimates and fit.left_out and fit.curve.y for fit in found.fits)
+    assert all(fit.estimates and fit.left_out and fit.curve for fit in found.fits)
     (ratio,) = found.ratios
     assert all(0 < row.value < 1 for row in ratio.rows)
 
@@ -261,10 +261,58 @@ def test_every_law_of_the_loss_fits_a_table_and_compares_groups(law: str) -> Non
 def test_every_law_of_the_steps_fits_a_table_and_compares_groups(law: str) -> None:
     found = fit_table(steps(), STEPS(law=law, resamples=100))
     assert found.law == LAWS[law].FORMULA
-    assert all(fit.estimates and fit.left_out and fit.curve.y for fit in found.fits)
+    assert all(fit.estimates and fit.left_out and fit.curve for fit in found.fits)
     assert all(row.value > 1 for ratio in found.ratios for row in ratio.rows)
     critical = next(row for row in found.fits[0].estimates if row.name.startswith(("B*", "crit")))
     assert 16384 < critical.value < 524288
+
+
+def test_more_places_add_to_the_measured_ones_and_the_charts_reach_them() -> None:
+    """What is asked for must not hide the verdict on what was measured."""
+    plain = fit_table(ladder(), FitRequest(resamples=200))
+    asked = fit_table(ladder(), FitRequest(resamples=200, at=(1e21, 1e17)))
+    names = [{row.name for row in found.fits[0].estimates} for found in (plain, asked)]
+    assert names[1] - names[0] == {"loss at C = 1e+21", "loss at C = 1e+17"} and names[0] < names[1]
+    (before,), (after,) = plain.ratios, asked.ratios
+    known = dict(zip(before.places, before.rows, strict=True))
+    found = dict(zip(after.places, after.rows, strict=True))
+    assert known.items() <= found.items() and found.keys() - known.keys() == {1e17, 1e21}
+    assert found[1e17].extrapolated and found[1e21].extrapolated
+
+    blocks = [block for section in fit_page(asked).sections for block in section.blocks]
+    verdicts = [block for block in blocks if isinstance(block, Verdict)]
+    assert [verdict.passed for verdict in verdicts] == [True]
+    law, ratio = (block for block in blocks if isinstance(block, Chart))
+    dashed = [series for series in law.series if series.kind == "dashed"]
+    assert len(dashed) == 4  # two groups, on both sides of their runs
+    assert max(max(s.x) for s in dashed) == pytest.approx(1e21)
+    assert min(min(s.x) for s in dashed) == pytest.approx(1e17)
+    for series in law.series:
+        if series.kind == "line":
+            assert (min(series.x), max(series.x)) == pytest.approx((1e18, 3e20))
+    assert (min(ratio.series[0].x), max(ratio.series[0].x)) == (1e17, 1e21)
+
+
+def test_a_law_that_its_runs_do_not_determine_is_not_drawn_and_not_compared() -> None:
+    """Its lowest loss for each C was a nat below all of its runs."""
+    bad, good = grid(E=1e-9, noise=0.03), grid(noise=0)
+    both = {name: [*bad[name], *good[name]] for name in bad}
+    found = fit_table(
+        table(**both, group=["adamw"] * 16 + ["muon"] * 16), FitRequest(resamples=100)
+    )
+    assert [str(fit.status) for fit in found.fits] == ["bound hit", "converged"]
+    assert found.fits[0].curve is None and found.fits[1].curve is not None
+    assert found.ratios[0].undetermined == ("adamw",)
+
+    blocks = [block for section in fit_page(found).sections for block in section.blocks]
+    (chart,) = [block for block in blocks if isinstance(block, Chart)]
+    assert [series.name for series in chart.series] == [
+        "adamw, measured", "muon, measured", "muon, law",
+    ]  # fmt: skip
+    assert "law of adamw" in chart.caption
+    (verdict,) = [block for block in blocks if isinstance(block, Verdict)]
+    assert verdict.passed is None and "adamw" in verdict.text
+    assert "law of adamw" in format_findings(found)
 
 
 def test_the_page_has_charts_tables_verdicts_and_the_command() -> None:

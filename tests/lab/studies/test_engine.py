@@ -91,6 +91,20 @@ def test_runs_are_done_once(losses: Make) -> None:
     assert before.items() <= mtimes(more).items()
 
 
+def test_a_report_that_fails_costs_no_result(losses: Make) -> None:
+    study, said = losses({"a": {}}), list[str]()
+    report = study.config.path / "report"
+    report.parent.mkdir()
+    (report.parent / "study.json").write_text("{}")
+    report.write_text("in the way")
+    with pytest.raises(StudyError, match=r"results are in .*result\.json; .*report"):
+        run_study(study, said.append)
+    assert said[-1] == "holds: 1 losses are known"
+    assert StudyFolder(study.config.path).result is not None
+    report.unlink()
+    assert run_study(study, silent)["losses"]
+
+
 @pytest.mark.slow
 def test_a_run_is_what_train_would_do(losses: Make, tmp_path: Path) -> None:
     study = losses({"a": {}})

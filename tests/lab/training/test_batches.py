@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -62,10 +63,20 @@ def test_ranks_share_every_batch(batches: Batches) -> None:
         assert np.array_equal(parts, batches.at(step))
 
 
-def test_what_was_seen_is_what_was_read(batches: Batches) -> None:
-    whole = np.concatenate([batches.at(step) for step in range(30)])
-    assert np.array_equal(np.concatenate(list(batches.seen(at_most=1000))), whole)
-    assert np.array_equal(np.concatenate(list(batches.seen(at_most=100))), whole[:100])
+@pytest.mark.parametrize("weight", [0.0, 0.25, 0.5, 1.0])
+@pytest.mark.parametrize("at_most", [1, 40, 1000])
+def test_a_sample_is_spread_over_each_corpus_by_weight(
+    batches: Batches, weight: float, at_most: int
+) -> None:
+    weighted = replace(batches, weights={"a": weight, "b": 1 - weight})
+    rows = np.concatenate(list(weighted.sample(at_most=at_most)))
+    first = rows[rows[:, 0] < 1000][:, 0], rows[rows[:, 0] >= 1000][:, 0] - 1000
+    total = min(at_most, 80)
+    for starts, share, size in zip(first, (weight, 1 - weight), (50, 30), strict=True):
+        assert len(starts) == math.ceil(share * total)
+        numbers = np.bincount((starts // LENGTH).astype(int), minlength=size)
+        assert len(starts) == 0 or numbers.max() - numbers.min() <= 1  # none twice before all once
+        assert np.diff(numbers.nonzero()[0]).max(initial=1) <= math.ceil(size / max(1, len(starts)))
 
 
 def test_the_mean_is_weighted_as_the_mixture(batches: Batches) -> None:

@@ -216,7 +216,7 @@ def test_tables_gains_and_kernels_are_read_from_the_code(
 def test_a_doubtful_use_is_on_adamw_and_said(kind: type[Expression], shape: tuple) -> None:
     model = nn.Sequential(nn.Linear(4, 4), kind(*shape), nn.LayerNorm(4))
     assert parameter_use(model[1], "w", len(shape)) is None
-    with pytest.warns(UserWarning, match=r"1 of 5 parameters are guesses.*1\.w"):
+    with pytest.warns(UserWarning, match=r"1 parameter is a guess of 5: 1\.w"):
         groups = parameter_groups(model)
     row = next(row for row in grouping_report(groups).rows if row.name == "1.w")
     assert (row.role, row.rule, row.guessed) == ("unknown", "adamw", True)
@@ -268,3 +268,94 @@ def test_a_linear_of_ones_own_is_known_by_the_features_it_declares() -> None:
 
     found = roles_of(nn.Sequential(Quantized(), nn.LayerNorm(6)))
     assert (found["0.weight"].role, found["0.weight"].guessed) == (Role.HIDDEN, False)
+
+
+class Experts(nn.Module):
+    """As dense mixtures of experts and per-head attention write them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up = nn.Parameter(torch.randn(5, 4, 6))
+        self.down = nn.Parameter(torch.randn(5, 6, 4))
+        self.query = nn.Parameter(torch.randn(2, 4, 3))
+        self.output = nn.Parameter(torch.randn(2, 3, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = torch.einsum("td,edh->teh", x, self.up).relu()
+        x = torch.einsum("teh,ehd->ted", hidden, self.down).mean(1)
+        heads = torch.einsum("... d, h d k -> ... h k", x, self.query)
+        return torch.einsum("thk,hkd->td", heads, self.output)
+
+
+def test_stacks_in_einsum_are_a_matrix_for_each_expert_and_head() -> None:
+    model = nn.Sequential(Experts(), nn.LayerNorm(4))
+    found = roles_of(model)
+    for name in ("up", "down", "query", "output"):
+        assert (found[f"0.{name}"].role, found[f"0.{name}"].matrices) == (Role.HIDDEN, TRANSPOSED)
+
+
+class Masked(Expression):
+    def __init__(self, *shape: int) -> None:
+        super().__init__(*shape)
+        self.register_buffer("mask", torch.ones(shape))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.w * self.mask)
+
+
+class Squashed(Expression):
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ torch.tanh(self.w)
+
+
+class Merged(Expression):
+    def __init__(self, *shape: int) -> None:
+        super().__init__(*shape)
+        self.a = nn.Parameter(torch.zeros(2, shape[1]))
+        self.b = nn.Parameter(torch.zeros(shape[0], 2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight: Tensor = self.w + self.b @ self.a * self.scale
+        return F.linear(x, weight)
+
+
+class Listed(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.ws = nn.ParameterList([torch.randn(4, 6), torch.randn(6, 4)])
+        self.named = nn.ParameterDict({"gain": torch.ones(3, 4)})
+
+    def forward(self, x: Tensor) -> Tensor:
+        for w in self.ws:
+            x = x @ w
+        return x * self.named["gain"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "matrices"), [(Masked, PLAIN), (Squashed, TRANSPOSED), (Merged, PLAIN)]
+)
+def test_a_weight_that_is_changed_before_its_product_is_a_matrix(
+    kind: type[Expression], matrices: MatrixSpec
+) -> None:
+    found = roles_of(nn.Sequential(kind(4, 4), nn.LayerNorm(4)))["0.w"]
+    assert (found.role, found.matrices, found.guessed) == (Role.HIDDEN, matrices, False)
+
+
+def test_listed_parameters_are_read_where_the_list_is_used() -> None:
+    found = roles_of(nn.Sequential(Listed(), nn.LayerNorm(4)))
+    for name in ("0.ws.0", "0.ws.1"):
+        assert (found[name].role, found[name].matrices) == (Role.HIDDEN, TRANSPOSED)
+    assert found["0.named.gain"].role == Role.NORM
+
+
+def test_methods_that_set_values_are_no_use() -> None:
+    class Initialized(Right):
+        def _reset_parameters(self) -> None:
+            nn.init.xavier_uniform_(self.w)
+            self.w.data.copy_(self.w * 2)
+
+        def regularization(self) -> Tensor:
+            return self.w.norm()
+
+    found = roles_of(nn.Sequential(Initialized(4, 6), nn.LayerNorm(6)))["0.w"]
+    assert (found.role, found.matrices) == (Role.HIDDEN, TRANSPOSED)

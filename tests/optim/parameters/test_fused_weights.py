@@ -377,7 +377,7 @@ def test_a_name_that_speaks_is_said() -> None:
         "query_key_value": "query_key_value",
     }  # fmt: skip
     assert found == {
-        name: f"its name says {word}, which may be several matrices" for name, word in words.items()
+        name: f"its name contains {word}, so it may hold several" for name, word in words.items()
     }
 
 
@@ -397,7 +397,7 @@ def test_a_name_that_only_contains_such_a_word_is_not_said() -> None:
 
 def test_three_or_six_times_as_many_rows_are_said_unless_a_layer_beside_takes_them() -> None:
     assert reasons(first=nn.Linear(8, 24), back=nn.Linear(8, 8)) == {
-        "first": "its 24 rows are 3 times its columns, which may be several matrices",
+        "first": "its 24 rows are 3 times its columns, so it may hold several",
         "back": "",
     }
     assert reasons(shifts=nn.Linear(8, 48))["shifts"].startswith("its 48 rows are 6 times")

@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 from muonscale.errors import ConfigError, nearest, shown
+from muonscale.lab.files import read_text
 
 RECIPES = resources.files("muonscale") / "recipes"
 SUFFIXES = (".yaml", ".yml", ".json")
@@ -92,7 +93,7 @@ def read_tree(name: str, what: str, shelf: Traversable, saved_as: str) -> dict[s
             )
     form = "JSON" if path.name.endswith(".json") else "YAML"
     try:
-        text = path.read_text("utf-8")
+        text = read_text(path) if isinstance(path, Path) else path.read_text("utf-8")
         tree = json.loads(text) if form == "JSON" else read_yaml(text)
     except (yaml.YAMLError, json.JSONDecodeError, RecursionError) as error:
         raise ConfigError(f"{what} {path} is not valid {form}: {error}") from error

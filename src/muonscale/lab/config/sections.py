@@ -33,7 +33,10 @@ from muonscale.optim.options import (
 )
 from muonscale.transfer.options import ConventionT, DepthT
 
-Positive = Annotated[int, Field(gt=0)]
+Positive = Annotated[int, Field(gt=0, le=10**18)]
+"""A count; products of tokens and steps stay within 64 bits."""
+BatchTokens = Annotated[int, Field(gt=0, le=2**32)]
+"""Tokens of a batch: the numbers of its sequences are held in memory."""
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Steps = Annotated[float, Field(ge=0)]
 Mark = Annotated[float, Field(gt=0)]
@@ -160,7 +163,7 @@ class DataSection(Section):
     default is the tokenizer's own."""
     vocab_size: Annotated[int, Field(ge=257, le=2**31 - 1)] = 1024
     """Size of a tokenizer that is trained on the corpus: 256 bytes, the end of text, and merges."""
-    sequence_length: Annotated[int, Field(ge=2)] = 256
+    sequence_length: Annotated[int, Field(ge=2, le=2**32)] = 256
     """Tokens of a training sequence."""
     validation: Annotated[float, Field(gt=0, lt=1)] = 0.05
     """Share of the corpus in the validation split, which is never trained on."""
@@ -416,7 +419,7 @@ class BatchChange(Section):
 
     after: Mark
     """Start of this batch size: a fraction of the run's tokens if below 1, else training tokens."""
-    batch_tokens: Positive
+    batch_tokens: BatchTokens
     """As `train.batch_tokens`."""
 
 
@@ -427,11 +430,11 @@ class TrainSection(Section):
     """Length of the run in training tokens, rounded up to whole steps."""
     steps: Positive | None = None
     """Length of the run in steps, instead of tokens."""
-    batch_tokens: Positive = 8192
+    batch_tokens: BatchTokens = 8192
     """Training tokens of a step, over all processes; a multiple of `data.sequence_length`."""
     batch_schedule: list[BatchChange] = []
     """Changes of the batch size during the run, in order."""
-    micro_batch_tokens: Positive | None = None
+    micro_batch_tokens: BatchTokens | None = None
     """Tokens of a micro-batch on one process, over which gradients are accumulated; a multiple of
     `data.sequence_length`. The default is the whole share of the process."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
@@ -481,11 +484,11 @@ class EvalSection(Section):
     split."""
     tokens: Positive = 16384
     """Validation tokens of an evaluation before the last step."""
-    batch_tokens: Positive = 8192
+    batch_tokens: BatchTokens = 8192
     """Tokens of an evaluation batch. Smaller batches need less memory."""
     prompt: str = ""
     """Prompt of the sample that is generated at the end."""
-    sample_tokens: Annotated[int, Field(ge=0)] = 200
+    sample_tokens: Annotated[int, Field(ge=0, le=2**32)] = 200
     """Tokens of the sample; 0 for none."""
 
 

@@ -1,28 +1,49 @@
 """The cache of prepared corpora: finds a corpus, checks it, and puts a new one into place.
 
     CACHE/requests/KEY.json     settings and file states -> fingerprint
-    CACHE/FINGERPRINT/          token shards, tokenizer/, and meta.json with every file's size
+    CACHE/FINGERPRINT/          token shards, tokenizer/, and meta.json with every file's digests
 
-A folder is written under another name and renamed when it is complete.
+A folder is written under another name and renamed when it is complete. Whenever a corpus is opened,
+files of up to `HASHED_BYTES` are compared with their SHA-256, and larger ones with the SHA-256 of
+blocks of theirs, or wholly if they were written to since.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import secrets
 import shutil
 import time
-from contextlib import suppress
+from collections.abc import Generator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from muonscale.errors import DataError, MuonscaleError
-from muonscale.lab.files import read_object, write_json
+from muonscale.lab.files import (
+    hold_lock,
+    is_locked,
+    open_regular,
+    read_object,
+    sha256,
+    size_and_hash,
+    sync_folder,
+    write_json,
+)
 
 PARTIAL = ".partial-"
 # A partial folder is left over from a killed process if nothing was written in it for this long.
 STALE_SECONDS = 24 * 3600
 PREFIX = 16
+LOCK = "lock"
+"""File in a partial folder that its writer locks."""
+
+HASHED_BYTES = 2**26
+"""Largest file that is hashed whole whenever a corpus is opened."""
+BLOCKS, BLOCK_BYTES = 64, 2**16
+"""Number and size of the blocks of a larger file that are hashed."""
 
 
 def cache_folder(chosen: Path | None) -> Path:
@@ -48,15 +69,25 @@ def entry_path(cache: Path, fingerprint: str) -> Path:
     return cache / fingerprint[:PREFIX]
 
 
-def new_partial(cache: Path) -> Path:
-    """Create a folder for this process to write into, and remove those of killed processes."""
+@contextmanager
+def partial_folder(cache: Path) -> Generator[Path]:
+    """Yield a folder for this process to write into, and remove those of killed processes.
+
+    It is removed at the end. A folder is left alone while its writer holds its lock, since clocks
+    jump, and for a day, since a file system may have no locks.
+    """
     cache.mkdir(parents=True, exist_ok=True)
     for path in cache.glob(PARTIAL + "*"):
-        if time.time() - _last_written(path) > STALE_SECONDS:
+        stale = time.time() - _last_written(path) > STALE_SECONDS
+        if stale and not is_locked(path / LOCK):
             shutil.rmtree(path, ignore_errors=True)
     path = _new_name(cache)
     path.mkdir()  # not by tempfile: a cache may be shared, so the umask decides who reads it
-    return path
+    try:
+        with hold_lock(path / LOCK):
+            yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def _new_name(folder: Path) -> Path:
@@ -71,10 +102,35 @@ def _last_written(path: Path) -> float:
 
 
 def write_meta(folder: Path, meta: dict[str, Any]) -> None:
-    """Write meta.json, last of all, with the sizes of the files in the folder."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in files}
-    write_json(folder / "meta.json", {**meta, "files": sizes})
+    """Write meta.json, last of all, with the digests of the files in the folder.
+
+    All files are on the disk before it.
+    """
+    files = {}
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        with path.open("rb+") as file:
+            os.fsync(file.fileno())
+        entry = {**size_and_hash(path), "written_ns": path.stat().st_mtime_ns}
+        files[path.relative_to(folder).as_posix()] = {**entry, "blocks": _hash_blocks(path)}
+    meta = {**meta, "files": files}
+    write_json(folder / "meta.json", {**meta, "digest": _digest(meta)})
+    sync_folder(folder)
+
+
+def _digest(meta: dict[str, Any]) -> str:
+    """Return the SHA-256 of meta.json without its own digest."""
+    own = {key: value for key, value in meta.items() if key != "digest"}
+    return hashlib.sha256(json.dumps(own, sort_keys=True).encode()).hexdigest()
+
+
+def _hash_blocks(path: Path) -> str:
+    """Return the SHA-256 of blocks spread evenly over a file, the first and the last among them."""
+    digest, last = hashlib.sha256(), max(0, path.stat().st_size - BLOCK_BYTES)
+    with open_regular(path) as file:
+        for number in range(BLOCKS):
+            file.seek(last * number // (BLOCKS - 1))
+            digest.update(file.read(BLOCK_BYTES))
+    return digest.hexdigest()
 
 
 def find_cache_damage(folder: Path, fingerprint: str) -> str | None:
@@ -82,15 +138,29 @@ def find_cache_damage(folder: Path, fingerprint: str) -> str | None:
     meta = _read_json(folder / "meta.json")
     if meta is None:
         return "meta.json is missing or cannot be read"
-    if meta.get("fingerprint") != fingerprint or not isinstance(meta.get("files"), dict):
+    if meta.get("digest") != _digest(meta):
+        return f"the content of {folder / 'meta.json'} has changed"
+    files = meta.get("files")
+    if meta.get("fingerprint") != fingerprint or not isinstance(files, dict):
         return "meta.json belongs to other data"
-    for name, size in meta["files"].items():
-        path = folder / name
-        found = path.stat().st_size if path.is_file() else None
-        if found != size:
-            state = "is missing" if found is None else f"has {found} bytes"
-            return f"{name} {state}, {size} bytes expected"
-    return None
+    if extra := sorted({path.name for path in folder.glob("*.bin")} - files.keys()):
+        return f"{extra[0]} is not in meta.json"
+    try:
+        found = (_file_damage(folder / name, entry) for name, entry in files.items())
+        return next((damage for damage in found if damage is not None), None)
+    except (OSError, LookupError, TypeError) as error:
+        return f"{type(error).__name__}: {error}"
+
+
+def _file_damage(path: Path, entry: dict[str, Any]) -> str | None:
+    if not path.is_file():
+        return f"{path} is missing"
+    status = path.stat()
+    if status.st_size != entry["bytes"]:
+        return f"{path} has {status.st_size} bytes, {entry['bytes']} expected"
+    whole = status.st_size <= HASHED_BYTES or status.st_mtime_ns != entry["written_ns"]
+    same = sha256(path) == entry["sha256"] if whole else _hash_blocks(path) == entry["blocks"]
+    return None if same else f"the content of {path} has changed"
 
 
 def read_meta(folder: Path) -> dict[str, Any]:
@@ -117,6 +187,7 @@ def install(partial: Path, cache: Path, fingerprint: str) -> None:
             shutil.rmtree(grave, ignore_errors=True)
         try:
             partial.rename(folder)
+            sync_folder(cache)
             return
         except OSError:
             if not folder.exists():
@@ -127,6 +198,15 @@ def find_request(cache: Path, key: str) -> dict[str, Any] | None:
     """Return the answer to an earlier request of the same key, None if there is none."""
     content = _read_json(cache / "requests" / f"{key}.json")
     return content if content and {"fingerprint", "duplicates"} <= content.keys() else None
+
+
+def find_prepared(cache: Path, fingerprint: str) -> dict[str, Any] | None:
+    """Return the answer to any request for a complete corpus, None if there is none."""
+    if find_cache_damage(entry_path(cache, fingerprint), fingerprint) is not None:
+        return None
+    keys = sorted(path.stem for path in (cache / "requests").glob("*.json"))
+    answers = (find_request(cache, key) for key in keys)
+    return next((a for a in answers if a is not None and a["fingerprint"] == fingerprint), None)
 
 
 def save_request(cache: Path, key: str, content: dict[str, Any]) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from muonscale.lab.data.document_store import TextPiece
+from muonscale.lab.data.tokenizer import id_limit
 from muonscale.lab.data.tokens import TokenWriter, token_dtype
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ def encode_split(
     """
     tokenizer.backend_tokenizer.encode_special_tokens = True
     done = 0
-    with TokenWriter(folder, split, token_dtype(len(tokenizer))) as writer:
+    with TokenWriter(folder, split, token_dtype(id_limit(tokenizer))) as writer:
         for batch in batches(pieces, lambda piece: piece.size, BATCH_BYTES):
             writer.write(_encode(batch, tokenizer))
             done += sum(piece.size for piece in batch)

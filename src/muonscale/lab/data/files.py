@@ -17,20 +17,15 @@ from pathlib import Path
 from typing import Any, BinaryIO, Literal, Protocol
 
 from muonscale.errors import DataError
+from muonscale.lab.data.formats import (
+    HEAD_BYTES,
+    describe_content,
+    describe_name,
+    is_other_encoding,
+)
 
 PIECE_BYTES = 1 << 20
 BOM = b"\xef\xbb\xbf"
-# The first bytes of formats that are not text, and that people keep text in.
-MAGIC = {
-    b"\xff\xfe": "UTF-16 text; convert it to UTF-8",
-    b"\xfe\xff": "UTF-16 text; convert it to UTF-8",
-    b"\x1f\x8b": "gzip data; unpack it first",
-    b"\x28\xb5\x2f\xfd": "zstd data; unpack it first",
-    b"PK\x03\x04": "a zip archive; unpack it first",
-    b"BZh": "bzip2 data; unpack it first",
-    b"\xfd7zXZ\x00": "xz data; unpack it first",
-    b"PAR1": "parquet data; give it the suffix .parquet",
-}
 ErrorsT = Literal["strict", "replace"]
 
 
@@ -83,10 +78,14 @@ def missing_field(field: str, found: list[str], place: str) -> DataError:
     )
 
 
-def list_files(path: Path) -> list[tuple[str, Path]]:
+def list_files(path: Path, key: str = "data.path") -> list[tuple[str, Path]]:
     """Return the files of a corpus with their names: the file itself, or a folder's, sorted.
 
     Hidden files and folders are skipped; everything else in a folder is part of the corpus.
+
+    Args:
+        path: the file or folder.
+        key: key of the configuration that names it, for errors.
 
     Raises:
         DataError: if the path is missing, cannot be read or holds no file.
@@ -94,22 +93,22 @@ def list_files(path: Path) -> list[tuple[str, Path]]:
     try:
         mode = path.stat().st_mode
     except OSError as error:
-        raise _unreadable(path, error) from error
+        raise _unreadable(path, error, key) from error
     if stat.S_ISREG(mode):
         return [(path.name, path)]
     if not stat.S_ISDIR(mode):
-        raise DataError(f"data.path={path} is neither a file nor a folder")
-    files = sorted((file.relative_to(path).as_posix(), file) for file in _walk(path))
+        raise DataError(f"{key}={path} is neither a file nor a folder")
+    files = sorted((file.relative_to(path).as_posix(), file) for file in _walk(path, key))
     if not files:
-        raise DataError(f"data.path={path} holds no files (hidden files are skipped)")
+        raise DataError(f"{key}={path} holds no files (hidden files are skipped)")
     return files
 
 
-def _walk(path: Path) -> Iterator[Path]:
+def _walk(path: Path, key: str) -> Iterator[Path]:
     seen: set[tuple[int, int]] = set()
 
     def fail(error: OSError) -> None:
-        raise _unreadable(Path(error.filename), error) from error
+        raise _unreadable(Path(error.filename), error, key) from error
 
     for root, folders, names in os.walk(path, onerror=fail, followlinks=True):
         status = Path(root).stat()
@@ -121,8 +120,21 @@ def _walk(path: Path) -> Iterator[Path]:
         yield from (Path(root) / name for name in names if not name.startswith("."))
 
 
-def _unreadable(path: Path, error: OSError) -> DataError:
-    return DataError(f"{path} cannot be read: {error.strerror or error} (data.path)")
+def _unreadable(path: Path, error: OSError, key: str = "data.path") -> DataError:
+    return DataError(f"{path} cannot be read: {error.strerror or error} ({key})")
+
+
+def refuse_foreign(files: list[tuple[str, Path]], path: Path) -> None:
+    """Raise DataError if the name of a file of a corpus says that it is not text.
+
+    Args:
+        files: the files, as `list_files` returns them.
+        path: `data.path`.
+    """
+    found = [foreign for _, file in files if (foreign := describe_name(file)) is not None]
+    if found:
+        more = f" ({len(found)} of {len(files)} files of data.path={path} are not text)"
+        raise DataError(f"{found[0]}{more if len(files) > 1 else ''}")
 
 
 def read_file(
@@ -150,6 +162,9 @@ def read_file(
             yield from _read_parquet(name, path, field, errors, convert)
             return
         with path.open("rb") as file:
+            if (foreign := describe_content(path, file.read(HEAD_BYTES))) is not None:
+                raise DataError(foreign)
+            file.seek(0)
             if suffix in (".jsonl", ".json"):
                 yield from _read_json_lines(name, path, file, field, errors, convert)
             elif convert is clean_text:
@@ -170,6 +185,11 @@ def _read_text(name: str, path: Path, file: BinaryIO, errors: ErrorsT) -> Iterat
     first = True
     for piece in _pieces(file):
         place = partial(_place, path, offset, line, piece)
+        if (at := piece.find(b"\0")) >= 0:
+            raise DataError(
+                f"a NUL byte in {place(at)}: the file is not UTF-8 text, but binary data or text "
+                "in another encoding; convert it, or remove the NUL bytes if it is text"
+            )
         text = _decode(piece, errors, place)
         offset += len(piece)
         line += piece.count(b"\n")
@@ -203,21 +223,24 @@ def _character_end(block: bytes) -> int:
 
 
 def _place(path: Path, offset: int, line: int, piece: bytes, at: int) -> str:
-    hint = ""
-    if offset == 0:
-        hint = next((f"; it looks like {t}" for m, t in MAGIC.items() if piece.startswith(m)), "")
     line += piece.count(b"\n", 0, at)
-    return f"{path}, byte {offset + at}, line {line}{hint}"
+    return f"{path}, byte {offset + at}, line {line}"
 
 
 def _decode(data: bytes, errors: ErrorsT, place: Callable[[int], str]) -> str:
     try:
-        return data.decode("utf-8", errors)
+        return data.decode("utf-8")
     except UnicodeDecodeError as error:
-        found = data[error.start : error.end].hex(" ")
+        found = f"not UTF-8: bytes {data[error.start : error.end].hex(' ')} in {place(error.start)}"
+        if is_other_encoding(data):
+            raise DataError(
+                f"{found}, and more than a tenth of what follows: it is in another encoding, or no "
+                "text; convert it to UTF-8"
+            ) from None
+        if errors == "replace":
+            return data.decode("utf-8", "replace")
         raise DataError(
-            f"not UTF-8: bytes {found} in {place(error.start)}; convert the file, or accept "
-            "replacement characters with data.errors=replace"
+            f"{found}; convert the file, or accept replacement characters with data.errors=replace"
         ) from None
 
 
@@ -236,7 +259,9 @@ def _read_json_lines(
         try:
             record = json.loads(text)
         except (ValueError, RecursionError) as error:
-            raise DataError(f"not JSON in {where}: {error}") from error
+            begins_array = number == 1 and text.lstrip().startswith("[")
+            hint = "; it begins a JSON array: write each record as a line" if begins_array else ""
+            raise DataError(f"not JSON in {where}: {error}{hint}") from error
         if not isinstance(record, dict):
             kind = type(record).__name__
             raise DataError(f"a JSON {kind} in {where}; each line must be one JSON object")

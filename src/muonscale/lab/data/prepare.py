@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from importlib.metadata import version
@@ -28,6 +27,7 @@ from muonscale.lab.data.document_store import DocumentStore, Range
 from muonscale.lab.data.encode import encode_split
 from muonscale.lab.data.sources import identify, known_bytes, read_documents
 from muonscale.lab.data.tokenizer import (
+    id_limit,
     load_tokenizer,
     open_tokenizer,
     tokenizer_identity,
@@ -103,7 +103,13 @@ class Corpus:
         return open_tokenizer(self.folder / "tokenizer")
 
 
-def prepare(data: DataSection, *, seed: int, report: OnProgress) -> dict[str, Corpus]:
+def prepare(
+    data: DataSection,
+    *,
+    seed: int,
+    report: OnProgress,
+    before: Collection[str] = (),
+) -> dict[str, Corpus]:
     """Return the prepared corpora of a data section by name, from the cache or newly prepared.
 
     All have one tokenizer. A document in several corpora belongs to the first. Several processes
@@ -113,24 +119,38 @@ def prepare(data: DataSection, *, seed: int, report: OnProgress) -> dict[str, Co
         data: the `data` section of a config.
         seed: seed of the split.
         report: called with (stage, bytes done, bytes in total or None), see `STAGES`.
+        before: fingerprints of the corpora as an earlier run had them, in order. If the texts
+            cannot be read now, the tokens of these are used, as far as the cache has them.
 
     Raises:
         DataError: if a corpus or the tokenizer cannot be used, a split is too short for one
             sequence, or the cache cannot be written.
     """
     folder = cache.cache_folder(data.cache)
-    keys = _request_keys(data, seed)
-    known = [_find(folder, key, report) for key in keys]
     try:
-        found = [item for item in known if item is not None]
-        if len(found) < len(known):
-            found = _build(folder, keys, data, seed, report)
-    except OSError as error:
-        raise cache.cache_error(folder, error) from error
+        found = _find_or_build(folder, data, seed, report)
+    except DataError as error:
+        prepared = [cache.find_prepared(folder, fingerprint) for fingerprint in before]
+        found = [item for item in prepared if item is not None]
+        if not found or len(found) < len(data.corpora):
+            raise
+        report(f"{error}; using the tokens prepared before, in {folder}", 0, None)
     corpora = [_open(folder, *pair) for pair in zip(found, data.corpora, strict=True)]
     for corpus in corpora:
         _check_length(corpus, data)
     return dict(zip(data.weights, corpora, strict=True))
+
+
+def _find_or_build(
+    folder: Path, data: DataSection, seed: int, report: OnProgress
+) -> list[dict[str, Any]]:
+    keys = _request_keys(data, seed)
+    known = [_find(folder, key, report) for key in keys]
+    found = [item for item in known if item is not None]
+    try:
+        return found if len(found) == len(known) else _build(folder, keys, data, seed, report)
+    except OSError as error:
+        raise cache.cache_error(folder, error) from error
 
 
 def _request_keys(data: DataSection, seed: int) -> list[str]:
@@ -174,8 +194,7 @@ def _build(
     folder: Path, keys: list[str], data: DataSection, seed: int, report: OnProgress
 ) -> list[dict[str, Any]]:
     """Write corpora into the cache, and return the answers to their requests."""
-    partial = cache.new_partial(folder)
-    try:
+    with cache.partial_folder(folder) as partial:
         stores = _read(data, partial, report)
         splits = [
             documents.split(data.validation, seed, whole=part.format == "chat")
@@ -201,8 +220,6 @@ def _build(
             known.append({"fingerprint": fingerprint, "duplicates": documents.duplicates})
             cache.save_request(folder, key, known[-1])
             documents.path.unlink()
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return known
 
 
@@ -319,25 +336,25 @@ def _encode(
             tokens = encode_split(documents.pieces(ranges), tokenizer, folder, name, done)
         else:
             tokens, targets = encode_chats(
-                documents.texts(ranges), encoder, folder, name, len(tokenizer), done
+                documents.texts(ranges), encoder, folder, name, id_limit(tokenizer), done
             )
         size = sum(end - start for start, end in ranges)
         before += size
         stats[name] = asdict(SplitStats(len(ranges), size, tokens, targets))
     report("tokenizing", documents.size, documents.size)
     end = {"end": tokenizer.eos_token_id} if chat else {}
-    return {"vocab_size": len(tokenizer), "stats": stats, **end}
+    return {"vocab_size": len(tokenizer), "id_limit": id_limit(tokenizer), "stats": stats, **end}
 
 
 def _open(home: Path, known: dict[str, Any], data: DataSection) -> Corpus:
     folder = cache.entry_path(home, known["fingerprint"])
     meta = cache.read_meta(folder)
-    dtype = token_dtype(meta["vocab_size"])
+    limit = meta["id_limit"]
 
     def open_split(split: str) -> TokenStore | ChatStore:
         if data.format == "chat":
-            return ChatStore(folder, split, dtype, meta["end"])
-        return TokenStore(folder, split, dtype)
+            return ChatStore(folder, split, limit, meta["end"])
+        return TokenStore(folder, split, token_dtype(limit), limit)
 
     splits = [SplitStats(**meta["stats"][name]) for name in SPLITS]
     source = str(data.source or data.path)

@@ -24,7 +24,9 @@ from muonscale.lab.data.files import (
     list_files,
     missing_field,
     read_file,
+    refuse_foreign,
 )
+from muonscale.lab.files import check_regular
 
 STDLIB = "python-stdlib"
 REFERENCE = "python-reference"
@@ -93,25 +95,35 @@ def identify(data: DataSection) -> dict[str, Any]:
     a hub dataset by its name alone, so that a prepared one needs no network.
 
     Raises:
-        DataError: if the path is missing or unreadable.
+        DataError: if the path is missing or unreadable, or a file is not text by its name.
     """
     if data.path is not None:
+        refuse_foreign(list_files(data.path.expanduser()), data.path)
         return {"path": str(data.path.expanduser().resolve()), "files": file_states(data.path)}
     if data.source in (STDLIB, REFERENCE):
         return {"source": data.source, "python": sys.version, "folder": str(_stdlib_folder())}
     folder = Path((data.source or "").removeprefix(HUB)).expanduser()
-    files = file_states(folder) if folder.is_dir() else []
+    files = file_states(folder, "data.source") if folder.is_dir() else []
     return {"source": data.source, "split": data.split, "files": files}
 
 
-def file_states(path: Path) -> list[list[Any]]:
-    """Return name, size in bytes and modification time in nanoseconds of every file."""
+def file_states(path: Path, key: str = "data.path") -> list[list[Any]]:
+    """Return name, size in bytes and modification time in nanoseconds of every file.
+
+    Args:
+        path: a file or a folder.
+        key: key of the configuration that names it, for errors.
+
+    Raises:
+        DataError: if it cannot be read, or contains anything but folders and regular files.
+    """
     states = []
-    for name, file in list_files(path.expanduser()):
+    for name, file in list_files(path.expanduser(), key):
         try:
+            check_regular(file)
             status = file.stat()
         except OSError as error:
-            raise DataError(f"{file} cannot be read: {error.strerror} (data.path)") from error
+            raise DataError(f"{file} cannot be read: {error.strerror} ({key})") from error
         states.append([name, status.st_size, status.st_mtime_ns])
     return states
 
@@ -133,6 +145,7 @@ def _read_path(path: Path, data: DataSection) -> Iterator[Document]:
     files = list_files(path)
     if len(files) == 1 and files[0][1].is_file() and not files[0][1].stat().st_size:
         raise DataError(f"data.path={files[0][1]} is empty")
+    refuse_foreign(files, path)
     convert = conversation_text if data.format == "chat" else clean_text
     for name, file in files:
         yield from read_file(name, file, field=data.text_field, errors=data.errors, convert=convert)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from muonscale.errors import DataError
 from muonscale.lab.data.sources import file_states
+from muonscale.lab.files import check_folder, read_text
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -82,7 +83,7 @@ def tokenizer_identity(name: str | None) -> Any:
     """Return what identifies `data.tokenizer`, as JSON values, without loading it."""
     path = Path(name or "").expanduser()
     known = name is not None and path.exists()
-    return [str(path.resolve()), file_states(path)] if known else name
+    return [str(path.resolve()), file_states(path, "data.tokenizer")] if known else name
 
 
 def open_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
@@ -117,7 +118,7 @@ def _read_backend(path: Path) -> Tokenizer:
     from tokenizers import Tokenizer
 
     try:
-        return Tokenizer.from_file(str(path))
+        return Tokenizer.from_str(read_text(path))
     except Exception as error:  # tokenizers raises plain Exception
         raise DataError(f"tokenizer {path} cannot be loaded: {error}. {ACCEPTED}") from error
 
@@ -128,9 +129,11 @@ def _load_pretrained(name: str, *, with_file: bool, own_begin: bool) -> PreTrain
     loader = transformers.PreTrainedTokenizerFast if with_file else transformers.AutoTokenizer
     source = Path(name) / "tokenizer.json"
     try:
+        if Path(name).is_dir():
+            check_folder(Path(name))
         if with_file and source.is_file():
             _check_ids(_read_backend(source))  # before transformers makes a copy
-        loaded: Any = loader.from_pretrained(name)
+        loaded: Any = loader.from_pretrained(name, trust_remote_code=False)
     except Exception as error:  # network, missing files, unknown classes have no common base
         reason = (str(error) or type(error).__name__).strip().splitlines()[0]
         raise DataError(
@@ -170,6 +173,11 @@ def _wrap(backend: Tokenizer, end: str, extra: dict[str, Any]) -> PreTrainedToke
         clean_up_tokenization_spaces=False,
         **{"bos_token": end, **extra},
     )
+
+
+def id_limit(tokenizer: PreTrainedTokenizerFast) -> int:
+    """Return the number above every id of a tokenizer: more than its tokens if ids are unused."""
+    return max(tokenizer.get_vocab().values()) + 1
 
 
 def _check_ids(backend: Tokenizer) -> None:

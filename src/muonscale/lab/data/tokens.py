@@ -78,10 +78,18 @@ class TokenStore:
     """The tokens of one split, read by position; `len(store)` counts them.
 
     Pickles as its folder, so that it can be handed to other processes.
+
+    Args:
+        folder: folder of the shards.
+        split: name of the split.
+        dtype: type on disk.
+        limit: number above every value, such as the size of the vocabulary; None for no check.
     """
 
-    def __init__(self, folder: Path, split: str, dtype: np.dtype[Any]) -> None:
-        self.folder, self.split, self.dtype = folder, split, dtype
+    def __init__(
+        self, folder: Path, split: str, dtype: np.dtype[Any], limit: int | None = None
+    ) -> None:
+        self.folder, self.split, self.dtype, self.limit = folder, split, dtype, limit
         self._shards = [_map(path, dtype) for path in sorted(folder.glob(f"{split}-*.bin"))]
         # Token position at which each shard begins, and the end.
         self._starts = np.cumsum([0, *(shard.size for shard in self._shards)])
@@ -90,7 +98,7 @@ class TokenStore:
         return int(self._starts[-1])
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return TokenStore, (self.folder, self.split, self.dtype)
+        return TokenStore, (self.folder, self.split, self.dtype, self.limit)
 
     def rows(self, length: int) -> Sequences:
         """Return the stream cut into sequences of `length` inputs."""
@@ -101,6 +109,7 @@ class TokenStore:
 
         Raises:
             IndexError: if the range is not inside the store.
+            DataError: for a token that the vocabulary does not have.
         """
         if start < 0 or count < 0 or start + count > len(self):
             raise IndexError(f"tokens {start} to {start + count} of {len(self)}")
@@ -110,6 +119,12 @@ class TokenStore:
         while done < count:
             at = start + done - int(self._starts[shard])
             part = self._shards[shard][at : at + count - done]
+            if self.limit is not None and part.size and part.max() >= self.limit:
+                raise DataError(
+                    f"token file {shard_path(self.folder, self.split, shard)} is damaged: it has "
+                    f"the token {part.max()} of a vocabulary of {self.limit}; remove its folder to "
+                    "prepare it again"
+                )
             out[done : done + part.size] = part
             done += part.size
             shard += 1

@@ -7,4 +7,5 @@ are the numbers that were not measured.
 
 `resolve` (the request) -> `placement`, `workload` -> `activations`, `memory`, `flops`, `traffic` ->
 `step_time` -> `estimate` (all facts) -> `text`, `figure`. `run_cost` counts one run on one process.
+`devices` lists known devices, `assumptions` the assumptions with their sources.
 """

@@ -47,7 +47,10 @@ def measure_texts(
     """
     data = settings.config.data
     _check_model(target, settings)
-    corpora = prepare(data, seed=settings.config.run.seed, report=report)
+    known = target.trained_on
+    before = list(known.values()) if isinstance(known, dict) else [known] if known else []
+    before = [] if settings.gives_text else before
+    corpora = prepare(data, seed=settings.config.run.seed, report=report, before=before)
     prints = corpus_fingerprint(corpora)
     own = _is_own(target, settings, prints)
     if whole and own:

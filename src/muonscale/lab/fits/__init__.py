@@ -9,5 +9,7 @@ JSON or a page.
     read_table -> RunTable -> fit_table -> Findings -> format_findings | json | fit_page
 
 Studies use the laws directly, and also `crossing` (what it took to reach a loss), `steps_to_loss`,
-`token_optimal`, `rising` and `frontier`.
+`token_optimal`, `rising` and `frontier`. `allocation` computes the best sizes for a budget,
+`minimize` has the two searches, `result` what every fit reports, and `statistics` the noise between
+seeds and p-values. `findings`, `text` and `page` say the results.
 """

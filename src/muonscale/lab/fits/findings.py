@@ -60,7 +60,8 @@ class Fitted:
     """Why no rung was left out; empty if rungs were."""
     measured_x: Numbers
     measured_y: Numbers
-    curve: FitCurve
+    curve: FitCurve | None
+    """None if the runs do not determine the law."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +76,8 @@ class FitRatio:
     """What `places` are values of."""
     places: Numbers
     rows: tuple[FitEstimate, ...]
+    undetermined: tuple[str, ...] = ()
+    """Groups whose law is not determined by its runs, so that the ratio says nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -35,7 +35,8 @@ class FitRequest:
     reference: str | None = None
     """Group that the others are compared with; see `choose_baseline`."""
     at: tuple[float, ...] = ()
-    """FLOPs to predict at, or batch sizes from which 20 % more data is counted."""
+    """FLOPs to predict at besides the default ones, or batch sizes from which 20 % more data is
+    counted."""
     resamples: int = 1000
     seed: int = 0
     level: float = LEVEL
@@ -137,7 +138,12 @@ def _fit_group(
     except StudyError as error:
         none_left_out = str(error)
 
-    grid = np.geomspace(law.places.min(), law.places.max(), CURVE)
+    ends = [law.places.min(), law.places.max()]
+    wanted = request.at if law.MEASURED == "loss" else ()
+    grid = np.union1d(np.geomspace(min(*ends, *wanted), max(*ends, *wanted), CURVE), ends)
+    curve = trace_curve(
+        draws, grid, lambda theta: np.stack([law.log_value(theta, at) for at in grid], axis=-1)
+    )
     fitted = Fitted(
         name=name,
         runs=len(y),
@@ -153,8 +159,6 @@ def _fit_group(
         none_left_out=none_left_out,
         measured_x=tuple(law.places.tolist()),
         measured_y=tuple(y.tolist()),
-        curve=trace_curve(
-            draws, grid, lambda theta: np.stack([law.log_value(theta, at) for at in grid], axis=-1)
-        ),
+        curve=curve if law.is_determined else None,
     )
     return DrawnLaw(name=name, law=law, draws=draws), fitted

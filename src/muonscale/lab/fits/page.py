@@ -3,10 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
-from muonscale.lab.fits.findings import Findings, FitRatio, format_significant
+import numpy as np
+
+from muonscale.lab.fits.findings import (
+    Findings,
+    FitCurve,
+    FitRatio,
+    Fitted,
+    format_significant,
+)
+from muonscale.lab.fits.result import BoolArray
 from muonscale.lab.fits.text import (
+    describe_undetermined,
     estimate_cells,
     format_heading,
     format_percent,
@@ -19,6 +29,7 @@ from muonscale.lab.report.page import (
     Block,
     Chart,
     Command,
+    LineT,
     Mark,
     Page,
     PageSection,
@@ -94,34 +105,37 @@ def fit_sections(found: Findings, prefix: str = "", part: str = "") -> list[Page
             rows=tuple(map(estimate_cells, ratio.rows)),
             name=f"{prefix}ratios-{place}",
         )
-        chart = _draw_ratio(ratio, f"{prefix}ratio-{place}")
-        blocks = [_judge_ratio(ratio), chart, table]
+        blocks = [_judge_ratio(ratio)]
+        if not ratio.undetermined:
+            blocks.append(_draw_ratio(ratio, f"{prefix}ratio-{place}"))
+        blocks.append(table)
         sections.append(PageSection(title=format_title(ratio), blocks=tuple(blocks), part=part))
     return sections
 
 
 def _draw_fits(found: Findings, prefix: str) -> Chart:
     series: list[Series] = []
+    undetermined: list[str] = []
     for fitted in found.fits:
-        group, line = fitted.name or "all runs", fitted.curve
-        banded = not fitted.without_intervals
-        series += [
+        group = fitted.name or "all runs"
+        series.append(
             Series(
                 name=f"{group}, measured",
                 x=fitted.measured_x,
                 y=fitted.measured_y,
                 kind="points",
                 group=group,
-            ),
-            Series(
-                name=f"{group}, law",
-                x=line.x,
-                y=line.y,
-                low=_drop_infinite(line.low) if banded else None,
-                high=_drop_infinite(line.high) if banded else None,
-                group=group,
-            ),
-        ]
+            )
+        )
+        if fitted.curve is None:
+            undetermined.append(group)
+        else:
+            series += _draw_law(fitted, fitted.curve, group)
+    caption = f"Bands are {100 * found.level:g} % intervals of the law, not of a run."
+    if any(item.kind == "dashed" for item in series):
+        caption += " A dashed line is extrapolated."
+    if undetermined:
+        caption += f" The runs do not determine the law of {' and '.join(undetermined)}: no curve."
     return Chart(
         name=f"{prefix}fit",
         title=found.law,
@@ -130,8 +144,37 @@ def _draw_fits(found: Findings, prefix: str) -> Chart:
         series=tuple(series),
         log_x=True,
         log_y=True,
-        caption=f"Bands are {100 * found.level:g} % intervals of the law, not of a run.",
+        caption=caption,
     )
+
+
+def _draw_law(fitted: Fitted, curve: FitCurve, group: str) -> list[Series]:
+    """Return a law inside the range of its runs, and dashed on both sides of it."""
+    x, banded = np.array(curve.x), not fitted.without_intervals
+    low, high = min(fitted.measured_x), max(fitted.measured_x)
+    inside = (x >= low) & (x <= high)
+    parts: list[tuple[BoolArray, str, LineT]] = [
+        (inside, "law", "line"),
+        (x <= low, "below its runs", "dashed"),
+        (x >= high, "beyond its runs", "dashed"),
+    ]
+
+    def pick(values: Sequence[float], part: BoolArray) -> tuple[float, ...]:
+        return _drop_infinite(np.array(values)[part].tolist())
+
+    return [
+        Series(
+            name=f"{group}, {what}",
+            x=pick(curve.x, part),
+            y=pick(curve.y, part),
+            low=pick(curve.low, part) if banded else None,
+            high=pick(curve.high, part) if banded else None,
+            kind=kind,
+            group=group,
+        )
+        for part, what, kind in parts
+        if np.count_nonzero(part) > 1
+    ]
 
 
 def _draw_ratio(ratio: FitRatio, name: str) -> Chart:
@@ -157,6 +200,9 @@ def _draw_ratio(ratio: FitRatio, name: str) -> Chart:
 def _judge_ratio(ratio: FitRatio) -> Verdict:
     """Say whether the ratio is on one side of 1 wherever it was measured."""
     measured = [value for value in ratio.rows if not value.extrapolated]
+    if ratio.undetermined:
+        text = describe_undetermined(ratio)
+        return Verdict(None, f"{text[0].upper()}{text[1:]}.")
     what = f"{ratio.what}: {ratio.first} / {ratio.second}"
     if not measured:
         return Verdict(None, f"{what} was not measured.")

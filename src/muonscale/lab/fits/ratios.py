@@ -11,7 +11,7 @@ import numpy as np
 from muonscale.lab.fits.bootstrap import Draws, Quantity, join
 from muonscale.lab.fits.findings import FitRatio, estimate_quantity, format_significant
 from muonscale.lab.fits.laws.base import Law, LossLaw
-from muonscale.lab.fits.result import FloatArray, SizeRange
+from muonscale.lab.fits.result import ROUNDING, FloatArray, SizeRange
 
 ROWS = 5
 LawT = TypeVar("LawT", bound=Law)
@@ -34,8 +34,8 @@ def compare_flops(
     Args:
         first: law whose FLOPs are the numerator.
         second: law whose FLOPs are the denominator.
-        at: FLOPs of the second law to compare at; if there are none, five over the losses that both
-            measured, or over the range of the second law if they share none.
+        at: FLOPs of the second law to compare at besides five over the losses that both measured,
+            or over the range of the second law if they share none.
     """
     split = len(first.draws.estimate)
 
@@ -43,17 +43,14 @@ def compare_flops(
         loss = second.law.log_value(theta[..., split:], flops)
         return first.law.log_reach(theta[..., :split], loss) - np.log(flops)
 
-    if not at:
-        ends = SizeRange.of(first.law.places)
-        losses = [
-            first.law.log_value(first.draws.estimate, flops) for flops in (ends.low, ends.high)
-        ]
-        shared = np.exp([second.law.log_reach(second.draws.estimate, loss) for loss in losses])
-        at = _spread(SizeRange.of(second.law.places), *shared)
+    ends = SizeRange.of(first.law.places)
+    losses = [first.law.log_value(first.draws.estimate, flops) for flops in (ends.low, ends.high)]
+    shared = np.exp([second.law.log_reach(second.draws.estimate, loss) for loss in losses])
+    measured = _spread(SizeRange.of(second.law.places), *shared)
     return _tabulate(
         (first, second),
         ("FLOPs at equal loss", f"FLOPs of {second.name}" if second.name else "FLOPs"),
-        at,
+        tuple(sorted([*at, *(p for p in measured if not np.isclose(at, p, rtol=ROUNDING).any())])),
         log_ratio,
         lambda flops, ratio: not (second.law.holds(flops) and first.law.holds(ratio * flops)),
     )
@@ -110,4 +107,5 @@ def _tabulate(
         at=labels[1],
         places=tuple(places),
         rows=tuple(rows),
+        undetermined=tuple(side.name for side in sides if not side.law.is_determined),
     )

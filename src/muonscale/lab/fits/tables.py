@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from muonscale.errors import StudyError, nearest, shown
+from muonscale.lab.files import read_text
 from muonscale.lab.fits.allocation import FLOPS
 from muonscale.lab.fits.result import BoolArray, FloatArray
 
@@ -166,7 +167,7 @@ def read_table(path: Path) -> RunTable:
     if suffix not in (*DELIMITERS, ".jsonl"):
         raise StudyError(f"{path} ends in {suffix!r}; a table must be a .csv, .tsv or .jsonl file")
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = read_text(path).removeprefix("\ufeff")
     except UnicodeDecodeError as error:
         raise StudyError(
             f"{path} is not UTF-8 text: {error.reason} at byte {error.start}"

@@ -34,7 +34,10 @@ def format_findings(found: Findings) -> str:
         blocks.append([name + format_summary(fitted), table_text(rows, indent=2), *remarks])
     for ratio in found.ratios:
         rows = [estimate_cells(value, "at ") for value in ratio.rows]
-        blocks.append([f"{format_title(ratio)}, by {ratio.at}", table_text(rows, indent=2)])
+        remarks = [f"  {line}" for line in [describe_undetermined(ratio)] if line]
+        blocks.append(
+            [f"{format_title(ratio)}, by {ratio.at}", table_text(rows, indent=2), *remarks]
+        )
     if found.notes:
         blocks.append(list(found.notes))
     return "\n\n".join("\n".join(block) for block in blocks)
@@ -70,6 +73,14 @@ def estimate_cells(value: FitEstimate, prefix: str = "") -> Cells:
 def format_title(ratio: FitRatio) -> str:
     """Return what a ratio is."""
     return f"{ratio.first} / {ratio.second}: {ratio.what}"
+
+
+def describe_undetermined(ratio: FitRatio) -> str:
+    """Return why a ratio says nothing; empty if the runs determine both laws."""
+    if not ratio.undetermined:
+        return ""
+    names = " and ".join(ratio.undetermined)
+    return f"not a result: the runs do not determine the law of {names}"
 
 
 def format_percent(value: float) -> str:

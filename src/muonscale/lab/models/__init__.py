@@ -4,7 +4,8 @@
 - `config`, `contexts`, `build`: from the `model` section to a Hugging Face configuration and model.
 - `pretrained`, `convert`, `hub`, `card`: checkpoints in and out, and the model card.
 - `structure`, `flops`: what a model consists of, and its operations.
-- `attention`, `query_key`, `matrix_kinds`, `moe`: where logits, queries and keys, kinds of matrices
+- `attention`, `query_key`, `matrix_kinds`, `moe` (`moe.routing` has the formulas of router bias and
+  auxiliary loss): where logits, queries and keys, kinds of matrices
   and routers are in models of transformers.
 - `loss`, `generate`, `packed_rows`, `widen`: forward passes, samples, rows of several
   conversations, and the same architecture at another width.

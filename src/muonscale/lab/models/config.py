@@ -10,13 +10,15 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
+import math
+import re
 from pathlib import Path
 from typing import Any
 
 from transformers import CONFIG_MAPPING, PreTrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from muonscale.errors import ConfigError, nearest
+from muonscale.errors import ConfigError, nearest, shown
 from muonscale.lab.config.sections import ModelSection
 from muonscale.lab.files import read_object
 from muonscale.lab.models.contexts import quiet_transformers
@@ -32,6 +34,11 @@ DECIDED = {
 }
 # Fields of transformers 4 that transformers 5 moved into `rope_parameters`.
 ROPE_FIELDS = ("rope_theta", "partial_rotary_factor")
+COUNTS, MOST_COUNT = re.compile("layers?$|experts$"), 20_000
+"""Fields that count layers or experts, and their maximum: each of them is a module."""
+MOST_SIZE = 2**40
+"""Largest number of any field."""
+
 # Transformers lists these as causal though they attend both ways ...
 BIDIRECTIONAL = ("flaubert", "xlm", "xlnet")
 # ... and these have `is_decoder: false` though they are causal.
@@ -69,6 +76,7 @@ def model_config(
     if vocab_size is not None:
         tree |= {"vocab_size": vocab_size, "bos_token_id": bos_id, "eos_token_id": eos_id}
     tree["use_cache"] = True
+    _check_sizes(tree)
     if model.weights is None:  # a checkpoint keeps its padding token and its positions
         tree["pad_token_id"] = None  # packed sequences have no padding
         positions = cls.attribute_map.get("max_position_embeddings", "max_position_embeddings")
@@ -140,6 +148,14 @@ def _check_fields(fields: dict[str, Any], cls: type[PreTrainedConfig]) -> dict[s
                 f"{nearest(name, accepted)}"
             )
     return {cls.attribute_map.get(name, name): value for name, value in fields.items()}
+
+
+def _check_sizes(tree: dict[str, Any]) -> None:
+    """Refuse numbers of which even the shapes of a model fill the memory."""
+    for name, value in tree.items():
+        most = MOST_COUNT if COUNTS.search(name) else MOST_SIZE
+        if isinstance(value, int | float) and most < abs(value) < math.inf:
+            raise ConfigError(f"model.fields.{name}={shown(value, 60)}: at most {most:,}")
 
 
 def _merge_rope(

@@ -22,11 +22,14 @@ from transformers import (
 )
 
 from muonscale.errors import CheckpointError
+from muonscale.lab.files import check_folder
 from muonscale.lab.models.contexts import quiet_transformers
 
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 SHARD_SIZE = "5GB"
 """Maximum size of a file of weights; a larger tensor has its own file."""
+MAKE_ROOM = "remove the cause, or give another folder"
+"""What to do if a folder cannot be written."""
 
 
 def save_hf(
@@ -36,6 +39,7 @@ def save_hf(
     *,
     card: str | None = None,
     max_shard_size: str = SHARD_SIZE,
+    advice: str = MAKE_ROOM,
 ) -> None:
     """Write a model and its tokenizer as a Hugging Face checkpoint.
 
@@ -49,6 +53,7 @@ def save_hf(
         folder: target folder.
         card: text of README.md, or None.
         max_shard_size: maximum size of a file, such as `5GB`; several files get an index.
+        advice: what to do if it cannot be written, for the error.
 
     Raises:
         CheckpointError: if `folder` contains anything but a checkpoint, or cannot be written.
@@ -68,8 +73,8 @@ def save_hf(
             _write_tokenizer(tokenizer, fresh)
             if card is not None:
                 (fresh / "README.md").write_text(card, encoding="utf-8")
-    except OSError as error:
-        raise CheckpointError(f"the model cannot be written to {folder}: {error}") from error
+    except Exception as error:  # transformers, safetensors and tokenizers each raise their own
+        raise _unwritten("the model", folder, error, advice) from error
 
 
 def check_target(folder: Path) -> None:
@@ -88,8 +93,10 @@ def check_target(folder: Path) -> None:
         )
 
 
-def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Write a tokenizer without a model, replacing an existing one.
+def save_tokenizer(
+    tokenizer: PreTrainedTokenizerBase, folder: Path, advice: str = MAKE_ROOM
+) -> None:
+    """Write a tokenizer without a model, replacing an existing one; `advice` as for `save_hf`.
 
     Raises:
         CheckpointError: if it cannot be written.
@@ -97,8 +104,17 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     try:
         with _replace(folder.absolute()) as fresh:
             _write_tokenizer(tokenizer, fresh)
-    except OSError as error:
-        raise CheckpointError(f"the tokenizer cannot be written to {folder}: {error}") from error
+    except Exception as error:  # as in save_hf
+        raise _unwritten("the tokenizer", folder, error, advice) from error
+
+
+def _unwritten(what: str, folder: Path, error: Exception, advice: str) -> CheckpointError:
+    place = next(path for path in folder.absolute().parents if path.exists())
+    reason = " ".join(str(error).split()) or type(error).__name__
+    return CheckpointError(
+        f"{what} cannot be written to {folder}: {reason} "
+        f"({shutil.disk_usage(place).free:,} bytes are free there); {advice}"
+    )
 
 
 @contextmanager
@@ -178,6 +194,7 @@ def load_hf(folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         )
     options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
     try:
+        check_folder(folder)
         with quiet_transformers():
             model, report = AutoModelForCausalLM.from_pretrained(
                 folder, attn_implementation="sdpa", output_loading_info=True, **options

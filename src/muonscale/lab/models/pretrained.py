@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from muonscale.errors import CheckpointError, ConfigError
 from muonscale.lab.config.sections import ModelSection
-from muonscale.lab.files import size_and_hash
+from muonscale.lab.files import check_folder, read_text, size_and_hash
 from muonscale.lab.models.build import meta_model, prepare_for_training
 from muonscale.lab.models.config import model_config
 from muonscale.lab.models.contexts import quiet_transformers
@@ -116,6 +116,7 @@ def load_weights(folder: Path, shape: PreTrainedConfig) -> PreTrainedModel:
     """
     weight_files(folder)
     try:
+        check_folder(folder)
         with quiet_transformers():
             model, report = AutoModelForCausalLM.from_pretrained(
                 folder,
@@ -157,7 +158,7 @@ def weight_files(folder: Path) -> list[Path]:
             "the weights as safetensors first"
         )
     try:
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        names = sorted(set(json.loads(read_text(index))["weight_map"].values()))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{index} cannot be read: {error}") from error
     if missing := [name for name in names if not (folder / name).is_file()]:

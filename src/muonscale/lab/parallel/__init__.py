@@ -5,4 +5,6 @@ parallelism); a *placement* is the sharding of a parameter under it; `Processes`
 of all ranks; `Parallelized` is the model on a rank.
 
 `topology` -> `placements` (pure) -> `apply`, with `styles` and `experts` -> `forward`, `text_loss`.
+`processes` joins the process group; `apply` makes the device meshes of a topology and wraps the
+model with torch's FSDP and tensor parallelism; `gather` makes a sharded model whole again.
 """

@@ -13,8 +13,8 @@ import numpy as np
 from muonscale.errors import CheckpointError, ConfigError
 from muonscale.lab.config.load import Config, load_config
 from muonscale.lab.eval_results import read_results
-from muonscale.lab.files import read_object
-from muonscale.lab.run_folder import KindT, parse_record
+from muonscale.lab.files import read_object, read_text
+from muonscale.lab.run_folder import LARGEST_METRICS, KindT, parse_record
 
 Record = dict[str, Any]
 UnitT = Literal["tokens", "step", "seconds"]
@@ -150,7 +150,7 @@ def _read_object(path: Path, notes: list[str], *, needed: bool) -> Record:
 
 def _read_records(path: Path, notes: list[str]) -> tuple[Record, ...]:
     try:
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+        lines = read_text(path, LARGEST_METRICS, errors="replace").splitlines()
     except FileNotFoundError:
         lines = []
     except OSError as error:

@@ -17,6 +17,7 @@ from muonscale.optim.options import unused_options
 
 RESULTS = {
     "validation_loss": ("validation loss, nats per token", ".4f"),
+    "start_validation_loss": ("validation loss before training", ".4f"),
     "unigram_loss": ("unigram baseline", ".4f"),
     "bigram_loss": ("bigram baseline", ".4f"),
     "bits_per_byte": ("bits per byte", ".4f"),
@@ -25,7 +26,8 @@ RESULTS = {
     "step": ("steps", ",d"),
     "parameters": ("parameters", ",d"),
     "train_seconds": ("seconds of training steps", ",.0f"),
-    "tokens_per_second": ("tokens per second, median", ",.0f"),
+    "mean_tokens_per_second": ("tokens per second", ",.0f"),
+    "tokens_per_second": ("tokens per second, median of the steps", ",.0f"),
     "optimizer_share": ("optimizer's share of the time", ".1%"),
     "skipped_steps": ("skipped steps", ",d"),
 }
@@ -37,7 +39,7 @@ COMPARED = {
     "unigram_loss": "unigram",
     "bigram_loss": "bigram",
     "tokens": "tokens",
-    "tokens_per_second": "tokens/s",
+    "tokens_per_second": "tokens/s (median)",
     "optimizer_share": "optimizer",
 }
 """Fields that are compared between runs, with their titles."""

@@ -7,6 +7,8 @@ import shlex
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from muonscale.errors import command_line
+from muonscale.lab.files import read_text
 from muonscale.lab.report.measure_charts import Measure, chart_of
 from muonscale.lab.report.page import Block, Command, Page, PageSection, Text, Verbatim
 from muonscale.lab.report.run_data import RunData, is_finite, read_run
@@ -109,7 +111,6 @@ def _results(runs: Sequence[RunData]) -> list[Block | None]:
 
 
 def _commands(run: RunData, several: bool) -> list[Block]:
-    path = shlex.quote(str(run.path))
     blocks: list[Block] = [Text(f"{run.label}:")] if several else []
     if (words := started_with(run.env)) is not None:
         blocks += [] if several else [Text("The run was last started with:")]
@@ -118,9 +119,9 @@ def _commands(run: RunData, several: bool) -> list[Block]:
         again = reproduce_command(run.resolved, f"{run.path}-again")
         blocks += [Text("The same run from a recipe, into a new folder:"), Command(again)]
     if not run.finished:
-        blocks += [Text("To continue it:"), Command(f"muonscale train {path} --resume")]
+        blocks += [Text("To continue it:"), Command(command_line("train", run.path, "--resume"))]
     elif not several:
-        generate = Command(f'muonscale generate {path} "def "')
+        generate = Command(command_line("generate", run.path, "def "))
         blocks += [Text("To generate text with its model:"), generate]
     return blocks
 
@@ -166,7 +167,7 @@ def _samples(runs: Sequence[RunData]) -> list[Block]:
         text = run.result.get("sample")
         if not text:
             try:
-                text = (run.path / "sample.txt").read_text(encoding="utf-8", errors="replace")
+                text = read_text(run.path / "sample.txt", errors="replace")
             except OSError:
                 continue
         if text:

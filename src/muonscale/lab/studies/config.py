@@ -12,11 +12,15 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
-from muonscale.errors import nearest
+from muonscale.errors import nearest, shown
 from muonscale.lab.config.sections import Positive, Section
+from muonscale.lab.report.check import NAME as FILE_NAME
 
 Number = Annotated[float, Field(gt=0)]
 Seeds = Annotated[list[int], Field(min_length=1)]
+
+LONGEST_NAME = 100
+"""Longest name in characters; file systems accept 255, and a file has several names in its own."""
 
 SET_BY_STUDY = ("run.path", "run.seed", "run.threads")
 """Keys of a run that the study sets itself."""
@@ -43,7 +47,8 @@ class ExecutorSection(Section):
         """The number of runs at a time; None where the cluster decides."""
         if self.workers is not None or self.kind == "slurm":
             return self.workers
-        cores = len(os.sched_getaffinity(0))
+        of_process = getattr(os, "sched_getaffinity", None)  # macOS has none
+        cores = len(of_process(0)) if of_process else os.cpu_count() or 1
         return 1 if self.kind == "inline" else max(1, cores // self.threads)
 
 
@@ -80,6 +85,22 @@ def check_overrides(value: Any, where: str) -> Any:
                 f"{where}: {key!r} is not a key of a recipe; give section.key, such as train.tokens"
             )
     return value
+
+
+def check_names(where: str, names: Iterable[object]) -> None:
+    """Raise ValueError for a name that no file of the report could have.
+
+    Names that differ in upper and lower case alone are one file on some systems.
+    """
+    seen: dict[str, str] = {}
+    for name in map(str, names):
+        if FILE_NAME.fullmatch(name) is None or len(name) > LONGEST_NAME:
+            raise ValueError(
+                f"{where}: {shown(name)} cannot be part of a file's name; use at most "
+                f"{LONGEST_NAME} letters, digits, '.', '_' and '-', a letter or a digit first"
+            )
+        if (other := seen.setdefault(name.lower(), name)) != name:
+            raise ValueError(f"{where}: {other!r} and {name!r} differ only in case")
 
 
 def check_variants(where: str, given: Iterable[str], variants: Collection[str]) -> None:
@@ -119,8 +140,11 @@ def parse_named_overrides(
     """Return overrides by name, from a list of known names or a mapping of names to overrides.
 
     Raises:
-        ValueError: for a name without overrides that is not known, or a wrong key.
+        ValueError: for a name without overrides that is not known or that no file could have, or
+            a wrong key.
     """
+    if isinstance(value, dict | list):
+        check_names(where, value)
     listed = isinstance(value, list) and all(isinstance(name, str) for name in value)
     given = {name: {} for name in value} if listed else value
     if not isinstance(given, dict):

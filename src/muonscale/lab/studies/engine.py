@@ -7,12 +7,13 @@ ones resume, and the files written at the end depend on the run folders alone.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from muonscale.errors import StudyError
+from muonscale.errors import StudyError, command_line
 from muonscale.lab.files import drop_nonfinite, write_json
 from muonscale.lab.report.page import Page
 from muonscale.lab.studies.cost import StudyCost, estimate_cost
@@ -83,7 +84,7 @@ def run_study(study: Study, say: Say, *, retry: bool = False) -> dict[str, Any]:
     """
     folder = StudyFolder(study.config.path)
     executor = make_executor(study.config.executor, folder.path)
-    with folder.locked():
+    with folder.locked(), _explain_write_errors(folder):
         folder.create(study.config)
         if retry:
             for outcome in look(study).failed:
@@ -94,6 +95,17 @@ def run_study(study: Study, say: Say, *, retry: bool = False) -> dict[str, Any]:
             _do_missing(study, executor.run, state, say)
         _write_plan(study, state, counted)
         return write_report(study, state, say)
+
+
+@contextmanager
+def _explain_write_errors(folder: StudyFolder) -> Generator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise StudyError(
+            f"{error.filename or folder.path}: {error.strerror or error}; remove the cause, and "
+            f"continue with: {command_line('study', 'run', folder.path)}"
+        ) from error
 
 
 def _do_missing(study: Study, execute: Callable[..., None], state: StudyState, say: Say) -> None:
@@ -115,7 +127,8 @@ def _do_missing(study: Study, execute: Callable[..., None], state: StudyState, s
     if left := [run for run in waiting if not folder.outcome(run).ended]:
         raise StudyError(
             f"{len(left)} runs were stopped before they ended, the first being {left[0].label!r} "
-            f"(see {folder.job(left[0]).log}); resume with: muonscale study run {folder.path}"
+            f"(see {folder.job(left[0]).log}); resume with: "
+            f"{command_line('study', 'run', folder.path)}"
         )
 
 
@@ -130,19 +143,29 @@ def _write_plan(study: Study, state: StudyState, counted: dict[str, RunCost]) ->
 
 
 def write_report(study: Study, state: StudyState, say: Say) -> dict[str, Any]:
-    """Write the report and result.json of the runs that have ended, and return the findings.
+    """Write result.json and the report of the runs that have ended, and return the findings.
 
-    `say` is called with each verdict of the report.
+    Args:
+        study: the study.
+        state: its runs and their outcomes.
+        say: called with each verdict of the report.
+
+    Raises:
+        StudyError: if the report cannot be written; result.json is whole then.
     """
     from muonscale.lab.report.write import write_page  # matplotlib: not for `study status`
 
     folder = StudyFolder(study.config.path)
     found = analyze_study(study, state)
+    results = folder.path / "result.json"
+    write_json(results, found)
     page = build_report(study, found, state.outcomes)
-    write_page(page, folder.path / "report")
-    write_json(folder.path / "result.json", found)
     for verdict in page.verdicts:
         say(f"{verdict.outcome}: {verdict.text}")
+    try:
+        write_page(page, folder.path / "report")
+    except StudyError as error:
+        raise StudyError(f"the results are in {results}; {error}") from error
     return found
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from importlib import import_module
 
-from muonscale.errors import ConfigError, nearest, shown
+from muonscale.errors import ConfigError, command_line, nearest, shown
 from muonscale.lab.config.overrides import assign, split_override
 from muonscale.lab.config.read import RECIPES, read_tree, shipped_names, shipped_summary
 from muonscale.lab.config.validate import validate
@@ -70,5 +70,5 @@ def command_of(config: StudyConfig) -> str:
         tree = read_tree(name, "study", STUDIES, "study.json")
         same_kind = tree.get("study") == config.study
         if same_kind and validate(type(config), {**tree, "path": config.path}) == config:
-            return f"muonscale study run {name}"
-    return f"muonscale study run {config.path}"
+            return command_line("study", "run", name)
+    return command_line("study", "run", config.path)

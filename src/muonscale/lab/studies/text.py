@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from muonscale.errors import command_line
 from muonscale.lab.console import table_text
 from muonscale.lab.files import to_json
 from muonscale.lab.studies.cost import Account, StudyCost, format_hours
@@ -43,22 +43,22 @@ def study_plan_text(study: Study, state: StudyState, cost: StudyCost) -> str:
             )
         )
     left = [outcome.run.id for outcome in state.missing]
+    known = " that are known" if state.expected else ""
     lines = [
         table_text(rows, head),
         "",
-        _total("all", state.runs, cost),
-        _total("left to do", left, cost),
+        _total(f"all{known}", state.runs, cost),
+        _total(f"left to do{known and ' of them'}", left, cost),
     ]
     if state.expected:
         account = Account.of(state.expected, cost)
         account_head, *account_rows = account.rows()
         lines += ["", table_text(account_rows, account_head), "", *account.sentences()]
-    lines.append(f"time: {cost.basis}; {_describe_workers(cost, left)}")
+    lines.append(f"time: {cost.basis}; {_describe_workers(cost, hours_left(state, cost))}")
     if study.config.executor.kind != "slurm":
         begun = (study.config.path / "study.json").exists()
-        lines.append(
-            f"start it with: muonscale study run {study.config.path if begun else 'STUDY'}"
-        )
+        path = study.config.path if begun else "STUDY"
+        lines.append(f"start it with: {command_line('study', 'run', path)}")
     return "\n".join(lines)
 
 
@@ -68,8 +68,22 @@ def _total(name: str, ids: Any, cost: StudyCost) -> str:
     return f"{name}: {number} runs, {tokens:,} tokens, {flops:.3g} FLOPs, {hours} hours of runs"
 
 
-def _describe_workers(cost: StudyCost, left: Sequence[str]) -> str:
-    hours = cost.hours(left)
+def hours_left(state: StudyState, cost: StudyCost) -> float | None:
+    """Return the hours of runs that are left to do, those that cannot be named yet included.
+
+    None if the time of a run is not known.
+    """
+    left = cost.hours([outcome.run.id for outcome in state.missing])
+    if not state.expected or left is None:
+        return left
+    whole = Account.of(state.expected, cost).total("tuning", "final", "check").seconds
+    ended = cost.hours([outcome.run.id for outcome in state.outcomes.values() if outcome.ended])
+    if whole is None or ended is None:
+        return None
+    return max(left, whole / 3600 - ended)  # fewer may have been expected than were done
+
+
+def _describe_workers(cost: StudyCost, hours: float | None) -> str:
     if cost.workers is None:
         return "the cluster decides how many run at a time"
     if hours is None:
@@ -88,7 +102,13 @@ def plan_json(study: Study, state: StudyState, cost: StudyCost) -> str:
         | {"hours": cost.hours(ids)}
         for name, ids in (("all", list(state.runs)), ("left", [o.run.id for o in state.missing]))
     }
-    tree = {"study": study.config.study, "runs": rows, "totals": totals, "time": cost.basis}
+    tree = {
+        "study": study.config.study,
+        "runs": rows,
+        "totals": totals,
+        "time": cost.basis,
+        "hours_left": hours_left(state, cost),
+    }
     if state.expected:
         tree["account"] = Account.of(state.expected, cost).tree()
     return to_json(tree)

@@ -8,4 +8,9 @@ metrics.jsonl.
 schedule, optimizer) -> `finish` (validation, sample, model, result). `checkpoint` and `state` save
 and resume, `telemetry`, `noise_scale`, `attention`, `router_balance` and `spikes` measure,
 and `trackers` log (`trackers.registry` lists them).
+
+What `setup` builds: `param_groups` (with muP), `schedule`, `load_optimizer_state`, `provenance` (the
+origin of the weights). What a step needs: `batches` and `micro_batches`, `gradients` (norms,
+clipping), `validation`. Around the loop: `console`, `signals` (Ctrl-C), `profile` and
+`profiler_memory`, `dry_run`, and `export` (a checkpoint as a Hugging Face folder).
 """

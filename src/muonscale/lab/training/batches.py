@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -72,17 +73,20 @@ class Batches:
             **self.train[name].facts(),
         }
 
-    def seen(self, *, at_most: int) -> Iterator[np.ndarray]:
-        """Yield the sequences of the run in order, up to `at_most`.
+    def sample(self, *, at_most: int) -> Iterator[np.ndarray]:
+        """Yield about `at_most` training sequences, or as many as the corpora have.
 
-        A single corpus is read once at most.
+        They are spread evenly over each corpus and divided among the corpora by their weights, so
+        that sequences of a small corpus with a large weight are repeated. They do not depend on the
+        length of the run.
         """
-        count = min(self.timeline.sequences_before(self.timeline.steps), at_most)
-        if len(self.train) == 1:
-            (only,) = self.train.values()
-            count = min(count, len(only))
-        for start in range(0, count, CHUNK):
-            yield self._rows(start, min(CHUNK, count - start))
+        total = min(at_most, sum(map(len, self.train.values())))
+        for name, rows in self.train.items():
+            count = math.ceil(self.weights[name] * total)
+            # count * len(rows) stays far below 2**63.
+            indices = np.arange(count, dtype=np.int64) * len(rows) // max(1, count)
+            for start in range(0, count, CHUNK):
+                yield rows.batch(indices[start : start + CHUNK])
 
     def evaluation(self, name: str, sequences: int | None = None) -> Iterator[np.ndarray]:
         """Return validation batches of a corpus.

@@ -9,7 +9,8 @@ it. All ranks write and read, in a folder that all of them can access; the first
 from __future__ import annotations
 
 import json
-import os
+import pickle
+import resource
 import shutil
 import warnings
 from collections.abc import Callable, Collection, Generator
@@ -20,16 +21,27 @@ from typing import Any
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.api import CheckpointException
 
-from muonscale.errors import CheckpointError, ConfigError, MuonscaleError
+from muonscale.errors import CheckpointError, ConfigError, MuonscaleError, command_line
 from muonscale.lab.config.load import Config
-from muonscale.lab.files import sha256, size_and_hash, write_json
+from muonscale.lab.files import (
+    check_regular,
+    read_text,
+    sha256,
+    size_and_hash,
+    sync_folder,
+    write_json,
+)
 from muonscale.lab.parallel.processes import Processes, is_lost_peer
+from muonscale.lab.training.checkpoint_reader import (
+    TENSORS,
+    CheckpointPlanner,
+    CheckpointReader,
+    read_metadata,
+)
 from muonscale.optim.distributed.shard_block import with_shard_blocks
 
 MANIFEST = "manifest.json"
 FACTS = "facts.json"
-TENSORS = ".metadata"
-"""File in which torch.distributed.checkpoint records which file contains which tensor."""
 
 
 def steps_to_keep(config: Config) -> set[int]:
@@ -99,11 +111,7 @@ def save_checkpoint(
         else:
             target.unlink(missing_ok=True)
         temporary.rename(target)
-        handle = os.open(root, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+        sync_folder(root)
         # A later one is damaged, since this run continued from before it: it does not count.
         others = [saved for saved in saved_steps(root) if saved <= step and saved not in permanent]
         for old in others[keep:]:
@@ -131,7 +139,7 @@ def save_checkpoint(
         if is_lost_peer(error):
             raise MuonscaleError(
                 f"another process of the job is gone: checkpoint of step {step} is not written, and "
-                f"this process cannot continue; {_last_good(root)}. Continue with --resume"
+                f"this process cannot go on. When all processes can run again, {way_on(root)}"
             ) from error
         raise CheckpointError(_write_failure(root, step, error)) from error
 
@@ -173,17 +181,23 @@ def find_damage(folder: Path) -> str | None:
     count as damage.
     """
     try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        manifest = json.loads(read_text(folder / MANIFEST))
         needed = {FACTS, TENSORS, *(p.name for p in folder.glob("*.distcp"))}
         if missing := sorted(needed - manifest.keys()):
             return f"{missing[0]} is not in its manifest"
         for name, entry in manifest.items():
+            if Path(name).name != name:
+                return f"its manifest names {name}, which is not in its folder"
             path = folder / name
+            check_regular(path)
             if path.stat().st_size != entry["bytes"]:
                 return f"{name} has {path.stat().st_size} bytes instead of {entry['bytes']}"
             if sha256(path) != entry["sha256"]:
                 return f"the content of {name} has changed"
         step = load_facts(folder).get("step")
+        read_metadata(folder)
+    except pickle.UnpicklingError as error:
+        return f"{TENSORS}: {error}"
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         return f"{type(error).__name__}: {error}"
     named = folder.name.removeprefix("step-")
@@ -194,7 +208,7 @@ def find_damage(folder: Path) -> str | None:
 
 def load_facts(folder: Path) -> dict[str, Any]:
     """Return the `facts` that `save_checkpoint` wrote."""
-    return json.loads((folder / FACTS).read_text(encoding="utf-8"))
+    return json.loads(read_text(folder / FACTS))
 
 
 def load_tensors(folder: Path, tensors: dict[str, Any], processes: Processes) -> None:
@@ -206,11 +220,14 @@ def load_tensors(folder: Path, tensors: dict[str, Any], processes: Processes) ->
     try:
         with _ignore_missing_group():
             dcp.load(
-                with_shard_blocks(tensors), checkpoint_id=str(folder), no_dist=not processes.many
+                with_shard_blocks(tensors),
+                storage_reader=CheckpointReader(folder),
+                planner=CheckpointPlanner(),
+                no_dist=not processes.many,
             )
     except (CheckpointException, RuntimeError, ValueError, KeyError) as error:
         raise CheckpointError(
-            f"checkpoint {folder} does not fit this run: {error}; use the versions in env.json of "
+            f"checkpoint {folder} does not fit this run: {_reason(error)}; use the versions in env.json of "
             "the run, or start a new one with run.path=FOLDER"
         ) from error
 
@@ -223,17 +240,31 @@ def _ignore_missing_group() -> Generator[None]:
         yield
 
 
+def _reason(error: BaseException) -> str:
+    """Return why a load or save failed, once for ranks that failed for the same reason."""
+    if not isinstance(error, CheckpointException):
+        return str(error)
+    return "; ".join(dict.fromkeys(str(cause) for cause, _ in error.failures.values()))
+
+
 def _write_failure(root: Path, step: int, error: BaseException) -> str:
-    causes = error.failures.values() if isinstance(error, CheckpointException) else [error]
-    reason = "; ".join(str(cause[0] if isinstance(cause, tuple) else cause) for cause in causes)
     free = shutil.disk_usage(root).free  # torch's writer does not report that a disk is full
+    left = saved_steps(root)
+    last = f"the last good one is step {left[0]}" if left else "there is none before it"
+    limit, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
+    most = "" if limit == resource.RLIM_INFINITY else f", and a file may have {limit:,} (ulimit -f)"
     return (
-        f"checkpoint of step {step} cannot be written to {root}: {reason} "
-        f"({free:,} bytes are free there); {_last_good(root)}. "
-        "Remove the cause and continue with --resume."
+        f"checkpoint of step {step} cannot be written to {root}: {_reason(error)} "
+        f"({free:,} bytes are free there{most}); {last}. Remove the cause, and {way_on(root)}"
     )
 
 
-def _last_good(root: Path) -> str:
-    left = saved_steps(root)
-    return f"the last good one is step {left[0]}" if left else "there is none before it"
+def way_on(root: Path) -> str:
+    """Return how a run that was stopped goes on: where, and with which command.
+
+    Args:
+        root: folder of its checkpoints, in the run folder.
+    """
+    steps = saved_steps(root)
+    where = f"continue at step {steps[0]}" if steps else "begin again at step 0"
+    return f"{where} with: {command_line('train', root.parent, '--resume')}"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from transformers import PreTrainedConfig
 
-from muonscale.errors import CheckpointError
 from muonscale.lab.config.load import Config, dump_config
 from muonscale.lab.data.tokenizer import load_tokenizer
 from muonscale.lab.models.build import meta_model
@@ -15,6 +14,7 @@ from muonscale.lab.models.structure import count_parameters
 from muonscale.lab.parallel.topology import Topology
 from muonscale.lab.training.attention import plan_attention
 from muonscale.lab.training.checkpoint import steps_to_keep
+from muonscale.lab.training.load_optimizer_state import check_state_file
 from muonscale.lab.training.noise_scale import check_noise_scale
 from muonscale.lab.training.param_groups import plan_transfer
 from muonscale.lab.training.router_balance import plan_routing
@@ -34,10 +34,8 @@ def dry_run(config: Config) -> str:
         MuonscaleError: as training would for the configuration, the model and the groups.
     """
     check_schedule(config)
-    if (state := config.optimizer.state) is not None and not state.is_file():
-        raise CheckpointError(
-            f"optimizer.state={state}: there is no such file; give one that torch.save wrote"
-        )
+    if config.optimizer.state is not None:
+        check_state_file(config.optimizer.state)
     steps_to_keep(config)
     check_trackers(config)
     check_noise_scale(config, Topology())

@@ -18,7 +18,7 @@ from transformers import (
 )
 from transformers.initialization import no_init_weights
 
-from muonscale.errors import CheckpointError, ConfigError
+from muonscale.errors import CheckpointError, ConfigError, command_line
 from muonscale.lab.data.tokenizer import open_tokenizer
 from muonscale.lab.models.build import build_model
 from muonscale.lab.models.card import model_card
@@ -110,7 +110,7 @@ def find_checkpoint(run: RunFolder, step: int | None, report: Callable[[str], No
     if not steps:
         raise CheckpointError(
             f"run {run.path} has no checkpoints yet; "
-            f"make some with: muonscale train {run.path} --resume"
+            f"make some with: {command_line('train', run.path, '--resume')}"
         )
     if step is None:
         newest = whole_checkpoint(root, report)
@@ -149,7 +149,7 @@ def tokenizer_folder(run: RunFolder) -> Path:
             return folder
     raise CheckpointError(
         f"run {run.path} has no folder `tokenizer`; write it with: "
-        f"muonscale train {run.path} --resume"
+        f"{command_line('train', run.path, '--resume')}"
     )
 
 

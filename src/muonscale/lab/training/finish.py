@@ -8,7 +8,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from muonscale.lab.data.ngram import fit_ngrams
+from muonscale.errors import command_line
 from muonscale.lab.files import write_atomic, write_json
 from muonscale.lab.models.card import model_card
 from muonscale.lab.models.convert import save_hf
@@ -16,17 +16,19 @@ from muonscale.lab.models.generate import generate_text
 from muonscale.lab.models.structure import count_parameters
 from muonscale.lab.parallel.gather import gather_model
 from muonscale.lab.report.loss_figure import write_loss_figure
+from muonscale.lab.training.baselines import ngram_baselines
+from muonscale.lab.training.checkpoint import way_on
 from muonscale.lab.training.setup import Run
 from muonscale.lab.training.signals import StopRequest
 from muonscale.lab.training.validation import measure_validation
 
-NGRAM_TOKENS = 50_000_000
-"""Maximum number of training tokens that the n-gram baselines are fitted on."""
-
 TIMES = ("step_ms", "optimizer_ms", "tokens_per_second")
 """Times in the record of a step."""
 
-NOT_RECORDED = ("train_seconds", "tokens_per_second", "optimizer_share", "skipped_steps", "spikes")
+NOT_RECORDED = (
+    *("train_seconds", "tokens_per_second", "mean_tokens_per_second", "optimizer_share"),
+    *("skipped_steps", "spikes"),
+)
 """Keys of the result that are None if no record of a step is left."""
 
 TEMPERATURE, TOP_K = 0.8, 50
@@ -45,26 +47,27 @@ def finish(run: Run, stop: StopRequest) -> dict[str, Any]:
     record = measure_validation(run, stop)
     stop.raise_if_requested("stopped in the final evaluation; all steps are saved: use --resume")
     assert record is not None
+    baselines = run.processes.on_first(lambda: ngram_baselines(run, stop))
     model = gather_model(run.state.model, run.processes)
-    result = run.processes.on_first(lambda: _write_files(run, model, record))
+    result = run.processes.on_first(lambda: _write_files(run, model, record, baselines))
     stop.raise_if_requested("stopped before result.json was written; finish with --resume")
     run.processes.on_first(lambda: _write_result(run, result))
     _log_result(run, result)
     return result
 
 
-def _write_files(run: Run, model: PreTrainedModel | None, record: dict[str, Any]) -> dict[str, Any]:
+def _write_files(
+    run: Run, model: PreTrainedModel | None, record: dict[str, Any], baselines: dict[str, float]
+) -> dict[str, Any]:
     """Write all files but result.json, and return its content."""
     assert model is not None
-    folder, config, batches = run.folder, run.config, run.batches
+    folder, config = run.folder, run.config
     metrics = folder.replace_metrics(record)
     run.trackers.log(record)
     result = {key: value for key, value in record.items() if key != "kind"}
-    # The baselines are fitted on what the run has read, and evaluated on the same batches.
-    seen = batches.seen(at_most=NGRAM_TOKENS // config.data.sequence_length)
-    ngrams = fit_ngrams(seen, len(run.tokenizer))
-    for key, loss in (("unigram_loss", ngrams.unigram_loss), ("bigram_loss", ngrams.bigram_loss)):
-        result[key] = batches.mean({name: loss(batches.evaluation(name)) for name in run.corpora})
+    result |= baselines
+    for start in (r for r in metrics if r["kind"] == "eval" and r["step"] == 0):
+        result["start_validation_loss"] = start["validation_loss"]
     result |= _step_times(metrics)
     result["perplexity"] = math.exp(record["validation_loss"])
     result["parameters"] = count_parameters(model).total
@@ -82,7 +85,8 @@ def _write_files(run: Run, model: PreTrainedModel | None, record: dict[str, Any]
     write_atomic(folder.path / "sample.txt", result["sample"] + "\n")
     saved, env = folder.saved_config(), folder.environment()
     card = model_card(saved, env, metrics, step=run.state.step, model=model)
-    save_hf(model, run.tokenizer, folder.model, card=card)
+    advice = f"remove the cause, and {way_on(folder.checkpoints)}"
+    save_hf(model, run.tokenizer, folder.model, card=card, advice=advice)
     write_loss_figure(folder.path, result)
     return result
 
@@ -106,8 +110,11 @@ def _step_times(metrics: list[dict[str, Any]]) -> dict[str, Any]:
         return dict.fromkeys(NOT_RECORDED)
     usual = [r for r in steps if "profiled" not in r] or steps
     attention = attention_times(usual)
+    milliseconds = sum(r["step_ms"] for r in steps)
     return {
-        "train_seconds": sum(r["step_ms"] for r in steps) / 1000,
+        "train_seconds": milliseconds / 1000,
+        "mean_tokens_per_second": sum(r["tokens_per_second"] * r["step_ms"] for r in steps)
+        / milliseconds,
         "tokens_per_second": statistics.median(r["tokens_per_second"] for r in usual),
         "optimizer_share": sum(r["optimizer_ms"] for r in usual) / sum(r["step_ms"] for r in usual),
         "skipped_steps": steps[-1].get("skipped_steps"),
@@ -153,14 +160,23 @@ def _log_result(run: Run, result: dict[str, Any]) -> None:
     speed = "metrics.jsonl has no record of a step: the times are lost"
     if result["train_seconds"] is not None:
         speed = (
-            f"trained in {result['train_seconds']:.0f} s, {result['tokens_per_second']:,.0f} "
-            f"tokens/s, optimizer {100 * result['optimizer_share']:.1f} % of the step"
+            f"trained in {result['train_seconds']:.0f} s, "
+            f"{result['mean_tokens_per_second']:,.0f} tokens/s (median of the steps "
+            f"{result['tokens_per_second']:,.0f}), optimizer "
+            f"{100 * result['optimizer_share']:.1f} % of the step"
+        )
+    started = ""
+    if (before := result.get("start_validation_loss")) is not None:
+        change = result["validation_loss"] - before
+        started = (
+            f"validation loss before training {before:.3f}, after {result['validation_loss']:.3f} "
+            f"({abs(change):.3f} {'better' if change < 0 else 'worse'})\n"
         )
     run.console.log(
-        f"validation loss in nats per token: unigram {result['unigram_loss']:.3f}, bigram "
+        f"{started}validation loss in nats per token: unigram {result['unigram_loss']:.3f}, bigram "
         f"{result['bigram_loss']:.3f}, model {result['validation_loss']:.3f} "
         f"({abs(below):.3f} {'below' if below > 0 else 'above'} the bigram){bits}\n"
         f"{speed}\n"
         f"model in {run.folder.model}, curve in {run.folder.path / 'loss.png'}; try: "
-        f'muonscale generate {run.folder.path} "def "'
+        f"{command_line('generate', run.folder.path, 'def ')}"
     )

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from muonscale.errors import CheckpointError, ConfigError
+from muonscale.lab.files import check_regular
 from muonscale.optim.distributed.dtensor import is_sharded
 from muonscale.optim.migrate.convert_state import SOURCES, convert_state_dict, join_state_dicts
 from muonscale.optim.muon import Muon
@@ -77,8 +78,24 @@ def load_optimizer_state(model: nn.Module, optimizer: Muon, path: Path, source: 
     )
 
 
+def check_state_file(path: Path) -> None:
+    """Check that `optimizer.state` is a regular file.
+
+    Raises:
+        CheckpointError: if it is not.
+    """
+    try:
+        check_regular(path)
+    except OSError as error:
+        raise CheckpointError(
+            f"optimizer.state={path} cannot be read: {error.strerror}; give a file that torch.save "
+            "wrote"
+        ) from error
+
+
 def _read(path: Path) -> list[StateDict]:
     """Return the state dicts in a file."""
+    check_state_file(path)
     try:
         # Memory-mapped, so that the ranks of a machine share it.
         content = torch.load(path, "cpu", weights_only=True, mmap=zipfile.is_zipfile(path))

@@ -9,14 +9,20 @@ from typing import Any
 
 from torch.profiler import record_function
 
+from muonscale.errors import CheckpointError, command_line
 from muonscale.lab.config.load import Config
 from muonscale.lab.files import write_json
 from muonscale.lab.models.build import meta_model
 from muonscale.lab.models.convert import save_tokenizer
 from muonscale.lab.models.structure import count_parameters
 from muonscale.lab.parallel.processes import Processes, init_processes, was_restarted
-from muonscale.lab.run_folder import RunFolder
-from muonscale.lab.training.checkpoint import newest_checkpoint, saved_steps, steps_to_keep
+from muonscale.lab.run_folder import RunFolder, flatten
+from muonscale.lab.training.checkpoint import (
+    newest_checkpoint,
+    saved_steps,
+    steps_to_keep,
+    way_on,
+)
 from muonscale.lab.training.console import RunConsole
 from muonscale.lab.training.finish import finish
 from muonscale.lab.training.out_of_memory import explain_out_of_memory
@@ -74,16 +80,17 @@ def train_together(
     if resume and not begun:
         console.log(f"nothing to resume in {folder.path}: starting at step 0")
     processes.on_first(lambda: check_trackers(config))
-    fresh = not processes.on_first(lambda: bool(saved_steps(folder.checkpoints)))
+    fresh = processes.on_first(lambda: not begun or starts_at_zero(config, folder))
     run = set_up(config, folder, console, processes, fresh=fresh)
     if not begun:
         processes.on_first(lambda: folder.create(config))
     if fresh:
         processes.on_first(lambda: record_provenance(config, folder))
     with (
+        explain_write_errors(folder),
+        explain_out_of_memory(config),
         stop_on_signals(processes.max_flag) as stop,
         closing(run.trackers),
-        explain_out_of_memory(config),
     ):
         seen = restore(run) if begun else []
         processes.on_first(lambda: run.trackers.open(config, folder.path, seen, run.state.step))
@@ -91,8 +98,47 @@ def train_together(
             make_up_evaluation(run, stop, seen)
         processes.on_first(lambda: record_environment(run))
         introduce(run)
+        evaluate_start(run, stop, seen)
         run_steps(run, stop)
         return finish(run, stop)
+
+
+@contextmanager
+def explain_write_errors(folder: RunFolder) -> Generator[None]:
+    """Turn the error of a file that cannot be written into one that says how the run goes on."""
+    try:
+        yield
+    except OSError as error:
+        raise CheckpointError(
+            f"{error.filename or folder.path}: {error.strerror or error}; remove the cause, and "
+            f"{way_on(folder.checkpoints)}"
+        ) from error
+
+
+def starts_at_zero(config: Config, folder: RunFolder) -> bool:
+    """Return whether a run that is continued has no checkpoint yet.
+
+    Raises:
+        CheckpointError: if it had checkpoints, which are gone.
+    """
+    if saved_steps(folder.checkpoints):
+        return False
+    root = folder.checkpoints
+    if root.is_symlink() and not root.exists():
+        raise CheckpointError(
+            f"{root} is a link to {root.readlink()}, which does not exist; mount or restore it, or "
+            "remove the link if there are no checkpoints"
+        )
+    before = flatten(folder.saved_config()).get("checkpoint.every")
+    every = max(config.checkpoint.every, before if isinstance(before, int) else 0)
+    last = max((record["step"] for record in folder.read_metrics()), default=0)
+    if last > every:  # the checkpoint of step `every` was written before
+        raise CheckpointError(
+            f"{folder.metrics} has records up to step {last}, and {root} has no checkpoint; "
+            f"restore or mount the checkpoints, or move {folder.metrics.name} away to start again "
+            "at step 0"
+        )
+    return True
 
 
 @contextmanager
@@ -142,7 +188,7 @@ def run_steps(run: Run, stop: StopRequest) -> None:
                 raise Interrupted(
                     signum,
                     f"stopped after step {state.step} of {steps} and saved; "
-                    f"continue with: muonscale train {run.folder.path} --resume",
+                    f"continue with: {command_line('train', run.folder.path, '--resume')}",
                 )
     state.optimizer.check_finite()  # for the last step, since no later step checks it
 
@@ -169,7 +215,7 @@ def restore(run: Run) -> list[dict[str, Any]]:
     checkpoint = processes.on_first(lambda: newest_checkpoint(folder.checkpoints, run.console.warn))
     if checkpoint is not None:
         state.restore(checkpoint, processes)
-    processes.on_first(lambda: seen.extend(folder.truncate_metrics(state.step)))
+    processes.on_first(lambda: seen.extend(folder.truncate_metrics(state.step, run.console.warn)))
     run.console.log(f"resuming {folder.path} at step {state.step} of {run.config.steps}")
     return seen
 
@@ -181,6 +227,23 @@ def make_up_evaluation(run: Run, stop: StopRequest, seen: list[dict[str, Any]]) 
         evaluate_if_due(run, stop)
 
 
+def evaluate_start(run: Run, stop: StopRequest, seen: list[dict[str, Any]]) -> None:
+    """Evaluate a model that starts from a checkpoint before its first step: a collective.
+
+    The evaluation is on the whole validation split, as the one at the end is, so that both can be
+    compared.
+    """
+    if run.config.model.weights is None or run.state.step > 0:
+        return
+    if run.processes.on_first(lambda: any((r["kind"], r["step"]) == ("eval", 0) for r in seen)):
+        return
+    run.console.log("evaluating the model before training on the whole validation split")
+    record = measure_validation(run, stop)
+    if record is not None:
+        run.record(record)
+        run.console.log(f"validation loss before training: {record['validation_loss']:.3f}")
+
+
 def record_environment(run: Run) -> None:
     """Write the tokenizer and env.json: everything the run depends on besides its configuration.
 
@@ -188,7 +251,8 @@ def record_environment(run: Run) -> None:
     """
     # Until the first checkpoint a resumed run may use another corpus.
     if run.state.step == 0 or not run.folder.tokenizer.exists():
-        save_tokenizer(run.tokenizer, run.folder.tokenizer)
+        advice = f"remove the cause, and {way_on(run.folder.checkpoints)}"
+        save_tokenizer(run.tokenizer, run.folder.tokenizer, advice)
     facts = {
         **environment(run),
         "flops": run_flops(run.config, meta_model(run.state.model.config)),

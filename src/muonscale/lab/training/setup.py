@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import sys
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -29,8 +30,9 @@ from muonscale.lab.parallel.processes import Processes
 from muonscale.lab.run_folder import RunFolder
 from muonscale.lab.training.attention import monitor_attention
 from muonscale.lab.training.batches import Batches, build_batches
+from muonscale.lab.training.checkpoint import folder_name, load_facts, saved_steps
 from muonscale.lab.training.console import RunConsole
-from muonscale.lab.training.load_optimizer_state import load_optimizer_state
+from muonscale.lab.training.load_optimizer_state import check_state_file, load_optimizer_state
 from muonscale.lab.training.micro_batches import check_shares
 from muonscale.lab.training.noise_scale import check_noise_scale
 from muonscale.lab.training.param_groups import build_param_groups, plan_transfer
@@ -259,8 +261,11 @@ def set_up(
         torch.set_num_threads(config.run.threads)
     check_shares(config, processes.topology)
     check_noise_scale(config, processes.topology)
+    if fresh and config.optimizer.state is not None:
+        check_state_file(config.optimizer.state)  # before the data are prepared
     given = config if fresh else use_start_folder(config, folder)
-    corpora = prepare_once(given, console, processes)
+    before = () if fresh else processes.on_first(lambda: trained_on(folder))
+    corpora = prepare_once(given, console, processes, before)
     shape = model_shape(given, shared_tokenizer(corpora))
     transfer = plan_transfer(config, shape)
     facts = {"data fingerprint": corpus_fingerprint(corpora), "model": model_facts(shape)}
@@ -287,15 +292,31 @@ def corpus_fingerprint(corpora: dict[str, Corpus]) -> str | dict[str, str]:
     return fingerprints if len(fingerprints) > 1 else next(iter(fingerprints.values()))
 
 
-def prepare_once(config: Config, console: RunConsole, processes: Processes) -> dict[str, Corpus]:
+def trained_on(folder: RunFolder) -> list[str]:
+    """Return the fingerprints of a run's corpora from its newest checkpoint that can be read."""
+    for step in saved_steps(folder.checkpoints):
+        try:
+            found = load_facts(folder.checkpoints / folder_name(step))["data fingerprint"]
+        except (OSError, ValueError, LookupError, TypeError):
+            continue
+        prints = found.values() if isinstance(found, dict) else [found]
+        return [fingerprint for fingerprint in prints if isinstance(fingerprint, str)]
+    return []
+
+
+def prepare_once(
+    config: Config, console: RunConsole, processes: Processes, before: Collection[str] = ()
+) -> dict[str, Corpus]:
     """Prepare the corpora once on every machine, and check that all machines have the same.
+
+    `before` are their fingerprints in the run that is continued.
 
     Raises:
         DataError: if machines have different corpora.
     """
     with console.stages() as report:
         corpora = processes.first_on_machine(
-            lambda: prepare(config.data, seed=config.run.seed, report=report)
+            lambda: prepare(config.data, seed=config.run.seed, report=report, before=before)
         )
     here, first = (
         corpus_fingerprint(corpora),

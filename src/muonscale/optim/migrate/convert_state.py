@@ -102,7 +102,7 @@ def convert_state_dict(
         >>> named = [("up", weight)]
         >>> old = torch.optim.Muon([weight], lr=0.1)
         >>> new = Muon(named)
-        >>> new.load_state_dict(convert_state_dict(old.state_dict(), named, "torch"))
+        >>> _ = new.load_state_dict(convert_state_dict(old.state_dict(), named, "torch"))
         >>> group = new.param_groups[0]
         >>> group["scale"]
         'keller'

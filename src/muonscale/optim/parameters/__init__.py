@@ -4,7 +4,7 @@ The nouns:
 
 - `ParamSite`: one place at which a model holds a parameter. A tied weight has several.
 - `Survey`: all sites of all parameters, and what the model says about embeddings and heads.
-- `Role`: what a parameter is to the model: hidden, router, embedding, head, norm or convolution.
+- `Role`: what a parameter is to the model: hidden, router, embedding, head, norm, convolution or unknown.
 - `RoleAssignment`: one parameter with its role and its logical matrices.
 - `AttentionProjection`: a weight with attention heads, and the module that says how large they are.
 - *parameter group*: a dict of parameters with one rule and one set of options, as torch has it.

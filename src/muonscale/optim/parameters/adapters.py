@@ -16,12 +16,11 @@ from typing import TYPE_CHECKING
 from torch import Tensor, nn
 
 from muonscale.optim.matrices.spec import PLAIN, MatrixSpec
+from muonscale.optim.parameters.module_source import WRAPPED
 
-if TYPE_CHECKING:  # it asks for `inner_layers`
+if TYPE_CHECKING:  # module_survey imports this module
     from muonscale.optim.parameters.module_survey import ParamSite
 
-WRAPPED = frozenset({"_orig_mod", "_checkpoint_wrapped_module"})
-"""What a compiled and a checkpointed module call their original; no part of a parameter's name."""
 FACTORS = frozenset(
     [
         *("lora_A", "lora_B", "adamss_A", "adamss_B", "delora_A", "delora_B", "deft_P", "deft_R"),

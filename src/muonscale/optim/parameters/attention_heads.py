@@ -21,7 +21,8 @@ from torch import Tensor, nn
 
 from muonscale.errors import LayoutError
 from muonscale.optim.matrices.spec import MatrixSpec, batch_shape
-from muonscale.optim.parameters.module_survey import WRAPPED, ParamSite, survey
+from muonscale.optim.parameters.module_source import WRAPPED
+from muonscale.optim.parameters.module_survey import ParamSite, survey
 
 QUERY = frozenset(
     [

@@ -1,4 +1,4 @@
-"""Many rows that layers and experts repeat, as few lines: `layers.{0..26}.mlp.down_proj.weight`."""
+"""Collapse rows that repeat across layers and experts: `layers.{0..26}.mlp.down_proj.weight`."""
 
 from __future__ import annotations
 

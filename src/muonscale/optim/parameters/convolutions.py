@@ -27,7 +27,7 @@ def kernel_matrices(kernel: Tensor, module: nn.Module) -> MatrixSpec:
         kernel: `[out, in/groups, k...]`, or `[in, out/groups, k...]` of a transposed convolution.
         module: the convolution that owns it.
 
-    Example:
+    Examples:
         >>> conv = nn.Conv2d(8, 16, 3, groups=2)
         >>> matrix_shapes(conv.weight.shape, kernel_matrices(conv.weight, conv))
         [(2, 8, 36)]
@@ -45,6 +45,6 @@ def kernel_matrices(kernel: Tensor, module: nn.Module) -> MatrixSpec:
 def holds_vectors(kernel: Tensor, matrices: MatrixSpec) -> bool:
     """Return whether every matrix of a kernel has one row or one column.
 
-    So it is with depthwise convolutions. The polar factor of a vector is the vector at unit length.
+    This holds for depthwise convolutions. The polar factor of a vector is the vector at unit length.
     """
     return all(1 in shape for _, *shape in matrix_shapes(kernel.shape, matrices))

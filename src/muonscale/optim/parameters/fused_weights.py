@@ -9,12 +9,13 @@ counts as one matrix, and `looks_fused` says when that is doubtful.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cache
 
 from torch import Tensor, nn
 
 from muonscale.optim.matrices.spec import PLAIN, MatrixSpec
-from muonscale.optim.parameters.adapters import WRAPPED
 from muonscale.optim.parameters.fused_table import BARE_MATRICES, FUSED, ONE, Known
+from muonscale.optim.parameters.module_source import WRAPPED
 from muonscale.optim.parameters.module_survey import ParamSite, is_conv1d
 
 GATES: list[tuple[tuple[type[nn.Module], ...], int]] = [
@@ -79,7 +80,7 @@ def looks_fused(parameter: Tensor, owner: ParamSite) -> str:
         return ""
     name = next((part for part in reversed(parts) if not part.isdecimal()), "")
     if word := speaking(name):
-        return f"its name says {word}, which may be several matrices"
+        return f"its name contains {word}, so it may hold several"
     rows, columns = parameter.shape if not is_conv1d(module) else reversed(parameter.shape)
     around = owner.ancestors[0] if owner.ancestors else module
     outside = not any(type(a).__module__.startswith("transformers.") for a in owner.ancestors[:2])
@@ -89,7 +90,7 @@ def looks_fused(parameter: Tensor, owner: ParamSite) -> str:
         isinstance(other, nn.Linear) and other.in_features == rows for other in around.children()
     ):
         return ""
-    return f"its {rows} rows are {rows // columns} times its columns, which may be several matrices"
+    return f"its {rows} rows are {rows // columns} times its columns, so it may hold several"
 
 
 def speaking(name: str) -> str:
@@ -187,6 +188,11 @@ def _places(owner: ParamSite) -> Iterator[tuple[nn.Module, str]]:
 
 
 def _transformers_classes(module: nn.Module) -> list[str]:
-    """Return the names of the classes that a module has of transformers, its own first."""
+    return _names_in_transformers(type(module))
+
+
+@cache
+def _names_in_transformers(kind: type) -> list[str]:
+    """Return the names of transformers' classes among a class and its bases, its own first."""
     homes = ("transformers", "transformers_modules")
-    return [c.__name__ for c in type(module).__mro__ if c.__module__.split(".")[0] in homes]
+    return [c.__name__ for c in kind.__mro__ if c.__module__.split(".")[0] in homes]

@@ -7,6 +7,7 @@ grouping report (`muonscale.optim.parameters.report`) says what was decided, and
 from __future__ import annotations
 
 import fnmatch
+import sys
 import warnings
 import weakref
 from collections.abc import Iterator, Mapping
@@ -50,8 +51,8 @@ _GROUPING_OPTIONS = frozenset({"rule", "role", "matrices", *names_of(GroupingOpt
 class _GroupCandidate:
     assignment: RoleAssignment
     rule: str
-    rest: bool
-    """Whether `adamw_lr` is its learning rate."""
+    on_adamw_lr: bool
+    """Whether the parameter takes `adamw_lr`, if that is given."""
     heads: HeadsT
     options: dict[str, Any] = field(default_factory=dict)
     pattern: str = ""
@@ -98,12 +99,11 @@ def parameter_groups(
             number and size come from the attention module. Where it does not say them, a projection
             stays whole, `why` gives the reason, and that is a guess.
         convolutions: "muon" treats kernels as hidden matrices: `[out, in/groups, k...]` is one matrix
-            (out/groups, in/groups*k) for each group, and the `[in, out/groups, k...]` of a transposed
-            convolution one (out/groups*k, in/groups). Vectors (depthwise kernels) stay on AdamW.
-        strict: refuse guesses. Without it, a parameter that could be something else for all that is
-            known is taken for the likeliest (a bare parameter of unknown use is on AdamW), and a
-            warning names the first one. An override that says its role, rule or matrices ends the
-            guess.
+            `(out/groups, in/groups*k)` for each group, and the `[in, out/groups, k...]` of a transposed
+            convolution one `(out/groups*k, in/groups)`. Vectors (depthwise kernels) stay on AdamW.
+        strict: refuse guesses. Without it, a warning names the first one. A guess is a parameter of
+            which nothing that is known excludes another role or other matrices; a bare parameter of
+            unknown use is on AdamW then. An override of its role, rule or matrices ends the guess.
 
     Returns:
         A list, which knows the model for `Muon.unfreeze`, of dicts with `name` (the role; with the
@@ -113,9 +113,9 @@ def parameter_groups(
         given.
 
     Raises:
-        GroupingError: for something that is no module, a pattern that matches nothing, a Muon rule on
-            something that is no matrix, heads asked for by a glob and not found; with `strict`, for
-            a guess or if no parameter is on Muon.
+        GroupingError: if `model` is not a module, a pattern matches nothing, a Muon rule is on a
+            parameter that is not a matrix, or a glob asks for heads that are not found; with
+            `strict`, for a guess or if no parameter is on Muon.
         ConfigError: for an unknown option, rule or field of `MatrixSpec`, or a number out of range.
         LayoutError: for flattened weights, or matrices that do not fit their parameter.
 
@@ -151,23 +151,40 @@ def parameter_groups(
     for doubt in [*doubts, *_doubts(candidates, rule)]:
         if strict:
             raise GroupingError(doubt)
-        warnings.warn(doubt, stacklevel=2)
+        warnings.warn(doubt, stacklevel=_outside())
     arguments = {**given, "overrides": overrides, "rule": rule, "strict": strict}
     arguments |= {"heads": heads, "convolutions": convolutions}
     return ParameterGroups(_grouped(candidates, common), GroupSource(weakref.ref(model), arguments))
+
+
+def _outside() -> int:
+    """Return the stacklevel, for a warning of the caller, of the first frame outside this package."""
+    level, frame = 1, sys._getframe(1)
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("muonscale."):
+        level, frame = level + 1, frame.f_back
+    return level
 
 
 def _doubts(candidates: list[_GroupCandidate], rule: str) -> list[str]:
     """Return what a user should know about groups that may not be what was meant."""
     doubts = []
     if guesses := [item for item in candidates if item.guessed]:
-        first = guesses[0]
+        a, first = guesses[0].assignment, guesses[0]
+        options = '"rule": "adamw"' if a.role == Role.UNKNOWN else '"matrices": {"splits": [...]}'
+        if NOT_DIVIDED in a.why:
+            options = '"heads": "whole"'
+        elif "head could not" in a.why:
+            options = '"role": "head"'
+        number = (
+            "1 parameter is a guess"
+            if len(guesses) == 1
+            else f"{len(guesses)} parameters are guesses"
+        )
         doubts.append(
-            f"{len(guesses)} of {len(candidates)} parameters are guesses. The first is "
-            f"{first.assignment.name} {tuple(first.assignment.parameter.shape)}, on "
-            f"{RULES[first.rule].title}: {first.assignment.why}. Say what they are in overrides, such "
-            f'as {{"{first.assignment.name}": {{"rule": "{first.rule}"}}}}; '
-            "print(grouping_report(...)) lists them."
+            f"{number} of {len(candidates)}: {a.name} {tuple(a.parameter.shape)}, on "
+            f"{RULES[first.rule].title} ({a.why}){', and others' if len(guesses) > 1 else ''}. Say what "
+            f'they are in overrides, such as {{"{a.name}": {{{options}}}}}; '
+            "print(grouping_report(...)) lists them"
         )
     if RULES[rule].on_matrices and not any(RULES[item.rule].on_matrices for item in candidates):
         doubts.append(
@@ -215,7 +232,7 @@ def _default(
     item = _GroupCandidate(
         assignment,
         _rule_of(role, rule),
-        rest=role not in MATRIX_ROLES,
+        on_adamw_lr=role not in MATRIX_ROLES,
         heads=heads,
         guessed=assignment.guessed,
     )
@@ -227,13 +244,13 @@ def _default(
 def _set_convolution(item: _GroupCandidate, convolutions: ConvolutionsT, rule: str) -> None:
     """Put a convolution on the rule of the hidden matrices or on AdamW."""
     a = item.assignment
-    item.rule, item.rest = ADAMW.name, True
+    item.rule, item.on_adamw_lr = ADAMW.name, True
     if convolutions == "adamw":
         return
     if a.matrices is None or holds_vectors(a.parameter, a.matrices):
         item.assignment = replace(a, why=f"{a.why}; its kernels are vectors, so on {ADAMW.title}")
         return
-    item.rule, item.rest = rule, False
+    item.rule, item.on_adamw_lr = rule, False
 
 
 def _rule_of(role: Role, rule: str) -> str:
@@ -247,10 +264,7 @@ def _apply_overrides(
     globs = {key: options for key, options in overrides.items() if key not in roles}
     for pattern, options in {**roles, **globs}.items():
         _check_options(pattern, options)
-        if pattern in roles:
-            chosen = [item for item in candidates if item.assignment.role == pattern]
-        else:
-            chosen = [item for item in candidates if _matches(pattern, item.assignment)]
+        chosen = [item for item in candidates if matches(pattern, item.assignment)]
         if not chosen:
             raise GroupingError(_nothing_matched(pattern, candidates, frozen))
         of_kernels = [item for item in chosen if item.assignment.role == Role.CONVOLUTION]
@@ -267,22 +281,26 @@ def _apply_overrides(
 
 def _override(item: _GroupCandidate, pattern: str, options: Mapping[str, Any], rule: str) -> None:
     a = item.assignment
-    changes: dict[str, Any] = {"why": f"{a.why}; override {pattern!r}"}
+    ends_guess = bool(_GROUPING_OPTIONS & set(options))
+    why = (
+        f"override {pattern!r}" if item.guessed and ends_guess else f"{a.why}; override {pattern!r}"
+    )
+    changes: dict[str, Any] = {"why": why}
     if "role" in options:
         role = Role(options["role"])
-        item.rule, item.rest = _rule_of(role, rule), role not in MATRIX_ROLES
+        item.rule, item.on_adamw_lr = _rule_of(role, rule), role not in MATRIX_ROLES
         # A matrix called norm holds none any more; a convolution called hidden keeps its layout.
         changes |= {"role": role, "matrices": None if role == Role.NORM else a.matrices}
     if "matrices" in options:
         changes["matrices"] = _amended(a.matrices or PLAIN, options["matrices"], pattern)
     item.assignment = replace(a, **changes)
-    item.guessed = item.guessed and not _GROUPING_OPTIONS & set(options)
+    item.guessed = item.guessed and not ends_guess
     if (heads := _heads_asked(options)) is not None:
         item.heads, item.heads_pattern = heads, "" if pattern in set(Role) else pattern
     if "convolutions" in options and item.assignment.role == Role.CONVOLUTION:
         _set_convolution(item, options["convolutions"], rule)
     if "rule" in options:
-        item.rule, item.rest = options["rule"], not RULES[options["rule"]].on_matrices
+        item.rule, item.on_adamw_lr = options["rule"], not RULES[options["rule"]].on_matrices
     item.options |= {k: v for k, v in options.items() if k in option_names()}
 
 
@@ -315,11 +333,12 @@ def _amended(found: MatrixSpec, given: object, pattern: str) -> MatrixSpec:
 def _divide_by_heads(candidates: list[_GroupCandidate], model: nn.Module) -> list[str]:
     """Divide the projections of attention whose `heads` is "auto" into a matrix for each head.
 
-    Returns what could not be divided, in sentences.
+    A projection whose heads are not found stays whole and is a guess. Returns a sentence for each
+    request that divides nothing.
     """
     asked = [item for item in candidates if item.heads == "auto"]
     projections = attention_projections(model) if asked else {}
-    doubts, whole = list[str](), list[str]()
+    doubts = list[str]()
     divided = set[str]()
     for item in asked:
         a, projection = item.assignment, projections.get(item.assignment.parameter)
@@ -336,7 +355,7 @@ def _divide_by_heads(candidates: list[_GroupCandidate], model: nn.Module) -> lis
                     'heads="whole"'
                 ) from None
             item.assignment = replace(a, why=f"{a.why}; {NOT_DIVIDED}: {error}")
-            whole.append(f"{a.name}: {error}")
+            item.guessed = True
             continue
         item.assignment = replace(a, matrices=matrices, why=f"{a.why}, by head")
     for pattern in {item.heads_pattern for item in asked} - divided:
@@ -349,23 +368,22 @@ def _divide_by_heads(candidates: list[_GroupCandidate], model: nn.Module) -> lis
         if pattern:
             raise GroupingError(f"override {pattern!r}: {text}")
         doubts.append(text)
-    if whole:
-        doubts.append(
-            f'heads="auto": {len(whole)} projections of attention stay whole (first: {whole[0]})'
-        )
     return doubts
 
 
-def _matches(pattern: str, assignment: RoleAssignment) -> bool:
+def matches(pattern: str, assignment: RoleAssignment) -> bool:
+    """Return whether an override's key is a parameter's role, or a glob that matches its name."""
+    if pattern in set(Role):
+        return assignment.role == pattern
     return any(fnmatch.fnmatchcase(name, pattern) for name in assignment.aliases)
 
 
 def _nothing_matched(
     pattern: str, candidates: list[_GroupCandidate], frozen: list[RoleAssignment]
 ) -> str:
-    if asleep := [a.name for a in frozen if a.role == pattern or _matches(pattern, a)]:
+    if frozen_names := [a.name for a in frozen if matches(pattern, a)]:
         return (
-            f"override {pattern!r} matches {asleep[0]} and no trainable parameter: what it matches "
+            f"override {pattern!r} matches {frozen_names[0]} and no trainable parameter: what it matches "
             "is frozen (requires_grad is False)"
         )
     names = [item.assignment.name for item in candidates]
@@ -409,7 +427,7 @@ def _check_item(item: _GroupCandidate) -> None:
 
 def _rates(item: _GroupCandidate, common: Mapping[str, Any]) -> dict[str, Any]:
     """Return the learning rate and decay that were given for a parameter's group."""
-    lr = common.get("adamw_lr", common.get("lr")) if item.rest else common.get("lr")
+    lr = common.get("adamw_lr", common.get("lr")) if item.on_adamw_lr else common.get("lr")
     rates = {"lr": lr, "weight_decay": common.get("weight_decay")}
     return {option: value for option, value in rates.items() if value is not None}
 

@@ -1,7 +1,7 @@
 """The source code of a module's methods, as syntax trees.
 
-Nothing a module declares tells how it uses a parameter that it holds by itself, or which of its
-layers comes last. Its code does. It is read, never run.
+What a module declares does not say how it uses a parameter that it holds itself, nor which of its
+layers comes last. Its code does. The code is parsed, never run.
 """
 
 from __future__ import annotations
@@ -10,30 +10,77 @@ import ast
 import copy
 import inspect
 import linecache
+import sys
 from functools import cache
 from types import FunctionType
+from typing import NamedTuple
 
 from torch import nn
+from torch.nn.parallel import DataParallel, DistributedDataParallel
+
+PARALLEL = (DataParallel, DistributedDataParallel)
+WRAPPED = frozenset({"_orig_mod", "_checkpoint_wrapped_module"})
+"""What a compiled and a checkpointed module call their original; no part of a parameter's name."""
+
+
+class Method(NamedTuple):
+    """The definition of a method."""
+
+    tree: ast.FunctionDef
+    """Its first argument is called `self`, except for a static method."""
+    owner: type
+    """The class that defines it."""
+    is_static: bool
+
+    @property
+    def arguments(self) -> list[str]:
+        """The names of its arguments, without `self`."""
+        names = [argument.arg for argument in self.tree.args.args]
+        return names if self.is_static else names[1:]
 
 
 @cache
-def methods(kind: type) -> dict[str, ast.FunctionDef]:
-    """Return the methods of a module's class by name, inherited ones too.
+def method(kind: type, name: str, after: type | None = None) -> Method | None:
+    """Return a method of a module's class, or one that it inherits.
 
-    `nn.Module`'s own are left out, and so is every method whose source is not at hand (typed into
-    an interpreter, compiled, written in C).
+    Args:
+        kind: a subclass of `nn.Module`.
+        name: of the method, or of a property.
+        after: the class whose `super()` is meant.
+
+    Returns:
+        None for `nn.Module`'s own methods, and for one whose source is not at hand (typed into an
+        interpreter, compiled, written in C).
     """
-    found: dict[str, ast.FunctionDef] = {}
-    for base in kind.__mro__:
-        if base is nn.Module:
-            break
-        for name, value in vars(base).items():
-            function = inspect.unwrap(value) if callable(value) else getattr(value, "fget", None)
-            if isinstance(function, FunctionType) and name not in found:
-                tree = function_tree(function)
-                if tree is not None:
-                    found[name] = tree if isinstance(value, staticmethod) else _with_self(tree)
-    return found
+    bases = kind.__mro__[: kind.__mro__.index(nn.Module)]
+    for base in bases[bases.index(after) + 1 :] if after in bases else bases:
+        if name in vars(base):
+            value = vars(base)[name]
+            is_static = isinstance(value, staticmethod)
+            function = getattr(value, "fget", None) or getattr(value, "__func__", value)
+            function = inspect.unwrap(function) if callable(function) else None
+            tree = function_tree(function) if isinstance(function, FunctionType) else None
+            if tree is None:
+                return None
+            return Method(tree if is_static else _with_self(tree), base, is_static)
+    return None
+
+
+def methods(kind: type) -> dict[str, Method]:
+    """Return all methods of a module's class that `method` finds, by name."""
+    bases = kind.__mro__[: kind.__mro__.index(nn.Module)]
+    names = dict.fromkeys(name for base in bases for name in vars(base))
+    return {name: found for name in names if (found := method(kind, name)) is not None}
+
+
+def function_beside(kind: type, name: str) -> ast.FunctionDef | None:
+    """Return a function of a file in which the class, or one of its bases, is defined."""
+    for base in kind.__mro__[: kind.__mro__.index(nn.Module)]:
+        module = sys.modules.get(base.__module__)
+        function = inspect.unwrap(f) if callable(f := getattr(module, name, None)) else None
+        if isinstance(function, FunctionType):
+            return function_tree(function)
+    return None
 
 
 def _with_self(tree: ast.FunctionDef) -> ast.FunctionDef:

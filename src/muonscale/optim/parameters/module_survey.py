@@ -6,14 +6,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from torch import Tensor, nn
-from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.nn.utils import parametrize
 
-from muonscale.optim.parameters.adapters import WRAPPED, inner_layers
+from muonscale.optim.parameters.adapters import inner_layers
 from muonscale.optim.parameters.forward_path import output_layers
+from muonscale.optim.parameters.module_source import PARALLEL, WRAPPED
 
 CONVOLUTIONS = (nn.modules.conv._ConvNd,)
-PARALLEL = (DataParallel, DistributedDataParallel)
 
 
 @dataclass(frozen=True)
@@ -50,9 +49,11 @@ class Survey:
 
     owners: dict[Tensor, list[ParamSite]]
     inputs: set[Tensor]
-    """Weights of embeddings, or that `get_input_embeddings()` names."""
+    """Weights of embeddings, and of the modules that `get_input_embeddings()` returns."""
     heads: dict[Tensor, str]
-    """Weights of output layers, and what told."""
+    """Weights of output layers, each with the reason."""
+    unclear: Tensor | None = None
+    """The last matrix of a model whose output layer was not found, as its code could not be followed."""
 
 
 def survey(model: nn.Module) -> Survey:
@@ -65,7 +66,8 @@ def survey(model: nn.Module) -> Survey:
         # What takes pixels or sound in is often a convolution, and stays one.
         if not isinstance(module, CONVOLUTIONS) and (weight := stored_weight(module)) is not None:
             inputs.add(weight)
-    return Survey(owners=owners, inputs=inputs, heads=_heads(model, inputs))
+    heads, unclear = _heads(model, inputs)
+    return Survey(owners=owners, inputs=inputs, heads=heads, unclear=unclear)
 
 
 def table(module: nn.Module) -> Tensor | None:
@@ -149,11 +151,10 @@ def _declared(model: nn.Module, getter: str) -> Iterator[nn.Module]:
     """Yield the modules that `getter` names on any module of the model (wrappers are seen through)."""
     for module in model.modules():
         get = getattr(module, getter, None)
+        # A wrapper's getter may ask a part that is not there, and raise anything.
         try:
             declared = get() if callable(get) else None
-        except (
-            Exception
-        ):  # a wrapper's getter asks a part that is not there, and may raise anything
+        except Exception:
             continue
         listed = declared if isinstance(declared, (list, tuple, nn.ModuleList)) else [declared]
         for item in listed:
@@ -161,22 +162,31 @@ def _declared(model: nn.Module, getter: str) -> Iterator[nn.Module]:
                 yield from inner_layers(item)
 
 
-def _heads(model: nn.Module, inputs: set[Tensor]) -> dict[Tensor, str]:
-    """Return the weights of output layers that are no embedding's, and what told."""
+def _heads(model: nn.Module, inputs: set[Tensor]) -> tuple[dict[Tensor, str], Tensor | None]:
+    """Return the weights of output layers that are not embeddings, each with the reason.
+
+    The second value is the last matrix of the model, if the output layer was not found because the
+    code could not be followed.
+    """
     heads: dict[Tensor, str] = {}
     for module in _declared(model, "get_output_embeddings"):
         if (weight := stored_weight(module)) is not None:
             heads.setdefault(weight, "get_output_embeddings()")
-    generating = [m for m in model.modules() if m is not model and hasattr(m, "generate")]
-    for whole in (model, *generating):
-        for layer in output_layers(whole):
-            weight = layer if isinstance(layer, nn.Parameter) else _matrix_of(layer)
-            # A square last matrix (a pooler) maps hidden activations to hidden activations.
-            if weight is not None and weight.ndim > 1 and weight.shape[-1] != weight.shape[-2]:
-                heads.setdefault(weight, "last layer of the forward path")
+    found = output_layers(model)
+    # A model of several modalities holds whole language models, each with a head.
+    inner = [m for m in model.modules() if m is not model and hasattr(m, "generate")]
+    for layer in [*found.layers, *(layer for m in inner for layer in output_layers(m).layers)]:
+        weight = layer if isinstance(layer, nn.Parameter) else _matrix_of(layer)
+        # A square last matrix (a pooler) maps hidden activations to hidden activations.
+        if weight is not None and weight.ndim > 1 and weight.shape[-1] != weight.shape[-2]:
+            heads.setdefault(weight, "last layer of the forward path")
     for weight in _heads_by_shape(model, inputs, last=not heads):
         heads.setdefault(weight, "outputs = rows of the embedding")
-    return {weight: why for weight, why in heads.items() if weight not in inputs}
+    linears = [w for m in model.modules() if (w := _matrix_of(m)) is not None and w not in inputs]
+    unclear = linears[-1] if linears and not heads and not found.followed else None
+    if unclear is not None and unclear.shape[-1] == unclear.shape[-2]:
+        unclear = None
+    return {weight: why for weight, why in heads.items() if weight not in inputs}, unclear
 
 
 def _matrix_of(layer: nn.Module) -> Tensor | None:

@@ -12,13 +12,12 @@ import ast
 import re
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from types import FunctionType
 from typing import TypeGuard
 
-from torch import nn
+from torch import Tensor, nn
 
 from muonscale.optim.matrices.spec import PLAIN, MatrixSpec
-from muonscale.optim.parameters.module_source import function_tree, methods
+from muonscale.optim.parameters.module_source import function_beside, method, methods
 
 
 class UseKind(StrEnum):
@@ -61,10 +60,17 @@ class Use:
     """The expression, such as `x @ self.w`."""
     matrices: MatrixSpec = PLAIN
     """How its matrix is stored, for `UseKind.MATRIX`."""
+    of_weight: bool = False
+    """Whether the result is a weight still, as in `self.w * self.mask`, and no activation."""
 
 
-def parameter_use(module: nn.Module, attribute: str, ndim: int) -> Use | None:
+def parameter_use(
+    module: nn.Module, attribute: str, ndim: int, *, listed: bool = False
+) -> Use | None:
     """Return how the code of `module` uses its parameter `attribute`, which has `ndim` axes.
+
+    With `listed`, the attribute is an `nn.ParameterList` or an `nn.ParameterDict`, and the uses are
+    those of its parameters.
 
     None if the source is not at hand, the parameter is not used in it, its use is not understood
     (it goes through a function of another library, or by way of a view that moves its axes), or
@@ -73,21 +79,23 @@ def parameter_use(module: nn.Module, attribute: str, ndim: int) -> Use | None:
     for kind in type(module).__mro__:
         if kind.__module__.startswith("transformers") and (kind.__name__, attribute) in KNOWN_USES:
             return Use(KNOWN_USES[kind.__name__, attribute], f"{attribute} of {kind.__name__}")
-    reader = _UseReader(module, attribute, ndim)
-    for name, tree in methods(type(module)).items():
-        if name not in _SETUP:
-            reader.read(tree, {})
+    reader = _UseReader(module, attribute, ndim, listed)
+    for name, found in methods(type(module)).items():
+        if not name.startswith(_SETUP):
+            reader.read(found.tree, {}, name)
     uses = reader.uses
     if not uses or reader.lost:
         return None
-    if any(use.kind == UseKind.MATRIX for use in uses):
-        agree = len({(use.kind, use.matrices) for use in uses}) == 1
-        return uses[0] if agree else None
+    if matrices := [use for use in uses if use.kind == UseKind.MATRIX]:
+        others = [use for use in uses if use.kind != UseKind.MATRIX and not use.of_weight]
+        agree = len({use.matrices for use in matrices}) == 1 and not others
+        return matrices[0] if agree else None
     order = list(UseKind)
     return min(uses, key=lambda use: order.index(use.kind))
 
 
-_SETUP = {"__init__", "reset_parameters", "init_weights", "_init_weights", "extra_repr"}
+_SETUP = ("__init__", "init", "_init", "reset", "_reset", "extra_repr", "__repr__")
+"""How methods begin that only set values."""
 _SAME_AXES = frozenset(
     [
         "to",
@@ -181,49 +189,78 @@ class _Held:
     """Whether its last two axes were exchanged."""
     moved: bool = False
     """Whether its axes are no longer those of the parameter."""
+    derived: bool = False
+    """Whether it was computed from the parameter element by element."""
 
 
 class _UseReader(ast.NodeVisitor):
     """Collect the uses of one parameter in the methods of its module."""
 
-    def __init__(self, module: nn.Module, attribute: str, ndim: int) -> None:
-        self.module, self.attribute, self.ndim = module, attribute, ndim
+    def __init__(self, module: nn.Module, attribute: str, ndim: int, listed: bool) -> None:
+        self.module, self.attribute, self.ndim, self.listed = module, attribute, ndim, listed
         self.uses: list[Use] = []
         self.lost = False
         """Whether the parameter went somewhere the reader cannot follow."""
         self._names: dict[str, _Held] = {}
         self._layers: set[str] = set()
         """Local names of layers."""
+        self._method = ""
         self._following = 0
 
-    def read(self, tree: ast.FunctionDef, names: dict[str, _Held]) -> None:
+    def read(self, tree: ast.FunctionDef, names: dict[str, _Held], name: str = "") -> None:
         """Read one function, in which `names` hold the parameter."""
-        outer, self._names = self._names, dict(names)
+        outer = self._names, self._layers, self._method
+        self._names, self._layers, self._method = dict(names), set(), name
         for statement in tree.body:
             self.visit(statement)
-        self._names = outer
+        self._names, self._layers, self._method = outer
 
     def visit_For(self, node: ast.For) -> None:
-        """Note the names of layers: `for block in self.blocks`."""
-        lists = [getattr(self.module, n.attr, None) for n in ast.walk(node.iter) if _of_self(n)]
-        if any(isinstance(listed, nn.Module) for listed in lists):
-            self._layers |= {n.id for n in ast.walk(node.target) if isinstance(n, ast.Name)}
+        """Note the names of layers, `for block in self.blocks`, and of listed parameters."""
+        self._loop(node.target, node.iter)
         self.generic_visit(node)
+
+    def visit_comprehension(self, node: ast.comprehension) -> None:
+        self._loop(node.target, node.iter)
+        self.generic_visit(node)
+
+    def _loop(self, target: ast.expr, iterable: ast.expr) -> None:
+        names = {n.id for n in ast.walk(target) if isinstance(n, ast.Name)}
+        attributes = [n.attr for n in ast.walk(iterable) if _of_self(n)]
+        if self.listed and self.attribute in attributes:
+            self._names |= dict.fromkeys(names, _Held())
+        elif any(isinstance(getattr(self.module, a, None), nn.Module) for a in attributes):
+            self._layers |= names
 
     def visit_Return(self, node: ast.Return) -> None:
         self.generic_visit(node)
-        if node.value is not None and not self._following and self._held(node.value):
+        given_out = self._method == "forward" and not self._following
+        if given_out and node.value is not None and self._held(node.value):
             self._use(UseKind.TABLE, node)  # it is what the module gives out as activations
 
     def visit_Assign(self, node: ast.Assign) -> None:
         self.visit(node.value)
         for target in node.targets:
-            pairs = [(target, node.value)]
-            if isinstance(target, ast.Tuple) and isinstance(node.value, ast.Tuple):
-                pairs = list(zip(target.elts, node.value.elts, strict=False))
-            for name, value in pairs:
-                if isinstance(name, ast.Name) and (held := self._held(value)):
-                    self._names[name.id] = held
+            self._assign(target, node.value)
+
+    def visit_AnnAssign(self, node: ast.AnnAssign) -> None:
+        if node.value is not None:
+            self.visit(node.value)
+            self._assign(node.target, node.value)
+
+    def visit_NamedExpr(self, node: ast.NamedExpr) -> None:
+        self.visit(node.value)
+        self._assign(node.target, node.value)
+
+    def _assign(self, target: ast.expr, value: ast.expr) -> None:
+        if isinstance(target, ast.Tuple) and isinstance(value, ast.Tuple):
+            for name, part in zip(target.elts, value.elts, strict=False):
+                self._assign(name, part)
+        elif isinstance(target, ast.Name):
+            if held := self._held(value):
+                self._names[target.id] = held
+            else:
+                self._names.pop(target.id, None)
 
     def visit_AugAssign(self, node: ast.AugAssign) -> None:
         self.visit(node.value)
@@ -236,8 +273,9 @@ class _UseReader(ast.NodeVisitor):
         if isinstance(node.op, ast.MatMult):
             self._matrix(left, False, node)
             self._matrix(right, True, node)
-        elif (left or right) and not self._held(node):
-            self._use(UseKind.ELEMENTWISE, node)
+        elif (left or right) and not _is_number(node.left) and not _is_number(node.right):
+            other = node.right if left else node.left
+            self._use(UseKind.ELEMENTWISE, node, of_weight=self._is_weight(other))
 
     def visit_Subscript(self, node: ast.Subscript) -> None:
         self.generic_visit(node)
@@ -246,8 +284,6 @@ class _UseReader(ast.NodeVisitor):
 
     def visit_Call(self, node: ast.Call) -> None:
         self.generic_visit(node)
-        if self._held(node):
-            return
         name, arguments = _callee(node)
         held: dict[int | str, _Held] = {}
         held |= {i: h for i, a in enumerate(arguments) if (h := self._held(a))}
@@ -258,7 +294,10 @@ class _UseReader(ast.NodeVisitor):
                 self._use(UseKind.TABLE, node)
         elif name == "einsum":
             self._einsum(node, arguments)
-        elif held:
+        elif held and name in _ELEMENTWISE:
+            one = len(arguments) == 1 or all(_is_number(a) for a in arguments[1:])
+            self._use(UseKind.ELEMENTWISE, node, of_weight=one)
+        elif held and not self._held(node):
             self._call(name, held, node)
 
     def _call(self, name: str, held: dict[int | str, _Held], node: ast.Call) -> None:
@@ -277,33 +316,29 @@ class _UseReader(ast.NodeVisitor):
         elif name.startswith("conv"):
             if 1 in held:
                 self._use(UseKind.KERNEL, node)
-        elif name in _ELEMENTWISE:
-            self._use(UseKind.ELEMENTWISE, node)
         elif name in self._layers or isinstance(getattr(self.module, name, None), nn.Module):
             self._use(UseKind.TABLE, node)  # fed to a layer as activations are
-        elif name not in _IGNORED:
+        elif name not in _IGNORED and not name.endswith("_"):
             self._follow(name, held, node)
 
     def _follow(self, name: str, held: dict[int | str, _Held], node: ast.Call) -> None:
         """Read the module's own method, or the function of its file, that is given the parameter."""
         if isinstance(node.func, ast.Attribute) and _is_self(node.func.value):
-            tree = methods(type(self.module)).get(name)
-            skipped = 0 if tree is None or _is_static(tree) else 1
+            found = method(type(self.module), name)
+            tree, names = (found.tree, found.arguments) if found else (None, [])
         else:
-            function = type(self.module).forward.__globals__.get(name)
-            tree = function_tree(function) if isinstance(function, FunctionType) else None
-            skipped = 0
+            tree = function_beside(type(self.module), name)
+            names = [argument.arg for argument in tree.args.args] if tree else []
         if tree is None or self._following > 2:
-            self.lost = True
+            self.lost = self.lost or not all(value.derived for value in held.values())
             return
-        names = [argument.arg for argument in tree.args.args[skipped:]]
-        known = {
+        given = {
             names[p] if isinstance(p, int) else p: h
             for p, h in held.items()
-            if p in names or p in range(len(names))
+            if p in range(len(names)) or p in names
         }
         self._following += 1
-        self.read(tree, known)
+        self.read(tree, given, name)
         self._following -= 1
 
     def _einsum(self, node: ast.Call, arguments: list[ast.expr]) -> None:
@@ -316,11 +351,13 @@ class _UseReader(ast.NodeVisitor):
         if not isinstance(text, str) or "->" not in text or held is None or held.moved:
             self.lost = True
             return
-        spec = _einsum_matrices(text.replace(" ", ""), places[0])
-        if spec is None:
+        kinds = _einsum_axes(text, places[0])
+        if "I" not in kinds:
             self._use(UseKind.ELEMENTWISE, node)
-        else:
+        elif spec := _einsum_matrices(kinds):
             self._use(UseKind.MATRIX, node, spec)
+        else:
+            self.lost = True
 
     def _matrix(self, held: _Held | None, stored_in_out: bool, node: ast.AST) -> None:
         if held is None:
@@ -331,16 +368,36 @@ class _UseReader(ast.NodeVisitor):
         spec = MatrixSpec(transposed=stored_in_out != held.transposed)
         self._use(UseKind.MATRIX, node, spec)
 
-    def _use(self, kind: UseKind, node: ast.AST, matrices: MatrixSpec = PLAIN) -> None:
-        self.uses.append(Use(kind, ast.unparse(node), matrices))
+    def _use(
+        self,
+        kind: UseKind,
+        node: ast.AST,
+        matrices: MatrixSpec = PLAIN,
+        *,
+        of_weight: bool = False,
+    ) -> None:
+        self.uses.append(Use(kind, ast.unparse(node), matrices, of_weight))
+
+    def _is_weight(self, node: ast.expr) -> bool:
+        """Return whether an expression is of the module's own tensors alone, and no activation."""
+        names = {n.id for n in ast.walk(node) if isinstance(n, ast.Name)}
+        return bool(names) and names <= {"self", *_LIBRARIES, *self._names}
 
     def _held(self, node: ast.expr) -> _Held | None:
         """Return what of the parameter an expression holds, None if nothing."""
         match node:
             case ast.Attribute(value=ast.Name(id="self"), attr=self.attribute):
+                return None if self.listed else _Held()
+            case ast.Subscript(
+                value=ast.Attribute(value=ast.Name(id="self"), attr=self.attribute)
+            ) if self.listed:
                 return _Held()
             case ast.Name(id=name):
                 return self._names.get(name)
+            case ast.NamedExpr(value=value):
+                return self._held(value)
+            case ast.IfExp(body=body, orelse=orelse):
+                return self._held(body) or self._held(orelse)
             case ast.Attribute(value=value, attr="T" | "mT"):
                 held = self._held(value)
                 return held and replace(held, transposed=not held.transposed)
@@ -348,10 +405,15 @@ class _UseReader(ast.NodeVisitor):
                 return self._held(value)
             case ast.UnaryOp(operand=operand):
                 return self._held(operand)
-            case ast.BinOp(left=left, op=ast.Mult() | ast.Div(), right=right):
-                if _is_scale(right):
-                    return self._held(left)
-                return self._held(right) if _is_scale(left) else None
+            case ast.BinOp(
+                left=left, op=ast.Mult() | ast.Div() | ast.Add() | ast.Sub(), right=right
+            ):
+                for own, other in ((left, right), (right, left)):
+                    if held := self._held(own):
+                        if self._is_scale(other):
+                            return held
+                        return replace(held, derived=True) if self._is_weight(other) else None
+                return None
             case ast.Subscript(value=value, slice=index):
                 held = self._held(value)
                 if held is None or (self.ndim == 2 and _is_lookup(index)):
@@ -369,11 +431,20 @@ class _UseReader(ast.NodeVisitor):
             return None
         if name in _SAME_AXES:
             return held
+        if name in _ELEMENTWISE and all(map(_is_number, arguments[1:])):
+            return replace(held, derived=True)
         if name in _OTHER_AXES:
             return replace(held, moved=True)
         if name == "t" or (name == "transpose" and self._last_two(arguments[1:])):
             return replace(held, transposed=not held.transposed)
         return replace(held, moved=True) if name in ("transpose", "swapaxes") else None
+
+    def _is_scale(self, node: ast.expr) -> bool:
+        """Return whether an expression is one number: a constant, or an attribute that is one."""
+        if _of_self(node):
+            value = getattr(self.module, node.attr, None)
+            return not isinstance(value, Tensor) or value.numel() == 1
+        return _is_number(node)
 
     def _last_two(self, axes: list[ast.expr]) -> bool:
         try:
@@ -383,8 +454,28 @@ class _UseReader(ast.NodeVisitor):
         return numbers == {self.ndim - 2, self.ndim - 1}
 
 
-_IGNORED = frozenset(["len", "size", "dim", "numel", "isinstance", "print", "is_floating_point"])
-"""Calls that ask about a tensor and compute nothing with it."""
+_IGNORED = frozenset(
+    [
+        "len",
+        "size",
+        "dim",
+        "numel",
+        "isinstance",
+        "print",
+        "is_floating_point",
+        "norm",
+        "sum",
+        "mean",
+        "std",
+        "var",
+        "max",
+        "min",
+        "item",
+        "requires_grad_",
+        "register_hook",
+    ]
+)
+"""Calls that ask about a tensor and compute no activation with it."""
 
 
 def _callee(node: ast.Call) -> tuple[str, list[ast.expr]]:
@@ -415,15 +506,8 @@ def _of_self(node: ast.AST) -> TypeGuard[ast.Attribute]:
     return isinstance(node, ast.Attribute) and _is_self(node.value)
 
 
-def _is_static(tree: ast.FunctionDef) -> bool:
-    return any(isinstance(d, ast.Name) and d.id == "staticmethod" for d in tree.decorator_list)
-
-
-def _is_scale(node: ast.expr) -> bool:
-    """Return whether an expression is a number or an attribute of the module itself."""
-    if isinstance(node, ast.Constant):
-        return True
-    return _of_self(node)
+def _is_number(node: ast.expr) -> bool:
+    return isinstance(node, ast.Constant)
 
 
 def _is_lookup(index: ast.expr) -> bool:
@@ -439,21 +523,29 @@ def _is_ellipsis(node: ast.expr) -> bool:
     return isinstance(node, ast.Constant) and node.value is Ellipsis
 
 
-def _einsum_matrices(equation: str, place: int) -> MatrixSpec | None:
-    """Return how operand `place` of an einsum is stored as a matrix; None where it is none.
+def _einsum_axes(equation: str, place: int) -> str:
+    """Return what each axis of operand `place` of an einsum is.
 
-    Axes that the operand shares with the result and with nothing else are its outputs, those that
-    are summed over its inputs, those that it shares with both lead (one matrix for each).
+    O: an output, which the operand shares with the result alone. I: an input, which is summed with
+    another operand. B: shared by all, one matrix for each. S: summed on its own. The axes that an
+    ellipsis stands for are the activations'.
     """
-    inputs, result = equation.split("->")
+    inputs, result = equation.replace(" ", "").replace("...", "").split("->")
     operands = inputs.split(",")
-    axes = operands[place]
     others = "".join(operands[:place] + operands[place + 1 :])
-    kinds = "".join(
-        "B" if a in result and a in others else "O" if a in result else "I" for a in axes
-    )
-    if kinds.lstrip("B") in ("OI", "IO"):
+    letters = {(True, True): "B", (True, False): "O", (False, True): "I", (False, False): "S"}
+    return "".join(letters[axis in result, axis in others] for axis in operands[place])
+
+
+def _einsum_matrices(kinds: str) -> MatrixSpec | None:
+    """Return how an operand whose axes are of these kinds is stored as matrices, None if unclear.
+
+    One axis before the last two stands for a stack, such as heads or experts, unless two outputs or
+    two inputs end the shape after the one other axis: (in, heads, head size) is one matrix.
+    """
+    if re.fullmatch("OI+|IO+", kinds):
+        flattened = len(kinds) > 2
+        return MatrixSpec(flattened=flattened, transposed=kinds.startswith("I"))
+    if re.fullmatch("[BOI]*(OI|IO)", kinds):
         return MatrixSpec(transposed=kinds.endswith("IO"))
-    if re.fullmatch("OI+|IO+", kinds):  # (out, in, in) or (in, out, out)
-        return MatrixSpec(flattened=True, transposed=kinds.startswith("I"))
     return None

@@ -38,11 +38,11 @@ class GroupingRow:
     role: str
     rule: str
     lr: float | None
-    """None where the group leaves it to the optimizer, or the parameter is frozen; so is the decay."""
+    """None if the optimizer sets it or the parameter is frozen. The same holds for `weight_decay`."""
     weight_decay: float | None
     why: str
     guessed: bool = False
-    """Whether the parameter could be something else for all that is known."""
+    """Whether this is a guess: nothing that is known excludes another role or other matrices."""
 
     @property
     def size(self) -> int:
@@ -72,7 +72,7 @@ class GroupingReport:
 
     @property
     def guesses(self) -> list[GroupingRow]:
-        """Parameters that could be something else; an override says what they are."""
+        """Parameters whose role or matrices are a guess; an override ends it."""
         return [row for row in self.rows if row.guessed]
 
     def share(self, rule: str) -> float:
@@ -184,7 +184,7 @@ def grouping_report(
 
     Raises:
         GroupingError: if a trainable parameter of `model` is in no group or in two, or a group has
-            a parameter that `model` has not.
+            a parameter that is not in `model`.
 
     Examples:
         >>> from torch import nn

@@ -2,9 +2,9 @@
 
 A *role* follows from the module that owns the parameter, from the module's place in the model,
 from the code that uses the parameter and from which other modules own the very same parameter
-(tied weights); never from a substring of a parameter's name. What no common base class tells is
-read from a class's name: `Conv1D`, routers (`...Router`), and the fused projections and tables that
-`muonscale.optim.parameters.fused_weights` lists.
+(tied weights). It never depends on the parameter's own name. Where no base class says it, the name
+of a class does: `Conv1D`, routers (`...Router`), and the classes that
+`muonscale.optim.parameters.fused_table` lists.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
+import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
@@ -70,7 +71,7 @@ class RoleAssignment:
     why: str
     """What decided."""
     guessed: bool = False
-    """Whether it could be something else for all that is known."""
+    """Whether this is a guess: nothing that is known excludes another role or other matrices."""
 
 
 _NORMS = (
@@ -102,11 +103,11 @@ def assign_roles(model: nn.Module) -> list[RoleAssignment]:
     2. fewer than two axes (or at most one longer than 1, outside a Linear), a norm module's
        parameter, a bias per expert, a state space's decay, the magnitude of `weight_norm`: norm;
     3. a convolution module's kernel: convolution;
-    4. the weight of an output layer: head. Such is what `get_output_embeddings()` of any module
-       names; the last layer of the forward path, or each of several that end it (see
-       `muonscale.optim.parameters.forward_path`), unless its matrix is square; and a Linear with
-       as many outputs as an embedding has rows, padding apart, if that is no width inside the
-       model;
+    4. the weight of an output layer: head. An output layer is one that `get_output_embeddings()`
+       of any module returns; the last layer of the forward path, or each of several that end it
+       (see `muonscale.optim.parameters.forward_path`), unless its matrix is square; or a Linear
+       with as many outputs as an embedding has rows, padding apart, if no other layer has that
+       width;
     5. inside a module whose class is called `...Router`, or a Linear beside `experts` with as many
        outputs as there are experts: router;
     6. a bare `nn.Parameter` (of a module that is not known to hold matrices) is what its module's
@@ -132,7 +133,7 @@ def assign_roles(model: nn.Module) -> list[RoleAssignment]:
         GroupingError: for a parameter of a lazy module that has no shape yet.
         LayoutError: for a weight that should be a matrix and is flat (FSDP1, DeepSpeed ZeRO).
     """
-    _refuse_lazy(model)
+    _refuse_unready(model)
     facts = survey(model)
     found = []
     for parameter, owners in facts.owners.items():
@@ -164,7 +165,9 @@ def _judge(parameter: Tensor, owners: list[ParamSite], facts: Survey) -> _Judgem
         tie = len(owners) > 1 and bool(tied)
         return _Judgement(Role.EMBEDDING, PLAIN, f"embedding, tied to {tied[0]}" if tie else kind)
     if not _is_matrix(parameter, owner):
-        return _Judgement(Role.NORM, None, f"{parameter.ndim}-D, {kind}")
+        vector = parameter.ndim > 1 and not isinstance(owner.module, _NORMS)
+        shape = "one axis longer than 1" if vector else f"{parameter.ndim}-D"
+        return _Judgement(Role.NORM, None, f"{shape}, {kind}")
     if isinstance(owner.module, CONVOLUTIONS):
         return _Judgement(Role.CONVOLUTION, kernel_matrices(parameter, owner.module), kind)
     judged = _judge_bare(parameter, owner) if _is_bare(owner) else None
@@ -175,6 +178,9 @@ def _judge(parameter: Tensor, owners: list[ParamSite], facts: Survey) -> _Judgem
         judged = _Judgement(Role.HIDDEN, matrices, why, guessed=bool(doubt))
     if parameter in facts.heads and judged.role in (Role.HIDDEN, Role.UNKNOWN):
         return _Judgement(Role.HEAD, judged.matrices, facts.heads[parameter])
+    if parameter is facts.unclear and judged.role == Role.HIDDEN:
+        why = f"{judged.why}, the last one; whether it is the head could not be read from the code"
+        return _Judgement(Role.HIDDEN, judged.matrices, why, guessed=True)
     if judged.role == Role.HIDDEN and (router := _router_reason(owner)):
         return _Judgement(Role.ROUTER, judged.matrices, router)
     return judged
@@ -205,7 +211,10 @@ def _judge_bare(parameter: Tensor, owner: ParamSite) -> _Judgement:
     declared = getattr(owner.module, "out_features", 0), getattr(owner.module, "in_features", 0)
     if owner.attribute == "weight" and tuple(parameter.shape) == declared:
         return _Judgement(Role.HIDDEN, PLAIN, f"{kind} declares its features")
-    use = parameter_use(owner.module, owner.attribute, parameter.ndim)
+    if isinstance(owner.module, (nn.ParameterList, nn.ParameterDict)) and owner.ancestors:
+        use = parameter_use(owner.ancestors[0], owner.place, parameter.ndim, listed=True)
+    else:
+        use = parameter_use(owner.module, owner.attribute, parameter.ndim)
     if use is None or use.kind == UseKind.ELEMENTWISE:
         if _is_table(parameter, owner):
             why = f"bare parameter of {kind}, a table of positions"
@@ -245,13 +254,20 @@ def _router_reason(owner: ParamSite) -> str:
     return ""
 
 
-def _refuse_lazy(model: nn.Module) -> None:
-    for name, parameter in model.named_parameters():
-        if is_lazy(parameter):
+def _refuse_unready(model: nn.Module) -> None:
+    """Raise GroupingError for scripted modules, and for lazy ones that have seen no batch."""
+    for name, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
             raise GroupingError(
-                f"{name} of {type(model.get_submodule(name.rpartition('.')[0])).__name__} has no "
-                "shape yet: run one batch through the model before the groups are made"
+                f"{name or 'the model'} is scripted, and its layers no longer say what they are: make "
+                "the groups of the module before torch.jit.script"
             )
+        for attribute, parameter in module._parameters.items():
+            if parameter is not None and is_lazy(parameter):
+                raise GroupingError(
+                    f"{name}.{attribute} of {type(module).__name__} has no shape yet: run one batch "
+                    "through the model before the groups are made"
+                )
 
 
 def _refuse_flat(parameter: Tensor, owners: list[ParamSite]) -> None:

@@ -45,21 +45,21 @@ def check_replaced(model: nn.Module, groups: Sequence[Mapping[str, Any]]) -> Non
     """Raise GroupingError if gradients go to parameters that replaced those in `groups`.
 
     A layer that is replaced after the optimizer was made leaves this behind: the groups have its
-    old parameters, the model trains new ones. Two cases are none. Where the model has all that are
+    old parameters, the model trains new ones. Two cases are not errors. Where the model has all that are
     in a group, others were left out on purpose; where it has none of them and they have gradients,
     the optimizer was given to another model.
     """
-    held = {id(p): name for group in groups for name, p in named(group)}  # a tensor's hash is slow
+    held = {id(p): name for group in groups for name, p in named(group)}  # hashing a tensor is slow
     inside = _parameters(model)
     left_out = [p for p in inside if id(p) not in held and p.grad is not None]
     if not left_out:
         return
     there = set(map(id, inside))
     gone = [name for number, name in held.items() if number not in there]
-    moved = len(gone) == len(held) and any(
+    other_model = len(gone) == len(held) and any(
         p.grad is not None for group in groups for p in group["params"]
     )
-    if moved or not gone:
+    if other_model or not gone:
         return
     new = next(name for name, p in model.named_parameters() if p is left_out[0])
     raise GroupingError(

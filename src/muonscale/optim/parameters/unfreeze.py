@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import warnings
 import weakref
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -10,8 +11,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from muonscale.errors import GroupingError, nearest, shown
-from muonscale.optim.parameters.groups import parameter_groups
+from muonscale.optim.parameters.groups import matches, parameter_groups
 from muonscale.optim.parameters.module_survey import survey
+from muonscale.optim.parameters.roles import assign_roles
 from muonscale.optim.parameters.source import GroupSource
 
 Group = dict[str, Any]
@@ -22,24 +24,24 @@ _STRUCTURE = frozenset(
 
 def find_source(
     known: GroupSource | None,
-    what: object,
+    candidate: object,
     model: nn.Module | None,
     groups: Iterable[Mapping[str, Any]],
 ) -> tuple[nn.Module, GroupSource]:
     """Return the model of an optimizer: the one given, else the one its groups were made from.
 
     Raises:
-        GroupingError: if neither is there, and `what` is no model that has all that is in `groups`.
+        GroupingError: if neither is there, and `candidate` is no model that has all that is in `groups`.
     """
     if model is None and known is not None and known.model is not None:
         return known.model, known
-    if model is None and isinstance(what, nn.Module):
-        own = set(what.parameters())
-        model = what if all(p in own for group in groups for p in group["params"]) else None
+    if model is None and isinstance(candidate, nn.Module):
+        own = set(candidate.parameters())
+        model = candidate if all(p in own for group in groups for p in group["params"]) else None
     if model is None:
         raise GroupingError(
-            f"the optimizer does not know the model that has {shown(what)}: it was not made from one, "
-            "nor from what parameter_groups returned, or the model no longer exists. Give the model "
+            f"the optimizer does not know the model that has {shown(candidate)}: it was not made from one, "
+            "nor from candidate parameter_groups returned, or the model no longer exists. Give the model "
             "as model=..."
         )
     arguments = known.arguments if known is not None else {}
@@ -85,8 +87,18 @@ def groups_of(model: nn.Module, source: GroupSource, parameters: Sequence[Tensor
         GroupingError: for a parameter that the model does not have, or that is frozen.
     """
     wanted = set(parameters)
+    trainable = [a for a in assign_roles(model) if a.parameter.requires_grad]
+    overrides = {
+        pattern: options
+        for pattern, options in (source.arguments.get("overrides") or {}).items()
+        if any(matches(pattern, a) for a in trainable)  # others have been frozen meanwhile
+    }
     groups = []
-    for group in parameter_groups(model, **source.arguments):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of guesses that were announced before
+        arguments: dict[str, Any] = {**source.arguments, "overrides": overrides}
+        made = parameter_groups(model, **arguments)
+    for group in made:
         pairs = zip(group["param_names"], group["params"], strict=True)
         if kept := [(name, p) for name, p in pairs if p in wanted]:
             names, tensors = map(list, zip(*kept, strict=True))

@@ -56,9 +56,7 @@ def check_options(options: Group) -> None:
 def check_parameter(name: str, parameter: Any, options: Group) -> None:
     """Raise GroupingError or LayoutError for a parameter on which the group's rule cannot work."""
     if not isinstance(parameter, Tensor):
-        raise GroupingError(
-            f"{name} is a {type(parameter).__name__}: tensors can be optimized, and it must be one"
-        )
+        raise GroupingError(f"{name} is a {type(parameter).__name__}: parameters must be tensors")
     if not parameter.is_floating_point():
         raise GroupingError(
             f"{name} is {parameter.dtype}: only real floating dtypes are supported"

@@ -114,7 +114,10 @@ def test_a_template_whose_beginning_changes_is_refused(tmp_path: Path) -> None:
     [
         (None, ["has no chat template", "data.chat_template=plain"]),
         ("{{ raise_exception('no system here') }}", ["no system here", "'system: Be'"]),
-        ("{{ messages[9]['x'] }}", ["refuses", "data.chat_template"]),
+        ("{{ messages[9]['x'] }}", ["refuses", "data.chat_template", "UndefinedError: list"]),
+        ("{{ raise_exception('') }}", ["refuses", "TemplateError"]),
+        ("{{ 1 / 0 }}", ["refuses", "ZeroDivisionError: division"]),
+        ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", ["refuses", "RecursionError"]),
         ("{% for", ["'system: Be'"]),
         ("x{% generation %}{% endgeneration %}", ["marks no words", "{% endgeneration %}"]),
     ],

@@ -15,6 +15,7 @@ from muonscale.errors import ConfigError, StudyError
 from muonscale.lab.estimate.run_cost import run_cost
 from muonscale.lab.report.page import Chart, Verdict
 from muonscale.lab.run_folder import RunFolder
+from muonscale.lab.studies.cost import estimate_cost, format_hours
 from muonscale.lab.studies.engine import StudyState, analyze_study, plan_study
 from muonscale.lab.studies.planned_run import PlannedRun, index_runs
 from muonscale.lab.studies.study import Outcome
@@ -24,7 +25,7 @@ from muonscale.lab.studies.telescope.drift import fit_drift, ratio_interval
 from muonscale.lab.studies.telescope.grid import Grid, Place
 from muonscale.lab.studies.telescope.levels import Level, best_place, build_levels
 from muonscale.lab.studies.telescope.study import TelescopeStudy
-from muonscale.lab.studies.text import plan_json, study_plan_text
+from muonscale.lab.studies.text import hours_left, plan_json, study_plan_text
 
 Make = Callable[..., TelescopeStudy]
 Loss = Callable[[PlannedRun], float]
@@ -353,6 +354,20 @@ def test_one_seed_has_no_noise(telescope: Make) -> None:
     assert "one seed" in found["stop_earlier"]["note"]
 
 
+def test_with_one_seed_an_optimum_that_stays_is_no_verdict(telescope: Make) -> None:
+    """The same place may be lowest at every width by luck, which one seed cannot tell."""
+    study = telescope(seeds=[0], points=3, least_points=3, brute_force=True)
+    found = found_with(study, bowl(lr=0.02, wd=0.1))
+    assert [level["before"]["gap"] for level in found["levels"][1:]] == [0.0, 0.0]
+    assert [level["before"]["within"] for level in found["levels"][1:]] == [None, None]
+    assert found["stop_earlier"]["width"] is None and "one seed" in found["stop_earlier"]["note"]
+    sweep = found["brute_force"]
+    assert sweep["difference"] == 0 and sweep["within_noise"] is None and sweep["passed"] is None
+    page = study.report(found, {})
+    assert [verdict.passed for verdict in page.verdicts] == [None, None]
+    assert not any("within seed noise" in verdict.text for verdict in page.verdicts)
+
+
 def test_calibration_could_have_stopped_where_the_optimum_stays(telescope: Make) -> None:
     still = found_with(telescope(), bowl(lr=0.02 * 2**0.5, wd=0.1 * 2**0.5, noise=0.001))
     assert still["stop_earlier"]["width"] == 16
@@ -469,6 +484,32 @@ def test_the_account_is_what_the_runs_cost(telescope: Make) -> None:
     assert f"share of tuning: {tuning / whole:.1%} of FLOPs" in text
     assert "8 x 8 at width 16" in text
     assert "full sweep of 8 x 8 at width 128" in text
+    # Runs that cannot be named yet are to be done too; the sweep at the target is not.
+    whole += 128 * one[64]
+    assert json.loads(plan_json(study, state, cost))["hours_left"] == pytest.approx(whole / 3.6e12)
+    assert f"about {format_hours(whole / 3.6e12)} hours to go" in text
+
+
+@pytest.mark.parametrize("rounds", [0, 1, 2, 99])
+def test_what_has_ended_is_not_to_go(telescope: Make, rounds: int) -> None:
+    study = telescope(extend=1)
+    runs = ended(study, bowl(noise=0.001))
+    outcomes = dict(runs) if rounds == 99 else ended(study, bowl(noise=0.001), rounds)
+    wanted = index_runs(study.plan(outcomes))
+    waiting = {
+        id: Outcome(run, RunFolder(Path("nowhere")), "waiting")
+        for id, run in wanted.items()
+        if id not in outcomes
+    }
+    expected = tuple(study.expected(outcomes))
+    state = StudyState(wanted, {**outcomes, **waiting}, expected)
+    section = study.config.executor
+    known = {**{part.example.id: part.example for part in expected}, **wanted}
+    cost = estimate_cost(known, state.outcomes, section, measure=False)
+    every = estimate_cost(
+        {id: one.run for id, one in runs.items()}, runs, section, measure=False
+    ).hours([id for id in runs if id not in outcomes])
+    assert hours_left(state, cost) == pytest.approx(every, abs=1e-12)
 
 
 def test_the_account_of_a_finished_study_has_its_seconds(telescope: Make) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from muonscale.lab.data.loss_mask import BEGIN, NO_TARGET
-from muonscale.lab.data.tokens import TokenStore
+from muonscale.lab.data.tokens import TokenStore, token_dtype
 
 FLAG, NUMBER = np.dtype("u1"), np.dtype("<u4")
 
@@ -26,12 +26,12 @@ class ChatStore:
     Args:
         folder: where its shards are.
         split: name of the split.
-        dtype: of tokens on disk.
+        id_limit: number above every id of a token.
         end: id of the end of text, with which rows are padded.
     """
 
-    def __init__(self, folder: Path, split: str, dtype: np.dtype[Any], end: int) -> None:
-        self.tokens = TokenStore(folder, split, dtype)
+    def __init__(self, folder: Path, split: str, id_limit: int, end: int) -> None:
+        self.tokens = TokenStore(folder, split, token_dtype(id_limit), id_limit)
         self.targets = TokenStore(folder, f"targets-{split}", FLAG)
         self.end = end
         self._index = TokenStore(folder, f"index-{split}", NUMBER)

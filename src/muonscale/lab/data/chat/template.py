@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from muonscale.errors import DataError
 from muonscale.lab.config.sections import DataSection
 from muonscale.lab.data.chat.conversations import Messages
+from muonscale.lab.files import read_text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -93,8 +94,9 @@ class ChatTemplate:
                 **self.variables,
             )
         except Exception as error:  # a template can raise anything
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())}".rstrip(": ")
             raise DataError(
-                f"{self.name} refuses {_excerpt(messages)}: {error}; remove the conversation, or "
+                f"{self.name} refuses {_excerpt(messages)}: {reason}; remove the conversation, or "
                 "give another template with data.chat_template"
             ) from error
         found: Any = spans[0] if marks else None
@@ -162,7 +164,7 @@ def read_template(data: DataSection) -> str | None:
     if data.chat_template == "plain":
         return PLAIN
     try:
-        return data.chat_template.expanduser().read_text(encoding="utf-8")
+        return read_text(data.chat_template.expanduser())
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(
             f"data.chat_template={data.chat_template} cannot be read: {error}; accepted: a jinja "

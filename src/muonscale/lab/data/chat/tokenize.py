@@ -107,7 +107,7 @@ def encode_chats(
     encoder: ChatEncoder,
     folder: Path,
     split: str,
-    vocab_size: int,
+    id_limit: int,
     progress: Callable[[int], None],
 ) -> tuple[int, int]:
     """Write the conversations of a split and return the number of tokens and of targets.
@@ -117,7 +117,7 @@ def encode_chats(
         encoder: the encoder of the conversations.
         folder: where the shards go.
         split: name of the split.
-        vocab_size: tokens of the tokenizer.
+        id_limit: number above every id of a token.
         progress: called with the bytes of text done.
 
     Raises:
@@ -126,7 +126,7 @@ def encode_chats(
     """
     done = targets = 0
     with (
-        TokenWriter(folder, split, token_dtype(vocab_size)) as tokens,
+        TokenWriter(folder, split, token_dtype(id_limit)) as tokens,
         TokenWriter(folder, f"targets-{split}", FLAG) as flags,
         TokenWriter(folder, f"index-{split}", NUMBER) as index,
     ):

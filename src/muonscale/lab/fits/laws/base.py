@@ -147,6 +147,11 @@ class Law(ABC):
         """The range of each size over the points."""
         return tuple(SizeRange.of(sizes) for sizes in self.x)
 
+    @property
+    def is_determined(self) -> bool:
+        """Whether the law may be drawn and compared: here always."""
+        return True
+
     def holds(self, at: float) -> bool:
         """Return whether the law is not extrapolated at a place on the axis of `X_LABEL`."""
         return SizeRange.of(self.places).holds(at)
@@ -228,13 +233,18 @@ class LossLaw(Law):
     def log_reach(theta: FloatArray, log_loss: float | FloatArray) -> FloatArray:
         """Return log FLOPs at which laws `[..., p]` have a log loss; infinite if they never do."""
 
+    @property
+    def is_determined(self) -> bool:
+        """Whether the fit converged: a loss between or beyond the runs is arbitrary otherwise."""
+        return self.status is FitStatus.CONVERGED
+
     def default_places(self) -> tuple[float, float]:
         """Return the FLOPs of the largest run, and ten times as many."""
         largest = float(self.places.max())
         return largest, 10 * largest
 
     def estimates(self, draws: Draws, at: Sequence[float] = ()) -> tuple[FitEstimate, ...]:
-        """Return the parameters, and the loss at some FLOPs."""
+        """Return the parameters, and the loss at the default places and at other FLOPs."""
         losses = [
             estimate_quantity(
                 f"loss at C = {format_significant(flops)}",
@@ -243,7 +253,7 @@ class LossLaw(Law):
                 not self.holds(flops),
                 log=True,
             )
-            for flops in at or self.default_places()
+            for flops in sorted({*self.default_places(), *at})
         ]
         return (*self.estimate_parameters(draws), *losses)
 

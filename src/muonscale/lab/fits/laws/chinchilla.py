@@ -187,7 +187,7 @@ class ChinchillaLaw(LossLaw):
             ("D", allocation.log_tokens),
             ("loss", allocation.log_best_loss),
         )
-        for flops in at or self.default_places():
+        for flops in sorted({*self.default_places(), *at}):
             for (name, quantity), best in zip(quantities, self.allocate(flops), strict=True):
                 rows.append(
                     estimate_quantity(

@@ -6,7 +6,7 @@ configs/        NAME.json: the resolved configuration of every run
 runs/           NAME/: the run folders; NAME ends with the run's id
 logs/           NAME.log: output of a run; NAME.failed.json: why it ended without a result
 slurm.json      the runs that Slurm has; slurm/: files of submitit and Slurm
-result.json     the findings, written last
+result.json     the findings, written before the report
 report/         the page, with its figures
 """
 
@@ -19,7 +19,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from muonscale.errors import StudyError
+from muonscale.errors import StudyError, command_line
 from muonscale.lab.config.load import dump_config
 from muonscale.lab.files import lock_folder, write_atomic, write_json
 from muonscale.lab.run_folder import RunFolder, flatten
@@ -129,7 +129,7 @@ class StudyFolder:
         Raises:
             StudyError: if another process holds the lock, or the file system has no locks.
         """
-        status = f"muonscale study status {self.path}"
+        status = command_line("study", "status", self.path)
         return lock_folder(
             self.path,
             LOCK,

@@ -18,6 +18,7 @@ from muonscale.lab.fits.fit_table import FitRequest, fit_table
 from muonscale.lab.fits.laws.power import PowerLaw
 from muonscale.lab.fits.result import Interval
 from muonscale.lab.fits.tables import RunTable
+from muonscale.lab.fits.text import describe_undetermined
 from muonscale.lab.studies.analysis.seed_blocks import fit_blocks
 from muonscale.lab.studies.scaling.config import ScalingConfig
 from muonscale.lab.studies.scaling.ladder import MeasuredRung
@@ -176,6 +177,10 @@ def analyze_ladder(
         if isinstance(counted, str):
             ratio["why"] = counted
         else:
+            undetermined = [
+                describe_undetermined(each) for each in counted.ratios if each.first == name
+            ]
+            ratio["why"] = "".join(undetermined)
             trend = ratio_trend(table, name, base, config.resamples)
             ratio["trend"] = trend._asdict() if trend else None
             ratio["rows"] = [
@@ -187,7 +192,7 @@ def analyze_ladder(
                     "extrapolated": row.extrapolated,
                 }
                 for each in counted.ratios
-                if each.first == name
+                if each.first == name and not each.undetermined
                 for place, row in zip(each.places, each.rows, strict=True)
             ]
         ratios.append(ratio)

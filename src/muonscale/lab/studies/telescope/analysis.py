@@ -177,14 +177,16 @@ def judge_previous_optimum(level: Level, center: Place) -> PreviousOptimum | Non
         return None
     if center not in others:
         return PreviousOptimum(math.inf, math.nan, math.nan, 0.0, False)
-    if center == level.best:
-        return PreviousOptimum(0.0, 0.0, 0.0, 1.0, True)
     near = level.grid.near(level.best)
     blocks = fit_noise(level.losses, [*near, *([] if center in near else [center])])
+    if blocks.freedom == 0:  # without noise the lowest place may be the lowest by luck
+        gap = mean_loss(level.losses[center]) - mean_loss(level.losses[level.best])
+        return PreviousOptimum(gap, math.nan, math.nan, math.nan, None)
+    if center == level.best:
+        return PreviousOptimum(0.0, 0.0, 0.0, 1.0, True)
     down = blocks.difference(level.best, center)
-    p = min(1.0, down.p * (len(others) - 1)) if blocks.freedom else math.nan
-    within = None if math.isnan(p) else p >= SIGNIFICANT
-    return PreviousOptimum(-down.estimate, -down.high, -down.low, p, within)
+    p = min(1.0, down.p * (len(others) - 1))
+    return PreviousOptimum(-down.estimate, -down.high, -down.low, p, p >= SIGNIFICANT)
 
 
 def find_early_stop(levels: list[LevelAnalysis]) -> dict[str, Any]:

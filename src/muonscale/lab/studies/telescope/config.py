@@ -13,6 +13,7 @@ from muonscale.lab.studies.config import (
     Seeds,
     StudyConfig,
     check_distinct,
+    check_names,
 )
 from muonscale.lab.studies.telescope.grid import Place, value_at
 from muonscale.lab.studies.telescope.levels import LevelRule
@@ -82,6 +83,7 @@ class TelescopeConfig(StudyConfig):
     @model_validator(mode="after")
     def _check_keys(self) -> TelescopeConfig:
         keys = [item.key for item in self.hyperparameters.values()]
+        check_names("hyperparameters", self.hyperparameters)
         for name, item in self.hyperparameters.items():
             where = f"hyperparameters.{name}"
             if name in RESERVED:

@@ -66,12 +66,13 @@ def compare_full_sweep(
     best = best_place(losses, grid.places[0])
     if best is None:
         return None
+    around = {p: losses[p] for p in grid.near(best) if p in losses}
+    around |= {p: level.losses[p] for p in level.grid.near(chosen)}
+    finite = {p: each for p, each in around.items() if math.isfinite(mean_loss(each))}
+    blocks = fit_blocks(finite)
     found = MeanDifference(0.0, 0.0, 0.0, 0.5, 0)
-    if chosen != best:
-        around = {p: losses[p] for p in grid.near(best) if p in losses}
-        around |= {p: level.losses[p] for p in level.grid.near(chosen)}
-        finite = {p: each for p, each in around.items() if math.isfinite(mean_loss(each))}
-        found = fit_blocks(finite).difference(chosen, best)
+    if chosen != best or blocks.freedom == 0:
+        found = blocks.difference(chosen, best)
     within = None if math.isnan(found.low) else found.low <= 0
     ours, full = spent.total("tuning"), spent.total("check")
     cheap = ours.flops <= LARGEST_SHARE * full.flops

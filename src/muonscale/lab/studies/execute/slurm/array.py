@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from time import monotonic, sleep
 
-from muonscale.errors import StudyError
+from muonscale.errors import StudyError, command_line
 from muonscale.lab.studies.config import ExecutorSection
 from muonscale.lab.studies.execute.job import Ended, Job
 from muonscale.lab.studies.execute.slurm import queue as slurm_queue
@@ -183,10 +183,10 @@ class SlurmArray:
     def _say_farewell(self, left: Iterable[str]) -> None:
         with_slurm = [self._ledger.jobs[run] for run in left if run in self._ledger.jobs]
         if arrays := sorted({array_of(id) for id in with_slurm}, key=int):
+            status, run = (command_line("study", verb, self._folder) for verb in ("status", "run"))
             print(
-                f"{len(with_slurm)} runs stay with the cluster. Watch them with: muonscale study "
-                f"status {self._folder}\nwait for them with: muonscale study run {self._folder}\n"
-                f"cancel them with: scancel {' '.join(arrays)}",
+                f"{len(with_slurm)} runs stay with the cluster. Watch them with: {status}\n"
+                f"wait for them with: {run}\ncancel them with: scancel {' '.join(arrays)}",
                 file=sys.stderr,
                 flush=True,
             )
