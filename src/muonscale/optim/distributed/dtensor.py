@@ -64,13 +64,13 @@ def sharding_of(
         return Sharding(shape, matrices, mesh, (None,), tuple(ranks), partitioned=True)
     mesh = parameter.device_mesh
     cuts = tuple(_cut(name, parameter, placement) for placement in parameter.placements)
-    held_by: list[int] = mesh.mesh.flatten().tolist()
-    if dist.get_rank() not in held_by:
+    in_mesh: list[int] = mesh.mesh.flatten().tolist()
+    if dist.get_rank() not in in_mesh:
         raise LayoutError(
-            f"{_describe(name, parameter)} is on the ranks {held_by}, and this is rank "
+            f"{_describe(name, parameter)} is on the ranks {in_mesh}, and this is rank "
             f"{dist.get_rank()}. Leave it out of the optimizer on ranks that are not in its mesh"
         )
-    return Sharding(shape, matrices, tuple(mesh.shape), cuts, tuple(held_by))
+    return Sharding(shape, matrices, tuple(mesh.shape), cuts, tuple(in_mesh))
 
 
 def check_local_shape(name: str, parameter: Any, sharding: Sharding) -> None:

@@ -95,7 +95,7 @@ class ShardBlock(Tensor):
 def with_shard_blocks(tensors: Any) -> Any:
     """Return a nested state dict with a `ShardBlock` for each DTensor that needs one."""
 
-    def convert(tensor: Tensor) -> Tensor:
+    def convert(tensor: Any) -> Tensor:
         strided = is_sharded(tensor) and any(
             getattr(placement, "split_factor", 1) > 1
             for placement in tensor.placements  # pyrefly: ignore
