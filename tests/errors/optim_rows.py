@@ -187,6 +187,7 @@ ROWS: dict[str, Row] = {
     "latent sizes": Row(R, ("qk_nope_head_dim", "v_head_dim"), lambda _: attention("kv_b_proj", head_dim=2)),
     "latent rows": Row(R, ("8 rows", "2 rows", "3 of values"), lambda _: attention("kv_b_proj", head_dim=4, qk_nope_head_dim=2, v_head_dim=3)),
     "latent given": Row(R, ("(6, 2)", "2 heads"), lambda _: attention("kv_b_proj", matrices={"splits": [6, 2]}, head_dim=4, qk_nope_head_dim=2, v_head_dim=2)),
+    "a group before torch.distributed": Row(L, ("init_process_group",), lambda _: ms.Muon([matrix()], process_group="world")),
     "flat": Row(L, ("(24,)", "fully_shard"), lambda _: ms.parameter_groups(flat(), lr=0.1)),
     "in no group": Row(R, ("2.bias", "parameter_groups"), lambda _: report(lambda g: g[-1]["params"].pop() is None or g[-1]["param_names"].pop())),
     "in two groups": Row(R, ("is in two groups",), lambda _: report(lambda g: g.append(dict(g[0])))),
