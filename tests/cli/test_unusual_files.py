@@ -14,7 +14,7 @@ import pytest
 
 from tests.conftest import Muonscale
 
-SECONDS = 60
+SECONDS = 600
 """A command that waits for a pipe, or reads a device, is stopped after this time."""
 
 STEP = "checkpoints/step-00000012"
