@@ -14,7 +14,7 @@ import pytest
 
 from tests.conftest import Muonscale
 
-SECONDS = 60
+SECONDS = 600
 """A command that waits for a pipe, or reads a device, is stopped after this time."""
 
 STEP = "checkpoints/step-00000012"
@@ -172,3 +172,20 @@ def test_a_pipe_among_the_files_of_a_corpus(
     pipe(folder / "b.txt")
     found = muonscale("train", *tiny, f"data.path={folder}")
     assert found.code == 2 and "b.txt" in found.err and "data.path" in found.err
+
+
+@pytest.mark.parametrize("depth", [900, 100_000])
+@pytest.mark.parametrize("name", [name for name in NAMED if "json" in name or "yaml" in name])
+def test_deeply_nested(
+    name: str,
+    depth: int,
+    tmp_path: Path,
+    muonscale: Muonscale,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("MUONSCALE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / name
+    path.write_text('{"text": %s, "model_type": "llama"}' % ("[" * depth + "]" * depth))
+    found = muonscale(*NAMED[name](path))
+    assert found.code == 2 and name in found.err and "Traceback" not in found.err
