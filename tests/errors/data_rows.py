@@ -123,7 +123,7 @@ ROWS: dict[str, Row] = {
     "no files": Row(D, ("data.path",), corpus(None)),
     "empty": Row(D, ("data.path",), corpus(b"")),
     "a source": Row(D, ("'python-stdlb'", "python-stdlib"), lambda _: list(read_documents(DataSection(source="python-stdlb")))),
-    "UTF-8": Row(D, ("byte 0", "data.errors=replace"), corpus(b"\xff\xfea")),
+    "UTF-8": Row(D, ("a.txt", "UTF-16"), corpus(b"\xff\xfea")),
     "JSON": Row(D, ("line 1",), corpus(b"{", "a.jsonl")),
     "JSON list": Row(D, ("JSON list",), corpus(b"[1]", "a.jsonl")),
     "field": Row(D, ("no 'text'", "'txt'", "data.field"), corpus(b'{"txt": "a"}', "a.jsonl")),

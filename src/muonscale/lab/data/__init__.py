@@ -4,8 +4,9 @@ The nouns: a *document* is a text with a key; a *corpus* is tokenized documents 
 training and validation; *rows* are token ids `[L + 1]` by number; a *mixture* is several corpora
 with weights.
 
-`sources`, `files` (documents) -> `document_store` (read once, and split) -> `tokenizer` ->
-`encode` -> `tokens` (shards on disk) -> `mixture`, `shuffle` (which row comes when). `prepare` does this once,
-into `cache`. `chat` is the same for conversations (`chat.store` packs them into rows), `loss_mask`
-says which tokens are targets, and `ngram` is the baseline of counts.
+`sources`, `files` (documents; `formats` refuses what is not text) -> `document_store` (read once,
+and split) -> `tokenizer` -> `encode` -> `tokens` (shards on disk) -> `mixture`, `shuffle` (which row
+comes when). `prepare` does this once, into `cache`. `chat` is the same for conversations
+(`chat.store` packs them into rows), `loss_mask` says which tokens are targets, and `ngram` is the
+baseline of counts.
 """

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch.distributed.checkpoint as dcp
+from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 
 from muonscale.errors import CheckpointError, ConfigError, MuonscaleError, command_line
@@ -212,15 +213,16 @@ def load_facts(folder: Path) -> dict[str, Any]:
 
 
 def load_tensors(folder: Path, tensors: dict[str, Any], processes: Processes) -> None:
-    """Read a checkpoint into the tensors of a nested state dict, in place: a collective.
+    """Read a checkpoint into the tensors and values of a nested state dict, in place: a collective.
 
     Raises:
         CheckpointError: if a tensor is missing or has another shape.
     """
+    loaded = with_shard_blocks(tensors)
     try:
         with _ignore_missing_group():
             dcp.load(
-                with_shard_blocks(tensors),
+                loaded,
                 storage_reader=CheckpointReader(folder),
                 planner=CheckpointPlanner(),
                 no_dist=not processes.many,
@@ -230,6 +232,16 @@ def load_tensors(folder: Path, tensors: dict[str, Any], processes: Processes) ->
             f"checkpoint {folder} does not fit this run: {_reason(error)}; use the versions in env.json of "
             "the run, or start a new one with run.path=FOLDER"
         ) from error
+    _take_values(tensors, loaded)
+
+
+def _take_values(into: Any, loaded: Any) -> None:
+    """Put what is not a tensor from one nested state dict into another of the same keys."""
+    for key in into if isinstance(into, dict) else range(len(into)):
+        if isinstance(into[key], (dict, list)):
+            _take_values(into[key], loaded[key])
+        elif not isinstance(into[key], Tensor):
+            into[key] = loaded[key]
 
 
 @contextmanager

@@ -151,13 +151,11 @@ class DistributedContext:
         self, groups: Sequence[Group], shardings: Mapping[str, Sharding | None]
     ) -> MuonscaleError | None:
         """Return why a parameter or gradient of this rank cannot be used, or None."""
-        if (
-            any(sharding is not None for sharding in shardings.values())
-            and not dist.is_initialized()
-        ):
+        shared = next((name for name, sharding in shardings.items() if sharding is not None), None)
+        if shared is not None and not dist.is_initialized():
             return LayoutError(
-                "torch.distributed is not initialized any more, so that parameters on several ranks "
-                "cannot be updated. Make a new model and optimizer after init_process_group"
+                f"{shared} is on several ranks, and torch.distributed is not initialized any more. Make "
+                "a new model and optimizer after init_process_group"
             )
         try:
             for group in groups:
