@@ -143,12 +143,11 @@ def parse_named_overrides(
         ValueError: for a name without overrides that is not known or that no file could have, or
             a wrong key.
     """
-    if isinstance(value, dict | list):
-        check_names(where, value)
     listed = isinstance(value, list) and all(isinstance(name, str) for name in value)
     given = {name: {} for name in value} if listed else value
     if not isinstance(given, dict):
         raise ValueError(f"{where}={value!r} must be a list of names, or map names to keys")
+    check_names(where, given)
     for name, keys in given.items():
         if not check_overrides(keys or {}, f"{where}.{name}") and name not in known:
             hint = f"; {nearest(name, known)}" if known else ""
