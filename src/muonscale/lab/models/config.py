@@ -72,7 +72,7 @@ def model_config(
     cls = CONFIG_MAPPING[model_type]
     fields = _check_fields(model.fields, cls)
     source = {cls.attribute_map.get(key, key): value for key, value in source.items()}
-    tree = _merge_rope(cls, source, fields) | fields
+    tree = _merge_rope(cls, source, fields, model.source) | fields
     if vocab_size is not None:
         tree |= {"vocab_size": vocab_size, "bos_token_id": bos_id, "eos_token_id": eos_id}
     tree["use_cache"] = True
@@ -90,7 +90,7 @@ def model_config(
             if given is None:
                 least = isinstance(source_value, int)
                 tree[positions] = max(source_value, sequence_length) if least else sequence_length
-    config = _construct(cls, tree)
+    config = _construct(cls, tree, model.source)
     _check_causal(config)
     return config
 
@@ -159,7 +159,7 @@ def _check_sizes(tree: dict[str, Any]) -> None:
 
 
 def _merge_rope(
-    cls: type[PreTrainedConfig], source: dict[str, Any], fields: dict[str, Any]
+    cls: type[PreTrainedConfig], source: dict[str, Any], fields: dict[str, Any], name: str
 ) -> dict[str, Any]:
     """Give the user's rotary fields precedence.
 
@@ -176,7 +176,7 @@ def _merge_rope(
         return kept
     if not legacy:
         return source
-    rope: Any = getattr(_construct(cls, source), "rope_parameters", None) or {}
+    rope: Any = getattr(_construct(cls, source, name), "rope_parameters", None) or {}
     if any(isinstance(value, dict) for value in rope.values()):
         raise ConfigError(
             f"model.fields.{legacy[0]}: {cls.model_type} has rotary settings for each kind of "
@@ -185,14 +185,14 @@ def _merge_rope(
     return kept | {"rope_parameters": dict(rope) | {name: fields.pop(name) for name in legacy}}
 
 
-def _construct(cls: type[PreTrainedConfig], tree: dict[str, Any]) -> PreTrainedConfig:
+def _construct(cls: type[PreTrainedConfig], tree: dict[str, Any], name: str) -> PreTrainedConfig:
     try:
         with quiet_transformers():
             return cls(**copy.deepcopy(tree))
     except Exception as error:  # architectures raise errors of any class
         raise ConfigError(
-            f"transformers refuses this {cls.model_type} configuration: {one_line(error)}; "
-            "change model.fields"
+            f"transformers refuses this {cls.model_type} configuration, {name}: {one_line(error)}; "
+            "change it or model.fields"
         ) from error
 
 

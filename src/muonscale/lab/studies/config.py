@@ -147,7 +147,7 @@ def parse_named_overrides(
     given = {name: {} for name in value} if listed else value
     if not isinstance(given, dict):
         raise ValueError(f"{where}={value!r} must be a list of names, or map names to keys")
-    check_names(where, value)
+    check_names(where, given)
     for name, keys in given.items():
         if not check_overrides(keys or {}, f"{where}.{name}") and name not in known:
             hint = f"; {nearest(name, known)}" if known else ""
