@@ -8,7 +8,8 @@ forward pass lacks and a parameter takes instead.
 - `fields`: the fields of a configuration in which a model and its base may differ.
 - `pair`: the parameters of a model, each with that of the base.
 - `multipliers`: the formulas of every convention, for one parameter.
-- `constants`, `folds`: the forward pass of known models, and the factors to fold in.
+- `constants`: what the forward pass of known models does with the width. `folds`: the factors to
+  fold in: scaled embeddings, the logits of a tied head, attention scores.
 - `parametrization`: `parametrize` puts it all together, for a model and its groups.
 - `apply`: applies multipliers to initial weights and to parameter groups.
 - `coordinates`: measures outputs and updates, for coordinate checks.

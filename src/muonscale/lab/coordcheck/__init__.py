@@ -5,5 +5,5 @@
 makes plain values of all, from which `text` and `page` are made. The numbers are measured by
 `muonscale.transfer.coordinates`: outputs of modules, weights and updates. What is no module's
 output, such as attention logits, is added in `run.probe_forward`. `components` names the parts of a
-model, each with its tolerances.
+model, by which `tolerances` looks up a limit.
 """

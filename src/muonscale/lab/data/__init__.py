@@ -5,8 +5,11 @@ training and validation; *rows* are token ids `[L + 1]` by number; a *mixture* i
 with weights.
 
 `sources`, `files` (documents; `formats` refuses what is not text) -> `document_store` (read once,
-and split) -> `tokenizer` -> `encode` -> `tokens` (shards on disk) -> `mixture`, `shuffle` (which row
-comes when). `prepare` does this once, into `cache`. `chat` is the same for conversations
+and split) -> `tokenizer` -> `encode` -> `tokens` (shards on disk) -> `mixture`, `shuffle` (which
+row comes when). `prepare` does this once, into `cache`. `chat` is the same for conversations
 (`chat.store` packs them into rows), `loss_mask` says which tokens are targets, and `ngram` is the
 baseline of counts.
+
+The weights of a mixture are `config.sections.DataSection.weights`; `training.batches.build_batches`
+gives them to `mixture`, which turns shares into an order.
 """

@@ -7,5 +7,6 @@ ranges and ticks of both renderers, and `tables` writes CSV.
 
 Runs: `run_data` (a folder) -> `run_measures`, `run_tables` -> `runs` (the page). A new curve is a
 row of `run_measures`. `loss_figure`, `measure_charts` and `eval_table` make single charts and
-tables for the trainer and the evaluation. `folders` decides what a path is: a run, a study or a coordinate check.
+tables for the trainer and the evaluation. `folders` decides what a path is: a run, a study or a
+coordinate check.
 """

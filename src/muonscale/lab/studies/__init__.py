@@ -8,6 +8,6 @@ optimizer to compare.
 `kinds` (recipe -> study) -> `engine` (plan, do what is missing, analyze, report) -> `execute` (here
 or on Slurm). `compare`, `transfer`, `scaling`, `telescope` and `batch` are the kinds, each with
 config, study, analysis and report; `frontier` is part of `batch`. What they share: `config` (keys),
-`variants` (what is compared), `cost` (hours of a plan), `analysis`, `report_blocks`, and `text` (plan
-and status).
+`variants` (what is compared), `cost` (hours of a plan), `analysis`, `report_blocks`, and `text`
+(plan and status).
 """

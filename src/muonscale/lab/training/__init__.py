@@ -13,5 +13,6 @@ What `setup` builds: `param_groups` (with muP), `schedule`, `load_optimizer_stat
 (the origin of the weights). What a step needs: `batches` and `micro_batches`, `gradients` (norms,
 clipping), `validation`, `out_of_memory` (what makes a step smaller). Around the loop: `console`,
 `signals` (Ctrl-C), `profile` and `profiler_memory`, `dry_run`, `baselines` (n-grams),
-`checkpoint_reader` (runs no code), and `export` (a checkpoint as a Hugging Face folder).
+`checkpoint_reader` (runs no code), and `export` (a checkpoint as a Hugging Face
+folder, and `find_checkpoint`: the newest, or that of a step).
 """

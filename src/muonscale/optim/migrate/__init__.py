@@ -11,4 +11,7 @@ The nouns:
 
 The path of arguments: `FOREIGN` -> `translate_arguments` -> `Translation` -> `Muon`.
 The path of saved state: `convert_state_dict` -> `Muon.load_state_dict`.
+
+`convert_lr` only divides two shape factors. What a name such as `torch:original` means is a row of
+`muonscale.optim.rules.scale.ALIASES`.
 """

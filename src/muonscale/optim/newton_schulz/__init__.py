@@ -10,4 +10,7 @@ The nouns:
 
 The path of a matrix: `orthogonalize` -> `newton_schulz_` -> `product_` (panels: `panel_product_`)
 -> `torch.baddbmm`. `exact_polar` computes the same from an SVD in float64, for tests.
+
+Which norm a schedule has is `Coefficients.normalization` in `coefficients`; how it is computed is
+`_take_scale_` in `orthogonalize`.
 """

@@ -4,7 +4,8 @@ The nouns:
 
 - `ParamSite`: one place at which a model holds a parameter. A tied weight has several.
 - `Survey`: all sites of all parameters, and what the model says about embeddings and heads.
-- `Role`: what a parameter is to the model: hidden, router, embedding, head, norm, convolution or unknown.
+- `Role`: what a parameter is to the model: hidden, router, embedding, head, norm, convolution or
+  unknown.
 - `RoleAssignment`: one parameter with its role and its logical matrices.
 - `AttentionProjection`: a weight with attention heads, and the module that says how large they are.
 - *parameter group*: a dict of parameters with one rule and one set of options, as torch has it.
@@ -16,4 +17,7 @@ The path of a model: `survey` -> `assign_roles` (`stored_matrices` knows fused w
 `output_layers` heads) -> `parameter_groups` (overrides, `AttentionProjection.by_head`) ->
 `check_keys`, `check_options`, `check_parameter` -> `Muon`. Parameters that join later: `select` ->
 `groups_of` -> `find_home` (`unfreeze`).
+
+`roles` says what a parameter is (a tied weight is an embedding); `groups` says which rule a role
+has.
 """
