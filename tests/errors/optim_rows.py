@@ -32,6 +32,14 @@ def model() -> nn.Module:
     return nn.Sequential(nn.Embedding(7, 4), nn.Linear(4, 6), nn.Linear(6, 7))
 
 
+class Bare(nn.Module):
+    """Holds a parameter whose use nobody can read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bare = matrix()
+
+
 def groups(**options: Any) -> list[dict[str, Any]]:
     return ms.parameter_groups(model(), lr=0.1, **options)
 
@@ -192,6 +200,26 @@ ROWS: dict[str, Row] = {
     "in no group": Row(R, ("2.bias", "parameter_groups"), lambda _: report(lambda g: g[-1]["params"].pop() is None or g[-1]["param_names"].pop())),
     "in two groups": Row(R, ("is in two groups",), lambda _: report(lambda g: g.append(dict(g[0])))),
     "not of the model": Row(R, ("not have x",), lambda _: report(lambda g: (g[0]["params"].append(matrix()), g[0]["param_names"].append("x")))),
+    "unknown key": Row(C, ("learning_rate=0.1", "option of Muon"), lambda _: muon(learning_rate=0.1)),
+    "rules of none": Row(R, ("2 groups", "`rule`"), lambda _: ms.Muon([{"params": [matrix()]}, {"params": [matrix()]}])),
+    "a list as group": Row(R, ("list", "one dict"), lambda _: muon().add_param_group([])),  # type: ignore[arg-type]
+    "one beta": Row(C, ("betas", "(0.9,)"), lambda _: muon(betas=(0.9,))),
+    "a rate in words": Row(C, ("lr", "'fast'"), lambda _: muon(lr="fast")),
+    "many steps": Row(C, ("ns_steps", "0"), lambda _: muon(ns_steps=0)),
+    "a generator": Row(R, ("generator", "module itself"), lambda _: ms.parameter_groups(model().parameters())),  # type: ignore[arg-type]
+    "overrides in words": Row(C, ("'head'", "mapping"), lambda _: groups(overrides="head")),
+    "an override in words": Row(C, ("'muon'", '"rule"'), lambda _: groups(overrides={"head": "muon"})),
+    "rate of an override": Row(C, ("'head'", "lr"), lambda _: groups(overrides={"head": {"lr": -1.0}})),
+    "scripted": Row(R, ("scripted",), lambda _: ms.parameter_groups(torch.jit.script(model()))),
+    "lazy": Row(R, ("1.weight", "LazyLinear"), lambda _: ms.parameter_groups(nn.Sequential(nn.Linear(4, 4), nn.LazyLinear(4)))),
+    "a guess": Row(R, ("bare", "overrides"), lambda _: ms.parameter_groups(Bare(), strict=True)),
+    "unfreeze without a model": Row(R, ("'head'", "model="), lambda _: muon().unfreeze("head")),
+    "unfreeze a stranger": Row(R, ("weight", "Linear"), lambda _: (lambda net: ms.Muon(net, lr=0.1).unfreeze(nn.Linear(2, 2)))(model())),
+    "unfreeze nothing": Row(R, ("'*.qkv'",), lambda _: (lambda net: ms.Muon(net, lr=0.1).unfreeze("*.qkv"))(model())),
+    "translate nobody": Row(C, ("'nobody'",), lambda _: ms.translate_arguments("nobody")),
+    "translate an argument": Row(C, ("'rate'",), lambda _: ms.translate_arguments("torch", rate=0.1)),
+    "translate a choice": Row(C, ("adjust_lr_fn", "'none'"), lambda _: ms.translate_arguments("torch", lr=0.1, adjust_lr_fn="none")),
+    "interleaved": Row(L, ("interleaved", "by_columns"), lambda _: of_layout((6, 4), heads=2, interleaved=True)),
     # Matrices
     "field": Row(C, ("'head'", "heads"), lambda _: groups(overrides={"1.weight": {"matrices": {"head": 2}}})),
     "type of a field": Row(C, ("'two'",), lambda _: groups(overrides={"1.weight": {"matrices": {"heads": "two"}}})),

@@ -41,7 +41,7 @@ def find_source(
     if model is None:
         raise GroupingError(
             f"the optimizer does not know the model that has {shown(candidate)}: it was not made from one, "
-            "nor from candidate parameter_groups returned, or the model no longer exists. Give the model "
+            "nor from what parameter_groups returned, or the model no longer exists. Give the model "
             "as model=..."
         )
     arguments = known.arguments if known is not None else {}
