@@ -145,21 +145,28 @@ NAMED: dict[str, Callable[[Path], list[object]]] = {
 }
 
 
+@pytest.fixture
+def refused(
+    tmp_path: Path, muonscale: Muonscale, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[str, Callable[[Path], object]], None]:
+    """Return a check that a file which is named on the command line is refused by its name."""
+    monkeypatch.setenv("MUONSCALE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+
+    def check(name: str, make: Callable[[Path], object]) -> None:
+        make(path := tmp_path / name)
+        found = muonscale(*NAMED[name](path))
+        assert found.code == 2 and name in found.err and "Traceback" not in found.err
+
+    return check
+
+
 @pytest.mark.parametrize("kind", [pipe, device])
 @pytest.mark.parametrize("name", NAMED)
 def test_named_on_the_command_line(
-    name: str,
-    kind: Callable[[Path], None],
-    tmp_path: Path,
-    muonscale: Muonscale,
-    monkeypatch: pytest.MonkeyPatch,
+    name: str, kind: Callable[[Path], None], tmp_path: Path, refused: Callable
 ) -> None:
-    monkeypatch.setenv("MUONSCALE_CACHE", str(tmp_path / "cache"))
-    monkeypatch.chdir(tmp_path)
-    path = tmp_path / name
-    kind(path)
-    found = muonscale(*NAMED[name](path))
-    assert found.code == 2 and name in found.err and "Traceback" not in found.err
+    refused(name, kind)
     assert not (tmp_path / "cache").exists()  # refused before anything was prepared
 
 
@@ -176,16 +183,6 @@ def test_a_pipe_among_the_files_of_a_corpus(
 
 @pytest.mark.parametrize("depth", [900, 100_000])
 @pytest.mark.parametrize("name", [name for name in NAMED if "json" in name or "yaml" in name])
-def test_deeply_nested(
-    name: str,
-    depth: int,
-    tmp_path: Path,
-    muonscale: Muonscale,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setenv("MUONSCALE_CACHE", str(tmp_path / "cache"))
-    monkeypatch.chdir(tmp_path)
-    path = tmp_path / name
-    path.write_text('{"text": %s, "model_type": "llama"}' % ("[" * depth + "]" * depth))
-    found = muonscale(*NAMED[name](path))
-    assert found.code == 2 and name in found.err and "Traceback" not in found.err
+def test_deeply_nested(name: str, depth: int, refused: Callable) -> None:
+    content = '{"text": %s, "model_type": "llama"}' % ("[" * depth + "]" * depth)
+    refused(name, lambda path: path.write_text(content))

@@ -74,11 +74,11 @@ class Batches:
         }
 
     def sample(self, *, at_most: int) -> Iterator[np.ndarray]:
-        """Yield about `at_most` training sequences, or as many as the corpora have.
+        """Yield about `at_most` training sequences, or all of them if there are fewer.
 
-        They are spread evenly over each corpus and divided among the corpora by their weights, so
-        that sequences of a small corpus with a large weight are repeated. They do not depend on the
-        length of the run.
+        The sequences are spread evenly over each corpus and divided among the corpora by weight, so
+        sequences of a small corpus with a large weight are repeated. The sample does not depend on
+        the length of the run.
         """
         total = min(at_most, sum(map(len, self.train.values())))
         for name, rows in self.train.items():

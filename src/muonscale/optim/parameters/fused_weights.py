@@ -9,14 +9,13 @@ counts as one matrix, and `looks_fused` says when that is doubtful.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import cache
 
 from torch import Tensor, nn
 
 from muonscale.optim.matrices.spec import PLAIN, MatrixSpec
 from muonscale.optim.parameters.fused_table import BARE_MATRICES, FUSED, ONE, Known
-from muonscale.optim.parameters.module_source import WRAPPED
-from muonscale.optim.parameters.module_survey import ParamSite, is_conv1d
+from muonscale.optim.parameters.module_source import WRAPPED, names_in_transformers
+from muonscale.optim.parameters.module_survey import ParamSite, is_conv1d, is_linear
 
 GATES: list[tuple[tuple[type[nn.Module], ...], int]] = [
     ((nn.LSTM, nn.LSTMCell), 4),
@@ -75,8 +74,12 @@ def looks_fused(parameter: Tensor, owner: ParamSite) -> str:
       factors do not speak either, whose rows and columns have nothing to do with each other.
     """
     module, parts = owner.module, owner.path
-    is_linear = isinstance(module, nn.Linear) or is_conv1d(module)
-    if not is_linear or owner.attribute != "weight" or parameter.ndim != 2 or _states(owner):
+    if (
+        not is_linear(module)
+        or owner.attribute != "weight"
+        or parameter.ndim != 2
+        or _states(owner)
+    ):
         return ""
     name = next((part for part in reversed(parts) if not part.isdecimal()), "")
     if word := speaking(name):
@@ -103,13 +106,13 @@ def speaking(name: str) -> str:
 
 def is_known_bare(owner: ParamSite) -> bool:
     """Return whether it is known which matrices a parameter holds that no linear layer owns."""
-    names = _transformers_classes(owner.module)
+    names = names_in_transformers(type(owner.module))
     return any((name, owner.attribute) in BARE_MATRICES for name in names)
 
 
 def holds_blocks(module: nn.Module) -> bool:
     """Return whether the parameters of `module` hold DBRX's experts, one block of rows each."""
-    return "DbrxExpertGLU" in _transformers_classes(module)
+    return "DbrxExpertGLU" in names_in_transformers(type(module))
 
 
 def holds_experts(module: nn.Module) -> bool:
@@ -119,7 +122,7 @@ def holds_experts(module: nn.Module) -> bool:
     """
     if hasattr(module, "is_transposed") and hasattr(module, "is_concatenated"):
         return True
-    return any(name in _EXPERTS_WITHOUT_FLAGS for name in _transformers_classes(module))
+    return any(name in _EXPERTS_WITHOUT_FLAGS for name in names_in_transformers(type(module)))
 
 
 def _states(owner: ParamSite) -> bool:
@@ -166,14 +169,14 @@ def _recurrent(parameter: Tensor, owner: ParamSite) -> tuple[MatrixSpec, str]:
 
 def _known(owner: ParamSite) -> tuple[Known, nn.Module] | None:
     """Return the entry of a parameter in the table, and the module that it is about."""
-    for name in _transformers_classes(owner.module):
+    for name in names_in_transformers(type(owner.module)):
         if known := BARE_MATRICES.get((name, owner.attribute)):
             return known, owner.module
     if owner.attribute != "weight":
         return None
     for around, place in _places(owner):
         numberless = ".".join("*" if part.isdecimal() else part for part in place.split("."))
-        for name in _transformers_classes(around):
+        for name in names_in_transformers(type(around)):
             if known := FUSED.get((name, place)) or FUSED.get((name, numberless)):
                 return known, around
     return None
@@ -185,14 +188,3 @@ def _places(owner: ParamSite) -> Iterator[tuple[nn.Module, str]]:
     around = [module for module in owner.ancestors if not WRAPPED & module._modules.keys()]
     for depth, module in enumerate(around[:3], start=1):
         yield module, ".".join(parts[-depth:])
-
-
-def _transformers_classes(module: nn.Module) -> list[str]:
-    return _names_in_transformers(type(module))
-
-
-@cache
-def _names_in_transformers(kind: type) -> list[str]:
-    """Return the names of transformers' classes among a class and its bases, its own first."""
-    homes = ("transformers", "transformers_modules")
-    return [c.__name__ for c in kind.__mro__ if c.__module__.split(".")[0] in homes]

@@ -7,6 +7,7 @@ grouping report (`muonscale.optim.parameters.report`) says what was decided, and
 from __future__ import annotations
 
 import fnmatch
+import inspect
 import sys
 import warnings
 import weakref
@@ -130,31 +131,54 @@ def parameter_groups(
     _check_model(model)
     find_rule(rule)
     given = {"lr": lr, "weight_decay": weight_decay, "adamw_lr": adamw_lr}
-    common = {option: value for option, value in given.items() if value is not None}
-    check_options_given(common)
+    check_options_given({option: value for option, value in given.items() if value is not None})
     if adamw_lr is not None:
         check_at_least_0("adamw_lr", adamw_lr)
     check_given({"heads": heads, "convolutions": convolutions}, GroupingOptions)
+    arguments: dict[str, Any] = {**given, "overrides": overrides, "rule": rule}
+    arguments |= {"strict": strict, "heads": heads, "convolutions": convolutions}
+    groups, doubts = _make_groups(model, arguments)
+    for doubt in doubts:
+        warnings.warn(doubt, stacklevel=_outside())
+    return ParameterGroups(groups, GroupSource(weakref.ref(model), arguments))
+
+
+def groups_again(model: nn.Module, arguments: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the groups of a model of which other parameters are trainable than before.
+
+    `arguments` are those that `parameter_groups` has accepted; others have its defaults. An override
+    whose parameters have all been frozen changes nothing, and guesses have been announced.
+    """
+    signature = inspect.signature(parameter_groups).parameters
+    defaults = {name: row.default for name, row in signature.items() if name != "model"}
+    return _make_groups(model, {**defaults, **arguments}, again=True)[0]
+
+
+def _make_groups(
+    model: nn.Module, arguments: Mapping[str, Any], *, again: bool = False
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """Return the groups, and what a user should know about them."""
+    rule, heads, convolutions = (arguments[key] for key in ("rule", "heads", "convolutions"))
     found = assign_roles(model)
     candidates = [
         _default(a, rule, heads, convolutions) for a in found if a.parameter.requires_grad
     ]
     if not candidates:
         raise GroupingError(
-            f"none of the {len(found)} parameters of the model needs a gradient: set requires_grad of those to train"
+            f"none of the {len(found)} parameters of the model needs a gradient: set requires_grad of "
+            "those to train"
         )
     frozen = [a for a in found if not a.parameter.requires_grad]
-    _apply_overrides(candidates, _mapping(overrides), rule, frozen)
+    _apply_overrides(candidates, _mapping(arguments["overrides"]), rule, frozen, again=again)
     doubts = _divide_by_heads(candidates, model) if RULES[rule].on_matrices else []
     for item in candidates:
         _check_item(item)
-    for doubt in [*doubts, *_doubts(candidates, rule)]:
-        if strict:
-            raise GroupingError(doubt)
-        warnings.warn(doubt, stacklevel=_outside())
-    arguments = {**given, "overrides": overrides, "rule": rule, "strict": strict}
-    arguments |= {"heads": heads, "convolutions": convolutions}
-    return ParameterGroups(_grouped(candidates, common), GroupSource(weakref.ref(model), arguments))
+    doubts += _doubts(candidates, rule)
+    if doubts and arguments["strict"]:
+        raise GroupingError(doubts[0])
+    common = {key: arguments[key] for key in ("lr", "weight_decay", "adamw_lr")}
+    common = {option: value for option, value in common.items() if value is not None}
+    return _grouped(candidates, common), doubts
 
 
 def _outside() -> int:
@@ -245,7 +269,7 @@ def _set_convolution(item: _GroupCandidate, convolutions: ConvolutionsT, rule: s
     """Put a convolution on the rule of the hidden matrices or on AdamW."""
     a = item.assignment
     item.rule, item.on_adamw_lr = ADAMW.name, True
-    if convolutions == "adamw":
+    if not RULES[convolutions].on_matrices:
         return
     if a.matrices is None or holds_vectors(a.parameter, a.matrices):
         item.assignment = replace(a, why=f"{a.why}; its kernels are vectors, so on {ADAMW.title}")
@@ -258,13 +282,20 @@ def _rule_of(role: Role, rule: str) -> str:
 
 
 def _apply_overrides(
-    candidates: list[_GroupCandidate], overrides: Overrides, rule: str, frozen: list[RoleAssignment]
+    candidates: list[_GroupCandidate],
+    overrides: Overrides,
+    rule: str,
+    frozen: list[RoleAssignment],
+    *,
+    again: bool,
 ) -> None:
     roles = {key: options for key, options in overrides.items() if key in set(Role)}
     globs = {key: options for key, options in overrides.items() if key not in roles}
     for pattern, options in {**roles, **globs}.items():
         _check_options(pattern, options)
-        chosen = [item for item in candidates if matches(pattern, item.assignment)]
+        chosen = [item for item in candidates if _matches(pattern, item.assignment)]
+        if not chosen and again:
+            continue
         if not chosen:
             raise GroupingError(_nothing_matched(pattern, candidates, frozen))
         of_kernels = [item for item in chosen if item.assignment.role == Role.CONVOLUTION]
@@ -371,7 +402,7 @@ def _divide_by_heads(candidates: list[_GroupCandidate], model: nn.Module) -> lis
     return doubts
 
 
-def matches(pattern: str, assignment: RoleAssignment) -> bool:
+def _matches(pattern: str, assignment: RoleAssignment) -> bool:
     """Return whether an override's key is a parameter's role, or a glob that matches its name."""
     if pattern in set(Role):
         return assignment.role == pattern
@@ -381,7 +412,7 @@ def matches(pattern: str, assignment: RoleAssignment) -> bool:
 def _nothing_matched(
     pattern: str, candidates: list[_GroupCandidate], frozen: list[RoleAssignment]
 ) -> str:
-    if frozen_names := [a.name for a in frozen if matches(pattern, a)]:
+    if frozen_names := [a.name for a in frozen if _matches(pattern, a)]:
         return (
             f"override {pattern!r} matches {frozen_names[0]} and no trainable parameter: what it matches "
             "is frozen (requires_grad is False)"

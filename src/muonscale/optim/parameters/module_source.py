@@ -116,3 +116,10 @@ def _definitions(file: str) -> dict[tuple[str, int], ast.FunctionDef]:
             first = min([node.lineno, *(d.lineno for d in node.decorator_list)])
             found[node.name, first] = node
     return found
+
+
+@cache
+def names_in_transformers(kind: type) -> list[str]:
+    """Return the names of transformers' classes among a class and its bases, its own first."""
+    homes = ("transformers", "transformers_modules")
+    return [c.__name__ for c in kind.__mro__ if c.__module__.split(".")[0] in homes]

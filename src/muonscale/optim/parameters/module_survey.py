@@ -97,6 +97,11 @@ def is_conv1d(module: nn.Module) -> bool:
     return named and hasattr(module, "nf")
 
 
+def is_linear(module: nn.Module) -> bool:
+    """Return whether `module` is a linear layer, torch's or transformers' `Conv1D`."""
+    return isinstance(module, nn.Linear) or is_conv1d(module)
+
+
 @dataclass(frozen=True)
 class _Place:
     """Where a walk through the model has come."""
@@ -190,7 +195,7 @@ def _heads(model: nn.Module, inputs: set[Tensor]) -> tuple[dict[Tensor, str], Te
 
 
 def _matrix_of(layer: nn.Module) -> Tensor | None:
-    return stored_weight(layer) if isinstance(layer, nn.Linear) or is_conv1d(layer) else None
+    return stored_weight(layer) if is_linear(layer) else None
 
 
 def _heads_by_shape(model: nn.Module, inputs: set[Tensor], *, last: bool) -> list[Tensor]:

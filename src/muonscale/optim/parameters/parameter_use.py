@@ -17,7 +17,12 @@ from typing import TypeGuard
 from torch import Tensor, nn
 
 from muonscale.optim.matrices.spec import PLAIN, MatrixSpec
-from muonscale.optim.parameters.module_source import function_beside, method, methods
+from muonscale.optim.parameters.module_source import (
+    function_beside,
+    method,
+    methods,
+    names_in_transformers,
+)
 
 
 class UseKind(StrEnum):
@@ -76,9 +81,9 @@ def parameter_use(
     (it goes through a function of another library, or by way of a view that moves its axes), or
     two uses contradict each other.
     """
-    for kind in type(module).__mro__:
-        if kind.__module__.startswith("transformers") and (kind.__name__, attribute) in KNOWN_USES:
-            return Use(KNOWN_USES[kind.__name__, attribute], f"{attribute} of {kind.__name__}")
+    for name in names_in_transformers(type(module)):
+        if (name, attribute) in KNOWN_USES:
+            return Use(KNOWN_USES[name, attribute], f"{attribute} of {name}")
     reader = _UseReader(module, attribute, ndim, listed)
     for name, found in methods(type(module)).items():
         if not name.startswith(_SETUP):

@@ -32,6 +32,7 @@ from muonscale.optim.parameters.module_survey import (
     ParamSite,
     Survey,
     is_conv1d,
+    is_linear,
     survey,
     table,
 )
@@ -192,7 +193,7 @@ def _is_matrix(parameter: Tensor, owner: ParamSite) -> bool:
     if holds_experts(owner.module) and parameter.ndim == 2:
         return False  # [E, out]: one bias per expert
     longer_axes = sum(length > 1 for length in parameter.shape)
-    return longer_axes > 1 or isinstance(owner.module, nn.Linear) or is_conv1d(owner.module)
+    return longer_axes > 1 or is_linear(owner.module)
 
 
 def _is_bare(owner: ParamSite) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fnmatch
-import warnings
 import weakref
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -11,9 +10,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from muonscale.errors import GroupingError, nearest, shown
-from muonscale.optim.parameters.groups import matches, parameter_groups
+from muonscale.optim.parameters.groups import groups_again
 from muonscale.optim.parameters.module_survey import survey
-from muonscale.optim.parameters.roles import assign_roles
 from muonscale.optim.parameters.source import GroupSource
 
 Group = dict[str, Any]
@@ -87,18 +85,8 @@ def groups_of(model: nn.Module, source: GroupSource, parameters: Sequence[Tensor
         GroupingError: for a parameter that the model does not have, or that is frozen.
     """
     wanted = set(parameters)
-    trainable = [a for a in assign_roles(model) if a.parameter.requires_grad]
-    overrides = {
-        pattern: options
-        for pattern, options in (source.arguments.get("overrides") or {}).items()
-        if any(matches(pattern, a) for a in trainable)  # others have been frozen meanwhile
-    }
     groups = []
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # of guesses that were announced before
-        arguments: dict[str, Any] = {**source.arguments, "overrides": overrides}
-        made = parameter_groups(model, **arguments)
-    for group in made:
+    for group in groups_again(model, source.arguments):
         pairs = zip(group["param_names"], group["params"], strict=True)
         if kept := [(name, p) for name, p in pairs if p in wanted]:
             names, tensors = map(list, zip(*kept, strict=True))
