@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import multiprocessing
 import pickle
 import tempfile
@@ -20,7 +21,7 @@ TIMEOUT = 90
 
 
 class World:
-    """So many processes, forked from this one, with one thread each; the first function joins them."""
+    """So many processes, forked from this one, with one thread each; every function has a new group."""
 
     def __init__(self, size: int) -> None:
         assert torch.get_num_threads() == 1, "a forked process with more threads hangs"
@@ -68,23 +69,24 @@ class World:
 
 def _serve(rank: int, size: int, store: str, pipe: Connection) -> None:
     torch.set_num_threads(1)
-    while True:
+    for number in itertools.count():
         try:
             function, arguments = _receive(pipe)
         except EOFError:
             return
-        if not dist.is_initialized():
-            dist.init_process_group(
-                "gloo",
-                store=dist.FileStore(store, size),
-                rank=rank,
-                world_size=size,
-                timeout=timedelta(seconds=TIMEOUT / 2),
-            )
+        dist.init_process_group(
+            "gloo",
+            store=dist.FileStore(f"{store}-{number}", size),
+            rank=rank,
+            world_size=size,
+            timeout=timedelta(seconds=TIMEOUT / 2),
+        )
         try:
             _send(pipe, (True, function(*arguments)))
         except BaseException:
             _send(pipe, (False, traceback.format_exc()))
+        # Every group of gloo wakes a hundred times a second, also when nobody uses it.
+        dist.destroy_process_group()
 
 
 def _send(pipe: Connection, value: object) -> None:

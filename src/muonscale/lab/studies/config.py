@@ -124,16 +124,6 @@ def check_distinct(name: str, values: Sequence[float]) -> None:
             raise ValueError(f"{name}={values} repeats {value}; give each value once")
 
 
-def check_equal_effort(lr: Sequence[float], lr_of: Mapping[str, Sequence[float]]) -> None:
-    """Raise ValueError for a variant with another number of learning rates than the rest."""
-    for name, rates in lr_of.items():
-        if len(rates) != len(lr):
-            raise ValueError(
-                f"lr_of.{name} has {len(rates)} learning rates and lr has {len(lr)}: variants are "
-                f"tuned with equal effort, so give {len(lr)}"
-            )
-
-
 def parse_named_overrides(
     value: Any, where: str, known: Mapping[str, object]
 ) -> dict[str, dict[str, Any]]:

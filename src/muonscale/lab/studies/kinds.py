@@ -18,7 +18,7 @@ KINDS = ("compare", "transfer", "scaling", "batch", "telescope")
 
 STUDIES = RECIPES / "studies"
 
-NESTED = ("executor", "frontier", "set")
+NESTED = ("executor", "frontier", "search", "set")
 """Sections that an override may add to a recipe."""
 
 FORM = "key=value or section.key=value; keys of the runs are set.section.key=value"

@@ -78,20 +78,28 @@ class Planner:
         self._tree = read_recipe(config.base)
         self._common = config.set
         self._threads = config.executor.threads
+        self._made: dict[str, PlannedRun] = {}
         if wrong := sorted(set(config.set) & set(SET_BY_STUDY)):
             raise ConfigError(f"set.{wrong[0]}: the study sets {', '.join(SET_BY_STUDY)} itself")
 
     def run(
         self, coordinates: Mapping[str, Coordinate], *overrides: Mapping[str, Any], seed: int
     ) -> PlannedRun:
-        """Return a run; a later override of a key replaces an earlier one."""
+        """Return a run; a later override of a key replaces an earlier one.
+
+        A study plans again after every wave of runs, so runs that were made are kept.
+        """
         given = {key: value for part in (self._common, *overrides) for key, value in part.items()}
         given |= {"run.seed": seed, "run.path": "run", "run.threads": self._threads}
-        try:
-            return PlannedRun(coordinates, resolve_values(deepcopy(self._tree), deepcopy(given)))
-        except ConfigError as error:
-            label = format_coordinates(coordinates)
-            raise ConfigError(f"run {label!r} of the study: {error}") from error
+        key = json.dumps([dict(coordinates), given], default=str)
+        if key not in self._made:
+            try:
+                config = resolve_values(deepcopy(self._tree), deepcopy(given))
+            except ConfigError as error:
+                label = format_coordinates(coordinates)
+                raise ConfigError(f"run {label!r} of the study: {error}") from error
+            self._made[key] = PlannedRun(coordinates, config)
+        return self._made[key]
 
 
 ConfigT = TypeVar("ConfigT", bound=StudyConfig)

@@ -356,12 +356,12 @@ def test_one_seed_has_no_noise(telescope: Make) -> None:
 
 def test_with_one_seed_an_optimum_that_stays_is_no_verdict(telescope: Make) -> None:
     """The same place may be lowest at every width by luck, which one seed cannot tell."""
-    study = telescope(seeds=[0], points=3, least_points=3, brute_force=True)
+    study = telescope(seeds=[0], points=3, least_points=3, full_sweep="calibration")
     found = found_with(study, bowl(lr=0.02, wd=0.1))
     assert [level["before"]["gap"] for level in found["levels"][1:]] == [0.0, 0.0]
     assert [level["before"]["within"] for level in found["levels"][1:]] == [None, None]
     assert found["stop_earlier"]["width"] is None and "one seed" in found["stop_earlier"]["note"]
-    sweep = found["brute_force"]
+    sweep = found["full_sweep"]
     assert sweep["difference"] == 0 and sweep["within_noise"] is None and sweep["passed"] is None
     page = study.report(found, {})
     assert [verdict.passed for verdict in page.verdicts] == [None, None]
@@ -454,7 +454,7 @@ def test_the_law_of_the_loss(telescope: Make) -> None:
 
 
 def test_the_account_is_what_the_runs_cost(telescope: Make) -> None:
-    study = telescope(extend=1, target_seeds=[0, 1, 2], brute_force=True)
+    study = telescope(extend=1, target_seeds=[0, 1, 2], full_sweep="calibration")
     state, cost = plan_study(study)
     tree = json.loads(plan_json(study, state, cost))["account"]
     one = {}
@@ -534,13 +534,13 @@ def test_the_plan_reaches_width_16384(telescope: Make) -> None:
 
 
 def test_brute_force_is_the_judge(telescope: Make) -> None:
-    study = telescope(brute_force=True)
+    study = telescope(full_sweep="calibration")
     good = bowl(lr=0.02 * 2**0.5, wd=0.1 * 2**0.5, noise=0.001)
     outcomes = ended(study, good)
     # 64 places of the full sweep, one of which is the middle of the last level.
     at_64 = [o for o in outcomes.values() if where(o.run)["width"] == 64]
     assert len(at_64) == 2 * (64 + 9 - 1)
-    brute = found_with(study, good)["brute_force"]
+    brute = found_with(study, good)["full_sweep"]
     assert brute["within_noise"] is True
     assert brute["loss"] == pytest.approx(2 + 8 / 8 + 0.05, abs=0.005)
     assert brute["missing"] == 0
@@ -557,7 +557,7 @@ def test_a_choice_within_noise_passes(telescope: Make) -> None:
         between = c["width"] == 64 and abs(offset - round(offset)) > 1e-3
         return bowl(noise=0.003)(run) + 0.007 * between
 
-    brute = found_with(telescope(brute_force=True, least_points=3), even)["brute_force"]
+    brute = found_with(telescope(full_sweep="calibration", least_points=3), even)["full_sweep"]
     assert brute["best"] != {"lr": brute["best"]["lr"], "wd": 0.1}
     assert brute["low"] < 0 < brute["high"]
     assert (brute["within_noise"], brute["passed"]) == (True, True)
@@ -570,8 +570,8 @@ def test_a_telescope_that_is_misled_fails(telescope: Make) -> None:
         near = bowl(lr=0.02 * 2**0.5, wd=0.1 * 2**0.5, noise=0.001)(run)
         return min(far, near) if where(run)["width"] == 64 else near
 
-    found = found_with(telescope(brute_force=True), deceptive)
-    brute = found["brute_force"]
+    found = found_with(telescope(full_sweep="calibration"), deceptive)
+    brute = found["full_sweep"]
     assert brute["best"]["lr"] == pytest.approx(0.02 / 2**2.5, rel=1e-4)
     assert brute["difference"] == pytest.approx(0.05, abs=0.004)
     assert (brute["within_noise"], brute["passed"]) == (False, False)
@@ -579,13 +579,13 @@ def test_a_telescope_that_is_misled_fails(telescope: Make) -> None:
 
 def test_a_dear_telescope_fails(telescope: Make) -> None:
     # 3 x 3 points at every width are dearer than 3 x 3 at the last.
-    study = telescope(points=3, brute_force=True, least_points=3)
-    brute = found_with(study, bowl(lr=0.02, noise=0.001))["brute_force"]
+    study = telescope(points=3, full_sweep="calibration", least_points=3)
+    brute = found_with(study, bowl(lr=0.02, noise=0.001))["full_sweep"]
     assert (brute["within_noise"], brute["passed"]) == (True, False)
 
 
 def test_a_report_has_surfaces_curves_and_marks(telescope: Make) -> None:
-    study = telescope(brute_force=True)
+    study = telescope(full_sweep="calibration")
     outcomes = ended(study, bowl(slope=6, noise=0.001))
     state = StudyState({id: o.run for id, o in outcomes.items()}, outcomes)
     finished = {
@@ -706,7 +706,7 @@ def recipe(tiny_keys: dict[str, Any], tmp_path: Path) -> Callable[[float, float]
             "target_width": 48,
             "seeds": [0],
             "extend": 0,
-            "brute_force": True,
+            "full_sweep": "calibration",
             "executor": {"kind": "inline", "flops_per_second": 1e9},
         }
         path.write_text(json.dumps(tree), encoding="utf-8")

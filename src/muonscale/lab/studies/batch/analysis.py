@@ -17,14 +17,15 @@ from muonscale.lab.studies.batch.config import BatchConfig
 from muonscale.lab.studies.batch.laws import CriticalBatch, VariantLaws, fit_variant_laws
 from muonscale.lab.studies.batch.measurements import (
     Cell,
+    Curves,
     Key,
-    Rates,
     choose_targets,
     measure_cell,
-    read_cells,
+    read_curves,
 )
 from muonscale.lab.studies.batch.ratio import TokenRatio, measure_token_ratio
-from muonscale.lab.studies.study import Outcomes
+from muonscale.lab.studies.search.variant_search import VariantSearch
+from muonscale.lab.studies.study import Outcome
 
 Steps = dict[float, dict[str, StepsToLoss]]
 """By target loss and variant."""
@@ -48,8 +49,11 @@ class BatchPlace:
     state: str
     """`reached`, `>`, `<` or `missing`, see `measurements.Cell`."""
     bound: float
-    lr: float | None
-    edge: str | None
+    values: dict[str, float] | None
+    """The best setting."""
+    tuned: bool
+    edges: list[str]
+    """Ends at which the best setting is, such as `lr high`."""
     log_tokens: float
     """Mean of log T over seeds; NaN if the loss was not reached."""
     error: float
@@ -58,7 +62,6 @@ class BatchPlace:
     low: float
     high: float
     """T and the ends of its 90 % interval."""
-    rates: list[dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -84,38 +87,56 @@ class TargetAnalysis:
     ratios: list[TokenRatio]
 
 
-def analyze_targets(config: BatchConfig, outcomes: Outcomes, *, by_length: bool) -> dict[str, Any]:
+def analyze_targets(
+    config: BatchConfig,
+    measured: Mapping[Key, list[Outcome]],
+    searches: Mapping[Key, VariantSearch],
+    *,
+    by_length: bool,
+) -> dict[str, Any]:
     """Return the findings about all targets, as plain values.
 
-    `by_length` says whether the learning rate of the runs depends on their length.
+    Args:
+        config: of the study.
+        measured: runs at the best setting by variant and batch size.
+        searches: the searches that found it.
+        by_length: whether the learning rate of the runs depends on their length.
     """
-    cells = read_cells(outcomes)
+    cells = {key: read_curves(runs) for key, runs in measured.items()}
     targets = choose_targets(cells) if config.targets is None else config.targets
     notes = [BY_LENGTH] if by_length else []
-    if (first := next((o for o in outcomes.values() if o.result is not None), None)) is not None:
+    finished = (o for runs in measured.values() for o in runs if o.result is not None)
+    if (first := next(finished, None)) is not None:
         records = first.folder.read_metrics("eval")
         if len({r.get("validation_tokens") for r in records}) > 1:
             notes.append(SAMPLED)
     found = []
     for number, target in enumerate(sorted(targets, reverse=True)):
         try:
-            found.append(asdict(_analyze_target(config, cells, target, number)))
+            found.append(asdict(_analyze_target(config, cells, searches, target, number)))
         except StudyError as error:
             notes.append(f"Loss {target:g}: {error}.")
     return {
         "baseline": config.baseline,
-        "reference_batch": config.reference,
         "chosen": config.targets is None,
         "targets": found,
+        "searches": [
+            {"name": f"{variant}, batch {batch:,}", "variant": variant, **search.tree()}
+            for (variant, batch), search in searches.items()
+        ],
         "notes": notes,
     }
 
 
 def _analyze_target(
-    config: BatchConfig, read: Mapping[Key, Rates], target: float, number: int
+    config: BatchConfig,
+    curves: Mapping[Key, Curves],
+    searches: Mapping[Key, VariantSearch],
+    target: float,
+    number: int,
 ) -> TargetAnalysis:
     cells = {
-        (variant, batch): measure_cell((variant, batch), read.get((variant, batch), {}), target)
+        (variant, batch): measure_cell((variant, batch), curves.get((variant, batch), {}), target)
         for variant in config.variants
         for batch in config.batches
     }
@@ -125,18 +146,26 @@ def _analyze_target(
     laws: dict[str, VariantLaws] = {}
     variants = []
     for place, name in enumerate(config.variants):
-        places = [_analyze_cell(cells[name, batch], blocks) for batch in config.batches]
+        places = [
+            _analyze_cell(cells[name, batch], searches.get((name, batch)), blocks)
+            for batch in config.batches
+        ]
         steps = steps_to_loss([asdict(p) for p in places], freedom)
         law = laws[name] = fit_variant_laws(steps, (number, place))
         variants.append(BatchVariant(name, places, law.mccandlish, law.regimes, law.optimal))
+    tuned = {v.name: all(place.tuned for place in v.places) for v in variants}
+    base = config.baseline
     ratios = [
-        measure_token_ratio(cells, blocks, laws, (config.baseline, name)) for name in config.others
+        measure_token_ratio(cells, blocks, laws, (base, name), tuned=tuned[base] and tuned[name])
+        for name in config.others
     ]
     sigma = blocks.sigma if blocks else math.nan
     return TargetAnalysis(target, sigma, freedom, variants, ratios)
 
 
-def _analyze_cell(cell: Cell, blocks: Blocks[Key] | None) -> BatchPlace:
+def _analyze_cell(
+    cell: Cell, search: VariantSearch | None, blocks: Blocks[Key] | None
+) -> BatchPlace:
     """Return a cell with mean and interval; blocks are of all cells that reached the target."""
     key = (cell.variant, cell.batch)
     mean = error = half = math.nan
@@ -149,14 +178,14 @@ def _analyze_cell(cell: Cell, blocks: Blocks[Key] | None) -> BatchPlace:
         batch=cell.batch,
         state=cell.state,
         bound=cell.bound,
-        lr=cell.lr,
-        edge=cell.edge,
+        values=None if search is None else search.best,
+        tuned=search is not None and search.tuned,
+        edges=[] if search is None else search.edges,
         log_tokens=mean,
         error=error,
         tokens=math.exp(mean),
         low=math.exp(mean - half),
         high=math.exp(mean + half),
-        rates=cell.rates,
     )
 
 

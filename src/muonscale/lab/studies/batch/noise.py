@@ -8,12 +8,13 @@ loss.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from muonscale.lab.report.page import Block, Table, Text
+from muonscale.lab.studies.batch.measurements import Key
 from muonscale.lab.studies.report_blocks import Found
-from muonscale.lab.studies.study import Outcome, Outcomes
+from muonscale.lab.studies.study import Outcome
 
 EXPLANATION = (
     "The gradient noise scale tr(Sigma)/|G|^2 (McCandlish et al., arXiv 1812.06162, appendix A.1) "
@@ -24,19 +25,23 @@ EXPLANATION = (
 )
 
 
-def collect_noise_scales(targets: Iterable[Found], outcomes: Outcomes) -> list[dict[str, Any]]:
-    """Return the noise scale of each variant at each target, in tokens, where it was recorded."""
+def collect_noise_scales(
+    targets: Iterable[Found], measured: Mapping[Key, list[Outcome]]
+) -> list[dict[str, Any]]:
+    """Return the noise scale of each variant at each target, in tokens, where it was recorded.
+
+    `measured` holds the runs at the best setting by variant and batch size.
+    """
     rows = []
     for target in targets:
         for variant in target["variants"]:
             scales = []
             for place in variant["places"]:
-                wanted = {"variant": variant["name"], "batch": place["batch"], "lr": place["lr"]}
                 if place["state"] == "reached":
                     scales += [
-                        last_scale(o, place["tokens"])
-                        for o in outcomes.values()
-                        if o.result is not None and wanted.items() <= o.run.coordinates.items()
+                        last_scale(outcome, place["tokens"])
+                        for outcome in measured[variant["name"], place["batch"]]
+                        if outcome.result is not None
                     ]
             if found := [scale for scale in scales if scale is not None]:
                 rows.append(

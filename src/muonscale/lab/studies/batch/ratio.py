@@ -79,6 +79,8 @@ def measure_token_ratio(
     blocks: Blocks[Key] | None,
     laws: dict[str, VariantLaws],
     names: tuple[str, str],
+    *,
+    tuned: bool,
 ) -> TokenRatio:
     """Return the ratio of the first of two variants, the baseline, to the second.
 
@@ -87,6 +89,8 @@ def measure_token_ratio(
         blocks: means and noise of log tokens of all cells that reached the target.
         laws: laws by variant.
         names: the two variants.
+        tuned: whether the best settings of both are tuned at every batch size; else no claim is
+            judged.
     """
     base, other = names
     batches = sorted({batch for _, batch in cells})
@@ -109,6 +113,8 @@ def measure_token_ratio(
         _judge_larger_optimal(laws, names),
         _judge_saved(saved, names),
     ]
+    if not tuned:
+        claims = [Claim(f"{claim.text}; not tuned", None) for claim in claims]
     predicted, exponents = None, ()
     first, second = (laws[name].regime_draws for name in names)
     if first is not None and second is not None and len(both) > 1:

@@ -13,25 +13,28 @@ from muonscale.lab.studies.batch.config import BatchConfig
 from muonscale.lab.studies.batch.laws import TOLERANCE
 from muonscale.lab.studies.batch.noise import noise_blocks
 from muonscale.lab.studies.frontier.report import report_frontier
-from muonscale.lab.studies.report_blocks import Found, format_interval, format_or_dash
+from muonscale.lab.studies.report_blocks import (
+    Found,
+    format_interval,
+    format_or_dash,
+    keep_nonempty,
+)
+from muonscale.lab.studies.search.report import (
+    about_search,
+    format_setting,
+    search_charts,
+    settings_table,
+)
 
-RULES = {
-    "sqrt": "multiplied by the square root of batch / {reference:,}",
-    "linear": "multiplied by batch / {reference:,}",
-    "none": "the same at all batch sizes",
-}
 CHOSEN = (
-    "The hardest target is the largest final loss over optimizers and batch sizes, each at the "
-    "learning rate with the lowest, so that all reach it. The easier ones are a quarter and a half "
-    "of the way from there to the lowest loss that a run had at its first evaluation. All are "
-    "rounded up to 0.01."
+    "The hardest target is the largest final loss over optimizers and batch sizes, so that all "
+    "reach it. The easier ones are a quarter and a half of the way from there to the lowest loss "
+    "that a run had at its first evaluation. All are rounded up to 0.01."
 )
 METHOD = (
     f"Intervals are {LEVEL:.0%}. A target is read between two evaluations, never beyond the last. "
-    "Each batch size counts with the learning rate of the least mean log tokens, among those at "
-    "which all seeds reach the target. Runs of one seed share initial weights, order of the data "
-    "and validation split, so ratios are taken seed by seed, with one noise for all batch sizes. "
-    "The tokens that are compared also pick the learning rate, for every optimizer in the same way."
+    "Runs of one seed share initial weights, order of the data and validation split, so ratios are "
+    "taken seed by seed, with one noise for all batch sizes."
 )
 RULE = (
     "The ratio does not decrease if no drop between two batch sizes is significant (p < "
@@ -69,28 +72,41 @@ def report_batches(config: BatchConfig, found: Found) -> Page:
         )
         sections.append(PageSection(title=f"To a loss of {target['target']:g}", blocks=blocks))
     sections.append(report_frontier(found["frontier"]))
+    sections.append(_report_searches(config, found["searches"]))
     low, high = config.batches[0], config.batches[-1]
     return Page(
         title=f"{', '.join(config.others)} and {config.baseline} by batch size",
         summary=f"Tokens and steps to a loss at batch sizes from {low:,} to {high:,} tokens, "
-        f"{len(config.lr)} learning rates and {len(config.seeds)} seeds each.",
+        f"at the best setting of each, {len(config.seeds)} seeds.",
         sections=tuple(sections),
     )
 
 
 def _about(config: BatchConfig, found: Found) -> PageSection:
-    rates = tuple(
-        (name, ", ".join(f"{lr:g}" for lr in config.lr_of.get(name, config.lr)))
-        for name in config.variants
-    )
-    rule = RULES[config.lr_rule].format(reference=config.reference)
     blocks: list[Block] = [
-        Table(head=("variant", f"learning rates at a batch of {config.reference:,}"), rows=rates),
-        Text(f"Learning rates are {rule}. {METHOD}"),
+        *about_search(config.search, config.variants),
+        Text(
+            "A setting is the best if its loss at the end of the run is lowest, and holds for all "
+            f"targets. It was run with seeds {', '.join(map(str, config.seeds))}. {METHOD}"
+        ),
     ]
     blocks += [Text(CHOSEN)] * found["chosen"]
     blocks += [Text(note) for note in found["notes"]]
     return PageSection(title="What was compared", blocks=tuple(blocks))
+
+
+def _report_searches(config: BatchConfig, searches: list[Found]) -> PageSection:
+    charts = [
+        chart
+        for variant in config.variants
+        for chart in search_charts(
+            f"search-{variant}",
+            [search for search in searches if search["variant"] == variant],
+            config.search.names(variant),
+        )
+    ]
+    blocks = (*keep_nonempty(*charts), settings_table("settings", searches))
+    return PageSection(title="How settings were found", blocks=blocks)
 
 
 def _report_claims(targets: list[Found]) -> PageSection:
@@ -161,11 +177,11 @@ def _critical_rows(target: Found, variant: Found, law: str) -> Iterator[tuple[st
 
 def _remarks(target: Found) -> Iterator[Text]:
     places = [(v["name"], p) for v in target["variants"] for p in v["places"]]
-    edges = [f"{name} at {p['batch']:,} ({p['edge']})" for name, p in places if p["edge"]]
+    edges = [f"{n} at {p['batch']:,} ({', '.join(p['edges'])})" for n, p in places if p["edges"]]
     if edges:
         yield Text(
-            "The best learning rate is the lowest or highest that was tried for "
-            f"{', '.join(edges)}. A better one may be beyond it, which may change their result."
+            f"The best setting is at an edge of those tried for {'; '.join(edges)}: nothing is "
+            "claimed. Raise search.most and run the study again."
         )
     if target["freedom"] == 0:
         yield Text(
@@ -184,11 +200,12 @@ def _tokens_table(target: Found, place: int) -> Table:
             else:
                 steps = format_significant(p["tokens"] / p["batch"])
                 ends = format_interval(p, ",.0f")
-                cells = (f"{p['lr']:g}", p["edge"] or "", f"{p['tokens']:,.0f}", ends, steps)
+                setting = format_setting(p["values"])
+                cells = (setting, ", ".join(p["edges"]), f"{p['tokens']:,.0f}", ends, steps)
             rows.append((variant["name"], f"{p['batch']:,}", *cells))
     return Table(
         name=f"tokens-{place}",
-        head=("variant", "batch", "best lr", "edge", "tokens", "interval", "steps"),
+        head=("variant", "batch", "best setting", "edge", "tokens", "interval", "steps"),
         rows=tuple(rows),
         caption="With > the loss was not reached by the end of the runs, with < it was reached at "
         "a first evaluation: give more evaluations or a harder target. Intervals leave out the "

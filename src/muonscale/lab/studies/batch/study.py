@@ -1,16 +1,16 @@
 """`study batch`: tokens and steps to a loss by batch size and optimizer.
 
-Every variant has the same number of learning rates and the same seeds at every batch size. The
-validation curves give T(B) and S(B), the ratio of tokens R(B) of the baseline to another variant,
+At every batch size the keys of `search` are searched for every variant, for the lowest loss at the
+end of the run; the best setting is then run with `seeds`. The validation curves of these runs give T(B) and S(B), the ratio of tokens R(B) of the baseline to another variant,
 and critical batch sizes (Practical Efficiency of Muon, arXiv 2505.02222, section 3 and appendix F).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 from muonscale.errors import ConfigError
@@ -18,12 +18,17 @@ from muonscale.lab.config.load import Config, read_recipe
 from muonscale.lab.config.sections import DataSection, ScheduleSection
 from muonscale.lab.report.page import Page
 from muonscale.lab.studies.batch.config import BatchConfig
-from muonscale.lab.studies.planned_run import Coordinate, PlannedRun, PlannedStudy
-from muonscale.lab.studies.study import Outcomes
+from muonscale.lab.studies.planned_run import PlannedRun, PlannedStudy
+from muonscale.lab.studies.search.variant_search import (
+    VariantSearch,
+    expect_search,
+    first_stop,
+    search_places,
+)
+from muonscale.lab.studies.study import ExpectedRuns, Outcomes
 from muonscale.lab.studies.variants import resolve_variant
 
 OWN = (
-    "optimizer.lr",
     "train.batch_tokens",
     "train.batch_schedule",
     "train.steps",
@@ -66,17 +71,27 @@ class BatchStudy(PlannedStudy[BatchConfig]):
         return config
 
     def plan(self, outcomes: Outcomes) -> list[PlannedRun]:
-        """Return all runs: every variant at every batch size, learning rate and seed."""
-        return [
-            self._run(variant, batch, lr, seed)
-            for variant in self.config.variants
-            for batch in self.config.batches
-            for lr in self.config.rates(variant, batch)
-            for seed in self.config.seeds
-        ]
+        """Return the runs of the searches, and those of best settings that are known."""
+        runs: dict[str, PlannedRun] = {}
+        for batch, searches in self._searched(outcomes):
+            for variant, search in searches.items():
+                wanted = [*search.runs, *self._measured(batch, variant, search)]
+                runs |= {run.id: run for run in wanted}
+        return list(runs.values())
 
-    def _run(self, variant: str, batch: int, lr: float, seed: int) -> PlannedRun:
-        where: dict[str, Coordinate] = {"variant": variant, "batch": batch, "lr": lr, "seed": seed}
+    def _searched(self, outcomes: Outcomes) -> Iterator[tuple[int, dict[str, VariantSearch]]]:
+        """Yield the batch sizes, as far as they are known, with the searches of the variants."""
+        makers = [partial(self._run, batch) for batch in self.config.batches]
+        found = search_places(self.config.search, self.config.variants, makers, outcomes)
+        yield from zip(self.config.batches, found, strict=False)
+
+    def _measured(self, batch: int, variant: str, search: VariantSearch) -> list[PlannedRun]:
+        if search.best is None:
+            return []
+        return [self._run(batch, variant, search.best, seed) for seed in self.config.seeds]
+
+    def _run(self, batch: int, variant: str, values: Mapping[str, float], seed: int) -> PlannedRun:
+        where = {"variant": variant, "batch": batch, **values, "seed": seed}
         tokens = max(self._base.train.tokens or 0, self.config.steps * batch)
         steps = math.ceil(tokens / batch)
         keys = {
@@ -85,7 +100,29 @@ class BatchStudy(PlannedStudy[BatchConfig]):
             "eval.every": max(1, steps // self.config.evaluations),
         }
         own = resolve_variant(self.planner, variant, self.config.variants[variant], keys)
-        return self.planner.run(where, own, keys, {"optimizer.lr": lr}, seed=seed)
+        searched = self.config.search.overrides(values)
+        return self.planner.run(where, own, keys, searched, seed=seed)
+
+    def expected(self, outcomes: Outcomes) -> list[ExpectedRuns]:
+        """Return the runs of the searches and the measured runs of all batch sizes."""
+        config, section = self.config, self.config.search
+        known, found = dict(self._searched(outcomes)), []
+        for number, batch in enumerate(config.batches):
+            for variant in config.variants:
+                start = section.values(variant, (0,) * len(section.names(variant)))
+                example = self._run(batch, variant, start, config.seeds[0])
+                name = f"{variant}, batch {batch:,}"
+                here = number == 0 or section.at == "every"
+                if here:
+                    search = known.get(batch, {}).get(variant)
+                    found.append(expect_search(section, name, example, search))
+                own = len(set(config.seeds) - set(section.seeds if here else ()))
+                found.append(
+                    ExpectedRuns(
+                        name=f"{name}: measured", part="final", example=example, runs=own, most=own
+                    )
+                )
+        return found
 
     def analyze(self, outcomes: Outcomes) -> dict[str, Any]:
         """Return tokens to every target, their ratios, critical batch sizes and the frontier."""
@@ -93,10 +130,18 @@ class BatchStudy(PlannedStudy[BatchConfig]):
         from muonscale.lab.studies.batch.noise import collect_noise_scales
         from muonscale.lab.studies.frontier.analysis import analyze_frontier
 
-        config, base = self.config, self._base
-        found = analyze_targets(config, outcomes, by_length=depends_on_length(base.schedule))
+        config, base, measured, searches = self.config, self._base, {}, {}
+        for batch, here in self._searched(outcomes):
+            for variant, search in here.items():
+                runs = self._measured(batch, variant, search)
+                measured[variant, batch] = [outcomes[r.id] for r in runs if r.id in outcomes]
+                searches[variant, batch] = search
+        found = analyze_targets(
+            config, measured, searches, by_length=depends_on_length(base.schedule)
+        )
         return found | {
-            "noise_scale": collect_noise_scales(found["targets"], outcomes),
+            "stopped": first_stop(here for _, here in self._searched(outcomes)),
+            "noise_scale": collect_noise_scales(found["targets"], measured),
             "frontier": analyze_frontier(
                 config.frontier,
                 read_steps(found),

@@ -1,4 +1,4 @@
-"""The comparison at one place: best learning rates, differences, cost to a baseline's loss."""
+"""The comparison at one place: best settings, differences, cost to a baseline's loss."""
 
 from __future__ import annotations
 
@@ -12,38 +12,20 @@ from muonscale.errors import StudyError
 from muonscale.lab.fits.statistics import adjust_holm
 from muonscale.lab.studies.analysis.reach import Reach, reach
 from muonscale.lab.studies.analysis.seed_blocks import CLAIM, fit_blocks, mean_interval
-from muonscale.lab.studies.analysis.sweep import EdgeT, Sweep, build_sweep
 from muonscale.lab.studies.planned_run import Coordinate
+from muonscale.lab.studies.search.variant_search import VariantSearch
 from muonscale.lab.studies.study import Outcome, collect_losses
 
-VerdictT = Literal["better", "likely better", "not significantly different"]
+VerdictT = Literal["better", "likely better", "not significantly different", "not tuned"]
 
 
 @dataclass(frozen=True)
 class ComparedRuns:
     """The runs of one variant at one place."""
 
-    sweep: Sweep
-    """Tuning runs over the learning rate."""
-    confirmed: bool
-    """Whether there are runs of other seeds at the best learning rate."""
+    search: VariantSearch
     at_best: list[Outcome]
-    """The runs that are compared: the confirming ones, else the tuning runs at the best learning
-    rate."""
-
-    @classmethod
-    def of(cls, tuning: list[Outcome], confirming: list[Outcome]) -> ComparedRuns:
-        """Return the runs of a variant from its tuning and confirming ones."""
-        sweep = build_sweep(tuning, "lr")
-        best = None if sweep.best is None else sweep.points[sweep.best].value
-        own = confirming or [o for o in tuning if o.run.coordinates["lr"] == best]
-        compared = [] if best is None else [o for o in own if not math.isnan(o.loss)]
-        return cls(sweep, bool(confirming), compared)
-
-    @property
-    def best_lr(self) -> float | None:
-        """The learning rate with the lowest mean loss."""
-        return None if self.sweep.best is None else self.sweep.points[self.sweep.best].value
+    """The runs that are compared: those at the best setting, one for each seed."""
 
     @property
     def whole(self) -> bool:
@@ -57,13 +39,16 @@ class VariantAnalysis:
 
     name: str
     points: list[dict[str, Any]]
-    """Learning rates: lr, losses by seed (None: diverged), their mean, the number of diverged
-    runs."""
-    best_lr: float | None
-    edge: EdgeT | None
-    """Whether the best learning rate is the lowest or the highest that was tried."""
+    """Settings of the search: values, losses by seed (None: diverged), their mean, the number of
+    diverged runs."""
+    best: dict[str, float] | None
+    """Values of the best setting."""
+    tuned: bool
+    """Whether every neighbor of the best setting was tried and is worse."""
+    edges: list[str]
+    """Ends at which the best setting is, such as `lr high`."""
     loss: float = math.nan
-    """Mean loss at the best learning rate, of the seeds that are compared."""
+    """Mean loss at the best setting, of the compared seeds."""
     low: float = math.nan
     high: float = math.nan
     """Ends of its 90 % interval, the luck of the seed included."""
@@ -90,7 +75,7 @@ class VariantComparison:
     """p-value adjusted for the number of comparisons by Holm's method."""
     verdict: VerdictT
     """`better` by the noise rule (adjusted p < 0.001); `likely better` if only the 90 % interval is
-    below zero."""
+    below zero; `not tuned` if the best setting of one of the two is at an edge."""
 
 
 @dataclass(frozen=True)
@@ -111,35 +96,29 @@ def analyze_place(
     place: Mapping[str, Coordinate], baselines: list[str], runs: Mapping[str, ComparedRuns]
 ) -> CompareAnalysis:
     """Return the comparison at a place."""
-    variants = [_analyze_variant(name, runs) for name in runs]
-    losses = {v.name: v.loss for v in variants}
-    at_best = {name: own.at_best for name, own in runs.items() if own.sweep.best is not None}
-    reached = {name: reach(losses[name], at_best) for name in baselines}
+    at_best = {name: own.at_best for name, own in runs.items()}
+    reached = {name: reach(at_best, name) for name in baselines if runs[name].whole}
     variants = [
-        replace(v, reach={name: each[v.name] for name, each in reached.items() if v.name in each})
-        for v in variants
+        replace(
+            _analyze_variant(name, runs),
+            reach={base: each[name] for base, each in reached.items() if name in each},
+        )
+        for name in runs
     ]
-    # The noise is that of the confirming runs, else of the best learning rates and their neighbors.
-    points: dict[tuple[str, float], Mapping[int, float]] = {}
-    confirmed = any(own.confirmed for own in runs.values())
-    for name, own in runs.items():
-        if not confirmed:
-            points |= {(name, point.value): point.losses for point in own.sweep.around}
-        elif own.whole and own.best_lr is not None:
-            points[name, own.best_lr] = collect_losses(own.at_best)
+    whole = {name: own for name, own in runs.items() if own.whole}
     try:
-        blocks = fit_blocks(points)
+        blocks = fit_blocks({name: collect_losses(own.at_best) for name, own in whole.items()})
     except StudyError as error:
         return CompareAnalysis(place, variants, [], math.nan, 0, [str(error)])
-    best = [(name, own.best_lr) for name, own in runs.items() if own.whole and own.best_lr]
-    pairs = list(itertools.permutations(best, 2))
+    pairs = list(itertools.permutations(whole, 2))
     differences = [blocks.difference(a, b) for a, b in pairs]
     adjusted = adjust_holm([difference.p for difference in differences])
-    comparisons = [
-        VariantComparison(a, b, d.estimate, d.low, d.high, d.p, p, _judge(d.high, p))
-        for ((a, _), (b, _)), d, p in zip(pairs, differences, adjusted, strict=True)
-        if d.estimate < 0
-    ]
+    comparisons = []
+    for (a, b), d, p in zip(pairs, differences, adjusted, strict=True):
+        if d.estimate < 0:
+            tuned = whole[a].search.tuned and whole[b].search.tuned
+            verdict = _judge(d.high, p) if tuned else "not tuned"
+            comparisons.append(VariantComparison(a, b, d.estimate, d.low, d.high, d.p, p, verdict))
     note = "one seed gives no noise to judge differences by; give two seeds or more"
     notes = [] if blocks.freedom else [note]
     return CompareAnalysis(place, variants, comparisons, blocks.sigma, blocks.freedom, notes)
@@ -147,11 +126,7 @@ def analyze_place(
 
 def _analyze_variant(name: str, runs: Mapping[str, ComparedRuns]) -> VariantAnalysis:
     own = runs[name]
-    points = [
-        p.row("lr") | {"diverged": sum(math.isinf(loss) for loss in p.losses.values())}
-        for p in own.sweep.points
-    ]
-    found = VariantAnalysis(name, points, own.best_lr, own.sweep.edge)
+    found = VariantAnalysis(name, **own.search.tree())
     if not own.whole:
         return found
     groups = {n: [run.loss for run in each.at_best] for n, each in runs.items() if each.whole}

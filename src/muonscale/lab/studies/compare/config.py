@@ -7,15 +7,12 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from muonscale.errors import nearest
-from muonscale.lab.studies.config import (
-    Number,
-    check_distinct,
-    check_equal_effort,
-    check_rising,
-    check_variants,
-    parse_named_overrides,
-)
+from muonscale.lab.studies.config import Number, check_distinct, parse_named_overrides
+from muonscale.lab.studies.search.config import SearchSection
 from muonscale.lab.studies.variants import AXES, VariantsConfig
+
+LENGTH = "tokens_per_parameter"
+"""The axis of lengths of runs."""
 
 
 class CompareConfig(VariantsConfig):
@@ -25,12 +22,8 @@ class CompareConfig(VariantsConfig):
     baselines: Annotated[list[str], Field(min_length=1)]
     """Variants that all others are compared with, and whose final losses the others are to
     reach."""
-    lr: Annotated[list[Number], Field(min_length=1)]
-    """Learning rates of every variant, in rising order."""
-    lr_of: dict[str, list[Number]] = {}
-    """Other learning rates of a variant, equal in number."""
-    confirm_seeds: list[int] = []
-    """Seeds for the best learning rate of each variant; with them only these runs are compared."""
+    search: SearchSection
+    """Keys that are searched for every variant before it is compared."""
     axes: dict[str, dict[str, dict[str, Any]]] = {}
     """Places to compare at: values by the name of an axis, with their keys of the recipe.
     `architecture` and `corpus` have values that need no keys."""
@@ -55,13 +48,6 @@ class CompareConfig(VariantsConfig):
                 raise ValueError(
                     f"baselines: {name!r} is none of the variants; {nearest(name, self.variants)}"
                 )
-        for name, rates in [("lr", self.lr), *self.lr_of.items()]:
-            check_rising(name, rates)
-        check_equal_effort(self.lr, self.lr_of)
-        check_variants("lr_of", self.lr_of, self.variants)
-        check_distinct("seeds and confirm_seeds", [*self.seeds, *self.confirm_seeds])
+        self.search.check_variants(self.variants)
+        check_distinct("seeds", self.seeds)
         return self
-
-    def rates(self, variant: str) -> list[float]:
-        """Return the learning rates of a variant."""
-        return self.lr_of.get(variant, self.lr)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -21,16 +21,22 @@ from muonscale.lab.report.page import (
 )
 from muonscale.lab.studies.analysis.curves import MEASURES, average_curves, read_curve
 from muonscale.lab.studies.analysis.seed_blocks import CLAIM
-from muonscale.lab.studies.compare.config import CompareConfig
+from muonscale.lab.studies.compare.config import LENGTH, CompareConfig
 from muonscale.lab.studies.report_blocks import (
     LOSS,
     Found,
     format_interval,
     format_or_dash,
+    interval_series,
     keep_nonempty,
-    seed_series,
 )
-from muonscale.lab.studies.study import Outcome, Outcomes
+from muonscale.lab.studies.search.report import (
+    about_search,
+    format_setting,
+    search_charts,
+    settings_table,
+)
+from muonscale.lab.studies.study import Outcome
 from muonscale.lab.studies.variants import VARIANTS
 
 UNITS = {
@@ -41,25 +47,42 @@ UNITS = {
 }
 
 
-def report_comparison(config: CompareConfig, found: Found, outcomes: Outcomes) -> Page:
-    """Return the report of the findings of `CompareStudy.analyze`."""
+def report_comparison(
+    config: CompareConfig, found: Found, compared: Sequence[Mapping[str, list[Outcome]]]
+) -> Page:
+    """Return the report of the findings of `CompareStudy.analyze`.
+
+    Args:
+        config: of the study.
+        found: its findings.
+        compared: the compared runs that finished, by variant, at every place of the findings.
+    """
     sections = [_about(config)]
-    for number, place in enumerate(found["places"]):
+    if found["stopped"]:
+        stop = Verdict(False, f"The study stopped: {found['stopped']}")
+        sections.append(PageSection(title="Stopped", blocks=(stop,)))
+    if found["lengths"]:
+        sections.append(_lengths(found["lengths"]))
+    for number, (place, runs) in enumerate(zip(found["places"], compared, strict=True)):
         name = ", ".join(f"{key} {value}" for key, value in place["place"].items())
         blocks = (
             *_verdicts(place, config.baselines),
             _loss_table(place, number),
             _comparison_table(place, number),
-            *keep_nonempty(_lr_chart(place, number)),
             *_reach_tables(config, place, number),
-            *_curve_charts(config, place, outcomes, number),
+            *_curve_charts(config, place, runs, number),
+            *keep_nonempty(
+                *search_charts(f"search-{number}", place["variants"], config.search.keys)
+            ),
+            settings_table(f"settings-{number}", place["variants"]),
         )
         sections.append(PageSection(title=name or "Result", blocks=blocks))
     names = list(config.variants)
+    searched = " and ".join(item.key for item in config.search.keys.values())
     return Page(
         title=" against ".join(names) if len(names) <= 3 else f"{len(names)} optimizers compared",
-        summary=f"{', '.join(names)}: {len(config.lr)} learning rates and {len(config.seeds)} "
-        "seeds each, equal tokens.",
+        summary=f"{', '.join(names)}: {searched} searched for each with equal numbers of settings, "
+        f"then {len(config.seeds)} seeds each, equal tokens.",
         sections=tuple(sections),
     )
 
@@ -70,33 +93,89 @@ def _about(config: CompareConfig) -> PageSection:
         known = VARIANTS.get(name)
         own = ", ".join(f"{key}={value}" for key, value in keys.items())
         what = ", ".join(part for part in (known.what if known else "", own) if part)
-        rates = ", ".join(f"{lr:g}" for lr in config.rates(name))
-        rows.append((name, what, known.source if known else "", rates))
-    if config.confirm_seeds:
-        seeds = ", ".join(map(str, config.confirm_seeds))
-        compared = (
-            f"The best learning rate was run again with seeds {seeds}, which chose nothing, and "
-            "only these runs are compared."
-        )
-    else:
-        compared = (
-            "The losses that are compared also picked the best learning rate, for every variant in "
-            "the same way."
-        )
+        rows.append((name, what, known.source if known else ""))
+    both = sorted(set(config.seeds) & set(config.search.seeds))
+    chose = "which chose nothing"
+    if both:
+        chose = f"of which {', '.join(map(str, both))} also picked it"
     return PageSection(
         title="What was compared",
         blocks=(
-            Table(head=("variant", "what it is", "source", "learning rates"), rows=tuple(rows)),
+            Table(head=("variant", "what it is", "source"), rows=tuple(rows)),
+            *about_search(config.search, config.variants),
             Text(
-                "Every variant has the same number of learning rates, the same seeds "
-                f"({', '.join(map(str, config.seeds))}) and the same tokens. {compared}"
+                "The best setting of every variant was run with seeds "
+                f"{', '.join(map(str, config.seeds))}, {chose}, and only these runs are compared. "
+                "All runs at a place have the same tokens."
             ),
             Text(
                 f"Intervals are {LEVEL:.0%}. Runs of one seed share initial weights, order of the "
                 "data and validation split, so differences are taken seed by seed, with one noise "
-                "estimated from all compared learning rates. A variant is called better if the "
-                "one-sided p-value, adjusted for the number of comparisons (Holm), is below "
-                f"{CLAIM:g}, and likely better if only the interval is below zero."
+                "estimated from all compared runs. A variant is called better if the one-sided "
+                "p-value, adjusted for the number of comparisons (Holm), is below "
+                f"{CLAIM:g}, and likely better if only the interval is below zero. There is no "
+                "verdict where one of the two is not tuned."
+            ),
+        ),
+    )
+
+
+def _lengths(rows: Sequence[Found]) -> PageSection:
+    """Return tokens and FLOPs to equal loss by runs that end there."""
+    cells, series = [], []
+    for row in rows:
+        place = ", ".join(
+            f"{key} {value:g}" if key == LENGTH else f"{key} {value}"
+            for key, value in row["place"].items()
+        )
+        value = {"<": "below its shortest run", ">": "beyond its longest run"}.get(row["censored"])
+        cells.append(
+            (
+                f"{row['variant']} / {row['baseline']}",
+                row["measure"],
+                place,
+                value or f"{row['ratio']:.3f}",
+                "-" if value else format_interval(row, ".3f"),
+                "" if row["tuned"] else "not tuned",
+            )
+        )
+    for row in rows:
+        if row["measure"] == "flops" and not row["censored"]:
+            series.append(row)
+    names = dict.fromkeys(f"{row['variant']} / {row['baseline']}" for row in series)
+    chart = Chart(
+        name="flops-to-equal-loss",
+        title="FLOPs to equal loss, by whole runs",
+        x_label=f"{LENGTH.replace('_', ' ')} of the baseline",
+        y_label="FLOPs over the baseline's",
+        log_x=True,
+        series=tuple(
+            interval_series(
+                name,
+                [
+                    {**row, "length": row["place"][LENGTH]}
+                    for row in series
+                    if f"{row['variant']} / {row['baseline']}" == name
+                ],
+                "length",
+                "ratio",
+            )
+            for name in names
+        ),
+        marks=(Mark(axis="y", at=1.0, label="equal"),),
+        caption="Below 1 the variant needs fewer. Bars are 90 % intervals over seeds.",
+    )
+    head = ("of", "measure", "at the baseline's loss", "ratio", "90 % interval", "remark")
+    return PageSection(
+        title="Cost to equal loss, by whole runs",
+        blocks=(
+            *keep_nonempty(chart),
+            Table(name="lengths", head=head, rows=tuple(cells)),
+            Text(
+                "The final losses of a variant's runs of all lengths, each with the schedule of "
+                "its own length, are interpolated over their tokens or FLOPs. The table says what "
+                "it spends to have the baseline's final loss, over what the baseline spends: seed "
+                "by seed, then the geometric mean. Nothing is extrapolated."
             ),
         ),
     )
@@ -105,11 +184,11 @@ def _about(config: CompareConfig) -> PageSection:
 def _verdicts(place: Found, baselines: list[str]) -> Iterator[Block]:
     yield from (Text(note) for note in place["notes"])
     for v in place["variants"]:
-        if v["edge"]:
-            end = {"low": "lowest", "high": "highest"}[v["edge"]]
+        if v["edges"] and v["loss"] is not None:
             yield Text(
-                f"The best learning rate of {v['name']}, {v['best_lr']:g}, is the {end} that was "
-                "tried. A better one may be beyond it, which may change the result of this variant."
+                f"{v['name']} is not tuned: its best setting, {format_setting(v['best'])}, is at an "
+                f"edge of those tried ({', '.join(v['edges'])}). Raise search.most and run the "
+                "study again."
             )
     for c in place["comparisons"]:
         if {c["better"], c["worse"]} & set(baselines):
@@ -121,11 +200,12 @@ def _verdicts(place: Found, baselines: list[str]) -> Iterator[Block]:
                 f"{_p(c['p_adjusted'])}"
             )
             different = c["verdict"] in ("better", "likely better")
-            claim = (
-                f"{c['better']} is {c['verdict']} than {c['worse']}"
-                if different
-                else f"{c['better']} and {c['worse']} are not significantly different"
-            )
+            if different:
+                claim = f"{c['better']} is {c['verdict']} than {c['worse']}"
+            elif c["verdict"] == "not tuned":
+                claim = f"{c['better']} and {c['worse']} cannot be judged, one is not tuned"
+            else:
+                claim = f"{c['better']} and {c['worse']} are not significantly different"
             yield Verdict(different or None, f"{claim}: {numbers}")
 
 
@@ -140,8 +220,8 @@ def _loss_table(place: Found, number: int) -> Table:
         rows.append(
             (
                 v["name"],
-                format_or_dash(v["best_lr"], "g"),
-                v["edge"] or "",
+                format_setting(v["best"]),
+                ", ".join(v["edges"]),
                 format_or_dash(v["loss"]),
                 format_interval(v),
                 format_or_dash(ppl, ".2f"),
@@ -151,7 +231,7 @@ def _loss_table(place: Found, number: int) -> Table:
     return Table(
         name=f"losses-{number}",
         head=(
-            *("variant", "best lr", "edge", "validation loss", "interval"),
+            *("variant", "best setting", "edge", "validation loss", "interval"),
             *("perplexity", "interval"),
         ),
         rows=tuple(rows),
@@ -178,19 +258,6 @@ def _comparison_table(place: Found, number: int) -> Table:
     return Table(name=f"comparisons-{number}", head=head, rows=rows)
 
 
-def _lr_chart(place: Found, number: int) -> Chart:
-    return Chart(
-        name=f"learning-rates-{number}",
-        title="Loss by learning rate",
-        x_label="learning rate",
-        y_label=LOSS,
-        log_x=True,
-        series=tuple(seed_series(v["name"], v["points"], "lr") for v in place["variants"]),
-        caption="Mean over seeds; bars reach from the lowest to the highest. Learning rates at "
-        "which a run diverged have no point.",
-    )
-
-
 def _reach_tables(config: CompareConfig, place: Found, number: int) -> Iterator[Table]:
     for name in config.baselines:
         whole = next(v for v in place["variants"] if v["name"] == name)["reach"].get(name)
@@ -199,44 +266,40 @@ def _reach_tables(config: CompareConfig, place: Found, number: int) -> Iterator[
         rows = []
         for v in place["variants"]:
             reached = v["reach"].get(name, {})
-            cells = [_spent(reached.get(measure), whole[measure]["end"]) for measure in MEASURES]
+            cells = [_spent(reached.get(measure)) for measure in MEASURES]
             rows.append((v["name"], *cells))
         yield Table(
             name=f"to-{name}-{number}",
             head=(f"to {name}'s loss", *(UNITS[measure] for measure in MEASURES)),
             rows=tuple(rows),
-            caption=f"The amount spent until the mean curve has the final loss of {name}, and in "
-            f"brackets its ratio to the whole of {name}'s. All runs have the schedule of a whole "
-            "run: a run planned shorter would be lower earlier. With > the loss was not reached by "
-            "the end, with < it was reached at the first evaluation.",
+            caption=f"The amount spent until the mean curve has the final loss of {name}; in "
+            f"brackets its ratio to the whole of {name}'s, the geometric mean over seeds with its "
+            "90 % interval. All runs have the schedule of a whole run: a run planned shorter would "
+            "be lower earlier. With > the loss was not reached by the end, with < it was reached at "
+            "the first evaluation.",
         )
 
 
-def _spent(r: Found | None, whole: float | None) -> str:
-    if r is None or r["amount"] is None or whole is None:
+def _spent(r: Found | None) -> str:
+    if r is None or r["amount"] is None:
         return "-"
-    part = "" if r["censored"] else f" ({r['amount'] / whole:.2f})"
     amount = r["amount"]
     text = f"{amount:,.0f}" if 1e4 <= amount < 1e9 else f"{amount:.4g}"
-    return f"{r['censored']} {text}{part}".strip()
+    ratio = ""
+    if r["ratio"] is not None:
+        ends = "" if r["low"] is None else f", {format_interval(r, '.2f')}"
+        ratio = f" ({r['ratio']:.2f}{ends})"
+    return f"{r['censored']} {text}{ratio}".strip()
 
 
 def _curve_charts(
-    config: CompareConfig, place: Found, outcomes: Outcomes, number: int
+    config: CompareConfig, place: Found, runs: Mapping[str, list[Outcome]], number: int
 ) -> list[Block]:
     """Return the loss against tokens, FLOPs and seconds, of the runs that are compared."""
-    seeds = config.confirm_seeds or config.seeds
-
-    def is_compared(outcome: Outcome, variant: Found) -> bool:
-        where = outcome.run.coordinates
-        wanted = {**place["place"], "variant": variant["name"], "lr": variant["best_lr"]}
-        finished = math.isfinite(outcome.loss)
-        return finished and where["seed"] in seeds and wanted.items() <= where.items()
-
     curves = {}
-    for v in place["variants"]:
-        if runs := [o for o in outcomes.values() if is_compared(o, v)]:
-            curves[v["name"]] = average_curves([read_curve(run) for run in runs])
+    for name, finished in runs.items():
+        if finished:
+            curves[name] = average_curves([read_curve(run) for run in finished])
     marks = tuple(
         Mark(axis="y", at=v["loss"], label=f"{v['name']} at the end")
         for v in place["variants"]
@@ -256,7 +319,7 @@ def _curve_charts(
                 for variant, c in curves.items()
                 if not np.isnan(c.spent[measure]).any()
             ),
-            caption="At the best learning rate of each, mean over seeds.",
+            caption="At the best setting of each, mean over seeds.",
         )
         for measure, name in names.items()
     ]

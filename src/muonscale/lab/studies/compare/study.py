@@ -1,29 +1,43 @@
 """`study compare`: optimizers against each other, with equal tokens and equal tuning effort.
 
-Every variant has the same number of learning rates and the same seeds at every place (a combination
-of values of the axes). The best learning rate of a variant has the lowest mean loss. With
-`confirm_seeds` it is run again with seeds that chose nothing, and only these runs are compared.
+At every place (a combination of values of the axes) the keys of `search` are searched for every
+variant, all with equal numbers of settings. The best setting of a variant is then run with `seeds`,
+and these runs are compared. No verdict is given where a variant is not tuned.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 from muonscale.lab.report.page import Page
-from muonscale.lab.studies.analysis.sweep import build_sweep
-from muonscale.lab.studies.compare.config import CompareConfig
+from muonscale.lab.studies.compare.config import LENGTH, CompareConfig
 from muonscale.lab.studies.planned_run import Coordinate, PlannedRun, PlannedStudy
-from muonscale.lab.studies.study import Outcome, Outcomes
+from muonscale.lab.studies.search.variant_search import (
+    VariantSearch,
+    expect_search,
+    first_stop,
+    search_places,
+)
+from muonscale.lab.studies.study import ExpectedRuns, Outcome, Outcomes
 from muonscale.lab.studies.variants import AXES, Overrides, resolve_variant
 
-RUN_COORDINATES = ("variant", "lr", "seed")
-"""Coordinates of a run at a place; the others are the place."""
+
+@dataclass(frozen=True)
+class Place:
+    """A combination of values of the axes."""
+
+    values: Mapping[str, Coordinate]
+    overrides: Overrides
+
+    @property
+    def name(self) -> str:
+        """The values as text."""
+        return ", ".join(f"{axis} {value}" for axis, value in self.values.items())
 
 
 @dataclass(frozen=True)
@@ -31,31 +45,16 @@ class CompareStudy(PlannedStudy[CompareConfig]):
     """A comparison of optimizers."""
 
     def plan(self, outcomes: Outcomes) -> list[PlannedRun]:
-        """Return the tuning runs, and the confirming ones of places whose tuning has ended."""
-        runs = []
-        for place, keys in self._places:
-            for variant in self.config.variants:
-                tuning = [
-                    self._run(place, keys, variant, lr, seed)
-                    for lr in self.config.rates(variant)
-                    for seed in self.config.seeds
-                ]
-                runs += tuning
-                known = [outcomes[run.id] for run in tuning if run.id in outcomes]
-                if len(known) < len(tuning) or not all(o.ended for o in known):
-                    continue
-                sweep = build_sweep(known, "lr")
-                if sweep.best is not None:
-                    lr = sweep.points[sweep.best].value
-                    runs += [
-                        self._run(place, keys, variant, lr, seed)
-                        for seed in self.config.confirm_seeds
-                    ]
-        return runs
+        """Return the runs of the searches, and those of best settings that are known."""
+        runs: dict[str, PlannedRun] = {}
+        for place, searches in self._searched(outcomes):
+            for variant, search in searches.items():
+                wanted = [*search.runs, *self._compared(place, variant, search)]
+                runs |= {run.id: run for run in wanted}
+        return list(runs.values())
 
     @cached_property
-    def _places(self) -> list[tuple[dict[str, Coordinate], Overrides]]:
-        """The combinations of values of the axes, and their overrides."""
+    def _places(self) -> list[Place]:
         from muonscale.lab.estimate.run_cost import run_cost
 
         axes, found = self.config.axes, []
@@ -65,47 +64,99 @@ class CompareStudy(PlannedStudy[CompareConfig]):
             for axis, value in zip(axes, values, strict=True):
                 keys |= {**AXES.get(axis, {}).get(value, {}), **axes[axis][value]}
             if not self.config.tokens_per_parameter:
-                found.append((place, keys))
+                found.append(Place(place, keys))
                 continue
             parameters = run_cost(self.planner.run({}, keys, seed=0).config).parameters
             for ratio in self.config.tokens_per_parameter:
                 length = {"train.tokens": math.ceil(ratio * parameters)}
-                found.append(({**place, "tokens_per_parameter": ratio}, {**keys, **length}))
+                found.append(Place({**place, LENGTH: ratio}, {**keys, **length}))
         return found
 
+    def _searched(self, outcomes: Outcomes) -> Iterator[tuple[Place, dict[str, VariantSearch]]]:
+        """Yield the places, as far as they are known, with the searches of their variants."""
+        makers = [partial(self._run, place) for place in self._places]
+        found = search_places(self.config.search, self.config.variants, makers, outcomes)
+        yield from zip(self._places, found, strict=False)
+
     def _run(
-        self,
-        place: Mapping[str, Coordinate],
-        overrides: Overrides,
-        variant: str,
-        lr: float,
-        seed: int,
+        self, place: Place, variant: str, values: Mapping[str, float], seed: int
     ) -> PlannedRun:
-        coordinates = {**place, "variant": variant, "lr": lr, "seed": seed}
-        keys = resolve_variant(self.planner, variant, self.config.variants[variant], overrides)
-        return self.planner.run(coordinates, overrides, keys, {"optimizer.lr": lr}, seed=seed)
+        coordinates = {**place.values, "variant": variant, **values, "seed": seed}
+        keys = resolve_variant(
+            self.planner, variant, self.config.variants[variant], place.overrides
+        )
+        searched = self.config.search.overrides(values)
+        return self.planner.run(coordinates, place.overrides, keys, searched, seed=seed)
+
+    def _compared(self, place: Place, variant: str, search: VariantSearch) -> list[PlannedRun]:
+        if search.best is None:
+            return []
+        return [self._run(place, variant, search.best, seed) for seed in self.config.seeds]
+
+    def expected(self, outcomes: Outcomes) -> list[ExpectedRuns]:
+        """Return the runs of the searches and the compared runs of all places."""
+        config, found = self.config, []
+        known = dict(enumerate(searches for _, searches in self._searched(outcomes)))
+        for number, place in enumerate(self._places):
+            for variant in config.variants:
+                name = ", ".join(filter(None, (place.name, variant)))
+                start = config.search.values(variant, (0,) * len(config.search.names(variant)))
+                example = self._run(place, variant, start, config.seeds[0])
+                search = known.get(number, {}).get(variant)
+                if number == 0 or config.search.at == "every":
+                    found.append(expect_search(config.search, name, example, search))
+                seeds = len(set(config.seeds) - set(config.search.seeds))
+                if config.search.at == "first" and number:
+                    seeds = len(config.seeds)
+                found.append(
+                    ExpectedRuns(
+                        name=f"{name}: compared",
+                        part="final",
+                        example=example,
+                        runs=seeds,
+                        most=seeds,
+                    )
+                )
+        return found
 
     def analyze(self, outcomes: Outcomes) -> dict[str, Any]:
-        """Return the comparison at every place."""
+        """Return the comparison at every place, and cost to equal loss over lengths."""
         from muonscale.lab.studies.compare.analysis import ComparedRuns, analyze_place
+        from muonscale.lab.studies.compare.lengths import analyze_lengths
 
-        places: dict[tuple[tuple[str, Coordinate], ...], list[Outcome]] = defaultdict(list)
-        for outcome in outcomes.values():
-            where = outcome.run.coordinates.items()
-            places[tuple(item for item in where if item[0] not in RUN_COORDINATES)].append(outcome)
-        tuning, analyses = set(self.config.seeds), []
-        for place, each in places.items():
+        places, searched = [], list(self._searched(outcomes))
+        for place, searches in searched:
             runs = {}
-            for variant in self.config.variants:
-                own = [o for o in each if o.run.coordinates["variant"] == variant]
-                seeded = [o for o in own if o.run.coordinates["seed"] in tuning]
-                confirming = [o for o in own if o.run.coordinates["seed"] not in tuning]
-                runs[variant] = ComparedRuns.of(seeded, confirming)
-            analyses.append(asdict(analyze_place(dict(place), self.config.baselines, runs)))
-        return {"baselines": self.config.baselines, "places": analyses}
+            for variant, search in searches.items():
+                ids = [run.id for run in self._compared(place, variant, search)]
+                at_best = [outcomes[id] for id in ids if id in outcomes]
+                runs[variant] = ComparedRuns(
+                    search, [outcome for outcome in at_best if not math.isnan(outcome.loss)]
+                )
+            places.append((place.values, runs))
+        return {
+            "baselines": self.config.baselines,
+            "stopped": first_stop(searches for _, searches in searched),
+            "places": [
+                asdict(analyze_place(values, self.config.baselines, runs))
+                for values, runs in places
+            ],
+            "lengths": [asdict(row) for row in analyze_lengths(places, self.config.baselines)],
+        }
 
     def report(self, found: Mapping[str, Any], outcomes: Outcomes) -> Page:
         """Return the report."""
         from muonscale.lab.studies.compare.report import report_comparison
 
-        return report_comparison(self.config, found, outcomes)
+        compared: list[dict[str, list[Outcome]]] = [
+            {
+                variant: [
+                    outcomes[run.id]
+                    for run in self._compared(place, variant, search)
+                    if run.id in outcomes and math.isfinite(outcomes[run.id].loss)
+                ]
+                for variant, search in searches.items()
+            }
+            for place, searches in self._searched(outcomes)
+        ]
+        return report_comparison(self.config, found, compared)

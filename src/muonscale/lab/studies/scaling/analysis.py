@@ -51,6 +51,9 @@ PARAMETERS: dict[str, Callable[[RunCost], float]] = {
 """Ways to count N."""
 
 
+NOTHING_SEARCHED: dict[str, Any] = {"points": [], "best": None, "tuned": True, "edges": []}
+
+
 @dataclass(frozen=True)
 class LadderLaws:
     """The laws of a ladder, or the reason why one cannot be fitted."""
@@ -102,10 +105,8 @@ def seed_effects(measured: list[MeasuredRung]) -> dict[int, float]:
     """Return the effect of each seed on the log losses of all its runs; the effects sum to zero.
 
     Runs of one seed share the validation split and the order of the data, on every rung and with
-    every
-    optimizer: the model is that of `muonscale.lab.studies.analysis.seed_blocks`, for log losses.
-        All
-    effects are zero where they cannot be estimated.
+    every optimizer: the model is that of `muonscale.lab.studies.analysis.seed_blocks`, for log
+    losses. All effects are zero where they cannot be estimated.
     """
     logs = {
         (m.variant, m.rung, m.cost.tokens): {
@@ -174,6 +175,11 @@ def analyze_ladder(
         if name == base:
             continue
         ratio: dict[str, Any] = {"variant": name, "rows": [], "trend": None, "why": ""}
+        ratio["not_tuned"] = [
+            f"{m.variant} {m.rung}"
+            for m in measured
+            if m.main and m.variant in (name, base) and not m.tuned
+        ]
         if isinstance(counted, str):
             ratio["why"] = counted
         else:
@@ -222,14 +228,9 @@ def _row(m: MeasuredRung) -> dict[str, Any]:
         "steps": m.cost.steps,
         "flops": m.cost.flops,
         "newton_schulz": m.cost.steps * m.cost.newton_schulz_flops / m.cost.flops,
-        "lr": m.setting.lr,
-        "batch": m.setting.batch,
-        "edges": m.search.edges,
         "losses": {str(seed): loss for seed, loss in m.losses.items()},
-        "tried": [
-            {"lr": s.lr, "batch": s.batch, "losses": {str(k): v for k, v in each.items()}}
-            for s, each in m.search.losses.items()
-        ],
+        "values": dict(m.values),
+        **(NOTHING_SEARCHED if m.search is None else m.search.tree()),
     }
 
 

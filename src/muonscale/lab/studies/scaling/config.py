@@ -14,11 +14,14 @@ from muonscale.lab.studies.config import (
     Number,
     check_distinct,
     check_overrides,
-    check_rising,
     check_variants,
 )
+from muonscale.lab.studies.search.config import SearchSection
 from muonscale.lab.studies.variants import VariantsConfig
 from muonscale.transfer.options import ConventionT
+
+RULED = {"optimizer.lr": "lr", "train.batch_tokens": "batch"}
+"""Keys of the recipe that a rule may give, with the names of the rules."""
 
 
 class PowerRule(Section):
@@ -28,19 +31,19 @@ class PowerRule(Section):
     exponent: float
 
 
-def _check_choice(value: Any, info: ValidationInfo) -> Any:
-    """Return a choice unchanged, or raise an error that names all forms; pydantic's does not."""
+def _check_rule(value: Any, info: ValidationInfo) -> Any:
+    """Return a rule unchanged, or raise an error that names all forms; pydantic's does not."""
     rule = value.model_dump() if isinstance(value, PowerRule) else value
     if isinstance(rule, dict):
         exponent = rule.get("exponent")
         known = rule.keys() == PowerRule.model_fields.keys()
         right = known and _above_zero(rule["coefficient"]) and isinstance(exponent, int | float)
     else:
-        right = all(map(_above_zero, rule if isinstance(rule, list) else [rule]))
+        right = _above_zero(rule)
     if not right:
         raise ValueError(
-            f"{info.field_name}={value!r} must be a number above 0, a list of such numbers to "
-            "search, or {coefficient: NUMBER, exponent: NUMBER}"
+            f"{info.field_name}={value!r} must be a number above 0, or "
+            "{coefficient: NUMBER, exponent: NUMBER}; `search` is for what has to be found"
         )
     return value
 
@@ -49,8 +52,8 @@ def _above_zero(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
 
 
-Choice = Annotated[Number | list[Number] | PowerRule, BeforeValidator(_check_choice)]
-"""One value everywhere, values to search, or a rule."""
+Rule = Annotated[Number | PowerRule, BeforeValidator(_check_rule)]
+"""One value for all rungs, or a rule."""
 
 
 class Rung(Section):
@@ -91,22 +94,22 @@ class ScalingConfig(VariantsConfig):
     """The optimizer whose FLOPs the others are compared with."""
     ladder: Annotated[list[Rung], Field(min_length=3)]
     """Sizes, the smallest first. A law with intervals needs four, or three with two seeds."""
-    lr: Choice
-    """A learning rate for all rungs, a list to search, or {coefficient, exponent}."""
-    lr_of: dict[str, Choice] = {}
-    """Another choice for an optimizer."""
-    batch: Choice | None = None
-    """Tokens of a step, chosen in the same ways; the recipe's `train.batch_tokens` when not
-    given."""
-    batch_of: dict[str, Choice] = {}
-    """Another choice for an optimizer."""
-    search_at: Literal["every", "first"] = "every"
-    """Where lists are searched: on every rung, or on the first one for all."""
+    search: SearchSection | None = None
+    """Keys that are searched for every variant on every rung, or on the first one for all
+    (`search.at`)."""
+    lr: Rule | None = None
+    """The learning rate of all rungs, or {coefficient, exponent}; the recipe's when neither given
+    nor searched."""
+    lr_of: dict[str, Rule] = {}
+    """Another one for an optimizer."""
+    batch: Rule | None = None
+    """Tokens of a step, given in the same ways; the recipe's `train.batch_tokens` when neither
+    given nor searched."""
+    batch_of: dict[str, Rule] = {}
+    """Another one for an optimizer."""
     transfer: ConventionT | None = None
     """Convention by which learning rate, decay and initial weights change from the first rung
     on."""
-    search_seeds: list[int] = []
-    """Seeds of searches; `seeds` when not given."""
     resamples: Annotated[int, Field(ge=LEAST_RESAMPLES)] = 1000
     """Tables drawn for the intervals."""
 
@@ -115,14 +118,13 @@ class ScalingConfig(VariantsConfig):
         check_variants("baseline", [self.baseline], self.variants)
         for key in ("lr_of", "batch_of"):
             check_variants(key, getattr(self, key), self.variants)
-        choices = {"lr": self.lr, "batch": self.batch}
-        choices |= {f"lr_of.{name}": choice for name, choice in self.lr_of.items()}
-        choices |= {f"batch_of.{name}": choice for name, choice in self.batch_of.items()}
-        for name, choice in choices.items():
-            if isinstance(choice, list):
-                check_rising(name, choice, least=2)
+        if self.search is not None:
+            self.search.check_variants(self.variants)
+            for item in self.search.keys.values():
+                name = RULED.get(item.key)
+                if name and (getattr(self, name) is not None or getattr(self, f"{name}_of")):
+                    raise ValueError(f"{name}: search.keys has {item.key} too; leave one out")
         check_distinct("seeds", self.seeds)
-        check_distinct("search_seeds", self.search_seeds)
         shapes = [f"{rung.width} {rung.layers} {sorted(rung.set.items())}" for rung in self.ladder]
         if twice := [shape for shape in shapes if shapes.count(shape) > 1]:
             raise ValueError(
@@ -131,10 +133,8 @@ class ScalingConfig(VariantsConfig):
             )
         return self
 
-    def lr_choice(self, variant: str) -> Choice:
-        """Return how the learning rate of a variant is chosen."""
-        return self.lr_of.get(variant, self.lr)
-
-    def batch_choice(self, variant: str) -> Choice | None:
-        """Return how the batch of a variant is chosen."""
-        return self.batch_of.get(variant, self.batch)
+    def rules(self, variant: str) -> dict[str, Rule]:
+        """Return the rules of a variant by the key of the recipe."""
+        lr, batch = self.lr_of.get(variant, self.lr), self.batch_of.get(variant, self.batch)
+        found = dict(zip(RULED, (lr, batch), strict=True))
+        return {key: rule for key, rule in found.items() if rule is not None}

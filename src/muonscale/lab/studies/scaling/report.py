@@ -20,7 +20,6 @@ from muonscale.lab.report.page import (
     Verdict,
 )
 from muonscale.lab.studies.report_blocks import (
-    LOSS,
     Found,
     format_interval,
     interval_series,
@@ -37,6 +36,12 @@ from muonscale.lab.studies.scaling.analysis import (
 )
 from muonscale.lab.studies.scaling.config import ScalingConfig
 from muonscale.lab.studies.scaling.ladder import MeasuredRung
+from muonscale.lab.studies.search.report import (
+    about_search,
+    format_setting,
+    search_charts,
+    settings_table,
+)
 
 COUNTED = {
     "counted": "every product of the run, Newton-Schulz included",
@@ -81,14 +86,18 @@ def _verdicts(found: Found) -> Iterator[Block]:
     ]
     if edges:
         yield Text(
-            f"On these rungs the best setting is at the edge of those tried: {'; '.join(edges)}. A "
-            "lower loss may be beyond it."
+            f"On these rungs the best setting is at an edge of those tried: {'; '.join(edges)}. "
+            "Raise search.most and run the study again."
         )
 
 
 def _claims(ratio: Found, baseline: str) -> Iterator[Verdict]:
     """Yield the claims about an optimizer's FLOPs, each with its verdict."""
     name = ratio["variant"]
+    if ratio["not_tuned"]:
+        where = "; ".join(ratio["not_tuned"])
+        yield Verdict(None, f"{name} against {baseline}: not tuned on {where}")
+        return
     rows = [r for r in ratio["rows"] if not r["extrapolated"] and r["low"] is not None]
     if not rows:
         unmeasured = "no place where both were measured has an interval"
@@ -185,7 +194,7 @@ def _report_ratios(found: Found) -> list[PageSection]:
 def _report_rungs(found: Found) -> PageSection:
     head = (
         *("optimizer", "rung", "N", "N without embeddings", "tokens", "steps", "FLOPs"),
-        *("of them Newton-Schulz", "lr", "batch", "edge", "loss", "seeds"),
+        *("of them Newton-Schulz", "setting", "edge", "loss", "seeds"),
     )
     rows = []
     for row in found["rungs"]:
@@ -200,8 +209,7 @@ def _report_rungs(found: Found) -> PageSection:
                 f"{row['steps']:,}",
                 f"{row['flops']:.3g}",
                 f"{row['newton_schulz']:.1%}",
-                f"{row['lr']:.3g}",
-                "" if row["batch"] is None else f"{row['batch']:,}",
+                format_setting(row["values"]),
                 ", ".join(row["edges"]),
                 f"{sum(losses) / len(losses):.4f}" if losses else "-",
                 ", ".join("diverged" if x is None else f"{x:.4f}" for x in row["losses"].values()),
@@ -218,36 +226,27 @@ def _report_rungs(found: Found) -> PageSection:
 
 
 def _report_searches(config: ScalingConfig, found: Found) -> list[PageSection]:
-    """Return the curves over the learning rate of every rung that was searched."""
-    charts = []
-    for variant in config.variants:
-        series = []
-        for row in found["rungs"]:
-            if row["variant"] != variant or not row["main"]:
-                continue
-            for batch in dict.fromkeys(tried["batch"] for tried in row["tried"]):
-                points = [
-                    {**tried, "mean": sum(losses) / len(losses)}
-                    for tried in row["tried"]
-                    if tried["batch"] == batch
-                    and (losses := list(tried["losses"].values()))
-                    and None not in losses
-                ]
-                name = row["rung"] if batch is None else f"{row['rung']}, batch {batch:,}"
-                series.append(interval_series(name, points, "lr", "mean", ends=None))
-        charts.append(
-            Chart(
-                name=f"search-{variant}",
-                title=f"{variant}: loss over the learning rate",
-                x_label="lr",
-                y_label=LOSS,
-                series=tuple(series),
-                log_x=True,
-                caption="Mean over the seeds of the search.",
-            )
+    """Return what was searched on every rung."""
+    if config.search is None:
+        return []
+    rows = [
+        {**row, "name": f"{row['variant']} {row['rung']}"} for row in found["rungs"] if row["main"]
+    ]
+    charts = [
+        chart
+        for variant in config.variants
+        for chart in search_charts(
+            f"search-{variant}",
+            [row for row in rows if row["variant"] == variant],
+            config.search.names(variant),
         )
-    blocks = keep_nonempty(*charts)
-    return [PageSection(title="How settings were found", blocks=tuple(blocks))] if blocks else []
+    ]
+    blocks = (
+        *about_search(config.search, config.variants),
+        *keep_nonempty(*charts),
+        settings_table("settings", rows),
+    )
+    return [PageSection(title="How settings were found", blocks=blocks)]
 
 
 def _report_laws(

@@ -62,8 +62,9 @@ class TelescopeConfig(StudyConfig):
     """Seeds of the target."""
     extend: Annotated[int, Field(ge=0)] = 2
     """Most lines of places to add to the grid of a width whose best place is at an end."""
-    brute_force: bool = False
-    """Also sweep the first grid at the calibration width, to measure what telescoping loses."""
+    full_sweep: Literal["calibration", "target"] | None = None
+    """Also sweep the first grid at the calibration or the target width, to measure what telescoping
+    loses."""
 
     @model_validator(mode="after")
     def _check_widths(self) -> TelescopeConfig:
@@ -102,6 +103,12 @@ class TelescopeConfig(StudyConfig):
         check_distinct("seeds", self.seeds)
         check_distinct("target_seeds", self.target_seeds)
         return self
+
+    @property
+    def sweep_width(self) -> int | None:
+        """The width of the full sweep; None without one."""
+        widths = {"calibration": self.calibration_width, "target": self.target_width}
+        return None if self.full_sweep is None else widths[self.full_sweep]
 
     @property
     def rule(self) -> LevelRule:

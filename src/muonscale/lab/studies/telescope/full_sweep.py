@@ -1,4 +1,4 @@
-"""A telescope against a full sweep at the calibration width: what its choice loses and saves."""
+"""A telescope against a full sweep at one width: what its choice loses and saves."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from muonscale.lab.studies.analysis.seed_blocks import MeanDifference, fit_block
 from muonscale.lab.studies.cost import Account
 from muonscale.lab.studies.telescope.config import TelescopeConfig
 from muonscale.lab.studies.telescope.grid import Place
-from muonscale.lab.studies.telescope.levels import Level, Losses, best_place, mean_loss
+from muonscale.lab.studies.telescope.levels import Losses, best_place, mean_loss
 
 LARGEST_SHARE = 0.5
 """Largest share of the FLOPs of the full sweep at which telescoping is worth it."""
@@ -19,7 +19,7 @@ LARGEST_SHARE = 0.5
 
 @dataclass(frozen=True)
 class FullSweep:
-    """The choices of telescope and full sweep at the calibration width."""
+    """The choices of telescope and full sweep at the width of the sweep."""
 
     width: int
     missing: int
@@ -47,7 +47,8 @@ class FullSweep:
 
 def compare_full_sweep(
     config: TelescopeConfig,
-    level: Level,
+    width: int,
+    telescoped: Mapping[Place, Losses],
     chosen: Place,
     sweep: Mapping[Place, Losses | None],
     spent: Account,
@@ -56,8 +57,9 @@ def compare_full_sweep(
 
     Args:
         config: of the study.
-        level: the level of the calibration width.
-        chosen: its optimum.
+        width: the width of the sweep.
+        telescoped: losses of the telescope at that width, at its choice and near it.
+        chosen: the telescope's choice.
         sweep: losses of the full sweep by place, None while runs are missing.
         spent: account of the study.
     """
@@ -67,7 +69,7 @@ def compare_full_sweep(
     if best is None:
         return None
     around = {p: losses[p] for p in grid.near(best) if p in losses}
-    around |= {p: level.losses[p] for p in level.grid.near(chosen)}
+    around |= telescoped
     finite = {p: each for p, each in around.items() if math.isfinite(mean_loss(each))}
     blocks = fit_blocks(finite)
     found = MeanDifference(0.0, 0.0, 0.0, 0.5, 0)
@@ -78,12 +80,12 @@ def compare_full_sweep(
     cheap = ours.flops <= LARGEST_SHARE * full.flops
     return asdict(
         FullSweep(
-            width=config.calibration_width,
+            width=width,
             missing=len(grid.places) - len(losses),
             best=config.values(best),
             at_end=bool(grid.ends(best)),
             loss=mean_loss(losses[best]),
-            telescoped=mean_loss(level.losses[chosen]),
+            telescoped=mean_loss(telescoped[chosen]),
             difference=found.estimate,
             low=found.low,
             high=found.high,

@@ -43,7 +43,7 @@ def _result(found: Found) -> Iterator[Block]:
     if (early := found["stop_earlier"]) is not None:
         text = early["note"]
         yield Verdict(early["width"] is not None or None, f"{text[0].upper()}{text[1:]}.")
-    if (sweep := found["brute_force"]) is not None:
+    if (sweep := found["full_sweep"]) is not None:
         interval = "no interval"
         if sweep["low"] is not None:
             interval = f"{LEVEL:.0%} {format_interval(sweep, '+.4f')}"
@@ -180,7 +180,7 @@ def _report_law(law: Found) -> PageSection:
 
 
 def _report_full_sweep(found: Found) -> list[PageSection]:
-    if (sweep := found["brute_force"]) is None:
+    if (sweep := found["full_sweep"]) is None:
         return []
     names, rows = list(found["hyperparameters"]), []
     choices = (

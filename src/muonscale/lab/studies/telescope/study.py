@@ -32,10 +32,6 @@ class TelescopeStudy(PlannedStudy[TelescopeConfig]):
     """A telescope."""
 
     @cached_property
-    def _made(self) -> dict[tuple[int, Place, int], PlannedRun]:
-        return {}
-
-    @cached_property
     def _fields(self) -> dict[int, dict[str, Any]]:
         """The fields of the model at every width."""
         from muonscale.lab.models.widen import fields_at
@@ -57,18 +53,14 @@ class TelescopeStudy(PlannedStudy[TelescopeConfig]):
 
     def run(self, width: int, place: Place, seed: int) -> PlannedRun:
         """Return a run; places are the same at all levels, so no run has two names."""
-        config, key = self.config, (width, place, seed)
-        if key not in self._made:
-            keys: dict[str, Any] = {"model.fields": {**self._own_fields, **self._fields[width]}}
-            if width != config.base_width:
-                keys["transfer.base"] = self._fields[config.base_width]
-                keys["transfer.convention"] = config.convention
-            values = config.values(place)
-            keys |= {config.hyperparameters[name].key: v for name, v in values.items()}
-            self._made[key] = self.planner.run(
-                {"width": width, **values, "seed": seed}, keys, seed=seed
-            )
-        return self._made[key]
+        config = self.config
+        keys: dict[str, Any] = {"model.fields": {**self._own_fields, **self._fields[width]}}
+        if width != config.base_width:
+            keys["transfer.base"] = self._fields[config.base_width]
+            keys["transfer.convention"] = config.convention
+        values = config.values(place)
+        keys |= {config.hyperparameters[name].key: v for name, v in values.items()}
+        return self.planner.run({"width": width, **values, "seed": seed}, keys, seed=seed)
 
     def known_losses(self, outcomes: Outcomes, width: int, place: Place) -> Losses | None:
         """Return the losses at a place by seed, None while runs are missing."""
@@ -104,10 +96,10 @@ class TelescopeStudy(PlannedStudy[TelescopeConfig]):
         ]
         if (best := self.chosen(levels)) is not None:
             runs += [self.run(config.target_width, best, seed) for seed in config.target_seeds]
-            if config.brute_force:
+            if (width := config.sweep_width) is not None:
                 runs += [
-                    self.run(config.calibration_width, place, seed)
-                    for place in config.rule.first_grid.places
+                    self.run(width, place, seed)
+                    for place in [best, *config.rule.first_grid.places]
                     for seed in config.seeds
                 ]
         return list({run.id: run for run in runs}.values())
@@ -141,11 +133,16 @@ class TelescopeStudy(PlannedStudy[TelescopeConfig]):
             number, most = most_places(shape, 0), most_places(shape, left)
             what = f"{describe_shape(shape)} at width"
             found.append(expect("tuning", width, what, seeds * number, seeds * most))
-        target, size = len(config.target_seeds), seeds * len(full.places)
+        size, of_target = seeds * len(full.places), set(config.target_seeds)
+        if config.full_sweep == "target":
+            of_target |= set(config.seeds)
+        target = len(of_target)
         found.append(expect("final", config.target_width, "target of width", target, target))
         sweep = f"full sweep of {describe_shape(full.shape)} at width"
-        if config.brute_force:
-            found.append(expect("check", config.calibration_width, sweep, size, size))
+        if config.sweep_width is not None:
+            found.append(expect("check", config.sweep_width, sweep, size, size))
+        if config.full_sweep == "target":
+            return found
         return [*found, expect("instead", config.target_width, sweep, size, size)]
 
     def _shapes(self, outcomes: Outcomes) -> Iterator[tuple[tuple[int, ...], int]]:
@@ -167,12 +164,16 @@ class TelescopeStudy(PlannedStudy[TelescopeConfig]):
         if chosen is not None:
             ids = [self.run(config.target_width, chosen, s).id for s in config.target_seeds]
             target = collect_losses(outcomes[id] for id in ids if id in outcomes)
-            if config.brute_force:
-                width, places = config.calibration_width, config.rule.first_grid.places
+            if (width := config.sweep_width) is not None:
+                places = config.rule.first_grid.places
                 swept = {p: self.known_losses(outcomes, width, p) for p in places}
-                sweep = compare_full_sweep(config, levels[-1], chosen, swept, spent)
+                near = levels[-1].grid.near(chosen) if width == levels[-1].width else [chosen]
+                own = {p: self.known_losses(outcomes, width, p) for p in near}
+                if all(own.values()):
+                    telescoped = {p: losses for p, losses in own.items() if losses}
+                    sweep = compare_full_sweep(config, width, telescoped, chosen, swept, spent)
         return analyze_telescope(config, levels, chosen, target) | {
-            "brute_force": sweep,
+            "full_sweep": sweep,
             "account": spent.tree(),
         }
 

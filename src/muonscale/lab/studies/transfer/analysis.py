@@ -54,7 +54,7 @@ class TransferAnalysis:
 
 
 def analyze_curve(
-    variant: str, convention: str, sweeps: Mapping[int, Sweep], name: str
+    variant: str, convention: str, sweeps: Mapping[int, Sweep], name: str, *, tuned: bool = True
 ) -> TransferAnalysis:
     """Return whether the optimum of one optimizer under one convention stays where it is.
 
@@ -63,6 +63,7 @@ def analyze_curve(
         convention: how hyper-parameters change with the width.
         sweeps: losses over the hyper-parameter by width.
         name: name of the hyper-parameter, for messages.
+        tuned: whether the other hyper-parameters are tuned at the first width.
     """
     noise = _pool_noise(sweeps)
     widths = [_analyze_width(width, sweep, noise, name) for width, sweep in sweeps.items()]
@@ -80,6 +81,8 @@ def analyze_curve(
     transfers: bool | None = moved < 1
     if missing or len(widths) < 2:
         transfers, why = None, "runs are missing"
+    elif not tuned:
+        transfers, why = None, f"not tuned at width {widths[0].width}; {why}"
     elif lost:
         transfers, why = False, f"every run diverged at width {lost[0]}"
     elif edges:

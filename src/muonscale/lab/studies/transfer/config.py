@@ -12,6 +12,7 @@ from muonscale.lab.studies.config import (
     check_rising,
     check_variants,
 )
+from muonscale.lab.studies.search.config import SearchSection
 from muonscale.lab.studies.variants import VariantsConfig
 from muonscale.transfer.options import ConventionT
 
@@ -29,6 +30,9 @@ class TransferConfig(VariantsConfig):
     values_of: dict[str, list[Number]] = {}
     """Other values for an optimizer."""
     variants: Annotated[dict[str, dict[str, Any]], Field(min_length=1)] = {"muon": {}}
+    search: SearchSection | None = None
+    """Keys that are searched for every variant at the first width, `over` being one of them; all
+    widths take the best values of the others."""
     conventions: Annotated[list[ConventionT], Field(min_length=1)] = ["spectral", "standard"]
     """How hyper-parameters change with the width."""
     conventions_of: dict[str, list[ConventionT]] = {}
@@ -43,6 +47,13 @@ class TransferConfig(VariantsConfig):
             check_rising(name, values, least=3)
         for key in ("values_of", "conventions_of"):
             check_variants(key, getattr(self, key), self.variants)
+        if self.search is not None:
+            self.search.check_variants(self.variants)
+            own = self.search.keys.get(self.name)
+            if own is None or own.key != self.over or own.variants is not None:
+                raise ValueError(
+                    f"search.keys.{self.name}: it must be {self.over}, searched for all variants"
+                )
         return self
 
     @property

@@ -12,6 +12,7 @@ from muonscale.lab.studies.report_blocks import (
     keep_nonempty,
     seed_series,
 )
+from muonscale.lab.studies.search.report import about_search, search_charts, settings_table
 from muonscale.lab.studies.transfer.config import TransferConfig
 
 NAMES = {"lr": "learning rate", "wd": "weight decay"}
@@ -37,8 +38,20 @@ def report_transfer(config: TransferConfig, found: Found) -> Page:
             PageSection(title="Verdicts", blocks=(*verdicts, rule)),
             _report_optima(name, curves),
             *(_report_curve(name, curve) for curve in curves),
+            *_report_search(config, found),
         ),
     )
+
+
+def _report_search(config: TransferConfig, found: Found) -> list[PageSection]:
+    if config.search is None:
+        return []
+    blocks = (
+        *about_search(config.search, config.variants),
+        *keep_nonempty(*search_charts("search", found["searches"], config.search.keys)),
+        settings_table("settings", found["searches"]),
+    )
+    return [PageSection(title="How the other keys were found", blocks=blocks)]
 
 
 def _title(curve: Found) -> str:

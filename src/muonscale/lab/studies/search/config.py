@@ -1,0 +1,105 @@
+"""The `search` section of a study: which keys are searched, from where, and how far."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from muonscale.lab.config.sections import Positive, Section
+from muonscale.lab.studies.config import (
+    SET_BY_STUDY,
+    Number,
+    Seeds,
+    check_distinct,
+    check_names,
+    check_variants,
+)
+from muonscale.lab.studies.search.descent import Setting
+
+RESERVED = ("variant", "seed", "batch", "rung", "tokens", "width", "convention")
+"""Names that runs already use for their other coordinates."""
+
+
+class SearchKey(Section):
+    """A key of the recipe to search on a logarithmic grid: `search.keys.NAME.*`."""
+
+    key: str
+    """The key, such as `optimizer.lr`."""
+    start: Number
+    """The value to begin with."""
+    start_of: dict[str, Number] = {}
+    """Another value to begin with, for a variant."""
+    ratio: Annotated[float, Field(gt=1)] = 2.0
+    """Ratio of neighboring values."""
+    variants: list[str] | None = None
+    """The variants that have this key; null for all."""
+
+
+class SearchSection(Section):
+    """The search of a study: `search.*`. All variants try equal numbers of settings."""
+
+    keys: Annotated[dict[str, SearchKey], Field(min_length=1)]
+    """Searched keys by the names that runs and report give them, such as `lr` (matrices) and `rest`
+    (embedding, head, gains)."""
+    settings: Positive = 9
+    """Settings that every variant tries at least."""
+    most: Positive = 24
+    """Settings that every variant tries at most, if one of them has not found a setting whose
+    neighbors are all worse."""
+    seeds: Seeds = [0]
+    """Seeds of every setting; the best setting has the lowest mean loss."""
+    at: Literal["every", "first"] = "every"
+    """Places at which to search: every one, or the first, whose best settings all others take."""
+    begin: Literal["previous", "start"] = "previous"
+    """Where the search of a later place begins: at the best setting of the place before, or at
+    `start`; then the places do not wait for each other."""
+
+    @model_validator(mode="after")
+    def _check(self) -> SearchSection:
+        check_names("search.keys", self.keys)
+        check_distinct("search.seeds", self.seeds)
+        keys = [item.key for item in self.keys.values()]
+        for name, item in self.keys.items():
+            where = f"search.keys.{name}"
+            if name in RESERVED:
+                raise ValueError(f"{where}: runs have a {name} already; choose another name")
+            if "." not in item.key:
+                raise ValueError(f"{where}.key={item.key!r} must have the form section.key")
+            if item.key in SET_BY_STUDY:
+                raise ValueError(f"{where}.key={item.key}: the study sets it itself")
+            if keys.count(item.key) > 1:
+                raise ValueError(f"{where}.key={item.key}: another searched key is the same")
+        if self.most < self.settings:
+            raise ValueError(
+                f"search.most={self.most} must be at least search.settings={self.settings}"
+            )
+        return self
+
+    def check_variants(self, variants: Collection[str]) -> None:
+        """Raise ValueError for a variant that the study does not have, or that searches nothing."""
+        for name, item in self.keys.items():
+            check_variants(f"search.keys.{name}.start_of", item.start_of, variants)
+            check_variants(f"search.keys.{name}.variants", item.variants or (), variants)
+        for variant in variants:
+            if not self.names(variant):
+                raise ValueError(f"search.keys: no key is searched for {variant}")
+
+    def names(self, variant: str) -> tuple[str, ...]:
+        """Return the names of the keys that are searched for a variant."""
+        items = self.keys.items()
+        return tuple(n for n, item in items if item.variants is None or variant in item.variants)
+
+    def values(self, variant: str, setting: Setting) -> dict[str, float]:
+        """Return the values of a setting by name, to six digits."""
+        found = {}
+        for name, offset in zip(self.names(variant), setting, strict=True):
+            item = self.keys[name]
+            start = item.start_of.get(variant, item.start)
+            found[name] = float(f"{start * item.ratio**offset:.6g}")
+        return found
+
+    def overrides(self, values: Mapping[str, float]) -> dict[str, float]:
+        """Return values by the key of the recipe, from values by name."""
+        return {self.keys[name].key: value for name, value in values.items()}

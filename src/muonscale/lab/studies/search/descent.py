@@ -1,0 +1,108 @@
+"""Coordinate descent on a logarithmic grid: which settings to try next, given the losses so far.
+
+From the best setting so far, the two neighbors along one key are tried, then along the next key.
+Wherever a lower loss appears the search goes on from there, so an edge is extended until the best
+setting is inside. It ends when every neighbor of the best setting was tried and is worse, or at the
+largest number of settings. A search that ends early tries settings around its best one until it has
+as many as the others: settings are then as many for every optimizer.
+
+All of it is a function of losses, so a study that was stopped goes on with the same settings.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+Setting = tuple[int, ...]
+"""For each searched key, how many steps of the grid its value is above the start."""
+LossOf = Callable[[Setting], float | None]
+"""Maps a setting to its mean loss: infinite if a run diverged, NaN if one failed, None while runs
+are missing."""
+
+FILL_REACH = 2
+"""How many steps away from the best setting a search looks for settings to fill up with."""
+
+
+@dataclass(frozen=True)
+class Descent:
+    """A search, as far as losses determine it."""
+
+    tried: tuple[Setting, ...]
+    """The settings to try, in their order; those of a search that has not ended may grow."""
+    ended: bool
+    """Whether all of them have a loss and no more are wanted."""
+    best: Setting | None
+    """The setting of the lowest finite loss so far."""
+    edges: tuple[tuple[int, int], ...]
+    """Neighbors of the best setting without a loss: index of the key, and -1 or 1."""
+
+    @property
+    def tuned(self) -> bool:
+        """Whether every neighbor of the best setting has a loss, or diverged."""
+        return self.ended and self.best is not None and not self.edges
+
+
+def descend(loss: LossOf, start: Setting, least: int, most: int) -> Descent:
+    """Return a search, as far as the losses are known.
+
+    Args:
+        loss: the losses.
+        start: the first setting.
+        least: fewest settings to try.
+        most: most settings to try.
+    """
+    tried = [start]
+    while True:
+        losses = {setting: loss(setting) for setting in tried}
+        known = {s: x for s, x in losses.items() if x is not None}
+        best = min(
+            (s for s, x in known.items() if math.isfinite(x)), key=known.__getitem__, default=None
+        )
+        measured = [setting for setting, x in known.items() if not math.isnan(x)]
+        edges = () if best is None else _missing_neighbors(best, measured)
+        if len(known) < len(tried):
+            return Descent(tuple(tried), False, best, edges)
+        wanted = _next_settings(tried, best, least)[: most - len(tried)]
+        if not wanted:
+            return Descent(tuple(tried), True, best, edges)
+        tried += wanted
+
+
+def descend_equally(
+    losses: Mapping[str, LossOf], starts: Mapping[str, Setting], least: int, most: int
+) -> dict[str, Descent]:
+    """Return the searches of several optimizers, which try equal numbers of settings at the end."""
+    while True:
+        found = {name: descend(loss, starts[name], least, most) for name, loss in losses.items()}
+        longest = max(len(search.tried) for search in found.values())
+        if longest == least or not all(search.ended for search in found.values()):
+            return found
+        least = longest
+
+
+def _missing_neighbors(best: Setting, tried: list[Setting]) -> tuple[tuple[int, int], ...]:
+    return tuple(
+        (axis, side)
+        for axis in range(len(best))
+        for side in (-1, 1)
+        if _moved(best, axis, side) not in tried
+    )
+
+
+def _moved(setting: Setting, axis: int, by: int) -> Setting:
+    return (*setting[:axis], setting[axis] + by, *setting[axis + 1 :])
+
+
+def _next_settings(tried: list[Setting], best: Setting | None, least: int) -> list[Setting]:
+    """Return the settings to try next, none if the search has ended."""
+    if best is None:  # every setting diverged: lower all keys
+        return [tuple(min(axis) - 1 for axis in zip(*tried, strict=True))]
+    if missing := _missing_neighbors(best, tried):
+        return [_moved(best, axis, side) for axis, side in missing if axis == missing[0][0]]
+    shifts = itertools.product(range(-FILL_REACH, FILL_REACH + 1), repeat=len(best))
+    near = sorted(shifts, key=lambda shift: (sum(x * x for x in shift), shift))
+    around = [tuple(map(sum, zip(best, shift, strict=True))) for shift in near]
+    return [setting for setting in around if setting not in tried][: max(0, least - len(tried))]
