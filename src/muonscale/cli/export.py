@@ -23,6 +23,9 @@ def export(
         str, typer.Option(help="Dtype of the parameters: float32, as trained, or bfloat16.")
     ] = "float32",
     max_shard_size: Annotated[str, typer.Option(help="Maximum size of a file of weights.")] = "5GB",
+    average: Annotated[
+        bool, typer.Option("--average", help="The average of the weights (train.average).")
+    ] = False,
 ) -> None:
     """Write a checkpoint of a run as a Hugging Face model folder.
 
@@ -38,7 +41,13 @@ def export(
         typer.echo(text, err=True)
 
     done = write(
-        RunFolder(path), step, folder, dtype=dtype, max_shard_size=max_shard_size, report=warn
+        RunFolder(path),
+        step,
+        folder,
+        dtype=dtype,
+        max_shard_size=max_shard_size,
+        average=average,
+        report=warn,
     )
     again = command_line("generate", folder, "def ")
     typer.echo(f"step {done} of {path} is in {folder}; try: {again}")

@@ -86,6 +86,11 @@ class RunFolder:
         return self.path / "model"
 
     @property
+    def averaged_model(self) -> Path:
+        """Folder of the average of the weights (`train.average`) in Hugging Face format."""
+        return self.path / "model-average"
+
+    @property
     def metrics(self) -> Path:
         """File of the metrics, one JSON object per line."""
         return self.path / "metrics.jsonl"

@@ -17,6 +17,7 @@ Beside them:
 - `step`: one step of one rule, on one rank or on many.
 - `arguments`: what may be given to `Muon`: parameters, groups and keywords in their many spellings.
 - `options`: every option once, with its type, default, range and meaning.
+- `option_schedule`: values of options that change from step to step, as learning rates do.
 - `presets`: the options of published recipes.
 - `hf_trainer`: `Muon` for trainers that make an optimizer of a model.
 

@@ -177,6 +177,23 @@ def check_options_given(given: Mapping[str, Any]) -> None:
     check_given(given, *COMMON, *OPTIONS_OF.values())
 
 
+def check_schedulable(option: str) -> None:
+    """Raise ConfigError for an option that no `OptionSchedule` can set.
+
+    Those that it can set are the real numbers among the options of all rules, but the learning
+    rate.
+    """
+    if option == "lr":
+        raise ConfigError("lr: learning rates have schedulers of their own")
+    ranges = ("at least 0", "above 0", "fraction")
+    classes = (*COMMON, *OPTIONS_OF.values())
+    known = {f.name for cls in classes for f in fields(cls) if f.metadata.get("range") in ranges}
+    if option not in known - {"lr"}:
+        raise ConfigError(
+            f"{option!r} is no option that can be scheduled; {nearest(option, known - {'lr'})}"
+        )
+
+
 def unused_options(rule: str | None) -> set[str]:
     """Return the options of rules on matrices that a run does not use where no parameter is on one.
 

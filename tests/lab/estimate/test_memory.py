@@ -118,6 +118,7 @@ def memory_of(**parts: object) -> RankMemory:
         "gradients": 10,
         "matrix_state": 5,
         "elementwise_state": 2,
+        "average": 0,
         "gathered": 9,
     }
     sizes |= {"gathered_layer": 4, "unreduced": 8, "activations": 30, "logits": 1}

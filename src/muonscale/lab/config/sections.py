@@ -27,6 +27,7 @@ from muonscale.optim.options import (
     MuonOptions,
     NarrowOptions,
     check_options_given,
+    check_schedulable,
     check_word,
     names_of,
     option_names,
@@ -378,8 +379,24 @@ class Stage(Section):
     """Rate of the router bias in this stage. The default is `routing.bias_rate`."""
 
 
+class OptionPoint(Section):
+    """A point of an option's schedule: an item of `schedule.options.NAME`."""
+
+    at: Steps | Literal["end"]
+    """Where: a fraction of the run if below 1, else a step; `end` is the last step."""
+    value: float | None = None
+    """The value there."""
+    times: Annotated[float, Field(ge=0)] | None = None
+    """Or a multiple of the value that each group has."""
+
+    @model_validator(mode="after")
+    def _one(self) -> OptionPoint:
+        _exactly_one({"value": self.value, "times": self.times})
+        return self
+
+
 class ScheduleSection(Section):
-    """The learning rate schedule: `schedule.*`."""
+    """The schedule of learning rates, and of other options: `schedule.*`."""
 
     name: Literal[ShapeT, "stages"] = "cosine"
     """Shape of the multiplier on every learning rate; `stages` uses the list `schedule.stages`."""
@@ -392,11 +409,30 @@ class ScheduleSection(Section):
     """Multiplier at the end of the run; `constant` ignores it."""
     stages: list[Stage] = []
     """Stages of the run, in order."""
+    options: dict[str, Annotated[list[OptionPoint], Field(min_length=1)]] = {}
+    """Schedules of other options, by option (`momentum`, `weight_decay`, `rms`) or by group and
+    option (`embedding.weight_decay`): points in order, with straight lines between them. Before
+    the first and after the last point the value is that of the point."""
+
+    @field_validator("options")
+    @classmethod
+    def _check_options(cls, value: dict[str, list[OptionPoint]]) -> dict[str, list[OptionPoint]]:
+        for key, points in value.items():
+            try:
+                check_schedulable(key.rpartition(".")[2])
+            except ConfigError as error:
+                raise ValueError(f"schedule.options: {error}") from None
+            if len({point.times is None for point in points}) > 1:
+                raise ValueError(
+                    f"schedule.options.{key}: some points have a value and some have times; give "
+                    "one of both"
+                )
+        return value
 
     @property
     def all_stages(self) -> list[Stage]:
         """The stages of the run; a schedule without `stages` is one stage."""
-        return self.stages or [Stage.model_validate(self.model_dump(exclude={"stages"}))]
+        return self.stages or [Stage.model_validate(self.model_dump(exclude={"stages", "options"}))]
 
     @model_validator(mode="after")
     def _check_name(self) -> ScheduleSection:
@@ -444,6 +480,18 @@ class TrainSection(Section):
     """Keep only the input of every layer, and compute the rest again in the backward pass."""
     compile: bool = False
     """Compile every layer with torch.compile, which takes a minute at the start."""
+    average: Literal["ema", "mean"] | None = None
+    """Average of the weights beside the weights: `ema`, an exponential moving average, or `mean`,
+    in which all weights count the same; null for none. It is evaluated whenever the weights are, and
+    written to `model-average` at the end."""
+    average_from: Mark = 0.8
+    """Point of the run where the average begins: a fraction of its tokens if below 1, else training
+    tokens."""
+    average_decay: Annotated[float, Field(gt=0, lt=1)] = 0.99
+    """Weight of the average before an update of `ema`."""
+    average_every: Positive = 1
+    """Steps between updates of the average; with those between checkpoints, `mean` is their
+    mean."""
 
     @model_validator(mode="after")
     def _one_length(self) -> TrainSection:

@@ -11,8 +11,8 @@ from muonscale.lab.report.page import Chart, Mark, Series
 
 FORMATS = (".png", ".svg")
 
-MEMORY = ("parameters", "gradients", "matrix_state", "elementwise_state", "gathered", "unreduced",
-          "activations", "logits", "step_workspace")  # fmt: skip
+MEMORY = ("parameters", "gradients", "matrix_state", "elementwise_state", "average", "gathered",
+          "unreduced", "activations", "logits", "step_workspace")  # fmt: skip
 
 TIMES = {
     "passes": "passes",

@@ -37,6 +37,8 @@ class RankMemory:
     gradients: int
     matrix_state: int
     elementwise_state: int
+    average: int
+    """The average of the weights."""
     gathered: int
     """Gathered layers and the parameters outside of layers, in the dtype of the passes; without
     FSDP the copies that autocast makes."""
@@ -54,13 +56,14 @@ class RankMemory:
     @property
     def resident(self) -> int:
         """Bytes allocated all the time."""
-        return self.parameters + self.matrix_state + self.elementwise_state
+        return self.parameters + self.matrix_state + self.elementwise_state + self.average
 
     @property
     def moments(self) -> dict[str, dict[str, int]]:
         """Bytes by part at the loss, in the backward pass, and in the optimizer step."""
         held = {"parameters": self.parameters, "gradients": self.gradients}
         held |= {"matrix_state": self.matrix_state, "elementwise_state": self.elementwise_state}
+        held |= {"average": self.average} if self.average else {}
         early = held | ({} if self.gradients_stay else {"gradients": 0})
         passing = early | {"activations": self.activations}
         if not self.gradients_stay and self.gradients > self.activations:
@@ -105,6 +108,7 @@ def rank_memory(
         gradients=parameters,
         matrix_state=state[True],
         elementwise_state=state[False],
+        average=parameters if workload.averages else 0,
         gathered=gathered_bytes(placement, workload, rank),
         gathered_layer=layer,
         unreduced=unreduced_bytes(placement, workload),

@@ -14,6 +14,7 @@ PARTS = {
     "gradients": "float32",
     "matrix_state": "momentum",
     "elementwise_state": "two moments",
+    "average": "of the weights",
     "gathered": "layers in flight, in the dtype of the passes",
     "unreduced": "gradients of a layer before they are reduced",
     "activations": "of one micro-batch",

@@ -27,6 +27,8 @@ class Workload:
     """Dtype of forward and backward passes and of reduced gradients."""
     checkpointing: bool
     """Whether activations are recomputed in the backward pass."""
+    averages: bool
+    """Whether the average of the weights is kept beside them."""
     steps: int
     """Steps of the run."""
     tokens: int
@@ -58,6 +60,7 @@ def make_workload(config: Config, topology: Topology, device: Device) -> Workloa
         micro_tokens=micro_batch_size(config, share) * length,
         precision=torch.bfloat16 if precision == "bfloat16" else torch.float32,
         checkpointing=config.train.activation_checkpointing,
+        averages=config.train.average is not None,
         steps=config.steps,
         tokens=timeline.tokens_before(config.steps),
     )

@@ -48,6 +48,7 @@ def model_card(
     *,
     step: int,
     model: PreTrainedModel,
+    averaged: bool = False,
 ) -> str:
     """Return the text of README.md: front matter of the Hugging Face hub, then Markdown.
 
@@ -59,6 +60,7 @@ def model_card(
         metrics: records of metrics.jsonl.
         step: optimizer steps after which the model was saved.
         model: the model, for its architecture and size.
+        averaged: whether it is the average of the weights (`train.average`).
     """
     records = [record for record in metrics if record["step"] <= step]
     tokens = next(
@@ -69,13 +71,14 @@ def model_card(
     start = f"the weights of `{Path(weights).name}`" if weights else "random weights"
     parts = [
         f"# {Path(config['run']['path']).name}",
-        f"`{type(model).__name__}`, trained from {start} with muonscale: the checkpoint after "
-        f"{step:,} steps{seen}.",
+        f"`{type(model).__name__}`, trained from {start} with muonscale: "
+        f"{'the average of the weights' if averaged else 'the checkpoint'} after {step:,} "
+        f"steps{seen}.",
         "## Model",
         _table(_architecture(config, model)),
         "## Data",
         _table(_data(config, env, tokens)),
-        *_evaluation(records),
+        *_evaluation(records, averaged=averaged),
         "## Training",
         _table(_training(config, env)),
         *_command_and_versions(env),
@@ -143,19 +146,19 @@ def _corpora(
     }
 
 
-def _evaluation(records: list[Mapping[str, Any]]) -> list[str]:
+def _evaluation(records: list[Mapping[str, Any]], *, averaged: bool) -> list[str]:
     """Return the section of the last evaluation, if there is one."""
-    evaluations = [
-        r for r in records if r["kind"] == "eval" and r.get("validation_loss") is not None
-    ]
+    key = "average_validation_loss" if averaged else "validation_loss"
+    evaluations = [r for r in records if r["kind"] == "eval" and r.get(key) is not None]
     if not evaluations:
         return []
     last = max(evaluations, key=lambda record: record["step"])
-    bits = last.get("bits_per_byte")
+    bits = None if averaged else last.get("bits_per_byte")
+    parts = {} if averaged else last.get("validation_losses", {})
     rows = {
-        "validation loss, nats per token": f"{last['validation_loss']:.4f}",
+        "validation loss, nats per token": f"{last[key]:.4f}",
         "bits per byte": None if bits is None else f"{bits:.4f}",
-        **{f"on {name}": f"{v:.4f}" for name, v in last.get("validation_losses", {}).items()},
+        **{f"on {name}": f"{v:.4f}" for name, v in parts.items()},
         "validation tokens": last.get("validation_tokens"),
         "measured after step": last["step"],
     }

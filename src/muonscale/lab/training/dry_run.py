@@ -13,12 +13,18 @@ from muonscale.lab.models.pretrained import weight_files
 from muonscale.lab.models.structure import count_parameters
 from muonscale.lab.parallel.topology import Topology
 from muonscale.lab.training.attention import plan_attention
+from muonscale.lab.training.average import build_average
 from muonscale.lab.training.checkpoint import steps_to_keep
 from muonscale.lab.training.load_optimizer_state import check_state_file
 from muonscale.lab.training.noise_scale import check_noise_scale
 from muonscale.lab.training.param_groups import plan_transfer
 from muonscale.lab.training.router_balance import plan_routing
-from muonscale.lab.training.schedule import check_schedule, multiplier, spans
+from muonscale.lab.training.schedule import (
+    build_option_schedule,
+    check_schedule,
+    multiplier,
+    spans,
+)
 from muonscale.lab.training.setup import build_optimizer, model_shape
 from muonscale.lab.training.trackers.registry import check_trackers
 from muonscale.optim.parameters.report import grouping_report
@@ -55,6 +61,8 @@ def dry_run(config: Config) -> str:
     sketch = "".join(BARS[round(value * (len(BARS) - 1))] for value in values)
     transfer = plan_transfer(config, shape)
     optimizer = build_optimizer(model, config.optimizer, transfer=transfer)
+    build_option_schedule(optimizer, config)
+    build_average(model, config)
     groups = grouping_report(optimizer.param_groups)
     return "\n".join(
         [
@@ -65,6 +73,7 @@ def dry_run(config: Config) -> str:
             f"FLOPs      {flops}",
             f"schedule   {config.schedule.name} {sketch} peak {config.optimizer.lr:g}",
             *_stages(config),
+            *_options(config),
             "",
             groups.table(full=False),
             groups.summary(),
@@ -92,6 +101,17 @@ def planned_shape(config: Config) -> PreTrainedConfig:
             config.model, vocab_size=size, sequence_length=length, bos_id=0, eos_id=0
         )
     return model_shape(config, load_tokenizer(name, own_begin=config.data.has_chats))
+
+
+def _options(config: Config) -> list[str]:
+    """Return a line for every scheduled option: its value, or multiple, at every point."""
+    lines = []
+    for key, points in config.schedule.options.items():
+        at = (f"{p.value:g}" if p.times is None else f"{p.times:g} times" for p in points)
+        places = (p.at if p.at == "end" else f"{p.at:g}" for p in points)
+        listed = ", ".join(f"{x} at {place}" for x, place in zip(at, places, strict=True))
+        lines.append(f"option     {key}: {listed}")
+    return lines
 
 
 def _stages(config: Config) -> list[str]:

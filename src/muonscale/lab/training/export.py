@@ -48,6 +48,7 @@ def export(
     *,
     dtype: str = "float32",
     max_shard_size: str = SHARD_SIZE,
+    average: bool = False,
     report: Callable[[str], None],
 ) -> int:
     """Write a checkpoint of a run as a Hugging Face folder with tokenizer and model card.
@@ -61,6 +62,7 @@ def export(
         dtype: dtype of the parameters: `float32`, as trained, or `bfloat16`, which rounds all
             parameters except router biases. Those and buffers stay in float32.
         max_shard_size: largest file of weights, such as `5GB`.
+        average: write the average of the weights (`train.average`) in place of the weights.
         report: called for every damaged checkpoint that is skipped.
 
     Returns:
@@ -84,11 +86,18 @@ def export(
     check_target(folder)
     checkpoint = find_checkpoint(run, step, report)
     facts = load_facts(checkpoint)
+    if average and not facts.get("averaged"):
+        raise CheckpointError(
+            f"checkpoint {checkpoint} has no average of the weights; train with train.average=ema, "
+            "and export a step after train.average_from"
+        )
     tokenizer = run_tokenizer(run)
-    model = checkpoint_model(checkpoint, facts, DTYPES[dtype])
+    model = checkpoint_model(checkpoint, facts, DTYPES[dtype], average=average)
     env = run.environment()
     try:
-        card = model_card(config, env, run.read_metrics(), step=facts["step"], model=model)
+        card = model_card(
+            config, env, run.read_metrics(), step=facts["step"], model=model, averaged=average
+        )
     except (AttributeError, LookupError, TypeError, ValueError) as error:
         raise CheckpointError(
             f"no model card can be made from config.json, env.json and metrics.jsonl in {run.path} "
@@ -178,7 +187,11 @@ def shape_of(facts: dict[str, Any], checkpoint: Path) -> PreTrainedConfig:
 
 
 def checkpoint_model(
-    checkpoint: Path, facts: dict[str, Any], dtype: torch.dtype = torch.float32
+    checkpoint: Path,
+    facts: dict[str, Any],
+    dtype: torch.dtype = torch.float32,
+    *,
+    average: bool = False,
 ) -> PreTrainedModel:
     """Return the model of a checkpoint on the CPU.
 
@@ -186,12 +199,16 @@ def checkpoint_model(
         checkpoint: folder of a complete checkpoint.
         facts: its `facts.json`.
         dtype: dtype of its parameters; see `unfilled_model`.
+        average: take the average of the weights, of the parameters that were trained.
 
     Raises:
         CheckpointError: as `shape_of`, or if a tensor is missing.
     """
     model = unfilled_model(shape_of(facts["model"], checkpoint), dtype)
     load_tensors(checkpoint, {"model": model.state_dict()}, Processes())
+    if average:
+        parameters = {n: p.detach() for n, p in model.named_parameters() if p.requires_grad}
+        load_tensors(checkpoint, {"average": parameters}, Processes())
     return model
 
 

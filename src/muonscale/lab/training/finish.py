@@ -50,10 +50,29 @@ def finish(run: Run, stop: StopRequest) -> dict[str, Any]:
     baselines = run.processes.on_first(lambda: ngram_baselines(run, stop))
     model = gather_model(run.state.model, run.processes)
     result = run.processes.on_first(lambda: _write_files(run, model, record, baselines))
+    _export_average(run)
     stop.raise_if_requested("stopped before result.json was written; finish with --resume")
     run.processes.on_first(lambda: _write_result(run, result))
     _log_result(run, result)
     return result
+
+
+def _export_average(run: Run) -> None:
+    """Write the average of the weights as a Hugging Face folder, if there is one: a collective."""
+    average, folder = run.state.average, run.folder
+    if average is None or not average.count:
+        return
+
+    def write(model: PreTrainedModel | None) -> None:
+        assert model is not None
+        saved, env, metrics = folder.saved_config(), folder.environment(), folder.read_metrics()
+        card = model_card(saved, env, metrics, step=run.state.step, model=model, averaged=True)
+        advice = f"remove the cause, and {way_on(folder.checkpoints)}"
+        save_hf(model, run.tokenizer, folder.averaged_model, card=card, advice=advice)
+
+    with average.in_place():
+        model = gather_model(run.state.model, run.processes)
+        run.processes.on_first(lambda: write(model))
 
 
 def _write_files(
@@ -172,8 +191,15 @@ def _log_result(run: Run, result: dict[str, Any]) -> None:
             f"validation loss before training {before:.3f}, after {result['validation_loss']:.3f} "
             f"({abs(change):.3f} {'better' if change < 0 else 'worse'})\n"
         )
+    averaged = ""
+    if (loss := result.get("average_validation_loss")) is not None:
+        change = loss - result["validation_loss"]
+        averaged = (
+            f"validation loss of the average of the weights {loss:.3f} ({abs(change):.3f} "
+            f"{'better' if change < 0 else 'worse'}), in {run.folder.averaged_model}\n"
+        )
     run.console.log(
-        f"{started}validation loss in nats per token: unigram {result['unigram_loss']:.3f}, bigram "
+        f"{started}{averaged}validation loss in nats per token: unigram {result['unigram_loss']:.3f}, bigram "
         f"{result['bigram_loss']:.3f}, model {result['validation_loss']:.3f} "
         f"({abs(below):.3f} {'below' if below > 0 else 'above'} the bigram){bits}\n"
         f"{speed}\n"

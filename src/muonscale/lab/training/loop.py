@@ -173,6 +173,8 @@ def run_steps(run: Run, stop: StopRequest) -> None:
                 record = train_step(
                     state, batch, config, run.processes, before_update=telemetry.before_update
                 )
+            if state.average is not None:
+                state.average.update(state.step)
             if profiled:
                 record["profiled"] = True
             run.record(record)

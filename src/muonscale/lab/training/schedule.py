@@ -10,14 +10,18 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 
+import numpy as np
 from torch.optim import Optimizer
 
 from muonscale.errors import ConfigError
 from muonscale.lab.config.load import Config
 from muonscale.lab.config.run_length import Timeline
 from muonscale.lab.config.sections import ScheduleSection, Stage
+from muonscale.optim.muon import Muon
+from muonscale.optim.option_schedule import OptionFunction, OptionSchedule
 
 
 def _linear(progress: float) -> float:
@@ -115,6 +119,53 @@ def multiplier(schedule: ScheduleSection, step: int, timeline: Timeline) -> floa
     start, end = timeline.sequences_before(span.fall), timeline.sequences_before(span.end)
     progress = (timeline.sequences_before(step) - start) / (end - start)
     return final + (peak - final) * FALL[span.stage.name](progress)
+
+
+def option_functions(
+    config: Config,
+) -> tuple[dict[str, OptionFunction], dict[str, OptionFunction]]:
+    """Return what `schedule.options` gives: functions of the step by option or group and option.
+
+    Returns:
+        Functions that give values, and functions that give multipliers.
+
+    Raises:
+        ConfigError: for points that are not in order.
+    """
+    values: dict[str, OptionFunction] = {}
+    multipliers: dict[str, OptionFunction] = {}
+    for key, points in config.schedule.options.items():
+        last = config.steps - 1
+        at = [last if p.at == "end" else as_steps(p.at, config.steps) for p in points]
+        if any(b <= a for a, b in pairwise(at)):
+            raise ConfigError(
+                f"schedule.options.{key}: the points are at steps {', '.join(map(str, at))} of "
+                f"{config.steps}; each must be after the one before"
+            )
+        heights = [p.times if p.value is None else p.value for p in points]
+        function = partial(np.interp, xp=at, fp=heights)
+        (multipliers if points[0].value is None else values)[key] = function
+    return values, multipliers
+
+
+def build_option_schedule(optimizer: Muon, config: Config) -> OptionSchedule | None:
+    """Return the schedule of options other than learning rates, None if there is none.
+
+    Raises:
+        ConfigError: for a group that does not exist, or a value out of range at any step.
+    """
+    values, multipliers = option_functions(config)
+    if not (values or multipliers):
+        return None
+    try:
+        schedule = OptionSchedule(optimizer, values=values, multipliers=multipliers)
+        for points in config.schedule.options.values():  # the ends of straight lines
+            for p in points:
+                schedule.set(config.steps - 1 if p.at == "end" else as_steps(p.at, config.steps))
+        schedule.set(0)
+    except ConfigError as error:
+        raise ConfigError(f"schedule.options: {error}") from None
+    return schedule
 
 
 def check_schedule(config: Config) -> None:

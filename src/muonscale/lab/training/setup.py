@@ -29,6 +29,7 @@ from muonscale.lab.parallel.forward import Parallelized
 from muonscale.lab.parallel.processes import Processes
 from muonscale.lab.run_folder import RunFolder
 from muonscale.lab.training.attention import monitor_attention
+from muonscale.lab.training.average import build_average
 from muonscale.lab.training.batches import Batches, build_batches
 from muonscale.lab.training.checkpoint import folder_name, load_facts, saved_steps
 from muonscale.lab.training.console import RunConsole
@@ -42,7 +43,7 @@ from muonscale.lab.training.router_balance import (
     experts_implementation,
     plan_routing,
 )
-from muonscale.lab.training.schedule import spans
+from muonscale.lab.training.schedule import build_option_schedule, spans
 from muonscale.lab.training.state import TrainState
 from muonscale.lab.training.trackers.registry import Trackers
 from muonscale.optim.muon import Muon
@@ -189,7 +190,8 @@ def build_state(
     optimizer = build_optimizer(forward.model, config.optimizer, group, transfer)
     stages = spans(config.schedule, config.timeline)
     routing = RouterBalance(forward.model, plan_routing(forward.model, config.routing, stages))
-    return TrainState(forward, optimizer, routing, facts or {})
+    options = build_option_schedule(optimizer, config)
+    return TrainState(forward, optimizer, routing, facts or {}, options=options)
 
 
 def model_shape(config: Config, tokenizer: PreTrainedTokenizerFast) -> PreTrainedConfig:
@@ -276,6 +278,7 @@ def set_up(
         text = load_optimizer_state(state.model, state.optimizer, path, form)
         console.log(f"optimizer  {text}")
     state.attention = monitor_attention(state.model, config)
+    state.average = build_average(state.model, config)
     batches = build_batches(config, corpora, processes)
     trackers = Trackers(console.warn)
     return Run(config, folder, console, corpora, batches, state, processes, transfer, trackers)

@@ -18,11 +18,13 @@ from muonscale.errors import CheckpointError
 from muonscale.lab.parallel.forward import Parallelized
 from muonscale.lab.parallel.processes import Processes
 from muonscale.lab.training.attention import AttentionMonitor
+from muonscale.lab.training.average import WeightAverage
 from muonscale.lab.training.checkpoint import load_facts, load_tensors, save_checkpoint
 from muonscale.lab.training.noise_scale import NoiseScale
 from muonscale.lab.training.router_balance import RouterBalance
 from muonscale.lab.training.spikes import Spikes
 from muonscale.optim.muon import Muon
+from muonscale.optim.option_schedule import OptionSchedule
 
 
 @dataclass
@@ -40,6 +42,10 @@ class TrainState:
     """Records attention logits, if they are needed."""
     spikes: Spikes = field(default_factory=Spikes)
     noise_scale: NoiseScale = field(default_factory=NoiseScale)
+    options: OptionSchedule | None = None
+    """Sets scheduled options of the optimizer, if there are any."""
+    average: WeightAverage | None = None
+    """The average of the weights, if there is one."""
 
     @property
     def model(self) -> PreTrainedModel:
@@ -54,6 +60,7 @@ class TrainState:
             "step": self.step,
             "spikes": asdict(self.spikes),
             "noise_scale": asdict(self.noise_scale),
+            "averaged": 0 if self.average is None else self.average.count,
             **self.facts,
         }
         tensors = self._tensors()
@@ -73,6 +80,9 @@ class TrainState:
                     f"({_differences(saved.get(key), value)}); restore what it was trained on, or "
                     "start a new run with run.path=FOLDER"
                 )
+        if self.average is not None and saved["averaged"]:
+            self.average.count = saved["averaged"]
+            self.average.allocate()
         tensors = self._tensors()
         load_tensors(folder, tensors, processes)
         set_optimizer_state_dict(self.model, self.optimizer, optim_state_dict=tensors["optimizer"])
@@ -81,10 +91,13 @@ class TrainState:
         self.noise_scale = NoiseScale(**saved["noise_scale"])
 
     def _tensors(self) -> dict[str, Any]:
-        return {
+        tensors: dict[str, Any] = {
             "model": get_model_state_dict(self.model),
             "optimizer": get_optimizer_state_dict(self.model, self.optimizer),
         }
+        if self.average is not None and self.average.tensors:
+            tensors["average"] = self.average.tensors
+        return tensors
 
 
 def _differences(saved: Any, now: Any) -> str:

@@ -133,6 +133,8 @@ def train_step(
         if section.max_grad_norm is not None:
             clip_gradients(optimizer, norms, max_norm=section.max_grad_norm, clip=section.clip)
     apply_multiplier(optimizer, multiplier(config.schedule, state.step, config.timeline))
+    if state.options is not None:
+        state.options.set(state.step)
     if before_update is not None:
         before_update()
     before = _synchronized_time(device)
@@ -156,6 +158,7 @@ def train_step(
         "loss": loss_value,
         **({} if targets is None else {"targets": targets}),
         "lr": {group["name"]: group["lr"] for group in optimizer.param_groups},
+        **({} if state.options is None else {"options": state.options.current()}),
         "grad_norm": norm_values,
         "update_rms": update_rms,
         "spikes": spikes,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from muonscale.lab.models.loss import bits_per_byte
-from muonscale.lab.parallel.text_loss import losses_on
+from muonscale.lab.parallel.text_loss import TextLoss, losses_on
 from muonscale.lab.training.setup import Run
 from muonscale.lab.training.signals import StopRequest
 
@@ -27,12 +27,16 @@ def measure_validation(
         text is a target.
     """
     each = None if sequences is None else max(1, sequences // len(run.corpora))
-    results = losses_on(
-        run.state.forward,
-        {name: run.batches.evaluation(name, each) for name in run.corpora},
-        run.processes,
-        stopped=lambda: stop.requested() is not None,
-    )
+
+    def measure() -> dict[str, TextLoss] | None:
+        return losses_on(
+            run.state.forward,
+            {name: run.batches.evaluation(name, each) for name in run.corpora},
+            run.processes,
+            stopped=lambda: stop.requested() is not None,
+        )
+
+    results = measure()
     if results is None:
         return None
     losses = {name: each.loss for name, each in results.items()}
@@ -45,6 +49,15 @@ def measure_validation(
         **({"validation_losses": losses} if len(losses) > 1 else {}),
         "validation_tokens": sum(each.targets for each in results.values()),
     }
+    average = run.state.average
+    if average is not None and average.count:
+        with average.in_place():
+            averaged = measure()
+        if averaged is None:
+            return None
+        record["average_validation_loss"] = run.batches.mean(
+            {name: each.loss for name, each in averaged.items()}
+        )
     if not run.config.data.has_chats:
         bytes_per_token = run.batches.mean(
             {name: corpus.stats.validation.bytes_per_token for name, corpus in run.corpora.items()}
