@@ -41,7 +41,7 @@ class OptionSchedule:
     Call `step` after each optimizer step, as for a scheduler of torch. Learning rates have
     schedulers of their own.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from muonscale.optim.muon import Muon
         >>> optimizer = Muon(torch.nn.Linear(4, 4), lr=0.02)
