@@ -170,6 +170,16 @@ def test_named_on_the_command_line(
     assert not (tmp_path / "cache").exists()  # refused before anything was prepared
 
 
+def test_a_recipe_from_a_pipe_of_the_shell(muonscale: Muonscale) -> None:
+    reading, writing = os.pipe()
+    try:
+        found = muonscale("train", f"/dev/fd/{reading}")
+    finally:
+        os.close(reading)
+        os.close(writing)
+    assert found.code == 2 and "is a pipe or a device" in found.err and ".yaml" in found.err
+
+
 def test_a_pipe_among_the_files_of_a_corpus(
     tmp_path: Path, tiny: list[str], muonscale: Muonscale
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 import torch.distributed as dist
 
 from muonscale.errors import CheckpointError
+from muonscale.lab.files import UnusualFileError
 from muonscale.lab.parallel.processes import Processes
 from muonscale.lab.parallel.topology import parse_layout
 from muonscale.lab.training.signals import StopRequest
@@ -93,6 +95,33 @@ def refused(name: str) -> str:
 
 def test_an_error_of_the_first_rank_is_raised_on_all(world) -> None:
     assert world(2).run(refused, "refused") == ["the folder is full"] * 2
+
+
+class NotPickled(Exception):
+    def __init__(self, one: str, two: str) -> None:
+        super().__init__(f"{one} {two}")
+
+
+def refused_with(error: Exception, name: str) -> str:
+    def work() -> None:
+        raise error
+
+    try:
+        processes("ddp=2", name).on_first(work)
+    except Exception as found:
+        return str(found)
+    return ""
+
+
+def test_errors_of_any_class_reach_all_ranks(world) -> None:
+    pipe = UnusualFileError("is a pipe", Path("/some/file"))
+    assert world(2).run(refused_with, pipe, "pipe") == ["/some/file is a pipe"] * 2
+    first, second = world(2).run(refused_foreign, "foreign")
+    assert first == "no network" and second == "NotPickled: no network"
+
+
+def refused_foreign(name: str) -> str:
+    return refused_with(NotPickled("no", "network"), name)
 
 
 def test_random_numbers_follow_from_seed_step_and_share() -> None:

@@ -185,6 +185,23 @@ def test_an_atomic_write_leaves_the_old_file_when_it_fails(
     assert path.read_text() == "1"
 
 
+def test_processes_that_share_a_file_do_not_share_what_they_write_it_from(tmp_path: Path) -> None:
+    path = tmp_path / "x.json"
+    (tmp_path / ".x.json.tmp").mkdir()  # in the way of a name that all processes have
+    write_atomic(path, "1", shared=True)
+    assert path.read_text() == "1"
+    with pytest.raises(IsADirectoryError):
+        write_atomic(path, "2")
+
+
+def test_an_atomic_write_that_cannot_be_renamed_leaves_nothing(tmp_path: Path) -> None:
+    (tmp_path / "x.json").mkdir()
+    for shared in (False, True):
+        with pytest.raises(OSError, match=r"x\.json"):
+            write_atomic(tmp_path / "x.json", "1", shared=shared)
+    assert [path.name for path in tmp_path.iterdir()] == ["x.json"]
+
+
 def test_who_asks_whether_a_folder_is_held_keeps_nobody_out(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "run")
     with folder.locked():

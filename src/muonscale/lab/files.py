@@ -7,6 +7,7 @@ import hashlib
 import json
 import math
 import os
+import secrets
 import stat
 import time
 from collections.abc import Generator
@@ -31,23 +32,31 @@ LARGEST = 2**28
 """Largest file in bytes that is read whole: YAML, JSON and text files of people and programs."""
 
 
-def write_atomic(path: Path, content: str | bytes) -> None:
+def write_atomic(path: Path, content: str | bytes, *, shared: bool = False) -> None:
     """Write a file so that it is either the old one or the new one, whenever the power fails.
+
+    Args:
+        path: the file.
+        content: its whole content; text is written as UTF-8.
+        shared: whether several processes may write it at once, as in the cache. The last one then
+            wins. Otherwise what a killed process leaves is overwritten by the next.
 
     Raises:
         OSError: with the path, if it cannot be written; nothing is left of it.
     """
-    temporary = path.with_name(f".{path.name}.tmp")
+    own = f".{secrets.token_hex(8)}" if shared else ""
+    temporary = path.with_name(f".{path.name}{own}.tmp")
     handle = _open_for_writing(temporary, os.O_TRUNC)
     try:
         with name_in_errors(path), os.fdopen(handle, "wb") as file:
             file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
+        temporary.replace(path)
     except BaseException:
-        temporary.unlink(missing_ok=True)  # a full disk needs the room
+        with suppress(OSError):
+            temporary.unlink()  # a full disk needs the room
         raise
-    temporary.replace(path)
 
 
 @contextmanager
@@ -79,9 +88,9 @@ def append_line(path: Path, line: str) -> None:
         file.write(line)
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write a value as indented JSON, atomically."""
-    write_atomic(path, json.dumps(value, indent=2) + "\n")
+def write_json(path: Path, value: Any, *, shared: bool = False) -> None:
+    """Write a value as indented JSON, as `write_atomic` does."""
+    write_atomic(path, json.dumps(value, indent=2) + "\n", shared=shared)
 
 
 def to_json(value: Any) -> str:
@@ -97,6 +106,9 @@ class UnusualFileError(OSError):
 
     def __str__(self) -> str:
         return f"{self.filename} {self.strerror}"
+
+    def __reduce__(self) -> tuple[type[UnusualFileError], tuple[str, Path]]:
+        return type(self), (str(self.strerror), Path(self.filename))
 
 
 def open_regular(path: Path) -> BufferedReader:

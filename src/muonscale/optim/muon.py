@@ -37,6 +37,7 @@ from muonscale.optim.options import (
 from muonscale.optim.parameters.source import check_replaced
 from muonscale.optim.parameters.unfreeze import find_home, find_source, groups_of, scheduled, select
 from muonscale.optim.parameters.validate import (
+    check_changed_options,
     check_options,
     check_parameter,
     warn_of_narrow_parameters,
@@ -155,7 +156,7 @@ class Muon(torch.optim.Optimizer):
         self._skipped_steps = 0
         self._steps = 0
         self._matrices = 0
-        self._update_rms = torch.zeros(())
+        self._update_rms = torch.zeros((), device="cpu")
 
     def __getstate__(self) -> dict[str, Any]:
         self._settle()
@@ -296,7 +297,10 @@ class Muon(torch.optim.Optimizer):
         """Ensure that every parameter has state; carry it over if the parameter was replaced, moved or cast."""
         self._context.assign(self.param_groups)
         owned = self._context.owned_matrices.get
-        narrow = keep_by_name(self.param_groups, self.state, self._owners, owned, resized=resized)
+        with torch.inference_mode(False), torch.no_grad():  # steps outside of it write to the state
+            narrow = keep_by_name(
+                self.param_groups, self.state, self._owners, owned, resized=resized
+            )
         if narrow and not self._warned_of_narrow:
             warn_of_narrow_parameters(narrow)
             self._warned_of_narrow = True
@@ -346,7 +350,8 @@ class Muon(torch.optim.Optimizer):
                 are in a group, so that those which have gradients are in none.
             LayoutError: if a parameter has another shape than its state, or ranks have other
                 parameters.
-            ConfigError: if options differ between ranks.
+            ConfigError: if options differ between ranks, or one was changed to a value outside its
+                range, such as a learning rate of NaN.
         """
         return self._eager_step(self, closure)
 
@@ -404,6 +409,8 @@ class Muon(torch.optim.Optimizer):
     def _prepare(self) -> MuonscaleError | None:
         """Ensure that every parameter has state; return why this rank cannot take the step, if so."""
         try:
+            for group in self.param_groups:
+                check_changed_options(group)
             self._keep_state()
             self._check_replaced()
         except MuonscaleError as error:

@@ -6,6 +6,7 @@ runs, the model card, and the reference pages. They import no torch.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
@@ -219,19 +220,33 @@ def check_given(given: Mapping[str, Any], *options: type) -> None:
     """Check the options among `given` that belong to some classes.
 
     Raises:
-        ConfigError: for a value that is no number where one is needed, is outside its range, or is
-            not among the accepted words.
+        ConfigError: for a value that is no number where one is needed, is outside its range, is
+            not among the accepted words, or is not true or false.
     """
     for cls in options:
-        hints = get_type_hints(cls)
-        for f in fields(cls):
-            if f.name not in given:
-                continue
-            value = given[f.name]
-            if "range" in f.metadata:
-                RANGES[f.metadata["range"]](f.name, value)
-            elif get_origin(hints[f.name]) is Literal:
-                check_word(f.name, value, get_args(hints[f.name]))
+        for name, check in _checks_of(cls):
+            if name in given:
+                check(name, given[name])
+
+
+@functools.cache
+def _checks_of(options: type) -> tuple[tuple[str, Callable[[str, Any], None]], ...]:
+    """Return (name, check) of each option of a class that has a range, accepted words, or two values."""
+    hints = get_type_hints(options)
+    checks: list[tuple[str, Callable[[str, Any], None]]] = []
+    for f in fields(options):
+        if "range" in f.metadata:
+            checks.append((f.name, RANGES[f.metadata["range"]]))
+        elif get_origin(hints[f.name]) is Literal:
+            checks.append((f.name, functools.partial(check_word, accepted=get_args(hints[f.name]))))
+        elif hints[f.name] is bool:
+            checks.append((f.name, _check_bool))
+    return tuple(checks)
+
+
+def _check_bool(option: str, value: object) -> None:
+    if not isinstance(value, bool):
+        raise ConfigError(f"{option} is {value!r}: give True or False")
 
 
 def check_word(option: str, word: object, accepted: Sequence[str]) -> None:
@@ -284,7 +299,10 @@ def _number(option: str, value: object) -> float:
     numel = getattr(value, "numel", None)
     if not (is_number or (callable(numel) and numel() == 1)):
         raise ConfigError(f"{option} is {value!r}: give a number")
-    number = float(value)  # type: ignore[arg-type]
+    try:
+        number = float(value)  # type: ignore[arg-type]
+    except OverflowError:
+        number = math.inf
     if not math.isfinite(number):
         raise ConfigError(f"{option} is {number}: give a finite number")
     return number

@@ -144,7 +144,16 @@ def test_a_folder_without_records_is_refused(tmp_path: Path):
 def test_a_picture_that_cannot_be_written_is_named(tmp_path: Path):
     folder = write_run(tmp_path / "run", [train(1, 7.0)])
     (folder / "loss.png").mkdir()
-    with pytest.raises(CheckpointError, match=r"loss\.png"):
+    with pytest.raises(OSError, match=r"loss\.png"):
+        write_loss_figure(folder)
+    assert not list(folder.glob(".*"))
+
+
+def test_records_that_cannot_be_read_are_not_called_missing(tmp_path: Path):
+    folder = write_run(tmp_path / "run", [train(1, 7.0)])
+    (folder / "metrics.jsonl").unlink()
+    (folder / "metrics.jsonl").mkdir()
+    with pytest.raises(CheckpointError, match=r"metrics\.jsonl cannot be read"):
         write_loss_figure(folder)
 
 

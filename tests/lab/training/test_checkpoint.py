@@ -40,6 +40,20 @@ def test_what_was_saved_comes_back(tmp_path: Path) -> None:
     assert load_facts(folder) == {"step": 3}
 
 
+@pytest.mark.parametrize("name", [".metadata", "__0_0.distcp"])
+def test_a_file_that_cannot_be_read_is_no_misfit(
+    name: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    save(tmp_path, 3)
+    path = tmp_path / "step-00000003" / name
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(CheckpointError, match="cannot be read") as caught:
+        load_tensors(path.parent, tensors(0.0), Processes())
+    assert name in str(caught.value) and "does not fit" not in str(caught.value)
+    assert "Traceback" not in "".join(capfd.readouterr())
+
+
 def test_only_the_newest_stay(tmp_path: Path) -> None:
     for step in (1, 2, 10, 11):
         save(tmp_path, step, keep=2)

@@ -70,6 +70,14 @@ def is_folder(name: str) -> bool:
         return False
 
 
+def _is_pipe(path: Path) -> bool:
+    """Return whether a path is that of a pipe or a device, as of `<(...)` in a shell."""
+    try:
+        return path.exists() and not (path.is_file() or path.is_dir())
+    except (OSError, ValueError):
+        return False
+
+
 def read_tree(name: str, what: str, shelf: Traversable, saved_as: str) -> dict[str, Any]:
     """Return the keys of a recipe as they are written.
 
@@ -87,6 +95,11 @@ def read_tree(name: str, what: str, shelf: Traversable, saved_as: str) -> dict[s
     if name not in names:
         path = Path(name) / saved_as if is_folder(name) else Path(name)
         if path.suffix not in SUFFIXES:
+            if _is_pipe(path):
+                raise ConfigError(
+                    f"{what} {name} is a pipe or a device, which can be read only once: write it "
+                    "to a .yaml file first"
+                )
             raise ConfigError(
                 f"unknown {what} {shown(name)} ({nearest(name, names)}); give a name from "
                 "`muonscale recipes`, a .yaml file, or the folder of an earlier run or study"

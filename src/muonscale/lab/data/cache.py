@@ -213,9 +213,7 @@ def save_request(cache: Path, key: str, content: dict[str, Any]) -> None:
     """Write down which corpus answers a request."""
     folder = cache / "requests"
     folder.mkdir(parents=True, exist_ok=True)
-    temporary = _new_name(folder)  # of this process alone, unlike that of `write_json`
-    write_json(temporary, content)
-    temporary.replace(folder / f"{key}.json")
+    write_json(folder / f"{key}.json", content, shared=True)
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:

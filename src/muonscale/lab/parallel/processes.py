@@ -112,7 +112,7 @@ class Processes:
             try:
                 result = work()
             except Exception as error:
-                self._store.set(key, pickle.dumps((False, error)))  # pyrefly: ignore [bad-argument-type]
+                self._store.set(key, pickle.dumps((False, _portable(error))))  # pyrefly: ignore [bad-argument-type]
                 raise
             self._store.set(key, pickle.dumps((True, None if again else result)))  # pyrefly: ignore [bad-argument-type]
             return result
@@ -125,6 +125,15 @@ class Processes:
         if not good:
             raise answer
         return work() if again else answer
+
+
+def _portable(error: Exception) -> Exception:
+    """Return an error that other processes can read: itself, or one of ours that says the same."""
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:  # errors of other libraries may not survive being pickled
+        return MuonscaleError(f"{type(error).__name__}: {error}")
+    return error
 
 
 def started_by_torchrun() -> bool:

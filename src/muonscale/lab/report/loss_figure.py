@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from muonscale.errors import CheckpointError
+from muonscale.lab.files import write_atomic
 from muonscale.lab.report.matplotlib_charts import draw
 from muonscale.lab.report.palette import styles
 from muonscale.lab.report.run_data import column, is_finite, read_run
@@ -24,13 +25,12 @@ def write_loss_figure(run_folder: Path, result: dict[str, Any] | None = None) ->
         result: the content of a `result.json` that is not written yet; by default it is read.
 
     Raises:
-        CheckpointError: if the folder has no records, or the picture cannot be written.
+        CheckpointError: if the folder has no records, or they cannot be read.
+        OSError: if the picture cannot be written.
     """
     run = read_run(run_folder, run_folder.resolve().name)
     if not run.records:
-        raise CheckpointError(
-            f"{run_folder / 'metrics.jsonl'} has no records; training writes one at every step"
-        )
+        raise CheckpointError(f"{run_folder / 'loss.png'} is not drawn: {' '.join(run.notes)}")
     if result is not None:
         run = replace(run, result=result)
     losses = column(run.of_kind("eval"), "validation_loss").tolist()
@@ -43,8 +43,5 @@ def write_loss_figure(run_folder: Path, result: dict[str, Any] | None = None) ->
     below = "\n".join(filter(None, (chart.x_label, chart.caption)))
     chart = replace(chart, title="  |  ".join(title), x_label=below)
     path = run_folder / "loss.png"
-    try:
-        path.write_bytes(draw(chart, styles([chart]))["png"])
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be written: {error}") from error
+    write_atomic(path, draw(chart, styles([chart]))["png"])
     return path

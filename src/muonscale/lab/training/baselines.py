@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -73,9 +72,7 @@ def ngram_baselines(run: Run, stop: StopRequest) -> dict[str, float]:
     }
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f"{secrets.token_hex(8)}.json")  # of this process alone
-        write_json(temporary, found)
-        temporary.replace(path)
+        write_json(path, found, shared=True)
     except OSError as error:
         run.console.warn(
             f"the n-gram baselines cannot be kept in {path}: {error.strerror or error}"

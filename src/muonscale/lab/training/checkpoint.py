@@ -216,7 +216,7 @@ def load_tensors(folder: Path, tensors: dict[str, Any], processes: Processes) ->
     """Read a checkpoint into the tensors and values of a nested state dict, in place: a collective.
 
     Raises:
-        CheckpointError: if a tensor is missing or has another shape.
+        CheckpointError: if a file cannot be read, or a tensor is missing or has another shape.
     """
     loaded = with_shard_blocks(tensors)
     try:
@@ -227,7 +227,12 @@ def load_tensors(folder: Path, tensors: dict[str, Any], processes: Processes) ->
                 planner=CheckpointPlanner(),
                 no_dist=not processes.many,
             )
-    except (CheckpointException, RuntimeError, ValueError, KeyError) as error:
+    except (OSError, CheckpointException, RuntimeError, ValueError, KeyError) as error:
+        if any(isinstance(cause, OSError) for cause in _causes(error)):
+            raise CheckpointError(
+                f"checkpoint {folder} cannot be read: {_reason(error)}; remove the cause and repeat "
+                "the command"
+            ) from error
         raise CheckpointError(
             f"checkpoint {folder} does not fit this run: {_reason(error)}; use the versions in env.json of "
             "the run, or start a new one with run.path=FOLDER"
@@ -254,9 +259,14 @@ def _ignore_missing_group() -> Generator[None]:
 
 def _reason(error: BaseException) -> str:
     """Return why a load or save failed, once for ranks that failed for the same reason."""
+    return "; ".join(dict.fromkeys(map(str, _causes(error))))
+
+
+def _causes(error: BaseException) -> list[BaseException]:
+    """Return the errors of all ranks that torch collected, or the error itself."""
     if not isinstance(error, CheckpointException):
-        return str(error)
-    return "; ".join(dict.fromkeys(str(cause) for cause, _ in error.failures.values()))
+        return [error]
+    return [cause for cause, _ in error.failures.values()]
 
 
 def _write_failure(root: Path, step: int, error: BaseException) -> str:

@@ -87,13 +87,23 @@ def read_metadata(folder: Path) -> dcp.Metadata:
 
 
 class CheckpointReader(FileSystemReader):
-    """torch's reader of a checkpoint folder; it runs no code and opens only regular files."""
+    """torch's reader of a checkpoint folder; it runs no code and opens only regular files.
+
+    Raises:
+        OSError: if a file cannot be read.
+        pickle.UnpicklingError: as `read_metadata`.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        # Read here: torch prints a traceback of an error, and looks for other metadata after it.
+        self._found = read_metadata(folder)
+        for name in {entry.relative_path for entry in self._found.storage_data.values()}:
+            check_regular(folder / name)
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> dcp.Metadata:
         """Return the metadata of the folder."""
-        found = read_metadata(Path(self.path))
-        for name in {entry.relative_path for entry in found.storage_data.values()}:
-            check_regular(Path(self.path) / name)
+        found = self._found
         if not isinstance(found.storage_meta, dcp.StorageMeta):
             found.storage_meta = dcp.StorageMeta()
         found.storage_meta.load_id = self.load_id

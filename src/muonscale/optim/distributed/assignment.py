@@ -423,7 +423,8 @@ def _boxes(sharding: Sharding) -> tuple[Tensor, ...]:
                 (number, *piece.rows, *piece.columns)
                 for number, replicas in enumerate(sets)
                 for piece in pieces_by_matrix(sharding, replicas.shard_coord)[matrix]
-            ]
+            ],
+            device="cpu",
         )
         for matrix, sets in enumerate(replica_sets(sharding))
     )
@@ -478,4 +479,5 @@ def _elements(sharding: Sharding, task: MatrixTask) -> list[int]:
     rows = boxes[:, 2].clamp(max=task.rows[1]) - boxes[:, 1].clamp(min=task.rows[0])
     columns = boxes[:, 4].clamp(max=task.columns[1]) - boxes[:, 3].clamp(min=task.columns[0])
     elements = rows.clamp(min=0) * columns.clamp(min=0)
-    return torch.zeros(len(sets), dtype=torch.int64).index_add_(0, boxes[:, 0], elements).tolist()
+    sums = torch.zeros(len(sets), dtype=torch.int64, device="cpu")
+    return sums.index_add_(0, boxes[:, 0], elements).tolist()

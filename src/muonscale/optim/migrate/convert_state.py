@@ -20,6 +20,7 @@ from muonscale.optim.migrate.translate import find_renames
 from muonscale.optim.rules import ADAMW, MUON
 from muonscale.optim.rules.base import RULES
 from muonscale.optim.rules.muon import MOMENTUM_CONVENTION, ROW_STATE
+from muonscale.optim.state.state_io import check_form
 
 MomentumConventionT = Literal["ema", "sum"]
 StateDict = dict[str, Any]
@@ -109,6 +110,7 @@ def convert_state_dict(
     """
     if source not in SOURCES:
         raise ConfigError(f"no state source is called {source!r}: {nearest(source, SOURCES)}")
+    check_form(state_dict)
     named = list(named_parameters)
     numbers = [number for group in state_dict["param_groups"] for number in group["params"]]
     if len(named) != len(numbers):
@@ -142,6 +144,7 @@ def join_state_dicts(state_dicts: Sequence[StateDict]) -> StateDict:
     groups: list[StateDict] = []
     state: dict[str, dict[str, Any]] = {}
     for state_dict in state_dicts:
+        check_form(state_dict)
         for group in state_dict["param_groups"]:
             groups.append(group)
             for name, number in zip(group["param_names"], group["params"], strict=True):
@@ -178,8 +181,12 @@ def _convert_state(
     found = {_KEYS[key]: value for key, value in foreign.items() if key in _KEYS}
     zeros = torch.zeros_like(parameter, dtype=torch.float32)
     if not RULES[rule].on_matrices:
-        state = {"step": torch.tensor(0.0), "exp_avg": zeros, "exp_avg_sq": zeros.clone()}
-        found["step"] = torch.as_tensor(float(found.get("step", 0.0)))
+        state = {
+            "step": torch.tensor(0.0, device="cpu"),
+            "exp_avg": zeros,
+            "exp_avg_sq": zeros.clone(),
+        }
+        found["step"] = torch.tensor(float(found.get("step", 0.0)), device="cpu")
         return {key: found.get(key, value) for key, value in state.items()}
     state = {"momentum_buffer": found.get("momentum_buffer", zeros).reshape(parameter.shape)}
     if source.convention == "sum":

@@ -126,7 +126,7 @@ def gram_segments(coefficients: Coefficients, dtype: torch.dtype, short: int) ->
 @functools.cache
 def highest_value(triples: tuple[Triple, ...]) -> float:
     """Return the largest magnitude of a singular value in [0, 1] after any step but the last."""
-    values = torch.linspace(0, 1, 2001, dtype=torch.float64)
+    values = torch.linspace(0, 1, 2001, dtype=torch.float64, device="cpu")
     highest = 1.0
     for a, b, c in triples[:-1]:
         values = a * values + b * values**3 + c * values**5

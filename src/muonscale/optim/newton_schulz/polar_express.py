@@ -110,8 +110,8 @@ def minimax_quintic(low: float, high: float) -> Triple:
 def _equalize_errors(*points: float) -> tuple[float, float, float, float]:
     """Return (a, b, c, E) with p = 1 - E, 1 + E, 1 - E, 1 + E at the four points."""
     rows = [[x, x**3, x**5, (-1.0) ** n] for n, x in enumerate(points)]
-    matrix = torch.tensor(rows, dtype=torch.float64)
-    solved = torch.linalg.solve(matrix, torch.ones(4, dtype=torch.float64)).tolist()
+    matrix = torch.tensor(rows, dtype=torch.float64, device="cpu")
+    solved = torch.linalg.solve(matrix, torch.ones_like(matrix[0])).tolist()
     return solved[0], solved[1], solved[2], solved[3]
 
 

@@ -13,11 +13,14 @@ from muonscale.optim.matrices.spec import matrix_shapes
 from muonscale.optim.options import (
     check_at_least_0,
     check_options_given,
+    option_names,
 )
 from muonscale.optim.rules.base import RULES, find_rule, rule_of
 from muonscale.optim.rules.master_weights import is_narrow
 from muonscale.optim.rules.step_inputs import Group
 
+DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+"""Dtypes of parameters."""
 GROUP_KEYS = frozenset(
     [
         "params",
@@ -53,14 +56,45 @@ def check_options(options: Group) -> None:
         )
 
 
+def check_changed_options(group: Group) -> None:
+    """Raise ConfigError for an option that was removed or left its range since the group was added.
+
+    A scheduler or a user may have changed it. With a learning rate of NaN, a step would replace all
+    weights by NaN.
+    """
+    title = f"in the group {group.get('name') or group['param_names'][:1]}"
+    if missing := option_names() - group.keys():
+        raise ConfigError(
+            f"{title}, {sorted(missing)[0]} is missing: it was there when it was added"
+        )
+    try:
+        check_options_given(group)
+    except ConfigError as error:
+        raise ConfigError(
+            f"{title}, {error}. It was changed after the group was added, by a scheduler or by "
+            "hand; the step was left out"
+        ) from None
+
+
 def check_parameter(name: str, parameter: Any, options: Group) -> None:
     """Raise GroupingError or LayoutError for a parameter on which the group's rule cannot work."""
     if not isinstance(parameter, Tensor):
         raise GroupingError(f"{name} is a {type(parameter).__name__}: parameters must be tensors")
-    if not parameter.is_floating_point():
+    if parameter.dtype not in DTYPES:
         raise GroupingError(
-            f"{name} is {parameter.dtype}: only real floating dtypes are supported"
-            "; convert it, or leave it out"
+            f"{name} is {parameter.dtype}: only real floating dtypes of 16 bits and more are "
+            "supported; convert it, or leave it out"
+        )
+    if parameter.is_inference():
+        raise GroupingError(
+            f"{name} was made in torch.inference_mode, where it can only be read: make the model "
+            "outside of it"
+        )
+    if _shares_memory(parameter):
+        raise GroupingError(
+            f"elements of {name} share memory (shape {tuple(parameter.shape)}, strides "
+            f"{parameter.stride()}), so it cannot be updated: give it memory of its own with "
+            ".contiguous()"
         )
     if options["master"] == "stochastic" and is_narrow(parameter):
         _check_bfloat16(name, parameter)
@@ -75,6 +109,17 @@ def check_parameter(name: str, parameter: Any, options: Group) -> None:
             "make the groups, give its group the rule 'adamw', or say in the group's `matrices` "
             "which matrices it holds"
         )
+
+
+def _shares_memory(parameter: Tensor) -> bool:
+    """Return whether elements of a tensor share memory, as those of an expanded tensor do."""
+    reach = 0
+    pairs = zip(parameter.stride(), parameter.shape, strict=True)
+    for stride, size in sorted(pair for pair in pairs if pair[1] > 1):
+        if stride <= reach and parameter.numel():
+            return True
+        reach += (size - 1) * stride
+    return False
 
 
 def _check_bfloat16(name: str, parameter: Tensor) -> None:

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from muonscale.errors import GroupingError
+
 _LONG = 2**16
 """A tensor with at least this many elements is summed faster as a sum of products."""
 
@@ -59,14 +61,19 @@ def check_gradients(
     checked = [(n, g) for n, g in zip(names, gradients, strict=True) if g.numel()]
     kept = [name for name, _ in checked]
     if not checked:
-        return answer(kept, torch.zeros(0, dtype=torch.int32))
+        return answer(kept, torch.zeros(0, dtype=torch.int32, device="cpu"))
     gradients = [gradient for _, gradient in checked]
     if all(gradient.device.type == "cpu" for gradient in gradients):
         if _are_finite([_sum_of_terms(gradient) for gradient in gradients]).all():
-            return answer(kept, torch.zeros(len(kept), dtype=torch.int32))
+            return answer(kept, torch.zeros(len(kept), dtype=torch.int32, device="cpu"))
         pairs = [torch.aminmax(gradient) for gradient in gradients]
         finite = _are_finite([low for low, _ in pairs]) & _are_finite([high for _, high in pairs])
     else:
+        if meta := [name for name, gradient in checked if gradient.is_meta]:
+            raise GroupingError(
+                f"the gradient of {meta[0]} is on the meta device and has no values: move the model "
+                "to a device, and make the optimizer after that"
+            )
         finite = _are_finite(list(torch._foreach_norm(gradients, math.inf)))
     return answer(kept, (~finite).to(torch.int32) * (process + 1))
 
@@ -96,7 +103,7 @@ def answer(names: list[str], at_fault: Tensor) -> FiniteCheck:
     """Return the check for `FiniteCheck.at_fault`, a tensor on any device."""
     if at_fault.device.type == "cpu":
         return FiniteCheck(names, at_fault, None, at_fault)
-    host = torch.empty(at_fault.shape, dtype=at_fault.dtype, pin_memory=True)
+    host = torch.empty(at_fault.shape, dtype=at_fault.dtype, pin_memory=True, device="cpu")
     host.copy_(at_fault, non_blocking=True)
     arrived = torch.Event(at_fault.device)
     arrived.record()

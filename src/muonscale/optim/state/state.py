@@ -61,11 +61,11 @@ def new_state(
             matrices = options["matrices"].get(name, PLAIN)
             state[tensor.name] = _row_state(name, parameter, matrices, owned, dtype)
         else:
-            state[tensor.name] = torch.tensor(0.0)
+            state[tensor.name] = torch.tensor(0.0, device="cpu")
     if is_narrow(parameter) and options["master"] == "float32":
         state["master"] = parameter.detach().to(torch.float32)
     if is_narrow(parameter) and options["master"] == "stochastic":
-        state["rounding_step"] = torch.tensor(0.0)
+        state["rounding_step"] = torch.tensor(0.0, device="cpu")
     return state
 
 

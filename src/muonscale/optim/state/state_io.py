@@ -9,13 +9,13 @@ state is loaded by order; the groups and their numbers of parameters must then b
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from muonscale.errors import CheckpointError
+from muonscale.errors import CheckpointError, shown
 from muonscale.optim.distributed.zero1 import copy_, scale_
 from muonscale.optim.newton_schulz.coefficients import from_plain, to_plain
 from muonscale.optim.options import option_names
@@ -62,6 +62,37 @@ def to_loadable(state_dict: dict[str, Any]) -> dict[str, Any]:
     return {**state_dict, "param_groups": groups}
 
 
+def check_form(state_dict: Any) -> None:
+    """Raise CheckpointError for what is no state dict of an optimizer."""
+    problem = ""
+    if not isinstance(state_dict, Mapping):
+        problem = f"is a {type(state_dict).__name__}"
+    elif missing := {"state", "param_groups"} - state_dict.keys():
+        problem = (
+            f"has no {' and no '.join(sorted(missing))}, only {shown(sorted(state_dict, key=str))}"
+        )
+    elif not isinstance(state := state_dict["state"], Mapping):
+        problem = f"has as its state a {type(state).__name__}"
+    elif not all(isinstance(values, Mapping) for values in state.values()):
+        problem = "has in its state what is no dict"
+    elif not isinstance(groups := state_dict["param_groups"], Sequence):
+        problem = f"has as its param_groups a {type(groups).__name__}"
+    elif not all(isinstance(g, Mapping) and isinstance(g.get("params"), list) for g in groups):
+        problem = "has a group without a list of params"
+    elif not all(len(g.get("param_names", g["params"])) == len(g["params"]) for g in groups):
+        problem = "has a group without one name for each of its params"
+    elif meta := [n for n, values in state.items() if any(map(_is_meta, values.values()))]:
+        problem = f"has tensors on the meta device, which have no values (parameter {meta[0]})"
+    if problem:
+        raise CheckpointError(
+            f"the optimizer state {problem}; give what state_dict() of an optimizer returned"
+        )
+
+
+def _is_meta(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.is_meta
+
+
 def load_by_name(
     state_dict: StateDict, groups: list[Group], state: State, strict: bool = True
 ) -> IncompatibleKeys:
@@ -75,9 +106,10 @@ def load_by_name(
         What does not fit.
 
     Raises:
-        CheckpointError: if names are missing and the groups differ, or, if `strict`, if names,
-            shapes or rules differ. Nothing is written in that case.
+        CheckpointError: if it is no state dict, if names are missing and the groups differ, or, if
+            `strict`, if names, shapes or rules differ. Nothing is written in that case.
     """
+    check_form(state_dict)
     saved_groups = _add_names(state_dict["param_groups"], groups)
     saved = {
         name: state_dict["state"].get(number, {})
