@@ -190,9 +190,12 @@ def agree_on_finite(
     """
     places = {name: i for i, name in enumerate(names)}
     message = torch.zeros(len(names) + 1, dtype=torch.int32, device=check.on_device.device)
-    for name, at_fault in zip(check.names, check.on_device, strict=True):
-        place = message[places.get(name, len(names))]
-        torch.maximum(place, at_fault, out=place)
+    if check.names == list(names):  # one copy instead of one for each parameter
+        message[:-1] = check.on_device
+    else:
+        for name, at_fault in zip(check.names, check.on_device, strict=True):
+            place = message[places.get(name, len(names))]
+            torch.maximum(place, at_fault, out=place)
     for group in groups:
         dist.all_reduce(message, dist.ReduceOp.MAX, group=group)
     return answer([*names, "a parameter of one process alone"], message)

@@ -27,6 +27,7 @@ from muonscale.optim.newton_schulz.kernels import symmetric_product
 from muonscale.optim.newton_schulz.kernels.cpu import (
     can_run_side_by_side,
     empty_squares,
+    is_on_host,
     run_side_by_side,
 )
 from muonscale.optim.newton_schulz.kernels.torch import product_
@@ -112,7 +113,7 @@ def orthogonalize(
     X_NMK, O_NMK = X.reshape(-1, *X.shape[-2:]), polar.view(-1, *X.shape[-2:])
     count = _batch_length(X_NMK.shape, dtype, X_NMK.device, workspace_bytes)
     batches = list(zip(O_NMK.split(count), X_NMK.split(count), strict=True))
-    if X.device.type == "cpu" and can_run_side_by_side(len(batches)):
+    if is_on_host(X) and can_run_side_by_side(len(batches)):
         run = functools.partial(newton_schulz_, coefficients=resolved, segments=segments)
         run_side_by_side(run, batches)
     else:
@@ -201,7 +202,7 @@ def _prepare(
     X_NMK = X_NMK.to(torch.promote_types(X_NMK.dtype, torch.float32)).contiguous()
     norm = None
     # The host checks norms only on a CPU, because it would have to wait for another device.
-    if subgroup is None and X_NMK.device.type == "cpu" and not torch.compiler.is_compiling():
+    if subgroup is None and is_on_host(X_NMK) and not torch.compiler.is_compiling():
         norm = torch.linalg.vector_norm(X_NMK, dim=(-2, -1), keepdim=True)
         # No magnitude is above the norm, and the largest is at least norm / sqrt(M K).
         least = 2 * math.prod(X_NMK.shape[1:]) ** 0.5 / _FAR

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from muonscale.errors import GroupingError
+from muonscale.optim.newton_schulz.kernels.cpu import is_on_host
 
 _LONG = 2**16
 """A tensor with at least this many elements is summed faster as a sum of products."""
@@ -63,7 +64,7 @@ def check_gradients(
     if not checked:
         return answer(kept, torch.zeros(0, dtype=torch.int32, device="cpu"))
     gradients = [gradient for _, gradient in checked]
-    if all(gradient.device.type == "cpu" for gradient in gradients):
+    if all(map(is_on_host, gradients)):
         if _are_finite([_sum_of_terms(gradient) for gradient in gradients]).all():
             return answer(kept, torch.zeros(len(kept), dtype=torch.int32, device="cpu"))
         pairs = [torch.aminmax(gradient) for gradient in gradients]
@@ -101,13 +102,19 @@ def _are_finite(values: list[Tensor]) -> Tensor:
 
 def answer(names: list[str], at_fault: Tensor) -> FiniteCheck:
     """Return the check for `FiniteCheck.at_fault`, a tensor on any device."""
-    if at_fault.device.type == "cpu":
+    if is_on_host(at_fault):
         return FiniteCheck(names, at_fault, None, at_fault)
-    host = torch.empty(at_fault.shape, dtype=at_fault.dtype, pin_memory=True, device="cpu")
-    host.copy_(at_fault, non_blocking=True)
-    arrived = torch.Event(at_fault.device)
-    arrived.record()
+    host, arrived = send_to_host(at_fault)
     return FiniteCheck(names, host, (at_fault == 0).all(), at_fault, arrived)
+
+
+def send_to_host(tensor: Tensor) -> tuple[Tensor, torch.Event]:
+    """Return a tensor on the host, to be read after an event: the only copy of a step to it."""
+    host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True, device="cpu")
+    host.copy_(tensor, non_blocking=True)
+    arrived = torch.Event(tensor.device)
+    arrived.record()
+    return host, arrived
 
 
 def scratch(targets: list[Tensor], like: list[Tensor], mask: Tensor | None) -> list[Tensor]:

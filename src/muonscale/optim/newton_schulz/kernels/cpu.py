@@ -66,6 +66,11 @@ def symmetric_flops(side: int, contracted: int, panel: int) -> int:
     return sum(2 * (stop - start) * contracted * stop for start, stop in _spans(side, panel))
 
 
+def is_on_host(tensor: Tensor) -> bool:
+    """Return whether the host can read a tensor without waiting for a device."""
+    return tensor.device.type == "cpu"
+
+
 def panel_product_(
     C_NSS: Tensor,
     A_NSK: Tensor,
