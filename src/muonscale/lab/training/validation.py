@@ -23,7 +23,8 @@ def measure_validation(
 
     Returns:
         The record, or None if a stop was requested. Its loss is that of the corpus, or the mean
-        over several, weighted as the mixture. Chats have no bits per byte, since not all of their
+        over several, weighted as the mixture; `validation_loss_se` is its standard error over the
+        sequences. Chats have no bits per byte, since not all of their
         text is a target.
     """
     each = None if sequences is None else max(1, sequences // len(run.corpora))
@@ -42,6 +43,9 @@ def measure_validation(
         "step": run.state.step,
         "tokens": run.config.timeline.tokens_before(run.state.step),
         "validation_loss": loss,
+        "validation_loss_se": run.batches.mean_error(
+            {name: each.standard_error for name, each in results.items()}
+        ),
         **({"validation_losses": losses} if len(losses) > 1 else {}),
         "validation_tokens": sum(each.targets for each in results.values()),
     }
