@@ -77,6 +77,7 @@ def test_validation_losses_are_distinguished(
         rows = Sequences(corpus.validation, 32)
         loss, _ = loss_on_batches(model, [rows.batch(range(len(rows)))])  # type: ignore[arg-type]
         assert result["validation_losses"][name] == pytest.approx(loss, rel=1e-5)
+    assert result["validation_loss_se"] is None  # one document in each corpus
     both = result["validation_losses"]
     assert result["validation_loss"] == pytest.approx(0.75 * both["code"] + 0.25 * both["prose"])
 

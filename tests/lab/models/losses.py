@@ -8,7 +8,7 @@ import numpy as np
 from transformers import PreTrainedModel
 
 from muonscale.lab.models.contexts import evaluation_mode
-from muonscale.lab.models.loss import causal_logits, mean_loss, summed_loss
+from muonscale.lab.models.loss import causal_logits, mean_loss, row_losses
 
 
 def loss_on_batches(model: PreTrainedModel, batches: Iterable[np.ndarray]) -> tuple[float, int]:
@@ -17,8 +17,8 @@ def loss_on_batches(model: PreTrainedModel, batches: Iterable[np.ndarray]) -> tu
     total, tokens = 0.0, 0
     with evaluation_mode(model):
         for batch in batches:
-            loss, number = summed_loss(
+            losses, targets = row_losses(
                 lambda ids, positions: causal_logits(model, ids, positions), batch, device
             )
-            total, tokens = total + loss, tokens + number
+            total, tokens = total + float(losses.sum()), tokens + int(targets.sum())
     return mean_loss(total, tokens), tokens

@@ -13,6 +13,7 @@ RESULT = {
     "step": 40,
     "tokens": 163_840,
     "validation_loss": 3.25,
+    "validation_loss_se": 0.0123,
     "bits_per_byte": 1.5,
     "unigram_loss": 6.0,
     "bigram_loss": 4.25,

@@ -61,6 +61,7 @@ def test_a_run_has_its_figures_and_what_it_was(tmp_path: Path) -> None:
     results = cells(page, "results")
     assert results["validation loss, nats per token"] == "3.2500"
     assert results["its difference to the bigram baseline"] == "-1.0000"
+    assert results["standard error of the validation loss"] == "0.0123"
     assert results["training tokens"] == "163,840"
     assert results["optimizer's share of the time"] == "8.6%"
     assert cells(page, "settings")["optimizer.lr"] == "0.02"

@@ -83,3 +83,11 @@ def test_the_mean_is_weighted_as_the_mixture(batches: Batches) -> None:
     assert batches.mean({"a": 2.0, "b": 4.0}) == pytest.approx(2.5)
     only = replace(batches, weights={"a": 1.0, "b": 0.0})
     assert only.mean({"a": 2.0, "b": float("nan")}) == 2.0
+
+
+def test_the_error_of_the_mean_adds_the_weighted_errors_in_squares(batches: Batches) -> None:
+    halves = replace(batches, weights={"a": 0.5, "b": 0.5})
+    assert halves.mean_error({"a": 0.6, "b": 0.8}) == pytest.approx(0.5)
+    assert halves.mean_error({"a": 0.6, "b": None}) is None
+    only = replace(batches, weights={"a": 1.0, "b": 0.0})
+    assert only.mean_error({"a": 0.3, "b": None}) == pytest.approx(0.3)

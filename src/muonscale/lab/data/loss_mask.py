@@ -52,9 +52,14 @@ def is_marked(rows: NDArray[np.int64]) -> bool:
     return bool(rows.size) and int(rows.max()) > IDS
 
 
+def targets_of_rows(rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return how many tokens of each row are predicted, int64 `[B]`; rows `[B, L + 1]`."""
+    return np.count_nonzero((rows[:, 1:] & NO_TARGET) == 0, axis=1)
+
+
 def count_targets(rows: NDArray[np.int64]) -> int:
     """Return how many tokens of rows `[B, L + 1]`, marked or not, are predicted."""
-    return int(np.count_nonzero((rows[:, 1:] & NO_TARGET) == 0))
+    return int(targets_of_rows(rows).sum())
 
 
 def pair_with_previous(rows: NDArray[Any]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -7,11 +7,12 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
 from muonscale.errors import DataError
-from muonscale.lab.data.loss_mask import count_targets, is_marked, unpack
+from muonscale.lab.data.loss_mask import is_marked, targets_of_rows, unpack
 
 
 def causal_logits(model: nn.Module, ids_BL: Tensor, positions_BL: Tensor | None = None) -> Tensor:
@@ -23,10 +24,10 @@ def causal_logits(model: nn.Module, ids_BL: Tensor, positions_BL: Tensor | None 
     return model(input_ids=ids_BL, use_cache=False, **places).logits
 
 
-def summed_loss(
+def row_losses(
     logits: Callable[[Tensor, Tensor | None], Tensor], batch: np.ndarray, device: torch.device
-) -> tuple[float, int]:
-    """Return the sum of the losses of a batch `[B, L+1]`, in nats, and the number of targets.
+) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Return the summed loss of each row of a batch `[B, L+1]`, in nats, and its targets: `[B]`.
 
     Args:
         logits: maps token ids and their positions to logits, as `Parallelized.logits`.
@@ -41,7 +42,7 @@ def summed_loss(
     losses = functional.cross_entropy(
         logits(inputs, positions).flatten(0, 1).float(), targets.flatten(), reduction="none"
     )
-    return float(losses.double().sum()), count_targets(batch)
+    return losses.double().view(targets.shape).sum(1).cpu().numpy(), targets_of_rows(batch)
 
 
 def mean_loss(total: float, tokens: float) -> float:

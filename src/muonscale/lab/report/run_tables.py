@@ -17,6 +17,7 @@ from muonscale.optim.options import unused_options
 
 RESULTS = {
     "validation_loss": ("validation loss, nats per token", ".4f"),
+    "validation_loss_se": ("standard error of the validation loss", ".4f"),
     "start_validation_loss": ("validation loss before training", ".4f"),
     "unigram_loss": ("unigram baseline", ".4f"),
     "bigram_loss": ("bigram baseline", ".4f"),
@@ -211,7 +212,7 @@ def _results(run: RunData) -> dict[str, Any]:
     if not result and (train := run.of_kind("train")):
         result |= {key: train[-1].get(key) for key in ("step", "tokens", "skipped_steps")}
     if not run.result and (evaluations := run.of_kind("eval")):
-        keys = ("validation_loss", "bits_per_byte", "validation_losses")
+        keys = ("validation_loss", "validation_loss_se", "bits_per_byte", "validation_losses")
         result |= {key: evaluations[-1].get(key) for key in keys}
     return result
 

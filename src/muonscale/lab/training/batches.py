@@ -101,6 +101,12 @@ class Batches:
         """Return the mean of a figure over the corpora, weighted as the mixture."""
         return weighted_mean(self.weights, losses)
 
+    def mean_error(self, errors: Mapping[str, float | None]) -> float | None:
+        """Return the standard error of `mean`; None if that of a corpus is not known."""
+        weighed = [(weight, errors[name]) for name, weight in self.weights.items() if weight]
+        parts = [weight * error for weight, error in weighed if error is not None]
+        return math.hypot(*parts) if len(parts) == len(weighed) else None
+
 
 def build_batches(config: Config, corpora: Mapping[str, Corpus], processes: Processes) -> Batches:
     """Return the training and validation batches of a run."""

@@ -176,6 +176,8 @@ def _log_result(run: Run, result: dict[str, Any]) -> None:
         )
     below = result["bigram_loss"] - result["validation_loss"]
     bits = f"; {result['bits_per_byte']:.3f} bits per byte" if "bits_per_byte" in result else ""
+    if (error := result.get("validation_loss_se")) is not None:
+        bits = f", standard error of the split {error:.4f}{bits}"
     speed = "metrics.jsonl has no record of a step: the times are lost"
     if result["train_seconds"] is not None:
         speed = (

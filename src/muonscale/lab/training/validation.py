@@ -23,10 +23,13 @@ def measure_validation(
 
     Returns:
         The record, or None if a stop was requested. Its loss is that of the corpus, or the mean
-        over several, weighted as the mixture. Chats have no bits per byte, since not all of their
+        over several, weighted as the mixture; on the whole split of plain text, `validation_loss_se`
+        is its standard error over documents. Chats have no bits per byte, since not all of their
         text is a target.
     """
     each = None if sequences is None else max(1, sequences // len(run.corpora))
+    whole = sequences is None and not run.config.data.has_chats
+    start = run.tokenizer.bos_token_id if whole else None
 
     def measure() -> dict[str, TextLoss] | None:
         return losses_on(
@@ -34,18 +37,21 @@ def measure_validation(
             {name: run.batches.evaluation(name, each) for name in run.corpora},
             run.processes,
             stopped=lambda: stop.requested() is not None,
+            document_start=start,
         )
 
     results = measure()
     if results is None:
         return None
     losses = {name: each.loss for name, each in results.items()}
+    errors = {name: each.standard_error for name, each in results.items()}
     loss = run.batches.mean(losses)
     record = {
         "kind": "eval",
         "step": run.state.step,
         "tokens": run.config.timeline.tokens_before(run.state.step),
         "validation_loss": loss,
+        **({} if start is None else {"validation_loss_se": run.batches.mean_error(errors)}),
         **({"validation_losses": losses} if len(losses) > 1 else {}),
         "validation_tokens": sum(each.targets for each in results.values()),
     }
