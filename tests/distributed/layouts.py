@@ -109,6 +109,7 @@ RULES: dict[str, dict[str, Any]] = {
     "muon": {},
     "muon_plus": {"post_norm": "row_col"},
     "normuon": {"post_norm": "normuon"},
+    "muoneq": {"pre_norm": "row_col"},
 }
 
 

@@ -45,6 +45,7 @@ FAST = {
         (4, "fsdp_tensor"),
         (4, "experts_fsdp"),
     },
+    "muoneq": {(2, "tensor"), (3, "columns"), (4, "fsdp_tensor")},
 }
 """Every row of the table and every rule; the slow tests have all of both."""
 

@@ -18,6 +18,7 @@ DecayT = Literal["coupled", "independent"]
 MasterT = Literal["none", "float32", "stochastic"]
 CommDTypeT = Literal["float32", "bfloat16"]
 FormT = Literal["auto", "direct", "gram"]
+PreNormT = Literal["row", "col", "row_col"]
 PostNormT = Literal["row", "col", "row_col", "col_row", "normuon", "frobenius"]
 HeadsT = Literal["whole", "auto"]
 ConvolutionsT = Literal["adamw", "muon"]
@@ -85,6 +86,9 @@ class MuonOptions(RuleOptions):
     """How the polynomial is evaluated; `auto` is the form with fewer operations for each shape."""
     ns_dtype: Any = "auto"
     """Dtype of the Newton-Schulz products; `auto` is bfloat16 where that is fast, else float32."""
+    pre_norm: PreNormT | None = None
+    """What precedes the polar factor. `row` and `col` scale rows or columns of the direction to unit
+    length, `row_col` divides by the lengths of both (Chang et al., MuonEq, arXiv 2603.28254)."""
     post_norm: PostNormT | None = None
     """What follows the polar factor. `row`, `col`, `row_col` (rows, then columns) and `col_row`
     scale rows or columns to unit length (Zhang et al., Muon+, arXiv 2602.21545); `normuon` divides

@@ -53,6 +53,20 @@ PRESETS: dict[str, Preset] = {
         options={"momentum": 0.95, "nesterov": True, "scale": "keller", "weight_decay": 0.0},
         source="Jordan et al., Muon: An optimizer for hidden layers in neural networks (2024)",
     ),
+    "muoneq": Preset(
+        options={
+            "momentum": 0.95,
+            "nesterov": True,
+            "pre_norm": "row",
+            "scale": "rms",
+            "rms": 0.2,
+            "weight_decay": 0.1,
+            "betas": (0.95, 0.95),
+            "eps": 1e-8,
+        },
+        source="MaeChd/muon-eq, the code of Chang et al., MuonEq, arXiv 2603.28254; without its "
+        "epsilon of 1e-8 inside the root of a sum of squares",
+    ),
     "muon_plus_paper": Preset(
         options={
             "momentum": 0.95,

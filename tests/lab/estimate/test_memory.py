@@ -56,8 +56,10 @@ def test_state_is_that_of_the_real_optimizer() -> None:
     assert sum(state_bytes(seen.placement, 0).values()) == held
 
 
-def test_what_a_step_takes_on_one_process_is_near_what_it_does_take() -> None:
-    seen = planned("fsdp=1", "optimizer.ns_dtype=float32", target="llama-nano", device="cpu")
+@pytest.mark.parametrize("option", ["optimizer.pre_norm=null", "optimizer.pre_norm=row_col"])
+def test_what_a_step_takes_on_one_process_is_near_what_it_does_take(option: str) -> None:
+    words = ("optimizer.ns_dtype=float32", option)
+    seen = planned("fsdp=1", *words, target="llama-nano", device="cpu")
     model = build_model(seen.shape, seed=0)
     optimizer = build_optimizer(model, seen.config.optimizer)
     for parameter in model.parameters():

@@ -18,6 +18,7 @@ from muonscale.optim.newton_schulz.orthogonalize import orthogonalize
 from muonscale.optim.rules import muon, step_inputs
 from muonscale.optim.rules.muon import momentum_step_
 from muonscale.optim.rules.post_norm import POST_NORMS
+from muonscale.optim.rules.pre_norm import PRE_NORMS
 from muonscale.optim.rules.reference import adamw_step, muon_step
 from muonscale.optim.rules.scale import SCALES
 from tests.optim.compare import JORDAN, Build, SetGradients, close, equal, snapshot, states
@@ -31,14 +32,22 @@ def odd(out: int, in_: int) -> float:
     return out / (in_ + 1)
 
 
-TABLE = list(itertools.product([None, *POST_NORMS], [*SCALES, odd], TOLERANCES))
+TABLE = [
+    *itertools.product([None], [None, *POST_NORMS], [*SCALES, odd], TOLERANCES),
+    *itertools.product(PRE_NORMS, [None, "normuon"], ["rms"], TOLERANCES),
+]
 
 
-@pytest.mark.parametrize(("post_norm", "scale", "dtype"), TABLE)
-def test_steps_equal_the_slow_rule(post_norm, scale, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize(("pre_norm", "post_norm", "scale", "dtype"), TABLE)
+def test_steps_equal_the_slow_rule(pre_norm, post_norm, scale, dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     parameters = [nn.Parameter(torch.randn(shape).to(dtype)) for shape in SHAPES]
-    options: dict[str, Any] = {"post_norm": post_norm, "scale": scale, "rms": 0.3}
+    options: dict[str, Any] = {
+        "pre_norm": pre_norm,
+        "post_norm": post_norm,
+        "scale": scale,
+        "rms": 0.3,
+    }
     eps = {"post_norm_eps": 1e-3, "normuon_beta2": 0.8}
     optimizer = Muon(
         parameters, lr=0.05, weight_decay=0.4, momentum=0.9, master="float32", **options, **eps

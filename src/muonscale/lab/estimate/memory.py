@@ -253,13 +253,19 @@ def _matrix_step_bytes(group: RankGroupPlan, placement: Placement, device: str, 
         for shape, count in counts.items():
             most = max(WORKSPACE_BYTES // 4, largest) // math.prod(shape)
             count = max(1, min(count, most))
-            batch = (2 + group.nesterov) * PARAMETER_BYTES * count * math.prod(shape)
+            batch = (
+                (2 + group.nesterov + group.copies_before)
+                * PARAMETER_BYTES
+                * count
+                * math.prod(shape)
+            )
             needs.append(batch + workspace_size((count, *shape), group.products_dtype, device))
         return max(needs)
     options = StepOptions(
         products=group.products_dtype,
         comm_dtype=group.comm_dtype,
         nesterov=group.nesterov,
+        pre_norm=group.copies_before,
         post_norm=group.copies_after,
         device=device,
     )

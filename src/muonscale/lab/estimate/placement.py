@@ -35,6 +35,8 @@ class RankGroupPlan:
     products_dtype: torch.dtype
     """Dtype of Newton-Schulz; float32 for an elementwise rule."""
     nesterov: bool
+    copies_before: bool
+    """Whether a step keeps a copy of the direction during Newton-Schulz."""
     copies_after: bool
     """Whether a step after Newton-Schulz needs a copy of the update."""
     row_states: Mapping[str, int]
@@ -160,6 +162,7 @@ def plan_rank_groups(
             comm_dtype=comm_dtype,
             products_dtype=max(products, key=lambda dtype: dtype.itemsize, default=torch.float32),
             nesterov=nesterov,
+            copies_before=any(update.copies_before for update in updates),
             copies_after=any(update.copies_after for update in updates),
             row_states={
                 m.name: len(m.update.row_states)

@@ -168,6 +168,8 @@ def _training(config: Mapping[str, Any], env: Mapping[str, Any]) -> dict[str, An
     unused = unused_options(optimizer["rule"])
     if optimizer.get("post_norm") is None:
         unused |= {"post_norm", "post_norm_eps", "normuon_beta2"}
+    if optimizer.get("pre_norm") is None:
+        unused |= {"pre_norm"}
     sections = {
         "optimizer": {k: v for k, v in optimizer.items() if k not in unused},
         "schedule": config.get("schedule", {}),

@@ -28,7 +28,7 @@ class Variant:
 
 
 def _muon(what: str, source: str, **options: Any) -> Variant:
-    keys = {"rule": "muon", "post_norm": None, **options}
+    keys = {"rule": "muon", "pre_norm": None, "post_norm": None, **options}
     return Variant(
         overrides={f"optimizer.{key}": value for key, value in keys.items()},
         what=what,
@@ -46,6 +46,7 @@ def _one_factor(config: Config) -> Overrides:
 
 _MOONLIGHT = "arXiv 2502.16982"
 _PLUS = "arXiv 2602.21545"
+_EQ = "arXiv 2603.28254"
 
 VARIANTS: dict[str, Variant] = {
     "adamw": Variant(
@@ -63,6 +64,9 @@ VARIANTS: dict[str, Variant] = {
     "muon-frobenius": _muon(
         "the whole update rescaled", "nanochat: not Muon+ of the paper", post_norm="frobenius"
     ),
+    "muoneq-row": _muon("rows normalized before", f"{_EQ}, R", pre_norm="row"),
+    "muoneq-col": _muon("columns normalized before", f"{_EQ}, C", pre_norm="col"),
+    "muoneq-row-col": _muon("both normalized before", f"{_EQ}, RC", pre_norm="row_col"),
     "muon-adjusted-lr": _muon(
         "RMS by the shape", f"{_MOONLIGHT}, table 1, Adjusted LR", scale="rms"
     ),

@@ -22,6 +22,7 @@ class StepOptions:
     """Dtype of the matrix products of Newton-Schulz."""
     comm_dtype: torch.dtype = torch.float32
     nesterov: bool = True
+    pre_norm: bool = False
     post_norm: bool = False
     device: torch.device | str = "cpu"
 
@@ -135,7 +136,7 @@ def _predict_update(tasks: Sequence[MatrixTask], options: StepOptions) -> int:
     for shape, count in counts.items():
         n = count * shape[0] * shape[1]
         workspace = workspace_size((count, *shape), options.products, options.device)
-        direction = 4 * n * rounded
+        direction = 4 * n * (rounded or options.pre_norm)
         converted = 4 * n * (options.products != torch.float32)
         product = options.products.itemsize * n
         after = max(8 * n * options.post_norm, 6 * n * rounded)

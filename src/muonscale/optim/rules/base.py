@@ -94,6 +94,11 @@ class MatrixUpdate(ABC):
         return self
 
     @property
+    def copies_before(self) -> bool:
+        """Whether it keeps a copy of a batch during its matrix products."""
+        return False
+
+    @property
     def copies_after(self) -> bool:
         """Whether it allocates copies of a batch after its matrix products."""
         return False

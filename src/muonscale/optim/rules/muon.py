@@ -1,4 +1,4 @@
-"""The Muon rule: momentum, polar factor, post-normalization, shape factor.
+"""The Muon rule: momentum, pre-normalization, polar factor, post-normalization, shape factor.
 
 Liu et al., Muon is Scalable for LLM Training, arXiv 2502.16982, equations 1, 2 and 4, with an
 average in place of the sum. `M <- mu*M + (1-mu)*G` is (1-mu) times the paper's momentum, so the
@@ -38,6 +38,7 @@ from muonscale.optim.rules.base import (
 )
 from muonscale.optim.rules.nonfinite import commit_, scratch
 from muonscale.optim.rules.post_norm import NormContext, Reducer, resolve_post_norm
+from muonscale.optim.rules.pre_norm import resolve_pre_norm
 from muonscale.optim.rules.scale import ScaleLike, check_scale, exact_factor, shape_factor
 
 MOMENTUM_CONVENTION = "ema"
@@ -49,7 +50,7 @@ COMM_DTYPES: dict[str, torch.dtype] = {"float32": torch.float32, "bfloat16": tor
 
 
 class MuonRule(Rule):
-    """Momentum on every element, then `U = factor * post_norm(NS(N))` on every matrix."""
+    """Momentum on every element, then `U = factor * post_norm(NS(pre_norm(N)))` on a matrix."""
 
     name = "muon"
     options = MuonOptions
@@ -61,6 +62,7 @@ class MuonRule(Rule):
     def check(self, options: Group) -> None:
         """Raise ConfigError for unknown coefficients, stages or dtypes."""
         resolve(options["ns_coefficients"], options["ns_steps"])
+        resolve_pre_norm(options["pre_norm"])
         resolve_post_norm(options["post_norm"])
         check_scale(options["scale"])
         dtype = options["ns_dtype"]
@@ -88,12 +90,13 @@ class MuonRule(Rule):
         )
 
     def matrix_update(self, group: Group) -> MuonUpdate:
-        """Return orthogonalization, post-normalization and shape factor."""
+        """Return orthogonalization, the normalizations around it, and shape factor."""
         norm = resolve_post_norm(group["post_norm"])
         return MuonUpdate(
             coefficients=resolve(group["ns_coefficients"], group["ns_steps"]),
             form=group["ns_form"],
             dtype=group["ns_dtype"],
+            pre_norm=group["pre_norm"],
             post_norm=group["post_norm"],
             post_norm_eps=group["post_norm_eps"],
             normuon_beta2=group["normuon_beta2"],
@@ -111,6 +114,7 @@ class MuonUpdate(MatrixUpdate):
     coefficients: Coefficients
     form: str = "auto"
     dtype: DTypeLike = "auto"
+    pre_norm: str | None = None
     post_norm: str | None = None
     post_norm_eps: float = 1e-8
     normuon_beta2: float = 0.95
@@ -120,8 +124,8 @@ class MuonUpdate(MatrixUpdate):
     def update(
         self, N_NMK: Tensor, rows: Rows, shape: MatrixShape, reducer: Reducer
     ) -> tuple[Tensor, Rows]:
-        """Return `factor * post_norm(NS(N))` of whole matrices, and the new row state."""
-        N_NMK = self._rounded(N_NMK)
+        """Return `factor * post_norm(NS(pre_norm(N)))` of whole matrices, and the new row state."""
+        N_NMK = self._before_polar(N_NMK, reducer)
         steps = self.coefficients.steps
         O_NMK = orthogonalize(N_NMK, self.coefficients, steps, self.form, self.dtype)
         return self._after_polar(O_NMK.to(N_NMK.dtype), rows, shape, reducer)
@@ -130,10 +134,15 @@ class MuonUpdate(MatrixUpdate):
         self, N_NMK: Tensor, rows: Rows, shape: MatrixShape, subgroup: Subgroup, segments: Segments
     ) -> tuple[Tensor, Rows]:
         """Return the same for this rank's part of every matrix: a collective of the subgroup."""
-        N_NMK = self._rounded(N_NMK)
-        O_NMK = orthogonalize_part(N_NMK, shape, subgroup, self.coefficients, segments, self.dtype)
         reducer = SubgroupReducer(subgroup, divided_axis(shape))
+        N_NMK = self._before_polar(N_NMK, reducer)
+        O_NMK = orthogonalize_part(N_NMK, shape, subgroup, self.coefficients, segments, self.dtype)
         return self._after_polar(O_NMK.to(N_NMK.dtype), rows, shape, reducer)
+
+    def _before_polar(self, N_NMK: Tensor, reducer: Reducer) -> Tensor:
+        N_NMK = self._rounded(N_NMK)
+        norm = resolve_pre_norm(self.pre_norm)
+        return N_NMK if norm is None else norm.apply(N_NMK, reducer)
 
     def _after_polar(
         self, U_NMK: Tensor, rows: Rows, shape: MatrixShape, reducer: Reducer
@@ -187,6 +196,11 @@ class MuonUpdate(MatrixUpdate):
         if torch.device(device).type == "cpu" or self.dtype != "auto":
             return self
         return replace(self, dtype=torch.bfloat16)
+
+    @property
+    def copies_before(self) -> bool:
+        """Whether there is a pre-normalization."""
+        return self.pre_norm is not None
 
     @property
     def copies_after(self) -> bool:

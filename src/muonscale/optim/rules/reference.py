@@ -39,6 +39,23 @@ def newton_schulz(X: Tensor, triples: list[tuple[float, float, float]]) -> Tenso
     return X
 
 
+def pre_normalized(N_MK: Tensor, pre_norm: str | None) -> Tensor:
+    """Return the direction after its pre-normalization; what has no length stays zero.
+
+    References:
+        Chang et al., MuonEq, arXiv 2603.28254.
+    """
+    N_MK = N_MK.to(torch.float64)
+    result = N_MK.clone()
+    for i in range(N_MK.shape[0]):
+        for j in range(N_MK.shape[1]):
+            if pre_norm in ("row", "row_col"):
+                result[i, j] /= float(N_MK[i].norm()) or 1.0
+            if pre_norm in ("col", "row_col"):
+                result[i, j] /= float(N_MK[:, j].norm()) or 1.0
+    return result
+
+
 def unit_rows(O_MK: Tensor, eps: float) -> Tensor:
     """Return `O` with every row divided by `sqrt(sum of its squares + eps)`.
 
@@ -148,6 +165,7 @@ def muon_step(
     triples: list[tuple[float, float, float]],
     scale: str | Callable[[int, int], float] = "rms",
     rms: float = 0.2,
+    pre_norm: str | None = None,
     post_norm: str | None = None,
     post_norm_eps: float = 1e-8,
     normuon_beta2: float = 0.95,
@@ -164,7 +182,7 @@ def muon_step(
     V = torch.zeros(W.shape[0], dtype=torch.float64) if V is None else V
     M = momentum * M + (1 - momentum) * G
     direction = momentum * M + (1 - momentum) * G if nesterov else M
-    O_MK = newton_schulz(direction, triples)
+    O_MK = newton_schulz(pre_normalized(direction, pre_norm), triples)
     O_MK, V = post_normalized(O_MK, post_norm, V, normuon_beta2, post_norm_eps)
     U = scaled(O_MK, scale, rms, post_norm)
     return decayed(W, U, rate, cautious) - lr * U, M, V
