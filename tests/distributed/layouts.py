@@ -110,6 +110,8 @@ RULES: dict[str, dict[str, Any]] = {
     "muon_plus": {"post_norm": "row_col"},
     "normuon": {"post_norm": "normuon"},
     "muoneq": {"pre_norm": "row_col"},
+    "weight_norm": {"constraint": "weight_norm"},
+    "radial_brake": {"constraint": "radial_brake", "cautious_decay": True},
 }
 
 

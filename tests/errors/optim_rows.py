@@ -141,6 +141,13 @@ ROWS: dict[str, Row] = {
     "lr nan": Row(C, ("nan",), lambda _: muon(lr=float("nan"))),
     "momentum": Row(C, ("1.5", "0 <= x < 1"), lambda _: muon(momentum=1.5)),
     "betas": Row(C, ("is 1", "0 <= x < 1"), lambda _: muon(betas=(0.9, 1))),
+    "constraint": Row(C, ("'norm'", "weight_norm"), lambda _: muon(constraint="norm")),
+    "outward_scale": Row(C, ("is 1",), lambda _: muon(outward_scale=1)),
+    "zero weight": Row(
+        GroupingError,
+        ("weight is zero", "None"),
+        lambda _: ms.Muon([("weight", nn.Parameter(torch.zeros(4, 6)))], constraint="weight_norm"),
+    ),
     "pre_norm": Row(C, ("'rows'", "row"), lambda _: muon(pre_norm="rows")),
     "post_norm": Row(C, ("'rows'", "row"), lambda _: muon(post_norm="rows")),
     "post_norm_eps": Row(C, ("is 0",), lambda _: muon(post_norm_eps=0)),

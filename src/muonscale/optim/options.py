@@ -19,6 +19,7 @@ MasterT = Literal["none", "float32", "stochastic"]
 CommDTypeT = Literal["float32", "bfloat16"]
 FormT = Literal["auto", "direct", "gram"]
 PreNormT = Literal["row", "col", "row_col"]
+ConstraintT = Literal["weight_norm", "radial_brake"]
 PostNormT = Literal["row", "col", "row_col", "col_row", "normuon", "frobenius"]
 HeadsT = Literal["whole", "auto"]
 ConvolutionsT = Literal["adamw", "muon"]
@@ -105,6 +106,13 @@ class MuonOptions(RuleOptions):
     rms: float = _option(0.2, "above 0")
     """RMS of the update under scale="rms" and "rms_exact", in units of lr (Moonlight, section
     2.2)."""
+    constraint: ConstraintT | None = None
+    """What holds for the weight after the update. `weight_norm` keeps the Frobenius norm of every
+    matrix (MuonH; Hyperball, arXiv 2606.16899): the update has the length lr times that norm, so lr
+    is about an angle, `scale` and `rms` have no effect, and there is no weight decay.
+    `radial_brake` lets the norm grow by only a part of what the update adds."""
+    outward_scale: float = _option(0.5, "fraction")
+    """The part of a growing norm that `radial_brake` lets through."""
     comm_dtype: CommDTypeT = "float32"
     """Dtype to which directions and updates are rounded, on many ranks and on one; `bfloat16`
     halves the bytes in communication."""

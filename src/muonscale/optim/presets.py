@@ -67,6 +67,16 @@ PRESETS: dict[str, Preset] = {
         source="MaeChd/muon-eq, the code of Chang et al., MuonEq, arXiv 2603.28254; without its "
         "epsilon of 1e-8 inside the root of a sum of squares",
     ),
+    "muonh": Preset(
+        options={
+            "momentum": 0.95,
+            "nesterov": True,
+            "ns_coefficients": (2.0, -1.5, 0.5),
+            "ns_steps": 12,
+            "constraint": "weight_norm",
+        },
+        source="KellerJordan/modded-nanogpt, track 3, MuonH (2026-04-30); its lr of matrices is 0.014",
+    ),
     "muon_plus_paper": Preset(
         options={
             "momentum": 0.95,

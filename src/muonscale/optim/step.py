@@ -19,14 +19,18 @@ from muonscale.optim.distributed.dtensor import part_here
 from muonscale.optim.distributed.rank_group import RankGroup, StepTensors
 from muonscale.optim.distributed.zero1 import PartitionedTensor
 from muonscale.optim.matrices.batches import MatrixBatches
+from muonscale.optim.matrices.local import LocalMatrices
 from muonscale.optim.matrices.sharding import read_piece
 from muonscale.optim.rules.base import (
     Rule,
+    apply_constrained_,
     apply_updates_,
     batch_update,
+    constrained_sums,
     matrix_updates,
+    rate_of,
+    rule_of,
 )
-from muonscale.optim.rules.decay import decay_rate
 from muonscale.optim.rules.master_weights import Rounding, Weights, rounding_key
 from muonscale.optim.rules.step_inputs import Group, ParamStep, batches, by_group
 
@@ -67,7 +71,7 @@ def step_elements_(rule: Rule, items: list[ParamStep], mask: Tensor | None) -> S
             _elementwise(rule, group, [item.state for item in part]),
             group,
             lr=float(group["lr"]),
-            rate=decay_rate(group),
+            rate=rate_of(group),
             mask=mask,
         )
     return StepTally()
@@ -101,7 +105,8 @@ def step_shared_(
 ) -> StepTally:
     """Step parameters whose matrices or state are on several ranks; a collective of the rank group.
 
-    Every update is applied as soon as it has arrived.
+    Every update is applied as soon as it has arrived, or, if a constraint needs sums over matrices
+    that are divided among ranks, after all have arrived.
 
     Args:
         rule: rule of the parameters.
@@ -112,18 +117,24 @@ def step_shared_(
     by_name = {item.name: item for item in items}
     tensors = _step_tensors(rule, items, mask)
     square = torch.zeros((), device=items[0].parameter.device)
+    later = [i for i in items if rule.constraint(i.group) and part_here(i.sharding) is not None]
+    waiting = {item.name for item in later}
     for names in rank_group.updates(tensors, by_name):
         complete = [by_name[name] for name in names]
+        if rule.on_matrices:
+            for item in complete:
+                assert item.sharding is not None
+                own = torch.linalg.vector_norm(tensors.updates[item.name]).square()
+                square += own.float() / item.sharding.copies
+        complete = [item for item in complete if item.name not in waiting]
         updates = [tensors.updates[i.name].view(i.parameter.shape) for i in complete]
         _apply_(complete, updates, mask)
-        if rule.on_matrices:
-            for item, update in zip(complete, updates, strict=True):
-                assert item.sharding is not None
-                own = torch.linalg.vector_norm(update).square()
-                square += own.float() / item.sharding.copies
         updates.clear()  # or they would live on while the next round is worked on
-        for name in names:
-            del tensors.updates[name]
+        for item in complete:
+            del tensors.updates[item.name]
+    if later:
+        updates = [tensors.updates[i.name].view(i.parameter.shape) for i in later]
+        _apply_(later, updates, mask, rank_group)
     if not rule.on_matrices:
         return StepTally()
     elements = sum(math.prod(i.sharding.shape) for i in items if i.sharding is not None)
@@ -222,17 +233,34 @@ def _part_of(value: Tensor, number: int) -> Tensor:
     return value.parts[number] if isinstance(value, PartitionedTensor) else value
 
 
-def _apply_(batch: list[ParamStep], updates: list[Tensor], mask: Tensor | None) -> None:
+def _apply_(
+    batch: list[ParamStep],
+    updates: list[Tensor],
+    mask: Tensor | None,
+    rank_group: RankGroup | None = None,
+) -> None:
+    """Apply updates; with a rank group, a collective for parameters that it divides."""
     left = iter(updates)
     for group, part in by_group(batch):
-        apply_updates_(
-            _weights(group, part),
-            [next(left) for _ in part],
-            lr=float(group["lr"]),
-            rate=decay_rate(group),
-            cautious=group["cautious_decay"],
-            mask=mask,
-        )
+        W, U = _weights(group, part), [next(left) for _ in part]
+        rate, cautious = rate_of(group), group["cautious_decay"]
+        constraint = rule_of(group).constraint(group)
+        if constraint is None:
+            apply_updates_(W, U, lr=float(group["lr"]), rate=rate, cautious=cautious, mask=mask)
+            continue
+        matrices = [_local_matrices(item) for item in part]
+        sums = constrained_sums(W, U, matrices, rate=rate, cautious=cautious)
+        if rank_group is not None:
+            copies = [i.sharding.copies for i in part if i.sharding is not None]
+            counts = torch.tensor([own.count for own in matrices])
+            sums /= torch.tensor(copies).repeat_interleave(counts).to(sums)
+            sums = total(sums, rank_group.group)
+        apply_constrained_(W, U, matrices, sums, constraint, group, mask)
+
+
+def _local_matrices(item: ParamStep) -> LocalMatrices:
+    shape = item.parameter.shape if item.sharding is None else item.sharding.shape
+    return LocalMatrices(tuple(shape), item.matrices, part_here(item.sharding))
 
 
 def _weights(group: Group, part: list[ParamStep]) -> Weights:

@@ -47,8 +47,27 @@ MUON_EQ = {
 }
 """MaeChd/muon-eq 99b6c8b, optimizers/muon_variants/muoneq.py."""
 
+MUON_H = [
+    [1.2548223222916624, 0.44188100413018844, 5.378164777856181, 27.30885984140478],
+    [1.2570944424032662, 0.32978070065799525, 5.1221728584165085, 27.30885984140477],
+    [1.2197126679209682, 0.49025858309845266, 5.127987704836431, 27.381724967874078],
+]
+"""KellerJordan/modded-nanogpt f411b3d, track 3, 20260430_muonh/train_gpt_simple_muonh.py."""
+
+RADIAL_BRAKE = [
+    [1.179737150337116, 0.38996583046001554, 5.165533984504079, 25.43674384962224],
+    [1.1841824001274825, 0.3181472773534552, 4.718457299206507, 25.504465607805347],
+    [1.1549027848661202, 0.4784899657266821, 4.998468402554417, 25.46092703998557],
+]
+"""NVIDIA-NeMo/Emerging-Optimizers fd77292, RadialBrakeHook around a step of Muon."""
+
 CASES: list[tuple[dict[str, Any], list[list[float]]]] = [
     *((preset("muoneq") | {"pre_norm": name}, values) for name, values in MUON_EQ.items()),
+    (preset("muonh"), MUON_H),
+    (
+        {"nesterov": False, "scale": "nvidia:spectral", "constraint": "radial_brake"},
+        RADIAL_BRAKE,
+    ),
 ]
 
 

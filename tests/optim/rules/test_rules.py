@@ -16,6 +16,7 @@ from muonscale import Muon, grouping_report, parameter_groups
 from muonscale.optim.matrices.spec import MatrixSpec
 from muonscale.optim.newton_schulz.orthogonalize import orthogonalize
 from muonscale.optim.rules import muon, step_inputs
+from muonscale.optim.rules.constraint import CONSTRAINTS
 from muonscale.optim.rules.muon import momentum_step_
 from muonscale.optim.rules.post_norm import POST_NORMS
 from muonscale.optim.rules.pre_norm import PRE_NORMS
@@ -36,6 +37,30 @@ TABLE = [
     *itertools.product([None], [None, *POST_NORMS], [*SCALES, odd], TOLERANCES),
     *itertools.product(PRE_NORMS, [None, "normuon"], ["rms"], TOLERANCES),
 ]
+
+
+@pytest.mark.parametrize("cautious", [False, True])
+@pytest.mark.parametrize("dtype", TOLERANCES)
+@pytest.mark.parametrize("constraint", CONSTRAINTS)
+def test_constrained_steps_equal_the_slow_rule(constraint, dtype, cautious) -> None:
+    torch.manual_seed(0)
+    parameters = [nn.Parameter(torch.randn(shape).to(dtype)) for shape in SHAPES]
+    options: dict[str, Any] = {"constraint": constraint, "outward_scale": 0.3, "scale": "keller"}
+    optimizer = Muon(
+        parameters, lr=0.05, weight_decay=0.4, master="float32", cautious_decay=cautious, **options
+    )
+    slow = [(p.detach(), torch.zeros(p.shape)) for p in parameters]
+    for _ in range(3):
+        for k, parameter in enumerate(parameters):
+            parameter.grad = torch.randn(parameter.shape).to(dtype)
+            W, M, _ = muon_step(
+                *slow[k][:1], parameter.grad, slow[k][1], lr=0.05, rate=0.02, momentum=0.95,
+                nesterov=True, triples=JORDAN, cautious=cautious, **options,
+            )  # fmt: skip
+            slow[k] = W, M
+        optimizer.step()
+    for parameter, (W, _) in zip(parameters, slow, strict=True):
+        close(optimizer.state[parameter].get("master", parameter.detach()), W, TOLERANCES[dtype])
 
 
 @pytest.mark.parametrize(("pre_norm", "post_norm", "scale", "dtype"), TABLE)

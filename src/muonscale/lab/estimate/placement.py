@@ -150,7 +150,12 @@ def plan_rank_groups(
                 sharding = rows_sharding(sharding.shape, sharding.ranks)
             member = Member(name=name, sharding=sharding, update=update)
             similar[tuple(sorted(sharding.ranks)), comm_dtype].append(member)
-    nesterov = any(group.get("nesterov") for group in groups if rule_of(group).on_matrices)
+    # A constraint keeps the updates until all have arrived, in place of the directions.
+    nesterov = any(
+        group.get("nesterov") or rule_of(group).constraint(group)
+        for group in groups
+        if rule_of(group).on_matrices
+    )
     for (_, comm_dtype), members in similar.items():
         assignment, kinds = assign_members(
             members, comm_dtype=comm_dtype, dtype=torch.float32, device=device

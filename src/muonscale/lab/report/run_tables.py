@@ -46,7 +46,16 @@ COMPARED = {
 
 SETTINGS = {
     "model": ("preset", "config", "weights"),
-    "optimizer": ("rule", "lr", "weight_decay", "momentum", "pre_norm", "post_norm", "scale"),
+    "optimizer": (
+        "rule",
+        "lr",
+        "weight_decay",
+        "momentum",
+        "pre_norm",
+        "post_norm",
+        "constraint",
+        "scale",
+    ),
     "schedule": ("name", "warmup"),
     "train": ("batch_tokens", "tokens", "steps"),
     "data": ("sequence_length", "vocab_size"),

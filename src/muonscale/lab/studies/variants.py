@@ -28,7 +28,8 @@ class Variant:
 
 
 def _muon(what: str, source: str, **options: Any) -> Variant:
-    keys = {"rule": "muon", "pre_norm": None, "post_norm": None, **options}
+    keys = {"rule": "muon", "pre_norm": None, "post_norm": None, "constraint": None}
+    keys |= options
     return Variant(
         overrides={f"optimizer.{key}": value for key, value in keys.items()},
         what=what,
@@ -67,6 +68,12 @@ VARIANTS: dict[str, Variant] = {
     "muoneq-row": _muon("rows normalized before", f"{_EQ}, R", pre_norm="row"),
     "muoneq-col": _muon("columns normalized before", f"{_EQ}, C", pre_norm="col"),
     "muoneq-row-col": _muon("both normalized before", f"{_EQ}, RC", pre_norm="row_col"),
+    "muonh": _muon("a fixed norm of the weights", "arXiv 2606.16899", constraint="weight_norm"),
+    "muon-radial-brake": _muon(
+        "a braked norm of the weights",
+        "NVIDIA Emerging-Optimizers",
+        constraint="radial_brake",
+    ),
     "muon-adjusted-lr": _muon(
         "RMS by the shape", f"{_MOONLIGHT}, table 1, Adjusted LR", scale="rms"
     ),

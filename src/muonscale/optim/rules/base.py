@@ -6,6 +6,7 @@ weight in the same way:
     N = direction_(state, G)       elementwise, on the shard of the parameter
     U = matrix_update(N)           on whole matrices, if the rule is on matrices; else U = N
     W <- (1 - rate)*W - lr*U       with decoupled weight decay (muonscale.optim.rules.decay)
+                                   or under a constraint (muonscale.optim.rules.constraint)
 
 Because the first stage is elementwise, state is sharded as its parameter is. Only directions and
 updates move between ranks, and only for a rule on matrices or for partitioned state (ZeRO-1).
@@ -32,10 +33,12 @@ from torch import Tensor
 
 from muonscale.errors import ConfigError
 from muonscale.optim.matrices.batches import MatrixBatches, MatrixShape
+from muonscale.optim.matrices.local import LocalMatrices
 from muonscale.optim.newton_schulz.flops import Segments
 from muonscale.optim.newton_schulz.subgroup import Subgroup
 from muonscale.optim.options import RuleOptions, add_options, check_word
-from muonscale.optim.rules.decay import decay_
+from muonscale.optim.rules.constraint import Constraint, MatrixSums
+from muonscale.optim.rules.decay import decay_, decay_rate
 from muonscale.optim.rules.master_weights import Weights
 from muonscale.optim.rules.nonfinite import commit_
 from muonscale.optim.rules.post_norm import LOCAL, Reducer
@@ -178,6 +181,10 @@ class Rule(ABC):
         """Return the second stage, or None for an elementwise rule."""
         return None
 
+    def constraint(self, group: Group) -> Constraint | None:
+        """Return what a rule on matrices demands of the weight after an update, if anything."""
+        return None
+
     def step_(
         self,
         W: Weights,
@@ -228,6 +235,12 @@ def find_rule(name: object, where: str = "rule") -> Rule:
     """Return the rule called `name`; `where` begins the sentence of the error."""
     check_word(where, name, tuple(RULES))
     return RULES[str(name)]
+
+
+def rate_of(group: Group) -> float:
+    """Return the part of a weight that one step of the group's rule subtracts."""
+    constraint = rule_of(group).constraint(group)
+    return decay_rate(group) if constraint is None or not constraint.keeps_norm else 0.0
 
 
 class BatchUpdate(Protocol):
@@ -330,4 +343,51 @@ def apply_updates_(
     new_W = W.wide(U, mask)
     decay_(new_W, U, rate, cautious=cautious)
     torch._foreach_add_(new_W, U, alpha=-lr)
+    W.write_(new_W, mask)
+
+
+def constrained_sums(
+    W: Weights, U: list[Tensor], matrices: list[LocalMatrices], *, rate: float, cautious: bool
+) -> Tensor:
+    """Return `[3, matrices]`, the rows of `MatrixSums` over what of every matrix is on this rank.
+
+    The arguments are those of `apply_constrained_`; nothing is written.
+    """
+    sums = []
+    for decayed, u, own in zip(W.copies(U), U, matrices, strict=True):
+        decay_([decayed], [u], rate, cautious=cautious)
+        pairs = (decayed, decayed), (u, u), (decayed, u)
+        sums.append(torch.stack([own.dot(x, y) for x, y in pairs]))
+    return torch.cat(sums, dim=1)
+
+
+def apply_constrained_(
+    W: Weights,
+    U: list[Tensor],
+    matrices: list[LocalMatrices],
+    sums: Tensor,
+    constraint: Constraint,
+    group: Group,
+    mask: Tensor | None = None,
+) -> None:
+    """Write `W <- keep*W - move*U` after decay, with two numbers for every matrix.
+
+    Args:
+        W: weights.
+        U: updates; written to.
+        matrices: the matrices of each weight.
+        sums: from `constrained_sums`, over all ranks.
+        constraint: gives the numbers.
+        group: options.
+        mask: see `commit_`.
+    """
+    keep, move = constraint.factors(MatrixSums(*sums), group)
+    new_W = W.wide(U, mask)
+    decay_(new_W, U, rate_of(group), cautious=group["cautious_decay"])
+    counts = [own.count for own in matrices]
+    each = zip(new_W, U, matrices, keep.split(counts), move.split(counts), strict=True)
+    for w, u, own, kept, moved in each:
+        own.scale_(w, kept)
+        own.scale_(u, moved)
+    torch._foreach_sub_(new_W, U)
     W.write_(new_W, mask)

@@ -36,6 +36,7 @@ from muonscale.optim.rules.base import (
     StateTensor,
     register,
 )
+from muonscale.optim.rules.constraint import Constraint, resolve_constraint
 from muonscale.optim.rules.nonfinite import commit_, scratch
 from muonscale.optim.rules.post_norm import NormContext, Reducer, resolve_post_norm
 from muonscale.optim.rules.pre_norm import resolve_pre_norm
@@ -64,6 +65,7 @@ class MuonRule(Rule):
         resolve(options["ns_coefficients"], options["ns_steps"])
         resolve_pre_norm(options["pre_norm"])
         resolve_post_norm(options["post_norm"])
+        resolve_constraint(options["constraint"])
         check_scale(options["scale"])
         dtype = options["ns_dtype"]
         if not isinstance(dtype, torch.dtype):
@@ -105,6 +107,10 @@ class MuonRule(Rule):
             comm_dtype=COMM_DTYPES[group["comm_dtype"]],
             row_states=(ROW_STATE,) if norm is not None and norm.row_state else (),
         )
+
+    def constraint(self, group: Group) -> Constraint | None:
+        """Return the constraint of the group."""
+        return resolve_constraint(group["constraint"])
 
 
 @dataclass(frozen=True, kw_only=True)

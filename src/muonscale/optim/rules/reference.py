@@ -152,6 +152,21 @@ def decayed(W: Tensor, U: Tensor, rate: float, cautious: bool) -> Tensor:
     return W - rate * W
 
 
+def constrained(
+    W: Tensor, U: Tensor, lr: float, constraint: str | None, outward_scale: float
+) -> Tensor:
+    """Return the decayed weight after an update, see `muonscale.optim.rules.constraint`."""
+    if constraint == "weight_norm":
+        if not W.any() or not U.any():
+            return W
+        V = W - lr * float(W.norm()) * U / float(U.norm())
+        return V * float(W.norm()) / float(V.norm())
+    V = W - lr * U
+    if constraint == "radial_brake" and V.norm() > W.norm():
+        return V / V.norm() * (W.norm() + outward_scale * (V.norm() - W.norm()))
+    return V
+
+
 def muon_step(
     W: Tensor,
     G: Tensor,
@@ -170,6 +185,8 @@ def muon_step(
     post_norm_eps: float = 1e-8,
     normuon_beta2: float = 0.95,
     cautious: bool = False,
+    constraint: str | None = None,
+    outward_scale: float = 0.5,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the weight and the momentum `[out, in]` and the row state `[out]` after one Muon step.
 
@@ -185,7 +202,9 @@ def muon_step(
     O_MK = newton_schulz(pre_normalized(direction, pre_norm), triples)
     O_MK, V = post_normalized(O_MK, post_norm, V, normuon_beta2, post_norm_eps)
     U = scaled(O_MK, scale, rms, post_norm)
-    return decayed(W, U, rate, cautious) - lr * U, M, V
+    if constraint != "weight_norm":
+        W = decayed(W, U, rate, cautious)
+    return constrained(W, U, lr, constraint, outward_scale), M, V
 
 
 def adamw_step(

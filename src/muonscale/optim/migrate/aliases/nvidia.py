@@ -105,7 +105,10 @@ ROWS: dict[str, Foreign] = {
                 note='with `scale_mode="spectral"`; otherwise it must be 1',
             ),
             "use_syrk": ignore(False, SPEED),
-            "weight_update_hook": refuse(None, "there are no update hooks"),
+            "weight_update_hook": refuse(
+                None,
+                'use `constraint`: "weight_norm" for HyperballHook, "radial_brake" for its own',
+            ),
         },
         fixed={},
         has_adamw=False,
