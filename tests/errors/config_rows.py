@@ -87,6 +87,7 @@ ROWS: dict[str, Row] = {
     "optimizer.lr": Row(C, ("optimizer.lr=-1",), load("optimizer.lr=-1")),
     "optimizer.lr nan": Row(C, ("optimizer.lr=nan",), load("optimizer.lr=.nan")),
     "optimizer.constraint": Row(C, ("'weight_nrm'", "'weight_norm'"), load("optimizer.constraint=weight_nrm")),
+    "optimizer.second_moment": Row(C, ("'grad'", "'gradient'"), load("optimizer.second_moment=grad")),
     "optimizer.pre_norm": Row(C, ("'rows'", "'row_col'"), load("optimizer.pre_norm=rows")),
     "optimizer.post_norm": Row(C, ("'rows'", "'row_col'"), load("optimizer.post_norm=rows")),
     "optimizer.state_format": Row(C, ("keller",), load("optimizer.state_format=keller")),

@@ -92,6 +92,7 @@ def step_matrices_(
             MatrixBatches([tuple(i.parameter.shape) for i in batch], [i.matrices for i in batch]),
             functools.partial(batch_update, update, compile=compile),
             rows={key: [item.state[key] for item in batch] for key in update.row_states},
+            elements={key: [i.state[key] for i in batch] for key in update.element_states},
             mask=mask,
         )
         _apply_(batch, updates.tensors, mask)
@@ -180,7 +181,9 @@ def _step_tensors(rule: Rule, items: list[ParamStep], mask: Tensor | None) -> St
     first = rule.state(items[0].group)[0].name
     updates = _Arrivals(items, first)
     for group, part in by_group(items):
-        keys = [tensor.name for tensor in rule.state(group) if tensor.per != "row"]
+        keys = [
+            tensor.name for tensor in rule.state(group) if tensor.per in ("element", "parameter")
+        ]
         here = [(item, *piece) for item in part for piece in _pieces_here(item, first, keys)]
         if not here:  # this rank owns none of them
             continue
@@ -199,7 +202,7 @@ def _step_tensors(rule: Rule, items: list[ParamStep], mask: Tensor | None) -> St
         tensor.name: {i.name: i.state[tensor.name] for i in items if tensor.name in i.state}
         for group, _ in by_group(items)
         for tensor in rule.state(group)
-        if tensor.per == "row"
+        if tensor.per in ("row", "matrix")
     }
     whole_rows = {
         key: {

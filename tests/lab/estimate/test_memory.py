@@ -48,15 +48,18 @@ def test_shards_are_those_of_torch_padded_to_the_largest(ranks: int) -> None:
         assert state_bytes(seen.placement, rank) == state
 
 
-def test_state_is_that_of_the_real_optimizer() -> None:
-    seen = planned("fsdp=1", "optimizer.post_norm=normuon")
+@pytest.mark.parametrize(
+    "option", ["post_norm=normuon", "second_moment=gradient", "second_moment=update"]
+)
+def test_state_is_that_of_the_real_optimizer(option: str) -> None:
+    seen = planned("fsdp=1", f"optimizer.{option}")
     model = build_model(seen.shape, seed=0)
     optimizer = build_optimizer(model, seen.config.optimizer)
     held = sum(v.nbytes for state in optimizer.state.values() for v in state.values() if v.ndim)
     assert sum(state_bytes(seen.placement, 0).values()) == held
 
 
-@pytest.mark.parametrize("option", ["optimizer.pre_norm=null", "optimizer.pre_norm=row_col"])
+@pytest.mark.parametrize("option", ["optimizer.pre_norm=null", "optimizer.pre_norm=aurora"])
 def test_what_a_step_takes_on_one_process_is_near_what_it_does_take(option: str) -> None:
     words = ("optimizer.ns_dtype=float32", option)
     seen = planned("fsdp=1", *words, target="llama-nano", device="cpu")

@@ -6,14 +6,19 @@ from torch import Tensor, nn
 
 from muonscale import Muon
 from muonscale.errors import ConfigError
-from muonscale.optim.rules.post_norm import LOCAL
-from muonscale.optim.rules.pre_norm import PRE_NORMS, resolve_pre_norm
+from muonscale.optim.newton_schulz.orthogonalize import exact_polar
+from muonscale.optim.rules.muon import MUON
+from muonscale.optim.rules.pre_norm import PRE_NORMS, PreNormContext, resolve_pre_norm
 
 SHAPES = [(8, 32), (32, 8), (16, 16)]
 
 
 def applied(name: str, N_NMK: Tensor) -> Tensor:
-    return PRE_NORMS[name].apply(N_NMK, LOCAL)
+    def polar(X_NMK: Tensor) -> Tensor:
+        return exact_polar(X_NMK).to(X_NMK.dtype)
+
+    shape = N_NMK.shape[1], N_NMK.shape[2]
+    return PRE_NORMS[name].apply(N_NMK, PreNormContext(shape=shape, polar=polar))
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -31,6 +36,33 @@ def test_both_are_taken_before_either_division() -> None:
     expected = N_NMK / rows / columns * N_NMK.norm(dim=(1, 2), keepdim=True)
     torch.testing.assert_close(applied("row_col", N_NMK), expected)
     assert not torch.allclose(applied("row_col", N_NMK), applied("col", applied("row", N_NMK)))
+
+
+@pytest.mark.parametrize(("shape", "dim"), [((32, 8), -1), ((8, 32), -2)])
+def test_aurora_levels_the_long_side_of_a_polar_factor(shape, dim: int) -> None:
+    torch.manual_seed(0)
+    N_NMK = torch.randn(3, *shape, dtype=torch.float64) * torch.rand(3, *shape[:1], 1)
+
+    def spread(O_NMK: Tensor) -> float:
+        lengths = O_NMK.norm(dim=dim)
+        return float((lengths.std(-1) / lengths.mean(-1)).max())
+
+    by_length = spread(exact_polar(applied("row" if dim == -1 else "col", N_NMK)))
+    aurora = exact_polar(applied("aurora", N_NMK))
+    assert spread(aurora) < 0.5 * by_length < spread(exact_polar(N_NMK))
+    assert aurora.norm(dim=dim).mean() == pytest.approx(0.5, rel=1e-2)  # sqrt(8/32)
+
+
+def test_aurora_leaves_a_square_matrix_as_it_is_and_counts_its_operations() -> None:
+    N_NMK = torch.randn(2, 6, 6)
+    assert torch.equal(applied("aurora", N_NMK), N_NMK)
+    flops = {}
+    for name in (None, "aurora"):
+        options = Muon([nn.Parameter(torch.ones(4, 4))], pre_norm=name).param_groups[0]
+        update = MUON.matrix_update(options)
+        shapes = ((8, 8), (8, 16))
+        flops[name] = [update.flops(shape, torch.float32, "cpu") for shape in shapes]
+    assert flops["aurora"] == [flops[None][0], 2 * flops[None][1]]
 
 
 @pytest.mark.parametrize("name", PRE_NORMS)

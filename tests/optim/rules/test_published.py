@@ -61,8 +61,33 @@ RADIAL_BRAKE = [
 ]
 """NVIDIA-NeMo/Emerging-Optimizers fd77292, RadialBrakeHook around a step of Muon."""
 
+AURORA = [
+    [1.3223880766039684, 0.3832259643117343, 5.334224753582949, 26.277497357530535],
+    [1.3311719843469387, 0.3323017450194553, 5.22721895001865, 26.298834862111313],
+    [1.3099442853479821, 0.3577810246911, 5.3706753671393725, 26.461959666591483],
+]
+"""tilde-research/aurora-release 3d79a5c, src/aurora.py."""
+
+MUON_2 = [
+    [1.3404940156710314, 0.404645244430589, 5.504671060999771, 26.36755140379575],
+    [1.3535539619431503, 0.3667865057012001, 5.4081938469392, 26.8208302573243],
+    [1.3597795156870653, 0.36284044421904865, 5.776257360032538, 26.49542770402784],
+]
+"""KellerJordan/modded-nanogpt f411b3d, track 3, 20260501_muonsq/train_gpt_simple_muonsq.py."""
+
+ADAMUON = [
+    [1.3645547314800532, 0.3659705160107498, 5.350793212296381, 26.081113673136148],
+    [1.3650415969821696, 0.3592647570697798, 5.340354348341307, 26.052559103192632],
+    [1.3590799826821252, 0.29419310087054734, 5.627748587270067, 26.103917040567747],
+]
+"""Chongjie-Si/AdaMuon, gpt2/models/optimizers/adamuon.py, of which only the epsilon of the second
+moment is left."""
+
 CASES: list[tuple[dict[str, Any], list[list[float]]]] = [
     *((preset("muoneq") | {"pre_norm": name}, values) for name, values in MUON_EQ.items()),
+    (preset("aurora"), AURORA),
+    (preset("muon2") | {"weight_decay": 0.0}, MUON_2),
+    (preset("adamuon"), ADAMUON),
     (preset("muonh"), MUON_H),
     (
         {"nesterov": False, "scale": "nvidia:spectral", "constraint": "radial_brake"},

@@ -39,6 +39,36 @@ TABLE = [
 ]
 
 
+@pytest.mark.parametrize("moment", ["gradient", "update"])
+@pytest.mark.parametrize("nesterov", [False, True])
+@pytest.mark.parametrize("dtype", TOLERANCES)
+def test_steps_with_a_second_moment_equal_the_slow_rule(dtype, nesterov: bool, moment) -> None:
+    torch.manual_seed(0)
+    parameters = [nn.Parameter(torch.randn(shape).to(dtype)) for shape in SHAPES]
+    options: dict[str, Any] = {"second_moment_beta": 0.8, "second_moment_eps": 1e-3}
+    optimizer = Muon(
+        parameters, lr=0.05, weight_decay=0.4, master="float32", nesterov=nesterov,
+        second_moment=moment, **options,
+    )  # fmt: skip
+    slow = [(p.detach(), torch.zeros(p.shape), torch.zeros(p.shape).double()) for p in parameters]
+    for _ in range(3):
+        for k, parameter in enumerate(parameters):
+            parameter.grad = torch.randn(parameter.shape).to(dtype)
+            W, M, V = slow[k]
+            W, M, _ = muon_step(
+                W, parameter.grad, M, None, lr=0.05, rate=0.02, momentum=0.95, nesterov=nesterov,
+                triples=JORDAN, **{"V_elements" if moment == "gradient" else "V_update": V},
+                **options,
+            )  # fmt: skip
+            slow[k] = W, M, V
+        optimizer.step()
+    for parameter, (W, M, V) in zip(parameters, slow, strict=True):
+        state = optimizer.state[parameter]
+        close(state.get("master", parameter.detach()), W, TOLERANCES[dtype])
+        close(state["momentum_buffer"], M, TOLERANCES[dtype])
+        close(state[f"{moment}_second_moment"], V, TOLERANCES[dtype])
+
+
 @pytest.mark.parametrize("cautious", [False, True])
 @pytest.mark.parametrize("dtype", TOLERANCES)
 @pytest.mark.parametrize("constraint", CONSTRAINTS)

@@ -254,7 +254,7 @@ def _matrix_step_bytes(group: RankGroupPlan, placement: Placement, device: str, 
             most = max(WORKSPACE_BYTES // 4, largest) // math.prod(shape)
             count = max(1, min(count, most))
             batch = (
-                (2 + group.nesterov + group.copies_before)
+                (2 + group.nesterov + group.copies_before + 2 * group.element_states)
                 * PARAMETER_BYTES
                 * count
                 * math.prod(shape)
@@ -267,6 +267,7 @@ def _matrix_step_bytes(group: RankGroupPlan, placement: Placement, device: str, 
         nesterov=group.nesterov,
         pre_norm=group.copies_before,
         post_norm=group.copies_after,
+        element_states=group.element_states,
         device=device,
     )
     group_rank = group.group_rank(rank, placement.topology.world)

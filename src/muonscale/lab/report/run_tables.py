@@ -51,6 +51,7 @@ SETTINGS = {
         "lr",
         "weight_decay",
         "momentum",
+        "second_moment",
         "pre_norm",
         "post_norm",
         "constraint",

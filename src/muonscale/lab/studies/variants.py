@@ -28,8 +28,8 @@ class Variant:
 
 
 def _muon(what: str, source: str, **options: Any) -> Variant:
-    keys = {"rule": "muon", "pre_norm": None, "post_norm": None, "constraint": None}
-    keys |= options
+    keys = {"rule": "muon", "constraint": None}
+    keys |= dict.fromkeys(("second_moment", "pre_norm", "post_norm")) | options
     return Variant(
         overrides={f"optimizer.{key}": value for key, value in keys.items()},
         what=what,
@@ -68,6 +68,16 @@ VARIANTS: dict[str, Variant] = {
     "muoneq-row": _muon("rows normalized before", f"{_EQ}, R", pre_norm="row"),
     "muoneq-col": _muon("columns normalized before", f"{_EQ}, C", pre_norm="col"),
     "muoneq-row-col": _muon("both normalized before", f"{_EQ}, RC", pre_norm="row_col"),
+    "muon2": _muon("elements by their RMS", "arXiv 2604.09967", second_moment="gradient"),
+    "adamuon": _muon(
+        "elements of the update by their RMS",
+        "arXiv 2507.11005",
+        pre_norm="sign",
+        second_moment="update",
+        second_moment_eps=1e-8,
+        scale="rms_exact",
+    ),
+    "aurora": _muon("the long side levelled", "arXiv 2606.27715", pre_norm="aurora"),
     "muonh": _muon("a fixed norm of the weights", "arXiv 2606.16899", constraint="weight_norm"),
     "muon-radial-brake": _muon(
         "a braked norm of the weights",

@@ -18,8 +18,7 @@ from torch import Tensor
 from muonscale.optim.distributed.dtensor import gather_full
 from muonscale.optim.matrices.spec import PLAIN, MatrixSpec, matrix_shapes, view
 from muonscale.optim.parameters.groups import MATRIX_ROLES
-from muonscale.optim.rules.base import rule_of
-from muonscale.optim.rules.base import rate_of
+from muonscale.optim.rules.base import rate_of, rule_of
 from muonscale.optim.rules.step_inputs import named
 
 Group = Mapping[str, Any]

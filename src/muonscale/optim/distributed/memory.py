@@ -24,6 +24,8 @@ class StepOptions:
     nesterov: bool = True
     pre_norm: bool = False
     post_norm: bool = False
+    element_states: int = 0
+    """Number of state values per element that are sent with the matrices."""
     device: torch.device | str = "cpu"
 
 
@@ -85,6 +87,8 @@ class _Round:
         options: StepOptions,
     ) -> None:
         comm_bytes = options.comm_dtype.itemsize
+        if not any(p.sharding.partitioned for p in assignment.parameters):
+            comm_bytes += 4 * options.element_states
         tasks = [t for t in assignment.tasks if t.round == number]
         sizes = [0] * len(assignment.ranks)
         for task in tasks:
@@ -100,7 +104,7 @@ class _Round:
             )
             self.outgoing = comm_bytes * outgoing
         own = [task for task in tasks if task.owner == group_rank]
-        self.batches = 4 * sizes[group_rank]
+        self.batches = 4 * sizes[group_rank] * (1 + options.element_states)
         self.update = _predict_update(own, options)
         self.places = self._places(assignment, route, held, options)
 

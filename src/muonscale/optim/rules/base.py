@@ -47,7 +47,8 @@ Group = Mapping[str, Any]
 """All options of a parameter group."""
 
 Rows = dict[str, Tensor]
-"""Per-row state by name: `[N, M, 1]` for a batch of matrices."""
+"""Per-row state by name, `[N, M, 1]` for a batch of matrices; with it state per matrix element,
+`[N, M, K]`."""
 
 
 @dataclass(frozen=True)
@@ -55,9 +56,10 @@ class StateTensor:
     """A tensor that a rule keeps for every parameter."""
 
     name: str
-    per: Literal["element", "row", "parameter"] = "element"
-    """One value per element; one per row of each logical matrix; or one number per parameter, a
-    count of the steps that the parameter has taken."""
+    per: Literal["element", "row", "matrix", "parameter"] = "element"
+    """One value per element, which `direction_` writes; one per row of each logical matrix, or per
+    element of it, which the matrix update replaces; or one number per parameter, a count of the
+    steps that the parameter has taken."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +68,8 @@ class MatrixUpdate(ABC):
 
     row_states: tuple[str, ...] = ()
     """Names of the per-row state that it reads and replaces."""
+    element_states: tuple[str, ...] = ()
+    """Names of the state per matrix element that it reads and replaces."""
     comm_dtype: torch.dtype = torch.float32
     """Dtype of directions and updates in communication; they are rounded to it on one rank too."""
 
@@ -77,7 +81,7 @@ class MatrixUpdate(ABC):
 
         Args:
             N_NMK: directions, float32 or float64; not written to.
-            rows: the state named in `row_states`; not written to.
+            rows: the state named in `row_states` and `element_states`; not written to.
             shape: (out, in) of the matrices.
             reducer: how to sum over rows, columns or whole matrices.
         """
@@ -115,6 +119,10 @@ class MatrixUpdate(ABC):
         """
         raise NotImplementedError
 
+    def polar_runs(self, shape: MatrixShape) -> int:
+        """Return how often it evaluates the polynomial of `splits` on a matrix."""
+        return 1
+
     def splits(
         self, short: int, state_dtype: torch.dtype, device: torch.device | str
     ) -> tuple[Sequence[tuple[float, float, float]], Sequence[Segments]]:
@@ -138,7 +146,8 @@ class Rule(ABC):
     scale_free: ClassVar[bool] = False
     """Whether multiplying the gradient by a number leaves the update unchanged."""
     elements_touched: ClassVar[int]
-    """Values read or written per element in one step, besides matrix products."""
+    """Values read or written per element in one step with the default options, besides matrix
+    products."""
 
     @property
     def title(self) -> str:
@@ -176,6 +185,10 @@ class Rule(ABC):
         Returns:
             New tensors, or the state tensors themselves, which the caller only reads. No views.
         """
+
+    def touched(self, group: Group) -> int:
+        """Return `elements_touched` with the options of a group."""
+        return self.elements_touched
 
     def matrix_update(self, group: Group) -> MatrixUpdate | None:
         """Return the second stage, or None for an elementwise rule."""
@@ -296,6 +309,7 @@ def matrix_updates(
     update_of: Callable[[MatrixShape], BatchUpdate],
     *,
     rows: Mapping[str, list[Tensor]] | None = None,
+    elements: Mapping[str, list[Tensor]] | None = None,
     mask: Tensor | None = None,
 ) -> Updates:
     """Return the update of every parameter; all matrices of one shape are one batch.
@@ -306,10 +320,12 @@ def matrix_updates(
         batches: matrices of the parameters.
         update_of: from a matrix shape to the update of a batch.
         rows: per-row states of the parameters by name; written to.
-        mask: see `commit_`; for `rows`.
+        elements: states per matrix element by name; written to.
+        mask: see `commit_`; for `rows` and `elements`.
     """
-    rows = rows or {}
+    rows, elements = rows or {}, elements or {}
     gathered_rows = {name: batches.gather_rows(states) for name, states in rows.items()}
+    gathered_rows |= {name: batches.gather(states) for name, states in elements.items()}
     gathered = batches.gather(N)
     N.clear()
     updates: dict[MatrixShape, Tensor] = {}
@@ -320,6 +336,8 @@ def matrix_updates(
             gathered_rows[name][shape] = values
     for name, states in rows.items():
         commit_(states, batches.scatter_rows(gathered_rows[name]), mask)
+    for name, states in elements.items():
+        commit_(states, batches.scatter(gathered_rows[name]), mask)
     return Updates(
         batches.scatter(updates),
         sum(U_NMK.shape[0] for U_NMK in updates.values()),

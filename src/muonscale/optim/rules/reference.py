@@ -39,13 +39,23 @@ def newton_schulz(X: Tensor, triples: list[tuple[float, float, float]]) -> Tenso
     return X
 
 
-def pre_normalized(N_MK: Tensor, pre_norm: str | None) -> Tensor:
+def pre_normalized(N_MK: Tensor, pre_norm: str | None, polar: Callable[[Tensor], Tensor]) -> Tensor:
     """Return the direction after its pre-normalization; what has no length stays zero.
 
     References:
-        Chang et al., MuonEq, arXiv 2603.28254.
+        Chang et al., MuonEq, arXiv 2603.28254; Aurora, arXiv 2606.27715.
     """
     N_MK = N_MK.to(torch.float64)
+    if pre_norm == "sign":
+        return N_MK.sign()
+    if pre_norm == "aurora":
+        if N_MK.shape[0] < N_MK.shape[1]:
+            return pre_normalized(N_MK.T, pre_norm, polar).T
+        if N_MK.shape[0] == N_MK.shape[1]:
+            return N_MK
+        X = pre_normalized(N_MK, "row", polar)
+        lengths = [float(row.norm()) for row in polar(X)]
+        return torch.stack([row / (c or 1.0) for row, c in zip(X, lengths, strict=True)])
     result = N_MK.clone()
     for i in range(N_MK.shape[0]):
         for j in range(N_MK.shape[1]):
@@ -180,6 +190,10 @@ def muon_step(
     triples: list[tuple[float, float, float]],
     scale: str | Callable[[int, int], float] = "rms",
     rms: float = 0.2,
+    V_elements: Tensor | None = None,
+    V_update: Tensor | None = None,
+    second_moment_beta: float = 0.95,
+    second_moment_eps: float = 1e-10,
     pre_norm: str | None = None,
     post_norm: str | None = None,
     post_norm_eps: float = 1e-8,
@@ -190,6 +204,8 @@ def muon_step(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the weight and the momentum `[out, in]` and the row state `[out]` after one Muon step.
 
+    `V_elements` and `V_update` are the second moments of the gradient and of the polar factor,
+    float64, if there is one; they are written to.
     `rate` is the part of the weight that decays: lr*wd, or wd times the schedule's multiplier.
 
     References:
@@ -199,7 +215,20 @@ def muon_step(
     V = torch.zeros(W.shape[0], dtype=torch.float64) if V is None else V
     M = momentum * M + (1 - momentum) * G
     direction = momentum * M + (1 - momentum) * G if nesterov else M
-    O_MK = newton_schulz(pre_normalized(direction, pre_norm), triples)
+    if V_elements is not None:  # written to
+        beta = second_moment_beta
+        V_elements.copy_(beta * V_elements + (1 - beta) * G**2)
+        direction = direction / (V_elements.sqrt() + second_moment_eps)
+
+    def polar(X: Tensor) -> Tensor:
+        return newton_schulz(X, triples)
+
+    O_MK = polar(pre_normalized(direction, pre_norm, polar))
+    if V_update is not None:  # written to
+        V_update.copy_(second_moment_beta * V_update + (1 - second_moment_beta) * O_MK**2)
+        divided = O_MK / (V_update.sqrt() + second_moment_eps)
+        if divided.any():
+            O_MK = divided * float(O_MK.norm()) / float(divided.norm())
     O_MK, V = post_normalized(O_MK, post_norm, V, normuon_beta2, post_norm_eps)
     U = scaled(O_MK, scale, rms, post_norm)
     if constraint != "weight_norm":
