@@ -451,8 +451,8 @@ class Muon(torch.optim.Optimizer):
 
         Returns:
             `matrices`: logical matrices orthogonalized (0 for a step left out). `update_rms`: RMS
-            of the scaled update over all elements on Muon, in units of lr, decay excluded; a 0-D
-            tensor on the device, so that only reading it waits. `skipped_steps`: steps left out for
+            of the scaled update over all elements on Muon, in units of lr, before decay and before a
+            constraint; a 0-D tensor on the device, so that only reading it waits. `skipped_steps`: steps left out for
             non-finite gradients since construction, on a GPU those known so far.
         """
         return {
