@@ -59,9 +59,11 @@ def test_state_is_that_of_the_real_optimizer(option: str) -> None:
     assert sum(state_bytes(seen.placement, 0).values()) == held
 
 
-@pytest.mark.parametrize("option", ["optimizer.pre_norm=null", "optimizer.pre_norm=aurora"])
+@pytest.mark.parametrize(
+    "option", ["pre_norm=null", "pre_norm=aurora", "second_moment=update", "constraint=weight_norm"]
+)
 def test_what_a_step_takes_on_one_process_is_near_what_it_does_take(option: str) -> None:
-    words = ("optimizer.ns_dtype=float32", option)
+    words = ("optimizer.ns_dtype=float32", f"optimizer.{option}")
     seen = planned("fsdp=1", *words, target="llama-nano", device="cpu")
     model = build_model(seen.shape, seed=0)
     optimizer = build_optimizer(model, seen.config.optimizer)
@@ -72,12 +74,13 @@ def test_what_a_step_takes_on_one_process_is_near_what_it_does_take(option: str)
     assert 0.75 < stated / peak_bytes(optimizer.step) < 1.5
 
 
-def test_state_under_data_parallelism_is_partitioned_once() -> None:
-    seen = planned("ddp=3")
+@pytest.mark.parametrize(("option", "each"), [("null", 4), ("gradient", 8), ("update", 8)])
+def test_state_under_data_parallelism_is_partitioned_once(option: str, each: int) -> None:
+    seen = planned("ddp=3", f"optimizer.second_moment={option}")
     sizes = {name: math.prod(shape) for name, shape in shapes(seen).items()}
     on_muon = sum(n for name, n in sizes.items() if any(part in name for part in MUON))
     states = [state_bytes(seen.placement, rank) for rank in range(3)]
-    assert sum(state[True] for state in states) == 4 * on_muon
+    assert sum(state[True] for state in states) == each * on_muon
     assert sum(state[False] for state in states) == 8 * (sum(sizes.values()) - on_muon)
     assert parameter_bytes(seen.placement, 2) == 4 * sum(sizes.values())
 
