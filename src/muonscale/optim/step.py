@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -32,6 +32,7 @@ from muonscale.optim.rules.base import (
     rule_of,
 )
 from muonscale.optim.rules.master_weights import Rounding, Weights, rounding_key
+from muonscale.optim.rules.nonfinite import commit_
 from muonscale.optim.rules.step_inputs import Group, ParamStep, batches, by_group
 
 
@@ -116,7 +117,8 @@ def step_shared_(
         mask: see `commit_`.
     """
     by_name = {item.name: item for item in items}
-    tensors = _step_tensors(rule, items, mask)
+    held = _step_tensors(rule, items, mask)
+    tensors = held if mask is None else _with_copied_state(held)
     square = torch.zeros((), device=items[0].parameter.device)
     later = [i for i in items if rule.constraint(i.group) and part_here(i.sharding) is not None]
     waiting = {item.name for item in later}
@@ -136,6 +138,8 @@ def step_shared_(
     if later:
         updates = [tensors.updates[i.name].view(i.parameter.shape) for i in later]
         _apply_(later, updates, mask, rank_group)
+    if mask is not None:
+        _commit_state_(held, tensors, mask)
     if not rule.on_matrices:
         return StepTally()
     elements = sum(math.prod(i.sharding.shape) for i in items if i.sharding is not None)
@@ -216,6 +220,31 @@ def _step_tensors(rule: Rule, items: list[ParamStep], mask: Tensor | None) -> St
     return StepTensors(
         directions=directions, updates=updates, rows=rows, whole=whole, whole_rows=whole_rows
     )
+
+
+def _with_copied_state(tensors: StepTensors) -> StepTensors:
+    """Return step tensors with copies of the state of matrices, which a mask may cancel."""
+
+    def copied(states: Mapping[Any, Tensor]) -> dict[Any, Tensor]:
+        return {k: v if isinstance(v, PartitionedTensor) else v.clone() for k, v in states.items()}
+
+    return replace(
+        tensors,
+        rows={key: copied(states) for key, states in tensors.rows.items()},
+        whole_rows={key: copied(states) for key, states in tensors.whole_rows.items()},
+    )
+
+
+def _commit_state_(held: StepTensors, new: StepTensors, mask: Tensor) -> None:
+    """Write the copies of the state back, unless `mask` is false; partitioned state by its parts."""
+
+    def commit(old: Mapping[Any, Tensor], values: Mapping[Any, Tensor]) -> None:
+        names = [name for name, state in old.items() if not isinstance(state, PartitionedTensor)]
+        commit_([old[name] for name in names], [values[name] for name in names], mask)
+
+    for key in held.rows:
+        commit(held.rows[key], new.rows[key])
+        commit(held.whole_rows[key], new.whole_rows[key])
 
 
 def _pieces_here(

@@ -151,8 +151,15 @@ def test_skip_counts_and_goes_on(toy: nn.Module, set_gradients: SetGradients) ->
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"post_norm": "normuon", "cautious_decay": True}, {"master": "float32"}, {"master": "stochastic"}],
-)  # fmt: skip
+    [
+        {},
+        {"post_norm": "normuon", "cautious_decay": True},
+        {"second_moment": "gradient", "constraint": "radial_brake", "cautious_decay": True},
+        {"second_moment": "update", "constraint": "weight_norm", "pre_norm": "row"},
+        {"master": "float32"},
+        {"master": "stochastic"},
+    ],
+)
 def test_the_masked_path_equals_the_direct_one(toy, set_gradients, monkeypatch, options) -> None:
     """What a GPU runs: the host learns of a bad step only when the next one begins."""
     if "master" in options:
