@@ -109,6 +109,12 @@ RULES: dict[str, dict[str, Any]] = {
     "muon": {},
     "muon_plus": {"post_norm": "row_col"},
     "normuon": {"post_norm": "normuon"},
+    "muoneq": {"pre_norm": "row_col"},
+    "muon2": {"second_moment": "gradient"},
+    "adamuon": {"pre_norm": "sign", "second_moment": "update"},
+    "aurora": {"pre_norm": "aurora"},
+    "weight_norm": {"constraint": "weight_norm"},
+    "radial_brake": {"constraint": "radial_brake", "cautious_decay": True},
 }
 
 

@@ -45,6 +45,22 @@ FAST = {
         (4, "fsdp_tensor"),
         (4, "experts_fsdp"),
     },
+    "weight_norm": {
+        *((2, row.name) for row in rows(2)),
+        (4, "hsdp"),
+        (4, "fsdp_tensor"),
+        (4, "experts_fsdp"),
+    },
+    "radial_brake": {(2, "tensor"), (3, "fsdp"), (4, "hsdp")},
+    "aurora": {(2, "tensor"), (3, "fsdp"), (4, "experts_fsdp")},
+    "adamuon": {
+        *((2, row.name) for row in rows(2)),
+        (4, "hsdp"),
+        (4, "fsdp_tensor"),
+        (4, "experts_fsdp"),
+    },
+    "muon2": {(2, "experts"), (3, "fsdp"), (4, "hsdp")},
+    "muoneq": {(2, "tensor"), (3, "columns"), (4, "fsdp_tensor")},
 }
 """Every row of the table and every rule; the slow tests have all of both."""
 

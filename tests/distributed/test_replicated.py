@@ -75,8 +75,9 @@ def test_every_rank_ends_with_the_parameters_of_one_process(world, size, rule) -
 
 
 def test_state_is_held_once_by_all_ranks_together_and_is_that_of_one_process(world) -> None:
-    results = world(4).run(train, 2, {"post_norm": "normuon"})
-    parameters, optimizer = make(lambda _, tensor: tensor, post_norm="normuon")
+    options = {"post_norm": "normuon", "second_moment": "update"}
+    results = world(4).run(train, 2, options)
+    parameters, optimizer = make(lambda _, tensor: tensor, **options)
     for seed in (1, 2):
         for name, parameter in parameters.items():
             parameter.grad = whole(name, seed)

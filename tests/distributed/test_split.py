@@ -42,6 +42,9 @@ def train(
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "muon": {},
+    "pre_norm": {"pre_norm": "row_col"},
+    "aurora": {"pre_norm": "aurora"},
+    "adamuon": {"pre_norm": "sign", "second_moment": "update"},
     "row_col": {"post_norm": "row_col"},
     "col_row": {"post_norm": "col_row"},
     "normuon": {"post_norm": "normuon"},
@@ -53,7 +56,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 
-HSDP_RULES = ("row_col", "normuon")
+HSDP_RULES = ("adamuon", "pre_norm", "row_col", "normuon")
 """Those of the fast tests whose sums over rows and columns cross a mesh of two axes."""
 
 

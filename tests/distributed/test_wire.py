@@ -72,6 +72,21 @@ def test_bfloat16_under_way_is_half_the_bytes_of_float32(world) -> None:
 
 
 @pytest.mark.parametrize(
+    ("options", "times"),
+    [
+        ({"second_moment": "update"}, 2),
+        ({"second_moment": "update", "comm_dtype": "bfloat16"}, 1.5),
+        ({"second_moment": "gradient", "pre_norm": "row", "constraint": "weight_norm"}, 1),
+    ],
+)
+def test_only_state_of_matrices_is_sent_with_them(world, options, times: float) -> None:
+    """In float32, whatever the dtype of directions and updates; plan says the same."""
+    both = [world(2).run(train, "fsdp", torch.float32, one) for one in ({}, options)]
+    sums = [sum(result["bytes"] for result in results) for results in both]
+    assert sums[1] == times * sums[0] > 0
+
+
+@pytest.mark.parametrize(
     ("row", "wire"),
     [
         ("fsdp", "bfloat16"),

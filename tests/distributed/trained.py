@@ -30,6 +30,11 @@ VARIANTS: dict[str, list[str]] = {
         "optimizer.clip=all",
         "optimizer.max_grad_norm=0.5",
     ],
+    "constrained": [
+        "optimizer.constraint=weight_norm",
+        "optimizer.pre_norm=row",
+        "optimizer.second_moment=update",
+    ],
     "adamw": ["optimizer.rule=adamw", "optimizer.lr=0.003"],
     "recomputed": ["train.activation_checkpointing=true", "train.micro_batch_tokens=32"],
     "telemetry": ["telemetry.every=5"],

@@ -105,6 +105,19 @@ SHAPES = [
 ]
 
 
+@pytest.mark.parametrize(("convention", "lr"), [("spectral", 1.0), ("adam_table", 0.5)])
+def test_a_kept_norm_makes_updates_grow_as_the_weight_does(convention, lr: float) -> None:
+    """At four times the width the weight has half the RMS, so the update has, too."""
+    rule = UpdateRule(constraint="weight_norm")
+    assert multipliers(Role.HIDDEN, (64, 64), (16, 16), rule, convention).lr == lr
+    assert multipliers(Role.HIDDEN, (64, 64), (16, 16), UpdateRule(), convention).lr != 2 * lr
+    braked = UpdateRule(constraint="radial_brake")
+    both = (
+        multipliers(Role.HIDDEN, (64, 64), (16, 16), r, convention) for r in (braked, UpdateRule())
+    )
+    assert len(set(both)) == 1
+
+
 def a_step(shape: tuple[int, int], scale: str, post_norm: str | None, lr: float) -> torch.Tensor:
     """Return what one step of Muon takes from a matrix, for a full-rank gradient."""
     torch.manual_seed(0)

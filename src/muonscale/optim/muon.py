@@ -63,8 +63,8 @@ class Muon(torch.optim.Optimizer):
     Muon rule, per logical matrix (Liu et al., Muon is Scalable for LLM Training, arXiv 2502.16982,
     equations 1, 2, 4; `M` is an average as in torch.optim.Muon, (1-mu) times the paper's sum):
 
-        M <- mu*M + (1-mu)*G        N = mu*M + (1-mu)*G (Nesterov)        O = post_norm(NS(N))
-        W <- (1 - lr*wd)*W - lr*factor(out, in)*O
+        M <- mu*M + (1-mu)*G        N = mu*M + (1-mu)*G (Nesterov)
+        O = post_norm(NS(pre_norm(N)))        W <- (1 - lr*wd)*W - lr*factor(out, in)*O
 
     AdamW rule: as torch.optim.AdamW. State is float32 (float64 for float64 parameters) whatever
     the dtype of the parameters. A parameter whose gradient is None is skipped, decay included; a
@@ -458,8 +458,8 @@ class Muon(torch.optim.Optimizer):
 
         Returns:
             `matrices`: logical matrices orthogonalized (0 for a step left out). `update_rms`: RMS
-            of the scaled update over all elements on Muon, in units of lr, decay excluded; a 0-D
-            tensor on the device, so that only reading it waits. `skipped_steps`: steps left out for
+            of the scaled update over all elements on Muon, in units of lr, before decay and before a
+            constraint; a 0-D tensor on the device, so that only reading it waits. `skipped_steps`: steps left out for
             non-finite gradients since construction, on a GPU those known so far.
         """
         return {

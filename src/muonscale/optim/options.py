@@ -19,6 +19,9 @@ DecayT = Literal["coupled", "independent"]
 MasterT = Literal["none", "float32", "stochastic"]
 CommDTypeT = Literal["float32", "bfloat16"]
 FormT = Literal["auto", "direct", "gram"]
+SecondMomentT = Literal["gradient", "update"]
+PreNormT = Literal["row", "col", "row_col", "aurora", "sign"]
+ConstraintT = Literal["weight_norm", "radial_brake"]
 PostNormT = Literal["row", "col", "row_col", "col_row", "normuon", "frobenius"]
 HeadsT = Literal["whole", "auto"]
 ConvolutionsT = Literal["adamw", "muon"]
@@ -86,6 +89,22 @@ class MuonOptions(RuleOptions):
     """How the polynomial is evaluated; `auto` is the form with fewer operations for each shape."""
     ns_dtype: Any = "auto"
     """Dtype of the Newton-Schulz products; `auto` is bfloat16 where that is fast, else float32."""
+    second_moment: SecondMomentT | None = None
+    """`gradient` divides every element of the direction by the root of the running mean of the squared
+    gradient, before the polar step (Muon2, arXiv 2604.09967); `update` divides every element of the
+    polar factor by the root of its own running mean square, and keeps the length (AdaMuon, arXiv
+    2507.11005). Both keep one more value per element; on sharded parameters `update` sends it with
+    the matrices."""
+    second_moment_beta: float = _option(0.95, "fraction")
+    """Decay rate of that mean."""
+    second_moment_eps: float = _option(1e-10, "above 0")
+    """Epsilon added to the root. Elements far below it are not divided."""
+    pre_norm: PreNormT | None = None
+    """What precedes the polar factor. `row` and `col` scale rows or columns of the direction to unit
+    length, `row_col` divides by the lengths of both (Chang et al., MuonEq, arXiv 2603.28254);
+    `aurora` balances the long side of a matrix by a polar step of its own, so that the rows of a
+    tall update have equal lengths (Aurora, arXiv 2606.27715); `sign` takes the sign of every element
+    (AdaMuon)."""
     post_norm: PostNormT | None = None
     """What follows the polar factor. `row`, `col`, `row_col` (rows, then columns) and `col_row`
     scale rows or columns to unit length (Zhang et al., Muon+, arXiv 2602.21545); `normuon` divides
@@ -102,6 +121,13 @@ class MuonOptions(RuleOptions):
     rms: float = _option(0.2, "above 0")
     """RMS of the update under scale="rms" and "rms_exact", in units of lr (Moonlight, section
     2.2)."""
+    constraint: ConstraintT | None = None
+    """What holds for the weight after the update. `weight_norm` keeps the Frobenius norm of every
+    matrix (MuonH; Hyperball, arXiv 2606.16899): the update has the length lr times that norm, so lr
+    is about an angle, `scale` and `rms` have no effect, and there is no weight decay.
+    `radial_brake` lets the norm grow by only a part of what the update adds."""
+    outward_scale: float = _option(0.5, "fraction")
+    """The part of a growing norm that `radial_brake` lets through."""
     comm_dtype: CommDTypeT = "float32"
     """Dtype to which directions and updates are rounded, on many ranks and on one; `bfloat16`
     halves the bytes in communication."""

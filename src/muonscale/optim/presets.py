@@ -53,6 +53,70 @@ PRESETS: dict[str, Preset] = {
         options={"momentum": 0.95, "nesterov": True, "scale": "keller", "weight_decay": 0.0},
         source="Jordan et al., Muon: An optimizer for hidden layers in neural networks (2024)",
     ),
+    "muoneq": Preset(
+        options={
+            "momentum": 0.95,
+            "nesterov": True,
+            "pre_norm": "row",
+            "scale": "rms",
+            "rms": 0.2,
+            "weight_decay": 0.1,
+            "betas": (0.95, 0.95),
+            "eps": 1e-8,
+        },
+        source="MaeChd/muon-eq, the code of Chang et al., MuonEq, arXiv 2603.28254; without its "
+        "epsilon of 1e-8 inside the root of a sum of squares",
+    ),
+    "aurora": Preset(
+        options={
+            "momentum": 0.95,
+            "nesterov": True,
+            "ns_coefficients": (2.0, -1.5, 0.5),
+            "ns_steps": 12,
+            "pre_norm": "aurora",
+            "scale": "keller",
+            "weight_decay": 0.025,
+        },
+        source="tilde-research/aurora-release, the code of Aurora, arXiv 2606.27715",
+    ),
+    "muon2": Preset(
+        options={
+            "momentum": 0.95,
+            "nesterov": True,
+            "ns_coefficients": (2.0, -1.5, 0.5),
+            "ns_steps": 12,
+            "second_moment": "gradient",
+            "second_moment_beta": 0.95,
+            "second_moment_eps": 1e-10,
+            "scale": "keller",
+        },
+        source="KellerJordan/modded-nanogpt, track 3, MuonSq (2026-05-01), of Muon2, arXiv "
+        "2604.09967",
+    ),
+    "adamuon": Preset(
+        options={
+            "momentum": 0.95,
+            "nesterov": True,
+            "pre_norm": "sign",
+            "second_moment": "update",
+            "second_moment_beta": 0.95,
+            "second_moment_eps": 1e-8,
+            "scale": "rms_exact",
+            "rms": 0.2,
+            "weight_decay": 0.1,
+        },
+        source="Chongjie-Si/AdaMuon, the code of Si et al., AdaMuon, arXiv 2507.11005, for GPT-2",
+    ),
+    "muonh": Preset(
+        options={
+            "momentum": 0.95,
+            "nesterov": True,
+            "ns_coefficients": (2.0, -1.5, 0.5),
+            "ns_steps": 12,
+            "constraint": "weight_norm",
+        },
+        source="KellerJordan/modded-nanogpt, track 3, MuonH (2026-04-30); its lr of matrices is 0.014",
+    ),
     "muon_plus_paper": Preset(
         options={
             "momentum": 0.95,

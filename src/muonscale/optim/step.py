@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -19,15 +19,20 @@ from muonscale.optim.distributed.dtensor import part_here
 from muonscale.optim.distributed.rank_group import RankGroup, StepTensors
 from muonscale.optim.distributed.zero1 import PartitionedTensor
 from muonscale.optim.matrices.batches import MatrixBatches
+from muonscale.optim.matrices.local import LocalMatrices
 from muonscale.optim.matrices.sharding import read_piece
 from muonscale.optim.rules.base import (
     Rule,
+    apply_constrained_,
     apply_updates_,
     batch_update,
+    constrained_sums,
     matrix_updates,
+    rate_of,
+    rule_of,
 )
-from muonscale.optim.rules.decay import decay_rate
 from muonscale.optim.rules.master_weights import Rounding, Weights, rounding_key
+from muonscale.optim.rules.nonfinite import commit_
 from muonscale.optim.rules.step_inputs import Group, ParamStep, batches, by_group
 
 
@@ -67,7 +72,7 @@ def step_elements_(rule: Rule, items: list[ParamStep], mask: Tensor | None) -> S
             _elementwise(rule, group, [item.state for item in part]),
             group,
             lr=float(group["lr"]),
-            rate=decay_rate(group),
+            rate=rate_of(group),
             mask=mask,
         )
     return StepTally()
@@ -88,6 +93,7 @@ def step_matrices_(
             MatrixBatches([tuple(i.parameter.shape) for i in batch], [i.matrices for i in batch]),
             functools.partial(batch_update, update, compile=compile),
             rows={key: [item.state[key] for item in batch] for key in update.row_states},
+            elements={key: [i.state[key] for i in batch] for key in update.element_states},
             mask=mask,
         )
         _apply_(batch, updates.tensors, mask)
@@ -101,7 +107,8 @@ def step_shared_(
 ) -> StepTally:
     """Step parameters whose matrices or state are on several ranks; a collective of the rank group.
 
-    Every update is applied as soon as it has arrived.
+    Every update is applied as soon as it has arrived, or, if a constraint needs sums over matrices
+    that are divided among ranks, after all have arrived.
 
     Args:
         rule: rule of the parameters.
@@ -110,20 +117,29 @@ def step_shared_(
         mask: see `commit_`.
     """
     by_name = {item.name: item for item in items}
-    tensors = _step_tensors(rule, items, mask)
+    held = _step_tensors(rule, items, mask)
+    tensors = held if mask is None else _with_copied_state(held)
     square = torch.zeros((), device=items[0].parameter.device)
+    later = [i for i in items if rule.constraint(i.group) and part_here(i.sharding) is not None]
+    waiting = {item.name for item in later}
     for names in rank_group.updates(tensors, by_name):
         complete = [by_name[name] for name in names]
+        if rule.on_matrices:
+            for item in complete:
+                assert item.sharding is not None
+                own = torch.linalg.vector_norm(tensors.updates[item.name]).square()
+                square += own.float() / item.sharding.copies
+        complete = [item for item in complete if item.name not in waiting]
         updates = [tensors.updates[i.name].view(i.parameter.shape) for i in complete]
         _apply_(complete, updates, mask)
-        if rule.on_matrices:
-            for item, update in zip(complete, updates, strict=True):
-                assert item.sharding is not None
-                own = torch.linalg.vector_norm(update).square()
-                square += own.float() / item.sharding.copies
         updates.clear()  # or they would live on while the next round is worked on
-        for name in names:
-            del tensors.updates[name]
+        for item in complete:
+            del tensors.updates[item.name]
+    if later:
+        updates = [tensors.updates[i.name].view(i.parameter.shape) for i in later]
+        _apply_(later, updates, mask, rank_group)
+    if mask is not None:
+        _commit_state_(held, tensors, mask)
     if not rule.on_matrices:
         return StepTally()
     elements = sum(math.prod(i.sharding.shape) for i in items if i.sharding is not None)
@@ -169,7 +185,9 @@ def _step_tensors(rule: Rule, items: list[ParamStep], mask: Tensor | None) -> St
     first = rule.state(items[0].group)[0].name
     updates = _Arrivals(items, first)
     for group, part in by_group(items):
-        keys = [tensor.name for tensor in rule.state(group) if tensor.per != "row"]
+        keys = [
+            tensor.name for tensor in rule.state(group) if tensor.per in ("element", "parameter")
+        ]
         here = [(item, *piece) for item in part for piece in _pieces_here(item, first, keys)]
         if not here:  # this rank owns none of them
             continue
@@ -188,7 +206,7 @@ def _step_tensors(rule: Rule, items: list[ParamStep], mask: Tensor | None) -> St
         tensor.name: {i.name: i.state[tensor.name] for i in items if tensor.name in i.state}
         for group, _ in by_group(items)
         for tensor in rule.state(group)
-        if tensor.per == "row"
+        if tensor.per in ("row", "matrix")
     }
     whole_rows = {
         key: {
@@ -202,6 +220,31 @@ def _step_tensors(rule: Rule, items: list[ParamStep], mask: Tensor | None) -> St
     return StepTensors(
         directions=directions, updates=updates, rows=rows, whole=whole, whole_rows=whole_rows
     )
+
+
+def _with_copied_state(tensors: StepTensors) -> StepTensors:
+    """Return step tensors with copies of the state of matrices, which a mask may cancel."""
+
+    def copied(states: Mapping[Any, Tensor]) -> dict[Any, Tensor]:
+        return {k: v if isinstance(v, PartitionedTensor) else v.clone() for k, v in states.items()}
+
+    return replace(
+        tensors,
+        rows={key: copied(states) for key, states in tensors.rows.items()},
+        whole_rows={key: copied(states) for key, states in tensors.whole_rows.items()},
+    )
+
+
+def _commit_state_(held: StepTensors, new: StepTensors, mask: Tensor) -> None:
+    """Write the copies of the state back, unless `mask` is false; partitioned state by its parts."""
+
+    def commit(old: Mapping[Any, Tensor], values: Mapping[Any, Tensor]) -> None:
+        names = [name for name, state in old.items() if not isinstance(state, PartitionedTensor)]
+        commit_([old[name] for name in names], [values[name] for name in names], mask)
+
+    for key in held.rows:
+        commit(held.rows[key], new.rows[key])
+        commit(held.whole_rows[key], new.whole_rows[key])
 
 
 def _pieces_here(
@@ -222,17 +265,34 @@ def _part_of(value: Tensor, number: int) -> Tensor:
     return value.parts[number] if isinstance(value, PartitionedTensor) else value
 
 
-def _apply_(batch: list[ParamStep], updates: list[Tensor], mask: Tensor | None) -> None:
+def _apply_(
+    batch: list[ParamStep],
+    updates: list[Tensor],
+    mask: Tensor | None,
+    rank_group: RankGroup | None = None,
+) -> None:
+    """Apply updates; with a rank group, a collective for parameters that it divides."""
     left = iter(updates)
     for group, part in by_group(batch):
-        apply_updates_(
-            _weights(group, part),
-            [next(left) for _ in part],
-            lr=float(group["lr"]),
-            rate=decay_rate(group),
-            cautious=group["cautious_decay"],
-            mask=mask,
-        )
+        W, U = _weights(group, part), [next(left) for _ in part]
+        rate, cautious = rate_of(group), group["cautious_decay"]
+        constraint = rule_of(group).constraint(group)
+        if constraint is None:
+            apply_updates_(W, U, lr=float(group["lr"]), rate=rate, cautious=cautious, mask=mask)
+            continue
+        matrices = [_local_matrices(item) for item in part]
+        sums = constrained_sums(W, U, matrices, rate=rate, cautious=cautious)
+        if rank_group is not None:
+            copies = [i.sharding.copies for i in part if i.sharding is not None]
+            counts = torch.tensor([own.count for own in matrices])
+            sums /= torch.tensor(copies).repeat_interleave(counts).to(sums)
+            sums = total(sums, rank_group.group)
+        apply_constrained_(W, U, matrices, sums, constraint, group, mask)
+
+
+def _local_matrices(item: ParamStep) -> LocalMatrices:
+    shape = item.parameter.shape if item.sharding is None else item.sharding.shape
+    return LocalMatrices(tuple(shape), item.matrices, part_here(item.sharding))
 
 
 def _weights(group: Group, part: list[ParamStep]) -> Weights:

@@ -16,6 +16,7 @@ from muonscale.optim.options import DecayT, check_options_given
 from muonscale.optim.parameters.roles import Role
 from muonscale.optim.rules import MUON
 from muonscale.optim.rules.base import find_rule
+from muonscale.optim.rules.constraint import resolve_constraint
 from muonscale.optim.rules.post_norm import resolve_post_norm
 from muonscale.optim.rules.scale import ScaleLike, check_scale, shape_factor
 from muonscale.transfer.options import CONVENTIONS, ConventionT
@@ -51,12 +52,14 @@ class UpdateRule:
     scale: ScaleLike = "rms"
     rms: float = 0.2
     post_norm: str | None = None
+    constraint: str | None = None
     decay: DecayT = "coupled"
 
     def __post_init__(self) -> None:
         find_rule(self.rule)
         check_scale(self.scale)
         resolve_post_norm(self.post_norm)
+        resolve_constraint(self.constraint)
         check_options_given({"decay": self.decay})
 
     @property
@@ -67,7 +70,7 @@ class UpdateRule:
     @classmethod
     def of(cls, group: Mapping[str, Any], defaults: Mapping[str, Any]) -> UpdateRule:
         """Return the options of a parameter group; those that it does not set are in `defaults`."""
-        names = ("rule", "scale", "rms", "post_norm", "decay")
+        names = ("rule", "scale", "rms", "post_norm", "constraint", "decay")
         given = {**defaults, **group}
         return cls(**{name: given[name] for name in names if name in given})
 
@@ -91,12 +94,16 @@ class UpdateRule:
         last = post_norm.last if post_norm else None
         return factor / math.sqrt({None: max(shape), "row": shape[1], "col": shape[0]}[last])
 
-    def update_norm(self, shape: MatrixShape) -> float:
-        """Return the spectral norm of such an update, in units of lr.
+    def rms_ratio(self, base: MatrixShape, shape: MatrixShape, init: float) -> float:
+        """Return the RMS of an update at the base shape, divided by that at `shape`.
 
-        It is RMS * sqrt(max(out, in)), because the singular values are about equal.
+        A constraint that keeps the norm of the weight makes the update proportional to the weight,
+        whose RMS is `init` times that at the base shape.
         """
-        return self.update_rms(shape) * math.sqrt(max(shape))
+        constraint = resolve_constraint(self.constraint)
+        if constraint is not None and constraint.keeps_norm:
+            return 1 / init
+        return self.update_rms(base) / self.update_rms(shape)
 
 
 def multipliers(
@@ -108,8 +115,9 @@ def multipliers(
 ) -> Multipliers:
     """Return the multipliers of a parameter of a model without width factors in its forward pass.
 
-    For a matrix (hidden, head, router, convolution), let `N` be the spectral norm and `R` the RMS
-    of its Muon update in units of lr, with the shape factor (`UpdateRule`):
+    For a matrix (hidden, head, router, convolution), let `R` be the RMS of its Muon update in units
+    of lr, with the shape factor (`UpdateRule`), and `N = R*sqrt(max(out, in))` its spectral norm,
+    because its singular values are about equal:
 
     |           | spectral                              | adam_table                   |
     |-----------|---------------------------------------|------------------------------|
@@ -191,9 +199,9 @@ def _scale_matrix(
     if not rule.on_matrices:
         lr = 1 / r_in
     elif convention == "spectral":
-        lr = aspect * (rule.update_norm(base) / rule.update_norm(shape))
+        lr = aspect * rule.rms_ratio(base, shape, init) * math.sqrt(max(base) / max(shape))
     else:
-        lr = rule.update_rms(base) / rule.update_rms(shape) / r_in
+        lr = rule.rms_ratio(base, shape, init) / r_in
     decayed = 1.0 if convention == "spectral" else 1 / r_in
     return _complete(init, lr, decayed, r_out, rule, convention)
 
@@ -208,7 +216,7 @@ def _scale_vectors(
             "number of positions must be the same"
         )
     growth = shape[1] / base[1] if role == Role.EMBEDDING else shape[0] / base[0]
-    lr = rule.update_rms(base) / rule.update_rms(shape) if rule.on_matrices else 1.0
+    lr = rule.rms_ratio(base, shape, 1.0) if rule.on_matrices else 1.0
     return _complete(1.0, lr, 1.0, growth, rule, convention)
 
 

@@ -48,16 +48,23 @@ def test_shards_are_those_of_torch_padded_to_the_largest(ranks: int) -> None:
         assert state_bytes(seen.placement, rank) == state
 
 
-def test_state_is_that_of_the_real_optimizer() -> None:
-    seen = planned("fsdp=1", "optimizer.post_norm=normuon")
+@pytest.mark.parametrize(
+    "option", ["post_norm=normuon", "second_moment=gradient", "second_moment=update"]
+)
+def test_state_is_that_of_the_real_optimizer(option: str) -> None:
+    seen = planned("fsdp=1", f"optimizer.{option}")
     model = build_model(seen.shape, seed=0)
     optimizer = build_optimizer(model, seen.config.optimizer)
     held = sum(v.nbytes for state in optimizer.state.values() for v in state.values() if v.ndim)
     assert sum(state_bytes(seen.placement, 0).values()) == held
 
 
-def test_what_a_step_takes_on_one_process_is_near_what_it_does_take() -> None:
-    seen = planned("fsdp=1", "optimizer.ns_dtype=float32", target="llama-nano", device="cpu")
+@pytest.mark.parametrize(
+    "option", ["pre_norm=null", "pre_norm=aurora", "second_moment=update", "constraint=weight_norm"]
+)
+def test_what_a_step_takes_on_one_process_is_near_what_it_does_take(option: str) -> None:
+    words = ("optimizer.ns_dtype=float32", f"optimizer.{option}")
+    seen = planned("fsdp=1", *words, target="llama-nano", device="cpu")
     model = build_model(seen.shape, seed=0)
     optimizer = build_optimizer(model, seen.config.optimizer)
     for parameter in model.parameters():
@@ -67,12 +74,13 @@ def test_what_a_step_takes_on_one_process_is_near_what_it_does_take() -> None:
     assert 0.75 < stated / peak_bytes(optimizer.step) < 1.5
 
 
-def test_state_under_data_parallelism_is_partitioned_once() -> None:
-    seen = planned("ddp=3")
+@pytest.mark.parametrize(("option", "each"), [("null", 4), ("gradient", 8), ("update", 8)])
+def test_state_under_data_parallelism_is_partitioned_once(option: str, each: int) -> None:
+    seen = planned("ddp=3", f"optimizer.second_moment={option}")
     sizes = {name: math.prod(shape) for name, shape in shapes(seen).items()}
     on_muon = sum(n for name, n in sizes.items() if any(part in name for part in MUON))
     states = [state_bytes(seen.placement, rank) for rank in range(3)]
-    assert sum(state[True] for state in states) == 4 * on_muon
+    assert sum(state[True] for state in states) == each * on_muon
     assert sum(state[False] for state in states) == 8 * (sum(sizes.values()) - on_muon)
     assert parameter_bytes(seen.placement, 2) == 4 * sum(sizes.values())
 

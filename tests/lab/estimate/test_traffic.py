@@ -114,8 +114,9 @@ def test_what_is_sent_for_the_optimizer_is_received(layout: str) -> None:
     assert sum(m.sent for m in found) == sum(m.received for m in found) > 0
 
 
-def test_two_ranks_exchange_half_of_every_matrix_each_way() -> None:
-    seen = planned("fsdp=2")
+@pytest.mark.parametrize(("option", "times"), [("null", 1), ("gradient", 1), ("update", 2)])
+def test_two_ranks_exchange_half_of_every_matrix_each_way(option: str, times: int) -> None:
+    seen = planned("fsdp=2", f"optimizer.second_moment={option}")
     exchanges = count_exchanges(seen.placement)
     own = [optimizer_messages(seen.placement, exchanges, rank) for rank in range(2)]
     on_muon = sum(
@@ -124,7 +125,7 @@ def test_two_ranks_exchange_half_of_every_matrix_each_way() -> None:
         if seen.placement.rules[name].on_matrices
     )
     # half of a matrix goes to its owner and comes back: together all of it, in float32
-    assert sum(m.sent for found in own for m in found) == 4 * on_muon
+    assert sum(m.sent for found in own for m in found) == 4 * on_muon * times
     assert {m.kind for found in own for m in found} == {"all_to_all"}
 
 

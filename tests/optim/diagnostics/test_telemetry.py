@@ -133,6 +133,19 @@ def test_the_update_rms_is_the_one_that_the_optimizer_reports(
     assert "update_svd_entropy" not in figures["norm"]
 
 
+def test_under_a_fixed_norm_the_update_is_lr_times_the_weight(
+    toy: nn.Module, set_gradients: SetGradients
+) -> None:
+    """Measured without the decay that a fixed norm leaves out."""
+    overrides = {"hidden": {"constraint": "weight_norm", "weight_decay": 20.0}}
+    optimizer = Muon(parameter_groups(toy, lr=0.02, overrides=overrides))
+    set_gradients(toy, 0)
+    before = snapshot(optimizer.param_groups)
+    optimizer.step()
+    hidden = measure(optimizer.param_groups, before)["hidden"]
+    assert hidden["update_to_weight"] == pytest.approx(0.02, rel=0.02)
+
+
 def test_an_orthogonalized_update_is_orthogonal_and_one_of_adamw_is_not(
     toy: nn.Module, set_gradients: SetGradients
 ) -> None:

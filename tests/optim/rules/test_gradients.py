@@ -13,6 +13,7 @@ from muonscale import Muon, parameter_groups
 from muonscale.errors import GroupingError, MuonscaleError
 from muonscale.optim.rules import nonfinite as finite
 from muonscale.optim.rules.post_norm import POST_NORMS
+from muonscale.optim.rules.pre_norm import PRE_NORMS
 from tests.optim.compare import SetGradients, close, equal, snapshot, states
 
 
@@ -52,12 +53,16 @@ def test_none_is_skipped_and_zero_is_a_gradient() -> None:
 
 
 @pytest.mark.parametrize("shape", [(1, 9), (9, 1), (1, 1), (2, 40), (0, 4), (4, 0)])
-@pytest.mark.parametrize("post_norm", [None, *POST_NORMS])
+@pytest.mark.parametrize(
+    ("pre_norm", "post_norm"),
+    [(None, None), *((None, name) for name in POST_NORMS), *((name, None) for name in PRE_NORMS)],
+)
 @pytest.mark.parametrize("scale", ["rms", "rms_exact"])
-def test_degenerate_shapes_and_rows_of_zeros_step(shape, post_norm, scale: str) -> None:
+def test_degenerate_shapes_and_rows_of_zeros_step(shape, pre_norm, post_norm, scale: str) -> None:
     torch.manual_seed(0)
     W = nn.Parameter(torch.randn(shape))
-    optimizer = Muon([W], lr=0.1, post_norm=post_norm, post_norm_eps=1e-30, scale=scale)
+    options = {"pre_norm": pre_norm, "post_norm": post_norm, "post_norm_eps": 1e-30}
+    optimizer = Muon([W], lr=0.1, scale=scale, **options)
     for length in (0.0, 1.0):
         W.grad = length * torch.randn(shape)
         W.grad[-1:] = 0
@@ -146,8 +151,15 @@ def test_skip_counts_and_goes_on(toy: nn.Module, set_gradients: SetGradients) ->
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"post_norm": "normuon", "cautious_decay": True}, {"master": "float32"}, {"master": "stochastic"}],
-)  # fmt: skip
+    [
+        {},
+        {"post_norm": "normuon", "cautious_decay": True},
+        {"second_moment": "gradient", "constraint": "radial_brake", "cautious_decay": True},
+        {"second_moment": "update", "constraint": "weight_norm", "pre_norm": "row"},
+        {"master": "float32"},
+        {"master": "stochastic"},
+    ],
+)
 def test_the_masked_path_equals_the_direct_one(toy, set_gradients, monkeypatch, options) -> None:
     """What a GPU runs: the host learns of a bad step only when the next one begins."""
     if "master" in options:

@@ -16,8 +16,10 @@ from muonscale import Muon, grouping_report, parameter_groups
 from muonscale.optim.matrices.spec import MatrixSpec
 from muonscale.optim.newton_schulz.orthogonalize import orthogonalize
 from muonscale.optim.rules import muon, step_inputs
+from muonscale.optim.rules.constraint import CONSTRAINTS
 from muonscale.optim.rules.muon import momentum_step_
 from muonscale.optim.rules.post_norm import POST_NORMS
+from muonscale.optim.rules.pre_norm import PRE_NORMS
 from muonscale.optim.rules.reference import adamw_step, muon_step
 from muonscale.optim.rules.scale import SCALES
 from tests.optim.compare import JORDAN, Build, SetGradients, close, equal, snapshot, states
@@ -31,14 +33,76 @@ def odd(out: int, in_: int) -> float:
     return out / (in_ + 1)
 
 
-TABLE = list(itertools.product([None, *POST_NORMS], [*SCALES, odd], TOLERANCES))
+TABLE = [
+    *itertools.product([None], [None, *POST_NORMS], [*SCALES, odd], TOLERANCES),
+    *itertools.product(PRE_NORMS, [None, "normuon"], ["rms"], TOLERANCES),
+]
 
 
-@pytest.mark.parametrize(("post_norm", "scale", "dtype"), TABLE)
-def test_steps_equal_the_slow_rule(post_norm, scale, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("moment", ["gradient", "update"])
+@pytest.mark.parametrize("nesterov", [False, True])
+@pytest.mark.parametrize("dtype", TOLERANCES)
+def test_steps_with_a_second_moment_equal_the_slow_rule(dtype, nesterov: bool, moment) -> None:
     torch.manual_seed(0)
     parameters = [nn.Parameter(torch.randn(shape).to(dtype)) for shape in SHAPES]
-    options: dict[str, Any] = {"post_norm": post_norm, "scale": scale, "rms": 0.3}
+    options: dict[str, Any] = {"second_moment_beta": 0.8, "second_moment_eps": 1e-3}
+    optimizer = Muon(
+        parameters, lr=0.05, weight_decay=0.4, master="float32", nesterov=nesterov,
+        second_moment=moment, **options,
+    )  # fmt: skip
+    slow = [(p.detach(), torch.zeros(p.shape), torch.zeros(p.shape).double()) for p in parameters]
+    for _ in range(3):
+        for k, parameter in enumerate(parameters):
+            parameter.grad = torch.randn(parameter.shape).to(dtype)
+            W, M, V = slow[k]
+            W, M, _ = muon_step(
+                W, parameter.grad, M, None, lr=0.05, rate=0.02, momentum=0.95, nesterov=nesterov,
+                triples=JORDAN, **{"V_elements" if moment == "gradient" else "V_update": V},
+                **options,
+            )  # fmt: skip
+            slow[k] = W, M, V
+        optimizer.step()
+    for parameter, (W, M, V) in zip(parameters, slow, strict=True):
+        state = optimizer.state[parameter]
+        close(state.get("master", parameter.detach()), W, TOLERANCES[dtype])
+        close(state["momentum_buffer"], M, TOLERANCES[dtype])
+        close(state[f"{moment}_second_moment"], V, TOLERANCES[dtype])
+
+
+@pytest.mark.parametrize("cautious", [False, True])
+@pytest.mark.parametrize("dtype", TOLERANCES)
+@pytest.mark.parametrize("constraint", CONSTRAINTS)
+def test_constrained_steps_equal_the_slow_rule(constraint, dtype, cautious) -> None:
+    torch.manual_seed(0)
+    parameters = [nn.Parameter(torch.randn(shape).to(dtype)) for shape in SHAPES]
+    options: dict[str, Any] = {"constraint": constraint, "outward_scale": 0.3, "scale": "keller"}
+    optimizer = Muon(
+        parameters, lr=0.05, weight_decay=0.4, master="float32", cautious_decay=cautious, **options
+    )
+    slow = [(p.detach(), torch.zeros(p.shape)) for p in parameters]
+    for _ in range(3):
+        for k, parameter in enumerate(parameters):
+            parameter.grad = torch.randn(parameter.shape).to(dtype)
+            W, M, _ = muon_step(
+                *slow[k][:1], parameter.grad, slow[k][1], lr=0.05, rate=0.02, momentum=0.95,
+                nesterov=True, triples=JORDAN, cautious=cautious, **options,
+            )  # fmt: skip
+            slow[k] = W, M
+        optimizer.step()
+    for parameter, (W, _) in zip(parameters, slow, strict=True):
+        close(optimizer.state[parameter].get("master", parameter.detach()), W, TOLERANCES[dtype])
+
+
+@pytest.mark.parametrize(("pre_norm", "post_norm", "scale", "dtype"), TABLE)
+def test_steps_equal_the_slow_rule(pre_norm, post_norm, scale, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    parameters = [nn.Parameter(torch.randn(shape).to(dtype)) for shape in SHAPES]
+    options: dict[str, Any] = {
+        "pre_norm": pre_norm,
+        "post_norm": post_norm,
+        "scale": scale,
+        "rms": 0.3,
+    }
     eps = {"post_norm_eps": 1e-3, "normuon_beta2": 0.8}
     optimizer = Muon(
         parameters, lr=0.05, weight_decay=0.4, momentum=0.9, master="float32", **options, **eps

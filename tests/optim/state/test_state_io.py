@@ -216,6 +216,8 @@ VARIANTS = [
     {"post_norm": "normuon", "decay": "independent"},
     {"post_norm": "col_row", "scale": "rms_exact", "cautious_decay": True},
     {"master": "float32", "post_norm": "normuon"},
+    {"second_moment": "update"},
+    {"second_moment": "gradient", "post_norm": "normuon", "constraint": "weight_norm"},
     {"master": "stochastic"},
 ]
 

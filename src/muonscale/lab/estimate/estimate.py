@@ -237,7 +237,7 @@ def _slowest(
 ) -> StepTime:
     """Return the step of the slowest rank, assuming the largest FLOPs and the largest traffic."""
     touched = sum(
-        placement.rules[name].elements_touched * elements(sharding, 0)
+        placement.touched[name] * elements(sharding, 0)
         for name, sharding in placement.shardings.items()
     )
     work = RankWork(

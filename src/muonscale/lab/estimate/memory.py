@@ -257,14 +257,21 @@ def _matrix_step_bytes(group: RankGroupPlan, placement: Placement, device: str, 
         for shape, count in counts.items():
             most = max(WORKSPACE_BYTES // 4, largest) // math.prod(shape)
             count = max(1, min(count, most))
-            batch = (2 + group.nesterov) * PARAMETER_BYTES * count * math.prod(shape)
+            batch = (
+                (2 + group.nesterov + group.copies_before + 2 * group.element_states)
+                * PARAMETER_BYTES
+                * count
+                * math.prod(shape)
+            )
             needs.append(batch + workspace_size((count, *shape), group.products_dtype, device))
         return max(needs)
     options = StepOptions(
         products=group.products_dtype,
         comm_dtype=group.comm_dtype,
         nesterov=group.nesterov,
+        pre_norm=group.copies_before,
         post_norm=group.copies_after,
+        element_states=group.element_states,
         device=device,
     )
     group_rank = group.group_rank(rank, placement.topology.world)

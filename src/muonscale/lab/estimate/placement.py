@@ -35,8 +35,12 @@ class RankGroupPlan:
     products_dtype: torch.dtype
     """Dtype of Newton-Schulz; float32 for an elementwise rule."""
     nesterov: bool
+    copies_before: bool
+    """Whether a step keeps a copy of the direction during Newton-Schulz."""
     copies_after: bool
     """Whether a step after Newton-Schulz needs a copy of the update."""
+    element_states: int
+    """Number of state values per element that are sent with the matrices."""
     row_states: Mapping[str, int]
     """Number of state values per row, by parameter that has any."""
 
@@ -56,6 +60,8 @@ class Placement:
     """Rule of every parameter."""
     values: Mapping[str, int]
     """State values per element of every parameter."""
+    touched: Mapping[str, int]
+    """Values read or written per element of every parameter in one step."""
     units: Mapping[str, str]
     """FSDP unit of every parameter: a layer, or "" for the rest."""
     stacks: frozenset[str]
@@ -114,10 +120,11 @@ def place(
         shardings=shardings,
         rules={name: rule_of(group) for group in groups for name, _ in named(group)},
         values={
-            name: sum(tensor.per == "element" for tensor in rule_of(group).state(group))
+            name: sum(tensor.per in ("element", "matrix") for tensor in rule_of(group).state(group))
             for group in groups
             for name, _ in named(group)
         },
+        touched={name: rule_of(g).touched(g) for g in groups for name, _ in named(g)},
         units={name: layer_of.get(p, "") for name, p in model.named_parameters()},
         stacks=parameters_of(model, expert_modules(model)),
         partial=parameters_of(model, partial),
@@ -148,7 +155,12 @@ def plan_rank_groups(
                 sharding = rows_sharding(sharding.shape, sharding.ranks)
             member = Member(name=name, sharding=sharding, update=update)
             similar[tuple(sorted(sharding.ranks)), comm_dtype].append(member)
-    nesterov = any(group.get("nesterov") for group in groups if rule_of(group).on_matrices)
+    # A constraint keeps the updates until all have arrived, in place of the directions.
+    nesterov = any(
+        group.get("nesterov") or group.get("second_moment") or rule_of(group).constraint(group)
+        for group in groups
+        if rule_of(group).on_matrices
+    )
     for (_, comm_dtype), members in similar.items():
         assignment, kinds = assign_members(
             members, comm_dtype=comm_dtype, dtype=torch.float32, device=device
@@ -160,7 +172,9 @@ def plan_rank_groups(
             comm_dtype=comm_dtype,
             products_dtype=max(products, key=lambda dtype: dtype.itemsize, default=torch.float32),
             nesterov=nesterov,
+            copies_before=any(update.copies_before for update in updates),
             copies_after=any(update.copies_after for update in updates),
+            element_states=max((len(update.element_states) for update in updates), default=0),
             row_states={
                 m.name: len(m.update.row_states)
                 for m in members

@@ -244,11 +244,14 @@ def _exchange_messages(
         rank_group.comm_dtype.itemsize,
         len(rank_group.assignment.ranks),
     )
+    each = itemsize  # State is float32. Partitioned state stays with its owner.
+    if not any(p.sharding.partitioned for p in rank_group.assignment.parameters):
+        each += PARAMETER_BYTES * rank_group.element_states
     yield Message(
         purpose=purpose,
         kind="all_to_all",
-        sent=itemsize * (pieces.sent_in[position] + pieces.sent_out[position]),
-        received=itemsize * (pieces.received_in[position] + pieces.received_out[position]),
+        sent=each * (pieces.sent_in[position] + pieces.sent_out[position]),
+        received=each * (pieces.received_in[position] + pieces.received_out[position]),
         ranks=ranks,
         stride=stride,
     )

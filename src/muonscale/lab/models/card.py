@@ -171,6 +171,14 @@ def _training(config: Mapping[str, Any], env: Mapping[str, Any]) -> dict[str, An
     unused = unused_options(optimizer["rule"])
     if optimizer.get("post_norm") is None:
         unused |= {"post_norm", "post_norm_eps", "normuon_beta2"}
+    if optimizer.get("second_moment") is None:
+        unused |= {"second_moment", "second_moment_beta", "second_moment_eps"}
+    if optimizer.get("pre_norm") is None:
+        unused |= {"pre_norm"}
+    if optimizer.get("constraint") != "radial_brake":
+        unused |= {"outward_scale"}
+    if optimizer.get("constraint") is None:
+        unused |= {"constraint"}
     sections = {
         "optimizer": {k: v for k, v in optimizer.items() if k not in unused},
         "schedule": config.get("schedule", {}),

@@ -47,7 +47,17 @@ COMPARED = {
 
 SETTINGS = {
     "model": ("preset", "config", "weights"),
-    "optimizer": ("rule", "lr", "weight_decay", "momentum", "post_norm", "scale"),
+    "optimizer": (
+        "rule",
+        "lr",
+        "weight_decay",
+        "momentum",
+        "second_moment",
+        "pre_norm",
+        "post_norm",
+        "constraint",
+        "scale",
+    ),
     "schedule": ("name", "warmup"),
     "train": ("batch_tokens", "tokens", "steps"),
     "data": ("sequence_length", "vocab_size"),

@@ -28,7 +28,8 @@ class Variant:
 
 
 def _muon(what: str, source: str, **options: Any) -> Variant:
-    keys = {"rule": "muon", "post_norm": None, **options}
+    keys = {"rule": "muon", "constraint": None}
+    keys |= dict.fromkeys(("second_moment", "pre_norm", "post_norm")) | options
     return Variant(
         overrides={f"optimizer.{key}": value for key, value in keys.items()},
         what=what,
@@ -46,6 +47,7 @@ def _one_factor(config: Config) -> Overrides:
 
 _MOONLIGHT = "arXiv 2502.16982"
 _PLUS = "arXiv 2602.21545"
+_EQ = "arXiv 2603.28254"
 
 VARIANTS: dict[str, Variant] = {
     "adamw": Variant(
@@ -62,6 +64,25 @@ VARIANTS: dict[str, Variant] = {
     "normuon": _muon("rows by their variance", "arXiv 2510.05491", post_norm="normuon"),
     "muon-frobenius": _muon(
         "the whole update rescaled", "nanochat: not Muon+ of the paper", post_norm="frobenius"
+    ),
+    "muoneq-row": _muon("rows normalized before", f"{_EQ}, R", pre_norm="row"),
+    "muoneq-col": _muon("columns normalized before", f"{_EQ}, C", pre_norm="col"),
+    "muoneq-row-col": _muon("both normalized before", f"{_EQ}, RC", pre_norm="row_col"),
+    "muon2": _muon("elements by their RMS", "arXiv 2604.09967", second_moment="gradient"),
+    "adamuon": _muon(
+        "elements of the update by their RMS",
+        "arXiv 2507.11005",
+        pre_norm="sign",
+        second_moment="update",
+        second_moment_eps=1e-8,
+        scale="rms_exact",
+    ),
+    "aurora": _muon("the long side levelled", "arXiv 2606.27715", pre_norm="aurora"),
+    "muonh": _muon("a fixed norm of the weights", "arXiv 2606.16899", constraint="weight_norm"),
+    "muon-radial-brake": _muon(
+        "a braked norm of the weights",
+        "NVIDIA Emerging-Optimizers",
+        constraint="radial_brake",
     ),
     "muon-adjusted-lr": _muon(
         "RMS by the shape", f"{_MOONLIGHT}, table 1, Adjusted LR", scale="rms"

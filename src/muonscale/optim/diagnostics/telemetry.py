@@ -18,8 +18,7 @@ from torch import Tensor
 from muonscale.optim.distributed.dtensor import gather_full
 from muonscale.optim.matrices.spec import PLAIN, MatrixSpec, matrix_shapes, view
 from muonscale.optim.parameters.groups import MATRIX_ROLES
-from muonscale.optim.rules.base import rule_of
-from muonscale.optim.rules.decay import decay_rate
+from muonscale.optim.rules.base import rate_of, rule_of
 from muonscale.optim.rules.step_inputs import named
 
 Group = Mapping[str, Any]
@@ -272,7 +271,7 @@ def _gather_weight_and_update(
         gather_full(before[name]),
         whole,
         lr=lr,
-        rate=decay_rate(group),
+        rate=rate_of(group),
         cautious=bool(group["cautious_decay"]),
     )
     return {"weight": whole, "update": update}

@@ -69,6 +69,12 @@ class ParamCost:
     """Coefficients of the polynomial; empty if the matrices cannot be split."""
     forms: tuple[tuple[int, ...], ...] = ()
     """Segments (`muonscale.optim.newton_schulz.flops`) that a subgroup may evaluate it by."""
+    polar_runs: tuple[int, ...] = ()
+    """How often it is evaluated on each matrix; once if empty."""
+
+    def runs(self, matrix: int) -> int:
+        """Return how often the polynomial is evaluated on a matrix."""
+        return self.polar_runs[matrix] if self.polar_runs else 1
 
 
 @dataclass(frozen=True)
@@ -306,13 +312,14 @@ class _Assigner:
 
     def _split(self, key: _Key, size: int) -> tuple[float, tuple[int, ...], bool] | None:
         """Return (cost of a member, segments, divided), or None if the matrix cannot be split."""
-        n, _, shape = key
+        n, matrix, shape = key
         parameter = self._parameters[n]
         if not parameter.forms or parameter.sharding.partitioned or min(shape) < size:
             return None
-        return best_split(
+        cost, segments, divided = best_split(
             shape, parameter.triples, parameter.forms, size, self._flops_per_shared_element
         )
+        return cost * parameter.runs(matrix), segments, divided
 
     def make_tasks(self, key: _Key, subgroup: _GroupRanks, round: int) -> list[MatrixTask]:
         """Return the tasks of a matrix, one for each rank of its subgroup."""
@@ -324,17 +331,16 @@ class _Assigner:
         best = self._split(key, len(subgroup))
         assert best is not None
         _, segments, divided = best
-        triples = self._parameters[n].triples
+        triples, runs = self._parameters[n].triples, self._parameters[n].runs(matrix)
         cost = split_cost(shape, triples, segments, len(subgroup), divided=divided)
-        split = SubgroupSplit(subgroup, segments, divided, cost.elements)
+        split = SubgroupSplit(subgroup, segments, divided, runs * cost.elements)
+        flops = runs * cost.flops
         axis = divided_axis(shape)
         tasks = []
         for place, owner in enumerate(subgroup):
             rows = part_of(shape[0], place, len(subgroup)) if axis == "rows" else whole[0]
             columns = part_of(shape[1], place, len(subgroup)) if axis == "columns" else whole[1]
-            tasks.append(
-                MatrixTask(n, matrix, shape, owner, round, cost.flops, rows, columns, split)
-            )
+            tasks.append(MatrixTask(n, matrix, shape, owner, round, flops, rows, columns, split))
         return tasks
 
 

@@ -19,7 +19,7 @@ import sys
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -78,12 +78,16 @@ class Route:
     """Whether every rank holds the whole of every matrix of the round."""
 
 
+StateKind = Literal["row", "element"]
+"""State per row of each matrix, or per element."""
+
+
 def make_routes(
     assignment: OwnerAssignment,
     shardings: Sequence[Sharding],
     group_rank: int,
     *,
-    state: bool = False,
+    state: StateKind | None = None,
 ) -> list[Route]:
     """Return this rank's route for each round.
 
@@ -92,9 +96,9 @@ def make_routes(
         shardings: shardings of the payload, one for each parameter of the assignment. Nothing is
             collected for a `partitioned` one.
         group_rank: group rank of this process.
-        state: whether the payload is per-row state. The state of a `partitioned` parameter stays on
-            its owner. If a subgroup divides columns, every member computes the same values, and the
-            first one sends them.
+        state: the kind of state, if the payload is state. The state of a `partitioned` parameter
+            stays on its owner. If a subgroup divides columns, every member computes the same values
+            of per-row state, and the first one sends them.
     """
     ranks = assignment.ranks
     group_ranks = {rank: n for n, rank in enumerate(ranks)}
@@ -115,7 +119,7 @@ def make_routes(
         owner = sharding.ranks.index(ranks[task.owner])
         replica = replica_index(sharding, owner)
         sets = replica_sets(sharding)[task.matrix]
-        sends_results = not state or task.columns[0] == 0
+        sends_results = state != "row" or task.columns[0] == 0
         route.moves_in |= not sharding.partitioned and any(owner not in s.mesh_ranks for s in sets)
         route.moves_out |= sends_results and any(s.mesh_ranks != (owner,) for s in sets)
         route.to_all &= sharding.replicated and task.split is None
@@ -140,10 +144,10 @@ def make_routes(
 
 
 def _find_slots(
-    task: MatrixTask, sharding: Sharding, shard_coord: tuple[int, ...], state: bool
+    task: MatrixTask, sharding: Sharding, shard_coord: tuple[int, ...], state: StateKind | None
 ) -> list[Slot]:
     """Return the pieces of a task that a shard holds."""
-    columns = (0, sys.maxsize) if state else task.columns
+    columns = (0, sys.maxsize) if state == "row" else task.columns
     pieces = (
         intersect(piece, task.rows, columns)
         for piece in pieces_by_matrix(sharding, shard_coord).get(task.matrix, ())
@@ -326,7 +330,7 @@ class Payload:
         comm_dtype: torch.dtype,
         dtype: torch.dtype,
         device: torch.device,
-        state: bool = False,
+        state: StateKind | None = None,
     ) -> None:
         """Make the routes.
 
@@ -437,12 +441,12 @@ class Payload:
     def _shape(self, task: MatrixTask) -> tuple[int, int]:
         """Return the shape of a task's values: its part of the matrix, or that part's row state."""
         in_ = self._shapes[task.parameter][task.matrix][1]
-        if self._state:
+        if self._state == "row":
             return task.rows[1] - task.rows[0], in_
         return task.rows[1] - task.rows[0], task.columns[1] - task.columns[0]
 
     def _view(self, part: Tensor, slot: Slot) -> Tensor:
         """Return the view of a slot's piece in this rank's part of its matrix."""
         (top, bottom), (left, right) = slot.piece.rows, slot.piece.columns
-        row, column = slot.task.rows[0], 0 if self._state else slot.task.columns[0]
+        row, column = slot.task.rows[0], 0 if self._state == "row" else slot.task.columns[0]
         return part[top - row : bottom - row, left - column : right - column]

@@ -22,7 +22,10 @@ class StepOptions:
     """Dtype of the matrix products of Newton-Schulz."""
     comm_dtype: torch.dtype = torch.float32
     nesterov: bool = True
+    pre_norm: bool = False
     post_norm: bool = False
+    element_states: int = 0
+    """Number of state values per element that are sent with the matrices."""
     device: torch.device | str = "cpu"
 
 
@@ -84,6 +87,8 @@ class _Round:
         options: StepOptions,
     ) -> None:
         comm_bytes = options.comm_dtype.itemsize
+        if not any(p.sharding.partitioned for p in assignment.parameters):
+            comm_bytes += 4 * options.element_states
         tasks = [t for t in assignment.tasks if t.round == number]
         sizes = [0] * len(assignment.ranks)
         for task in tasks:
@@ -99,7 +104,7 @@ class _Round:
             )
             self.outgoing = comm_bytes * outgoing
         own = [task for task in tasks if task.owner == group_rank]
-        self.batches = 4 * sizes[group_rank]
+        self.batches = 4 * sizes[group_rank] * (1 + options.element_states)
         self.update = _predict_update(own, options)
         self.places = self._places(assignment, route, held, options)
 
@@ -135,7 +140,7 @@ def _predict_update(tasks: Sequence[MatrixTask], options: StepOptions) -> int:
     for shape, count in counts.items():
         n = count * shape[0] * shape[1]
         workspace = workspace_size((count, *shape), options.products, options.device)
-        direction = 4 * n * rounded
+        direction = 4 * n * (rounded or options.pre_norm)
         converted = 4 * n * (options.products != torch.float32)
         product = options.products.itemsize * n
         after = max(8 * n * options.post_norm, 6 * n * rounded)

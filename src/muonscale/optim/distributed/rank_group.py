@@ -61,7 +61,7 @@ class StepTensors:
     updates: Locals
     """Output; may share memory with the directions. Read when the first piece has arrived."""
     rows: Mapping[str, Locals]
-    """Per-row state by its name; updated in place."""
+    """Per-row state, and state per matrix element, by its name; updated in place."""
     whole: Mapping[tuple[str, int], Tensor]
     """Directions `[out, in]` of the matrices that this rank owns, by parameter name and matrix."""
     whole_rows: Mapping[str, Mapping[tuple[str, int], Tensor]]
@@ -120,13 +120,29 @@ class RankGroup:
             comm_dtype=dtype,
             dtype=dtype,
             device=device,
-            state=True,
+            state="row",
         )
         self._with_rows: dict[str, set[str]] = {}
-        """Names of the parameters that have a per-row state, by the name of the state."""
+        """Names of the parameters that have such a state, by the name of the state."""
+        self._payloads: dict[str, Payload] = {}
+        """The payload of each state."""
         for member in members:
-            for key in member.update.row_states if member.update is not None else ():
+            if member.update is None:
+                continue
+            for key in (*member.update.row_states, *member.update.element_states):
                 self._with_rows.setdefault(key, set()).add(member.name)
+            self._payloads |= dict.fromkeys(member.update.row_states, self._rows)
+            if missing := set(member.update.element_states) - self._payloads.keys():
+                elements = Payload(
+                    self.assignment,
+                    shardings,
+                    exchange,
+                    comm_dtype=dtype,
+                    dtype=dtype,
+                    device=device,
+                    state="element",
+                )
+                self._payloads |= dict.fromkeys(missing, elements)
         self._subgroup: dist.ProcessGroup | None = None
         size = self.assignment.subgroup_size
         if size > 1:
@@ -165,7 +181,7 @@ class RankGroup:
             yield self._deliver(distributed.popleft(), tensors, missing)
 
     def _active_rows(self, active: Collection[str]) -> Iterator[tuple[str, set[str]]]:
-        """Yield each per-row state of `active` parameters, with the names of those that have it."""
+        """Yield each state of matrices of `active` parameters, with the names of those that have it."""
         for key in sorted(self._with_rows):
             if names := self._with_rows[key].intersection(active):
                 yield key, names
@@ -177,7 +193,7 @@ class RankGroup:
             return {}
         pending = {"": self._matrices.collect(number, tensors.directions, active)}
         for key, names in self._active_rows(active):
-            pending[key] = self._rows.collect(number, tensors.rows[key], names)
+            pending[key] = self._payloads[key].collect(number, tensors.rows[key], names)
         return pending
 
     def _update(
@@ -190,7 +206,9 @@ class RankGroup:
         """Return the updates and the new per-row state of the matrices of this rank."""
         batches = self._matrices.assemble(number, collected[""], tensors.whole, active)
         rows = {
-            name: self._rows.assemble(number, collected[name], tensors.whole_rows[name], names)
+            name: self._payloads[name].assemble(
+                number, collected[name], tensors.whole_rows[name], names
+            )
             for name, names in self._active_rows(active)
         }
         updates: dict[BatchKey, MatrixBatch] = {}
@@ -200,7 +218,11 @@ class RankGroup:
             if update is None:
                 updates[key] = batch
                 continue
-            own = {name: found[key].values[..., :1] for name, found in rows.items() if key in found}
+            own = {
+                name: found[key].values[..., : 1 if self._payloads[name] is self._rows else None]
+                for name, found in rows.items()
+                if key in found
+            }
             U_NMK, own = self._find_update(shape, update, split)(batch.values, own)
             updates[key] = MatrixBatch(batch.tasks, U_NMK)
             for name, V_NM1 in own.items():
@@ -233,7 +255,7 @@ class RankGroup:
     ) -> dict[str, Pending]:
         pending = {"": self._matrices.distribute(number, updates, active)}
         for key, names in self._active_rows(active):
-            pending[key] = self._rows.distribute(number, rows[key], names)
+            pending[key] = self._payloads[key].distribute(number, rows[key], names)
         return pending
 
     def _deliver(
@@ -241,7 +263,7 @@ class RankGroup:
     ) -> list[str]:
         for key, pending in distributed.items():
             if key:
-                self._rows.deliver(pending, tensors.rows[key])
+                self._payloads[key].deliver(pending, tensors.rows[key])
         complete = []
         for name in self._matrices.deliver(distributed[""], tensors.updates):
             missing[name] -= 1
@@ -302,4 +324,5 @@ def cost_of(member: Member, kind: str, state: torch.dtype, device: torch.device 
         flops=tuple(update.flops(shape, state, device) for shape in shapes),
         triples=tuple(triples),
         forms=tuple(forms),
+        polar_runs=tuple(map(update.polar_runs, shapes)),
     )

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from muonscale.errors import ConfigError, GroupingError
 from muonscale.optim.matrices.spec import matrix_shapes
@@ -109,6 +110,19 @@ def check_parameter(name: str, parameter: Any, options: Group) -> None:
             "make the groups, give its group the rule 'adamw', or say in the group's `matrices` "
             "which matrices it holds"
         )
+    constraint = rule_of(options).constraint(options)
+    if constraint is not None and constraint.keeps_norm and _is_zero(parameter):
+        raise GroupingError(
+            f"{name} is zero, and constraint={options['constraint']!r} keeps the norm of a matrix, so "
+            "it would stay zero: initialize it otherwise, or give it an override with constraint None"
+        )
+
+
+def _is_zero(parameter: Tensor) -> bool:
+    """Return whether all that this rank holds of a parameter is zero."""
+    held = parameter.detach()
+    held = held.to_local() if isinstance(held, DTensor) else held
+    return not held.is_meta and held.numel() > 0 and not held.any()
 
 
 def _shares_memory(parameter: Tensor) -> bool:

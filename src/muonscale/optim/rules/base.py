@@ -6,6 +6,7 @@ weight in the same way:
     N = direction_(state, G)       elementwise, on the shard of the parameter
     U = matrix_update(N)           on whole matrices, if the rule is on matrices; else U = N
     W <- (1 - rate)*W - lr*U       with decoupled weight decay (muonscale.optim.rules.decay)
+                                   or under a constraint (muonscale.optim.rules.constraint)
 
 Because the first stage is elementwise, state is sharded as its parameter is. Only directions and
 updates move between ranks, and only for a rule on matrices or for partitioned state (ZeRO-1).
@@ -32,10 +33,12 @@ from torch import Tensor
 
 from muonscale.errors import ConfigError
 from muonscale.optim.matrices.batches import MatrixBatches, MatrixShape
+from muonscale.optim.matrices.local import LocalMatrices
 from muonscale.optim.newton_schulz.flops import Segments
 from muonscale.optim.newton_schulz.subgroup import Subgroup
 from muonscale.optim.options import RuleOptions, add_options, check_word
-from muonscale.optim.rules.decay import decay_
+from muonscale.optim.rules.constraint import Constraint, MatrixSums
+from muonscale.optim.rules.decay import decay_, decay_rate
 from muonscale.optim.rules.master_weights import Weights
 from muonscale.optim.rules.nonfinite import commit_
 from muonscale.optim.rules.post_norm import LOCAL, Reducer
@@ -44,7 +47,8 @@ Group = Mapping[str, Any]
 """All options of a parameter group."""
 
 Rows = dict[str, Tensor]
-"""Per-row state by name: `[N, M, 1]` for a batch of matrices."""
+"""Per-row state by name, `[N, M, 1]` for a batch of matrices; with it state per matrix element,
+`[N, M, K]`."""
 
 
 @dataclass(frozen=True)
@@ -52,9 +56,10 @@ class StateTensor:
     """A tensor that a rule keeps for every parameter."""
 
     name: str
-    per: Literal["element", "row", "parameter"] = "element"
-    """One value per element; one per row of each logical matrix; or one number per parameter, a
-    count of the steps that the parameter has taken."""
+    per: Literal["element", "row", "matrix", "parameter"] = "element"
+    """One value per element, which `direction_` writes; one per row of each logical matrix, or per
+    element of it, which the matrix update replaces; or one number per parameter, a count of the
+    steps that the parameter has taken."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +68,8 @@ class MatrixUpdate(ABC):
 
     row_states: tuple[str, ...] = ()
     """Names of the per-row state that it reads and replaces."""
+    element_states: tuple[str, ...] = ()
+    """Names of the state per matrix element that it reads and replaces."""
     comm_dtype: torch.dtype = torch.float32
     """Dtype of directions and updates in communication; they are rounded to it on one rank too."""
 
@@ -74,7 +81,7 @@ class MatrixUpdate(ABC):
 
         Args:
             N_NMK: directions, float32 or float64; not written to.
-            rows: the state named in `row_states`; not written to.
+            rows: the state named in `row_states` and `element_states`; not written to.
             shape: (out, in) of the matrices.
             reducer: how to sum over rows, columns or whole matrices.
         """
@@ -94,6 +101,11 @@ class MatrixUpdate(ABC):
         return self
 
     @property
+    def copies_before(self) -> bool:
+        """Whether it keeps a copy of a batch during its matrix products."""
+        return False
+
+    @property
     def copies_after(self) -> bool:
         """Whether it allocates copies of a batch after its matrix products."""
         return False
@@ -106,6 +118,10 @@ class MatrixUpdate(ABC):
         Called only if `splits` is not empty.
         """
         raise NotImplementedError
+
+    def polar_runs(self, shape: MatrixShape) -> int:
+        """Return how often it evaluates the polynomial of `splits` on a matrix."""
+        return 1
 
     def splits(
         self, short: int, state_dtype: torch.dtype, device: torch.device | str
@@ -130,7 +146,8 @@ class Rule(ABC):
     scale_free: ClassVar[bool] = False
     """Whether multiplying the gradient by a number leaves the update unchanged."""
     elements_touched: ClassVar[int]
-    """Values read or written per element in one step, besides matrix products."""
+    """Values read or written per element in one step with the default options, besides matrix
+    products."""
 
     @property
     def title(self) -> str:
@@ -169,8 +186,16 @@ class Rule(ABC):
             New tensors, or the state tensors themselves, which the caller only reads. No views.
         """
 
+    def touched(self, group: Group) -> int:
+        """Return `elements_touched` with the options of a group."""
+        return self.elements_touched
+
     def matrix_update(self, group: Group) -> MatrixUpdate | None:
         """Return the second stage, or None for an elementwise rule."""
+        return None
+
+    def constraint(self, group: Group) -> Constraint | None:
+        """Return what a rule on matrices demands of the weight after an update, if anything."""
         return None
 
     def step_(
@@ -223,6 +248,12 @@ def find_rule(name: object, where: str = "rule") -> Rule:
     """Return the rule called `name`; `where` begins the sentence of the error."""
     check_word(where, name, tuple(RULES))
     return RULES[str(name)]
+
+
+def rate_of(group: Group) -> float:
+    """Return the part of a weight that one step of the group's rule subtracts."""
+    constraint = rule_of(group).constraint(group)
+    return decay_rate(group) if constraint is None or not constraint.keeps_norm else 0.0
 
 
 class BatchUpdate(Protocol):
@@ -278,6 +309,7 @@ def matrix_updates(
     update_of: Callable[[MatrixShape], BatchUpdate],
     *,
     rows: Mapping[str, list[Tensor]] | None = None,
+    elements: Mapping[str, list[Tensor]] | None = None,
     mask: Tensor | None = None,
 ) -> Updates:
     """Return the update of every parameter; all matrices of one shape are one batch.
@@ -288,10 +320,12 @@ def matrix_updates(
         batches: matrices of the parameters.
         update_of: from a matrix shape to the update of a batch.
         rows: per-row states of the parameters by name; written to.
-        mask: see `commit_`; for `rows`.
+        elements: states per matrix element by name; written to.
+        mask: see `commit_`; for `rows` and `elements`.
     """
-    rows = rows or {}
+    rows, elements = rows or {}, elements or {}
     gathered_rows = {name: batches.gather_rows(states) for name, states in rows.items()}
+    gathered_rows |= {name: batches.gather(states) for name, states in elements.items()}
     gathered = batches.gather(N)
     N.clear()
     updates: dict[MatrixShape, Tensor] = {}
@@ -302,6 +336,8 @@ def matrix_updates(
             gathered_rows[name][shape] = values
     for name, states in rows.items():
         commit_(states, batches.scatter_rows(gathered_rows[name]), mask)
+    for name, states in elements.items():
+        commit_(states, batches.scatter(gathered_rows[name]), mask)
     return Updates(
         batches.scatter(updates),
         sum(U_NMK.shape[0] for U_NMK in updates.values()),
@@ -325,4 +361,51 @@ def apply_updates_(
     new_W = W.wide(U, mask)
     decay_(new_W, U, rate, cautious=cautious)
     torch._foreach_add_(new_W, U, alpha=-lr)
+    W.write_(new_W, mask)
+
+
+def constrained_sums(
+    W: Weights, U: list[Tensor], matrices: list[LocalMatrices], *, rate: float, cautious: bool
+) -> Tensor:
+    """Return `[3, matrices]`, the rows of `MatrixSums` over what of every matrix is on this rank.
+
+    The arguments are those of `apply_constrained_`; nothing is written.
+    """
+    sums = []
+    for decayed, u, own in zip(W.copies(U), U, matrices, strict=True):
+        decay_([decayed], [u], rate, cautious=cautious)
+        pairs = (decayed, decayed), (u, u), (decayed, u)
+        sums.append(torch.stack([own.dot(x, y) for x, y in pairs]))
+    return torch.cat(sums, dim=1)
+
+
+def apply_constrained_(
+    W: Weights,
+    U: list[Tensor],
+    matrices: list[LocalMatrices],
+    sums: Tensor,
+    constraint: Constraint,
+    group: Group,
+    mask: Tensor | None = None,
+) -> None:
+    """Write `W <- keep*W - move*U` after decay, with two numbers for every matrix.
+
+    Args:
+        W: weights.
+        U: updates; written to.
+        matrices: the matrices of each weight.
+        sums: from `constrained_sums`, over all ranks.
+        constraint: gives the numbers.
+        group: options.
+        mask: see `commit_`.
+    """
+    keep, move = constraint.factors(MatrixSums(*sums), group)
+    new_W = W.wide(U, mask)
+    decay_(new_W, U, rate_of(group), cautious=group["cautious_decay"])
+    counts = [own.count for own in matrices]
+    each = zip(new_W, U, matrices, keep.split(counts), move.split(counts), strict=True)
+    for w, u, own, kept, moved in each:
+        own.scale_(w, kept)
+        own.scale_(u, moved)
+    torch._foreach_sub_(new_W, U)
     W.write_(new_W, mask)

@@ -9,6 +9,7 @@ alone, so a resumed run rounds as an uninterrupted one does, and many ranks roun
 from __future__ import annotations
 
 import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -56,13 +57,20 @@ class Weights:
         from its rounded float32 copy, other code has written to it (a checkpoint of the model, a
         clip), and its value replaces the copy.
         """
+        return scratch(self._bases(), like, mask)
+
+    def copies(self, like: list[Tensor]) -> Iterator[Tensor]:
+        """Yield a copy of each of the weights that `wide` returns."""
+        for base, other in zip(self._bases(), like, strict=True):
+            yield base.to(other.dtype, copy=True)
+
+    def _bases(self) -> list[Tensor]:
         if self.masters is None:
-            return scratch(self.stored, like, mask)
-        bases = [
+            return self.stored
+        return [
             stored if master is None else _agreed(master, stored)
             for master, stored in zip(self.masters, self.stored, strict=True)
         ]
-        return scratch(bases, like, mask)
 
     def write_(self, values: list[Tensor], mask: Tensor | None) -> None:
         """Write `values` from `wide`, rounded once, unless `mask` (0-D bool) is false."""

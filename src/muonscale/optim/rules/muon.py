@@ -1,4 +1,4 @@
-"""The Muon rule: momentum, polar factor, post-normalization, shape factor.
+"""The Muon rule: momentum, pre-normalization, polar factor, post-normalization, shape factor.
 
 Liu et al., Muon is Scalable for LLM Training, arXiv 2502.16982, equations 1, 2 and 4, with an
 average in place of the sum. `M <- mu*M + (1-mu)*G` is (1-mu) times the paper's momentum, so the
@@ -9,9 +9,9 @@ Letters: G gradient, M momentum, N direction, O polar factor of N, U scaled upda
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
@@ -27,7 +27,7 @@ from muonscale.optim.newton_schulz.orthogonalize import (
     resolve_dtype,
 )
 from muonscale.optim.newton_schulz.subgroup import Subgroup, SubgroupReducer, divided_axis
-from muonscale.optim.options import MuonOptions, check_word
+from muonscale.optim.options import MuonOptions, SecondMomentT, check_word
 from muonscale.optim.rules.base import (
     Group,
     MatrixUpdate,
@@ -36,20 +36,24 @@ from muonscale.optim.rules.base import (
     StateTensor,
     register,
 )
+from muonscale.optim.rules.constraint import Constraint, resolve_constraint
 from muonscale.optim.rules.nonfinite import commit_, scratch
 from muonscale.optim.rules.post_norm import NormContext, Reducer, resolve_post_norm
+from muonscale.optim.rules.pre_norm import PreNormContext, resolve_pre_norm
 from muonscale.optim.rules.scale import ScaleLike, check_scale, exact_factor, shape_factor
 
 MOMENTUM_CONVENTION = "ema"
 """How `M` accumulates: "ema" here and in torch.optim.Muon; the paper's `M <- mu*M + G` is "sum"."""
 ROW_STATE = "row_second_moment"
+SECOND_MOMENT = "gradient_second_moment"
+UPDATE_MOMENT = "update_second_moment"
 
 COMM_DTYPES: dict[str, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 """Dtypes of communication. Not float16: raw momentum is below its range."""
 
 
 class MuonRule(Rule):
-    """Momentum on every element, then `U = factor * post_norm(NS(N))` on every matrix."""
+    """Momentum on every element, then `U = factor * post_norm(NS(pre_norm(N)))` on a matrix."""
 
     name = "muon"
     options = MuonOptions
@@ -61,39 +65,59 @@ class MuonRule(Rule):
     def check(self, options: Group) -> None:
         """Raise ConfigError for unknown coefficients, stages or dtypes."""
         resolve(options["ns_coefficients"], options["ns_steps"])
+        if options["second_moment"] is not None:
+            check_word("second_moment", options["second_moment"], get_args(SecondMomentT))
+        resolve_pre_norm(options["pre_norm"])
         resolve_post_norm(options["post_norm"])
+        resolve_constraint(options["constraint"])
         check_scale(options["scale"])
         dtype = options["ns_dtype"]
         if not isinstance(dtype, torch.dtype):
             check_word("ns_dtype", dtype, ("auto", *DTYPES))
 
     def state(self, group: Group) -> tuple[StateTensor, ...]:
-        """Return the momentum, and one value per row for "normuon"."""
+        """Return the momentum, the second moment if there is one, and for "normuon" a value per row."""
+        tensors = [StateTensor("momentum_buffer")]
+        if group["second_moment"] == "gradient":
+            tensors.append(StateTensor(SECOND_MOMENT))
+        if group["second_moment"] == "update":
+            tensors.append(StateTensor(UPDATE_MOMENT, per="matrix"))
         norm = resolve_post_norm(group["post_norm"])
-        momentum = StateTensor("momentum_buffer")
         if norm is not None and norm.row_state:
-            return momentum, StateTensor(ROW_STATE, per="row")
-        return (momentum,)
+            tensors.append(StateTensor(ROW_STATE, per="row"))
+        return tuple(tensors)
+
+    def touched(self, group: Group) -> int:
+        """Return the count for the momentum, and for a second moment that is read and written."""
+        return self.elements_touched + 2 * (group["second_moment"] is not None)
 
     def direction_(
         self, state: Mapping[str, list[Any]], G: list[Tensor], group: Group, mask: Tensor | None
     ) -> list[Tensor]:
-        """Write one momentum step, and return the directions, which are then orthogonalized."""
-        return momentum_step_(
+        """Write one step into the moments, and return the directions, which are then orthogonalized."""
+        N = momentum_step_(
             state["momentum_buffer"],
             G,
             momentum=group["momentum"],
             nesterov=group["nesterov"],
             mask=mask,
         )
+        if group["second_moment"] != "gradient":
+            return N
+        beta, eps = group["second_moment_beta"], group["second_moment_eps"]
+        return adapted_(N, G, state[SECOND_MOMENT], beta=beta, eps=eps, mask=mask)
 
     def matrix_update(self, group: Group) -> MuonUpdate:
-        """Return orthogonalization, post-normalization and shape factor."""
+        """Return orthogonalization, the normalizations around it, and shape factor."""
         norm = resolve_post_norm(group["post_norm"])
         return MuonUpdate(
             coefficients=resolve(group["ns_coefficients"], group["ns_steps"]),
             form=group["ns_form"],
             dtype=group["ns_dtype"],
+            pre_norm=group["pre_norm"],
+            second_moment_beta=group["second_moment_beta"],
+            second_moment_eps=group["second_moment_eps"],
+            element_states=(UPDATE_MOMENT,) if group["second_moment"] == "update" else (),
             post_norm=group["post_norm"],
             post_norm_eps=group["post_norm_eps"],
             normuon_beta2=group["normuon_beta2"],
@@ -103,6 +127,10 @@ class MuonRule(Rule):
             row_states=(ROW_STATE,) if norm is not None and norm.row_state else (),
         )
 
+    def constraint(self, group: Group) -> Constraint | None:
+        """Return the constraint of the group."""
+        return resolve_constraint(group["constraint"])
+
 
 @dataclass(frozen=True, kw_only=True)
 class MuonUpdate(MatrixUpdate):
@@ -111,6 +139,9 @@ class MuonUpdate(MatrixUpdate):
     coefficients: Coefficients
     form: str = "auto"
     dtype: DTypeLike = "auto"
+    pre_norm: str | None = None
+    second_moment_beta: float = 0.95
+    second_moment_eps: float = 1e-10
     post_norm: str | None = None
     post_norm_eps: float = 1e-8
     normuon_beta2: float = 0.95
@@ -120,24 +151,45 @@ class MuonUpdate(MatrixUpdate):
     def update(
         self, N_NMK: Tensor, rows: Rows, shape: MatrixShape, reducer: Reducer
     ) -> tuple[Tensor, Rows]:
-        """Return `factor * post_norm(NS(N))` of whole matrices, and the new row state."""
-        N_NMK = self._rounded(N_NMK)
+        """Return `factor * post_norm(NS(pre_norm(N)))` of whole matrices, and the new row state."""
         steps = self.coefficients.steps
-        O_NMK = orthogonalize(N_NMK, self.coefficients, steps, self.form, self.dtype)
-        return self._after_polar(O_NMK.to(N_NMK.dtype), rows, shape, reducer)
+
+        def polar(X_NMK: Tensor) -> Tensor:
+            O_NMK = orthogonalize(X_NMK, self.coefficients, steps, self.form, self.dtype)
+            return O_NMK.to(X_NMK.dtype)
+
+        return self._around_polar(N_NMK, rows, shape, reducer, polar)
 
     def update_part(
         self, N_NMK: Tensor, rows: Rows, shape: MatrixShape, subgroup: Subgroup, segments: Segments
     ) -> tuple[Tensor, Rows]:
         """Return the same for this rank's part of every matrix: a collective of the subgroup."""
-        N_NMK = self._rounded(N_NMK)
-        O_NMK = orthogonalize_part(N_NMK, shape, subgroup, self.coefficients, segments, self.dtype)
         reducer = SubgroupReducer(subgroup, divided_axis(shape))
-        return self._after_polar(O_NMK.to(N_NMK.dtype), rows, shape, reducer)
 
-    def _after_polar(
-        self, U_NMK: Tensor, rows: Rows, shape: MatrixShape, reducer: Reducer
+        def polar(X_NMK: Tensor) -> Tensor:
+            O_NMK = orthogonalize_part(
+                X_NMK, shape, subgroup, self.coefficients, segments, self.dtype
+            )
+            return O_NMK.to(X_NMK.dtype)
+
+        return self._around_polar(N_NMK, rows, shape, reducer, polar)
+
+    def _around_polar(
+        self,
+        N_NMK: Tensor,
+        rows: Rows,
+        shape: MatrixShape,
+        reducer: Reducer,
+        polar: Callable[[Tensor], Tensor],
     ) -> tuple[Tensor, Rows]:
+        N_NMK = self._rounded(N_NMK)
+        if (before := resolve_pre_norm(self.pre_norm)) is not None:
+            context = PreNormContext(shape=shape, polar=polar, reducer=reducer)
+            N_NMK = before.apply(N_NMK, context)
+        U_NMK = polar(N_NMK)
+        states = dict(rows)
+        if (moment := rows.get(UPDATE_MOMENT)) is not None:
+            U_NMK, states[UPDATE_MOMENT] = self._adapted(U_NMK, moment, reducer)
         last = None
         V_NM1 = rows.get(ROW_STATE)
         if (norm := resolve_post_norm(self.post_norm)) is not None:
@@ -151,7 +203,17 @@ class MuonUpdate(MatrixUpdate):
             U_NMK = U_NMK.mul_(exact_factor(sums, shape, self.rms))
         else:
             U_NMK = U_NMK.mul_(shape_factor(self.scale, shape, self.rms, last))
-        return self._rounded(U_NMK), {} if V_NM1 is None else {ROW_STATE: V_NM1}
+        if V_NM1 is not None:
+            states[ROW_STATE] = V_NM1
+        return self._rounded(U_NMK), states
+
+    def _adapted(self, O_NMK: Tensor, V_NMK: Tensor, reducer: Reducer) -> tuple[Tensor, Tensor]:
+        """`V <- b*V + (1-b)*O*O`, then `O / (sqrt(V) + eps)` at the length of O; AdaMuon."""
+        before = reducer.sum_all(O_NMK.square())
+        V_NMK = V_NMK.lerp(O_NMK.square(), 1 - self.second_moment_beta)
+        U_NMK = O_NMK / V_NMK.sqrt().add_(self.second_moment_eps)
+        after = reducer.sum_all(U_NMK.square())
+        return U_NMK.mul_((before / after.masked_fill(after == 0, 1.0)).sqrt_()), V_NMK
 
     def _rounded(self, X: Tensor) -> Tensor:
         dtype = self.comm_dtype
@@ -161,7 +223,7 @@ class MuonUpdate(MatrixUpdate):
         self, shape: MatrixShape, state_dtype: torch.dtype, device: torch.device | str
     ) -> int:
         """Return the operations of Newton-Schulz."""
-        return ns_flops(
+        return self.polar_runs(shape) * ns_flops(
             shape,
             self.coefficients.steps,
             self.form,
@@ -169,6 +231,11 @@ class MuonUpdate(MatrixUpdate):
             dtype=self.products_dtype(state_dtype, device),
             device=device,
         )
+
+    def polar_runs(self, shape: MatrixShape) -> int:
+        """Return 1, and what the pre-normalization adds."""
+        norm = resolve_pre_norm(self.pre_norm)
+        return 1 if norm is None else 1 + norm.polar_runs(shape)
 
     def splits(
         self, short: int, state_dtype: torch.dtype, device: torch.device | str
@@ -189,9 +256,14 @@ class MuonUpdate(MatrixUpdate):
         return replace(self, dtype=torch.bfloat16)
 
     @property
+    def copies_before(self) -> bool:
+        """Whether there is a pre-normalization."""
+        return self.pre_norm is not None
+
+    @property
     def copies_after(self) -> bool:
-        """Whether there is a post-normalization."""
-        return self.post_norm is not None
+        """Whether a normalization or a second moment follows the polar step."""
+        return self.post_norm is not None or bool(self.element_states)
 
 
 def momentum_step_(
@@ -223,6 +295,32 @@ def momentum_step_(
     if not nesterov:
         return list(M)
     return list(torch._foreach_lerp(wide_G, M, momentum))
+
+
+def adapted_(
+    N: list[Tensor],
+    G: list[Tensor],
+    V: list[Tensor],
+    *,
+    beta: float,
+    eps: float,
+    mask: Tensor | None = None,
+) -> list[Tensor]:
+    """Write `V <- beta*V + (1-beta)*G*G`, and return `N` with new tensors `N / (sqrt(V) + eps)`.
+
+    A bias correction would change the length of the direction alone, which the polar step removes.
+
+    References:
+        Muon2, arXiv 2604.09967; KellerJordan/modded-nanogpt, track 3, MuonSq.
+    """
+    wide_G = [g.to(v.dtype) for g, v in zip(G, V, strict=True)]
+    new_V = scratch(V, V, mask)
+    torch._foreach_mul_(new_V, beta)
+    torch._foreach_addcmul_(new_V, wide_G, wide_G, 1 - beta)
+    commit_(V, new_V, mask)
+    for i, v in enumerate(V):  # one at a time, so that two copies of all directions never exist
+        N[i] = N[i] / v.sqrt().add_(eps)
+    return N
 
 
 MUON = register(MuonRule())

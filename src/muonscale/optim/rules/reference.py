@@ -39,6 +39,33 @@ def newton_schulz(X: Tensor, triples: list[tuple[float, float, float]]) -> Tenso
     return X
 
 
+def pre_normalized(N_MK: Tensor, pre_norm: str | None, polar: Callable[[Tensor], Tensor]) -> Tensor:
+    """Return the direction after its pre-normalization; what has no length stays zero.
+
+    References:
+        Chang et al., MuonEq, arXiv 2603.28254; Aurora, arXiv 2606.27715.
+    """
+    N_MK = N_MK.to(torch.float64)
+    if pre_norm == "sign":
+        return N_MK.sign()
+    if pre_norm == "aurora":
+        if N_MK.shape[0] < N_MK.shape[1]:
+            return pre_normalized(N_MK.T, pre_norm, polar).T
+        if N_MK.shape[0] == N_MK.shape[1]:
+            return N_MK
+        X = pre_normalized(N_MK, "row", polar)
+        lengths = [float(row.norm()) for row in polar(X)]
+        return torch.stack([row / (c or 1.0) for row, c in zip(X, lengths, strict=True)])
+    result = N_MK.clone()
+    for i in range(N_MK.shape[0]):
+        for j in range(N_MK.shape[1]):
+            if pre_norm in ("row", "row_col"):
+                result[i, j] /= float(N_MK[i].norm()) or 1.0
+            if pre_norm in ("col", "row_col"):
+                result[i, j] /= float(N_MK[:, j].norm()) or 1.0
+    return result
+
+
 def unit_rows(O_MK: Tensor, eps: float) -> Tensor:
     """Return `O` with every row divided by `sqrt(sum of its squares + eps)`.
 
@@ -135,6 +162,21 @@ def decayed(W: Tensor, U: Tensor, rate: float, cautious: bool) -> Tensor:
     return W - rate * W
 
 
+def constrained(
+    W: Tensor, U: Tensor, lr: float, constraint: str | None, outward_scale: float
+) -> Tensor:
+    """Return the decayed weight after an update, see `muonscale.optim.rules.constraint`."""
+    if constraint == "weight_norm":
+        if not W.any() or not U.any():
+            return W
+        V = W - lr * float(W.norm()) * U / float(U.norm())
+        return V * float(W.norm()) / float(V.norm())
+    V = W - lr * U
+    if constraint == "radial_brake" and V.norm() > W.norm():
+        return V / V.norm() * (W.norm() + outward_scale * (V.norm() - W.norm()))
+    return V
+
+
 def muon_step(
     W: Tensor,
     G: Tensor,
@@ -148,13 +190,22 @@ def muon_step(
     triples: list[tuple[float, float, float]],
     scale: str | Callable[[int, int], float] = "rms",
     rms: float = 0.2,
+    V_elements: Tensor | None = None,
+    V_update: Tensor | None = None,
+    second_moment_beta: float = 0.95,
+    second_moment_eps: float = 1e-10,
+    pre_norm: str | None = None,
     post_norm: str | None = None,
     post_norm_eps: float = 1e-8,
     normuon_beta2: float = 0.95,
     cautious: bool = False,
+    constraint: str | None = None,
+    outward_scale: float = 0.5,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the weight and the momentum `[out, in]` and the row state `[out]` after one Muon step.
 
+    `V_elements` and `V_update` are the second moments of the gradient and of the polar factor,
+    float64, if there is one; they are written to.
     `rate` is the part of the weight that decays: lr*wd, or wd times the schedule's multiplier.
 
     References:
@@ -164,10 +215,25 @@ def muon_step(
     V = torch.zeros(W.shape[0], dtype=torch.float64) if V is None else V
     M = momentum * M + (1 - momentum) * G
     direction = momentum * M + (1 - momentum) * G if nesterov else M
-    O_MK = newton_schulz(direction, triples)
+    if V_elements is not None:  # written to
+        beta = second_moment_beta
+        V_elements.copy_(beta * V_elements + (1 - beta) * G**2)
+        direction = direction / (V_elements.sqrt() + second_moment_eps)
+
+    def polar(X: Tensor) -> Tensor:
+        return newton_schulz(X, triples)
+
+    O_MK = polar(pre_normalized(direction, pre_norm, polar))
+    if V_update is not None:  # written to
+        V_update.copy_(second_moment_beta * V_update + (1 - second_moment_beta) * O_MK**2)
+        divided = O_MK / (V_update.sqrt() + second_moment_eps)
+        if divided.any():
+            O_MK = divided * float(O_MK.norm()) / float(divided.norm())
     O_MK, V = post_normalized(O_MK, post_norm, V, normuon_beta2, post_norm_eps)
     U = scaled(O_MK, scale, rms, post_norm)
-    return decayed(W, U, rate, cautious) - lr * U, M, V
+    if constraint != "weight_norm":
+        W = decayed(W, U, rate, cautious)
+    return constrained(W, U, lr, constraint, outward_scale), M, V
 
 
 def adamw_step(

@@ -1,13 +1,15 @@
 """The state of each parameter. It exists from the construction of the optimizer on.
 
-| key                 | rule          | shape           | dtype                                      |
-|---------------------|---------------|-----------------|--------------------------------------------|
-| momentum_buffer     | muon          | the parameter's | float32; float64 for float64 parameters    |
-| row_second_moment   | muon, normuon | one per row     | as above                                   |
-| exp_avg, exp_avg_sq | adamw         | the parameter's | as above                                   |
-| step                | adamw         | 0-D, on the CPU | float32                                    |
-| master              | both, 16 bits | the parameter's | float32, with master="float32"             |
-| rounding_step       | both, 16 bits | 0-D, on the CPU | float32, with master="stochastic"          |
+| key                    | rule                | shape           | dtype                                   |
+|------------------------|---------------------|-----------------|-----------------------------------------|
+| momentum_buffer        | muon                | the parameter's | float32; float64 for float64 parameters |
+| gradient_second_moment | muon, second_moment | the parameter's | as above                                |
+| update_second_moment   | muon, second_moment | the parameter's | as above                                |
+| row_second_moment      | muon, normuon       | one per row     | as above                                |
+| exp_avg, exp_avg_sq    | adamw               | the parameter's | as above                                |
+| step                   | adamw               | 0-D, on the CPU | float32                                 |
+| master                 | both, 16 bits       | the parameter's | float32, with master="float32"          |
+| rounding_step          | both, 16 bits       | 0-D, on the CPU | float32, with master="stochastic"       |
 """
 
 from __future__ import annotations
@@ -55,7 +57,7 @@ def new_state(
 
     state: dict[str, Tensor] = {}
     for tensor in rule_of(options).state(options):
-        if tensor.per == "element":
+        if tensor.per in ("element", "matrix"):
             state[tensor.name] = zeros()
         elif tensor.per == "row":
             matrices = options["matrices"].get(name, PLAIN)

@@ -105,7 +105,10 @@ ROWS: dict[str, Foreign] = {
                 note='with `scale_mode="spectral"`; otherwise it must be 1',
             ),
             "use_syrk": ignore(False, SPEED),
-            "weight_update_hook": refuse(None, "there are no update hooks"),
+            "weight_update_hook": refuse(
+                None,
+                'use `constraint`: "weight_norm" for HyperballHook, "radial_brake" for its own',
+            ),
         },
         fixed={},
         has_adamw=False,
@@ -116,8 +119,8 @@ ROWS: dict[str, Foreign] = {
 MISSING: dict[str, NoCounterpart] = {
     "nvidia_adaptive": NoCounterpart(
         what="NVIDIA Emerging-Optimizers: AdaptiveMuon",
-        why="there is no AdaMuon and no NAMO; its NorMuon averages along the longer side, but that "
-        "of the "
-        'paper (`post_norm="normuon"`) along rows',
+        why="there is no NAMO; its AdaMuon lets the length of the update change, and has no sign; its "
+        'NorMuon averages along the longer side, but that of the paper (`post_norm="normuon"`) along '
+        "rows",
     ),
 }

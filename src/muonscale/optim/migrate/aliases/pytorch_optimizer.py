@@ -105,7 +105,7 @@ ROWS: dict[str, Foreign] = {
 MISSING: dict[str, NoCounterpart] = {
     "pytorch_optimizer_adamuon": NoCounterpart(
         what="kozistr/pytorch_optimizer: AdaMuon",
-        why="it has a second moment of each element of the update",
+        why='use `preset("adamuon")`, which is the code of its authors; its options are not translated',
     ),
     "pytorch_optimizer_adago": NoCounterpart(
         what="kozistr/pytorch_optimizer: AdaGO",
