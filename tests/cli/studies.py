@@ -9,7 +9,7 @@ import yaml
 
 
 def write_recipe(folder: Path, corpus_file: Path, cache: Path) -> Path:
-    """Write the recipe of a comparison of four runs in folder/study, and return its path."""
+    """Write the recipe of a comparison of six runs in folder/study, and return its path."""
     keys: dict[str, Any] = {
         "model.preset": "llama-pico",
         "data.path": str(corpus_file),
@@ -28,7 +28,11 @@ def write_recipe(folder: Path, corpus_file: Path, cache: Path) -> Path:
         "set": keys,
         "variants": ["adamw", "muon"],
         "baselines": ["adamw"],
-        "lr": [0.01, 0.02],
+        "search": {
+            "keys": {"lr": {"key": "optimizer.lr", "start": 0.02}},
+            "settings": 3,
+            "most": 3,
+        },
         "seeds": [0],
         "executor": {"kind": "inline"},
     }

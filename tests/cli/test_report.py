@@ -15,13 +15,13 @@ from tests.lab.report.folders import records, write_run
 @pytest.fixture(scope="session")
 def study_once(corpus_file: Path, cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("study")
-    assert call("study", "run", write_recipe(folder, corpus_file, cache), "lr=[0.01]") == 0
+    assert call("study", "run", write_recipe(folder, corpus_file, cache)) == 0
     return folder / "study"
 
 
 @pytest.fixture
 def study(study_once: Path, tmp_path: Path) -> Path:
-    """A copy of the folder of a finished study of two runs, without its report."""
+    """A copy of the folder of a finished study of six runs, without its report."""
     folder = Path(shutil.copytree(study_once, tmp_path / "study"))
     shutil.rmtree(folder / "report")
     return folder

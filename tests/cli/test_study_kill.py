@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 KILLS = 5
-TABLES = [f"{name}-0.csv" for name in ("losses", "comparisons", "learning-rates", "loss-by-flops")]
+TABLES = [f"{name}-0.csv" for name in ("losses", "comparisons", "settings", "loss-by-flops")]
 """Of the report, those without seconds."""
 
 
@@ -44,9 +44,12 @@ def study(path: Path, keys: dict[str, Any]) -> list[str]:
         "set": keys,
         "variants": ["adamw", "muon"],
         "baselines": ["adamw"],
-        "lr": [0.01, 0.02],
-        "seeds": [0, 1],
-        "confirm_seeds": [2],
+        "search": {
+            "keys": {"lr": {"key": "optimizer.lr", "start": 0.02}},
+            "settings": 3,
+            "most": 4,
+        },
+        "seeds": [1, 2],
         "executor": {"workers": 2},
     }
     file = path.with_suffix(".yaml")

@@ -18,7 +18,7 @@ study: compare
 path: out
 variants: [adamw, muon]
 baselines: [adamw]
-lr: [1e-3, 0.01]
+search: {keys: {lr: {key: optimizer.lr, start: 0.01}}}
 set: {train.tokens: 1_000_000}
 """
 
@@ -31,10 +31,12 @@ def recipe(tmp_path: Path) -> str:
 
 
 def test_overrides_replace_keys(recipe: str) -> None:
-    study = load_study(recipe, ["lr=[0.1]", "set.train.tokens=5000", "executor.workers=3"])
+    study = load_study(
+        recipe, ["search.keys.lr.start=0.1", "set.train.tokens=5000", "executor.workers=3"]
+    )
     config = study.config
     assert isinstance(config, CompareConfig)
-    assert config.lr == [0.1]
+    assert config.search.keys["lr"].start == 0.1
     assert config.set == {"train.tokens": 5000}
     assert config.executor.workers == 3
     assert isinstance(study, CompareStudy)
@@ -60,16 +62,16 @@ def test_shipped_studies_can_be_planned(name: str) -> None:
 @pytest.mark.parametrize(
     ("override", "said"),
     [
-        ("lrs=[1]", "unknown key lrs; did you mean lr"),
+        ("sed=[1]", "unknown key sed; did you mean seeds"),
         ("executor.worker=1", r"unknown key executor\.worker; did you mean workers"),
         ("executor.workers=0", r"executor\.workers=0: "),
         ("study=comparison", "did you mean compare"),
         ("baselines=[sgd]", "baselines: 'sgd' is none of the variants"),
-        ("lr", "'lr'"),
+        ("seeds", "'seeds'"),
         ("train.tokens=3", r"set\.section\.key=value"),
-        ("lr=[1", "not valid YAML"),
+        ("seeds=[1", "not valid YAML"),
         ("executor.workers.two=1", r"executor\.workers="),
-        ("lr.muon=0.1", r"lr\.muon: muon"),
+        ("baselines.muon=1", r"baselines\.muon: muon"),
     ],
 )
 def test_wrong_overrides_are_refused(recipe: str, override: str, said: str) -> None:
@@ -113,9 +115,9 @@ def test_unknown_studies_are_refused(tmp_path: Path) -> None:
 
 
 def test_an_override_reaches_an_item_of_a_list(recipe: str) -> None:
-    config = load_study(recipe, ["lr.1=0.5"]).config
+    config = load_study(recipe, ["seeds=[3, 4]", "seeds.1=5"]).config
     assert isinstance(config, CompareConfig)
-    assert config.lr == [1e-3, 0.5]
+    assert config.seeds == [3, 5]
 
 
 def test_the_status_of_a_study_needs_no_scipy(tmp_path: Path) -> None:

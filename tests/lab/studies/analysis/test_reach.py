@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -45,13 +46,39 @@ def test_what_is_spent_until_a_loss(tmp_path: Path) -> None:
     # loss = 8 * tokens^-0.5 * 20: a straight line in logarithms, so that interpolation is exact.
     tokens = np.arange(200, 1001, 200)
     runs = [finished(tmp_path / "a", (160 / np.sqrt(tokens)).tolist())]
-    found = reach(6.5, {"a": runs})["a"]
+    base = [finished(tmp_path / "base", [9, 8, 7, 6.8, 6.5])]
+    found = reach({"a": runs, "base": base}, "base")["a"]
     assert found["tokens"].amount == pytest.approx((160 / 6.5) ** 2)
     assert found["steps"].amount == pytest.approx((160 / 6.5) ** 2 / 100)
     assert found["tokens"].censored == ""
-    never = reach(1.0, {"a": runs})["a"]["tokens"]
+    assert found["tokens"].ratio == pytest.approx((160 / 6.5) ** 2 / 1000)
+    assert math.isnan(found["tokens"].low)  # one seed
+    never = reach({"a": runs, "base": base}, "a")["base"]["tokens"]
     assert (never.censored, never.amount, never.end) == (">", pytest.approx(1000), 1000)
-    assert reach(100.0, {"a": runs})["a"]["tokens"].censored == "<"
+    assert math.isnan(never.ratio)
+    easy = [finished(tmp_path / "easy", [200, 150, 130, 110, 100])]
+    assert reach({"a": runs, "easy": easy}, "easy")["a"]["tokens"].censored == "<"
+
+
+def test_the_ratio_is_taken_seed_by_seed(tmp_path: Path) -> None:
+    tokens = np.arange(200, 1001, 200)
+    runs, base = [], []
+    for seed, (ends, reached) in enumerate([(400, 500), (320, 640)]):
+        # Losses of the first fall as tokens^-0.5, and are those of the baseline's end at `reached`.
+        losses = (ends / np.sqrt(tokens)).tolist()
+        end = ends / math.sqrt(reached)
+        runs.append(finished(tmp_path / f"a{seed}", losses, seed))
+        base.append(
+            finished(tmp_path / f"b{seed}", [end + 4, end + 3, end + 2, end + 1, end], seed)
+        )
+    found = reach({"a": runs, "b": base}, "b")
+    logs = np.log([0.5, 0.64])
+    own = found["a"]["tokens"]
+    assert own.ratio == pytest.approx(math.exp(logs.mean()))
+    half = 6.3138 * logs.std(ddof=1) / math.sqrt(2)  # Student's quantile with one degree of freedom
+    assert own.high == pytest.approx(math.exp(logs.mean() + half), rel=1e-4)
+    assert own.low == pytest.approx(math.exp(logs.mean() - half), rel=1e-4)
+    assert (found["b"]["tokens"].ratio, found["b"]["tokens"].low) == pytest.approx((1, 1))
 
 
 def test_the_mean_curve_of_seeds_is_what_crosses(tmp_path: Path) -> None:
@@ -60,13 +87,15 @@ def test_the_mean_curve_of_seeds_is_what_crosses(tmp_path: Path) -> None:
         finished(tmp_path / "b", [7, 6, 5, 4, 3], seed=1),
     ]
     assert average_curves([read_curve(run) for run in runs]).loss.tolist() == [6, 5, 4, 3, 2]
-    assert reach(3, {"a": runs})["a"]["tokens"].amount == pytest.approx(800)
+    base = [finished(tmp_path / "base", [9, 8, 7, 5, 3])]
+    assert reach({"a": runs, "base": base}, "base")["a"]["tokens"].amount == pytest.approx(800)
 
 
 def test_one_evaluation_bounds_what_is_spent(tmp_path: Path) -> None:
-    runs = [finished(tmp_path / "a", [3])]
-    assert reach(2.0, {"a": runs})["a"]["tokens"].censored == ">"
-    assert reach(4.0, {"a": runs})["a"]["tokens"].censored == "<"
+    losses = {"a": [3], "low": [2], "high": [4]}
+    runs = {name: [finished(tmp_path / name, each)] for name, each in losses.items()}
+    assert reach(runs, "low")["a"]["tokens"].censored == ">"
+    assert reach(runs, "high")["a"]["tokens"].censored == "<"
 
 
 def test_different_evaluations_have_no_mean(tmp_path: Path) -> None:

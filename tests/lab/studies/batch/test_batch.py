@@ -23,14 +23,14 @@ from muonscale.lab.studies.batch.laws import fit_variant_laws
 from muonscale.lab.studies.batch.study import BatchStudy, depends_on_length
 from muonscale.lab.studies.engine import StudyState, analyze_study, build_report, run_study
 from muonscale.lab.studies.kinds import load_study
-from muonscale.lab.studies.planned_run import PlannedRun, index_runs
+from muonscale.lab.studies.planned_run import PlannedRun
 from muonscale.lab.studies.study import Outcome
+from tests.lab.studies.conftest import end_all, end_with, search
 
 BATCHES = [256, 512, 1024, 2048, 4096, 8192]
 TARGET = 4.0
 SMIN = {"adamw": 30.0, "muon": 20.0}
 EMIN = {"adamw": 60_000.0, "muon": 50_000.0}
-GRID = [0.01, 0.02, 0.04]
 
 Make = Callable[..., BatchStudy]
 Factor = Callable[[PlannedRun], float]
@@ -70,7 +70,7 @@ def study(tiny_keys: dict[str, Any], tmp_path: Path) -> Make:
             "path": tmp_path / "study",
             "set": {**own, **constant},
             "batches": BATCHES,
-            "lr": GRID,
+            "search": search(start=0.02),
             "targets": [TARGET],
             "executor": {"kind": "inline"},
         }
@@ -91,8 +91,13 @@ def law_tokens(run: PlannedRun) -> float:
 
 
 def off_the_middle(batch: int, lr: float) -> float:
-    """Return how many times more tokens a learning rate takes than the middle one, which takes 1."""
-    return math.exp(abs(math.log(lr / float(f"{0.02 * math.sqrt(batch / BATCHES[0]):.6g}"))))
+    """Return how many times more tokens a learning rate takes than the best one, which takes 1."""
+    return math.exp(abs(math.log(lr / best_lr(batch))))
+
+
+def best_lr(batch: int) -> float:
+    """Return a rate on the grid: twice as much at every fourfold batch."""
+    return 0.02 * 2 ** (BATCHES.index(batch) // 2)
 
 
 def finished(run: PlannedRun, path: Path, tokens: float) -> Outcome:
@@ -133,16 +138,14 @@ def finished(run: PlannedRun, path: Path, tokens: float) -> Outcome:
 
 def ended(study: BatchStudy, tmp_path: Path, tokens: Factor = law_tokens) -> dict[str, Outcome]:
     """Return outcomes of all runs; infinite tokens are a run that diverged, NaN one that failed."""
-    outcomes = {}
-    for id, run in index_runs(study.plan({})).items():
-        value, folder = tokens(run), RunFolder(Path("nowhere"))
-        if math.isnan(value):
-            outcomes[id] = Outcome(run, folder, "failed", reason="broken")
-        elif math.isinf(value):
-            outcomes[id] = Outcome(run, folder, "diverged", reason="inf")
-        else:
-            outcomes[id] = finished(run, tmp_path / "runs" / id, value)
-    return outcomes
+
+    def end(run: PlannedRun) -> Outcome:
+        value = tokens(run)
+        if not math.isfinite(value):
+            return end_with(lambda _: value)(run)
+        return finished(run, tmp_path / "runs" / run.id, value)
+
+    return end_all(study, end)
 
 
 def findings(study: BatchStudy, outcomes: dict[str, Outcome]) -> dict[str, Any]:
@@ -165,27 +168,29 @@ def noisy(sigma: float) -> Factor:
 # plan
 
 
-def test_every_cell_has_its_learning_rates_and_length(study: Make) -> None:
-    made = study(lr_of={"adamw": [0.001, 0.002, 0.004]}, steps=100, reference_batch=1024)
-    runs = made.plan({})
-    assert len(index_runs(runs)) == 2 * 6 * 3 * 2
-    for run in runs:
-        variant, batch, lr, seed = place(run)
-        config = run.config
+def test_every_batch_has_its_search_length_and_seeds(study: Make, tmp_path: Path) -> None:
+    made = study(steps=100, seeds=[1, 2])
+    assert [place(run) for run in made.plan({})] == [
+        ("adamw", 256, 0.02, 0),
+        ("muon", 256, 0.02, 0),
+    ]
+    outcomes = ended(made, tmp_path)
+    for outcome in outcomes.values():
+        variant, batch, lr, seed = place(outcome.run)
+        config = outcome.run.config
         assert (config.optimizer.rule, config.train.batch_tokens) == (variant, batch)
         assert (config.optimizer.lr, config.run.seed) == (lr, seed)
         assert config.train.tokens == max(300_000, 100 * batch)
         assert 40 <= config.steps / config.eval.every < 60
-    adamw = sorted({lr for v, b, lr, _ in map(place, runs) if (v, b) == ("adamw", 4096)})
-    assert adamw == pytest.approx([0.002, 0.004, 0.008])
-
-
-@pytest.mark.parametrize(("rule", "power"), [("sqrt", 0.5), ("linear", 1), ("none", 0)])
-def test_learning_rates_follow_their_rule(study: Make, rule: str, power: float) -> None:
-    config = study(lr_rule=rule).config
-    for batch in BATCHES:
-        expected = [lr * (batch / 256) ** power for lr in GRID]
-        assert config.rates("muon", batch) == pytest.approx(expected, rel=1e-5)
+    measured = {place(o.run) for o in outcomes.values() if o.run.coordinates["seed"] != 0}
+    assert measured == {
+        (variant, batch, best_lr(batch), seed)
+        for variant in ("adamw", "muon")
+        for batch in BATCHES
+        for seed in (1, 2)
+    }
+    assert sum(e.runs for e in made.expected(outcomes)) == len(outcomes)
+    assert sum(e.most for e in made.expected({})) == 2 * 6 * (6 + 2)
 
 
 @pytest.mark.parametrize(
@@ -194,12 +199,12 @@ def test_learning_rates_follow_their_rule(study: Make, rule: str, power: float) 
         ({"batches": [256, 512]}, "at least 3"),
         ({"batches": [256, 1024, 512]}, "batches=.* must rise"),
         ({"batches": [0, 256, 512]}, "greater than 0"),
-        ({"lr": [0.02, 0.01]}, "lr=.* must rise"),
-        ({"lr_of": {"adamw": [0.1]}}, "equal effort"),
-        ({"lr_of": {"adam": GRID}}, "no variant 'adam'; did you mean adamw"),
+        (
+            {"search": {"keys": {"a": {"key": "eval.every", "start": 1}}}},
+            "the study sets it itself",
+        ),
         ({"baseline": "sgd"}, "baseline: no variant 'sgd'"),
         ({"variants": ["muon"]}, "at least 2"),
-        ({"lr_rule": "cube"}, "sqrt"),
         ({"targets": [3.0, 3.0]}, "targets=.* repeats"),
         ({"seeds": [1, 1]}, "seeds=.* repeats"),
         ({"evaluations": 1}, "greater than or equal to 2"),
@@ -207,7 +212,7 @@ def test_learning_rates_follow_their_rule(study: Make, rule: str, power: float) 
 )
 def test_wrong_studies_are_refused(keys: dict[str, Any], said: str) -> None:
     with pytest.raises(ValidationError, match=said):
-        BatchConfig.model_validate({"path": "x", "batches": BATCHES, "lr": GRID} | keys)
+        BatchConfig.model_validate({"path": "x", "batches": BATCHES, "search": search()} | keys)
 
 
 @pytest.mark.parametrize(
@@ -218,7 +223,6 @@ def test_wrong_studies_are_refused(keys: dict[str, Any], said: str) -> None:
             "batches: 500 is not a multiple of data.sequence_length=32",
         ),
         ({"set": {"train.batch_tokens": 256}}, "set.train.batch_tokens: the study sets"),
-        ({"set": {"optimizer.lr": 0.1}}, "set.optimizer.lr: the study sets"),
         ({"set": {"run.seed": 1}}, "set.run.seed"),
     ],
 )
@@ -268,8 +272,8 @@ def test_a_known_law_is_found(study: Make, tmp_path: Path) -> None:
         name = variant["name"]
         for at, batch in zip(variant["places"], BATCHES, strict=True):
             assert at["tokens"] == pytest.approx(EMIN[name] + SMIN[name] * batch, rel=1e-6)
-            assert at["lr"] == pytest.approx(0.02 * math.sqrt(batch / 256), rel=1e-5)
-            assert (at["state"], at["edge"]) == ("reached", None)
+            assert at["values"] == {"lr": best_lr(batch)}
+            assert (at["state"], at["tuned"], at["edges"]) == ("reached", True, [])
         law = {e["name"]: e for e in variant["mccandlish"]["estimates"]}
         assert law["Smin"]["value"] == pytest.approx(SMIN[name], rel=1e-6)
         assert law["Emin"]["value"] == pytest.approx(EMIN[name], rel=1e-6)
@@ -423,6 +427,22 @@ def test_claims_are_judged(study: Make, tmp_path: Path) -> None:
     assert "from 256 to 8,192" in text
 
 
+def test_no_claim_is_judged_where_a_batch_is_not_tuned(study: Make, tmp_path: Path) -> None:
+    made = study(search=search(start=0.02, begin="start", most=3))  # 0.08 is best at batch 8192
+    found = findings(made, ended(made, tmp_path, noisy(0.005)))
+    (target,) = found["targets"]
+    assert [p["tuned"] for p in target["variants"][1]["places"]] == [
+        True,
+        True,
+        False,
+        False,
+        False,
+        False,
+    ]
+    assert claims(found) == [None] * 4
+    assert all("not tuned" in claim["text"] for claim in target["ratios"][0]["claims"])
+
+
 def test_a_later_token_optimum_is_told(study: Make, tmp_path: Path) -> None:
     def tokens(run: PlannedRun) -> float:
         variant, batch, lr, seed = place(run)
@@ -439,25 +459,24 @@ def test_a_later_token_optimum_is_told(study: Make, tmp_path: Path) -> None:
 
 def test_a_loss_that_is_not_reached_is_bounded(study: Make, tmp_path: Path) -> None:
     def tokens(run: PlannedRun) -> float:
-        variant, batch, lr, seed = place(run)
+        variant, batch, lr, _ = place(run)
         if variant == "adamw" and batch == 8192:
             return 1e7  # beyond the end of the run
-        if variant == "adamw" and batch == 1024 and lr > 0.03 and seed == 1:
-            return math.inf  # one seed diverges: the learning rate does not count
+        if variant == "adamw" and batch == 1024 and lr > 0.03:
+            return math.inf
         if variant == "muon" and batch == 256:
             return 100.0  # below the target at the first evaluation
         return law_tokens(run)
 
     made = study()
-    found = findings(made, ended(made, tmp_path, tokens))
+    outcomes = ended(made, tmp_path, tokens)
+    found = findings(made, outcomes)
     adamw, muon = found["targets"][0]["variants"]
-    length = made.plan({})[-1].config
+    length = made.plan(outcomes)[-1].config
     last = adamw["places"][-1]
     assert (last["state"], last["tokens"]) == (">", None)
     assert last["bound"] == pytest.approx(length.steps * 8192)
-    rates = sorted(made.config.rates("adamw", 1024))
-    assert rates[0] < 0.03 < rates[1]
-    assert (adamw["places"][2]["lr"], adamw["places"][2]["edge"]) == (rates[0], "low")
+    assert (adamw["places"][2]["values"], adamw["places"][2]["tuned"]) == ({"lr": 0.02}, True)
     first = muon["places"][0]
     every = math.ceil(300_000 / 256) // 40
     assert first["state"] == "<" and first["bound"] == pytest.approx(every * 256)
@@ -478,11 +497,8 @@ def test_targets_are_chosen_that_all_reach(study: Make, tmp_path: Path) -> None:
     for target in found["targets"]:
         for variant in target["variants"]:
             assert {at["state"] for at in variant["places"]} == {"reached"}
-    best: dict[tuple[str, int], dict[float, list[float]]] = {}
-    for outcome in outcomes.values():
-        variant, batch, lr, _ = place(outcome.run)
-        best.setdefault((variant, batch), {}).setdefault(lr, []).append(outcome.loss)
-    hardest = max(max(min(rates.values(), key=np.mean)) for rates in best.values())
+    measured = (o for o in outcomes.values() if place(o.run)[2] == best_lr(place(o.run)[1]))
+    hardest = max(outcome.loss for outcome in measured)
     assert losses[-1] == pytest.approx(math.ceil(hardest * 100) / 100)
 
 
@@ -511,7 +527,7 @@ def test_the_page_of_one_seed_is_written(study: Make, tmp_path: Path) -> None:
 
 def test_the_page_has_all_of_it(study: Make, tmp_path: Path) -> None:
     def tokens(run: PlannedRun) -> float:
-        broken = place(run) == ("adamw", 256, 0.01, 1)
+        broken = place(run) == ("adamw", 256, 0.02, 1)
         return math.nan if broken else noisy(0.01)(run)
 
     made = study(variants=["adamw", "muon"])
@@ -520,11 +536,11 @@ def test_the_page_has_all_of_it(study: Make, tmp_path: Path) -> None:
     page = build_report(made, found, outcomes)
     assert {chart.name for chart in page.charts} == {
         *("ratio", "ratio-0", "steps-0", "tokens-mccandlish-0", "tokens-regimes-0"),
-        *("frontier", "frontier-cost"),
+        *("frontier", "frontier-cost", "search-adamw-lr", "search-muon-lr"),
     }
     assert {table.name for table in page.tables if table.name} == {
         *("ratios-muon-0", "critical", "noise-scale", "tokens-0", "laws-0", "exponents-0"),
-        *("frontier-points", "frontier-ratios", "frontier-assumptions"),
+        *("frontier-points", "frontier-ratios", "frontier-assumptions", "searched", "settings"),
     }
     critical = next(table for table in page.tables if table.name == "critical")
     assert len(critical.rows) == 2 * (2 + 1 + 2)
@@ -532,7 +548,7 @@ def test_the_page_has_all_of_it(study: Make, tmp_path: Path) -> None:
     assert len(verdicts) == 4 + 1 and verdicts[0].text.startswith("Loss 4: tokens of adamw / muon")
     failed = next(s for s in page.sections if s.title == "Failed runs")
     (table,) = (b for b in failed.blocks if isinstance(b, Table))
-    assert table.rows == (("adamw batch=256 lr=0.01 seed=1", "broken"),)
+    assert table.rows == (("adamw batch=256 lr=0.02 seed=1", "broken"),)
     text = (write_page(page, tmp_path / "report").parent / "report.md").read_text()
     assert "nan" not in text.lower()
 
@@ -543,7 +559,7 @@ def test_an_unfinished_study_has_a_page(study: Make, tmp_path: Path) -> None:
         runs = {run.id: run for run in made.plan({})}
         waiting = {id: Outcome(run, RunFolder(Path("no")), "waiting") for id, run in runs.items()}
         found = findings(made, waiting)
-        assert found["missing"] == 72
+        assert found["missing"] == 2
         write_page(build_report(made, found, waiting), tmp_path / "report")
 
 
@@ -556,16 +572,27 @@ def test_a_schedule_by_length_is_remarked(study: Make, tmp_path: Path) -> None:
 
 def test_the_shipped_study_is_fair() -> None:
     study = load_study("batch-nano")
-    runs = study.plan({})
-    assert len(index_runs(runs)) == 96
-    assert not depends_on_length(runs[0].config.schedule)
-    assert sum(run.config.timeline.tokens_before(run.config.steps) for run in runs) < 60e6
+    run, *_ = study.plan({})
+    assert not depends_on_length(run.config.schedule)
+    expected = study.expected({})
+    assert sum(e.runs for e in expected) == 2 * 6 * (7 + 3)
+    assert {e.example.config.train.tokens for e in expected} == {
+        1_160_000,
+        100 * 16384,
+        100 * 32768,
+    }
 
 
 @pytest.mark.slow
 def test_a_real_study_ends_with_a_page(study: Make, tmp_path: Path) -> None:
     keys = {**study().config.set, "train.tokens": 1024, "data.validation": 0.01}
-    small = {"batches": [64, 128, 256], "lr": [0.02], "seeds": [0], "steps": 8, "evaluations": 8}
+    small = {
+        "batches": [64, 128, 256],
+        "search": search(settings=1, most=3),
+        "seeds": [0],
+        "steps": 8,
+        "evaluations": 8,
+    }
     made = study(**small, targets=None, set=keys)
     found = run_study(made, lambda _: None)
     assert found["missing"] == 0 and found["failed"] == [] and found["notes"] == []
@@ -576,4 +603,4 @@ def test_a_real_study_ends_with_a_page(study: Make, tmp_path: Path) -> None:
     assert steps[hardest["target"]]["muon"].reached.all()
     assert (tmp_path / "study" / "report" / "report.md").exists()
     runs = list((tmp_path / "study" / "runs").iterdir())
-    assert len(runs) == 2 * 3 * 1 * 1
+    assert len(runs) == 2 * 3 * 3

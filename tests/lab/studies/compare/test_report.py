@@ -14,6 +14,7 @@ from muonscale.lab.studies.engine import StudyState, analyze_study, build_report
 from muonscale.lab.studies.kinds import command_of, load_study
 from muonscale.lab.studies.planned_run import PlannedRun
 from muonscale.lab.studies.study import Outcome, Study
+from tests.lab.studies.conftest import end_all
 
 Make = Callable[..., Study]
 LOSSES = {"adamw": 4.0, "muon": 3.0}
@@ -23,11 +24,7 @@ def finished(run: PlannedRun, path: Path) -> Outcome:
     """Return a run whose loss falls by steps to that of its optimizer, lr and seed."""
     path.mkdir(parents=True)
     where = run.coordinates
-    end = (
-        LOSSES[str(where["variant"])]
-        + (0.5 if where["lr"] == 0.005 else 0)
-        + 0.1 * int(where["seed"])
-    )
+    end = LOSSES[str(where["variant"])] + 0.5 * (where["lr"] != 0.02) + 0.1 * int(where["seed"])
     end += 0.001 * (hash((where["lr"], where["seed"])) % 3)
     curve = [end + 2, end + 1.2, end + 0.5, end]
     records = [{"kind": "train", "step": n, "step_ms": 20} for n in range(1, 5)]
@@ -51,8 +48,8 @@ def finished(run: PlannedRun, path: Path) -> Outcome:
 @pytest.fixture
 def page(compare: Make, tmp_path: Path) -> Page:
     study = compare(baselines=["adamw", "muon"])
-    runs = {run.id: run for run in study.plan({})}
-    outcomes = {id: finished(run, tmp_path / id) for id, run in runs.items()}
+    outcomes = end_all(study, lambda run: finished(run, tmp_path / run.id))
+    runs = {id: outcome.run for id, outcome in outcomes.items()}
     return build_report(study, analyze_study(study, StudyState(runs, outcomes)), outcomes)
 
 
@@ -66,14 +63,16 @@ def test_it_says_what_is_better_and_shows_why(page: Page, tmp_path: Path) -> Non
     assert verdict.text.startswith("muon is better than adamw: -1.0")
     charts = {chart.name for chart in blocks(page, Chart)}
     assert charts == {
-        "learning-rates-0",
+        "search-0-lr",
         *(f"loss-by-{m}-0" for m in ("tokens", "flops", "seconds")),
     }
     reach = next(t for t in blocks(page, Table) if t.name == "to-adamw-0")
     # Muon is 1 below AdamW at the end: it has AdamW's loss between its steps 2 (+0.2) and 3 (-0.5).
     spent = {row[0]: row[2] for row in reach.rows}
-    assert spent["adamw"] == "400 (1.00)"
+    assert spent["adamw"] == "400 (1.00, 1.00 to 1.00)"
     assert 200 < float(spent["muon"].split()[0]) < 300
+    ratio = float(spent["muon"].split("(")[1].split(",")[0])
+    assert ratio == pytest.approx(float(spent["muon"].split()[0]) / 400, abs=0.01)
     assert next(t for t in blocks(page, Table) if t.name == "to-muon-0").rows[0][2] == "> 400"
     path = write_page(page, tmp_path / "report")
     assert (path.parent / "report.md").exists()
@@ -84,7 +83,7 @@ def test_an_unfinished_study_has_a_page(compare: Make, tmp_path: Path) -> None:
     runs = {run.id: run for run in study.plan({})}
     waiting = {id: Outcome(run, RunFolder(Path("no")), "waiting") for id, run in runs.items()}
     found = analyze_study(study, StudyState(runs, waiting))
-    assert found["missing"] == 8
+    assert found["missing"] == 2
     page = build_report(study, found, waiting)
     assert "no run has finished" in str(page)
     assert blocks(page, Chart) == []
@@ -102,16 +101,17 @@ def test_runs_whose_times_or_environment_are_lost_are_counted_as_such(
     compare: Make, tmp_path: Path
 ) -> None:
     study = compare()
-    runs = {run.id: run for run in study.plan({})}
-    outcomes = {id: finished(run, tmp_path / id) for id, run in runs.items()}
+    outcomes = end_all(study, lambda run: finished(run, tmp_path / run.id))
+    runs = {id: outcome.run for id, outcome in outcomes.items()}
+    found = analyze_study(study, StudyState(runs, outcomes))
     first, second = list(outcomes)[:2]
     assert outcomes[first].result is not None
     lost = {**outcomes[first].result, "train_seconds": None}  # resumed after its last step
     outcomes[first] = replace(outcomes[first], result=lost)
     (outcomes[second].folder.path / "env.json").unlink()
-    page = build_report(study, {"failed": [], "places": []}, outcomes)
+    page = build_report(study, found, outcomes)
     _, facts, count = page.sections[-1].blocks
     assert isinstance(facts, Table) and isinstance(count, Text)
     assert dict(facts.rows) == {"torch": "2", "device": "unknown, x", "threads": "1, unknown"}
-    hours = 0.08 * (len(runs) - 1) / 3600
+    hours = 0.08 * (len(outcomes) - 1) / 3600
     assert f"{hours:.2f} hours" in count.text and "1 whose times are lost" in count.text

@@ -18,12 +18,11 @@ from muonscale.lab.studies.engine import plan_study, run_study
 from muonscale.lab.studies.planned_run import PlannedRun, index_runs
 from muonscale.lab.studies.scaling.analysis import PFLOPS_DAY, paper_ratio
 from muonscale.lab.studies.scaling.config import ScalingConfig
-from muonscale.lab.studies.scaling.ladder import LadderSearch, Setting
 from muonscale.lab.studies.scaling.study import ScalingStudy
 from muonscale.lab.studies.study import Outcome
 from muonscale.lab.training.dry_run import planned_shape
 from muonscale.lab.training.param_groups import plan_transfer
-from tests.lab.studies.conftest import cost_once
+from tests.lab.studies.conftest import cost_once, search
 
 Loss = Callable[[PlannedRun], float]
 LADDER = [
@@ -129,11 +128,12 @@ def test_settings_are_searched_on_every_rung_then_measured(
     given = study(
         variants=["adamw"],
         ladder=LADDER,
-        lr=[0.005, 0.01, 0.02, 0.04],
-        search_seeds=[7],
+        lr=None,
+        search=search(0.01, seeds=[7]),
         seeds=[0, 1],
     )
-    assert len(index_runs(given.plan({}))) == 4 * 4  # the searches alone
+    (first,) = index_runs(given.plan({})).values()
+    assert (first.coordinates["rung"], first.config.optimizer.lr) == ("32x1", 0.01)
     outcomes = outcomes_of(given, valley)
     chosen = {
         (run.run.coordinates["rung"], run.run.config.optimizer.lr)
@@ -143,27 +143,42 @@ def test_settings_are_searched_on_every_rung_then_measured(
     # The best are 0.01, 0.0141, 0.0173 and 0.02: the second lies between two, nearer neither.
     assert {lr for rung, lr in chosen if rung == "32x1"} == {0.01}
     assert {lr for rung, lr in chosen if rung == "128x3"} == {0.02}
-    assert len(outcomes) == 16 + 2 * (4 + 2 + 1 + 0) + 2 * 1
+    # Three settings on a rung, one more where the best is not the one that its search begins at.
+    searched = [o.run for o in outcomes.values() if o.run.coordinates["seed"] == 7]
+    assert [sum(r.coordinates["rung"] == name for r in searched) for name in given.names] == [
+        *(3, 3, 4, 3)
+    ]
+    assert len(outcomes) == 13 + 2 * (3 + 2 + 2 + 1)
     rows = given.analyze(outcomes)["rungs"]
     assert [row["edges"] for row in rows if row["main"]] == [[], [], [], []]
+    assert all(row["tuned"] for row in rows)
 
 
 def test_the_first_rung_can_choose_for_all(study: Callable[..., ScalingStudy]) -> None:
+    own = {key: x for key, x in study().config.set.items() if key != "train.batch_tokens"}
     given = study(
+        set=own,
         variants=["adamw"],
         ladder=LADDER,
-        lr=[0.005, 0.01, 0.02],
-        batch=[128, 256],
-        search_at="first",
+        lr=None,
+        search={
+            "keys": {
+                "lr": {"key": "optimizer.lr", "start": 0.01},
+                "step_tokens": {"key": "train.batch_tokens", "start": 256},
+            },
+            "settings": 4,
+            "most": 4,
+            "at": "first",
+        },
         seeds=[3],
     )
-    assert len(index_runs(given.plan({}))) == 3 * 2
+    assert len(index_runs(given.plan({}))) == 1
     outcomes = outcomes_of(given, lambda run: valley(run) + 1e-4 * run.config.train.batch_tokens)
     later = [o.run.config for o in outcomes.values() if o.run.coordinates["rung"] != "32x1"]
     assert {(c.optimizer.lr, c.train.batch_tokens) for c in later} == {(0.01, 128)}
     assert len(later) == 2 + 2 + 1
     (row, *_) = given.analyze(outcomes)["rungs"]
-    assert row["edges"] == ["batch low"]
+    assert (row["edges"], row["tuned"]) == (["lr low", "lr high", "step_tokens low"], False)
 
 
 def test_laws_and_ratio_are_those_that_made_the_losses(
@@ -269,36 +284,55 @@ def test_operations_hold_newton_schulz(study: Callable[..., ScalingStudy]) -> No
 def test_a_rung_where_everything_diverges_stops_it(
     study: Callable[..., ScalingStudy], tmp_path: Path
 ) -> None:
-    given = study(lr=[0.01, 0.02])
+    given = study(lr=None, search=search(0.02))
     outcomes = outcomes_of(
         given, lambda run: math.inf if run.coordinates["rung"] == "96x2" else 3.0
     )
     found = given.analyze(outcomes)
-    assert "adamw on rung 96x2" in found["stopped"]
+    assert "adamw" in found["stopped"]
     assert not [row for row in found["rungs"] if row["rung"] == "96x2"]
     write_page(given.report(drop_nonfinite(found), outcomes), tmp_path / "report")
 
 
 def test_nothing_run_yet_is_a_page(study: Callable[..., ScalingStudy], tmp_path: Path) -> None:
-    given = study(lr=[0.01, 0.02])
+    given = study(lr=None, search=search(0.02))
     write_page(given.report(drop_nonfinite(given.analyze({})), {}), tmp_path / "report")
 
 
-def test_the_best_setting_has_all_seeds() -> None:
-    a, b, c = (Setting(lr, None) for lr in (0.1, 0.2, 0.3))
-    assert (
-        LadderSearch({a: {0: 3.0}, b: {0: 3.5, 1: 3.5}, c: {0: 3.0, 1: math.inf}}, True).best == b
-    )
-    assert LadderSearch({a: {}, b: {}}, True).best is None
-    assert LadderSearch({a: {0: 1.0}, b: {0: 2.0}, c: {0: 3.0}}, True).edges == ["lr low"]
+def test_there_is_no_verdict_where_a_rung_is_not_tuned(
+    study: Callable[..., ScalingStudy], tmp_path: Path
+) -> None:
+    section = search(0.04, begin="start", most=3)
+    section["keys"]["lr"]["start_of"] = {"adamw": 0.02}
+    given = study(lr=None, search=section)
+    laws = power({"adamw": (9.0, 0.05), "muon": (8.0, 0.05)})
+
+    def loss(run: PlannedRun) -> float:
+        best = 0.01 if run.coordinates["rung"] == "64x1" else 0.02
+        if run.coordinates["variant"] == "muon":
+            best *= 2
+        return laws(run) + 0.1 * abs(math.log(run.config.optimizer.lr / best))
+
+    outcomes = outcomes_of(given, loss)
+    found = given.analyze(outcomes)
+    (ratio,) = found["ratios"]
+    assert ratio["not_tuned"] == ["adamw 64x1", "muon 64x1"]
+    page = given.report(drop_nonfinite(found), outcomes)
+    (verdict,) = (block for block in page.sections[0].blocks if hasattr(block, "passed"))
+    assert verdict.passed is None and "not tuned" in verdict.text
+    assert write_page(page, tmp_path / "report").exists()
 
 
-def test_all_runs_are_counted_before_the_searches_end(study: Callable[..., ScalingStudy]) -> None:
-    given = study(ladder=LADDER, lr=[0.01, 0.02, 0.04], search_seeds=[0])
+@pytest.mark.parametrize("at", ["every", "first"])
+def test_all_runs_are_counted_before_the_searches_end(
+    study: Callable[..., ScalingStudy], at: str
+) -> None:
+    section = search(0.01, settings=4, at=at)
+    given = study(ladder=LADDER, lr=None, search=section, seeds=[0, 1])
     state, cost = plan_study(given, measure=False)
     whole = sum(part.runs for part in state.expected)
     assert whole == len(outcomes_of(given, valley))
-    assert cost.total(state.runs)[0] == 2 * 4 * 3
+    assert cost.total(state.runs)[0] == 2
 
 
 @pytest.mark.parametrize(("days", "ratio"), [(1, 0.464), (5, 0.494), (20, 0.521)])
@@ -315,10 +349,11 @@ def test_a_small_ladder_is_trained(
         set={**tiny_keys, "eval.every": 100},
         ladder=ladder,
         seeds=[0],
-        lr_of={"adamw": [0.01, 0.02]},
+        lr=None,
+        search=search(0.02, settings=2, most=2),
     )
     found = run_study(given, lambda line: None)
-    assert (found["runs"], found["missing"], found["failed"]) == (9, 0, [])
+    assert (found["runs"], found["missing"], found["failed"]) == (12, 0, [])
     assert [row["rung"] for row in found["rungs"]] == ["32", "64", "96"] * 2
     assert all(np.isfinite(list(row["losses"].values())).all() for row in found["rungs"])
     fits = found["compute"]["counted"]["fits"]
@@ -334,17 +369,26 @@ def test_a_small_ladder_is_trained(
         ({"ladder": [*LADDER, LADDER[0]]}, "two rungs are the same size"),
         ({"ladder": [{**LADDER[0], "other_tokens": [4096]}, *LADDER[1:]]}, "repeats 4096"),
         ({"ladder": [{"width": 32}, *LADDER[1:]]}, "tokens"),
-        ({"lr": [0.02, 0.01]}, "lr=.0.02, 0.01. must"),
-        ({"lr": [0.02]}, "lr=.0.02. must"),
+        ({"lr": [0.01, 0.02]}, "lr=.0.01, 0.02. must be a number .* `search` is for"),
+        ({"search": search()}, "lr: search.keys has optimizer.lr too; leave one out"),
+        ({"lr": None, "lr_of": {"muon": 0.1}, "search": search()}, "lr: search.keys has"),
+        (
+            {
+                "lr": None,
+                "search": search(),
+                "ladder": [{**LADDER[0], "set": {"optimizer.lr": 1}}, *LADDER[1:]],
+            },
+            "ladder.0.set has optimizer.lr",
+        ),
         ({"lr_of": {"muon+": 0.1}}, "no variant 'muon"),
         ({"batch_of": {"sgd": 256}}, "no variant 'sgd'"),
         ({"lr": {"coefficient": 0.1}}, "lr={.coefficient.: 0.1} must be"),
         ({"lr": -0.1}, "lr=-0.1 must be"),
         ({"lr_of": {"muon": "fast"}}, "lr_of='fast' must be"),
-        ({"batch": [256, 0]}, "batch=.256, 0. must be"),
+        ({"batch": 0}, "batch=0 must be"),
         ({"transfer": "mup"}, "spectral"),
         ({"seeds": [0, 0]}, "seeds=.0, 0. repeats 0"),
-        ({"search_at": "last"}, "first"),
+        ({"search": search(at="last")}, "first"),
     ],
 )
 def test_wrong_studies_are_refused(keys: dict[str, Any], said: str) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping
 from fractions import Fraction
 from pathlib import Path
@@ -533,20 +534,43 @@ def test_the_plan_reaches_width_16384(telescope: Make) -> None:
     assert len(state.runs) == 18
 
 
-def test_brute_force_is_the_judge(telescope: Make) -> None:
+def test_a_full_sweep_is_the_judge(telescope: Make) -> None:
     study = telescope(full_sweep="calibration")
     good = bowl(lr=0.02 * 2**0.5, wd=0.1 * 2**0.5, noise=0.001)
     outcomes = ended(study, good)
     # 64 places of the full sweep, one of which is the middle of the last level.
     at_64 = [o for o in outcomes.values() if where(o.run)["width"] == 64]
     assert len(at_64) == 2 * (64 + 9 - 1)
-    brute = found_with(study, good)["full_sweep"]
-    assert brute["within_noise"] is True
-    assert brute["loss"] == pytest.approx(2 + 8 / 8 + 0.05, abs=0.005)
-    assert brute["missing"] == 0
-    assert brute["flops"][0] < 0.5 * brute["flops"][1]
-    assert brute["passed"] is True
-    assert brute["seconds"] == [128 * 1 + 50 * 2 + 18 * 4, 128 * 4]
+    sweep = found_with(study, good)["full_sweep"]
+    assert sweep["within_noise"] is True
+    assert sweep["loss"] == pytest.approx(2 + 8 / 8 + 0.05, abs=0.005)
+    assert sweep["missing"] == 0
+    assert sweep["flops"][0] < 0.5 * sweep["flops"][1]
+    assert sweep["passed"] is True
+    assert sweep["seconds"] == [128 * 1 + 50 * 2 + 18 * 4, 128 * 4]
+
+
+def test_a_full_sweep_can_be_at_the_target(telescope: Make) -> None:
+    study = telescope(points=4, full_sweep="target", target_seeds=[5])
+    good = bowl(lr=0.02 * 2**0.5, wd=0.1 * 2**0.5, noise=0.001)
+    outcomes = ended(study, good)
+    at = Counter(where(o.run)["width"] for o in outcomes.values())
+    # The choice is a place of the sweep too, and has the seed of the target; at 64 it is alone.
+    assert (at[64], at[128]) == (2, 2 * 16 + 1)
+    sweep = found_with(study, good)["full_sweep"]
+    assert (sweep["width"], sweep["missing"], sweep["passed"]) == (128, 0, True)
+    assert sweep["telescoped"] == pytest.approx(2 + 8 / math.sqrt(128) + 0.05, abs=0.005)
+    parts = Counter({e.part: e.runs for e in study.expected(outcomes)})
+    assert (parts["check"], parts["instead"]) == (2 * 16, 0)
+
+    def deceptive(run: PlannedRun) -> float:
+        far = bowl(lr=0.02 / 2**1.5, wd=0.1 * 2**0.5, noise=0.001)(run) - 0.05
+        near = good(run)
+        return min(far, near) if where(run)["width"] == 128 else near
+
+    sweep = found_with(study, deceptive)["full_sweep"]
+    assert sweep["difference"] == pytest.approx(0.05, abs=0.004)
+    assert (sweep["within_noise"], sweep["passed"]) == (False, False)
 
 
 def test_a_choice_within_noise_passes(telescope: Make) -> None:
@@ -557,10 +581,10 @@ def test_a_choice_within_noise_passes(telescope: Make) -> None:
         between = c["width"] == 64 and abs(offset - round(offset)) > 1e-3
         return bowl(noise=0.003)(run) + 0.007 * between
 
-    brute = found_with(telescope(full_sweep="calibration", least_points=3), even)["full_sweep"]
-    assert brute["best"] != {"lr": brute["best"]["lr"], "wd": 0.1}
-    assert brute["low"] < 0 < brute["high"]
-    assert (brute["within_noise"], brute["passed"]) == (True, True)
+    sweep = found_with(telescope(full_sweep="calibration", least_points=3), even)["full_sweep"]
+    assert sweep["best"] != {"lr": sweep["best"]["lr"], "wd": 0.1}
+    assert sweep["low"] < 0 < sweep["high"]
+    assert (sweep["within_noise"], sweep["passed"]) == (True, True)
 
 
 def test_a_telescope_that_is_misled_fails(telescope: Make) -> None:
@@ -571,17 +595,17 @@ def test_a_telescope_that_is_misled_fails(telescope: Make) -> None:
         return min(far, near) if where(run)["width"] == 64 else near
 
     found = found_with(telescope(full_sweep="calibration"), deceptive)
-    brute = found["full_sweep"]
-    assert brute["best"]["lr"] == pytest.approx(0.02 / 2**2.5, rel=1e-4)
-    assert brute["difference"] == pytest.approx(0.05, abs=0.004)
-    assert (brute["within_noise"], brute["passed"]) == (False, False)
+    sweep = found["full_sweep"]
+    assert sweep["best"]["lr"] == pytest.approx(0.02 / 2**2.5, rel=1e-4)
+    assert sweep["difference"] == pytest.approx(0.05, abs=0.004)
+    assert (sweep["within_noise"], sweep["passed"]) == (False, False)
 
 
 def test_a_dear_telescope_fails(telescope: Make) -> None:
     # 3 x 3 points at every width are dearer than 3 x 3 at the last.
     study = telescope(points=3, full_sweep="calibration", least_points=3)
-    brute = found_with(study, bowl(lr=0.02, noise=0.001))["full_sweep"]
-    assert (brute["within_noise"], brute["passed"]) == (True, False)
+    sweep = found_with(study, bowl(lr=0.02, noise=0.001))["full_sweep"]
+    assert (sweep["within_noise"], sweep["passed"]) == (True, False)
 
 
 def test_a_report_has_surfaces_curves_and_marks(telescope: Make) -> None:

@@ -17,6 +17,7 @@ from muonscale.lab.studies.transfer.config import TransferConfig
 from muonscale.lab.studies.transfer.study import TransferStudy
 from muonscale.lab.training.dry_run import planned_shape
 from muonscale.lab.training.param_groups import plan_transfer
+from tests.lab.studies.conftest import end_all, end_with, search_both
 
 Best = Callable[[PlannedRun], float]
 GRID = [0.005, 0.01, 0.02, 0.04, 0.08]
@@ -38,8 +39,8 @@ def study(tiny_keys: dict[str, Any], tmp_path: Path) -> Callable[..., TransferSt
 
 def valley(study: TransferStudy, best: Best) -> dict[str, Any]:
     """Analyse losses that are lowest at `best` of a run, with seeds that differ and a little noise."""
-    outcomes = {}
-    for id, run in index_runs(study.plan({})).items():
+
+    def end(run: PlannedRun) -> Outcome:
         where = run.coordinates
         distance = math.log(float(where.get("lr", where.get("wd", 0))) / best(run))
         seed = int(where["seed"])
@@ -47,8 +48,9 @@ def valley(study: TransferStudy, best: Best) -> dict[str, Any]:
         loss = math.inf if distance > 5 else 3 + 0.2 * distance**2 + 0.3 * seed + noise
         state = "diverged" if math.isinf(loss) else "finished"
         result = None if math.isinf(loss) else {"validation_loss": loss}
-        outcomes[id] = Outcome(run, RunFolder(Path("no")), state, result)
-    return study.analyze(outcomes)
+        return Outcome(run, RunFolder(Path("no")), state, result)
+
+    return study.analyze(end_all(study, end))
 
 
 def test_a_model_is_widened_and_multiplied_from_the_first_width(
@@ -137,6 +139,48 @@ def test_weight_decay_is_studied_the_same_way(study: Callable[..., TransferStudy
     assert valley(wd, lambda run: 0.1)["passed"] is True
 
 
+def both(run: PlannedRun) -> float:
+    """Return losses that are lowest at lr 0.02 and at rest 0.08, for AdamW 0.01."""
+    optimizer, seed = run.config.optimizer, int(run.coordinates["seed"])
+    rest = (optimizer.adamw_lr or math.nan) / (0.01 if optimizer.rule == "adamw" else 0.08)
+    noise = 0.002 * math.sin(1000 * optimizer.lr + seed)
+    return 3 + 0.2 * math.log(optimizer.lr / 0.02) ** 2 + 0.1 * math.log(rest) ** 2 + noise
+
+
+def test_the_other_key_is_searched_at_the_first_width_and_carried(
+    study: Callable[..., TransferStudy], tmp_path: Path
+) -> None:
+    given = study(variants=["muon", "adamw"], search=search_both(rest=0.02, most=20))
+    assert {run.coordinates["width"] for run in given.plan({})} == {32}
+    assert len(given.plan({})) == 2  # the first settings alone
+    outcomes = end_all(given, end_with(both))
+    wide = [o.run for o in outcomes.values() if o.run.coordinates["width"] != 32]
+    assert len(wide) == 2 * 5 * 2 * 2 * 2
+    for run in wide:
+        best = 0.01 if run.coordinates["variant"] == "adamw" else 0.08
+        assert run.config.optimizer.adamw_lr == run.coordinates["rest"] == best
+    found = given.analyze(outcomes)
+    assert [row["best"] for row in found["searches"]] == [
+        {"lr": 0.02, "rest": 0.08},
+        {"lr": 0.02, "rest": 0.01},
+    ]
+    assert found["passed"] is True
+    page = given.report(drop_nonfinite(found), outcomes)
+    assert {"search-lr", "search-rest"} <= {chart.name for chart in page.charts}
+    assert sum(e.runs for e in given.expected(outcomes)) == len(outcomes)
+    assert sum(e.most for e in given.expected({})) >= len(outcomes)
+
+
+def test_there_is_no_verdict_where_the_other_key_is_not_tuned(
+    study: Callable[..., TransferStudy],
+) -> None:
+    given = study(search=search_both(rest=0.02, most=5))
+    found = given.analyze(end_all(given, end_with(both)))
+    assert "rest high" in found["searches"][0]["edges"]
+    assert (found["passed"], found["curves"][0]["transfers"]) == (None, None)
+    assert "not tuned at width 32" in found["curves"][0]["why"]
+
+
 @pytest.mark.parametrize(
     ("keys", "said"),
     [
@@ -146,6 +190,7 @@ def test_weight_decay_is_studied_the_same_way(study: Callable[..., TransferStudy
         ({"values_of": {"adamw": GRID}}, "no variant 'adamw'"),
         ({"over": "optimizer.momentum"}, "optimizer.lr"),
         ({"conventions": ["mup"]}, "spectral"),
+        ({"over": "optimizer.weight_decay", "search": search_both()}, "search.keys.wd: it must be"),
     ],
 )
 def test_wrong_studies_are_refused(keys: dict[str, Any], said: str) -> None:

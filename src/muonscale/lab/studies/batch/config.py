@@ -17,6 +17,9 @@ from muonscale.lab.studies.frontier.config import FrontierSection
 from muonscale.lab.studies.search.config import SearchSection
 from muonscale.lab.studies.variants import VariantsConfig
 
+OWN = ("train.batch_tokens", "train.batch_schedule", "train.steps", "eval.every")
+"""Keys that the study sets for every run."""
+
 
 class BatchConfig(VariantsConfig):
     """Keys of a batch study."""
@@ -41,7 +44,10 @@ class BatchConfig(VariantsConfig):
     @model_validator(mode="after")
     def _check(self) -> BatchConfig:
         check_rising("batches", self.batches)
-        self.search.check_variants(self.variants)
+        for name, item in self.search.keys.items():
+            if item.key in OWN:
+                raise ValueError(f"search.keys.{name}.key={item.key}: the study sets it itself")
+        self.search.check_study(self)
         check_distinct("seeds", self.seeds)
         check_distinct("targets", self.targets or [])
         check_variants("baseline", [self.baseline], self.variants)

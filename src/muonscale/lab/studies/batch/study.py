@@ -1,8 +1,9 @@
 """`study batch`: tokens and steps to a loss by batch size and optimizer.
 
 At every batch size the keys of `search` are searched for every variant, for the lowest loss at the
-end of the run; the best setting is then run with `seeds`. The validation curves of these runs give T(B) and S(B), the ratio of tokens R(B) of the baseline to another variant,
-and critical batch sizes (Practical Efficiency of Muon, arXiv 2505.02222, section 3 and appendix F).
+end of the run; the best setting is then run with `seeds`. The validation curves of these runs give
+T(B) and S(B), the ratio of tokens R(B) of the baseline to another variant, and critical batch sizes
+(Practical Efficiency of Muon, arXiv 2505.02222, section 3 and appendix F).
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from muonscale.errors import ConfigError
 from muonscale.lab.config.load import Config, read_recipe
 from muonscale.lab.config.sections import DataSection, ScheduleSection
 from muonscale.lab.report.page import Page
-from muonscale.lab.studies.batch.config import BatchConfig
+from muonscale.lab.studies.batch.config import OWN, BatchConfig
 from muonscale.lab.studies.planned_run import PlannedRun, PlannedStudy
 from muonscale.lab.studies.search.variant_search import (
     VariantSearch,
@@ -27,14 +28,6 @@ from muonscale.lab.studies.search.variant_search import (
 )
 from muonscale.lab.studies.study import ExpectedRuns, Outcomes
 from muonscale.lab.studies.variants import resolve_variant
-
-OWN = (
-    "train.batch_tokens",
-    "train.batch_schedule",
-    "train.steps",
-    "eval.every",
-)
-"""Keys that the study sets for every run."""
 
 
 @dataclass(frozen=True)

@@ -48,6 +48,12 @@ class CompareConfig(VariantsConfig):
                 raise ValueError(
                     f"baselines: {name!r} is none of the variants; {nearest(name, self.variants)}"
                 )
-        self.search.check_variants(self.variants)
+        self.search.check_study(self)
+        for axis in (*self.axes, LENGTH):
+            if axis in self.search.keys:
+                raise ValueError(f"search.keys.{axis}: an axis has this name; choose another name")
+        for axis, values in self.axes.items():
+            for value, keys in values.items():
+                self.search.check_given(f"axes.{axis}.{value}", keys, self.variants)
         check_distinct("seeds", self.seeds)
         return self

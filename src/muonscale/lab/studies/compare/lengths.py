@@ -39,7 +39,8 @@ class LengthRow:
     high: float
     """Ends of its 90 % interval; NaN with one seed."""
     censored: str
-    """`<` if its shortest run has a lower loss already, `>` if its longest has a higher one."""
+    """`<` if its shortest run has a lower loss already, `>` if its longest has a higher one, with
+    one seed or more; `<>` if seeds differ."""
     tuned: bool
     """Whether all runs that the ratio rests on are tuned."""
 
@@ -109,6 +110,6 @@ def _ratios(
     return {
         length: (*geometric_mean(logs[length]), "")
         if sides == {""}
-        else (*nothing, next(iter(sides - {""})))
+        else (*nothing, "".join(sorted(sides)))
         for length, sides in sorted(censored.items())
     }

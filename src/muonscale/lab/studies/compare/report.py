@@ -31,6 +31,7 @@ from muonscale.lab.studies.report_blocks import (
     keep_nonempty,
 )
 from muonscale.lab.studies.search.report import (
+    MEND,
     about_search,
     format_setting,
     search_charts,
@@ -44,6 +45,12 @@ UNITS = {
     "tokens": "training tokens",
     "flops": "FLOPs, Newton-Schulz included",
     "seconds": "seconds of training steps",
+}
+
+CENSORED = {
+    "<": "below its shortest run",
+    ">": "beyond its longest run",
+    "<>": "below its shortest or beyond its longest run",
 }
 
 
@@ -71,10 +78,7 @@ def report_comparison(
             _comparison_table(place, number),
             *_reach_tables(config, place, number),
             *_curve_charts(config, place, runs, number),
-            *keep_nonempty(
-                *search_charts(f"search-{number}", place["variants"], config.search.keys)
-            ),
-            settings_table(f"settings-{number}", place["variants"]),
+            *(_search(config, place, number) if number == 0 or config.search.at == "every" else ()),
         )
         sections.append(PageSection(title=name or "Result", blocks=blocks))
     names = list(config.variants)
@@ -85,6 +89,11 @@ def report_comparison(
         f"then {len(config.seeds)} seeds each, equal tokens.",
         sections=tuple(sections),
     )
+
+
+def _search(config: CompareConfig, place: Found, number: int) -> list[Block]:
+    charts = search_charts(f"search-{number}", place["variants"], config.search.keys)
+    return [*keep_nonempty(*charts), settings_table(f"settings-{number}", place["variants"])]
 
 
 def _about(config: CompareConfig) -> PageSection:
@@ -128,7 +137,7 @@ def _lengths(rows: Sequence[Found]) -> PageSection:
             f"{key} {value:g}" if key == LENGTH else f"{key} {value}"
             for key, value in row["place"].items()
         )
-        value = {"<": "below its shortest run", ">": "beyond its longest run"}.get(row["censored"])
+        value = CENSORED.get(row["censored"])
         cells.append(
             (
                 f"{row['variant']} / {row['baseline']}",
@@ -187,8 +196,7 @@ def _verdicts(place: Found, baselines: list[str]) -> Iterator[Block]:
         if v["edges"] and v["loss"] is not None:
             yield Text(
                 f"{v['name']} is not tuned: its best setting, {format_setting(v['best'])}, is at an "
-                f"edge of those tried ({', '.join(v['edges'])}). Raise search.most and run the "
-                "study again."
+                f"edge of those tried ({', '.join(v['edges'])}). {MEND}"
             )
     for c in place["comparisons"]:
         if {c["better"], c["worse"]} & set(baselines):

@@ -119,7 +119,9 @@ class ScalingConfig(VariantsConfig):
         for key in ("lr_of", "batch_of"):
             check_variants(key, getattr(self, key), self.variants)
         if self.search is not None:
-            self.search.check_variants(self.variants)
+            self.search.check_study(self)
+            for number, rung in enumerate(self.ladder):
+                self.search.check_given(f"ladder.{number}.set", rung.set, self.variants)
             for item in self.search.keys.values():
                 name = RULED.get(item.key)
                 if name and (getattr(self, name) is not None or getattr(self, f"{name}_of")):

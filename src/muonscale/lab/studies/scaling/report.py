@@ -37,6 +37,7 @@ from muonscale.lab.studies.scaling.analysis import (
 from muonscale.lab.studies.scaling.config import ScalingConfig
 from muonscale.lab.studies.scaling.ladder import MeasuredRung
 from muonscale.lab.studies.search.report import (
+    MEND,
     about_search,
     format_setting,
     search_charts,
@@ -86,8 +87,7 @@ def _verdicts(found: Found) -> Iterator[Block]:
     ]
     if edges:
         yield Text(
-            f"On these rungs the best setting is at an edge of those tried: {'; '.join(edges)}. "
-            "Raise search.most and run the study again."
+            f"On these rungs the best setting is at an edge of those tried: {'; '.join(edges)}. {MEND}"
         )
 
 

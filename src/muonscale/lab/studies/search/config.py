@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
@@ -17,9 +17,12 @@ from muonscale.lab.studies.config import (
     check_variants,
 )
 from muonscale.lab.studies.search.descent import Setting
+from muonscale.lab.studies.variants import VARIANTS, VariantsConfig
 
 RESERVED = ("variant", "seed", "batch", "rung", "tokens", "width", "convention")
 """Names that runs already use for their other coordinates."""
+NOT_SEARCHED = (*SET_BY_STUDY, "train.tokens", "train.steps")
+"""Keys that the study sets, the length of a run included: all variants have equal tokens."""
 
 
 class SearchKey(Section):
@@ -67,7 +70,7 @@ class SearchSection(Section):
                 raise ValueError(f"{where}: runs have a {name} already; choose another name")
             if "." not in item.key:
                 raise ValueError(f"{where}.key={item.key!r} must have the form section.key")
-            if item.key in SET_BY_STUDY:
+            if item.key in NOT_SEARCHED:
                 raise ValueError(f"{where}.key={item.key}: the study sets it itself")
             if keys.count(item.key) > 1:
                 raise ValueError(f"{where}.key={item.key}: another searched key is the same")
@@ -77,14 +80,31 @@ class SearchSection(Section):
             )
         return self
 
-    def check_variants(self, variants: Collection[str]) -> None:
-        """Raise ValueError for a variant that the study does not have, or that searches nothing."""
+    def check_study(self, study: VariantsConfig) -> None:
+        """Raise ValueError for variants that do not fit the study's, or a key that has a value."""
+        variants = study.variants
         for name, item in self.keys.items():
-            check_variants(f"search.keys.{name}.start_of", item.start_of, variants)
             check_variants(f"search.keys.{name}.variants", item.variants or (), variants)
-        for variant in variants:
+            own = variants if item.variants is None else item.variants
+            check_variants(f"search.keys.{name}.start_of", item.start_of, own)
+        self.check_given("set", study.set, variants)
+        for variant, keys in variants.items():
             if not self.names(variant):
                 raise ValueError(f"search.keys: no key is searched for {variant}")
+            known = VARIANTS[variant].overrides if variant in VARIANTS else {}
+            self.check_given(f"variants.{variant}", keys, [variant])
+            if not callable(known):
+                self.check_given(f"variants: {variant}", known, [variant])
+
+    def check_given(self, where: str, given: Iterable[str], variants: Iterable[str]) -> None:
+        """Raise ValueError if overrides have a key that is searched for one of the variants."""
+        for variant in variants:
+            for name in self.names(variant):
+                if (key := self.keys[name].key) in given:
+                    raise ValueError(
+                        f"{where} has {key}, which search.keys.{name} searches for {variant}; leave "
+                        "one out"
+                    )
 
     def names(self, variant: str) -> tuple[str, ...]:
         """Return the names of the keys that are searched for a variant."""

@@ -3,10 +3,12 @@
 From the best setting so far, the two neighbors along one key are tried, then along the next key.
 Wherever a lower loss appears the search goes on from there, so an edge is extended until the best
 setting is inside. It ends when every neighbor of the best setting was tried and is worse, or at the
-largest number of settings. A search that ends early tries settings around its best one until it has
-as many as the others: settings are then as many for every optimizer.
+largest number of settings. A search that ends early goes on with the nearest settings to its best
+one until it has as many as the others, so every optimizer tries equal numbers of settings.
 
-All of it is a function of losses, so a study that was stopped goes on with the same settings.
+All of it is a function of losses, so a study that was stopped goes on with the same settings. The
+order of a search depends on its own losses alone, and its length on those of the others: new losses
+add settings and never drop one. For this, settings that fill up are tried one at a time.
 """
 
 from __future__ import annotations
@@ -14,16 +16,13 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 Setting = tuple[int, ...]
 """For each searched key, how many steps of the grid its value is above the start."""
 LossOf = Callable[[Setting], float | None]
 """Maps a setting to its mean loss: infinite if a run diverged, NaN if one failed, None while runs
 are missing."""
-
-FILL_REACH = 2
-"""How many steps away from the best setting a search looks for settings to fill up with."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +64,9 @@ def descend(loss: LossOf, start: Setting, least: int, most: int) -> Descent:
         edges = () if best is None else _missing_neighbors(best, measured)
         if len(known) < len(tried):
             return Descent(tuple(tried), False, best, edges)
-        wanted = _next_settings(tried, best, least)[: most - len(tried)]
+        failed = len(measured) < len(tried)
+        wanted = [] if best is None and failed else _next_settings(tried, best, least)
+        wanted = wanted[: most - len(tried)]
         if not wanted:
             return Descent(tuple(tried), True, best, edges)
         tried += wanted
@@ -74,11 +75,16 @@ def descend(loss: LossOf, start: Setting, least: int, most: int) -> Descent:
 def descend_equally(
     losses: Mapping[str, LossOf], starts: Mapping[str, Setting], least: int, most: int
 ) -> dict[str, Descent]:
-    """Return the searches of several optimizers, which try equal numbers of settings at the end."""
+    """Return the searches of several optimizers, which try equal numbers of settings at the end.
+
+    None has ended before all have, since a longer one makes the others longer.
+    """
     while True:
         found = {name: descend(loss, starts[name], least, most) for name, loss in losses.items()}
+        if not all(search.ended for search in found.values()):
+            return {name: replace(search, ended=False) for name, search in found.items()}
         longest = max(len(search.tried) for search in found.values())
-        if longest == least or not all(search.ended for search in found.values()):
+        if longest <= least:
             return found
         least = longest
 
@@ -102,7 +108,13 @@ def _next_settings(tried: list[Setting], best: Setting | None, least: int) -> li
         return [tuple(min(axis) - 1 for axis in zip(*tried, strict=True))]
     if missing := _missing_neighbors(best, tried):
         return [_moved(best, axis, side) for axis, side in missing if axis == missing[0][0]]
-    shifts = itertools.product(range(-FILL_REACH, FILL_REACH + 1), repeat=len(best))
+    return [_nearest_untried(tried, best)] if len(tried) < least else []
+
+
+def _nearest_untried(tried: list[Setting], best: Setting) -> Setting:
+    axes = len(best)
+    reach = next(n for n in itertools.count(1) if (2 * n + 1) ** axes > len(tried))
+    shifts = itertools.product(range(-reach, reach + 1), repeat=axes)
     near = sorted(shifts, key=lambda shift: (sum(x * x for x in shift), shift))
-    around = [tuple(map(sum, zip(best, shift, strict=True))) for shift in near]
-    return [setting for setting in around if setting not in tried][: max(0, least - len(tried))]
+    around = (tuple(map(sum, zip(best, shift, strict=True))) for shift in near)
+    return next(setting for setting in around if setting not in tried)

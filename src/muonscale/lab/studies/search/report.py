@@ -9,6 +9,9 @@ from muonscale.lab.report.page import Chart, Table, Text
 from muonscale.lab.studies.report_blocks import LOSS, Found, interval_series
 from muonscale.lab.studies.search.config import SearchSection
 
+MEND = "Raise search.most, or repeat failed runs with --retry, and run the study again."
+"""What to do about a best setting at an edge."""
+
 
 def about_search(section: SearchSection, variants: Iterable[str]) -> list[Table | Text]:
     """Return which keys were searched, from where, and by which rule."""
@@ -35,9 +38,9 @@ def about_search(section: SearchSection, variants: Iterable[str]) -> list[Table 
             "Settings were searched by coordinate descent: from the best setting so far, both "
             "neighbors along one key are tried, then along the next, and the search goes on from "
             "any that is lower, so that edges are extended. A variant is tuned if every neighbor "
-            f"of its best setting was tried and is worse. At a place all variants try as many "
-            f"settings: at least {section.settings}, and at most {section.most} until all are "
-            f"tuned, with seed {seeds}. {later}"
+            f"of its best setting was tried and is worse. All variants try equal numbers of settings "
+            f"at a place: {section.settings} if that is enough for all to be tuned, else up to "
+            f"{section.most}, with seeds {seeds}. {later}"
         ),
     ]
 

@@ -48,7 +48,7 @@ class TransferConfig(VariantsConfig):
         for key in ("values_of", "conventions_of"):
             check_variants(key, getattr(self, key), self.variants)
         if self.search is not None:
-            self.search.check_variants(self.variants)
+            self.search.check_study(self)
             own = self.search.keys.get(self.name)
             if own is None or own.key != self.over or own.variants is not None:
                 raise ValueError(

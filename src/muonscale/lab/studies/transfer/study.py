@@ -2,8 +2,8 @@
 
 For every optimizer and convention of `muonscale.transfer` it measures loss over a hyper-parameter
 at several widths, with seeds; finds where each curve is lowest, with an interval; and gives a
-verdict. With `search` the other
-hyper-parameters are searched for every optimizer at the first width, and carried from there.
+verdict. With `search` the other hyper-parameters are searched for every optimizer at the first
+width, and carried from there.
 """
 
 from __future__ import annotations
@@ -56,12 +56,8 @@ class TransferStudy(PlannedStudy[TransferConfig]):
         for variant, convention in config.curves:
             if (others := self._others(searches, variant)) is None:
                 continue
-            runs += [
-                self._run(variant, others | {config.name: value}, seed, width, convention)
-                for width in config.widths
-                for value in config.values_of.get(variant, config.values)
-                for seed in config.seeds
-            ]
+            for width in config.widths:
+                runs += self._swept(variant, others, width, convention)
         return list({run.id: run for run in runs}.values())
 
     def _searches(self, outcomes: Outcomes) -> dict[str, VariantSearch]:
@@ -105,31 +101,45 @@ class TransferStudy(PlannedStudy[TransferConfig]):
         where |= {"width": width, **values, "seed": seed}
         return self.planner.run(where, {**own, **keys, **given}, seed=seed)
 
+    def _swept(
+        self,
+        variant: str,
+        others: Mapping[str, float],
+        width: int,
+        convention: ConventionT | None = None,
+    ) -> list[PlannedRun]:
+        """Return the runs of a sweep, with values of the other keys that were searched."""
+        return [
+            self._run(variant, {**others, self.config.name: value}, seed, width, convention)
+            for value in self.config.values_of.get(variant, self.config.values)
+            for seed in self.config.seeds
+        ]
+
     def expected(self, outcomes: Outcomes) -> list[ExpectedRuns]:
-        """Return the runs of the searches and of the sweeps."""
+        """Return the runs of the searches, and those of the sweeps that no search has done."""
         config, section, found = self.config, self.config.search, []
-        searches = self._searches(outcomes)
+        searches, first = self._searches(outcomes), config.widths[0]
         for variant in config.variants:
-            values = config.values_of.get(variant, config.values)
-            middle = {config.name: values[len(values) // 2]}
+            others, done = self._others(searches, variant), set[str]()
             if section is not None:
                 start = section.values(variant, (0,) * len(section.names(variant)))
-                middle = start | middle
-                example = self._run(variant, start, config.seeds[0], config.widths[0])
-                found.append(expect_search(section, variant, example, searches.get(variant)))
-            runs = len(values) * len(config.seeds)
+                others = others or start
+                done = {run.id for run in searches[variant].runs}
+                example = self._run(variant, start, config.seeds[0], first)
+                found.append(expect_search(section, variant, example, searches[variant]))
             conventions = [convention for name, convention in config.curves if name == variant]
             for width in config.widths:
-                at_first = width == config.widths[0]
-                for convention in conventions[:1] if at_first else conventions:
+                for convention in conventions[:1] if width == first else conventions:
+                    runs = self._swept(variant, others or {}, width, convention)
+                    number = sum(run.id not in done for run in runs)
                     found.append(
                         ExpectedRuns(
                             name=f"{variant}, width {width}"
-                            + ("" if at_first else f", {convention}"),
+                            + ("" if width == first else f", {convention}"),
                             part="final",
-                            example=self._run(variant, middle, config.seeds[0], width, convention),
-                            runs=runs,
-                            most=runs,
+                            example=runs[0],
+                            runs=number,
+                            most=len(runs),
                         )
                     )
         return found
@@ -173,11 +183,7 @@ class TransferStudy(PlannedStudy[TransferConfig]):
         if best is None:
             return {}
         for width in config.widths:
-            runs = [
-                self._run(variant, {**best, config.name: value}, seed, width, convention)
-                for value in config.values_of.get(variant, config.values)
-                for seed in config.seeds
-            ]
+            runs = self._swept(variant, best, width, convention)
             known = [outcomes[run.id] for run in runs if run.id in outcomes]
             if known:
                 found[width] = build_sweep(known, config.name)
