@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from muonscale.cli import is_first_process
-from muonscale.cli.arguments import Arguments, split_arguments
+from muonscale.cli.arguments import Arguments, Json, split_arguments
 from muonscale.cli.running import DryRun, Resume, start
 from muonscale.optim.options import OPTIONS_OF
 
@@ -29,6 +29,7 @@ def import_(
     ] = None,
     dry_run: DryRun = False,
     resume: Resume = False,
+    as_json: Json = False,
 ) -> None:
     """Train a model from a Hugging Face checkpoint.
 
@@ -52,4 +53,4 @@ def import_(
         and is_first_process()
     ):
         typer.echo(f"warning: {MUON_GAINS_NOTHING}", err=True)
-    start(config, dry_run=dry_run, resume=resume)
+    start(config, dry_run=dry_run, resume=resume, as_json=as_json)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
+from functools import partial
 from typing import Any
 
 from transformers import PreTrainedModel
@@ -43,8 +44,8 @@ def finish(run: Run, stop: StopRequest) -> dict[str, Any]:
     Raises:
         Interrupted: if a stop was requested; the run stays unfinished and can be resumed.
     """
-    run.console.log("evaluating on the whole validation split")
-    record = measure_validation(run, stop)
+    with run.console.stages("") as report:
+        record = measure_validation(run, stop, report=partial(report, "final evaluation"))
     stop.raise_if_requested("stopped in the final evaluation; all steps are saved: use --resume")
     assert record is not None
     baselines = run.processes.on_first(lambda: ngram_baselines(run, stop))
