@@ -6,7 +6,6 @@ import shutil
 import sys
 import textwrap
 from dataclasses import asdict
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -17,10 +16,6 @@ from muonscale.cli import fit, models
 from muonscale.cli.arguments import (
     Arguments,
     Json,
-    SampleSeed,
-    Temperature,
-    Tokens,
-    TopK,
     complete_recipes,
     complete_sections,
     split_arguments,
@@ -29,13 +24,14 @@ from muonscale.cli.bench import bench
 from muonscale.cli.coordcheck import coordcheck
 from muonscale.cli.evaluate import evaluate
 from muonscale.cli.export import export
+from muonscale.cli.generate import generate
 from muonscale.cli.import_ import import_
 from muonscale.cli.plan import plan
 from muonscale.cli.report import report
 from muonscale.cli.running import DryRun, Resume, start
 from muonscale.cli.study import study
 from muonscale.cli.verify import verify
-from muonscale.errors import ConfigError, command_line, nearest
+from muonscale.errors import ConfigError, nearest
 
 GROUPS = {
     "Train": ("train", "import", "recipes", "config"),
@@ -113,39 +109,7 @@ def train(
     start(load_config(recipe, overrides), dry_run=dry_run, resume=resume, as_json=as_json)
 
 
-@app.command()
-def generate(
-    folder: Annotated[
-        Path, typer.Argument(metavar="RUN", help="A run folder, or a Hugging Face model folder.")
-    ],
-    prompt: Annotated[str, typer.Argument(help="The text to continue.")] = "",
-    tokens: Tokens = 200,
-    temperature: Temperature = 0.8,
-    top_k: TopK = 50,
-    seed: SampleSeed = 0,
-) -> None:
-    """Generate text with a trained model."""
-    from muonscale.lab.models.convert import load_hf
-    from muonscale.lab.models.generate import generate_text
-    from muonscale.lab.run_folder import RunFolder
-    from muonscale.lab.targets import is_hugging_face
-
-    run = RunFolder(folder)
-    is_run = run.exists and not is_hugging_face(folder)
-    if is_run and not run.model.is_dir():
-        raise ConfigError(
-            f"run {folder} is not finished and has no model yet; finish it with: "
-            f"{command_line('train', folder, '--resume')}\n"
-            f"or export its newest checkpoint with: {command_line('export', folder, 'FOLDER')}"
-        )
-    model, tokenizer = load_hf(run.model if is_run else folder)
-    typer.echo(
-        generate_text(
-            model, tokenizer, prompt, tokens=tokens, temperature=temperature, top_k=top_k, seed=seed
-        )
-    )
-
-
+app.command()(generate)
 app.command("eval")(evaluate)
 app.command()(export)
 app.command("import")(import_)

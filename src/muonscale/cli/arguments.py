@@ -78,6 +78,12 @@ Temperature = Annotated[
     float, typer.Option(min=0.0, help="Sampling temperature; 0 always picks the most likely token.")
 ]
 TopK = Annotated[int, typer.Option(min=1, help="Sample from this many of the most likely tokens.")]
+TopP = Annotated[
+    float,
+    typer.Option(
+        min=0.0, max=1.0, help="Sample from the most likely tokens of this total probability."
+    ),
+]
 SampleSeed = Annotated[int, typer.Option(min=0, max=2**62, help="Seed of the first sample.")]
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]

@@ -46,5 +46,5 @@ def export(
         max_shard_size=max_shard_size,
         report=warn,
     )
-    again = command_line("generate", folder, "def ")
+    again = command_line("generate", folder)
     typer.echo(f"step {done} of {path} is in {folder}; try: {again}")

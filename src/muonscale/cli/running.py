@@ -64,6 +64,8 @@ def _is_finished(config: Config, *, resume: bool) -> bool:
     from muonscale.lab.run_folder import RunFolder
 
     folder = RunFolder(config.run.path)
+    if config.train.epochs is not None:  # its tokens are not known yet
+        return False
     if "RANK" in os.environ or not folder.path.is_dir() or not folder.check_free(resume=resume):
         return False
     folder.check_same(config)

@@ -51,7 +51,7 @@ from muonscale.lab.config.validate import keys_in, validate
 ALTERNATIVES = [
     ("data.source", "data.path", "data.mixture"),
     ("model.preset", "model.config", "model.weights"),
-    ("train.tokens", "train.steps"),
+    ("train.tokens", "train.steps", "train.epochs"),
 ]
 
 SHORTHAND = {"track": "track.to"}
@@ -115,7 +115,18 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
+    def _check_epochs(self) -> Config:
+        if self.train.epochs is not None and self.data.mixture is not None:
+            raise ValueError(
+                f"train.epochs={self.train.epochs} needs one corpus, and data.mixture has "
+                f"{len(self.data.mixture)}; give train.tokens"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _check_stages(self) -> Config:
+        if self.train.epochs is not None:  # checked once the tokens are known
+            return self
         try:
             timeline = self.timeline
             ends = [0, *(timeline.step_at(s.until) for s in self.schedule.stages if s.until)]
@@ -149,7 +160,11 @@ class Config(Section):
     @model_validator(mode="after")
     def _check_profile(self) -> Config:
         wanted = self.profile.step_range
-        if self.profile.steps is not None and not (wanted and wanted[-1] <= self.steps):
+        if (
+            self.profile.steps is not None
+            and self.train.epochs is None
+            and not (wanted and wanted[-1] <= self.steps)
+        ):
             raise ValueError(
                 f"profile.steps={self.profile.steps} is not within the run's steps 1 to "
                 f"{self.steps}; accepted: first:end with first < end <= {self.steps + 1}"
@@ -158,7 +173,16 @@ class Config(Section):
 
     @property
     def timeline(self) -> Timeline:
-        """The steps of the run and the sequences that each reads."""
+        """The steps of the run and the sequences that each reads.
+
+        Raises:
+            ConfigError: if its length is given in epochs, see `with_tokens`.
+        """
+        if self.train.epochs is not None:
+            raise ConfigError(
+                f"train.epochs={self.train.epochs} is a number of steps only for `muonscale train`,"
+                " which reads the corpus; give train.tokens"
+            )
         train, length = self.train, self.data.sequence_length
         batch = train.batch_tokens // length
         if train.steps is not None:
@@ -166,6 +190,16 @@ class Config(Section):
         assert train.tokens is not None
         changes = [(c.after, c.batch_tokens // length) for c in train.batch_schedule]
         return Timeline.changing(train.tokens, batch, changes, length)
+
+    def with_tokens(self, sequences: int) -> Config:
+        """Return this configuration with its epochs in tokens.
+
+        Args:
+            sequences: sequences of the training split.
+        """
+        assert self.train.epochs is not None
+        tokens = max(1, round(self.train.epochs * sequences)) * self.data.sequence_length
+        return resolve_values(self.model_dump(mode="json"), {"train.tokens": tokens})
 
     @property
     def steps(self) -> int:

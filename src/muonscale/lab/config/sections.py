@@ -472,6 +472,9 @@ class TrainSection(Section):
     """Length of the run in training tokens, rounded up to whole steps."""
     steps: Positive | None = None
     """Length of the run in steps, instead of tokens."""
+    epochs: Annotated[float, Field(gt=0, le=10**6)] | None = None
+    """Length of the run in passes through the training split of one corpus, instead of tokens,
+    which are counted when the run starts."""
     batch_tokens: BatchTokens = 8192
     """Training tokens of a step, over all processes; a multiple of `data.sequence_length`."""
     batch_schedule: list[BatchChange] = []
@@ -491,8 +494,13 @@ class TrainSection(Section):
 
     @model_validator(mode="after")
     def _one_length(self) -> TrainSection:
-        _exactly_one({"train.tokens": self.tokens, "train.steps": self.steps})
-        if self.batch_schedule and self.tokens is None:
+        lengths = {
+            "train.tokens": self.tokens,
+            "train.steps": self.steps,
+            "train.epochs": self.epochs,
+        }
+        _exactly_one(lengths)
+        if self.batch_schedule and self.steps is not None:
             raise ValueError(
                 f"train.steps={self.steps} with train.batch_schedule: a run with changing batches "
                 "needs train.tokens"

@@ -166,6 +166,7 @@ def _log_result(run: Run, result: dict[str, Any]) -> None:
             f"{result['tokens_per_second']:,.0f}), optimizer "
             f"{100 * result['optimizer_share']:.1f} % of the step"
         )
+    prompt = [run.config.eval.prompt] if run.config.eval.prompt else []
     started = ""
     if (before := result.get("start_validation_loss")) is not None:
         change = result["validation_loss"] - before
@@ -179,5 +180,5 @@ def _log_result(run: Run, result: dict[str, Any]) -> None:
         f"({abs(below):.3f} {'below' if below > 0 else 'above'} the bigram){bits}\n"
         f"{speed}\n"
         f"model in {run.folder.model}, curve in {run.folder.path / 'loss.png'}; try: "
-        f"{command_line('generate', run.folder.path, 'def ')}"
+        f"{command_line('generate', run.folder.path, *prompt)}"
     )

@@ -34,7 +34,14 @@ from muonscale.lab.training.out_of_memory import explain_out_of_memory
 from muonscale.lab.training.profile import Profiler
 from muonscale.lab.training.provenance import record_provenance
 from muonscale.lab.training.schedule import check_schedule
-from muonscale.lab.training.setup import Run, environment, resolve_device, run_flops, set_up
+from muonscale.lab.training.setup import (
+    Run,
+    environment,
+    prepare_once,
+    resolve_device,
+    run_flops,
+    set_up,
+)
 from muonscale.lab.training.signals import Interrupted, StopRequest, stop_on_signals
 from muonscale.lab.training.step import train_step
 from muonscale.lab.training.telemetry import StepTelemetry
@@ -59,12 +66,26 @@ def train(config: Config, *, resume: bool, console: RunConsole) -> dict[str, Any
         MuonscaleError: for any input that cannot be used.
         Interrupted: after Ctrl-C or SIGTERM, when the run has saved itself.
     """
-    check_schedule(config)
-    steps_to_keep(config)
     folder, device = RunFolder(config.run.path), resolve_device(config.run.device)
+    if config.train.epochs is None:
+        check_length(config)
     with init_processes(config.parallel, device) as processes, lock_run(folder, processes):
         own = console if processes.is_first else RunConsole.silent()
+        if config.train.epochs is not None:
+            (corpus,) = prepare_once(config, own, processes).values()
+            config = config.with_tokens(len(corpus.train.rows(config.data.sequence_length)))
+            check_length(config)
         return train_together(config, folder, own, processes, resume=resume or was_restarted())
+
+
+def check_length(config: Config) -> None:
+    """Check what depends on the length of the run: schedule and marks.
+
+    Raises:
+        ConfigError: for a schedule or a mark that does not fit into it.
+    """
+    check_schedule(config)
+    steps_to_keep(config)
 
 
 def train_together(
