@@ -47,6 +47,13 @@ def import_(
         given["optimizer.state"] = state
     ours = [f"{key}={json.dumps(str(path))}" for key, path in given.items()]
     config = load_config(recipe, [*ours, *overrides])
+    given_lr = any(word.startswith("optimizer.lr=") for word in overrides)
+    if recipe == "demo" and not given_lr and is_first_process():
+        typer.echo(
+            f"warning: optimizer.lr={config.optimizer.lr} is that of the recipe demo, which trains "
+            "a small model from the start; give a recipe or optimizer.lr",
+            err=True,
+        )
     if (
         OPTIONS_OF[config.optimizer.rule].on_matrices
         and not trained_with_muon(folder)

@@ -97,7 +97,8 @@ class RunSection(Section):
     threads: Annotated[int, Field(gt=0, le=1024)] | None = None
     """CPU threads of torch, at most 1024. The default is torch's own."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Device to train on; `auto` is a GPU if there is one."""
+    """Device to train on; `auto` is a GPU of CUDA or ROCm if there is one, else the CPU. Apple's GPUs
+    are not supported."""
 
 
 class ModelSection(Section):
