@@ -495,7 +495,7 @@ class TrainSection(Section):
 
     @model_validator(mode="after")
     def _one_length(self) -> TrainSection:
-        lengths = {
+        lengths: dict[str, object] = {
             "train.tokens": self.tokens,
             "train.steps": self.steps,
             "train.epochs": self.epochs,
