@@ -20,7 +20,7 @@ def commands() -> str:
     text = text.partition("**Commands**")[2].partition("\n\n")[2]  # the page has a title of its own
     for name, cut, whole in _summaries(command):
         text = text.replace(f"* `{name}`: {cut}\n", f"* `{name}`: {whole}\n")
-    text = re.sub(r"^\* `--help`: .*\n", "", text, flags=re.M)
+    text = re.sub(r"^\* `(-h, )?--help`: .*\n", "", text, flags=re.M)
     text = re.sub(r"^\*\*Options\*\*:\n\n(?!\*)", "", text, flags=re.M)
     return re.sub(r"^\* ", "- ", re.sub(r"[ \t]+$", "", text, flags=re.M), flags=re.M)
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import fields
 
-from docs.blocks.docstrings import read_docstrings
 from docs.blocks.markdown import code, table
+from muonscale.lab.config.keys import read_docstrings
 from muonscale.optim import options
 from muonscale.optim.rules.base import RULES
 

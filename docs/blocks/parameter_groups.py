@@ -12,9 +12,9 @@ import torch
 from torch import nn
 
 from docs.blocks.architectures import FUSED_IN
-from docs.blocks.docstrings import read_docstrings
 from docs.blocks.markdown import code, size, table
 from muonscale import grouping_report, parameter_groups
+from muonscale.lab.config.keys import read_docstrings
 from muonscale.lab.targets import inspect as inspect_model
 from muonscale.optim.matrices.spec import PLAIN, MatrixSpec
 from muonscale.optim.parameters.collapse import collapse

@@ -69,10 +69,16 @@ def command_line(*words: object) -> str:
     return shlex.join(["muonscale", *map(str, words)])
 
 
+MANY = 16
+"""Accepted names that a hint lists at most."""
+
+
 def nearest(name: object, accepted: Iterable[str]) -> str:
-    """Return a hint for a misspelled `name`: the closest accepted names, else all of them."""
+    """Return a hint for a misspelled `name`: the closest accepted names, else the first ones."""
     accepted = sorted(accepted)
     close = difflib.get_close_matches(str(name), accepted, n=3, cutoff=0.5)
     if close:
         return f"did you mean {' or '.join(close)}?"
-    return f"accepted: {', '.join(accepted)}"
+    more = len(accepted) - MANY
+    cut = f" and {more} more" if more > 2 else ""
+    return f"accepted: {', '.join(accepted[:MANY] if cut else accepted)}{cut}"

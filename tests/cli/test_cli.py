@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import ast
 import itertools
+import json
 import os
 import re
 import subprocess
@@ -9,9 +10,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import typer
 
 import muonscale as muonscale_package
+from muonscale.cli.app import GROUPS, app
 from muonscale.errors import command_line
+from muonscale.lab.config.load import load_config
+from muonscale.lab.studies.kinds import load_study
 from tests.conftest import Muonscale
 
 COMMAND = re.compile(r"muonscale [a-z]+( [a-z]+)? $")
@@ -126,6 +131,60 @@ def test_recipes_are_listed(muonscale: Muonscale) -> None:
     assert "  batch-nano " in studies and "  muon-adamw-nano " in studies
 
 
+def test_a_recipe_is_printed_as_it_is_used(muonscale: Muonscale, tmp_path: Path) -> None:
+    for name, load in (("demo", load_config), ("muon-adamw-nano", load_study)):
+        answer = muonscale("recipes", name)
+        (tmp_path / "own.yaml").write_text(answer.out)
+        assert answer.code == 0 and load(str(tmp_path / "own.yaml"), []) == load(name, [])
+
+
+def test_the_configuration_of_a_run_is_a_recipe(muonscale: Muonscale, tmp_path: Path) -> None:
+    words = ["optimizer.lr=0.5", "train.tokens=10M"]
+    answer = muonscale("train", "demo", *words, "--dry-run", "--json")
+    (tmp_path / "own.json").write_text(answer.out)
+    assert load_config(str(tmp_path / "own.json")) == load_config("demo", words)
+
+
+def test_the_version_and_every_verb_are_in_the_help(muonscale: Muonscale) -> None:
+    assert muonscale("--version").out == f"muonscale {muonscale_package.__version__}\n"
+    answer = muonscale("-h")
+    assert answer.code == 0
+    sections = re.split(r"^(.*):$", answer.out, flags=re.M)[1:]
+    listed = {title: sections[n + 1] for n, title in enumerate(sections) if title in GROUPS}
+    for title, names in GROUPS.items():
+        assert re.findall(r"^  ([a-z]+) ", listed[title], flags=re.M) == list(names)
+    verbs = [name for names in GROUPS.values() for name in names]
+    assert sorted(verbs) == sorted(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
+    assert not re.search(r"\w\.\.\.$", answer.out, flags=re.M)
+    assert muonscale("fit", "scaling", "-h").code == 0
+
+
+def test_keys_are_printed(muonscale: Muonscale) -> None:
+    answer = muonscale("config", "train.tokens")
+    assert answer.code == 0 and "train.tokens" in answer.out and "train.steps" not in answer.out
+    (key,) = json.loads(muonscale("config", "train.batch_tokens", "--json").out)
+    assert key["name"] == "train.batch_tokens" and key["default"] == "8192"
+
+
+@pytest.mark.parametrize(
+    ("words", "found"),
+    [
+        ("muonscale coordc", {"coordcheck"}),
+        ("muonscale train dem", {"demo"}),
+        ("muonscale train data.val", {"data.validation="}),
+        ("muonscale study plan batch", {"batch-nano"}),
+        ("muonscale config prof", {"profile", "profile.steps"}),
+    ],
+)
+def test_a_shell_completes_verbs_recipes_and_keys(
+    words: str, found: set[str], muonscale: Muonscale, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("_MUONSCALE_COMPLETE", "complete_bash")
+    monkeypatch.setenv("COMP_WORDS", words)
+    monkeypatch.setenv("COMP_CWORD", str(len(words.split()) - 1))
+    assert set(muonscale().out.split()) == found
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -138,6 +197,14 @@ def test_recipes_are_listed(muonscale: Muonscale) -> None:
         (["train", "schedule.warmup=1e9", "--dry-run"], "schedule.warmup"),
         (["tarin"], "tarin"),
         (["train", "--restart"], "--restart"),
+        (["train", "--data.path=my text.txt"], "data.path='my text.txt'"),
+        (["train", "lr=0.01"], "did you mean optimizer.lr?"),
+        (["train", "train.lr=0.01"], "did you mean optimizer.lr?"),
+        (["train", "optimizer.rule=normuon"], "optimizer.post_norm=normuon"),
+        (["train", "train.batch_tokens=4k"], "4096"),
+        (["train", "--json"], "--dry-run"),
+        (["recipes", "dmo"], "did you mean demo"),
+        (["config", "train.tokns"], "did you mean train.tokens"),
     ],
 )
 def test_a_mistake_gets_a_sentence_and_exit_code_2(

@@ -210,7 +210,7 @@ def test_the_verbs_that_only_look_take_the_checkpoint_too(
         assert answer.code == 0, answer.err
         answer = muonscale(verb, *rest, *words, f"model.weights={tmp_path / 'none'}", *more)
         refused(answer, "model.weights", "none")
-    answer = muonscale("import", model, *rest, "--dry-run")
+    answer = muonscale("import", model, *rest, "--dry-run", "--json")
     assert answer.code == 0 and f'"weights": "{model}"' in answer.out
     refused(muonscale("inspect", "llama-pico", words[0]), "data.tokenizer")
     assert not (tmp_path / "run").exists()
@@ -237,6 +237,9 @@ def test_a_warning_says_what_muon_gains_unless_the_card_has_the_tag(
     card.unlink(missing_ok=True)
     say = "warning: the model card"
     answer = muonscale("import", model, *rest, "--dry-run")
+    assert "optimizer.lr=0.02 is that of the recipe demo" in answer.err
+    given = muonscale("import", model, *rest, "optimizer.lr=0.001", "--dry-run")
+    assert given.code == 0 and "of the recipe demo" not in given.err
     assert say in answer.err and "2502.16982" in answer.err and "optimizer.rule=adamw" in answer.err
     for text, warns in (
         ("---\ntags:\n- muon\n- llama\n---\n# A model\n", False),
@@ -262,7 +265,7 @@ def test_a_name_is_fetched(
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", fetch)
     monkeypatch.chdir(tmp_path)
-    answer = muonscale("import", "org/model", *rest, "--dry-run")
+    answer = muonscale("import", "org/model", *rest, "--dry-run", "--json")
     assert answer.code == 0 and f'"tokenizer": "{model}"' in answer.out
     assert asked[0][0] == "org/model" and "*.safetensors" in asked[0][1]["allow_patterns"]
 

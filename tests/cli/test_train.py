@@ -382,13 +382,34 @@ def test_a_finished_run_is_not_repeated(
     assert (finished / "result.json").stat().st_mtime_ns == before
 
 
+def test_the_length_of_a_run_may_be_given_in_epochs(
+    muonscale: Muonscale, tiny: list[str], tmp_path: Path
+) -> None:
+    words = [word for word in tiny if not word.startswith("train.steps")] + ["train.epochs=0.05"]
+    answer = muonscale("train", *words)
+    assert answer.code == 0, answer.err
+    config = load_config(str(tmp_path / "run"))
+    env = json.loads((tmp_path / "run" / "env.json").read_text())
+    (data,) = env["data"].values()
+    assert config.train.epochs is None and config.steps * 256 >= config.train.tokens
+    assert data["read"]["epochs"] == pytest.approx(0.05, abs=256 / data["train"]["tokens"])
+    assert "validation loss" in answer.out and "epoch 0.05" in answer.out
+    for again in (words, [tmp_path / "run"]):
+        answer = muonscale("train", *again, "--resume")
+        assert answer.code == 0 and "is finished" in answer.out, answer.err
+    refused(muonscale("train", *words, "--dry-run"), "train.epochs=0.05", "train.tokens")
+    mixture = "data.mixture=[{path: a, weight: 1}, {path: b, weight: 1}]"
+    several = [word for word in words if not word.startswith("data.path")]
+    refused(muonscale("train", *several, mixture), "train.epochs=0.05", "data.mixture has 2")
+
+
 def test_a_dry_run_says_everything_and_writes_nothing(
     muonscale: Muonscale, tiny: list[str], tmp_path: Path
 ) -> None:
     answer = muonscale("train", *tiny, "--dry-run")
     assert answer.code == 0, answer.err
+    assert '"run": {' not in answer.out
     for text in (
-        "config",
         "parameters",
         "FLOPs",
         "schedule",

@@ -40,8 +40,9 @@ def commands(page: Path) -> list[str]:
 
 
 def words_of(line: str) -> list[str]:
-    """Return what follows `muonscale`, whoever starts it."""
+    """Return what follows `muonscale`, whoever starts it, up to a file that it writes to."""
     words = shlex.split(line, comments=True)
+    words = words[: words.index(">")] if ">" in words else words
     return words[words.index("muonscale") + 1 :]
 
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import io
 import os
+import re
+import shlex
 import signal
 import sys
 from types import FrameType
@@ -16,6 +18,9 @@ from types import FrameType
 from muonscale.errors import MuonscaleError
 
 INSTALL = 'the command line needs the lab extra; install it with: pip install "muonscale[lab]"'
+
+DASHED_KEY = re.compile(r"--[a-z]+\.[a-z_]")
+"""The beginning of a key of the configuration that is written as an option."""
 
 
 def main() -> int:
@@ -29,10 +34,14 @@ def main() -> int:
             stream.reconfigure(errors="replace")  # an encoding that lacks a character ends nothing
     if sys.platform == "win32":
         return _refuse("the command line does not run on Windows; use Linux, macOS or WSL")
+    if option := next(filter(DASHED_KEY.match, sys.argv[1:]), None):
+        key, sign, value = option.removeprefix("--").partition("=")
+        word = f"{key}={shlex.quote(value) if sign else '...'}"
+        return _refuse(f"there is no option {option}; write the key without the dashes: {word}")
     try:
         from muonscale.cli.app import app
 
-        app()
+        app(prog_name="muonscale")
     except ModuleNotFoundError as error:
         if (error.name or "muonscale").startswith("muonscale"):
             raise

@@ -7,13 +7,49 @@ from typing import Annotated
 
 import typer
 
-from muonscale.errors import ConfigError
+from muonscale.errors import CheckpointError, ConfigError
+
+
+def complete_runs(start: str) -> list[str]:
+    """Return the recipes of runs that begin with `start`, for the completion of a shell."""
+    from muonscale.lab.config.load import recipe_names
+
+    return [name for name in recipe_names() if name.startswith(start)]
+
+
+def complete_studies(start: str) -> list[str]:
+    """Return the recipes of studies that begin with `start`."""
+    from muonscale.lab.studies.kinds import study_names
+
+    return [name for name in study_names() if name.startswith(start)]
+
+
+def complete_recipes(start: str) -> list[str]:
+    """Return the recipes of runs and of studies that begin with `start`."""
+    return [*complete_runs(start), *complete_studies(start)]
+
+
+def complete_sections(start: str) -> list[str]:
+    """Return the sections and keys of a run that begin with `start`."""
+    from muonscale.lab.config.load import KEYS, Config
+
+    keys = [f"{section}.{key}" for key, sections in KEYS.items() for section in sections]
+    return [name for name in (*Config.model_fields, *sorted(keys)) if name.startswith(start)]
+
+
+def complete_arguments(start: str) -> list[str]:
+    """Return the recipes, and the keys with their `=`, that begin with `start`."""
+    keys = [f"{name}=" for name in complete_sections(start) if "." in name]
+    return [*complete_runs(start), *keys]
+
 
 Arguments = Annotated[
     list[str] | None,
     typer.Argument(
         metavar="[RECIPE] [section.key=value ...]",
-        help="A recipe, a YAML file or a run folder (default: demo), then overrides of its keys.",
+        help="A recipe, a YAML file or a run folder (default: demo), then overrides of its keys, "
+        "which `muonscale config` lists.",
+        autocompletion=complete_arguments,
         show_default=False,
     ),
 ]
@@ -23,13 +59,17 @@ Model = Annotated[
     typer.Argument(
         metavar="MODEL",
         help="A preset, a recipe, a run folder, or a Hugging Face config.json or its folder.",
+        autocompletion=complete_runs,
     ),
 ]
 
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(
-        metavar="[section.key=value ...]", help="Overrides of keys.", show_default=False
+        metavar="[section.key=value ...]",
+        help="Overrides of keys, which `muonscale config` lists.",
+        autocompletion=complete_arguments,
+        show_default=False,
     ),
 ]
 
@@ -38,6 +78,12 @@ Temperature = Annotated[
     float, typer.Option(min=0.0, help="Sampling temperature; 0 always picks the most likely token.")
 ]
 TopK = Annotated[int, typer.Option(min=1, help="Sample from this many of the most likely tokens.")]
+TopP = Annotated[
+    float,
+    typer.Option(
+        min=0.0, max=1.0, help="Sample from the most likely tokens of this total probability."
+    ),
+]
 SampleSeed = Annotated[int, typer.Option(min=0, max=2**62, help="Seed of the first sample.")]
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
@@ -57,6 +103,18 @@ def split_arguments(arguments: list[str]) -> tuple[str, list[str]]:
             "section.key=value"
         )
     return names[0] if names else "demo", overrides
+
+
+def check_exists(folder: Path) -> None:
+    """Refuse a folder that does not exist, before torch is imported, which takes seconds.
+
+    Raises:
+        CheckpointError: if there is nothing at this path.
+    """
+    if not folder.exists():
+        raise CheckpointError(
+            f"{folder} is neither a run folder nor a Hugging Face model folder: it does not exist"
+        )
 
 
 def split_source(text: str) -> tuple[Path, int | None]:

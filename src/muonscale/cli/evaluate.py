@@ -15,6 +15,7 @@ from muonscale.cli.arguments import (
     Temperature,
     Tokens,
     TopK,
+    check_exists,
     split_source,
 )
 from muonscale.errors import ConfigError
@@ -86,12 +87,13 @@ def evaluate(
     `muonscale eval runs/demo@300 data.path=other.txt --all`; `muonscale eval models/mine --tasks
     arc_easy,hellaswag --limit 100`.
     """
+    path, step = split_source(source)
+    check_exists(path)
     from muonscale.lab.console import stderr_console
     from muonscale.lab.evaluation.command import SampleRequest, TaskRequest, evaluate_model
     from muonscale.lab.evaluation.harness import HarnessOptions
     from muonscale.lab.training.console import RunConsole
 
-    path, step = split_source(source)
     names = tuple(name.strip() for name in tasks.split(",")) if tasks is not None else ()
     if "" in names:
         raise ConfigError(f"--tasks {tasks!r} must be names separated by commas")

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from muonscale.cli.arguments import split_source
+from muonscale.cli.arguments import check_exists, split_source
 from muonscale.errors import command_line
 
 
@@ -32,10 +32,11 @@ def export(
     The run may still be training. Examples: `muonscale export runs/demo models/demo`;
     `muonscale export runs/demo@300 models/demo-300 --dtype bfloat16`.
     """
+    path, step = split_source(source)
+    check_exists(path)
+    from muonscale.lab.config.sections import read_dtype
     from muonscale.lab.run_folder import RunFolder
     from muonscale.lab.training.export import export as write
-
-    path, step = split_source(source)
 
     def warn(text: str) -> None:
         typer.echo(text, err=True)
@@ -44,10 +45,10 @@ def export(
         RunFolder(path),
         step,
         folder,
-        dtype=dtype,
+        dtype=read_dtype(dtype),
         max_shard_size=max_shard_size,
         average=average,
         report=warn,
     )
-    again = command_line("generate", folder, "def ")
+    again = command_line("generate", folder)
     typer.echo(f"step {done} of {path} is in {folder}; try: {again}")

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from muonscale.cli import is_first_process
-from muonscale.cli.arguments import Arguments, split_arguments
+from muonscale.cli.arguments import Arguments, Json, split_arguments
 from muonscale.cli.running import DryRun, Resume, start
 from muonscale.optim.options import OPTIONS_OF
 
@@ -29,6 +29,7 @@ def import_(
     ] = None,
     dry_run: DryRun = False,
     resume: Resume = False,
+    as_json: Json = False,
 ) -> None:
     """Train a model from a Hugging Face checkpoint.
 
@@ -46,10 +47,17 @@ def import_(
         given["optimizer.state"] = state
     ours = [f"{key}={json.dumps(str(path))}" for key, path in given.items()]
     config = load_config(recipe, [*ours, *overrides])
+    given_lr = any(word.startswith("optimizer.lr=") for word in overrides)
+    if recipe == "demo" and not given_lr and is_first_process():
+        typer.echo(
+            f"warning: optimizer.lr={config.optimizer.lr} is that of the recipe demo, which trains "
+            "a small model from the start; give a recipe or optimizer.lr",
+            err=True,
+        )
     if (
         OPTIONS_OF[config.optimizer.rule].on_matrices
         and not trained_with_muon(folder)
         and is_first_process()
     ):
         typer.echo(f"warning: {MUON_GAINS_NOTHING}", err=True)
-    start(config, dry_run=dry_run, resume=resume)
+    start(config, dry_run=dry_run, resume=resume, as_json=as_json)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from muonscale.cli.arguments import Json
+from muonscale.cli.arguments import Json, complete_studies
 from muonscale.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ Words = Annotated[
     typer.Argument(
         metavar="STUDY [key=value ...]",
         help="A study recipe, a YAML file or a study folder, then overrides of its keys.",
+        autocompletion=complete_studies,
     ),
 ]
 

@@ -57,6 +57,39 @@ def seconds_text(seconds: float) -> str:
     return f"{seconds * 1000:,.3g} ms" if seconds < 1 else f"{seconds:,.3f} s"
 
 
+def duration_text(seconds: float) -> str:
+    """Return a time as people say it: 0.3 s, 8 s, 2 min 5 s, 1 h 12 min, 4 d 3 h."""
+    if round(seconds) < 60:
+        return f"{seconds:.1g} s" if seconds < 0.95 else f"{seconds:.0f} s"
+    for big, small, unit, next_unit in ((60, 1, "min", "s"), (3600, 60, "h", "min")):
+        whole, rest = divmod(round(seconds / small), big // small)
+        if whole < 60:
+            return f"{whole} {unit} {rest} {next_unit}" if rest else f"{whole} {unit}"
+    days, hours = divmod(round(seconds / 3600), 24)
+    return f"{days:,} d {hours} h" if hours else f"{days:,} d"
+
+
+def si_text(number: float) -> str:
+    """Return a number with three digits and a suffix: 950, 8.19 k, 121 G; above 1000 P 1.2e+21."""
+    for factor, suffix in (
+        (1e3, ""),
+        (1e6, "k"),
+        (1e9, "M"),
+        (1e12, "G"),
+        (1e15, "T"),
+        (1e18, "P"),
+    ):
+        digits = f"{number / (factor / 1e3):.3g}"
+        if abs(float(digits)) < 1000:
+            return f"{digits} {suffix}".rstrip()
+    return f"{number:.3g}"
+
+
+def si_bytes(number: float) -> str:
+    """Return bytes in short: 950B, 1.21GB."""
+    return f"{si_text(number)}B".replace(" ", "").replace("k", "K")
+
+
 def counted(number: int, noun: str, plural: str = "") -> str:
     """Return a number with its noun: 1 run, 2 runs, 12,000 batches."""
     return f"{number:,} {noun if number == 1 else plural or noun + 's'}"

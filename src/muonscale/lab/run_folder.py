@@ -55,6 +55,7 @@ FREE_ON_RESUME = (
     "eval.",
     "checkpoint.",
     "telemetry.",
+    "log.",
     "track.",
     "profile.",
     "parallel.",
@@ -99,6 +100,11 @@ class RunFolder:
     def exists(self) -> bool:
         """Whether a run was started here."""
         return (self.path / "config.json").exists()
+
+    @property
+    def finished_text(self) -> str:
+        """What to say of a finished run."""
+        return f"run {self.path} is finished; its result is in result.json"
 
     def result(self) -> dict[str, Any] | None:
         """Return the result of a finished run, None of an unfinished one.

@@ -105,7 +105,7 @@ def resolve_target(target: str, overrides: Sequence[str]) -> tuple[Config, PreTr
         raise ConfigError(
             f"there is no model {target!r}; {nearest(target, {*PRESETS, *recipe_names()})}\nA "
             "model is a preset, a recipe, a run folder, or a Hugging Face config.json or its "
-            "folder."
+            "folder; of a model on the Hub, download its config.json."
         )
     config = load_config(target, overrides)
     return config, planned_shape(config)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -128,3 +129,57 @@ def test_of_two_overrides_of_a_key_the_last_one_counts() -> None:
     words = ["train.steps=20", "train.steps=null", "train.tokens=8192", "run.seed=1", "run.seed=2"]
     config = load_config("demo", words)
     assert (config.train.steps, config.train.tokens, config.run.seed) == (None, 8192, 2)
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [
+        ("10B", 10**10),
+        ("1m", 10**6),
+        ("512k", 512_000),
+        ("0.5M", 500_000),
+        ("512Ki", 2**19),
+        ("1.5 G", 1_500_000_000),
+    ],
+)
+def test_numbers_may_have_a_suffix(text: str, number: int) -> None:
+    assert load_config("demo", [f"train.tokens={text}"]).train.tokens == number
+    marks = load_config("demo", [f"checkpoint.marks=[0.5, {text}]"]).checkpoint.marks
+    assert marks == [0.5, number]
+
+
+@pytest.mark.parametrize("text", ["10X", "0.1k3", "k", "1.5k5", "-1k"])
+def test_a_number_with_another_suffix_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(f"train.tokens={text!r}")):
+        load_config("demo", [f"train.tokens={text}"])
+    with pytest.raises(ConfigError, match=r"train\.tokens=0\.1: .*fractional part"):
+        load_config("demo", ["train.tokens=0.0001k"])
+
+
+def test_dtypes_have_short_names() -> None:
+    words = ["train.precision=bf16", "optimizer.ns_dtype=fp32", "optimizer.comm_dtype=bf16"]
+    config = load_config("demo", words)
+    optimizer = config.optimizer
+    assert config.train.precision == "bfloat16"
+    assert (optimizer.ns_dtype, optimizer.comm_dtype) == ("float32", "bfloat16")
+    with pytest.raises(ConfigError, match=r"train\.precision='fp16'"):
+        load_config("demo", ["train.precision=fp16"])
+
+
+def test_files_of_text_are_told_from_recipes(tmp_path: Path) -> None:
+    (tmp_path / "my text.md").write_text("x")
+    for path in (tmp_path / "my text.md", tmp_path):
+        with pytest.raises(ConfigError, match=re.escape(shlex.quote(f"data.path={path}"))):
+            load_config(str(path))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ConfigError, match=r"no folder of a run"):
+        load_config(str(tmp_path / "empty"))
+
+
+def test_a_pattern_of_files_is_text() -> None:
+    assert load_config("demo", ["data.path=*.txt"]).data.path == Path("*.txt")
+
+
+def test_a_long_list_of_names_is_cut() -> None:
+    with pytest.raises(ConfigError, match=r"accepted: demo, .* and \d+ more"):
+        load_config("qqqq")

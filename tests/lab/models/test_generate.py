@@ -5,14 +5,14 @@ import random
 import numpy as np
 import pytest
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from muonscale.errors import CheckpointError, ConfigError
 from muonscale.lab.config.sections import ModelSection
 from muonscale.lab.models.build import build_model
 from muonscale.lab.models.config import model_config
-from muonscale.lab.models.generate import generate_text
+from muonscale.lab.models.generate import _Stream, generate_text
 
 POSITIONS = 16
 SAMPLED = {"temperature": 1.0, "top_k": None}
@@ -180,3 +180,35 @@ def test_a_tokenizer_of_another_model_is_refused(tokenizer: PreTrainedTokenizerF
     config = model_config(section, vocab_size=20, sequence_length=POSITIONS, bos_id=0, eos_id=0)
     with pytest.raises(CheckpointError, match="token 33, and the model has embeddings for 20"):
         generate_text(build_model(config, seed=0), tokenizer, "w33", tokens=2, **GREEDY)
+
+
+def test_text_is_shown_piece_by_piece(model, tokenizer):
+    """45 tokens are more than the positions, so that the model goes on from a part of them."""
+    pieces: list[str] = []
+    text = generate_text(model, tokenizer, "w7 w8", tokens=45, **GREEDY, show=pieces.append)
+    assert pieces[0] == "w7 w8" and "".join(pieces) == text
+    assert len(pieces) >= 45 and all(len(piece) < 6 for piece in pieces)
+
+
+def test_half_a_character_waits_for_its_other_half(model):
+    """A letter of four bytes, one token each, is shown when it is whole."""
+    letters = [f"<0x{byte:02X}>" for byte in "\U0001f600".encode()]
+    inner = Tokenizer(models.BPE({"a": 0} | {t: n for n, t in enumerate(letters, 1)}, []))
+    inner.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
+    words = PreTrainedTokenizerFast(tokenizer_object=inner)
+    pieces: list[str] = []
+    stream = _Stream(words, [0], pieces.append)
+    stream.put(torch.tensor([[0]]))
+    for token in (1, 2, 3, 4):
+        stream.put(torch.tensor([token]))
+    assert pieces == ["a", "\U0001f600"]
+
+
+def test_top_p_keeps_the_likely_tokens(model, tokenizer):
+    greedy = generate_text(model, tokenizer, "w7", tokens=9, **GREEDY)
+    wide = {"temperature": 5.0, "top_k": None, "seed": 0}
+    assert generate_text(model, tokenizer, "w7", tokens=9, top_p=1e-6, **wide) == greedy
+    assert generate_text(model, tokenizer, "w7", tokens=9, **wide) != greedy
+    for wrong in (0.0, 1.5):
+        with pytest.raises(ConfigError, match=f"top_p={wrong}"):
+            generate_text(model, tokenizer, "w7", tokens=9, top_p=wrong, **wide)

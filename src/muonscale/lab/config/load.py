@@ -8,19 +8,30 @@ from __future__ import annotations
 
 import itertools
 import json
+import shlex
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from pydantic import model_validator
 
 from muonscale.errors import ConfigError, nearest, shown
 from muonscale.lab.config.overrides import assign, split_override
-from muonscale.lab.config.read import RECIPES, is_folder, read_tree, shipped_names, shipped_summary
+from muonscale.lab.config.read import (
+    RECIPES,
+    SUFFIXES,
+    is_file,
+    is_folder,
+    read_tree,
+    shipped_names,
+    shipped_summary,
+)
 from muonscale.lab.config.run_length import Timeline
 from muonscale.lab.config.sections import (
     CheckpointSection,
     DataSection,
     EvalSection,
+    LogSection,
     ModelSection,
     OptimizerSection,
     ParallelSection,
@@ -34,13 +45,13 @@ from muonscale.lab.config.sections import (
     TrainSection,
     TransferSection,
 )
-from muonscale.lab.config.validate import validate
+from muonscale.lab.config.validate import keys_in, validate
 
 # Keys that exclude each other: one on the command line replaces the recipe's others.
 ALTERNATIVES = [
     ("data.source", "data.path", "data.mixture"),
     ("model.preset", "model.config", "model.weights"),
-    ("train.tokens", "train.steps"),
+    ("train.tokens", "train.steps", "train.epochs"),
 ]
 
 SHORTHAND = {"track": "track.to"}
@@ -62,6 +73,7 @@ class Config(Section):
     eval: EvalSection = EvalSection()
     checkpoint: CheckpointSection = CheckpointSection()
     telemetry: TelemetrySection = TelemetrySection()
+    log: LogSection = LogSection()
     track: TrackSection = TrackSection()
     profile: ProfileSection = ProfileSection()
 
@@ -95,14 +107,26 @@ class Config(Section):
             given[f"train.batch_schedule.{number}.batch_tokens"] = change.batch_tokens
         for key, tokens in given.items():
             if tokens is not None and tokens % self.data.sequence_length:
+                length = self.data.sequence_length
+                near = max(1, round(tokens / length)) * length
                 raise ValueError(
-                    f"{key}={tokens} is not a multiple of "
-                    f"data.sequence_length={self.data.sequence_length}"
+                    f"{key}={tokens} is not a multiple of data.sequence_length={length}; {near} is"
                 )
         return self
 
     @model_validator(mode="after")
+    def _check_epochs(self) -> Config:
+        if self.train.epochs is not None and self.data.mixture is not None:
+            raise ValueError(
+                f"train.epochs={self.train.epochs} needs one corpus, and data.mixture has "
+                f"{len(self.data.mixture)}; give train.tokens"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _check_stages(self) -> Config:
+        if self.train.epochs is not None:  # checked once the tokens are known
+            return self
         try:
             timeline = self.timeline
             ends = [0, *(timeline.step_at(s.until) for s in self.schedule.stages if s.until)]
@@ -136,7 +160,11 @@ class Config(Section):
     @model_validator(mode="after")
     def _check_profile(self) -> Config:
         wanted = self.profile.step_range
-        if self.profile.steps is not None and not (wanted and wanted[-1] <= self.steps):
+        if (
+            self.profile.steps is not None
+            and self.train.epochs is None
+            and not (wanted and wanted[-1] <= self.steps)
+        ):
             raise ValueError(
                 f"profile.steps={self.profile.steps} is not within the run's steps 1 to "
                 f"{self.steps}; accepted: first:end with first < end <= {self.steps + 1}"
@@ -145,7 +173,16 @@ class Config(Section):
 
     @property
     def timeline(self) -> Timeline:
-        """The steps of the run and the sequences that each reads."""
+        """The steps of the run and the sequences that each reads.
+
+        Raises:
+            ConfigError: if its length is given in epochs, see `with_tokens`.
+        """
+        if self.train.epochs is not None:
+            raise ConfigError(
+                f"train.epochs={self.train.epochs} is a number of steps only for `muonscale train`,"
+                " which reads the corpus; give train.tokens"
+            )
         train, length = self.train, self.data.sequence_length
         batch = train.batch_tokens // length
         if train.steps is not None:
@@ -154,10 +191,32 @@ class Config(Section):
         changes = [(c.after, c.batch_tokens // length) for c in train.batch_schedule]
         return Timeline.changing(train.tokens, batch, changes, length)
 
+    def with_tokens(self, sequences: int) -> Config:
+        """Return this configuration with its epochs in tokens.
+
+        Args:
+            sequences: sequences of the training split.
+        """
+        assert self.train.epochs is not None
+        tokens = max(1, round(self.train.epochs * sequences)) * self.data.sequence_length
+        return resolve_values(self.model_dump(mode="json"), {"train.tokens": tokens})
+
     @property
     def steps(self) -> int:
         """Optimizer steps of the whole run."""
         return self.timeline.steps
+
+
+def _sections_of_keys() -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for section, field in Config.model_fields.items():
+        for key in keys_in(field.annotation):
+            found.setdefault(key, []).append(section)
+    return found
+
+
+KEYS = _sections_of_keys()
+"""From the name of a key to the sections that have one of this name."""
 
 
 def recipe_names() -> list[str]:
@@ -224,6 +283,7 @@ def read_recipe(recipe: str) -> dict[str, Any]:
     Raises:
         ConfigError: if there is no such recipe, or it does not hold sections.
     """
+    _refuse_data(recipe)
     tree = read_tree(recipe, "recipe", RECIPES, "config.json")
     for name, section in tree.items():
         if not isinstance(section, dict) and name not in SHORTHAND:
@@ -241,12 +301,32 @@ def read_recipe(recipe: str) -> dict[str, Any]:
     return tree
 
 
+def _refuse_data(recipe: str) -> None:
+    """Refuse a file or a folder of text, and say how to train on it."""
+    path = Path(recipe)
+    is_data = is_file(recipe) and path.suffix not in SUFFIXES
+    if is_folder(recipe) and not (path / "config.json").exists():
+        is_data = any(path.iterdir())
+    if recipe not in recipe_names() and is_data:
+        words = shlex.join([f"data.path={recipe}", f"run.path=runs/{path.stem}"])
+        raise ConfigError(
+            f"{shown(recipe)} is not a recipe and not the folder of a run; to train on the text "
+            f"in it, write {words}"
+        )
+
+
 def parse_override(text: str) -> tuple[str, Any]:
     """Return the key and the value of an override. The value is read as YAML.
 
     Raises:
         ConfigError: if it does not have the form `section.key=value`, or is not YAML.
     """
+    key, sign, _ = text.partition("=")
+    if sign and key in KEYS:
+        places = " or ".join(f"{section}.{key}" for section in KEYS[key])
+        raise ConfigError(
+            f"override {text!r} must have the form section.key=value; did you mean {places}?"
+        )
     return split_override(text, "section.key=value", lambda key: "." in key or key in SHORTHAND)
 
 

@@ -25,11 +25,14 @@ def split_override(text: str, form: str, accepts: Callable[[str], bool]) -> tupl
     key, sign, value = text.partition("=")
     if not sign or not accepts(key):
         raise ConfigError(f"override {text!r} must have the form {form}")
+    if value.startswith("*"):  # a pattern of files; YAML's aliases have no use in one value
+        return key, value
     try:
         return key, read_yaml(value)
     except yaml.YAMLError as error:
+        reason = " ".join(str(error).split())
         raise ConfigError(
-            f"the value of override {text!r} is not valid YAML: {error}; text with special "
+            f"the value of override {text!r} is not valid YAML: {reason}; text with special "
             "characters needs quotes"
         ) from error
 

@@ -55,11 +55,24 @@ def shipped_names(shelf: Traversable) -> list[str]:
     return sorted(item.name[:-5] for item in shelf.iterdir() if item.name.endswith(".yaml"))
 
 
+def shipped_text(shelf: Traversable, name: str) -> str:
+    """Return a shipped recipe as it is written."""
+    return (shelf / f"{name}.yaml").read_text("utf-8")
+
+
 def shipped_summary(shelf: Traversable, name: str) -> str:
     """Return the first paragraph of the comment that a shipped recipe begins with, as one line."""
-    lines = (shelf / f"{name}.yaml").read_text("utf-8").splitlines()
+    lines = shipped_text(shelf, name).splitlines()
     comment = itertools.takewhile(lambda line: line.startswith("# "), lines)
     return " ".join(line.removeprefix("#").strip() for line in comment)
+
+
+def is_file(name: str) -> bool:
+    """Return whether a recipe is a file; text that cannot be a path is not a file."""
+    try:
+        return Path(name).is_file()
+    except (OSError, ValueError):
+        return False
 
 
 def is_folder(name: str) -> bool:

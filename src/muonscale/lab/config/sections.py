@@ -6,11 +6,13 @@
 from __future__ import annotations
 
 import re
+from decimal import Decimal
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     ValidationInfo,
@@ -34,13 +36,42 @@ from muonscale.optim.options import (
 )
 from muonscale.transfer.options import ConventionT, DepthT
 
-Positive = Annotated[int, Field(gt=0, le=10**18)]
+FACTORS = {
+    "k": 10**3,
+    "m": 10**6,
+    "b": 10**9,
+    "g": 10**9,
+    "t": 10**12,
+    "ki": 2**10,
+    "mi": 2**20,
+    "gi": 2**30,
+}
+"""Factors of the suffixes of a number, in any case: 1M is a million, 1Mi is 2**20."""
+SHORT_DTYPES = {"bf16": "bfloat16", "fp32": "float32", "fp64": "float64"}
+
+
+def read_number(value: Any) -> Any:
+    """Return the number that text such as 10B, 0.5M, 512k or 512Ki stands for; others unchanged."""
+    form = rf"(\d+\.?\d*|\.\d+) ?({'|'.join(FACTORS)})"
+    match = re.fullmatch(form, value, re.IGNORECASE) if isinstance(value, str) else None
+    if match is None:
+        return value
+    number = Decimal(match[1]) * FACTORS[match[2].lower()]
+    return int(number) if number == int(number) else float(number)
+
+
+def read_dtype(value: Any) -> Any:
+    """Return the whole name of a dtype that is given as bf16, fp32 or fp64; others unchanged."""
+    return SHORT_DTYPES.get(value, value) if isinstance(value, str) else value
+
+
+Positive = Annotated[int, BeforeValidator(read_number), Field(gt=0, le=10**18)]
 """A count; products of tokens and steps stay within 64 bits."""
-BatchTokens = Annotated[int, Field(gt=0, le=2**32)]
+BatchTokens = Annotated[int, BeforeValidator(read_number), Field(gt=0, le=2**32)]
 """Tokens of a batch: the numbers of its sequences are held in memory."""
 Fraction = Annotated[float, Field(ge=0, lt=1)]
-Steps = Annotated[float, Field(ge=0)]
-Mark = Annotated[float, Field(gt=0)]
+Steps = Annotated[float, BeforeValidator(read_number), Field(ge=0)]
+Mark = Annotated[float, BeforeValidator(read_number), Field(gt=0)]
 """A point of a run: a fraction of its tokens if below 1, else training tokens (`run_length`)."""
 
 
@@ -67,7 +98,8 @@ class RunSection(Section):
     threads: Annotated[int, Field(gt=0, le=1024)] | None = None
     """CPU threads of torch, at most 1024. The default is torch's own."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Device to train on; `auto` is a GPU if there is one."""
+    """Device to train on; `auto` is a GPU of CUDA or ROCm if there is one, else the CPU. Apple's GPUs
+    are not supported."""
 
 
 class ModelSection(Section):
@@ -287,12 +319,15 @@ class OptimizerSection(  # pyrefly: ignore
     """Optimizer that saved `state`: a name from `muonscale.optim.migrate.convert_state`; null for
     muonscale's own."""
 
+    _dtypes = field_validator("ns_dtype", "comm_dtype", mode="before")(read_dtype)
+
     @field_validator("rule", *names_of(AdamWOptions, MuonOptions, CommonOptions))
     @classmethod
     def _accepted(cls, value: Any, info: ValidationInfo) -> Any:
         name = str(info.field_name)
         try:
             if name == "rule":
+                cls._refuse_value_of_another_key(value)
                 check_word(name, value, tuple(OPTIONS_OF))
             check_options_given({name: value})
         except ConfigError as error:
@@ -307,6 +342,14 @@ class OptimizerSection(  # pyrefly: ignore
                 raise ValueError(f"unknown key optimizer.{key}; {nearest(key, accepted)}")
             check_options_given({key: value})
         return self
+
+    @classmethod
+    def _refuse_value_of_another_key(cls, rule: str) -> None:
+        """Point from such as rule=normuon to the key that has this value."""
+        for key, field in cls.model_fields.items():
+            kinds = (field.annotation, *get_args(field.annotation))
+            if rule not in OPTIONS_OF and any(rule in get_args(kind) for kind in kinds):
+                raise ConfigError(f"rule={rule} is not a rule; give optimizer.{key}={rule}")
 
     @model_validator(mode="after")
     def _check_state(self) -> OptimizerSection:
@@ -466,6 +509,9 @@ class TrainSection(Section):
     """Length of the run in training tokens, rounded up to whole steps."""
     steps: Positive | None = None
     """Length of the run in steps, instead of tokens."""
+    epochs: Annotated[float, Field(gt=0, le=10**6)] | None = None
+    """Length of the run in passes through the training split of one corpus, instead of tokens,
+    which are counted when the run starts."""
     batch_tokens: BatchTokens = 8192
     """Training tokens of a step, over all processes; a multiple of `data.sequence_length`."""
     batch_schedule: list[BatchChange] = []
@@ -493,10 +539,17 @@ class TrainSection(Section):
     """Steps between updates of the average; with those between checkpoints, `mean` is their
     mean."""
 
+    _dtypes = field_validator("precision", mode="before")(read_dtype)
+
     @model_validator(mode="after")
     def _one_length(self) -> TrainSection:
-        _exactly_one({"train.tokens": self.tokens, "train.steps": self.steps})
-        if self.batch_schedule and self.tokens is None:
+        lengths: dict[str, object] = {
+            "train.tokens": self.tokens,
+            "train.steps": self.steps,
+            "train.epochs": self.epochs,
+        }
+        _exactly_one(lengths)
+        if self.batch_schedule and self.steps is not None:
             raise ValueError(
                 f"train.steps={self.steps} with train.batch_schedule: a run with changing batches "
                 "needs train.tokens"
@@ -569,6 +622,14 @@ class TelemetrySection(Section):
     def noise_scale_due(self, step: int) -> bool:
         """Return whether the noise scale is measured in a step; the first step is 0."""
         return self.noise_scale_every is not None and (step + 1) % self.noise_scale_every == 0
+
+
+class LogSection(Section):
+    """Lines of progress of a run without a terminal, as in a file: `log.*`."""
+
+    every: Positive | None = None
+    """Steps between lines; a line is printed after 30 seconds in any case. The default is a
+    twentieth of the run."""
 
 
 TRACKER_NAMES = ("tensorboard", "wandb", "trackio")

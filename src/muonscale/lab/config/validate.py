@@ -42,13 +42,19 @@ def _sentence(model: type[BaseModel], item: Any) -> str:
     """Turn one error of pydantic into a sentence."""
     *parents, leaf = (str(part) for part in item["loc"]) if item["loc"] else ("",)
     key = ".".join([*parents, leaf])
-    message = item["msg"].removeprefix("Value error, ")
+    message, whole = item["msg"].removeprefix("Value error, "), model
     match item["type"]:
         case "extra_forbidden":
             for name in parents:  # the rest are numbers of items, or names in a mapping
                 if name in model.model_fields:
-                    model = _section(model.model_fields[name].annotation) or model
-            return f"unknown key {key}; {nearest(leaf, model.model_fields)}"
+                    model = section_in(model.model_fields[name].annotation) or model
+            elsewhere = [
+                f"{name}.{leaf}"
+                for name, field in whole.model_fields.items()
+                if parents and leaf in keys_in(field.annotation)
+            ]
+            hint = f"did you mean {' or '.join(elsewhere)}?" if elsewhere else ""
+            return f"unknown key {key}; {hint or nearest(leaf, model.model_fields)}"
         case "missing":
             return f"{key} is required; give it in the recipe or as {key}=VALUE"
         case "value_error":
@@ -56,8 +62,14 @@ def _sentence(model: type[BaseModel], item: Any) -> str:
     return f"{key}={shown(item['input'])}: {message}"
 
 
-def _section(annotation: Any) -> type[BaseModel] | None:
+def keys_in(annotation: Any) -> list[str]:
+    """Return the keys of the section in an annotation; none if there is no section in it."""
+    section = section_in(annotation)
+    return [] if section is None else list(section.model_fields)
+
+
+def section_in(annotation: Any) -> type[BaseModel] | None:
     """Return the section in an annotation such as `Section`, `list[Section] | None`."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
-    return next((found for part in get_args(annotation) if (found := _section(part))), None)
+    return next((found for part in get_args(annotation) if (found := section_in(part))), None)

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from muonscale.lab.console import bytes_text, counted, seconds_text, table_text
+from muonscale.lab.console import (
+    bytes_text,
+    counted,
+    duration_text,
+    seconds_text,
+    si_text,
+    table_text,
+)
 
 Row = tuple[str, str, str]
 """A quantity, its value, and a remark."""
@@ -63,7 +70,7 @@ def _head(facts: dict[str, Any]) -> list[Row]:
     micro_batches = counted(layout["micro_batches"], "micro-batch", "micro-batches")
     return [
         *rows,
-        ("", f"{model['flops_per_token']:.4g}", "FLOPs per token, forward and backward"),
+        ("", si_text(model["flops_per_token"]), "FLOPs per token, forward and backward"),
         ("devices", f"{layout['devices']:,}", f"x {layout['device']}: {layout['layout']}"),
         (
             "batch",
@@ -114,7 +121,7 @@ def _newton_schulz(facts: dict[str, Any]) -> list[Row]:
             f"{balance['matrices']:,}",
             split if balance["split_matrices"] else "none split",
         ),
-        ("FLOPs", f"{flops['newton_schulz_per_step']:.4g}", f"in {flops['newton_schulz_dtype']}"),
+        ("FLOPs", si_text(flops["newton_schulz_per_step"]), f"in {flops['newton_schulz_dtype']}"),
         ("share", f"{100 * flops['newton_schulz_share']:.3g} %", "of the FLOPs of a step"),
         ("balance", f"{balance['busiest_over_mean']:.3f}", "busiest device over the mean"),
     ]
@@ -130,7 +137,7 @@ def _time(facts: dict[str, Any]) -> list[Row]:
         ("with AdamW", seconds_text(time["adamw_step"]), "in the same layout"),
     ]
     if time["hours"] is not None:
-        rows.append(("run", f"{time['hours']:,.4g} h", counted(time["steps"], "step")))
+        rows.append(("run", duration_text(3600 * time["hours"]), counted(time["steps"], "step")))
     return rows
 
 

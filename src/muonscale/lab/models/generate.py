@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 
 import torch
@@ -20,7 +20,9 @@ def generate_text(
     tokens: int,
     temperature: float,
     top_k: int | None,
+    top_p: float = 1.0,
     seed: int,
+    show: Callable[[str], None] | None = None,
 ) -> str:
     """Return the prompt and its continuation by the model.
 
@@ -36,17 +38,21 @@ def generate_text(
         tokens: maximum number of new tokens, at least 0.
         temperature: divides the logits; 0 always selects the most likely token.
         top_k: sample from this many most likely tokens, or from all if None.
+        top_p: sample from the most likely tokens whose probabilities sum to this, above 0.
         seed: seed of the samples.
+        show: called with the prompt, then with each new piece of the text; all together are what is
+            returned.
 
     Raises:
         ConfigError: if the prompt is longer than the model's positions, an option is out of range,
             or the prompt is empty and the tokenizer has no end-of-text token.
         CheckpointError: if the tokenizer is another model's, or the logits are not finite.
     """
-    if tokens < 0 or temperature < 0 or (top_k is not None and top_k < 1):
+    wrong_k = top_k is not None and top_k < 1
+    if tokens < 0 or temperature < 0 or wrong_k or not 0 < top_p <= 1:
         raise ConfigError(
-            f"tokens={tokens}, temperature={temperature}, top_k={top_k}: "
-            "tokens and temperature must be at least 0, top_k at least 1"
+            f"tokens={tokens}, temperature={temperature}, top_k={top_k}, top_p={top_p}: tokens and "
+            "temperature must be at least 0, top_k at least 1, top_p above 0 and at most 1"
         )
     ids, end = _first_ids(tokenizer, prompt), tokenizer.eos_token_id
     options = GenerationConfig(
@@ -54,8 +60,13 @@ def generate_text(
         eos_token_id=end,
         pad_token_id=0 if end is None else end,
         use_cache=True,
-        **({"temperature": temperature, "top_k": top_k or 0} if temperature > 0 else {}),
+        **(
+            {"temperature": temperature, "top_k": top_k or 0, "top_p": top_p}
+            if temperature > 0
+            else {}
+        ),
     )
+    stream = None if show is None else _Stream(tokenizer, ids, show)
     try:
         with (
             quiet_transformers(),
@@ -63,7 +74,7 @@ def generate_text(
             _without_defaults(model),
             seed_rng(seed, model.device),
         ):
-            ids = _continue(model, ids, tokens, options)
+            ids = _continue(model, ids, tokens, options, stream)
     except RuntimeError as error:  # torch cannot sample from a distribution that contains a NaN
         raise CheckpointError(
             f"no token can be sampled after the prompt of {len(ids)} tokens: {error}; the weights "
@@ -71,7 +82,60 @@ def generate_text(
         ) from error
     text = tokenizer.decode(ids, skip_special_tokens=True)
     assert isinstance(text, str)
+    if stream is not None:
+        stream.finish(text)
     return text
+
+
+def message_prompt(tokenizer: PreTrainedTokenizerBase, message: str) -> str:
+    """Return a user's message in the chat template, up to where the assistant begins.
+
+    Raises:
+        ConfigError: if the tokenizer has no chat template.
+    """
+    if tokenizer.chat_template is None:
+        raise ConfigError(
+            "the tokenizer has no chat template: it was not trained on chats; leave out --chat"
+        )
+    turn = {"role": "user", "content": message}
+    text = tokenizer.apply_chat_template([turn], tokenize=False, add_generation_prompt=True)
+    assert isinstance(text, str)
+    return text
+
+
+class _Stream:
+    """A streamer of transformers that shows text as soon as its characters are whole."""
+
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, ids: list[int], show: Callable[[str], None]
+    ) -> None:
+        self._tokenizer, self._show = tokenizer, show
+        self._ids, self._shown = list(ids), ""
+        self._show_more()
+        self._waits_for_prompt = True
+
+    def put(self, tokens: torch.Tensor) -> None:
+        """Take the prompt, which each call of `generate` begins with, or the next token."""
+        if not self._waits_for_prompt:
+            self._ids += tokens.flatten().tolist()
+            self._show_more()
+        self._waits_for_prompt = False
+
+    def end(self) -> None:
+        """End a call of `generate`."""
+        self._waits_for_prompt = True
+
+    def _show_more(self) -> None:
+        text = self._tokenizer.decode(self._ids, skip_special_tokens=True)
+        assert isinstance(text, str)
+        if not text.endswith("\ufffd") or not self._shown:  # half of a character
+            self.finish(text)
+
+    def finish(self, text: str) -> None:
+        """Show what is new in the text so far."""
+        if text.startswith(self._shown):
+            self._show(text[len(self._shown) :])
+            self._shown = text
 
 
 @contextmanager
@@ -100,7 +164,11 @@ def _first_ids(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
 
 @torch.inference_mode()
 def _continue(
-    model: PreTrainedModel, ids: list[int], tokens: int, options: GenerationConfig
+    model: PreTrainedModel,
+    ids: list[int],
+    tokens: int,
+    options: GenerationConfig,
+    stream: _Stream | None,
 ) -> list[int]:
     positions = getattr(model.config, "max_position_embeddings", None) or len(ids) + tokens
     if len(ids) > positions:
@@ -123,7 +191,10 @@ def _continue(
         options.max_new_tokens = min(wanted - len(ids), positions - len(window))
         context = torch.tensor([window], device=model.device)
         output = model.generate(  # pyrefly: ignore
-            context, attention_mask=torch.ones_like(context), generation_config=options
+            context,
+            attention_mask=torch.ones_like(context),
+            generation_config=options,
+            streamer=stream,
         )
         written = output[0, len(window) :].tolist()
         ids, window = ids + written, window + written

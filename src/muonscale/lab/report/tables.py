@@ -10,10 +10,12 @@ from collections.abc import Iterable, Sequence
 
 from muonscale.lab.report.page import Chart, Table
 
-_UNIT = r"%|[kMGBT]?B|[KMGT]iB|[kMBT]|ms|s|h|x"
+_UNIT = r"%|[kMGBT]?B|[KMGT]iB|[kMGBTP]|ms|s|min|h|d|x"
 _AMOUNT = rf"[+\-\u2212]?[$]?(\d[\d,]*\.?\d*|\.\d+)(e[+\-]?\d+)?( ?({_UNIT}))?"
-NUMBER = re.compile(rf"{_AMOUNT}( ?(±|to) ?{_AMOUNT})?|nan|inf", re.IGNORECASE)
-"""A number or an interval, with or without a unit."""
+NUMBER = re.compile(
+    rf"{_AMOUNT}( ?(±|to) ?{_AMOUNT})?|\d+ (min|h|d) \d+ \w+|nan|inf", re.IGNORECASE
+)
+"""A number, an interval or a time such as 1 h 12 min, with or without a unit."""
 
 BLANK = ("", "-", "?", "\u2013", "\u2014")
 """Cells that stand for a missing number."""

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from muonscale.lab.console import duration_text, si_text
 from muonscale.lab.studies.config import ExecutorSection
 from muonscale.lab.studies.planned_run import PlannedRun
 from muonscale.lab.studies.study import ExpectedRuns, Outcomes, PartT
@@ -121,7 +122,7 @@ def _step_seconds(
     from muonscale.lab.estimate.run_cost import measure_step
 
     if (speed := executor.flops_per_second) is not None:
-        return None, f"{speed:.3g} FLOP/s, as executor.flops_per_second says"
+        return None, f"{si_text(speed)} FLOP/s, as executor.flops_per_second says"
     done = [outcomes[run.id] for run in group if run.id in outcomes]
     known = [o.train_seconds / o.run.config.steps for o in done if o.train_seconds is not None]
     if known:
@@ -243,7 +244,7 @@ class Account:
 
     def rows(self) -> list[tuple[str, ...]]:
         """Return the account as rows of a table, the head first."""
-        head = ("account", "runs", "at most", "FLOPs of one", "FLOPs", "hours", "for")
+        head = ("account", "runs", "at most", "FLOPs of one", "FLOPs", "time", "for")
         return [
             head,
             *(
@@ -251,8 +252,8 @@ class Account:
                     line.name,
                     str(line.runs),
                     str(line.most),
-                    f"{line.flops:.3g}",
-                    f"{line.runs * line.flops:.3g}",
+                    si_text(line.flops),
+                    si_text(line.runs * line.flops),
                     format_hours(None if line.seconds is None else line.runs * line.seconds / 3600),
                     PARTS[line.part],
                 )
@@ -269,8 +270,8 @@ class Account:
 
         whole, most = self.total("tuning", "final"), self.total("tuning", "final", most=True)
         found = [
-            f"tuning and final runs: {whole.flops:.3g} FLOPs, {whole.hours} hours of runs; at most "
-            f"{most.flops:.3g} FLOPs, {most.hours} hours",
+            f"tuning and final runs: {si_text(whole.flops)} FLOPs, {whole.hours} of runs; at most "
+            f"{si_text(most.flops)} FLOPs, {most.hours}",
             f"share of tuning: {format_shares(self.tuning_share)}",
         ]
         if self.of_instead is not None:
@@ -280,5 +281,5 @@ class Account:
 
 
 def format_hours(hours: float | None) -> str:
-    """Return hours as text; a question mark where they are not known."""
-    return "?" if hours is None else f"{hours:.2f}" if hours >= 0.1 else f"{hours:.4f}"
+    """Return hours as people say them; a question mark where they are not known."""
+    return "?" if hours is None else duration_text(3600 * hours)

@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from muonscale.errors import command_line
-from muonscale.lab.console import table_text
+from muonscale.lab.console import duration_text, si_text, table_text
 from muonscale.lab.files import to_json
 from muonscale.lab.studies.cost import Account, StudyCost, format_hours
 from muonscale.lab.studies.engine import StudyState, describe_outcome
@@ -27,7 +27,7 @@ COLORS = {
 
 def study_plan_text(study: Study, state: StudyState, cost: StudyCost) -> str:
     """Return the runs and their cost as a table, then totals."""
-    head = ("run", "parameters", "steps", "tokens", "FLOPs", "hours", "state")
+    head = ("run", "parameters", "steps", "tokens", "FLOPs", "time", "state")
     rows = []
     for id, run in state.runs.items():
         one = cost.runs[id]
@@ -37,7 +37,7 @@ def study_plan_text(study: Study, state: StudyState, cost: StudyCost) -> str:
                 f"{one.parameters:,}",
                 f"{one.steps:,}",
                 f"{one.tokens:,}",
-                f"{one.flops:.3g}",
+                si_text(one.flops),
                 format_hours(cost.hours([id])),
                 state.outcomes[id].state,
             )
@@ -65,7 +65,7 @@ def study_plan_text(study: Study, state: StudyState, cost: StudyCost) -> str:
 def _total(name: str, ids: Any, cost: StudyCost) -> str:
     number, tokens, flops = cost.total(ids)
     hours = format_hours(cost.hours(ids))
-    return f"{name}: {number} runs, {tokens:,} tokens, {flops:.3g} FLOPs, {hours} hours of runs"
+    return f"{name}: {number} runs, {tokens:,} tokens, {si_text(flops)} FLOPs, {hours} of runs"
 
 
 def hours_left(state: StudyState, cost: StudyCost) -> float | None:
@@ -88,7 +88,7 @@ def _describe_workers(cost: StudyCost, hours: float | None) -> str:
         return "the cluster decides how many run at a time"
     if hours is None:
         return f"{cost.workers} at a time"
-    return f"{cost.workers} at a time: about {format_hours(hours / cost.workers)} hours to go"
+    return f"{cost.workers} at a time: about {format_hours(hours / cost.workers)} to go"
 
 
 def plan_json(study: Study, state: StudyState, cost: StudyCost) -> str:
@@ -157,7 +157,7 @@ def _progress(outcome: Outcome) -> tuple[str, ...]:
     loss = "" if last["loss"] is None else f"{last['loss']:.4f}"
     left = (steps - last["step"]) * last["step_ms"] / 1000
     speed = f"{last['tokens_per_second']:,.0f}"
-    return outcome.state, f"{last['step']}/{steps}", loss, speed, f"{left / 60:.0f} min"
+    return outcome.state, f"{last['step']}/{steps}", loss, speed, duration_text(left)
 
 
 def status_json(study: Study, state: StudyState) -> str:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from transformers import PreTrainedConfig
 
-from muonscale.lab.config.load import Config, dump_config
+from muonscale.lab.config.load import Config
+from muonscale.lab.console import si_text
 from muonscale.lab.data.tokenizer import load_tokenizer
 from muonscale.lab.models.build import meta_model
 from muonscale.lab.models.config import model_config
@@ -34,7 +35,7 @@ BARS, SKETCH_WIDTH = "▁▂▃▄▅▆▇█", 40
 
 
 def dry_run(config: Config) -> str:
-    """Return configuration, model size, tokens, FLOPs, schedule and parameter groups as text.
+    """Return model size, tokens, FLOPs, schedule and parameter groups as text.
 
     Raises:
         MuonscaleError: as training would for the configuration, the model and the groups.
@@ -54,7 +55,8 @@ def dry_run(config: Config) -> str:
     tokens = config.timeline.tokens_before(config.steps)
     flops = "not counted: the configuration does not say how many experts a token uses"
     if per_token is not None:
-        flops = f"{per_token:.3e} per token, {per_token * tokens:.3e} in all (forward and backward)"
+        whole = si_text(per_token * tokens)
+        flops = f"{si_text(per_token)} per token, {whole} in all (forward and backward)"
     last = max(1, SKETCH_WIDTH - 1)
     steps = [number * (config.steps - 1) // last for number in range(SKETCH_WIDTH)]
     values = [multiplier(config.schedule, step, config.timeline) for step in steps]
@@ -66,7 +68,6 @@ def dry_run(config: Config) -> str:
     groups = grouping_report(optimizer.param_groups)
     return "\n".join(
         [
-            dump_config(config),
             f"model      {size.total:,} parameters, {size.without_embeddings:,} without embeddings "
             f"and head, vocabulary {shape.vocab_size:,}",
             f"tokens     {config.steps} steps of {config.timeline.described_batches}: {tokens:,}",

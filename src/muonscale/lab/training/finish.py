@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
+from functools import partial
 from typing import Any
 
 from transformers import PreTrainedModel
@@ -43,8 +44,8 @@ def finish(run: Run, stop: StopRequest) -> dict[str, Any]:
     Raises:
         Interrupted: if a stop was requested; the run stays unfinished and can be resumed.
     """
-    run.console.log("evaluating on the whole validation split")
-    record = measure_validation(run, stop)
+    with run.console.stages("") as report:
+        record = measure_validation(run, stop, report=partial(report, "final evaluation"))
     stop.raise_if_requested("stopped in the final evaluation; all steps are saved: use --resume")
     assert record is not None
     baselines = run.processes.on_first(lambda: ngram_baselines(run, stop))
@@ -186,6 +187,7 @@ def _log_result(run: Run, result: dict[str, Any]) -> None:
             f"{result['tokens_per_second']:,.0f}), optimizer "
             f"{100 * result['optimizer_share']:.1f} % of the step"
         )
+    prompt = [run.config.eval.prompt] if run.config.eval.prompt else []
     started = ""
     if (before := result.get("start_validation_loss")) is not None:
         change = result["validation_loss"] - before
@@ -206,5 +208,5 @@ def _log_result(run: Run, result: dict[str, Any]) -> None:
         f"({abs(below):.3f} {'below' if below > 0 else 'above'} the bigram){bits}\n"
         f"{speed}\n"
         f"model in {run.folder.model}, curve in {run.folder.path / 'loss.png'}; try: "
-        f"{command_line('generate', run.folder.path, 'def ')}"
+        f"{command_line('generate', run.folder.path, *prompt)}"
     )

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import resource
+import sys
 from collections.abc import Generator
 from contextlib import closing, contextmanager
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
+import torch
 from torch.profiler import record_function
 
 from muonscale.errors import CheckpointError, command_line
 from muonscale.lab.config.load import Config
+from muonscale.lab.console import si_bytes
 from muonscale.lab.files import write_json
 from muonscale.lab.models.build import meta_model
 from muonscale.lab.models.convert import save_tokenizer
@@ -29,7 +34,14 @@ from muonscale.lab.training.out_of_memory import explain_out_of_memory
 from muonscale.lab.training.profile import Profiler
 from muonscale.lab.training.provenance import record_provenance
 from muonscale.lab.training.schedule import check_schedule
-from muonscale.lab.training.setup import Run, environment, resolve_device, run_flops, set_up
+from muonscale.lab.training.setup import (
+    Run,
+    environment,
+    prepare_once,
+    resolve_device,
+    run_flops,
+    set_up,
+)
 from muonscale.lab.training.signals import Interrupted, StopRequest, stop_on_signals
 from muonscale.lab.training.step import train_step
 from muonscale.lab.training.telemetry import StepTelemetry
@@ -54,12 +66,26 @@ def train(config: Config, *, resume: bool, console: RunConsole) -> dict[str, Any
         MuonscaleError: for any input that cannot be used.
         Interrupted: after Ctrl-C or SIGTERM, when the run has saved itself.
     """
-    check_schedule(config)
-    steps_to_keep(config)
     folder, device = RunFolder(config.run.path), resolve_device(config.run.device)
+    if config.train.epochs is None:
+        check_length(config)
     with init_processes(config.parallel, device) as processes, lock_run(folder, processes):
         own = console if processes.is_first else RunConsole.silent()
+        if config.train.epochs is not None:
+            (corpus,) = prepare_once(config, own, processes).values()
+            config = config.with_tokens(len(corpus.train.rows(config.data.sequence_length)))
+            check_length(config)
         return train_together(config, folder, own, processes, resume=resume or was_restarted())
+
+
+def check_length(config: Config) -> None:
+    """Check what depends on the length of the run: schedule and marks.
+
+    Raises:
+        ConfigError: for a schedule or a mark that does not fit into it.
+    """
+    check_schedule(config)
+    steps_to_keep(config)
 
 
 def train_together(
@@ -75,7 +101,7 @@ def train_together(
 
     begun, result = processes.on_first(find_run)
     if result is not None:
-        console.log(f"run {folder.path} is finished; its result is in result.json")
+        console.log(folder.finished_text)
         return result
     if resume and not begun:
         console.log(f"nothing to resume in {folder.path}: starting at step 0")
@@ -164,7 +190,8 @@ def run_steps(run: Run, stop: StopRequest) -> None:
         run.console.warn(
             f"profile.steps={config.profile.steps} are done: the run is at {state.step}"
         )
-    with run.console.steps(state.step, steps) as show, closing(profiler):
+    showing = run.console.steps(state.step, steps, every=config.log.every)
+    with showing as show, closing(profiler):
         while state.step < steps:
             telemetry = StepTelemetry(state, config.telemetry)
             with profiler.step(state.step + 1) as profiled:
@@ -178,7 +205,7 @@ def run_steps(run: Run, stop: StopRequest) -> None:
             if profiled:
                 record["profiled"] = True
             run.record(record)
-            show(record)
+            show(record, (memory_in_use(run.device), *epoch_of(run, state.step)))
             if (measured := telemetry.record()) is not None:
                 run.record(measured)
             evaluate_if_due(run, stop)
@@ -195,6 +222,22 @@ def run_steps(run: Run, stop: StopRequest) -> None:
     state.optimizer.check_finite()  # for the last step, since no later step checks it
 
 
+def memory_in_use(device: torch.device) -> str:
+    """Return the largest memory of this process so far, on the device it trains on, as text."""
+    if device.type == "cuda":
+        return si_bytes(torch.cuda.max_memory_allocated(device))
+    unit = 1 if sys.platform == "darwin" else 1024  # getrusage: bytes on macOS, else KiB
+    return si_bytes(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)
+
+
+def epoch_of(run: Run, step: int) -> list[str]:
+    """Return how often the corpus was read by the end of a step; nothing for a mixture."""
+    if len(run.batches.train) > 1:
+        return []
+    (rows,) = run.batches.train.values()
+    return [f"epoch {run.config.timeline.sequences_before(step) / len(rows):.2f}"]
+
+
 def evaluate_if_due(run: Run, stop: StopRequest) -> None:
     """Evaluate on a sample of the validation split, unless a stop is requested: a collective."""
     config, step = run.config, run.state.step
@@ -204,6 +247,7 @@ def evaluate_if_due(run: Run, stop: StopRequest) -> None:
     record = measure_validation(run, stop, sequences=sequences)
     if record is not None:
         run.record(record)
+        run.console.validation(record, config.steps)
 
 
 def restore(run: Run) -> list[dict[str, Any]]:
@@ -239,8 +283,8 @@ def evaluate_start(run: Run, stop: StopRequest, seen: list[dict[str, Any]]) -> N
         return
     if run.processes.on_first(lambda: any((r["kind"], r["step"]) == ("eval", 0) for r in seen)):
         return
-    run.console.log("evaluating the model before training on the whole validation split")
-    record = measure_validation(run, stop)
+    with run.console.stages("") as report:
+        record = measure_validation(run, stop, report=partial(report, "evaluation of the start"))
     if record is not None:
         run.record(record)
         run.console.log(f"validation loss before training: {record['validation_loss']:.3f}")

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from typing import Any
+
+import numpy as np
 
 from muonscale.lab.models.loss import bits_per_byte
 from muonscale.lab.parallel.text_loss import TextLoss, losses_on
@@ -11,7 +14,11 @@ from muonscale.lab.training.signals import StopRequest
 
 
 def measure_validation(
-    run: Run, stop: StopRequest, *, sequences: int | None = None
+    run: Run,
+    stop: StopRequest,
+    *,
+    sequences: int | None = None,
+    report: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, Any] | None:
     """Measure the validation loss of the model: a collective of all ranks, which share every batch.
 
@@ -20,6 +27,7 @@ def measure_validation(
         stop: checked before every batch, so that a long evaluation can be stopped.
         sequences: sequences to evaluate on, divided equally among the corpora and spread evenly
             over each; all by default.
+        report: called with the number of sequences that are done, and of all.
 
     Returns:
         The record, or None if a stop was requested. Its loss is that of the corpus, or the mean
@@ -30,11 +38,23 @@ def measure_validation(
     each = None if sequences is None else max(1, sequences // len(run.corpora))
     whole = sequences is None and not run.config.data.has_chats
     start = run.tokenizer.bos_token_id if whole else None
+    total = sum(min(each or len(rows), len(rows)) for rows in run.batches.validation.values())
+    done = 0
+
+    def counted(batches: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
+        nonlocal done
+        for batch in batches:
+            report(done, total)
+            yield batch
+            done += len(batch)
+        report(done, total)
 
     def measure() -> dict[str, TextLoss] | None:
+        nonlocal done
+        done = 0
         return losses_on(
             run.state.forward,
-            {name: run.batches.evaluation(name, each) for name in run.corpora},
+            {name: counted(run.batches.evaluation(name, each)) for name in run.corpora},
             run.processes,
             stopped=lambda: stop.requested() is not None,
             document_start=start,

@@ -488,7 +488,7 @@ def test_the_account_is_what_the_runs_cost(telescope: Make) -> None:
     # Runs that cannot be named yet are to be done too; the sweep at the target is not.
     whole += 128 * one[64]
     assert json.loads(plan_json(study, state, cost))["hours_left"] == pytest.approx(whole / 3.6e12)
-    assert f"about {format_hours(whole / 3.6e12)} hours to go" in text
+    assert f"about {format_hours(whole / 3.6e12)} to go" in text
 
 
 @pytest.mark.parametrize("rounds", [0, 1, 2, 99])

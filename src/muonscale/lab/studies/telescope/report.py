@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from muonscale.lab.console import si_text
 from muonscale.lab.fits.bootstrap import LEVEL
 from muonscale.lab.report.page import Block, Page, PageSection, Table, Text, Verdict
 from muonscale.lab.studies.cost import Account, AccountLine, format_hours
@@ -190,14 +191,14 @@ def _report_full_sweep(found: Found) -> list[PageSection]:
     for number, (who, values, loss) in enumerate(choices):
         seconds = sweep["seconds"][number]
         hours = format_hours(None if seconds is None else seconds / 3600)
-        flops = f"{sweep['flops'][number]:.3g}"
+        flops = si_text(sweep["flops"][number])
         rows.append((who, *(f"{values[n]:g}" for n in names), format_or_dash(loss), flops, hours))
     blocks: list[Block] = [
         Table(
             name="full-sweep",
-            head=("choice", *names, "loss", "FLOPs", "hours"),
+            head=("choice", *names, "loss", "FLOPs", "time"),
             rows=tuple(rows),
-            caption=f"At width {sweep['width']}. The telescope's FLOPs and hours are those of all "
+            caption=f"At width {sweep['width']}. The telescope's FLOPs and time are those of all "
             "its levels.",
         ),
         Text("Each is the lowest of its own grid, which favors the larger grid."),
