@@ -451,8 +451,8 @@ def test_progress_counts_up_to_its_total(
     monkeypatch.setattr(prepare, "REPORT_BYTES", 5000)
     reports: list[Any] = []
     run(corpus_folder, reports=reports)
-    assert list(dict.fromkeys(stage for stage, _, _ in reports)) == list(STAGES)
-    for stage in STAGES:
+    assert list(dict.fromkeys(stage for stage, _, _ in reports)) == list(STAGES[:3])
+    for stage in STAGES[:3]:
         done = [report[1] for report in reports if report[0] == stage]
         totals = {report[2] for report in reports if report[0] == stage}
         assert done == sorted(done)

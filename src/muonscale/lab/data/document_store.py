@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 from muonscale.errors import DataError
 from muonscale.lab.data.files import Document
+from muonscale.lab.data.folders import LeftOut
 
 PIECE_BYTES = 1 << 18
 # With fewer documents, the end of each goes to the validation split: whole ones are too coarse.
@@ -52,6 +53,8 @@ class DocumentStore:
         """Hash of each document's text."""
         self.duplicates = 0
         """Documents dropped because an earlier one has the same text."""
+        self.left_out = LeftOut()
+        """Files of the corpus that were not read."""
 
     def __len__(self) -> int:
         return len(self.digests)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
@@ -26,6 +26,7 @@ from muonscale.lab.data.chat.tokenize import ChatEncoder, encode_chats
 from muonscale.lab.data.document_store import DocumentStore, Range
 from muonscale.lab.data.encode import encode_split
 from muonscale.lab.data.sources import identify, known_bytes, read_documents
+from muonscale.lab.data.token_files import TokenFiles, copy_tokens, divide, find_token_files
 from muonscale.lab.data.tokenizer import (
     id_limit,
     load_tokenizer,
@@ -46,7 +47,7 @@ SAMPLE_BYTES = 25_000_000
 REPORT_BYTES = 1 << 18
 
 SPLITS = ("train", "validation")
-STAGES = ("reading", "training tokenizer", "tokenizing")
+STAGES = ("reading", "training tokenizer", "tokenizing", "copying tokens")
 """The stages of `prepare`, measured in bytes. Any other stage is a sentence for the console."""
 
 OnProgress = Callable[[str, int, int | None], None]
@@ -83,6 +84,8 @@ class CorpusStats:
     """Documents dropped because an earlier one has the same text."""
     train: SplitStats
     validation: SplitStats
+    left_out: dict[str, int] = field(default_factory=dict)
+    """Files that were not read, by the reason."""
 
 
 @dataclass(frozen=True)
@@ -164,7 +167,9 @@ def _request_keys(data: DataSection, seed: int) -> list[str]:
 
 
 def _request(data: DataSection, seed: int) -> dict[str, Any]:
-    settings = data.model_dump(mode="json", include={"max_bytes", "errors"})
+    settings = data.model_dump(
+        mode="json", include={"max_bytes", "errors", "format", "token_dtype"}
+    )
     chat = {"chat": CHAT_FORMAT, "template": read_template(data)} if data.format == "chat" else {}
     return {
         "format": FORMAT,
@@ -198,10 +203,14 @@ def _build(
         stores = _read(data, partial, report)
         splits = [
             documents.split(data.validation, seed, whole=part.format == "chat")
+            if isinstance(documents, DocumentStore)
+            else ([], [])
             for documents, part in zip(stores, data.corpora, strict=True)
         ]
         trained_on = [
-            (documents, train) for documents, (train, _) in zip(stores, splits, strict=True)
+            (documents, train)
+            for documents, (train, _) in zip(stores, splits, strict=True)
+            if isinstance(documents, DocumentStore)
         ]
         tokenizer = _make_tokenizer(data, trained_on, report)
         known = []
@@ -213,27 +222,45 @@ def _build(
             ):
                 place = partial / key
                 place.mkdir()
-                meta = _encode(documents, split, tokenizer, part, place, report)
+                if isinstance(documents, DocumentStore):
+                    meta = _encode(documents, split, tokenizer, part, place, report)
+                else:
+                    meta = _copy(documents, tokenizer, part, place, report)
                 tokenizer.save_pretrained(str(place / "tokenizer"))
                 cache.write_meta(place, {"fingerprint": fingerprint, **meta})
                 cache.install(place, folder, fingerprint)
-            known.append({"fingerprint": fingerprint, "duplicates": documents.duplicates})
+            known.append(
+                {
+                    "fingerprint": fingerprint,
+                    "duplicates": documents.duplicates,
+                    "left_out": documents.left_out.counts,
+                }
+            )
             cache.save_request(folder, key, known[-1])
-            documents.path.unlink()
+            if isinstance(documents, DocumentStore):
+                documents.path.unlink()
     return known
 
 
-def _read(data: DataSection, folder: Path, report: OnProgress) -> list[DocumentStore]:
+def _read(data: DataSection, folder: Path, report: OnProgress) -> list[DocumentStore | TokenFiles]:
     seen: set[bytes] = set()
-    stores = []
+    stores: list[DocumentStore | TokenFiles] = []
     for number, part in enumerate(data.corpora):
+        if part.format == "tokens":
+            files = find_token_files(part)
+            if files.left_out.counts:
+                report(f"{part.title}: {files.left_out}", 0, None)
+            stores.append(files)
+            continue
         documents = DocumentStore(folder / f"text-{number}")
         progress = _throttle("reading", known_bytes(part), report)
-        documents.fill(read_documents(part), progress, seen)
+        documents.fill(read_documents(part, documents.left_out), progress, seen)
         report("reading", documents.size, documents.size)
+        if documents.left_out.counts:
+            report(f"{part.title}: {documents.left_out}", 0, None)
         if not documents.size:
             others = " that no other corpus of the mixture has" if documents.duplicates else ""
-            raise DataError(f"{part.source or part.path} holds no text{others}")
+            raise DataError(f"{part.title} holds no text{others}")
         stores.append(documents)
     return stores
 
@@ -294,7 +321,10 @@ def _divide_evenly(sizes: list[int], total: int) -> list[int]:
 
 
 def _fingerprint(
-    documents: DocumentStore, tokenizer: PreTrainedTokenizerFast, data: DataSection, seed: int
+    documents: DocumentStore | TokenFiles,
+    tokenizer: PreTrainedTokenizerFast,
+    data: DataSection,
+    seed: int,
 ) -> str:
     settings = {
         "format": FORMAT,
@@ -311,6 +341,29 @@ def _fingerprint(
     for document in documents.digests:
         digest.update(document)
     return digest.hexdigest()
+
+
+def _copy(
+    files: TokenFiles,
+    tokenizer: PreTrainedTokenizerFast,
+    data: DataSection,
+    folder: Path,
+    report: OnProgress,
+) -> dict[str, Any]:
+    """Copy tokens into the shards of a corpus, and return its meta.json."""
+    divide(files, data.validation, tokenizer.eos_token_id)
+    progress = _throttle("copying tokens", files.size, report)
+    stats, before = {}, 0
+    for name, parts in zip(SPLITS, (files.train, files.validation), strict=True):
+
+        def done(size: int, before: int = before) -> None:
+            progress(before + size)
+
+        counted = copy_tokens(parts, tokenizer, folder, name, done)
+        before += sum(ids.nbytes for _, ids in parts)
+        stats[name] = asdict(SplitStats(*counted))
+    report("copying tokens", files.size, files.size)
+    return {"vocab_size": len(tokenizer), "id_limit": id_limit(tokenizer), "stats": stats}
 
 
 def _encode(
@@ -357,8 +410,14 @@ def _open(home: Path, known: dict[str, Any], data: DataSection) -> Corpus:
         return TokenStore(folder, split, token_dtype(limit), limit)
 
     splits = [SplitStats(**meta["stats"][name]) for name in SPLITS]
-    source = str(data.source or data.path)
-    stats = CorpusStats(source, meta["vocab_size"], known["duplicates"], *splits)
+    stats = CorpusStats(
+        source=data.title,
+        vocab_size=meta["vocab_size"],
+        duplicates=known["duplicates"],
+        train=splits[0],
+        validation=splits[1],
+        left_out=known.get("left_out", {}),
+    )
     train, validation = (open_split(name) for name in SPLITS)
     return Corpus(folder, known["fingerprint"], train, validation, stats)
 
