@@ -22,6 +22,7 @@ from muonscale.cli.evaluate import evaluate
 from muonscale.cli.export import export
 from muonscale.cli.import_ import import_
 from muonscale.cli.plan import plan
+from muonscale.cli.prepare import prepare
 from muonscale.cli.report import report
 from muonscale.cli.running import DryRun, Resume, start
 from muonscale.cli.study import study
@@ -90,6 +91,7 @@ def generate(
     )
 
 
+app.command()(prepare)
 app.command("eval")(evaluate)
 app.command()(export)
 app.command("import")(import_)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -25,6 +26,7 @@ from muonscale.lab.data.chat.template import find_template, read_template
 from muonscale.lab.data.chat.tokenize import ChatEncoder, encode_chats
 from muonscale.lab.data.document_store import DocumentStore, Range
 from muonscale.lab.data.encode import encode_split
+from muonscale.lab.data.encode_chunk import PARTIAL
 from muonscale.lab.data.sources import identify, known_bytes, read_documents
 from muonscale.lab.data.token_files import TokenFiles, copy_tokens, divide, find_token_files
 from muonscale.lab.data.tokenizer import (
@@ -40,8 +42,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 # Increased whenever the same text gives other files.
-FORMAT = 1
-CHAT_FORMAT = 1
+FORMAT = 2
+CHAT_FORMAT = 2
 """The format of conversations."""
 SAMPLE_BYTES = 25_000_000
 REPORT_BYTES = 1 << 18
@@ -112,11 +114,13 @@ def prepare(
     seed: int,
     report: OnProgress,
     before: Collection[str] = (),
+    processes: int | None = None,
 ) -> dict[str, Corpus]:
     """Return the prepared corpora of a data section by name, from the cache or newly prepared.
 
     All have one tokenizer. A document in several corpora belongs to the first. Several processes
-    may prepare the same corpora at once; they use the folders of the first to finish.
+    may prepare the same corpora at once; they use the folders of the first to finish. After a
+    process was killed, the next one goes on with its text, its tokenizer and its shards.
 
     Args:
         data: the `data` section of a config.
@@ -131,7 +135,7 @@ def prepare(
     """
     folder = cache.cache_folder(data.cache)
     try:
-        found = _find_or_build(folder, data, seed, report)
+        found = _find_or_build(folder, data, seed, report, processes)
     except DataError as error:
         prepared = [cache.find_prepared(folder, fingerprint) for fingerprint in before]
         found = [item for item in prepared if item is not None]
@@ -145,13 +149,15 @@ def prepare(
 
 
 def _find_or_build(
-    folder: Path, data: DataSection, seed: int, report: OnProgress
+    folder: Path, data: DataSection, seed: int, report: OnProgress, processes: int | None
 ) -> list[dict[str, Any]]:
     keys = _request_keys(data, seed)
     known = [_find(folder, key, report) for key in keys]
     found = [item for item in known if item is not None]
     try:
-        return found if len(found) == len(known) else _build(folder, keys, data, seed, report)
+        if len(found) == len(known):
+            return found
+        return _build(folder, keys, data, seed, report, processes)
     except OSError as error:
         raise cache.cache_error(folder, error) from error
 
@@ -196,10 +202,16 @@ def _find(folder: Path, key: str, report: OnProgress) -> dict[str, Any] | None:
 
 
 def _build(
-    folder: Path, keys: list[str], data: DataSection, seed: int, report: OnProgress
+    folder: Path,
+    keys: list[str],
+    data: DataSection,
+    seed: int,
+    report: OnProgress,
+    processes: int | None,
 ) -> list[dict[str, Any]]:
     """Write corpora into the cache, and return the answers to their requests."""
-    with cache.partial_folder(folder) as partial:
+    work = hashlib.sha256("".join(keys).encode()).hexdigest()
+    with cache.partial_folder(folder, work) as partial:
         stores = _read(data, partial, report)
         splits = [
             documents.split(data.validation, seed, whole=part.format == "chat")
@@ -212,7 +224,7 @@ def _build(
             for documents, (train, _) in zip(stores, splits, strict=True)
             if isinstance(documents, DocumentStore)
         ]
-        tokenizer = _make_tokenizer(data, trained_on, report)
+        tokenizer = _make_tokenizer(data, trained_on, partial, report)
         known = []
         for key, part, documents, split in zip(keys, data.corpora, stores, splits, strict=True):
             fingerprint = _fingerprint(documents, tokenizer, data, seed)
@@ -221,9 +233,9 @@ def _build(
                 is not None
             ):
                 place = partial / key
-                place.mkdir()
+                place.mkdir(exist_ok=True)
                 if isinstance(documents, DocumentStore):
-                    meta = _encode(documents, split, tokenizer, part, place, report)
+                    meta = _encode(documents, split, tokenizer, part, place, report, processes)
                 else:
                     meta = _copy(documents, tokenizer, part, place, report)
                 tokenizer.save_pretrained(str(place / "tokenizer"))
@@ -237,8 +249,6 @@ def _build(
                 }
             )
             cache.save_request(folder, key, known[-1])
-            if isinstance(documents, DocumentStore):
-                documents.path.unlink()
     return known
 
 
@@ -253,8 +263,11 @@ def _read(data: DataSection, folder: Path, report: OnProgress) -> list[DocumentS
             stores.append(files)
             continue
         documents = DocumentStore(folder / f"text-{number}")
-        progress = _throttle("reading", known_bytes(part), report)
-        documents.fill(read_documents(part, documents.left_out), progress, seen)
+        if not documents.load():
+            progress = _throttle("reading", known_bytes(part), report)
+            documents.fill(read_documents(part, documents.left_out), progress, seen)
+            documents.save()
+        seen.update(documents.digests)
         report("reading", documents.size, documents.size)
         if documents.left_out.counts:
             report(f"{part.title}: {documents.left_out}", 0, None)
@@ -279,14 +292,23 @@ def _throttle(stage: str, total: int | None, report: OnProgress) -> Callable[[in
 
 
 def _make_tokenizer(
-    data: DataSection, texts: list[tuple[DocumentStore, list[Range]]], report: OnProgress
+    data: DataSection,
+    texts: list[tuple[DocumentStore, list[Range]]],
+    folder: Path,
+    report: OnProgress,
 ) -> PreTrainedTokenizerFast:
-    """Load the tokenizer, or train it on equal amounts of every corpus, or all of a smaller one."""
+    """Load the tokenizer, or train it on equal amounts of every corpus, or all of a smaller one.
+
+    A trained one is kept in the folder.
+    """
     if data.tokenizer is not None:
         tokenizer = load_tokenizer(data.tokenizer, own_begin=data.has_chats)
         if data.has_chats:
             tokenizer.chat_template = find_template(data, tokenizer).jinja
         return tokenizer
+    kept = folder / "tokenizer"
+    if kept.is_dir():
+        return open_tokenizer(kept)
     sizes = [sum(end - start for start, end in ranges) for _, ranges in texts]
     wanted = _divide_evenly(sizes, SAMPLE_BYTES)
     progress = _throttle("training tokenizer", sum(wanted), report)
@@ -301,6 +323,10 @@ def _make_tokenizer(
 
     tokenizer = train_tokenizer(sample(), data.vocab_size)
     report("training tokenizer", sum(wanted), sum(wanted))
+    temporary = folder / "tokenizer.partial"
+    shutil.rmtree(temporary, ignore_errors=True)
+    tokenizer.save_pretrained(str(temporary))
+    temporary.rename(kept)
     if len(tokenizer) < data.vocab_size:
         report(
             f"vocabulary of {len(tokenizer)} tokens instead of data.vocab_size={data.vocab_size}: "
@@ -373,6 +399,7 @@ def _encode(
     data: DataSection,
     folder: Path,
     report: OnProgress,
+    processes: int | None,
 ) -> dict[str, Any]:
     chat = data.format == "chat"
     encoder = ChatEncoder(tokenizer, find_template(data, tokenizer)) if chat else None
@@ -386,7 +413,7 @@ def _encode(
 
         targets = None
         if encoder is None:
-            tokens = encode_split(documents.pieces(ranges), tokenizer, folder, name, done)
+            tokens = encode_split(documents, ranges, tokenizer, folder, name, done, processes)
         else:
             tokens, targets = encode_chats(
                 documents.texts(ranges), encoder, folder, name, id_limit(tokenizer), done
@@ -394,6 +421,8 @@ def _encode(
         size = sum(end - start for start, end in ranges)
         before += size
         stats[name] = asdict(SplitStats(len(ranges), size, tokens, targets))
+    for left in folder.glob(f"*{PARTIAL}"):  # of a process that was killed
+        left.unlink()
     report("tokenizing", documents.size, documents.size)
     end = {"end": tokenizer.eos_token_id} if chat else {}
     return {"vocab_size": len(tokenizer), "id_limit": id_limit(tokenizer), "stats": stats, **end}
