@@ -125,7 +125,7 @@ ROWS: dict[str, Row] = {
     "a source": Row(D, ("'python-stdlb'", "python-stdlib"), lambda _: list(read_documents(DataSection(source="python-stdlb")))),
     "UTF-8": Row(D, ("a.txt", "UTF-16"), corpus(b"\xff\xfea")),
     "JSON": Row(D, ("line 1",), corpus(b"{", "a.jsonl")),
-    "JSON list": Row(D, ("JSON list",), corpus(b"[1]", "a.jsonl")),
+    "JSON array": Row(D, ("JSON int", "record 1"), corpus(b"[1]", "a.jsonl")),
     "field": Row(D, ("no 'text'", "'txt'", "data.field"), corpus(b'{"txt": "a"}', "a.jsonl")),
     "no text": Row(D, ("int",), corpus(b'{"text": 5}', "a.jsonl")),
     "surrogate": Row(D, (r"'\ud800'", "data.errors=replace"), corpus(rb'{"text": "\ud800"}', "a.jsonl")),

@@ -27,6 +27,7 @@ from muonscale.cli.export import export
 from muonscale.cli.generate import generate
 from muonscale.cli.import_ import import_
 from muonscale.cli.plan import plan
+from muonscale.cli.prepare import prepare
 from muonscale.cli.report import report
 from muonscale.cli.running import DryRun, Resume, start
 from muonscale.cli.study import study
@@ -34,7 +35,7 @@ from muonscale.cli.verify import verify
 from muonscale.errors import ConfigError, nearest
 
 GROUPS = {
-    "Train": ("train", "import", "recipes", "config"),
+    "Train": ("train", "import", "prepare", "recipes", "config"),
     "Look": ("inspect", "plan", "bench", "verify", "lr", "coordcheck"),
     "Study": ("study", "fit", "report"),
     "Take away": ("generate", "eval", "export"),
@@ -110,6 +111,7 @@ def train(
 
 
 app.command()(generate)
+app.command()(prepare)
 app.command("eval")(evaluate)
 app.command()(export)
 app.command("import")(import_)

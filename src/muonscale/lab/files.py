@@ -198,12 +198,18 @@ def sync_folder(folder: Path) -> None:
 
 
 @contextmanager
-def hold_lock(path: Path) -> Generator[None]:
-    """Create a file and lock it, for `is_locked`; it works without on a file system without locks."""
+def hold_lock(path: Path) -> Generator[bool]:
+    """Create a file and lock it, for `is_locked`, and yield whether it is locked now.
+
+    It is not if another process holds the lock or removed the file, or on a file system without
+    locks.
+    """
     with os.fdopen(_open_for_writing(path, 0), "w") as file:
+        held = False
         with suppress(OSError):
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
+            held = os.path.samestat(os.fstat(file.fileno()), path.stat())
+        yield held
 
 
 def size_and_hash(path: Path) -> dict[str, Any]:

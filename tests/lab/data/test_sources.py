@@ -20,7 +20,9 @@ from hypothesis import strategies as st
 
 from muonscale.errors import DataError
 from muonscale.lab.config.sections import DataSection
-from muonscale.lab.data import files, sources
+from muonscale.lab.data import files, folders, sources
+from muonscale.lab.data.folders import LeftOut, Patterns
+from muonscale.lab.data.readers import Selection
 from muonscale.lab.data.sources import identify, known_bytes, read_documents
 
 
@@ -44,6 +46,12 @@ def failure(path: Path | None = None, **options: Any) -> str:
 def write_lines(path: Path, *records: object) -> Path:
     path.write_text("".join(json.dumps(record) + "\n" for record in records))
     return path
+
+
+def stream_of(content: bytes) -> files.Stream:
+    selection = Selection(LeftOut(), Patterns.of(DataSection(path="x")))
+    convert = files.TextField("text", "strict")
+    return files.Stream("x", "x", "x", io.BytesIO(content), convert, "strict", selection)
 
 
 def test_folder_is_read_sorted_and_without_hidden_files(tmp_path: Path) -> None:
@@ -78,7 +86,7 @@ def test_line_ends_are_kept_and_a_byte_order_mark_is_not(tmp_path: Path) -> None
 def test_large_file_in_pieces_is_one_unchanged_document(text: str, piece_bytes: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(files, "PIECE_BYTES", piece_bytes)
-        found = list(files._read_text("x", Path("x"), io.BytesIO(text.encode()), "strict"))
+        found = list(files.read_text(stream_of(text.encode())))
     assert "".join(document.text for document in found) == text
     assert [document.first for document in found] == [True] * bool(text) + [False] * max(
         0, len(found) - 1
@@ -149,12 +157,9 @@ def test_a_word_that_begins_like_a_format_is_text(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "what"),
     [
-        ("t.csv", "a table"),
-        ("t.TSV", "a table"),
-        ("t.xlsx", "a table"),
-        ("a.tar", "an archive"),
-        ("a.tar.gz", "compressed"),
-        ("a.jsonl.zst", "compressed"),
+        ("t.XLSX", "a table"),
+        ("a.7z", "an archive"),
+        ("a.jsonl.lz4", "compressed"),
         ("train.bin", "tokens"),
         ("t.npy", "tokens"),
         ("m.safetensors", "a checkpoint"),
@@ -174,16 +179,25 @@ def test_files_that_are_not_text_are_refused_by_their_names(
         identify(DataSection(path=path))
 
 
-def test_a_folder_with_files_that_are_not_text_is_refused_before_it_is_read(
-    tmp_path: Path,
-) -> None:
-    for name in ("a.txt", "train.bin", "val.bin"):
+def test_files_of_a_folder_that_are_not_text_are_left_out_and_counted(tmp_path: Path) -> None:
+    for name in ("a.txt", "train.bin", "val.bin", "c.png"):
         (tmp_path / name).write_text("text")
-    documents = read_documents(DataSection(path=tmp_path))
-    with pytest.raises(DataError) as caught:
-        next(documents)
-    for part in (str(tmp_path / "train.bin"), "2 of 3 files"):
-        assert part in str(caught.value)
+    (tmp_path / "data").write_bytes(b"a\0b")
+    (tmp_path / "b.txt").write_bytes(b"\x89PNG\r\n\x1a\n")
+    left_out = LeftOut()
+    documents = list(read_documents(DataSection(path=tmp_path), left_out))
+    assert [document.name for document in documents] == ["a.txt"]
+    kinds = {"binary data, such as tokens": 2, "an image": 1, "a PNG image": 1, "binary data": 1}
+    assert left_out.counts == kinds
+    assert "5 files left out" in str(left_out) and "2 binary data, such as" in str(left_out)
+    assert identify(DataSection(path=tmp_path))
+
+
+def test_a_folder_without_text_is_refused_by_a_file_of_it(tmp_path: Path) -> None:
+    (tmp_path / "b.txt").write_bytes(b"\x89PNG\r\n\x1a\n")
+    assert str(tmp_path / "b.txt") in failure(tmp_path)
+    (tmp_path / "b.txt").rename(tmp_path / "b.png")
+    assert "none of 1 files" in failure(tmp_path)
 
 
 def test_text_in_another_encoding_is_not_replaced(tmp_path: Path) -> None:
@@ -199,11 +213,25 @@ def test_text_in_another_encoding_is_not_replaced(tmp_path: Path) -> None:
     assert read(path, errors="replace")[0][1].startswith("ma\ufffds ou\ufffd, un")
 
 
-def test_a_json_array_is_named(tmp_path: Path) -> None:
-    path = tmp_path / "alpaca.json"
-    path.write_text('[\n{"text": "one"}\n]\n')
-    message = failure(path)
-    assert "JSON array" in message and "line" in message
+@pytest.mark.parametrize("piece_bytes", [3, 1 << 20])
+def test_the_records_of_a_json_array_are_documents(
+    tmp_path: Path, piece_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "PIECE_BYTES", piece_bytes)
+    path = tmp_path / "x.json"
+    records = [{"text": f"[{n}] {{\u20ac"} for n in range(3)]
+    path.write_text(json.dumps(records, indent=1, ensure_ascii=False), "utf-8")
+    assert read(path) == [(f"x.json:{n + 1}", f"[{n}] {{\u20ac") for n in range(3)]
+    path.write_text("[]")
+    assert read(path) == []
+    for content, part in {
+        '[{"text": "a"}, {"text": ': "record 2",
+        '[{"text": "a"}] x': "after",
+        "[1]": "a JSON int",
+        '[{"b": "a"}]': "no 'text'",
+    }.items():
+        path.write_text(content)
+        assert part in failure(path)
 
 
 def test_missing_empty_and_special_files_are_refused(tmp_path: Path) -> None:
@@ -225,7 +253,7 @@ def test_failing_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     def refuse(*_: object) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(Path, "open", refuse)
+    monkeypatch.setattr(folders, "open_regular", refuse)
     message = failure(path)
     for part in (str(path), "Permission denied", "data.path"):
         assert part in message

@@ -12,7 +12,7 @@ from muonscale.lab.config.read import read_yaml
 
 
 def split_override(text: str, form: str, accepts: Callable[[str], bool]) -> tuple[str, Any]:
-    """Return the key and the value of an override. The value is read as YAML.
+    """Return the key and the value of an override. The value is read as YAML, unless it begins with `*`.
 
     Args:
         text: the override.
@@ -25,7 +25,7 @@ def split_override(text: str, form: str, accepts: Callable[[str], bool]) -> tupl
     key, sign, value = text.partition("=")
     if not sign or not accepts(key):
         raise ConfigError(f"override {text!r} must have the form {form}")
-    if value.startswith("*"):  # a pattern of files; YAML's aliases have no use in one value
+    if value.startswith("*"):  # a pattern of files; in YAML an alias, which no override can define
         return key, value
     try:
         return key, read_yaml(value)

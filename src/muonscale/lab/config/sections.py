@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
@@ -20,7 +21,7 @@ from pydantic import (
     model_validator,
 )
 
-from muonscale.errors import ConfigError, nearest
+from muonscale.errors import ConfigError, nearest, shown
 from muonscale.optim.options import (
     OPTIONS_OF,
     AdamWOptions,
@@ -133,18 +134,39 @@ class ModelSection(Section):
         return self.preset or str(self.config or self.weights)
 
 
+def check_paths(value: Any) -> Any:
+    """Return the value of a key that accepts a path or a list of paths, as texts."""
+    if isinstance(value, str | Path):
+        return str(value)
+    if isinstance(value, list) and value and all(isinstance(item, str | Path) for item in value):
+        return [str(item) for item in value]
+    if value is None:
+        return None
+    raise ValueError(f"path={shown(value)} is neither a path nor a list of paths")
+
+
+def list_paths(paths: str | list[str] | None) -> list[str]:
+    """Return the value of a key that accepts one path or a list of them as a list."""
+    return [paths] if isinstance(paths, str) else paths or []
+
+
+def join_paths(paths: str | list[str] | None, show: Callable[[str], str] = str) -> str:
+    """Return such a value as text."""
+    return ", ".join(map(show, list_paths(paths)))
+
+
 class Ingredient(Section):
     """One corpus of a mixture: an item of `data.mixture`."""
 
     source: str | None = None
     """As `data.source`."""
-    path: Path | None = None
+    path: str | list[str] | None = None
     """As `data.path`, instead of a source."""
     weight: Annotated[float, Field(ge=0)]
     """Its share of the training tokens, relative to the other items; 0 if only a stage reads it."""
     name: str | None = None
     """Its name. The default is the source, or the last part of the path."""
-    format: Literal["text", "chat"] | None = None
+    format: Literal["text", "chat", "tokens"] | None = None
     """As `data.format`, which is the default."""
     field: str | None = None
     """As `data.field`, which is the default."""
@@ -152,6 +174,11 @@ class Ingredient(Section):
     """As `data.split`, which is the default."""
     max_bytes: Positive | None = None
     """As `data.max_bytes`, which is the default."""
+
+    @field_validator("path", mode="before")
+    @classmethod
+    def _check_path(cls, value: Any) -> Any:
+        return check_paths(value)
 
     @model_validator(mode="after")
     def _one_source(self) -> Ingredient:
@@ -161,7 +188,7 @@ class Ingredient(Section):
     @property
     def title(self) -> str:
         """Its name, or the default."""
-        return self.name or self.source or (self.path or Path()).name
+        return self.name or self.source or join_paths(self.path, lambda path: Path(path).name)
 
 
 class DataSection(Section):
@@ -170,16 +197,25 @@ class DataSection(Section):
     source: str | None = None
     """`python-stdlib` (source of this machine's Python library), `python-reference` (text of its
     language reference) or `hf:NAME` (a Hugging Face dataset)."""
-    path: Path | None = None
-    """A text, JSONL or parquet file, or a folder of them, instead of a source."""
+    path: str | list[str] | None = None
+    """A file, a folder, a pattern such as `books/**/*.md`, a URL such as `s3://bucket/text`, or a
+    list of these, instead of a source."""
+    include: list[str] = []
+    """Patterns, as in .gitignore, of the files to read in a folder or an archive; empty for all."""
+    exclude: list[str] = []
+    """Patterns, as in .gitignore, of files and folders not to read."""
+    gitignore: bool = True
+    """Leave out what the .gitignore files in a folder ignore."""
     mixture: Annotated[list[Ingredient], Field(min_length=1, max_length=32)] | None = None
     """Several corpora with weights, instead of one."""
-    format: Literal["text", "chat"] = "text"
+    format: Literal["text", "chat", "tokens"] = "text"
     """`text`: plain text. `chat`: conversations, in which only the assistant's turns are
-    targets."""
+    targets. `tokens`: ids that another program wrote with `data.tokenizer`."""
+    token_dtype: Literal["uint16", "uint32", "int32", "int64"] = "uint16"
+    """Type of the ids in `.bin` files without a header, for `data.format=tokens`."""
     field: str | None = None
-    """Key or column that holds the text in JSONL, parquet and Hugging Face data. The default is
-    `text`, or `messages` for chats."""
+    """Key or column that holds the text in JSON, tables and Hugging Face data. The default is
+    `text`; for chats `messages` or `conversations`, or `instruction` and `output`."""
     split: str = "train"
     """Split of a Hugging Face dataset."""
     max_bytes: Positive | None = None
@@ -187,8 +223,8 @@ class DataSection(Section):
     errors: Literal["strict", "replace"] = "strict"
     """`strict`: refuse bytes that are not UTF-8. `replace`: substitute U+FFFD for them."""
     tokenizer: str | None = None
-    """A `tokenizer.json`, a folder or a Hugging Face name. By default one is trained on the
-    corpus."""
+    """A `tokenizer.json`, another file of a tokenizer, a folder or a Hugging Face name. By default
+    one is trained on the corpus."""
     chat_template: Annotated[Literal["plain"] | Path | None, Field(union_mode="left_to_right")] = (
         None
     )
@@ -202,6 +238,11 @@ class DataSection(Section):
     """Share of the corpus in the validation split, which is never trained on."""
     cache: Path | None = None
     """Folder of prepared tokens. The default is the user's cache folder."""
+
+    @field_validator("path", mode="before")
+    @classmethod
+    def _check_path(cls, value: Any) -> Any:
+        return check_paths(value)
 
     @model_validator(mode="after")
     def _one_source(self) -> DataSection:
@@ -217,6 +258,23 @@ class DataSection(Section):
             raise ValueError(f"two items of data.mixture have the name {twice[0]!r}; set `name`")
         if self.mixture is not None and not any(item.weight for item in self.mixture):
             raise ValueError(f"all {len(names)} items of data.mixture have weight 0")
+        return self
+
+    @model_validator(mode="after")
+    def _check_tokens(self) -> DataSection:
+        for part in self.corpora:
+            if part.format != "tokens":
+                continue
+            if part.path is None:
+                raise ValueError(f"data.format=tokens: {part.source} has text; give data.path")
+            if self.tokenizer is None:
+                raise ValueError(
+                    f"data.format=tokens needs the tokenizer of the ids in {part.title}: data.tokenizer"
+                )
+            if part.max_bytes is not None:
+                raise ValueError(
+                    f"data.max_bytes={part.max_bytes} is of text, and {part.path} of tokens"
+                )
         return self
 
     @model_validator(mode="after")
@@ -239,6 +297,16 @@ class DataSection(Section):
         return self
 
     @property
+    def paths(self) -> list[str]:
+        """What `path` names, as a list."""
+        return list_paths(self.path)
+
+    @property
+    def title(self) -> str:
+        """The source, or the paths, for people."""
+        return self.source or join_paths(self.path)
+
+    @property
     def has_chats(self) -> bool:
         """Whether any of its corpora holds conversations."""
         return any(part.format == "chat" for part in self.corpora)
@@ -246,13 +314,13 @@ class DataSection(Section):
     @property
     def text_field(self) -> str:
         """The key or column that holds the text."""
-        return self.field or {"text": "text", "chat": "messages"}[self.format]
+        return self.field or ("messages" if self.format == "chat" else "text")
 
     @property
     def weights(self) -> dict[str, float]:
         """Relative shares of the corpora, by name."""
         if self.mixture is None:
-            return {self.source or str(self.path): 1.0}
+            return {self.title: 1.0}
         return {item.title: item.weight for item in self.mixture}
 
     @property

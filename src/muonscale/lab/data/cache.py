@@ -17,7 +17,7 @@ import secrets
 import shutil
 import time
 from collections.abc import Generator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -70,24 +70,46 @@ def entry_path(cache: Path, fingerprint: str) -> Path:
 
 
 @contextmanager
-def partial_folder(cache: Path) -> Generator[Path]:
+def partial_folder(cache: Path, key: str | None = None) -> Generator[Path]:
     """Yield a folder for this process to write into, and remove those of killed processes.
 
-    It is removed at the end. A folder is left alone while its writer holds its lock, since clocks
-    jump, and for a day, since a file system may have no locks.
+    It is removed at the end, also after an error. With a key, a process that was killed or stopped
+    leaves it, and the next one of the same key goes on with it, unless another process does. A
+    folder is left alone while its writer holds its lock, since clocks jump, and for a day, since a
+    file system may have no locks.
     """
     cache.mkdir(parents=True, exist_ok=True)
-    for path in cache.glob(PARTIAL + "*"):
-        stale = time.time() - _last_written(path) > STALE_SECONDS
-        if stale and not is_locked(path / LOCK):
-            shutil.rmtree(path, ignore_errors=True)
-    path = _new_name(cache)
-    path.mkdir()  # not by tempfile: a cache may be shared, so the umask decides who reads it
-    try:
-        with hold_lock(path / LOCK):
+    with ExitStack() as stack:
+        path = _claim(cache, key, stack) if key else None
+        is_kept = path is not None
+        if path is None:
+            path = _new_name(cache)
+            path.mkdir()  # not by tempfile: a cache may be shared, so the umask decides who reads it
+            stack.enter_context(hold_lock(path / LOCK))
+        for other in cache.glob(PARTIAL + "*"):
+            stale = time.time() - _last_written(other) > STALE_SECONDS
+            if stale and not is_locked(other / LOCK):
+                shutil.rmtree(other, ignore_errors=True)
+        try:
             yield path
-    finally:
-        shutil.rmtree(path, ignore_errors=True)
+        except Exception:
+            is_kept = False
+            raise
+        else:
+            is_kept = False
+        finally:
+            if not is_kept:
+                shutil.rmtree(path, ignore_errors=True)
+
+
+def _claim(cache: Path, key: str, stack: ExitStack) -> Path | None:
+    """Return the locked folder of a key, None if another process has it."""
+    path = cache / f"{PARTIAL}{key[:PREFIX]}"
+    path.mkdir(exist_ok=True)
+    with suppress(FileNotFoundError):  # another process has just removed it
+        if stack.enter_context(hold_lock(path / LOCK)):
+            return path
+    return None
 
 
 def _new_name(folder: Path) -> Path:

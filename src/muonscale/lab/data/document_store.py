@@ -8,17 +8,24 @@ could be in the training split and the other in the validation split.
 from __future__ import annotations
 
 import hashlib
+import json
 import mmap
+import os
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
 from muonscale.errors import DataError
+from muonscale.lab.data.encode_chunk import Cut
 from muonscale.lab.data.files import Document
+from muonscale.lab.data.folders import LeftOut
+from muonscale.lab.files import write_atomic
 
 PIECE_BYTES = 1 << 18
+DIGEST_BYTES = 16
 # With fewer documents, the end of each goes to the validation split: whole ones are too coarse.
 WHOLE_DOCUMENTS = 20
 # A document is not chosen if the validation split would exceed its share by more than this factor.
@@ -52,6 +59,8 @@ class DocumentStore:
         """Hash of each document's text."""
         self.duplicates = 0
         """Documents dropped because an earlier one has the same text."""
+        self.left_out = LeftOut()
+        """Files of the corpus that were not read."""
 
     def __len__(self) -> int:
         return len(self.digests)
@@ -80,7 +89,7 @@ class DocumentStore:
         """
         seen = set() if seen is None else seen
         done = 0
-        hasher = hashlib.blake2b(digest_size=16)
+        hasher = hashlib.blake2b(digest_size=DIGEST_BYTES)
         with self.path.open("wb") as file:
 
             def finish() -> None:
@@ -99,13 +108,40 @@ class DocumentStore:
             for document in documents:
                 if document.first:
                     finish()
-                    hasher = hashlib.blake2b(digest_size=16)
+                    hasher = hashlib.blake2b(digest_size=DIGEST_BYTES)
                 encoded = document.text.encode("utf-8")
                 hasher.update(encoded)
                 file.write(encoded)
                 done += len(encoded)
                 progress(done)
             finish()
+
+    def save(self) -> None:
+        """Write down where the documents are, for `load`, after the text is on the disk."""
+        with self.path.open("rb+") as file:
+            os.fsync(file.fileno())
+        own = {"duplicates": self.duplicates, "left_out": asdict(self.left_out)}
+        content = json.dumps(own).encode() + b"\n" + self.offsets.tobytes() + b"".join(self.digests)
+        write_atomic(self._index, content)
+
+    def load(self) -> bool:
+        """Read what `save` wrote; return whether there was anything."""
+        if not self._index.exists():
+            return False
+        with self._index.open("rb") as file:
+            own, rest = json.loads(file.readline()), file.read()
+        count = (len(rest) - 8) // (8 + DIGEST_BYTES)
+        self.offsets = array("Q", rest[: 8 * (count + 1)])
+        digests = rest[8 * (count + 1) :]
+        self.digests = [
+            digests[at : at + DIGEST_BYTES] for at in range(0, len(digests), DIGEST_BYTES)
+        ]
+        self.duplicates, self.left_out = own["duplicates"], LeftOut(**own["left_out"])
+        return True
+
+    @property
+    def _index(self) -> Path:
+        return self.path.with_name(f"{self.path.name}.index")
 
     def split(
         self, validation: float, seed: int, *, whole: bool = False
@@ -160,11 +196,10 @@ class DocumentStore:
         with self.path.open("rb") as file:
             return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
-    def pieces(self, ranges: Iterable[Range]) -> Iterator[TextPiece]:
-        """Yield the text of ranges in pieces of at most 256 KiB."""
+    def cuts(self, ranges: Iterable[Range]) -> Iterator[Cut]:
+        """Yield pieces of ranges, of at most 256 KiB."""
         with self.map() as text:
-            for start, end, first in _cut(text, ranges):
-                yield TextPiece(text[start:end].decode("utf-8"), end - start, first)
+            yield from _cut(text, ranges)
 
     def texts(self, ranges: Iterable[Range]) -> Iterator[str]:
         """Yield the text of every range whole."""
@@ -184,7 +219,7 @@ class DocumentStore:
                 seen += end - start
 
 
-def _cut(text: mmap.mmap, ranges: Iterable[Range]) -> Iterator[tuple[int, int, bool]]:
+def _cut(text: mmap.mmap, ranges: Iterable[Range]) -> Iterator[Cut]:
     """Yield start, end and whether a range begins, of pieces that end at a newline if possible."""
     for start, end in ranges:
         at = start

@@ -7,19 +7,22 @@ headers of an archive and the cells of a table.
 from __future__ import annotations
 
 import re
-from pathlib import Path
+from pathlib import PurePosixPath
+
+from muonscale.errors import DataError
 
 TEXT = "convert it to text, JSONL or parquet"
 UNPACK = "unpack it first"
 TABLE = "convert it to JSONL or parquet, and name the column that holds the text with data.field"
-TOKENS = "give the text that the tokens were made of"
+TOKENS = "tokens need data.format=tokens and their data.tokenizer"
 MOVE = "move it out of data.path"
+UTF_16 = "UTF-16 text"
+BINARY = "binary data"
 
 KINDS: dict[tuple[str, str], str] = {
-    ("a table", TABLE): "csv tsv psv xls xlsx ods feather orc avro",
-    ("an Arrow file", "save the data set as parquet, and name its column with data.field"): "arrow",
-    ("an archive", UNPACK): "tar tgz tbz2 txz zip 7z rar jar whl deb rpm iso dmg",
-    ("compressed", UNPACK): "gz bz2 xz zst lz4 lzma br z",
+    ("a table", TABLE): "xls xlsx ods orc avro",
+    ("an archive", UNPACK): "7z rar jar whl deb rpm iso dmg",
+    ("compressed", UNPACK): "lz4 lzma br z",
     ("binary data, such as tokens", TOKENS): "bin npy npz idx memmap mmap",
     ("a checkpoint or pickled data", MOVE): "pt pth ckpt safetensors pkl pickle gguf onnx joblib",
     ("a database or an array file", TEXT): "db sqlite sqlite3 h5 hdf5 mdb lmdb tfrecord",
@@ -33,16 +36,16 @@ KINDS: dict[tuple[str, str], str] = {
 SUFFIXES = {f".{name}": kind for kind, names in KINDS.items() for name in names.split()}
 
 MAGIC: dict[bytes, tuple[str, str]] = {
-    b"\xff\xfe": ("UTF-16 text", "convert it to UTF-8"),
-    b"\xfe\xff": ("UTF-16 text", "convert it to UTF-8"),
-    b"\x1f\x8b": ("gzip data", UNPACK),
-    b"\x28\xb5\x2f\xfd": ("zstd data", UNPACK),
-    b"PK\x03\x04": ("a zip archive", UNPACK),
-    b"BZh": ("bzip2 data", UNPACK),
-    b"\xfd7zXZ\x00": ("xz data", UNPACK),
+    b"\xff\xfe": (UTF_16, "convert it to UTF-8"),
+    b"\xfe\xff": (UTF_16, "convert it to UTF-8"),
+    b"\x1f\x8b": ("gzip data", "give it the suffix .gz"),
+    b"\x28\xb5\x2f\xfd": ("zstd data", "give it the suffix .zst"),
+    b"PK\x03\x04": ("a zip archive", "give it the suffix .zip"),
+    b"BZh": ("bzip2 data", "give it the suffix .bz2"),
+    b"\xfd7zXZ\x00": ("xz data", "give it the suffix .xz"),
     b"7z\xbc\xaf\x27\x1c": ("a 7z archive", UNPACK),
     b"PAR1": ("parquet data", "give it the suffix .parquet"),
-    b"ARROW1": ("an Arrow file", TEXT),
+    b"ARROW1": ("an Arrow file", "give it the suffix .arrow"),
     b"\x93NUMPY": ("a NumPy array", TOKENS),
     # The header of modded-nanogpt's tokens: the integer 20240520, little-endian.
     b"\x88\xd8\x34\x01": ("a file of tokens", TOKENS),
@@ -67,22 +70,40 @@ MOST_REPLACED = 0.1
 """Share of replacement characters from which on the data is not UTF-8 with a few errors."""
 
 
-def describe_name(path: Path) -> str | None:
-    """Return what a file that is not text is by its name, and what to do; None for other names."""
-    kind = SUFFIXES.get(path.suffix.lower())
-    return None if kind is None else f"{path} is {kind[0]} by its name; {kind[1]}"
+class ForeignError(DataError):
+    """A file holds no text for the corpus.
+
+    Args:
+        message: the error.
+        reason: what the file is, in a few words.
+        of_records: whether it has records, which are not those of the corpus.
+    """
+
+    def __init__(self, message: str, reason: str, *, of_records: bool = False) -> None:
+        super().__init__(message)
+        self.reason, self.of_records = reason, of_records
 
 
-def describe_content(path: Path, head: bytes) -> str | None:
-    """Return what a file that is not text is by its first bytes, and what to do; None for text."""
+def check_name(place: str, name: str) -> None:
+    """Raise ForeignError if the name of the file at a place says that it is not text."""
+    kind = SUFFIXES.get(PurePosixPath(name).suffix.lower())
+    if kind is not None:
+        raise ForeignError(f"{place} is {kind[0]} by its name; {kind[1]}", kind[0])
+
+
+def check_content(place: str, head: bytes) -> None:
+    """Raise DataError if the first bytes of the file at a place say that it is not text.
+
+    It is a ForeignError but for text in another encoding.
+    """
     offset, mark = TAR
     if head[offset:].startswith(mark):
-        return f"{path} is a tar archive; {UNPACK}"
+        raise ForeignError(f"{place} is a tar archive; give it the suffix .tar", "a tar archive")
     # BZh is a word of some texts: bzip2 continues with its level and the digits of pi.
     for magic, (what, todo) in MAGIC.items():
         if head.startswith(magic) and (magic != b"BZh" or re.match(rb"BZh[1-9]1AY", head)):
-            return f"{path} is {what}; {todo}"
-    return None
+            message = f"{place} is {what}; {todo}"
+            raise DataError(message) if what == UTF_16 else ForeignError(message, what)
 
 
 def is_other_encoding(data: bytes) -> bool:

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
@@ -25,7 +26,9 @@ from muonscale.lab.data.chat.template import find_template, read_template
 from muonscale.lab.data.chat.tokenize import ChatEncoder, encode_chats
 from muonscale.lab.data.document_store import DocumentStore, Range
 from muonscale.lab.data.encode import encode_split
+from muonscale.lab.data.encode_chunk import PARTIAL
 from muonscale.lab.data.sources import identify, known_bytes, read_documents
+from muonscale.lab.data.token_files import TokenFiles, copy_tokens, divide, find_token_files
 from muonscale.lab.data.tokenizer import (
     id_limit,
     load_tokenizer,
@@ -39,14 +42,14 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 # Increased whenever the same text gives other files.
-FORMAT = 1
-CHAT_FORMAT = 1
+FORMAT = 2
+CHAT_FORMAT = 2
 """The format of conversations."""
 SAMPLE_BYTES = 25_000_000
 REPORT_BYTES = 1 << 18
 
 SPLITS = ("train", "validation")
-STAGES = ("reading", "training tokenizer", "tokenizing")
+STAGES = ("reading", "training tokenizer", "tokenizing", "copying tokens")
 """The stages of `prepare`, measured in bytes. Any other stage is a sentence for the console."""
 
 OnProgress = Callable[[str, int, int | None], None]
@@ -83,6 +86,8 @@ class CorpusStats:
     """Documents dropped because an earlier one has the same text."""
     train: SplitStats
     validation: SplitStats
+    left_out: dict[str, int] = field(default_factory=dict)
+    """Files that were not read, by the reason."""
 
 
 @dataclass(frozen=True)
@@ -109,11 +114,13 @@ def prepare(
     seed: int,
     report: OnProgress,
     before: Collection[str] = (),
+    processes: int | None = None,
 ) -> dict[str, Corpus]:
     """Return the prepared corpora of a data section by name, from the cache or newly prepared.
 
     All have one tokenizer. A document in several corpora belongs to the first. Several processes
-    may prepare the same corpora at once; they use the folders of the first to finish.
+    may prepare the same corpora at once; they use the folders of the first to finish. After a
+    process was killed, the next one goes on with its text, its tokenizer and its shards.
 
     Args:
         data: the `data` section of a config.
@@ -128,7 +135,7 @@ def prepare(
     """
     folder = cache.cache_folder(data.cache)
     try:
-        found = _find_or_build(folder, data, seed, report)
+        found = _find_or_build(folder, data, seed, report, processes)
     except DataError as error:
         prepared = [cache.find_prepared(folder, fingerprint) for fingerprint in before]
         found = [item for item in prepared if item is not None]
@@ -142,13 +149,15 @@ def prepare(
 
 
 def _find_or_build(
-    folder: Path, data: DataSection, seed: int, report: OnProgress
+    folder: Path, data: DataSection, seed: int, report: OnProgress, processes: int | None
 ) -> list[dict[str, Any]]:
     keys = _request_keys(data, seed)
     known = [_find(folder, key, report) for key in keys]
     found = [item for item in known if item is not None]
     try:
-        return found if len(found) == len(known) else _build(folder, keys, data, seed, report)
+        if len(found) == len(known):
+            return found
+        return _build(folder, keys, data, seed, report, processes)
     except OSError as error:
         raise cache.cache_error(folder, error) from error
 
@@ -164,7 +173,9 @@ def _request_keys(data: DataSection, seed: int) -> list[str]:
 
 
 def _request(data: DataSection, seed: int) -> dict[str, Any]:
-    settings = data.model_dump(mode="json", include={"max_bytes", "errors"})
+    settings = data.model_dump(
+        mode="json", include={"max_bytes", "errors", "format", "token_dtype"}
+    )
     chat = {"chat": CHAT_FORMAT, "template": read_template(data)} if data.format == "chat" else {}
     return {
         "format": FORMAT,
@@ -191,19 +202,29 @@ def _find(folder: Path, key: str, report: OnProgress) -> dict[str, Any] | None:
 
 
 def _build(
-    folder: Path, keys: list[str], data: DataSection, seed: int, report: OnProgress
+    folder: Path,
+    keys: list[str],
+    data: DataSection,
+    seed: int,
+    report: OnProgress,
+    processes: int | None,
 ) -> list[dict[str, Any]]:
     """Write corpora into the cache, and return the answers to their requests."""
-    with cache.partial_folder(folder) as partial:
+    work = hashlib.sha256("".join(keys).encode()).hexdigest()
+    with cache.partial_folder(folder, work) as partial:
         stores = _read(data, partial, report)
         splits = [
             documents.split(data.validation, seed, whole=part.format == "chat")
+            if isinstance(documents, DocumentStore)
+            else ([], [])
             for documents, part in zip(stores, data.corpora, strict=True)
         ]
         trained_on = [
-            (documents, train) for documents, (train, _) in zip(stores, splits, strict=True)
+            (documents, train)
+            for documents, (train, _) in zip(stores, splits, strict=True)
+            if isinstance(documents, DocumentStore)
         ]
-        tokenizer = _make_tokenizer(data, trained_on, report)
+        tokenizer = _make_tokenizer(data, trained_on, partial, report)
         known = []
         for key, part, documents, split in zip(keys, data.corpora, stores, splits, strict=True):
             fingerprint = _fingerprint(documents, tokenizer, data, seed)
@@ -212,28 +233,47 @@ def _build(
                 is not None
             ):
                 place = partial / key
-                place.mkdir()
-                meta = _encode(documents, split, tokenizer, part, place, report)
+                place.mkdir(exist_ok=True)
+                if isinstance(documents, DocumentStore):
+                    meta = _encode(documents, split, tokenizer, part, place, report, processes)
+                else:
+                    meta = _copy(documents, tokenizer, part, place, report)
                 tokenizer.save_pretrained(str(place / "tokenizer"))
                 cache.write_meta(place, {"fingerprint": fingerprint, **meta})
                 cache.install(place, folder, fingerprint)
-            known.append({"fingerprint": fingerprint, "duplicates": documents.duplicates})
+            known.append(
+                {
+                    "fingerprint": fingerprint,
+                    "duplicates": documents.duplicates,
+                    "left_out": documents.left_out.counts,
+                }
+            )
             cache.save_request(folder, key, known[-1])
-            documents.path.unlink()
     return known
 
 
-def _read(data: DataSection, folder: Path, report: OnProgress) -> list[DocumentStore]:
+def _read(data: DataSection, folder: Path, report: OnProgress) -> list[DocumentStore | TokenFiles]:
     seen: set[bytes] = set()
-    stores = []
+    stores: list[DocumentStore | TokenFiles] = []
     for number, part in enumerate(data.corpora):
+        if part.format == "tokens":
+            files = find_token_files(part)
+            if files.left_out.counts:
+                report(f"{part.title}: {files.left_out}", 0, None)
+            stores.append(files)
+            continue
         documents = DocumentStore(folder / f"text-{number}")
-        progress = _throttle("reading", known_bytes(part), report)
-        documents.fill(read_documents(part), progress, seen)
+        if not documents.load():
+            progress = _throttle("reading", known_bytes(part), report)
+            documents.fill(read_documents(part, documents.left_out), progress, seen)
+            documents.save()
+        seen.update(documents.digests)
         report("reading", documents.size, documents.size)
+        if documents.left_out.counts:
+            report(f"{part.title}: {documents.left_out}", 0, None)
         if not documents.size:
             others = " that no other corpus of the mixture has" if documents.duplicates else ""
-            raise DataError(f"{part.source or part.path} holds no text{others}")
+            raise DataError(f"{part.title} holds no text{others}")
         stores.append(documents)
     return stores
 
@@ -252,14 +292,23 @@ def _throttle(stage: str, total: int | None, report: OnProgress) -> Callable[[in
 
 
 def _make_tokenizer(
-    data: DataSection, texts: list[tuple[DocumentStore, list[Range]]], report: OnProgress
+    data: DataSection,
+    texts: list[tuple[DocumentStore, list[Range]]],
+    folder: Path,
+    report: OnProgress,
 ) -> PreTrainedTokenizerFast:
-    """Load the tokenizer, or train it on equal amounts of every corpus, or all of a smaller one."""
+    """Load the tokenizer, or train it on equal amounts of every corpus, or all of a smaller one.
+
+    A trained one is kept in the folder.
+    """
     if data.tokenizer is not None:
         tokenizer = load_tokenizer(data.tokenizer, own_begin=data.has_chats)
         if data.has_chats:
             tokenizer.chat_template = find_template(data, tokenizer).jinja
         return tokenizer
+    kept = folder / "tokenizer"
+    if kept.is_dir():
+        return open_tokenizer(kept)
     sizes = [sum(end - start for start, end in ranges) for _, ranges in texts]
     wanted = _divide_evenly(sizes, SAMPLE_BYTES)
     progress = _throttle("training tokenizer", sum(wanted), report)
@@ -274,6 +323,10 @@ def _make_tokenizer(
 
     tokenizer = train_tokenizer(sample(), data.vocab_size)
     report("training tokenizer", sum(wanted), sum(wanted))
+    temporary = folder / "tokenizer.partial"
+    shutil.rmtree(temporary, ignore_errors=True)
+    tokenizer.save_pretrained(str(temporary))
+    temporary.rename(kept)
     if len(tokenizer) < data.vocab_size:
         report(
             f"vocabulary of {len(tokenizer)} tokens instead of data.vocab_size={data.vocab_size}: "
@@ -294,7 +347,10 @@ def _divide_evenly(sizes: list[int], total: int) -> list[int]:
 
 
 def _fingerprint(
-    documents: DocumentStore, tokenizer: PreTrainedTokenizerFast, data: DataSection, seed: int
+    documents: DocumentStore | TokenFiles,
+    tokenizer: PreTrainedTokenizerFast,
+    data: DataSection,
+    seed: int,
 ) -> str:
     settings = {
         "format": FORMAT,
@@ -313,6 +369,29 @@ def _fingerprint(
     return digest.hexdigest()
 
 
+def _copy(
+    files: TokenFiles,
+    tokenizer: PreTrainedTokenizerFast,
+    data: DataSection,
+    folder: Path,
+    report: OnProgress,
+) -> dict[str, Any]:
+    """Copy tokens into the shards of a corpus, and return its meta.json."""
+    divide(files, data.validation, tokenizer.eos_token_id)
+    progress = _throttle("copying tokens", files.size, report)
+    stats, before = {}, 0
+    for name, parts in zip(SPLITS, (files.train, files.validation), strict=True):
+
+        def done(size: int, before: int = before) -> None:
+            progress(before + size)
+
+        counted = copy_tokens(parts, tokenizer, folder, name, done)
+        before += sum(ids.nbytes for _, ids in parts)
+        stats[name] = asdict(SplitStats(*counted))
+    report("copying tokens", files.size, files.size)
+    return {"vocab_size": len(tokenizer), "id_limit": id_limit(tokenizer), "stats": stats}
+
+
 def _encode(
     documents: DocumentStore,
     splits: tuple[list[Range], list[Range]],
@@ -320,6 +399,7 @@ def _encode(
     data: DataSection,
     folder: Path,
     report: OnProgress,
+    processes: int | None,
 ) -> dict[str, Any]:
     chat = data.format == "chat"
     encoder = ChatEncoder(tokenizer, find_template(data, tokenizer)) if chat else None
@@ -333,7 +413,7 @@ def _encode(
 
         targets = None
         if encoder is None:
-            tokens = encode_split(documents.pieces(ranges), tokenizer, folder, name, done)
+            tokens = encode_split(documents, ranges, tokenizer, folder, name, done, processes)
         else:
             tokens, targets = encode_chats(
                 documents.texts(ranges), encoder, folder, name, id_limit(tokenizer), done
@@ -341,6 +421,8 @@ def _encode(
         size = sum(end - start for start, end in ranges)
         before += size
         stats[name] = asdict(SplitStats(len(ranges), size, tokens, targets))
+    for left in folder.glob(f"*{PARTIAL}"):  # of a process that was killed
+        left.unlink()
     report("tokenizing", documents.size, documents.size)
     end = {"end": tokenizer.eos_token_id} if chat else {}
     return {"vocab_size": len(tokenizer), "id_limit": id_limit(tokenizer), "stats": stats, **end}
@@ -357,8 +439,14 @@ def _open(home: Path, known: dict[str, Any], data: DataSection) -> Corpus:
         return TokenStore(folder, split, token_dtype(limit), limit)
 
     splits = [SplitStats(**meta["stats"][name]) for name in SPLITS]
-    source = str(data.source or data.path)
-    stats = CorpusStats(source, meta["vocab_size"], known["duplicates"], *splits)
+    stats = CorpusStats(
+        source=data.title,
+        vocab_size=meta["vocab_size"],
+        duplicates=known["duplicates"],
+        train=splits[0],
+        validation=splits[1],
+        left_out=known.get("left_out", {}),
+    )
     train, validation = (open_split(name) for name in SPLITS)
     return Corpus(folder, known["fingerprint"], train, validation, stats)
 

@@ -17,16 +17,20 @@ from typing import Any
 
 from muonscale.errors import DataError, nearest
 from muonscale.lab.config.sections import DataSection
-from muonscale.lab.data.chat.conversations import conversation_text
-from muonscale.lab.data.files import (
-    Document,
-    clean_text,
-    list_files,
-    missing_field,
-    read_file,
-    refuse_foreign,
+from muonscale.lab.data.chat.conversations import Conversation
+from muonscale.lab.data.files import Convert, Document, Stream, TextField
+from muonscale.lab.data.folders import (
+    CorpusFile,
+    LeftOut,
+    Patterns,
+    file_states,
+    find_files,
+    read_states,
+    unreadable,
 )
-from muonscale.lab.files import check_regular
+from muonscale.lab.data.formats import ForeignError, check_name
+from muonscale.lab.data.readers import UNPACKED, Selection
+from muonscale.lab.data.tables import is_saved_dataset, read_rows, saved_batches
 
 STDLIB = "python-stdlib"
 REFERENCE = "python-reference"
@@ -47,21 +51,28 @@ SKIPPED_FOLDERS = {
 SKIPPED_FILES = {"html/entities.py", "stringprep.py"}
 
 
-def read_documents(data: DataSection) -> Iterator[Document]:
+def read_documents(data: DataSection, left_out: LeftOut | None = None) -> Iterator[Document]:
     """Yield the documents of a corpus, at most `data.max_bytes` bytes of text.
+
+    Args:
+        data: the data section of one corpus.
+        left_out: where files that are not read are counted.
 
     Raises:
         DataError: if the corpus is missing, or something in it cannot be read as text.
     """
-    documents = _all_documents(data)
-    if data.max_bytes is None:
-        return documents
-    return _first_bytes(documents, data.max_bytes, whole=data.format == "chat")
+    documents = _all_documents(data, LeftOut() if left_out is None else left_out)
+    if data.max_bytes is not None:
+        documents = _first_bytes(documents, data.max_bytes, whole=data.format == "chat")
+    try:
+        yield from documents
+    except ForeignError as error:  # nothing is left to leave it out of
+        raise DataError(str(error)) from error
 
 
-def _all_documents(data: DataSection) -> Iterator[Document]:
+def _all_documents(data: DataSection, left_out: LeftOut) -> Iterator[Document]:
     if data.path is not None:
-        return _read_path(data.path.expanduser(), data)
+        return _read_path(data, left_out)
     source = data.source or ""
     if source == STDLIB:
         return _read_stdlib()
@@ -98,8 +109,14 @@ def identify(data: DataSection) -> dict[str, Any]:
         DataError: if the path is missing or unreadable, or a file is not text by its name.
     """
     if data.path is not None:
-        refuse_foreign(list_files(data.path.expanduser()), data.path)
-        return {"path": str(data.path.expanduser().resolve()), "files": file_states(data.path)}
+        files, _ = find_files(data)
+        if data.format != "tokens":
+            _check_names(files)
+        paths = [
+            path if "://" in path else str(Path(path).expanduser().resolve()) for path in data.paths
+        ]
+        patterns = {"include": data.include, "exclude": data.exclude}
+        return {"path": paths, "files": read_states(files, "data.path"), **patterns}
     if data.source in (STDLIB, REFERENCE):
         return {"source": data.source, "python": sys.version, "folder": str(_stdlib_folder())}
     folder = Path((data.source or "").removeprefix(HUB)).expanduser()
@@ -107,31 +124,27 @@ def identify(data: DataSection) -> dict[str, Any]:
     return {"source": data.source, "split": data.split, "files": files}
 
 
-def file_states(path: Path, key: str = "data.path") -> list[list[Any]]:
-    """Return name, size in bytes and modification time in nanoseconds of every file.
-
-    Args:
-        path: a file or a folder.
-        key: key of the configuration that names it, for errors.
-
-    Raises:
-        DataError: if it cannot be read, or contains anything but folders and regular files.
-    """
-    states = []
-    for name, file in list_files(path.expanduser(), key):
+def _check_names(files: list[CorpusFile]) -> None:
+    """Refuse a file that the user named and that is no text by its name, or files none of which is."""
+    refused = []
+    for file in files:
         try:
-            check_regular(file)
-            status = file.stat()
-        except OSError as error:
-            raise DataError(f"{file} cannot be read: {error.strerror} ({key})") from error
-        states.append([name, status.st_size, status.st_mtime_ns])
-    return states
+            check_name(file.place, file.name)
+        except ForeignError as error:
+            if file.named:
+                raise DataError(str(error)) from error
+            refused.append(error)
+    if len(refused) == len(files):
+        raise DataError(f"{refused[0]}; none of {len(files)} files of data.path is text")
 
 
 def known_bytes(data: DataSection) -> int | None:
     """Return the bytes to read, for a progress bar; None if unknown."""
     if data.path is not None:
-        size = sum(state[1] for state in file_states(data.path))
+        states = read_states(find_files(data)[0], "data.path")
+        if any(Path(name).suffix.lower() in UNPACKED for name, *_ in states):
+            return data.max_bytes
+        size = sum(state[1] for state in states)
     elif data.source == STDLIB:
         size = sum(path.stat().st_size for _, path in _stdlib_files())
     elif data.source == REFERENCE:
@@ -141,14 +154,48 @@ def known_bytes(data: DataSection) -> int | None:
     return size if data.max_bytes is None else min(size, data.max_bytes)
 
 
-def _read_path(path: Path, data: DataSection) -> Iterator[Document]:
-    files = list_files(path)
-    if len(files) == 1 and files[0][1].is_file() and not files[0][1].stat().st_size:
-        raise DataError(f"data.path={files[0][1]} is empty")
-    refuse_foreign(files, path)
-    convert = conversation_text if data.format == "chat" else clean_text
-    for name, file in files:
-        yield from read_file(name, file, field=data.text_field, errors=data.errors, convert=convert)
+def converter(data: DataSection) -> Convert:
+    """Return what turns a record of the corpus into text."""
+    if data.format == "chat":
+        return Conversation(data.field, data.errors)
+    return TextField(data.text_field, data.errors)
+
+
+def _read_path(data: DataSection, left_out: LeftOut) -> Iterator[Document]:
+    convert, selection = converter(data), Selection(left_out, Patterns.of(data))
+    folders = [path for given in data.paths if is_saved_dataset(path := Path(given).expanduser())]
+    if folders and len(folders) == len(data.paths):
+        for folder in folders:
+            yield from _read_saved(folder, data)
+        return
+    files, found = find_files(data)
+    for reason, count in found.counts.items():
+        left_out.counts[reason] = left_out.counts.get(reason, 0) + count
+        left_out.examples.setdefault(reason, found.examples[reason])
+    if len(files) == 1 and not read_states(files, "data.path")[0][1]:
+        raise DataError(f"data.path={files[0].place} is empty")
+    _check_names(files)
+    any_read = False
+    for file in files:
+        try:
+            with file.open() as content:
+                stream = Stream(
+                    file.name, file.place, file.name, content, convert, data.errors, selection
+                )
+                for document in selection.read(stream, named=file.named):
+                    any_read = True
+                    yield document
+        except OSError as error:
+            raise unreadable(file.place, error) from error
+    if not any_read and selection.refused is not None:
+        raise DataError(f"{selection.refused}; nothing else of data.path={data.title} is text")
+
+
+def _read_saved(folder: Path, data: DataSection) -> Iterator[Document]:
+    convert = converter(data)
+    place = f"{folder}, split {data.split!r}"
+    batches = saved_batches(folder, data.split, convert.columns)
+    yield from read_rows(batches, folder.name, place, convert, data.errors)
 
 
 def _stdlib_folder() -> Path:
@@ -200,8 +247,11 @@ def _topics() -> dict[str, str]:
 
 
 def _read_hub(name: str, data: DataSection) -> Iterator[Document]:
-    rows = _hub_rows(name, data)
-    field, convert = data.text_field, conversation_text if data.format == "chat" else clean_text
+    folder = Path(name).expanduser()
+    if is_saved_dataset(folder):
+        yield from _read_saved(folder, data)
+        return
+    rows, convert = _hub_rows(name, data), converter(data)
     for number in itertools.count():
         try:
             row = next(rows, None)
@@ -210,10 +260,7 @@ def _read_hub(name: str, data: DataSection) -> Iterator[Document]:
         if row is None:
             return
         place = f"Hugging Face dataset {name!r}, split {data.split!r}, row {number}"
-        if field not in row:
-            raise missing_field(field, list(row), place)
-        text = convert(row[field], field=field, errors=data.errors, place=place)
-        yield Document(f"{number}", text)
+        yield Document(f"{number}", convert(row, place))
 
 
 def _hub_rows(name: str, data: DataSection) -> Iterator[dict[str, Any]]:

@@ -9,15 +9,18 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from muonscale.errors import DataError
-from muonscale.lab.data.sources import file_states
+from muonscale.lab.data.folders import file_states
+from muonscale.lab.data.tokenizer_files import END_OF_TEXT, MERGES, VOCAB, read_tokenizer
 from muonscale.lab.files import check_folder, read_text
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerFast
 
-END_OF_TEXT = "<|endoftext|>"
 UNUSED_IDS = 2**20
 """Most ids without a token in a vocabulary."""
 
@@ -25,8 +28,9 @@ UNUSED_IDS = 2**20
 KNOWN_ENDS = (END_OF_TEXT, "<|end_of_text|>", "<eos>", "</s>", "[EOS]")
 KEPT_TOKENS = ("unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
 ACCEPTED = (
-    "data.tokenizer accepts a tokenizer.json file, a folder that holds one, or a Hugging Face "
-    "name; without it a tokenizer is trained on the corpus"
+    "data.tokenizer accepts a tokenizer.json, vocab.json with merges.txt, a .tiktoken or "
+    "sentencepiece .model file, a folder that holds one, or a Hugging Face name; without it a "
+    "tokenizer is trained on the corpus"
 )
 
 
@@ -62,7 +66,7 @@ def load_tokenizer(name: str, *, own_begin: bool = False) -> PreTrainedTokenizer
     """Load the tokenizer `data.tokenizer` names.
 
     Args:
-        name: a tokenizer.json file, a folder with one, or a Hugging Face name.
+        name: a file of a tokenizer, a folder with one, or a Hugging Face name.
         own_begin: keep its own token for the beginning of a text, which chat templates write.
 
     Raises:
@@ -71,6 +75,8 @@ def load_tokenizer(name: str, *, own_begin: bool = False) -> PreTrainedTokenizer
     path = Path(name).expanduser()
     if path.is_dir():
         source = path / "tokenizer.json"
+        if not source.is_file() and (file := _only_file(path)) is not None:
+            return _load_file(file)
         return _load_pretrained(str(path), with_file=source.is_file(), own_begin=own_begin)
     if path.exists():
         return _load_file(path)
@@ -79,11 +85,25 @@ def load_tokenizer(name: str, *, own_begin: bool = False) -> PreTrainedTokenizer
     return _load_pretrained(name, with_file=False, own_begin=own_begin)
 
 
+def _only_file(folder: Path) -> Path | None:
+    """Return the file of a folder that holds a tokenizer without a Hugging Face configuration."""
+    if any((folder / name).exists() for name in ("tokenizer_config.json", "config.json")):
+        return None
+    if (folder / VOCAB).is_file() and (folder / MERGES).is_file():
+        return folder / VOCAB
+    found = sorted([*folder.glob("*.tiktoken"), *folder.glob("*.model")])
+    return found[0] if len(found) == 1 else None
+
+
 def tokenizer_identity(name: str | None) -> Any:
     """Return what identifies `data.tokenizer`, as JSON values, without loading it."""
     path = Path(name or "").expanduser()
     known = name is not None and path.exists()
-    return [str(path.resolve()), file_states(path, "data.tokenizer")] if known else name
+    if not known:
+        return name
+    if path.name in (VOCAB, MERGES):
+        path = path.parent
+    return [str(path.resolve()), file_states(path, "data.tokenizer")]
 
 
 def open_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
@@ -96,8 +116,8 @@ def open_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
 
 
 def _load_file(path: Path) -> PreTrainedTokenizerFast:
-    backend = _read_backend(path)
-    end = _known_end(backend)
+    backend, end = read_tokenizer(path) or (_read_backend(path), None)
+    end = end or _known_end(backend)
     if end is None:
         raise DataError(
             f"tokenizer {path} has none of the end-of-text tokens {', '.join(KNOWN_ENDS)}; give "
@@ -178,6 +198,24 @@ def _wrap(backend: Tokenizer, end: str, extra: dict[str, Any]) -> PreTrainedToke
 def id_limit(tokenizer: PreTrainedTokenizerFast) -> int:
     """Return the number above every id of a tokenizer: more than its tokens if ids are unused."""
     return max(tokenizer.get_vocab().values()) + 1
+
+
+def token_bytes(tokenizer: PreTrainedTokenizerFast) -> NDArray[np.int64]:
+    """Return the bytes of text of every id, int64 `[id_limit]`; special tokens have none."""
+    backend = tokenizer.backend_tokenizer
+    sizes = np.zeros(id_limit(tokenizer), dtype=np.int64)
+    is_bytes = "ByteLevel" in repr(backend.decoder)  # one character for each byte
+    added = backend.get_added_tokens_decoder()
+    for token, number in backend.get_vocab(with_added_tokens=True).items():
+        if number in added:
+            sizes[number] = 0 if added[number].special else len(token.encode())
+        elif is_bytes:
+            sizes[number] = len(token)
+        elif len(token) == 6 and token.startswith("<0x"):  # a byte of sentencepiece
+            sizes[number] = 1
+        else:
+            sizes[number] = len(token.replace("\u2581", " ").encode())
+    return sizes
 
 
 def _check_ids(backend: Tokenizer) -> None:

@@ -234,7 +234,7 @@ def run_settings(run: RunFolder, overrides: Sequence[str]) -> EvalSettings:
 def _locations(config: Config) -> set[str]:
     """Return the sources or paths of the corpora of a configuration."""
     return {
-        part.source or str(Path(part.path or "").expanduser().resolve())
+        part.source or "\n".join(str(Path(path).expanduser().resolve()) for path in part.paths)
         for part in config.data.corpora
     }
 

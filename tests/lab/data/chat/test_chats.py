@@ -143,11 +143,14 @@ MALFORMED: list[tuple[Any, str]] = [
     ([], "no turn of the assistant"),
     (turns("q"), "no turn of the assistant"),
     (["q"], "message 1 of 'messages'"),
-    ([*GOOD, {"role": "tool", "content": "x"}], "role 'tool'"),
+    ([*GOOD, {"role": "robot", "content": "x"}], "role 'robot'"),
+    ([*GOOD, {"from": "robot", "value": "x"}], "'from' is 'robot' in message 3"),
+    ([*GOOD, {"role": "assistant", "tool_calls": [{"id": "1"}]}], "no function with a name"),
+    ([{"role": "user", "content": [{"type": "image_url"}]}], "a content part in message 1"),
     ([*GOOD, {"role": "user"}], "no 'content' in message 3"),
     ([*GOOD, {"content": "x", "from": 1}], "no 'role' in message 3"),
     ([*GOOD, {"role": "user", "content": None}], "'content' is null in message 3"),
-    ([*GOOD, {"role": "user", "content": ["x"]}], "'content' is list in message 3"),
+    ([*GOOD, {"role": "user", "content": ["x"]}], "a content part in message 3"),
     (turns("\ud800", "a"), "lone surrogate"),
 ]
 
@@ -186,7 +189,7 @@ def test_other_keys_and_their_order_do_not_make_another_conversation() -> None:
 
 def test_text_files_and_bytes_beyond_the_limit(tmp_path: Path) -> None:
     (tmp_path / "x.txt").write_text("hello")
-    with pytest.raises(DataError, match=r"\.jsonl, \.json, \.parquet"):
+    with pytest.raises(DataError, match=r"accepts \.json, \.jsonl"):
         list(read_documents(DataSection(path=tmp_path, format="chat", tokenizer="t")))
     path = write_chats(tmp_path / "x.jsonl", [GOOD, GOOD[:2], GOOD])
     size = len(conversation_text(GOOD, field="m", errors="strict", place=""))

@@ -8,6 +8,7 @@ prompt, provided that the conversation begins with the prompt.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -62,15 +63,30 @@ class ChatTemplate:
     ends: tuple[str, ...]
     """Spellings of the special tokens."""
 
-    def render(self, messages: Messages) -> Rendered:
+    def render(self, messages: Messages, tools: list[Any] | None = None) -> Rendered:
         """Render a conversation.
 
+        Args:
+            messages: the messages.
+            tools: the tools that the assistant may call, as JSON schemas.
+
         Raises:
-            DataError: if the template fails, or the assistant's turns cannot be found.
+            DataError: if the template fails, leaves out the tools, or the assistant's turns cannot
+                be found.
         """
-        text, spans = self._run(messages, marks=bool(MARKED.search(self.jinja)))
+        for key, used in (
+            ("tools", tools),
+            ("tool_calls", any("tool_calls" in message for message in messages)),
+            ("tool", any(message["role"] == "tool" for message in messages)),
+        ):
+            if used and key not in self.jinja:
+                raise DataError(
+                    f"{self.name} does not write {key!r}, which {_excerpt(messages)} has; give a "
+                    "template that does with data.chat_template=FILE"
+                )
+        text, spans = self._run(messages, tools, marks=bool(MARKED.search(self.jinja)))
         if spans is None:
-            spans = self._spans(messages, text)
+            spans = self._spans(messages, tools, text)
         spans = [span for span in spans if span[1] > span[0]]
         if not spans:
             raise DataError(
@@ -81,13 +97,19 @@ class ChatTemplate:
         return Rendered(text, spans)
 
     def _run(
-        self, messages: Messages, *, marks: bool = False, prompt: bool = False
+        self,
+        messages: Messages,
+        tools: list[Any] | None,
+        *,
+        marks: bool = False,
+        prompt: bool = False,
     ) -> tuple[str, list[Span] | None]:
         from transformers.utils.chat_template_utils import render_jinja_template
 
         try:
             texts, spans = render_jinja_template(
                 [messages],
+                tools=tools,
                 chat_template=self.jinja,
                 return_assistant_tokens_mask=marks,
                 add_generation_prompt=prompt,
@@ -102,12 +124,12 @@ class ChatTemplate:
         found: Any = spans[0] if marks else None
         return texts[0], found
 
-    def _spans(self, messages: Messages, text: str) -> list[Span]:
+    def _spans(self, messages: Messages, tools: list[Any] | None, text: str) -> list[Span]:
         spans = []
         for number, message in enumerate(messages):
             if message["role"] == "assistant":
-                before, _ = self._run(messages[:number], prompt=True)
-                after, _ = self._run(messages[: number + 1])
+                before, _ = self._run(messages[:number], tools, prompt=True)
+                after, _ = self._run(messages[: number + 1], tools)
                 if not (text.startswith(after) and after.startswith(before)):
                     raise DataError(
                         f"{self.name} renders the beginning of {_excerpt(messages)} differently "
@@ -182,16 +204,38 @@ class Escape:
         ordered = sorted(spellings, key=len, reverse=True)
         self._pattern = re.compile("|".join(map(re.escape, ordered)) or "(?!)")
 
-    def hide(self, messages: Messages) -> tuple[Messages, dict[str, str]]:
-        """Return the messages to render, and the spelling that each private character replaces."""
-        whole = "".join(message["content"] for message in messages)
+    def hide(self, conversation: tuple[Messages, Any]) -> tuple[Any, dict[str, str]]:
+        """Return messages and tools to render, and the spelling of each private character."""
+        whole = "".join(_texts(conversation))
         found = sorted(set(self._pattern.findall(whole)))
         if not found:
-            return messages, {}
+            return conversation, {}
         free = (chr(c) for c in range(0xF0000, 0x10FFFE) if chr(c) not in whole)
         hidden = dict(zip(found, free, strict=False))
-        escaped = [
-            {**message, "content": self._pattern.sub(lambda m: hidden[m[0]], message["content"])}
-            for message in messages
-        ]
+        escaped = _replace(
+            conversation, lambda text: self._pattern.sub(lambda m: hidden[m[0]], text)
+        )
+        for message, hiding in zip(conversation[0], escaped[0], strict=True):
+            hiding["role"] = message["role"]  # the template compares it
         return escaped, {character: spelling for spelling, character in hidden.items()}
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Yield all texts in messages and tools."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list | tuple):
+        items = [*value, *value.values()] if isinstance(value, dict) else value
+        for item in items:
+            yield from _texts(item)
+
+
+def _replace(value: Any, change: Callable[[str], str]) -> Any:
+    """Return messages and tools with every text changed."""
+    if isinstance(value, str):
+        return change(value)
+    if isinstance(value, dict):
+        return {change(key): _replace(item, change) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_replace(item, change) for item in value)
+    return value

@@ -61,8 +61,8 @@ class ChatEncoder:
         """
         parts = []
         for text in texts:
-            messages, hidden = self._escape.hide(read_conversation(text))
-            rendered = self._template.render(messages)
+            conversation, hidden = self._escape.hide(read_conversation(text))
+            rendered = self._template.render(*conversation)
             parts.append((rendered, list(_cut(rendered.text, hidden))))
         encodings = {}
         for hidden, backend in ((False, self._tokens), (True, self._plain)):
