@@ -197,3 +197,21 @@ def test_wrong_studies_are_refused(keys: dict[str, Any], said: str) -> None:
     given = {"path": "x", "widths": [32, 64], "values": GRID}
     with pytest.raises(ValidationError, match=said):
         TransferConfig.model_validate(given | keys)
+
+
+@pytest.mark.parametrize(
+    ("search", "said"),
+    [
+        ({"at": "first"}, "first width alone"),
+        ({"begin": "start"}, "first width alone"),
+        ({"keys": {"lr": {"key": "optimizer.lr", "start": 0.02}}}, "add keys"),
+    ],
+)
+def test_searches_that_would_do_nothing_are_refused(search: dict[str, Any], said: str) -> None:
+    keys = {
+        "lr": {"key": "optimizer.lr", "start": 0.02},
+        "rest": {"key": "optimizer.adamw_lr", "start": 0.04},
+    }
+    given = {"path": "x", "widths": [32, 64], "values": [0.01, 0.02, 0.04]}
+    with pytest.raises(ValidationError, match=said):
+        TransferConfig.model_validate({**given, "search": {"keys": keys, **search}})
