@@ -1,7 +1,8 @@
 """Train language models with the Muon family of optimizers, and find out what that buys.
 
 The public names are loaded on first use, so that `import muonscale` is quick and imports nothing
-that the part in use does not need.
+that the part in use does not need. `errors` has all errors that a user can cause, and `nearest`,
+which finds the names that they suggest ("did you mean").
 """
 
 from __future__ import annotations

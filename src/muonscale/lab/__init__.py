@@ -8,7 +8,7 @@ The rooms, from the bottom to the top; each imports only those before it:
   on disk and import no torch.
 - `data`, `models`, `parallel`, `training`: from text to batches, from a configuration to a model,
   its ranks, and the loop. `targets` resolves what a user names: a recipe, preset, run or model.
-- `evaluation`, `estimate`, `verify`, `coordcheck`, `bench`: what a model is worth, what a run would
-  cost, whether a layout and a parametrization are right, how long a step takes.
+- How good a model is (`evaluation`), what a run would cost (`estimate`), whether a layout (`verify`)
+  and a parametrization (`coordcheck`) are right, and how long a step takes (`bench`).
 - `studies`: many runs, planned and read together.
 """

@@ -2,8 +2,8 @@
 
 The nouns: the *base* is the model for which hyper-parameters were found; a *convention* (spectral,
 adam_table, standard) says how they change; *multipliers* are what a convention gives for one
-parameter; *constants* are what a forward pass does with the width; a *fold* is a factor that the
-forward pass lacks and a parameter takes instead.
+parameter; *constants* are what a forward pass does with the width; a *fold* is a factor that is
+missing from the forward pass and is multiplied into a parameter instead.
 
 - `fields`: the fields of a configuration in which a model and its base may differ.
 - `pair`: the parameters of a model, each with that of the base.

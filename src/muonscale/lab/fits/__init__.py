@@ -1,8 +1,8 @@
 """Laws fitted to tables of runs, with intervals. Nothing here imports torch.
 
 A table of runs (`tables`) is split into groups. A *law* (`laws`) is fitted to each group and gives
-estimates, whose intervals come from *draws*: refits to tables that might have been measured instead
-(`bootstrap`). A *rung* is a set of runs of about one size; each is left out in turn (`leave_out`).
+estimates, whose intervals come from *draws*: refits to resampled tables (`bootstrap` makes them;
+`laws.base.Law.draw` chooses residuals, points or known noise). A *rung* is a set of runs of about one size; each is left out in turn (`leave_out`).
 `fit_table` does all of this and compares the groups (`ratios`); its `Findings` are written as text,
 JSON or a page.
 

@@ -5,8 +5,8 @@ write it, `plotly_charts` and `matplotlib_charts` draw its charts in the colors 
 `write` makes all files of a page. `check` refuses a page that cannot be drawn, `axes` has the
 ranges and ticks of both renderers, and `tables` writes CSV.
 
-Runs: `run_data` (a folder) -> `run_measures`, `run_tables` -> `runs` (the page). A new curve is a
-row of `run_measures`. `loss_figure`, `measure_charts` and `eval_table` make single charts and
-tables for the trainer and the evaluation. `folders` decides what a path is: a run, a study or a
-coordinate check.
+Runs: `run_data` (a folder) -> `run_measures` (which curves there are) -> `measure_charts` (thins and
+smooths them), `run_tables` -> `runs` (the page). A new curve is a row of `run_measures`.
+`loss_figure` and `eval_table` are made for the trainer and the evaluation. `folders` decides what a
+path is: a run, a study or a coordinate check.
 """

@@ -10,8 +10,9 @@ and resume, `telemetry`, `noise_scale`, `attention`, `router_balance` and `spike
 and `trackers` log (`trackers.registry` lists them).
 
 What `setup` builds: `param_groups` (with muP), `schedule`, `load_optimizer_state`, `provenance`
-(the origin of the weights), `average` (of the weights). What a step needs: `batches` and `micro_batches`, `gradients` (norms,
-clipping), `validation`, `out_of_memory` (what makes a step smaller). Around the loop: `console`,
+(the origin of the weights), `average` (of the weights). What a step needs: `batches` and
+`micro_batches`, `gradients` (norms, clipping), `validation`, `out_of_memory` (names the keys that
+reduce the memory of a step). Around the loop: `console`,
 `signals` (Ctrl-C), `profile` and `profiler_memory`, `dry_run`, `baselines` (n-grams),
 `checkpoint_reader` (runs no code), and `export` (a checkpoint as a Hugging Face
 folder, and `find_checkpoint`: the newest, or that of a step).

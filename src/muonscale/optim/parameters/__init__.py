@@ -12,12 +12,14 @@ The nouns:
 - `GroupSource`: the model that a list of groups was made from, held weakly.
 - `GroupingReport`: the rule and the reason of every parameter.
 
-The path of a model: `survey` -> `assign_roles` (`stored_matrices` knows fused weights,
-`kernel_matrices` convolutions, `adapter_role` adapters, `parameter_use` bare parameters,
-`output_layers` heads) -> `parameter_groups` (overrides, `AttentionProjection.by_head`) ->
-`check_keys`, `check_options`, `check_parameter` -> `Muon`. Parameters that join later: `select` ->
-`groups_of` -> `find_home` (`unfreeze`).
+The path of a model: `survey` (its `_heads` decides which layers are output layers;
+`forward_path.output_layers` reads `forward` for it) -> `assign_roles` -> `parameter_groups`
+(overrides, `AttentionProjection.by_head`) -> `check_keys`, `check_options`, `check_parameter` ->
+`Muon`. Parameters that join later: `select` -> `groups_of` -> `find_home` (`unfreeze`).
 
-`roles` says what a parameter is (a tied weight is an embedding); `groups` says which rule a role
-has.
+What `assign_roles` asks: `stored_matrices`: fused weights; `kernel_matrices`: convolutions;
+`adapter_role`: adapters; `parameter_use`: bare parameters.
+
+`module_survey` says which layers are heads, `roles` what every other parameter is (a tied weight is
+an embedding), and `groups` which rule a role has.
 """

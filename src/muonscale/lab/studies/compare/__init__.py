@@ -1,1 +1,5 @@
-"""Which optimizer reaches a loss with fewer tokens: learning rates are swept for each of them."""
+"""Which optimizer reaches a loss with fewer tokens: its hyper-parameters are searched for each.
+
+`study` makes the runs at every place; `analysis` compares the best settings seed by seed and gives
+the verdict; `lengths` compares whole runs of several lengths; `report` puts it into words.
+"""

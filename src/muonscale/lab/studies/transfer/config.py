@@ -55,7 +55,9 @@ class TransferConfig(VariantsConfig):
                     f"search.keys.{self.name}: it must be {self.over}, searched for all variants"
                 )
             if len(self.search.keys) == 1:
-                raise ValueError(f"search.keys: {self.over} alone is what `values` are for; add keys")
+                raise ValueError(
+                    f"search.keys: {self.over} alone is what `values` are for; add keys"
+                )
             default = SearchSection.model_fields
             if any(getattr(self.search, key) != default[key].default for key in ("at", "begin")):
                 raise ValueError(
