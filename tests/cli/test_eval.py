@@ -81,7 +81,7 @@ def test_another_text_is_measured_whole_as_by_plain_torch(
     model = AutoModelForCausalLM.from_pretrained(run / "model")
     tokenizer = AutoTokenizer.from_pretrained(run / "model")
     data = load_config(str(run)).data.model_copy(
-        update={"path": other, "tokenizer": str(run / "tokenizer"), "sequence_length": 16}
+        update={"path": str(other), "tokenizer": str(run / "tokenizer"), "sequence_length": 16}
     )
     (corpus,) = prepare(data, seed=0, report=lambda *report: None).values()
     splits = [store.read(0, len(store)) for store in (corpus.train, corpus.validation)]

@@ -28,7 +28,9 @@ def start(config: Config, *, dry_run: bool, resume: bool, as_json: bool) -> None
         typer.Exit: after Ctrl-C or SIGTERM.
     """
     if as_json and not dry_run:
-        raise ConfigError("--json prints the configuration of a run; give --dry-run too")
+        raise ConfigError(
+            f"{config.run.path}: --json prints the configuration of a run; give --dry-run too"
+        )
     if as_json:
         from muonscale.lab.config.load import dump_config
 

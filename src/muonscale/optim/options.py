@@ -211,7 +211,7 @@ def check_schedulable(option: str) -> None:
     rate.
     """
     if option == "lr":
-        raise ConfigError("lr: learning rates have schedulers of their own")
+        raise ConfigError(f"{option}: learning rates have schedulers of their own")
     ranges = ("at least 0", "above 0", "fraction")
     classes = (*COMMON, *OPTIONS_OF.values())
     known = {f.name for cls in classes for f in fields(cls) if f.metadata.get("range") in ranges}

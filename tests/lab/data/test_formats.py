@@ -24,7 +24,7 @@ import pytest
 
 from muonscale.errors import DataError
 from muonscale.lab.config.sections import DataSection
-from muonscale.lab.data.folders import LeftOut
+from muonscale.lab.data.folders import SkippedFiles
 from muonscale.lab.data.prepare import Corpus, prepare
 from muonscale.lab.data.sources import known_bytes, read_documents
 from muonscale.lab.data.tokenizer import END_OF_TEXT, load_tokenizer, token_bytes, train_tokenizer
@@ -42,7 +42,7 @@ def rows_of(title: str) -> list[str]:
     return [line.split(" | ")[0].removeprefix("| ") for line in lines]
 
 
-def texts(path: Any, left_out: LeftOut | None = None, **options: Any) -> list[str]:
+def texts(path: Any, left_out: SkippedFiles | None = None, **options: Any) -> list[str]:
     found: list[str] = []
     for document in read_documents(DataSection(path=path, **options), left_out):
         found[len(found) if document.first else len(found) - 1 :] = [
@@ -138,7 +138,7 @@ FILES: dict[str, Callable[[str], bytes]] = {
 def test_a_file_is_read_by_its_suffix(row: str, suffix: str, tmp_path: Path) -> None:
     path = tmp_path / f"x{suffix}"
     path.write_bytes(FILES[row](suffix))
-    left_out = LeftOut()
+    left_out = SkippedFiles()
     found = texts(path, left_out)
     if FILES[row] is archive:
         assert found == [*TEXTS, "three", *TEXTS, "four"]
@@ -206,7 +206,7 @@ def repository(tmp_path: Path) -> Path:
 
 
 def test_a_folder_is_read_without_what_is_no_text(repository: Path) -> None:
-    left_out = LeftOut()
+    left_out = SkippedFiles()
     assert texts(repository, left_out) == ["readme", "kept", "code", "below"]
     assert left_out.counts == {
         "ignored by .gitignore": 3,

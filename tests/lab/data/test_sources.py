@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from muonscale.errors import DataError
 from muonscale.lab.config.sections import DataSection
 from muonscale.lab.data import files, folders, sources
-from muonscale.lab.data.folders import LeftOut, Patterns
+from muonscale.lab.data.folders import Patterns, SkippedFiles
 from muonscale.lab.data.readers import Selection
 from muonscale.lab.data.sources import identify, known_bytes, read_documents
 
@@ -49,7 +49,7 @@ def write_lines(path: Path, *records: object) -> Path:
 
 
 def stream_of(content: bytes) -> files.Stream:
-    selection = Selection(LeftOut(), Patterns.of(DataSection(path="x")))
+    selection = Selection(SkippedFiles(), Patterns.of(DataSection(path="x")))
     convert = files.TextField("text", "strict")
     return files.Stream("x", "x", "x", io.BytesIO(content), convert, "strict", selection)
 
@@ -184,7 +184,7 @@ def test_files_of_a_folder_that_are_not_text_are_left_out_and_counted(tmp_path: 
         (tmp_path / name).write_text("text")
     (tmp_path / "data").write_bytes(b"a\0b")
     (tmp_path / "b.txt").write_bytes(b"\x89PNG\r\n\x1a\n")
-    left_out = LeftOut()
+    left_out = SkippedFiles()
     documents = list(read_documents(DataSection(path=tmp_path), left_out))
     assert [document.name for document in documents] == ["a.txt"]
     kinds = {"binary data, such as tokens": 2, "an image": 1, "a PNG image": 1, "binary data": 1}

@@ -66,5 +66,5 @@ def test_the_study_sets_seed_path_and_threads(compare: Callable[..., Study]) -> 
 
 def test_a_wrong_key_names_the_run(compare: Callable[..., Study]) -> None:
     study = compare(set={"train.batch": 3})
-    with pytest.raises(ConfigError, match=r"adamw lr=0.005 seed=0.*train\.batch"):
+    with pytest.raises(ConfigError, match=r"adamw lr=0.02 seed=0.*train\.batch"):
         study.plan({})

@@ -318,7 +318,7 @@ def test_what_cannot_be_exported_gets_a_sentence(
     refused(muonscale("export", f"{run}@20M", out), "'20M'", "whole number")
     refused(muonscale("export", run, out, "--dtype", "float16"), "float16", "float32, bfloat16")
     refused(muonscale("export", run, out, "--max-shard-size", "5x"), "5x", "such as 5GB")
-    refused(muonscale("export", tmp_path / "none", out), "not a run folder")
+    refused(muonscale("export", tmp_path / "none", out), "none", "does not exist")
     refused(muonscale("export", run / "model", out), "not a run folder")
     refused(muonscale("export", run, run), "not an exported model")
     shutil.rmtree(run / "checkpoints")

@@ -21,7 +21,7 @@ from typing import NamedTuple
 from muonscale.errors import DataError
 from muonscale.lab.data.encode_chunk import Cut
 from muonscale.lab.data.files import Document
-from muonscale.lab.data.folders import LeftOut
+from muonscale.lab.data.folders import SkippedFiles
 from muonscale.lab.files import write_atomic
 
 PIECE_BYTES = 1 << 18
@@ -59,7 +59,7 @@ class DocumentStore:
         """Hash of each document's text."""
         self.duplicates = 0
         """Documents dropped because an earlier one has the same text."""
-        self.left_out = LeftOut()
+        self.left_out = SkippedFiles()
         """Files of the corpus that were not read."""
 
     def __len__(self) -> int:
@@ -136,7 +136,7 @@ class DocumentStore:
         self.digests = [
             digests[at : at + DIGEST_BYTES] for at in range(0, len(digests), DIGEST_BYTES)
         ]
-        self.duplicates, self.left_out = own["duplicates"], LeftOut(**own["left_out"])
+        self.duplicates, self.left_out = own["duplicates"], SkippedFiles(**own["left_out"])
         return True
 
     @property

@@ -51,7 +51,7 @@ class CorpusFile:
 
 
 @dataclass
-class LeftOut:
+class SkippedFiles:
     """What of a corpus is not read, by the reason."""
 
     examples: dict[str, str] = field(default_factory=dict)
@@ -104,7 +104,7 @@ def _spec(lines: list[str], key: str) -> GitIgnoreSpec:
         raise DataError(f"{key}: {error}") from error
 
 
-def find_files(data: DataSection) -> tuple[list[CorpusFile], LeftOut]:
+def find_files(data: DataSection) -> tuple[list[CorpusFile], SkippedFiles]:
     """Return the files that `data.path` names, those of a folder sorted, and what is left out.
 
     Raises:
@@ -112,7 +112,7 @@ def find_files(data: DataSection) -> tuple[list[CorpusFile], LeftOut]:
             remains.
     """
     files: dict[str, CorpusFile] = {}
-    left_out = LeftOut()
+    left_out = SkippedFiles()
     patterns = Patterns.of(data)
     for given in data.paths:
         find = _find_remote if "://" in given else _find_local
@@ -125,7 +125,7 @@ def find_files(data: DataSection) -> tuple[list[CorpusFile], LeftOut]:
 
 
 def _find_local(
-    given: str, data: DataSection, patterns: Patterns, left_out: LeftOut
+    given: str, data: DataSection, patterns: Patterns, left_out: SkippedFiles
 ) -> Iterator[CorpusFile]:
     path = Path(given).expanduser()
     is_pattern = glob.has_magic(given) and not path.exists()
@@ -156,7 +156,7 @@ def _mode(path: Path, key: str) -> int:
 
 
 def _find_remote(
-    given: str, data: DataSection, patterns: Patterns, left_out: LeftOut
+    given: str, data: DataSection, patterns: Patterns, left_out: SkippedFiles
 ) -> Iterator[CorpusFile]:
     import fsspec
 
@@ -186,7 +186,7 @@ class _Keep:
     """Whether a file or folder below `top` is read; it counts what is not."""
 
     def __init__(
-        self, top: Path, patterns: Patterns, left_out: LeftOut, *, with_ignore_files: bool
+        self, top: Path, patterns: Patterns, left_out: SkippedFiles, *, with_ignore_files: bool
     ) -> None:
         self._top, self._patterns, self._left_out = top, patterns, left_out
         self._reads_ignore_files = with_ignore_files

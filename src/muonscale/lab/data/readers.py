@@ -20,7 +20,7 @@ from typing import Any, BinaryIO
 
 from muonscale.errors import DataError
 from muonscale.lab.data.files import Document, Stream, TextField, read_text
-from muonscale.lab.data.folders import EXCLUDED, LeftOut, Patterns
+from muonscale.lab.data.folders import EXCLUDED, Patterns, SkippedFiles
 from muonscale.lab.data.formats import HEAD_BYTES, ForeignError, check_content, check_name
 from muonscale.lab.data.records import SEPARATORS, read_json, read_separated
 from muonscale.lab.data.tables import read_arrow, read_parquet, seekable
@@ -34,7 +34,7 @@ class Selection:
         patterns: which names are read.
     """
 
-    def __init__(self, left_out: LeftOut, patterns: Patterns) -> None:
+    def __init__(self, left_out: SkippedFiles, patterns: Patterns) -> None:
         self.left_out, self._patterns = left_out, patterns
         self.refused: ForeignError | None = None
         """Why the first file that was left out is no text."""

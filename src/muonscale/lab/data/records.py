@@ -106,7 +106,7 @@ def _take(pieces: Iterator[str], size: int) -> str:
 
 def read_separated(stream: Stream) -> Iterator[Document]:
     """Read a table whose first row names the columns."""
-    csv.field_size_limit(sys.maxsize)  # the default is 128 kB
+    limit = csv.field_size_limit(sys.maxsize)  # the default is 128 kB, for all of the process
     rows = csv.reader(_lines(stream), delimiter=SEPARATORS[stream.suffix], strict=True)
     header: list[str] | None = None
     try:
@@ -125,6 +125,8 @@ def read_separated(stream: Stream) -> Iterator[Document]:
             yield Document(f"{stream.name}:{rows.line_num}", stream.convert(record, where))
     except csv.Error as error:
         raise DataError(f"{stream.place}, line {rows.line_num}: {error}") from error
+    finally:
+        csv.field_size_limit(limit)
 
 
 def _lines(stream: Stream) -> Iterator[str]:

@@ -21,8 +21,8 @@ from muonscale.lab.data.chat.conversations import Conversation
 from muonscale.lab.data.files import Convert, Document, Stream, TextField
 from muonscale.lab.data.folders import (
     CorpusFile,
-    LeftOut,
     Patterns,
+    SkippedFiles,
     file_states,
     find_files,
     read_states,
@@ -51,7 +51,7 @@ SKIPPED_FOLDERS = {
 SKIPPED_FILES = {"html/entities.py", "stringprep.py"}
 
 
-def read_documents(data: DataSection, left_out: LeftOut | None = None) -> Iterator[Document]:
+def read_documents(data: DataSection, left_out: SkippedFiles | None = None) -> Iterator[Document]:
     """Yield the documents of a corpus, at most `data.max_bytes` bytes of text.
 
     Args:
@@ -61,7 +61,7 @@ def read_documents(data: DataSection, left_out: LeftOut | None = None) -> Iterat
     Raises:
         DataError: if the corpus is missing, or something in it cannot be read as text.
     """
-    documents = _all_documents(data, LeftOut() if left_out is None else left_out)
+    documents = _all_documents(data, SkippedFiles() if left_out is None else left_out)
     if data.max_bytes is not None:
         documents = _first_bytes(documents, data.max_bytes, whole=data.format == "chat")
     try:
@@ -70,7 +70,7 @@ def read_documents(data: DataSection, left_out: LeftOut | None = None) -> Iterat
         raise DataError(str(error)) from error
 
 
-def _all_documents(data: DataSection, left_out: LeftOut) -> Iterator[Document]:
+def _all_documents(data: DataSection, left_out: SkippedFiles) -> Iterator[Document]:
     if data.path is not None:
         return _read_path(data, left_out)
     source = data.source or ""
@@ -161,7 +161,7 @@ def converter(data: DataSection) -> Convert:
     return TextField(data.text_field, data.errors)
 
 
-def _read_path(data: DataSection, left_out: LeftOut) -> Iterator[Document]:
+def _read_path(data: DataSection, left_out: SkippedFiles) -> Iterator[Document]:
     convert, selection = converter(data), Selection(left_out, Patterns.of(data))
     folders = [path for given in data.paths if is_saved_dataset(path := Path(given).expanduser())]
     if folders and len(folders) == len(data.paths):

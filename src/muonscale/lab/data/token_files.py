@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from muonscale.errors import DataError, shown
 from muonscale.lab.config.sections import DataSection
-from muonscale.lab.data.folders import LeftOut, find_files, unreadable
+from muonscale.lab.data.folders import SkippedFiles, find_files, unreadable
 from muonscale.lab.data.tokenizer import id_limit, token_bytes
 from muonscale.lab.data.tokens import TokenWriter, token_dtype
 from muonscale.lab.files import check_regular, open_regular, read_bytes, sha256
@@ -58,7 +58,7 @@ class TokenFiles:
     validation: list[Part]
     digests: list[bytes]
     """What identifies every file in its split."""
-    left_out: LeftOut
+    left_out: SkippedFiles
     duplicates: int = 0
     """None are looked for."""
 

@@ -95,7 +95,8 @@ def message_prompt(tokenizer: PreTrainedTokenizerBase, message: str) -> str:
     """
     if tokenizer.chat_template is None:
         raise ConfigError(
-            "the tokenizer has no chat template: it was not trained on chats; leave out --chat"
+            f"{tokenizer.name_or_path or 'the tokenizer'} has no chat template: it was not trained on "
+            "chats; leave out --chat"
         )
     turn = {"role": "user", "content": message}
     text = tokenizer.apply_chat_template([turn], tokenize=False, add_generation_prompt=True)

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
 from muonscale.errors import ConfigError, GroupingError
 from muonscale.optim.matrices.spec import matrix_shapes
@@ -121,7 +120,8 @@ def check_parameter(name: str, parameter: Any, options: Group) -> None:
 def _is_zero(parameter: Tensor) -> bool:
     """Return whether all that this rank holds of a parameter is zero."""
     held = parameter.detach()
-    held = held.to_local() if isinstance(held, DTensor) else held
+    if hasattr(held, "to_local"):  # a DTensor, without importing it
+        held = held.to_local()
     return not held.is_meta and held.numel() > 0 and not held.any()
 
 

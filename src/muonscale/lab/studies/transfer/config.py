@@ -61,8 +61,8 @@ class TransferConfig(VariantsConfig):
             default = SearchSection.model_fields
             if any(getattr(self.search, key) != default[key].default for key in ("at", "begin")):
                 raise ValueError(
-                    "search.at and search.begin: this study searches at the first width alone; leave "
-                    "them out"
+                    f"search.at={self.search.at} and search.begin={self.search.begin}: this study "
+                    "searches at the first width alone; leave both out"
                 )
         return self
 

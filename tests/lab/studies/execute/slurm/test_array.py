@@ -403,7 +403,11 @@ def planned(tmp_path: Path, corpus_file: Path) -> tuple[StudyFolder, dict[str, A
         "path": str(tmp_path / "study"),
         "variants": ["adamw", "muon"],
         "baselines": ["adamw"],
-        "lr": [0.01],
+        "search": {
+            "keys": {"lr": {"key": "optimizer.lr", "start": 0.01}},
+            "settings": 1,
+            "most": 1,
+        },
         "seeds": [0],
         "set": {"data.path": str(corpus_file)},
     }
