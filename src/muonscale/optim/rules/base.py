@@ -55,6 +55,8 @@ class StateTensor:
     per: Literal["element", "row", "parameter"] = "element"
     """One value per element; one per row of each logical matrix; or one number per parameter, a
     count of the steps that the parameter has taken."""
+    negative: bool = True
+    """Whether a value can be negative. A count cannot."""
 
 
 @dataclass(frozen=True, kw_only=True)

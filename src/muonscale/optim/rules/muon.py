@@ -72,7 +72,7 @@ class MuonRule(Rule):
         norm = resolve_post_norm(group["post_norm"])
         momentum = StateTensor("momentum_buffer")
         if norm is not None and norm.row_state:
-            return momentum, StateTensor(ROW_STATE, per="row")
+            return momentum, StateTensor(ROW_STATE, per="row", negative=False)
         return (momentum,)
 
     def direction_(
