@@ -21,9 +21,11 @@ INSTALL = 'the command line needs the lab extra; install it with: pip install "m
 def main() -> int:
     """Run the command line and return its exit code.
 
-    0: success; 2: an input cannot be used; 130 and 143: stopped by Ctrl-C and SIGTERM.
+    0: success; 2: an input cannot be used; 129, 130 and 143: stopped by SIGHUP, Ctrl-C and SIGTERM.
     """
     signal.signal(signal.SIGTERM, _terminate)
+    if sys.platform != "win32" and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, _terminate)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
             stream.reconfigure(errors="replace")  # an encoding that lacks a character ends nothing

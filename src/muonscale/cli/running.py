@@ -19,7 +19,7 @@ def start(config: Config, *, dry_run: bool, resume: bool) -> None:
     """Train as configured, or print the plan of the run.
 
     Raises:
-        typer.Exit: after Ctrl-C or SIGTERM.
+        typer.Exit: after Ctrl-C, SIGTERM or SIGHUP.
     """
     if dry_run:
         from muonscale.lab.training.dry_run import dry_run as describe
