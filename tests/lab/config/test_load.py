@@ -97,6 +97,10 @@ BAD = [
     ("demo", ["train.steps"], ["'train.steps'", "section.key=value"]),
     ("demo", ["train.steps=[1"], ["train.steps=[1", "YAML"]),
     ("demo", ["run.path.x=1"], ["run.path.x"]),
+    ("demo", ["run.path=a\nb"], ["line breaks", "'a b'", r"""run.path='"a\nb"'"""]),
+    ("demo", ["run.path='a\nb'"], ["line breaks"]),
+    ("demo", ["run.path=a "], ["spaces", "'a'"]),
+    ("demo", ["run.path=runs/a #1"], ["comments", "'runs/a'"]),
 ]
 
 
@@ -128,3 +132,8 @@ def test_of_two_overrides_of_a_key_the_last_one_counts() -> None:
     words = ["train.steps=20", "train.steps=null", "train.tokens=8192", "run.seed=1", "run.seed=2"]
     config = load_config("demo", words)
     assert (config.train.steps, config.train.tokens, config.run.seed) == (None, 8192, 2)
+
+
+@pytest.mark.parametrize("path", ["a\nb", " a ", "runs/a #1", "-x", "a: b", "é", "'", "{a}"])
+def test_a_path_in_double_quotes_is_kept_exactly(path: str) -> None:
+    assert str(load_config("demo", [f"run.path={json.dumps(path)}"]).run.path) == path
