@@ -34,7 +34,7 @@ NAN = float("nan")
         ("lr", torch.tensor(NAN)), ("lr", torch.ones(2)), ("lr", 10**400), ("momentum", NAN),
         ("momentum", 1.5), ("weight_decay", NAN), ("weight_decay", -1.0), ("betas", (0.9,)),
         ("betas", (NAN, 0.9)), ("eps", 0.0), ("ns_steps", 2.5), ("nesterov", "no"),
-        ("decay", "none"),
+        ("decay", "none"), ("peak_lr", None), ("peak_lr", NAN), ("rule", "sgd"),
     ],
 )  # fmt: skip
 def test_a_changed_option_outside_its_range_stops_the_step(

@@ -49,7 +49,7 @@ def named(group: Mapping[str, Any]) -> Iterator[tuple[str, Tensor]]:
 def check_names(group: Group) -> None:
     """Raise GroupingError if a group does not have one name per parameter."""
     for key in ("params", "param_names"):
-        if not isinstance(group.get(key), list | tuple):
+        if not isinstance(group.get(key), (list, tuple)):
             raise GroupingError(
                 f"a group has as its {key} {shown(group.get(key))}: give a list; `unfreeze` and "
                 "`add_param_group` add parameters"
