@@ -150,6 +150,6 @@ def test_a_mistake_gets_a_sentence_and_exit_code_2(
 
 
 def test_closed_streams_end_nothing() -> None:
-    code = "import sys; from muonscale.cli import main; c = main(); sys.stdout.flush(); sys.exit(c)"
+    code = "import sys; from muonscale.cli import main\ntry: main()\nfinally: sys.stdout.flush()"
     words = f"{shlex.quote(sys.executable)} -c {shlex.quote(code)} no-such-verb <&- >&- 2>&-"
     assert subprocess.run(["sh", "-c", words], check=False).returncode == 2
