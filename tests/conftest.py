@@ -91,7 +91,7 @@ def muonscale(capsys: pytest.CaptureFixture[str]) -> Muonscale:
 
 def call(*words: object) -> int:
     """Run the command line in this process, and return its exit code."""
-    former = signal.getsignal(signal.SIGTERM)
+    former = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGHUP)}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["muonscale", *map(str, words)])
         try:
@@ -99,7 +99,8 @@ def call(*words: object) -> int:
         except SystemExit as stop:
             return int(stop.code or 0)
         finally:
-            signal.signal(signal.SIGTERM, former)
+            for number, handler in former.items():
+                signal.signal(number, handler)
 
 
 def train_shared(*words: object) -> str:

@@ -5,6 +5,7 @@ import itertools
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -213,3 +214,9 @@ def test_a_mistake_gets_a_sentence_and_exit_code_2(
     answer = muonscale(*words)
     assert answer.code == 2
     assert said in answer.err and "Traceback" not in answer.err
+
+
+def test_closed_streams_end_nothing() -> None:
+    code = "import sys; from muonscale.cli import main\ntry: main()\nfinally: sys.stdout.flush()"
+    words = f"{shlex.quote(sys.executable)} -c {shlex.quote(code)} no-such-verb <&- >&- 2>&-"
+    assert subprocess.run(["sh", "-c", words], check=False).returncode == 2

@@ -207,7 +207,14 @@ def whole(corpus_file: Path, cache: Path, tmp_path_factory: pytest.TempPathFacto
     return folder
 
 
-@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("signum", "code"),
+    [
+        (signal.SIGINT, 130),
+        (signal.SIGTERM, 143),
+        pytest.param(signal.SIGHUP, 129, marks=pytest.mark.slow),
+    ],
+)
 def test_a_stopped_run_saves_itself_and_resumes_bit_identically(
     signum: int, code: int, muonscale: Muonscale, tiny: list[str], whole: Path, tmp_path: Path
 ) -> None:

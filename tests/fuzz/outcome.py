@@ -25,13 +25,15 @@ class Outcome:
 
 @contextlib.contextmanager
 def _argv(words: list[str]) -> Generator[None]:
-    former, handler = sys.argv, signal.getsignal(signal.SIGTERM)
+    former = sys.argv
+    handlers = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGHUP)}
     sys.argv = ["muonscale", *words]
     try:
         yield
     finally:
         sys.argv = former
-        signal.signal(signal.SIGTERM, handler)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
 
 
 def command(*words: object) -> Outcome:

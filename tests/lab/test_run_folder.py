@@ -92,8 +92,9 @@ def test_an_existing_run_needs_resume(tmp_path: Path) -> None:
 def test_a_folder_of_other_files_is_refused(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("x")
     for resume in (True, False):
-        with pytest.raises(CheckpointError, match=r"run\.path=FOLDER"):
+        with pytest.raises(CheckpointError, match=r"run\.path=FOLDER") as caught:
             RunFolder(tmp_path).check_free(resume=resume)
+        assert "--resume" not in str(caught.value)  # there is nothing to resume
 
 
 def test_a_changed_configuration_is_refused_key_by_key(tmp_path: Path) -> None:

@@ -34,7 +34,7 @@ NAN = float("nan")
         ("lr", torch.tensor(NAN)), ("lr", torch.ones(2)), ("lr", 10**400), ("momentum", NAN),
         ("momentum", 1.5), ("weight_decay", NAN), ("weight_decay", -1.0), ("betas", (0.9,)),
         ("betas", (NAN, 0.9)), ("eps", 0.0), ("ns_steps", 2.5), ("nesterov", "no"),
-        ("decay", "none"),
+        ("decay", "none"), ("peak_lr", None), ("peak_lr", NAN), ("rule", "sgd"),
     ],
 )  # fmt: skip
 def test_a_changed_option_outside_its_range_stops_the_step(
@@ -179,3 +179,75 @@ def test_a_refused_option_of_the_constructor_is_one_of_our_errors(toy: nn.Module
     for options in ({"lr": 10**400}, {"nesterov": "no"}, {"cautious_decay": None}):
         with pytest.raises(MuonscaleError, match=next(iter(options))):
             Muon(toy, **options)
+
+
+def _change(key: str, value: object) -> Damage:
+    def change(state: dict[str, Any]) -> dict[str, Any]:
+        first = next(n for n, values in state["state"].items() if key in values)
+        old = state["state"][first][key]
+        new = value
+        if isinstance(value, float):
+            new = old.clone()
+            new.view(-1)[-1] = value
+        return {**state, "state": {**state["state"], first: {**state["state"][first], key: new}}}
+
+    return change
+
+
+def _change_group(**options: object) -> Damage:
+    def change(state: dict[str, Any]) -> dict[str, Any]:
+        *others, last = state["param_groups"]
+        return {**state, "param_groups": [*others, {**last, **options}]}
+
+    return change
+
+
+POISON: dict[str, tuple[str, Damage]] = {
+    "nan": ("momentum_buffer of first", _change("momentum_buffer", NAN)),
+    "infinity": ("exp_avg of", _change("exp_avg", float("inf"))),
+    "negative infinity": ("exp_avg of", _change("exp_avg", float("-inf"))),
+    "negative square": ("exp_avg_sq of", _change("exp_avg_sq", -1e-9)),
+    "negative step": ("step of", _change("step", -1.0)),
+    "step of nan": ("step of", _change("step", NAN)),
+    "nan in place of a tensor": ("step of", _change("step", torch.tensor(NAN))),
+    "text": ("a str", _change("exp_avg", "zeros")),
+    "none": ("a NoneType", _change("step", None)),
+    "complex": ("a Tensor", _change("exp_avg", torch.ones(4, dtype=torch.complex64))),
+    "names of another kind": ("one name for each", _change_group(param_names=None)),
+    "numbers of another kind": ("list of params", _change_group(params=[[0]])),
+    "lr of nan": ("lr", _change_group(lr=NAN)),
+    "negative decay": ("weight_decay", _change_group(weight_decay=-1.0)),
+    "unknown rule": ("rule", _change_group(rule="sgd")),
+    "unknown post_norm": ("post_norm", _change_group(post_norm="no")),
+    "sum without momentum": ("momentum", _change_group(momentum_convention="sum", momentum=None)),
+}
+
+
+@pytest.mark.parametrize(("what", "damage"), POISON.values(), ids=POISON)
+def test_a_state_that_would_spoil_the_weights(
+    what: str, damage: Damage, toy: nn.Module, optimizer: Muon
+) -> None:
+    before = copy.deepcopy(optimizer.state_dict())
+    given = damage(copy.deepcopy(before))
+    for strict in (True, False):
+        with pytest.raises(MuonscaleError, match=what):
+            optimizer.load_state_dict(given, strict=strict)
+    after = optimizer.state_dict()
+    assert repr(after["param_groups"]) == repr(before["param_groups"])
+    assert repr(after["state"]) == repr(before["state"])
+
+
+def test_a_group_without_parameters_is_refused(toy: nn.Module, optimizer: Muon) -> None:
+    for group in (
+        {"params": None, "rule": "muon"},
+        {"params": 5, "rule": "muon"},
+        {"rule": "muon"},
+    ):
+        with pytest.raises(GroupingError, match="params of a group"):
+            Muon([group])
+        with pytest.raises(GroupingError, match="params of a group"):
+            optimizer.add_param_group(group)
+    for key in ("param_names", "params"):
+        optimizer.param_groups[-1][key] = None
+        with pytest.raises(GroupingError, match=key):
+            optimizer.step()

@@ -26,9 +26,12 @@ DASHED_KEY = re.compile(r"--[a-z]+\.[a-z_]")
 def main() -> int:
     """Run the command line and return its exit code.
 
-    0: success; 2: an input cannot be used; 130 and 143: stopped by Ctrl-C and SIGTERM.
+    0: success; 2: an input cannot be used; 129, 130 and 143: stopped by SIGHUP, Ctrl-C and SIGTERM.
     """
     signal.signal(signal.SIGTERM, _terminate)
+    if sys.platform != "win32" and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, _terminate)
+    _open_closed_streams()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
             stream.reconfigure(errors="replace")  # an encoding that lacks a character ends nothing
@@ -56,6 +59,15 @@ def main() -> int:
         print("muonscale: stopped", file=sys.stderr)
         return 130
     return 0
+
+
+def _open_closed_streams() -> None:
+    """Open what a shell closed (`>&-`): else the next files that are opened are what is printed to."""
+    while (handle := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(handle)
+    sys.stdout = sys.stdout or os.fdopen(os.open(os.devnull, os.O_WRONLY), "w")
+    sys.stderr = sys.stderr or os.fdopen(os.open(os.devnull, os.O_WRONLY), "w")
 
 
 def is_first_process() -> bool:

@@ -25,7 +25,7 @@ def start(config: Config, *, dry_run: bool, resume: bool, as_json: bool) -> None
 
     Raises:
         ConfigError: for JSON of a run that is not only planned.
-        typer.Exit: after Ctrl-C or SIGTERM.
+        typer.Exit: after Ctrl-C, SIGTERM or SIGHUP.
     """
     if as_json and not dry_run:
         raise ConfigError(

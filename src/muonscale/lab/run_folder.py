@@ -150,14 +150,14 @@ class RunFolder:
             CheckpointError: if the folder holds a run and `resume` is false, or other files.
         """
         others = any(p.name != LOCK for p in self.path.iterdir())
+        if others and not self.exists:
+            raise CheckpointError(
+                f"{self.path} holds other files and no run; choose another with run.path=FOLDER"
+            )
         if others and not resume:
             raise CheckpointError(
                 f"run folder {self.path} already exists and is not empty; continue it with "
                 "--resume, or choose another with run.path=FOLDER"
-            )
-        if others and not self.exists:
-            raise CheckpointError(
-                f"{self.path} holds other files and no run; choose another with run.path=FOLDER"
             )
         return self.exists
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import count
 from typing import Any, cast
 
 from torch import Tensor, nn
 from torch.optim.optimizer import ParamsT
 
-from muonscale.errors import ConfigError, GroupingError, nearest
+from muonscale.errors import ConfigError, GroupingError, nearest, shown
 from muonscale.optim.migrate.aliases import FOREIGN
 from muonscale.optim.options import (
     GroupingOptions,
@@ -147,6 +147,10 @@ def as_in_model(group: Group, source: GroupSource | None) -> Group:
 
 def split_names(params: Any) -> tuple[list[Tensor], list[str] | None]:
     """Return tensors and, for (name, tensor) pairs as from `named_parameters`, their names."""
+    if not isinstance(params, Iterable):
+        raise GroupingError(
+            f"the params of a group are {shown(params)}: give tensors, or (name, tensor) pairs"
+        )
     entries: list[Any] = [params] if isinstance(params, Tensor) else list(params)
     if entries and all(isinstance(entry, tuple) for entry in entries):
         return [tensor for _, tensor in entries], [name for name, _ in entries]

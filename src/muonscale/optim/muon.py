@@ -196,7 +196,7 @@ class Muon(torch.optim.Optimizer):
             )
         group = dict(param_group)
         check_keys(group)
-        group["params"], names = split_names(group["params"])
+        group["params"], names = split_names(group.get("params"))
         if names is not None:
             group.setdefault("param_names", names)
         if not self._rules_given:

@@ -98,6 +98,10 @@ BAD = [
     ("demo", ["train.steps"], ["'train.steps'", "section.key=value"]),
     ("demo", ["train.steps=[1"], ["train.steps=[1", "YAML"]),
     ("demo", ["run.path.x=1"], ["run.path.x"]),
+    ("demo", ["run.path=a\nb"], ["line breaks", "'a b'", r"""run.path='"a\nb"'"""]),
+    ("demo", ["run.path='a\nb'"], ["line breaks"]),
+    ("demo", ["run.path=a "], ["spaces", "'a'"]),
+    ("demo", ["run.path=runs/a #1"], ["comments", "'runs/a'"]),
 ]
 
 
@@ -183,3 +187,8 @@ def test_a_pattern_of_files_is_text() -> None:
 def test_a_long_list_of_names_is_cut() -> None:
     with pytest.raises(ConfigError, match=r"accepted: demo, .* and \d+ more"):
         load_config("qqqq")
+
+
+@pytest.mark.parametrize("path", ["a\nb", " a ", "runs/a #1", "-x", "a: b", "é", "'", "{a}"])
+def test_a_path_in_double_quotes_is_kept_exactly(path: str) -> None:
+    assert str(load_config("demo", [f"run.path={json.dumps(path)}"]).run.path) == path

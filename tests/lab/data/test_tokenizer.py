@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import re
 from pathlib import Path
 
@@ -152,3 +154,20 @@ def test_an_id_that_would_fill_the_memory_is_refused(
     path.write_text(json.dumps(tree), encoding="utf-8")
     with pytest.raises(DataError, match=r"33,554,432.* 300 "):
         load_tokenizer(str(tmp_path))
+
+
+@pytest.mark.parametrize("code", [errno.EIO, errno.EACCES])
+def test_a_disk_that_fails_is_not_a_wrong_tokenizer(
+    code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "tokenizer.json"
+    train_tokenizer(["a text"], 300).save_pretrained(tmp_path)
+
+    def fail(path: Path) -> str:
+        raise OSError(code, os.strerror(code), str(path))
+
+    monkeypatch.setattr("muonscale.lab.data.tokenizer.read_text", fail)
+    for load in (load_tokenizer, lambda name: open_tokenizer(Path(name).parent)):
+        with pytest.raises(DataError, match="remove the cause") as caught:
+            load(str(path))
+        assert "without it a tokenizer is trained" not in str(caught.value)

@@ -50,6 +50,13 @@ REFUSED = {
     ),
     "no column": ("a.csv", "tokens,loss\n1,2\n", "no column for parameters"),
     "a word": ("a.csv", "N,loss\n1,2\nbig,3\n", "line 3, column N: 'big'"),
+    "separated thousands": ("a.csv", 'N,loss\n"1,200",2\n', "'1,200' is not a number; write"),
+    "a unit": ("a.csv", "N,loss\n1.5M,2\n", "separators of thousands and units"),
+    "a key twice": (
+        "a.jsonl",
+        '{"N": 1, "loss": 2, "loss": 3}\n',
+        "line 1: not JSON (a key occurs",
+    ),
     "an empty cell": ("a.csv", "N,loss\n1,2\n,3\n", "line 3, column N: ''"),
     "a loss that diverged": ("a.csv", "N,loss\n1,nan\n", "line 2, column loss: 'nan'"),
     "zero": ("a.csv", "N,loss\n0,1\n", "'0' is not a positive"),

@@ -161,6 +161,19 @@ def test_a_config_file_that_is_not_of_a_causal_model_is_refused(
         resolve(config=written(tmp_path, tree))
 
 
+@pytest.mark.parametrize(
+    ("tree", "message"),
+    [
+        ({"model_type": "llama", "num_attention_heads": 4, "num_key_value_heads": 3}, "heads=3"),
+        ({"model_type": "llama", "num_attention_heads": 4, "num_key_value_heads": 8}, "heads=8"),
+        ({"model_type": "mixtral", "num_local_experts": 3, "num_experts_per_tok": 5}, "tok=5"),
+    ],
+)
+def test_counts_that_fail_at_the_first_pass_are_refused(tmp_path: Path, tree: dict, message: str):
+    with pytest.raises(ConfigError, match=message):
+        resolve(config=written(tmp_path, {**tree, "hidden_size": 32}))
+
+
 def test_a_missing_config_file_is_refused(tmp_path: Path):
     with pytest.raises(ConfigError, match=r"there is no .*config.json"):
         resolve(config=tmp_path)

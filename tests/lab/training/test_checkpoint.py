@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 import resource
 import signal
@@ -11,6 +12,7 @@ import torch
 
 from muonscale.errors import CheckpointError
 from muonscale.lab.parallel.processes import Processes
+from muonscale.lab.run_folder import RunFolder
 from muonscale.lab.training.checkpoint import (
     find_damage,
     load_facts,
@@ -20,6 +22,7 @@ from muonscale.lab.training.checkpoint import (
     saved_steps,
     whole_checkpoint,
 )
+from muonscale.lab.training.loop import explain_write_errors
 
 
 def tensors(value: float, size: int = 8) -> dict[str, dict[str, torch.Tensor]]:
@@ -52,6 +55,20 @@ def test_a_file_that_cannot_be_read_is_no_misfit(
         load_tensors(path.parent, tensors(0.0), Processes())
     assert name in str(caught.value) and "does not fit" not in str(caught.value)
     assert "Traceback" not in "".join(capfd.readouterr())
+
+
+def test_a_run_whose_checkpoints_cannot_be_read_still_says_how_it_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(path: Path, pattern: str) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "glob", fail)
+    with (
+        pytest.raises(CheckpointError, match=r"Permission denied; .* train .* --resume"),
+        explain_write_errors(RunFolder(tmp_path)),
+    ):
+        saved_steps(tmp_path)
 
 
 def test_only_the_newest_stay(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shlex
 from collections.abc import Callable
 from typing import Any
 
@@ -28,13 +30,27 @@ def split_override(text: str, form: str, accepts: Callable[[str], bool]) -> tupl
     if value.startswith("*"):  # a pattern of files; in YAML an alias, which no override can define
         return key, value
     try:
-        return key, read_yaml(value)
+        found = read_yaml(value)
     except yaml.YAMLError as error:
         reason = " ".join(str(error).split())
         raise ConfigError(
             f"the value of override {text!r} is not valid YAML: {reason}; text with special "
             "characters needs quotes"
         ) from error
+    if isinstance(found, str) and _loses_characters(value, found):
+        raise ConfigError(
+            f"the value of override {text!r} is read as {found!r}, since YAML drops comments, line "
+            f"breaks and spaces; write it in double quotes: {key}={shlex.quote(json.dumps(value))}"
+        )
+    return key, found
+
+
+def _loses_characters(text: str, value: str) -> bool:
+    """Return whether text that YAML reads as a string is another one, such as another path."""
+    if text[:1] in ("|", ">"):
+        return False
+    quoted = text[:1] in ("'", '"', "!", "&")
+    return len(text.splitlines()) > 1 if quoted else text != value
 
 
 def assign(tree: Any, names: list[str], value: Any) -> None:

@@ -665,7 +665,7 @@ class CheckpointSection(Section):
     """Checkpoints, for resuming and exporting: `checkpoint.*`."""
 
     every: Positive = 100
-    """Steps between checkpoints. One is always written at the end and on Ctrl-C or SIGTERM."""
+    """Steps between checkpoints. One is always written at the end and on Ctrl-C, SIGTERM or SIGHUP."""
     keep: Positive = 2
     """Number of newest checkpoints to keep, besides those of `marks`."""
     marks: list[Mark] = []

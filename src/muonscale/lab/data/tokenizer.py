@@ -5,6 +5,7 @@ Both are a `PreTrainedTokenizerFast`. The end-of-text token separates documents 
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerFast
 
+BROKEN = (errno.EIO, errno.ESTALE, errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE)
+"""Errors of a file system and not of a file."""
 UNUSED_IDS = 2**20
 """Most ids without a token in a vocabulary."""
 
@@ -140,6 +143,7 @@ def _read_backend(path: Path) -> Tokenizer:
     try:
         return Tokenizer.from_str(read_text(path))
     except Exception as error:  # tokenizers raises plain Exception
+        _refuse_broken(str(path), error)
         raise DataError(f"tokenizer {path} cannot be loaded: {error}. {ACCEPTED}") from error
 
 
@@ -154,7 +158,10 @@ def _load_pretrained(name: str, *, with_file: bool, own_begin: bool) -> PreTrain
         if with_file and source.is_file():
             _check_ids(_read_backend(source))  # before transformers makes a copy
         loaded: Any = loader.from_pretrained(name, trust_remote_code=False)
+    except DataError:
+        raise
     except Exception as error:  # network, missing files, unknown classes have no common base
+        _refuse_broken(name, error)
         reason = (str(error) or type(error).__name__).strip().splitlines()[0]
         raise DataError(
             f"tokenizer {name} cannot be loaded: {reason.rstrip('.')}. {ACCEPTED}"
@@ -175,6 +182,14 @@ def _load_pretrained(name: str, *, with_file: bool, own_begin: bool) -> PreTrain
         return _wrap(backend, str(end), {key: value for key, value in kept.items() if value})
     except Exception as error:  # this makes a copy, which fails for some tokenizers
         raise DataError(f"tokenizer {name} cannot be used: {error}. {ACCEPTED}") from error
+
+
+def _refuse_broken(name: str, error: Exception) -> None:
+    """Raise DataError if the disk or its permissions failed, where another tokenizer is no help."""
+    if isinstance(error, OSError) and error.errno in BROKEN:
+        raise DataError(
+            f"tokenizer {name} cannot be read: {error}; remove the cause and repeat the command"
+        ) from error
 
 
 def _wrap(backend: Tokenizer, end: str, extra: dict[str, Any]) -> PreTrainedTokenizerFast:

@@ -97,7 +97,10 @@ class RunTable:
             try:
                 value = float(cell)
             except ValueError:
-                value = math.nan
+                raise StudyError(
+                    f"{self.path}, line {line}, column {name}: {shown(cell)} is not a number; write "
+                    "numbers as 1200000 or 1.2e6, without separators of thousands and units"
+                ) from None
             if not (math.isfinite(value) and value > 0):
                 raise StudyError(
                     f"{self.path}, line {line}, column {name}: {shown(cell)} is not a positive "
@@ -203,13 +206,21 @@ def _read_delimited(path: Path, text: str) -> RunTable:
     return RunTable(path, columns, tuple(line for line, _ in body))
 
 
+def _row(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """Return an object of JSON; of two values of a key, Python would drop one."""
+    row = dict(pairs)
+    if len(row) < len(pairs):
+        raise ValueError(f"a key occurs twice among {[key for key, _ in pairs]}")
+    return row
+
+
 def _read_json_lines(path: Path, text: str) -> RunTable:
     rows: dict[int, dict[str, object]] = {}
     for number, line in enumerate(text.splitlines(), start=1):
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            row = json.loads(line, object_pairs_hook=_row)
         except (ValueError, RecursionError) as error:
             raise StudyError(f"{path}, line {number}: not JSON ({error})") from error
         if not isinstance(row, dict):

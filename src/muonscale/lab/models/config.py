@@ -36,6 +36,8 @@ DECIDED = {
 ROPE_FIELDS = ("rope_theta", "partial_rotary_factor")
 COUNTS, MOST_COUNT = re.compile("layers?$|experts$"), 20_000
 """Fields that count layers or experts, and their maximum: each of them is a module."""
+EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
+"""Names of the number of experts of a layer."""
 MOST_SIZE = 2**40
 """Largest number of any field."""
 
@@ -91,6 +93,7 @@ def model_config(
                 least = isinstance(source_value, int)
                 tree[positions] = max(source_value, sequence_length) if least else sequence_length
     config = _construct(cls, tree, model.source)
+    _check_counts(config)
     _check_causal(config)
     return config
 
@@ -156,6 +159,24 @@ def _check_sizes(tree: dict[str, Any]) -> None:
         most = MOST_COUNT if COUNTS.search(name) else MOST_SIZE
         if isinstance(value, int | float) and most < abs(value) < math.inf:
             raise ConfigError(f"model.fields.{name}={shown(value, 60)}: at most {most:,}")
+
+
+def _check_counts(config: PreTrainedConfig) -> None:
+    """Refuse counts with which a model can be built, and fails at its first pass."""
+    values = vars(config)  # attributes of mixed layers refuse to be read
+    heads, keys = (values.get(f"num_{of}_heads") for of in ("attention", "key_value"))
+    if isinstance(heads, int) and isinstance(keys, int) and (keys < 1 or heads % keys):
+        raise ConfigError(
+            f"num_attention_heads={heads} is no multiple of num_key_value_heads={keys}: as many "
+            "query heads must share each head of keys and values; change model.fields"
+        )
+    chosen = values.get("num_experts_per_tok")
+    for name in EXPERTS:
+        experts = values.get(name)
+        if isinstance(chosen, int) and isinstance(experts, int) and 0 < experts < chosen:
+            raise ConfigError(
+                f"num_experts_per_tok={chosen} is above {name}={experts}; change model.fields"
+            )
 
 
 def _merge_rope(

@@ -287,6 +287,9 @@ def way_on(root: Path) -> str:
     Args:
         root: folder of its checkpoints, in the run folder.
     """
-    steps = saved_steps(root)
-    where = f"continue at step {steps[0]}" if steps else "begin again at step 0"
+    try:
+        steps = saved_steps(root)
+        where = f"continue at step {steps[0]}" if steps else "begin again at step 0"
+    except OSError:  # they cannot be read
+        where = "continue"
     return f"{where} with: {command_line('train', root.parent, '--resume')}"

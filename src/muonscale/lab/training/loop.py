@@ -5,7 +5,7 @@ from __future__ import annotations
 import resource
 import sys
 from collections.abc import Generator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import asdict
 from functools import partial
 from typing import Any
@@ -64,7 +64,7 @@ def train(config: Config, *, resume: bool, console: RunConsole) -> dict[str, Any
 
     Raises:
         MuonscaleError: for any input that cannot be used.
-        Interrupted: after Ctrl-C or SIGTERM, when the run has saved itself.
+        Interrupted: after Ctrl-C, SIGTERM or SIGHUP, when the run has saved itself.
     """
     folder, device = RunFolder(config.run.path), resolve_device(config.run.device)
     if config.train.epochs is None:
@@ -106,8 +106,9 @@ def train_together(
     if resume and not begun:
         console.log(f"nothing to resume in {folder.path}: starting at step 0")
     processes.on_first(lambda: check_trackers(config))
-    fresh = processes.on_first(lambda: not begun or starts_at_zero(config, folder))
-    run = set_up(config, folder, console, processes, fresh=fresh)
+    with explain_write_errors(folder) if begun else nullcontext():
+        fresh = processes.on_first(lambda: not begun or starts_at_zero(config, folder))
+        run = set_up(config, folder, console, processes, fresh=fresh)
     if not begun:
         processes.on_first(lambda: folder.create(config))
     if fresh:

@@ -1,4 +1,6 @@
-"""Ctrl-C and SIGTERM: finish the step, save, stop. A second Ctrl-C stops at once.
+"""Ctrl-C, SIGTERM and SIGHUP: finish the step, save, stop. A second Ctrl-C stops at once.
+
+A closed terminal sends SIGHUP; torchrun sends it on. Under `nohup` it stays ignored.
 
 A signal may reach any process of a run at any moment. The processes exchange their signals at the
 same points of the run and stop together.
@@ -6,9 +8,12 @@ same points of the run and stop together.
 
 from __future__ import annotations
 
+import os
 import signal
+import stat
+import sys
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 
 
@@ -43,6 +48,8 @@ class StopRequest:
 
     def __call__(self, signum: int, frame: FrameType | None) -> None:
         """Handle a signal (a `signal.signal` handler)."""
+        if signum == signal.SIGHUP:
+            _leave_terminal()
         if signum == signal.SIGINT and self.signum == signal.SIGINT:
             raise KeyboardInterrupt
         self.signum = signum
@@ -53,15 +60,29 @@ class StopRequest:
             raise Interrupted(signum, message)
 
 
+def _leave_terminal() -> None:
+    """Write to nowhere in place of a terminal that is gone: a message to it would be an error."""
+    for stream in (sys.__stdout__, sys.__stderr__):
+        with suppress(AttributeError, OSError, ValueError):  # there is none, or it is closed
+            handle = stream.fileno()  # pyrefly: ignore [missing-attribute]
+            if stat.S_ISCHR(os.fstat(handle).st_mode):  # `isatty` is false of one that is gone
+                nowhere = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(nowhere, handle)
+                os.close(nowhere)
+
+
 @contextmanager
 def stop_on_signals(agree: Callable[[int | None], int | None]) -> Generator[StopRequest]:
-    """Handle SIGINT and SIGTERM while the run is in a state that can be saved.
+    """Handle SIGINT, SIGTERM and SIGHUP while the run is in a state that can be saved.
 
     Args:
         agree: see `StopRequest`.
     """
     request = StopRequest(agree)
-    former = {number: signal.signal(number, request) for number in (signal.SIGINT, signal.SIGTERM)}
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        numbers.append(signal.SIGHUP)
+    former = {number: signal.signal(number, request) for number in numbers}
     try:
         yield request
     finally:

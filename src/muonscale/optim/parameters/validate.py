@@ -69,6 +69,8 @@ def check_changed_options(group: Group) -> None:
         )
     try:
         check_options_given(group)
+        find_rule(group["rule"])
+        check_at_least_0("peak_lr", group["peak_lr"])
     except ConfigError as error:
         raise ConfigError(
             f"{title}, {error}. It was changed after the group was added, by a scheduler or by "

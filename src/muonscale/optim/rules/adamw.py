@@ -31,7 +31,7 @@ class AdamWRule(Rule):
     def state(self, group: Group) -> tuple[StateTensor, ...]:
         """Return both moments, and the number of steps for their bias correction."""
         count = StateTensor("step", per="parameter")
-        return StateTensor("exp_avg"), StateTensor("exp_avg_sq"), count
+        return StateTensor("exp_avg"), StateTensor("exp_avg_sq", negative=False), count
 
     def direction_(
         self, state: Mapping[str, list[Any]], G: list[Tensor], group: Group, mask: Tensor | None

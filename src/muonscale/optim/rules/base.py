@@ -60,6 +60,8 @@ class StateTensor:
     """One value per element, which `direction_` writes; one per row of each logical matrix, or per
     element of it, which the matrix update replaces; or one number per parameter, a count of the
     steps that the parameter has taken."""
+    negative: bool = True
+    """Whether a value can be negative. A count cannot."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -79,12 +79,12 @@ class MuonRule(Rule):
         """Return the momentum, the second moment if there is one, and for "normuon" a value per row."""
         tensors = [StateTensor("momentum_buffer")]
         if group["second_moment"] == "gradient":
-            tensors.append(StateTensor(SECOND_MOMENT))
+            tensors.append(StateTensor(SECOND_MOMENT, negative=False))
         if group["second_moment"] == "update":
-            tensors.append(StateTensor(UPDATE_MOMENT, per="matrix"))
+            tensors.append(StateTensor(UPDATE_MOMENT, per="matrix", negative=False))
         norm = resolve_post_norm(group["post_norm"])
         if norm is not None and norm.row_state:
-            tensors.append(StateTensor(ROW_STATE, per="row"))
+            tensors.append(StateTensor(ROW_STATE, per="row", negative=False))
         return tuple(tensors)
 
     def touched(self, group: Group) -> int:

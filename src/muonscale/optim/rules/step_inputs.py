@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from muonscale.errors import GroupingError
+from muonscale.errors import GroupingError, shown
 from muonscale.optim.matrices.batches import cached_matrix_shapes
 from muonscale.optim.matrices.sharding import Sharding
 from muonscale.optim.matrices.spec import PLAIN, MatrixSpec
@@ -48,6 +48,12 @@ def named(group: Mapping[str, Any]) -> Iterator[tuple[str, Tensor]]:
 
 def check_names(group: Group) -> None:
     """Raise GroupingError if a group does not have one name per parameter."""
+    for key in ("params", "param_names"):
+        if not isinstance(group.get(key), (list, tuple)):
+            raise GroupingError(
+                f"a group has as its {key} {shown(group.get(key))}: give a list; `unfreeze` and "
+                "`add_param_group` add parameters"
+            )
     if len(group["params"]) != len(group["param_names"]):
         raise GroupingError(
             f"a group has {len(group['params'])} parameters and {len(group['param_names'])} "

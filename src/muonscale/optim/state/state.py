@@ -37,6 +37,11 @@ def counters_of(group: Group) -> list[str]:
     return [t.name for t in rule_of(group).state(group) if t.per == "parameter"] + ["rounding_step"]
 
 
+def not_negative_state(group: Group) -> list[str]:
+    """Return the names of the state that is never negative: second moments and counts."""
+    return [t.name for t in rule_of(group).state(group) if not t.negative] + counters_of(group)
+
+
 def new_state(
     name: str, parameter: Tensor, options: Mapping[str, Any], owned: OwnedMatrices | None = None
 ) -> dict[str, Tensor]:

@@ -8,22 +8,25 @@ state is loaded by order; the groups and their numbers of parameters must then b
 
 from __future__ import annotations
 
+import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from muonscale.errors import CheckpointError, shown
-from muonscale.optim.distributed.zero1 import copy_, scale_
+from muonscale.errors import CheckpointError, ConfigError, shown
+from muonscale.optim.distributed.dtensor import to_local
+from muonscale.optim.distributed.zero1 import PartitionedTensor, copy_, scale_
 from muonscale.optim.newton_schulz.coefficients import from_plain, to_plain
-from muonscale.optim.options import option_names
-from muonscale.optim.parameters.validate import GROUP_KEYS, OF_SCHEDULERS
+from muonscale.optim.options import check_options_given, option_names
+from muonscale.optim.parameters.validate import GROUP_KEYS, OF_SCHEDULERS, check_options
 from muonscale.optim.rules.base import rule_of
 from muonscale.optim.rules.muon import ROW_STATE
 from muonscale.optim.rules.post_norm import POST_NORMS
 from muonscale.optim.rules.step_inputs import named
+from muonscale.optim.state.state import not_negative_state
 
 NOT_SAVED = frozenset({"params", "matrices", "why", "guessed"})
 """Group entries that describe the model and not the training state."""
@@ -75,11 +78,13 @@ def check_form(state_dict: Any) -> None:
         problem = f"has as its state a {type(state).__name__}"
     elif not all(isinstance(values, Mapping) for values in state.values()):
         problem = "has in its state what is no dict"
+    elif other := [v for values in state.values() for v in values.values() if not _is_value(v)]:
+        problem = f"has in its state a {type(other[0]).__name__}"
     elif not isinstance(groups := state_dict["param_groups"], Sequence):
         problem = f"has as its param_groups a {type(groups).__name__}"
-    elif not all(isinstance(g, Mapping) and isinstance(g.get("params"), list) for g in groups):
-        problem = "has a group without a list of params"
-    elif not all(len(g.get("param_names", g["params"])) == len(g["params"]) for g in groups):
+    elif not all(isinstance(g, Mapping) and _are_keys(g.get("params")) for g in groups):
+        problem = "has a group without a list of params, numbers or names"
+    elif not all(_fit_names(g.get("param_names", g["params"]), g["params"]) for g in groups):
         problem = "has a group without one name for each of its params"
     elif meta := [n for n, values in state.items() if any(map(_is_meta, values.values()))]:
         problem = f"has tensors on the meta device, which have no values (parameter {meta[0]})"
@@ -87,6 +92,20 @@ def check_form(state_dict: Any) -> None:
         raise CheckpointError(
             f"the optimizer state {problem}; give what state_dict() of an optimizer returned"
         )
+
+
+def _is_value(value: Any) -> bool:
+    if isinstance(value, Tensor):
+        return not value.is_complex()
+    return isinstance(value, float) or (isinstance(value, int) and abs(value) < 2**63)
+
+
+def _are_keys(values: Any) -> bool:
+    return isinstance(values, list) and all(isinstance(value, int | str) for value in values)
+
+
+def _fit_names(names: Any, params: list[Any]) -> bool:
+    return _are_keys(names) and len(names) == len(params)
 
 
 def _is_meta(value: Any) -> bool:
@@ -106,8 +125,9 @@ def load_by_name(
         What does not fit.
 
     Raises:
-        CheckpointError: if it is no state dict, if names are missing and the groups differ, or, if
-            `strict`, if names, shapes or rules differ. Nothing is written in that case.
+        CheckpointError: if it is no state dict, if names are missing and the groups differ, if a
+            value is not finite or an option is outside its range, or, if `strict`, if names, shapes
+            or rules differ. Nothing is written in that case.
     """
     check_form(state_dict)
     saved_groups = _add_names(state_dict["param_groups"], groups)
@@ -124,15 +144,49 @@ def load_by_name(
             "strict=False, which takes over what fits:\n  " + "\n  ".join(_lines(differing))
         )
     scales = _momentum_scales(saved_groups)
+    options = _options_of(saved_groups, groups)
+    fitting = {
+        name: _fitting_keys(group, saved.get(name, {}), current[name])
+        for group in groups
+        for name in group["param_names"]
+    }
     for group in groups:
+        not_negative = not_negative_state(group)
         for name in group["param_names"]:
-            values = current[name]
-            for key in _fitting_keys(group, saved.get(name, {}), values):
-                copy_(values[key], _as_tensor(saved[name][key]))
-                if key == "momentum_buffer" and name in scales:
-                    scale_(values[key], scales[name])
-    _load_options(saved_groups, groups)
+            for key in fitting[name]:
+                _check_values(name, key, saved[name][key], not_negative)
+    for name, keys in fitting.items():
+        for key in keys:
+            copy_(current[name][key], _as_tensor(saved[name][key]))
+            if key == "momentum_buffer" and name in scales:
+                scale_(current[name][key], scales[name])
+    for group, values in zip(groups, options, strict=True):
+        group.update(values)
     return differing
+
+
+def _check_values(name: str, key: str, value: Any, not_negative: Collection[str]) -> None:
+    """Raise CheckpointError for values from which the next step would make weights of NaN.
+
+    Each rank checks its own part, in one pass without a copy.
+    """
+    tensor = _as_tensor(value)
+    partitioned = isinstance(tensor, PartitionedTensor)
+    for part in tensor.parts.values() if partitioned else [to_local(tensor)]:
+        if not part.numel():
+            continue
+        wide = part.float() if part.dtype.itemsize == 1 else part  # 8 bits have no minimum
+        low, high = (bound.item() for bound in torch.aminmax(wide.detach()))
+        problem = ""
+        if not (math.isfinite(low) and math.isfinite(high)):
+            problem = "is not finite everywhere"
+        elif low < 0 and key in not_negative:
+            problem = f"has the value {low:g}, and is never negative"
+        if problem:
+            raise CheckpointError(
+                f"the {key} of {name} in the optimizer state {problem}: steps would spoil the "
+                "weights. Load a state that was saved before this happened"
+            )
 
 
 def _fitting_keys(group: Group, have: StateDict, want: StateDict) -> list[str]:
@@ -200,7 +254,7 @@ def _lines(differing: IncompatibleKeys) -> list[str]:
 
 
 def _as_tensor(value: Any) -> Tensor:
-    return value if isinstance(value, Tensor) else torch.as_tensor(value)
+    return value if isinstance(value, Tensor) else torch.tensor(float(value), device="cpu")
 
 
 def _momentum_scales(saved_groups: list[Group]) -> dict[str, float]:
@@ -213,30 +267,45 @@ def _momentum_scales(saved_groups: list[Group]) -> dict[str, float]:
                 f"momentum_convention={convention!r} is unknown; accepted: ema, sum"
             )
         if convention == "sum":
+            check_options_given({"momentum": group.get("momentum")})
             scales |= dict.fromkeys(group["param_names"], 1 - group["momentum"])
     return scales
 
 
-def _load_options(saved_groups: list[Group], groups: list[Group]) -> None:
+def _options_of(saved_groups: list[Group], groups: list[Group]) -> list[Group]:
+    """Return for each group the options that it takes over.
+
+    Raises:
+        CheckpointError: if one is outside its range.
+    """
     by_names = {frozenset(group["param_names"]): group for group in saved_groups}
     kept = NOT_SAVED | {"param_names", "momentum_convention"}
+    found: list[Group] = []
     for group in groups:
+        title = f"parameter group {group.get('name', '?')!r}"
         saved = by_names.get(frozenset(group["param_names"]))
         if saved is None:
             warnings.warn(
-                f"parameter group {group.get('name', '?')!r} is not in the saved state: it keeps its lr and "
-                "other options",
+                f"{title} is not in the saved state: it keeps its lr and other options",
                 stacklevel=4,
             )
+            found.append({})
             continue
         if unknown := saved.keys() - GROUP_KEYS - OF_SCHEDULERS - option_names():
             warnings.warn(
-                f"parameter group {group.get('name', '?')!r} was saved with {sorted(unknown)}, which are no "
+                f"{title} was saved with {sorted(unknown, key=str)}, which are no "
                 "options: they are ignored (convert_state_dict converts those of other optimizers)",
                 stacklevel=4,
             )
-            saved = {key: value for key, value in saved.items() if key not in unknown}
-        functions = {k for k, v in group.items() if callable(v) and saved.get(k) is None}
-        group.update({k: v for k, v in saved.items() if k not in kept | functions})
-        if "ns_coefficients" in group:
-            group["ns_coefficients"] = from_plain(group["ns_coefficients"])
+        kept_here = {k for k, v in group.items() if callable(v) and saved.get(k) is None}
+        values = {k: v for k, v in saved.items() if k not in kept | kept_here | unknown}
+        if "ns_coefficients" in values:
+            values["ns_coefficients"] = from_plain(values["ns_coefficients"])
+        try:
+            check_options({**group, **values})
+        except ConfigError as error:
+            raise CheckpointError(
+                f"{title} was saved with an option that cannot be used: {error}"
+            ) from error
+        found.append(values)
+    return found
