@@ -166,7 +166,7 @@ ROWS: dict[str, Row] = {
     "config": Row(K, ("config.json",), run(lambda r: r.saved_config())),
     "another config": Row(K, ("['a']", "`run`"), run(lambda r: r.saved_config(), config_json='{"a": 1}')),
     "environment": Row(K, ("env.json",), run(lambda r: r.environment(), env_json="null")),
-    "exists": Row(K, ("--resume",), run(lambda r: r.check_free(resume=False), a_txt="x")),
+    "exists": Row(K, ("run.path=FOLDER",), run(lambda r: r.check_free(resume=False), a_txt="x")),
     "no run": Row(K, ("run.path=FOLDER",), run(lambda r: r.check_free(resume=True), a_txt="x")),
     "another run": Row(K, ("optimizer.lr", "--resume"), run(lambda r: r.check_same(load_config("demo")), config_json='{"run": {}}')),
     "held": Row(K, ("run.path=FOLDER",), run(lock)),

@@ -166,7 +166,7 @@ def resolve_post_norm(name: str | None) -> PostNorm | None:
     """
     if name is None:
         return None
-    if name not in POST_NORMS:
+    if name not in tuple(POST_NORMS):  # of any type, from a saved state
         hint = nearest(name, POST_NORMS)
         raise ConfigError(f"no post_norm is called {name!r}: {hint} (None for none)")
     return POST_NORMS[name]

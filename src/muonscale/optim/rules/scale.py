@@ -118,9 +118,9 @@ def check_scale(scale: ScaleLike) -> None:
         if not 0 < scale < math.inf:
             raise ConfigError(f"scale is {scale}: a number has to be above 0 and finite")
         return
-    if callable(scale) or scale in ("rms", "rms_exact") or scale in _LITERAL:
+    if callable(scale) or scale in ("rms", "rms_exact", *_LITERAL):
         return
-    hint = nearest(scale, {*SCALES, *_LITERAL})
+    hint = nearest(str(scale), {*SCALES, *_LITERAL})
     raise ConfigError(f"no shape factor is called {scale!r}: {hint}")
 
 
