@@ -309,6 +309,9 @@ def _check_two_fractions(option: str, value: object) -> None:
         _check_fraction(option, one)
 
 
+FLOAT32_END = 3.4e38
+"""Steps are computed in float32, which has no larger number."""
+
 RANGES: dict[str, Callable[[str, object], None]] = {
     "at least 0": check_at_least_0,
     "above 0": _check_above_0,
@@ -329,6 +332,6 @@ def _number(option: str, value: object) -> float:
         number = float(value)  # type: ignore[arg-type]
     except OverflowError:
         number = math.inf
-    if not math.isfinite(number):
-        raise ConfigError(f"{option} is {number}: give a finite number")
+    if not abs(number) < FLOAT32_END:
+        raise ConfigError(f"{option} is {number}: give a finite number, of a size that float32 has")
     return number

@@ -62,7 +62,8 @@ def check_changed_options(group: Group) -> None:
     A scheduler or a user may have changed it. With a learning rate of NaN, a step would replace all
     weights by NaN.
     """
-    title = f"in the group {group.get('name') or group['param_names'][:1]}"
+    name = group.get("name")
+    title = f"in the group {name if isinstance(name, str) else group['param_names'][:1]}"
     if missing := option_names() - group.keys():
         raise ConfigError(
             f"{title}, {sorted(missing)[0]} is missing: it was there when it was added"

@@ -47,7 +47,7 @@ def named(group: Mapping[str, Any]) -> Iterator[tuple[str, Tensor]]:
 
 
 def check_names(group: Group) -> None:
-    """Raise GroupingError if a group does not have one name per parameter."""
+    """Raise GroupingError if a group does not have one name per parameter, or no parameter there."""
     for key in ("params", "param_names"):
         if not isinstance(group.get(key), (list, tuple)):
             raise GroupingError(
@@ -57,9 +57,11 @@ def check_names(group: Group) -> None:
     if len(group["params"]) != len(group["param_names"]):
         raise GroupingError(
             f"a group has {len(group['params'])} parameters and {len(group['param_names'])} "
-            "param_names: state is kept by name"
-            ", so give one name for each parameter"
+            "param_names: state is kept by name, so give one name for each parameter"
         )
+    for name, parameter in named(group):
+        if not isinstance(parameter, Tensor):
+            raise GroupingError(f"{name} of a group is {shown(parameter)}: give a parameter")
 
 
 def by_group(items: Iterable[ParamStep]) -> Iterator[tuple[Group, list[ParamStep]]]:

@@ -232,7 +232,9 @@ def _compare(saved: Mapping[str, Any], current: Mapping[str, Any]) -> Incompatib
             if have.keys() ^ want.keys() == {ROW_STATE}:
                 names = " or ".join(f'"{n}"' for n, norm in POST_NORMS.items() if norm.row_state)
                 hint = f" (saved with{'' if ROW_STATE in have else 'out'} post_norm={names})"
-            mismatched[name] = [f"saved with {sorted(have)}, but needs {sorted(want)}{hint}"]
+            mismatched[name] = [
+                f"saved with {sorted(map(str, have))}, but needs {sorted(want)}{hint}"
+            ]
         for key in want.keys() & have.keys():
             old, new = tuple(_as_tensor(have[key]).shape), tuple(want[key].shape)
             if old != new:
