@@ -2,10 +2,11 @@
 
 A `Page` is data: sections of text, tables, verdicts and charts (`page`). `html` and `markdown`
 write it, `plotly_charts` and `matplotlib_charts` draw its charts in the colors of `palette`, and
-`write` makes all files of a page. `check` refuses a page that cannot be drawn, `axes` has the
+`write` makes all files of a page,
+and `serve` shows it in a browser while runs go on. `check` refuses a page that cannot be drawn, `axes` has the
 ranges and ticks of both renderers, and `tables` writes CSV.
 
-Runs: `run_data` (a folder) -> `run_measures`, `run_tables` -> `runs` (the page). A new curve is a
+Runs: `run_data` (a folder) -> `run_measures`, `run_tables`, `tiles` -> `runs` (the page). A new curve is a
 row of `run_measures`. `loss_figure`, `measure_charts` and `eval_table` make single charts and
 tables for the trainer and the evaluation. `folders` decides what a path is: a run, a study or a
 coordinate check.
