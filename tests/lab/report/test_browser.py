@@ -52,7 +52,7 @@ def test_a_page_has_no_errors_and_all_figures(width: int, report: Path, browser:
     assert browser.evaluate("window.injected === undefined")
     assert browser.evaluate("document.documentElement.scrollWidth") <= width
     widths = "[...document.querySelectorAll('.plot svg.main-svg')].map((e) => e.clientWidth)"
-    assert all(0.5 * width < found <= width for found in browser.evaluate(widths))
+    assert all(0.4 * width < found <= width for found in browser.evaluate(widths))
 
 
 def test_figures_follow_the_scheme(report: Path, browser: Browser) -> None:

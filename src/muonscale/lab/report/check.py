@@ -47,8 +47,7 @@ def _check_chart(chart: Chart) -> None:
     for series in chart.series:
         if (series.low is None) != (series.high is None):
             raise problem(f", series {series.name!r}: give both low and high, or neither")
-        given_smoothings = {name: values for name, values in series.smoothings}
-        given = given_smoothings | {
+        given = dict(series.smoothings) | {
             "x": series.x,
             "y": series.y,
             "low": series.low,
