@@ -31,7 +31,7 @@ def test_a_run_that_was_trained_has_a_report(finished: Path, muonscale: Muonscal
     answer = muonscale("report", finished)
     assert answer.code == 0, answer.err
     folder = finished / "report"
-    assert answer.out.startswith(f"{folder / 'report.html'}, with 8 figures")
+    assert answer.out.startswith(f"{folder / 'report.html'}, with 9 figures")
     assert {path.suffix for path in (folder / "figures").iterdir()} == {".png", ".svg", ".csv"}
     loss = json.loads((finished / "result.json").read_text())["validation_loss"]
     assert f"{loss:.4f}" in (folder / "report.html").read_text(encoding="utf-8")
@@ -44,7 +44,9 @@ def test_several_runs_are_compared_in_one_page(
     one, two = (write_run(tmp_path / name, records()) for name in ("one", "two"))
     monkeypatch.chdir(tmp_path)
     assert muonscale("report", one, two).code == 0
-    assert "2 runs" in (tmp_path / "report" / "report.html").read_text(encoding="utf-8")
+    assert "Comparison of 2 runs" in (tmp_path / "report" / "report.html").read_text(
+        encoding="utf-8"
+    )
 
 
 def test_a_study_has_its_own_page(study: Path, muonscale: Muonscale) -> None:
@@ -113,3 +115,18 @@ def test_what_is_no_run_and_no_study_is_refused(
     for accepted in ("metrics.jsonl", "study.json", "coordcheck.json"):
         assert accepted in answer.err
     assert not (path / "report").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--port", "8000"], "--serve"),
+        (["--serve", "--out", "page"], "--out page"),
+    ],
+)
+def test_options_of_a_live_page_that_do_nothing_are_refused(
+    words: list[str], said: str, tmp_path: Path, muonscale: Muonscale
+) -> None:
+    answer = muonscale("report", write_run(tmp_path / "run", records()), *words)
+    assert answer.code == 2 and said in answer.err
+    assert not (tmp_path / "run" / "report").exists()

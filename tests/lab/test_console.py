@@ -8,11 +8,11 @@ from muonscale.lab.console import (
     bytes_text,
     counted,
     duration_text,
+    is_number_column,
     seconds_text,
     si_text,
     table_text,
 )
-from muonscale.lab.report.tables import is_number_column
 
 
 def test_columns_of_numbers_are_aligned_to_the_right() -> None:

@@ -6,16 +6,26 @@ Output is the same on a terminal and in a pipe: no colors, and no line is cut or
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from muonscale.lab.report.tables import is_number_column
-
 WIDTH = 100_000
 """Characters of a line; rich cuts what is longer."""
+
+
+_UNIT = r"%|[kMGBT]?B|[KMGT]iB|[kMGBTP]|ms|s|min|h|d|x"
+_AMOUNT = rf"[+\-\u2212]?[$]?(\d[\d,]*\.?\d*|\.\d+)(e[+\-]?\d+)?( ?({_UNIT}))?"
+NUMBER = re.compile(
+    rf"{_AMOUNT}( ?(±|to) ?{_AMOUNT})?|\d+ (min|h|d) \d+ \w+|nan|inf", re.IGNORECASE
+)
+"""A number, an interval or a time such as 1 h 12 min, with or without a unit."""
+
+BLANK = ("", "-", "?", "\u2013", "\u2014")
+"""Cells that stand for a missing number."""
 
 
 def table_text(rows: Sequence[Sequence[str]], head: Sequence[str] = (), *, indent: int = 0) -> str:
@@ -37,6 +47,17 @@ def table_text(rows: Sequence[Sequence[str]], head: Sequence[str] = (), *, inden
     text = io.StringIO()
     Console(file=text, width=WIDTH, color_system=None, force_jupyter=False).print(table)
     return "\n".join(" " * indent + line.rstrip() for line in text.getvalue().splitlines())
+
+
+def is_number(cell: str) -> bool:
+    """Return whether a cell of a table is a number or an interval, with or without a unit."""
+    return NUMBER.fullmatch(cell.strip()) is not None
+
+
+def is_number_column(cells: Iterable[str]) -> bool:
+    """Return whether all cells that are not blank are numbers or per cent, and there is one."""
+    known = [cell.removesuffix(" %") for cell in cells if cell.strip() not in BLANK]
+    return bool(known) and all(map(is_number, known))
 
 
 def stderr_console() -> Console:

@@ -6,11 +6,12 @@ from pathlib import Path
 import pytest
 from plotly.offline import get_plotlyjs
 
+from muonscale.lab.report.page import Chart, ChartViews, Page
 from muonscale.lab.report.runs import runs_page
 from muonscale.lab.report.write import write_page
 from tests.lab.report import browser as browsers
 from tests.lab.report.browser import Browser
-from tests.lab.report.folders import heard, records, routed, telemetry, training, write_run
+from tests.lab.report.folders import RESULT, heard, records, routed, telemetry, training, write_run
 from tests.lab.report.sample import CHARTS, PAGE
 
 pytestmark = pytest.mark.slow
@@ -31,6 +32,10 @@ def browser(tmp_path: Path) -> Iterator[Browser]:
         yield browser
 
 
+def figures_of(page: Page) -> int:
+    return sum(isinstance(block, Chart | ChartViews) for block in page.blocks)
+
+
 def assert_whole(browser: Browser, figures: int, path: Path) -> None:
     assert browser.problems == []
     assert browser.empty_figures() == []
@@ -47,7 +52,7 @@ def test_a_page_has_no_errors_and_all_figures(width: int, report: Path, browser:
     assert browser.evaluate("window.injected === undefined")
     assert browser.evaluate("document.documentElement.scrollWidth") <= width
     widths = "[...document.querySelectorAll('.plot svg.main-svg')].map((e) => e.clientWidth)"
-    assert all(0.5 * width < found <= width for found in browser.evaluate(widths))
+    assert all(0.4 * width < found <= width for found in browser.evaluate(widths))
 
 
 def test_figures_follow_the_scheme(report: Path, browser: Browser) -> None:
@@ -71,10 +76,11 @@ def test_wide_tables_scroll_and_pages_do_not(browser: Browser, tmp_path: Path) -
     page = runs_page(paths)
     path = write_page(page, tmp_path / "report")
     browser.open(path, width=390)
-    assert_whole(browser, len(page.charts), path)
+    assert_whole(browser, figures_of(page), path)
     assert browser.evaluate("document.documentElement.scrollWidth") <= 390
     box = "document.querySelector('.scroll')"
     assert browser.evaluate(f"{box}.scrollWidth > {box}.clientWidth")
+    assert browser.evaluate(f"{box}.classList.contains('wide')")
 
 
 def test_a_page_of_a_run_with_everything(browser: Browser, tmp_path: Path) -> None:
@@ -82,7 +88,40 @@ def test_a_page_of_a_run_with_everything(browser: Browser, tmp_path: Path) -> No
     page = runs_page([write_run(tmp_path / "run", [*lines, *map(telemetry, (10, 20, 30))])])
     path = write_page(page, tmp_path / "report")
     browser.open(path)
-    assert_whole(browser, len(page.charts), path)
+    assert_whole(browser, figures_of(page), path)
+
+
+def test_the_axis_and_the_smoothing_of_losses_can_be_chosen(
+    browser: Browser, tmp_path: Path
+) -> None:
+    page = runs_page([write_run(tmp_path / name, records()) for name in ("a", "b")])
+    browser.open(write_page(page, tmp_path / "report"))
+    figure = "document.querySelector('#figure-loss')"
+    line = f"{figure}.querySelector('.plot').data.find((trace) => trace.meta)"
+    assert browser.evaluate(f"{line}.x[39]") == 40 * 4096
+    browser.evaluate(f"{figure}.querySelector('[data-view=loss-step]').click()")
+    assert browser.evaluate(f"{line}.x[39]") == 40
+    shown = f"[...{figure}.querySelectorAll('.of-view:not([hidden]) a')].map((a) => a.textContent)"
+    assert browser.evaluate(shown) == ["PNG", "SVG", "CSV"]
+    slider = f"{figure}.querySelector('input')"
+    browser.evaluate(f"{slider}.value = 0; {slider}.dispatchEvent(new Event('input'))")
+    assert browser.evaluate(f"{line}.y[1]") == 5.0  # the loss of step 2 itself
+    assert browser.evaluate(f"{figure}.querySelector('output').textContent") == "none"
+    assert browser.problems == []
+
+
+def test_tables_are_sorted_by_a_click(browser: Browser, tmp_path: Path) -> None:
+    losses = {"a": 3.5, "b": 10.0, "c": 3.25}
+    paths = [
+        write_run(tmp_path / name, records(), result=RESULT | {"validation_loss": loss})
+        for name, loss in losses.items()
+    ]
+    browser.open(write_page(runs_page(paths), tmp_path / "report"))
+    head = "document.querySelectorAll('th button')[2]"
+    cells = "[...document.querySelector('tbody').rows].map((row) => row.cells[0].textContent)"
+    for order in ("cab", "bac"):
+        browser.evaluate(f"{head}.click()")
+        assert browser.evaluate(cells) == list(order)
 
 
 def test_commands_can_be_copied(report: Path, browser: Browser) -> None:

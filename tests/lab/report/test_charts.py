@@ -11,7 +11,16 @@ import pytest
 from muonscale.lab.report import matplotlib_charts
 from muonscale.lab.report.axes import axis_of, drawable, minimum_of, number_text, tick_texts
 from muonscale.lab.report.page import Chart, Mark, Series, Surface
-from muonscale.lab.report.palette import ADAMW, MUON, SERIES, dark_colors, styles
+from muonscale.lab.report.palette import (
+    ADAMW,
+    FAINT,
+    MUON,
+    PALEST,
+    SERIES,
+    dark_colors,
+    opacities,
+    styles,
+)
 from muonscale.lab.report.plotly_charts import figure_json
 from tests.lab.report.sample import BAND_CHART, CHARTS, LOG_CHART, NAN, PAGE, SURFACE_CHART
 
@@ -236,3 +245,52 @@ def test_a_legend_can_name_groups_once_in_both_renderers(
     (legend,) = figures[0].legends
     assert [text.get_text() for text in legend.get_texts()] == ["attention", "reference"]
     assert [line.get_linestyle() for line in legend.get_lines()] == ["-", "--"]
+
+
+def test_lines_of_one_color_differ_in_shade() -> None:
+    def line(name: str, group: str, **options: Any) -> Series:
+        return Series(name=name, group=group, x=(1.0, 2.0), y=(1.0, 2.0), **options)
+
+    chart = chart_of(
+        line("muon, 4.6", "muon"),
+        line("steps", "muon", kind="faint"),
+        line("muon, 4.4", "muon"),
+        line("muon, 4.2", "muon"),
+        line("fit", "muon", kind="dashed"),
+    )
+    assert opacities(chart) == pytest.approx([1.0, FAINT, (1 + PALEST) / 2, PALEST, 1.0])
+    looks = styles([chart])
+    drawn = [t["opacity"] for t in json.loads(figure_json(chart, looks))["data"]]
+    assert drawn == pytest.approx(opacities(chart))
+    axes = matplotlib_charts._figure(chart, looks).axes[0]
+    assert [line.get_alpha() for line in axes.get_lines()] == pytest.approx(opacities(chart))
+
+
+def test_no_other_group_looks_like_muon_or_adamw() -> None:
+    lines = [Series(name=name, x=(1.0,), y=(1.0,)) for name in ("4.6", "4.4", "muon")]
+    looks = styles([chart_of(*lines[:2]), chart_of(lines[2])])
+    assert looks["muon"].color == MUON
+    assert not {looks["4.6"].color, looks["4.4"].color} & {MUON, ADAMW}
+
+
+def test_one_box_shows_all_lines_at_an_x() -> None:
+    line = Series(name="a", x=(1.0, 2.0), y=(1.0, 2.0))
+    points = replace(line, name="b", kind="points")
+    for series, mode in (((line,), "x unified"), ((line, points), "closest")):
+        chart = chart_of(*series)
+        tree = json.loads(figure_json(chart, styles([chart])))
+        assert tree["layout"]["hovermode"] == mode
+
+
+def test_axes_name_their_scale_and_count_flops_in_giga() -> None:
+    chart = replace(
+        chart_of(Series(name="a", x=(1e9, 1e10, 1e11), y=(1.0, 2.0, 3.0)), log_x=True),
+        x_label="training FLOPs",
+    )
+    looks = styles([chart])
+    axis = json.loads(figure_json(chart, looks))["layout"]["xaxis"]
+    assert axis["ticktext"] == ["1G", "10G", "100G"]
+    assert axis["title"]["text"] == "training FLOPs, log scale"
+    axes = matplotlib_charts._figure(chart, looks).axes[0]
+    assert axes.get_xlabel() == "training FLOPs, log scale"
+    assert [text.get_text() for text in axes.get_xticklabels()] == axis["ticktext"]

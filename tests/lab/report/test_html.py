@@ -3,14 +3,15 @@ from __future__ import annotations
 import base64
 import json
 import re
+from dataclasses import replace
 
 import pytest
 from plotly.offline import get_plotlyjs
 
+from muonscale.lab.console import is_number
 from muonscale.lab.report.html import page_html
 from muonscale.lab.report.page import Block, Chart, Page, PageSection, Series, Text
 from muonscale.lab.report.palette import styles
-from muonscale.lab.report.tables import is_number
 from tests.lab.report.sample import CHARTS, PAGE, RATE_CHART
 from tests.lab.report.tree import Node, parse
 
@@ -175,3 +176,15 @@ def test_the_page_is_for_phones_and_for_both_schemes(tree: Node) -> None:
     assert "width=device-width, initial-scale=1" in contents and "light dark" in contents
     style = only(tree, "style").text
     assert "prefers-color-scheme: dark" in style and "@media print" in style
+
+
+def test_code_in_a_sentence_is_code_and_nothing_else_is_markup() -> None:
+    tree = parse(rendered(page_of(Text("Use `muonscale eval <b>` & more."))))
+    assert only(tree, "code").text == "muonscale eval <b>"
+    assert not tree.all("b")
+
+
+def test_consecutive_charts_are_beside_each_other() -> None:
+    one, two, three = (replace(RATE_CHART, name=name) for name in "abc")
+    tree = parse(rendered(page_of(one, two, Text("x"), three)))
+    assert len(only(tree, "div", "pair").all("figure", "chart")) == 2

@@ -12,6 +12,7 @@ from matplotlib.image import imread
 from muonscale.errors import CheckpointError
 from muonscale.lab.report.loss_figure import write_loss_figure
 from muonscale.lab.report.measure_charts import smooth
+from muonscale.lab.report.palette import FAINT
 
 RESULT = {"validation_loss": 2.93, "unigram_loss": 5.91, "bigram_loss": 3.92}
 
@@ -73,7 +74,8 @@ def test_a_run_is_drawn_with_its_losses_and_baselines(tmp_path: Path, drawn: lis
     assert lines["validation"] == ([819200, 1638400], [3.14, 3.12])
     losses = np.array([record["loss"] for record in records[:200]])
     assert lines["training"] == ([8192 * step for step in steps], smooth(losses, 2).tolist())
-    assert len(drawn[0].axes[0].collections) == 1  # the band around the moving mean
+    (points,) = (line for line in drawn[0].axes[0].get_lines() if line.get_alpha() == FAINT)
+    assert list(points.get_ydata()) == losses.tolist()  # the losses around the moving mean
     assert texts_of(drawn[0]) == ["unigram 5.910", "bigram 3.920"]
     assert drawn[0].axes[0].get_title() == "run  |  muon, lr 0.01  |  validation loss 2.930"
 

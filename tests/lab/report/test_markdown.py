@@ -9,6 +9,8 @@ from muonscale.lab.report.page import (
     Series,
     Table,
     Text,
+    Tile,
+    Tiles,
     Verbatim,
     Verdict,
 )
@@ -51,3 +53,17 @@ def test_parts_have_headings_above_their_sections() -> None:
     )
     text = markdown(Page(title="T", summary="S", sections=sections))
     assert text == "# T\n\nS\n\n## P\n\n### a\n\n### b\n\n## Q\n\n### c\n\n## d\n"
+
+
+def test_tiles_and_code_are_written() -> None:
+    tiles = Tiles((Tile(label="loss", value="3.250", note="nats"), Tile(label="runs", value="2")))
+    page = Page(
+        title="T",
+        summary="S",
+        sections=(
+            PageSection(title="One", blocks=(tiles, Text("Use `muonscale eval a_b`, not ` or *."))),
+        ),
+    )
+    assert markdown(page).split("## One")[1] == (
+        "\n\n- loss: **3.250** nats\n- runs: **2**\n\nUse `muonscale eval a_b`, not \\` or \\*.\n"
+    )

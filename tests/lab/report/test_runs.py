@@ -10,10 +10,22 @@ import pytest
 
 from muonscale.lab.config.load import load_config
 from muonscale.lab.report.check import check_page
-from muonscale.lab.report.page import Chart, Command, Page, PageSection, Table, Text, Verbatim
+from muonscale.lab.report.page import (
+    Chart,
+    ChartViews,
+    Command,
+    Page,
+    PageSection,
+    Series,
+    Table,
+    Text,
+    Tiles,
+    Verbatim,
+)
 from muonscale.lab.report.run_tables import reproduce_command
 from muonscale.lab.report.runs import runs_page
 from tests.lab.report.folders import (
+    ENV,
     RESULT,
     evaluation,
     heard,
@@ -32,6 +44,10 @@ def section(page: Page, title: str) -> PageSection:
 def texts(page: Page, title: str) -> list[str]:
     blocks = section(page, title).blocks
     return [b.text for b in blocks if isinstance(b, Text | Command | Verbatim)]
+
+
+def lines_of(chart: Chart) -> list[Series]:
+    return [series for series in chart.series if series.kind != "faint"]
 
 
 def charts(page: Page) -> dict[str, Chart]:
@@ -55,8 +71,7 @@ def test_a_run_has_its_figures_and_what_it_was(tmp_path: Path) -> None:
         "token, 1.000 below a bigram model."
     )
     assert [section.title for section in page.sections] == [
-        "Results", "Commands", "Configuration", "Loss", "Optimizer", "Speed", "Data", "Samples",
-        "Versions",
+        "Results", "Optimizer", "Speed", "Configuration", "Commands", "Data", "Samples", "Versions",
     ]  # fmt: skip
     results = cells(page, "results")
     assert results["validation loss, nats per token"] == "3.2500"
@@ -71,7 +86,7 @@ def test_a_run_has_its_figures_and_what_it_was(tmp_path: Path) -> None:
     assert cells(page, "versions")["torch"] == "2.13.0"
     assert texts(page, "Samples") == [RESULT["sample"]]
     assert set(charts(page)) == {
-        "loss", "loss-step", "loss-seconds", "learning-rate", "gradient-norm", "update-rms",
+        "loss", "loss-step", "loss-time", "learning-rate", "gradient-norm", "update-rms",
         "tokens-per-second", "optimizer-share",
     }  # fmt: skip
 
@@ -79,8 +94,8 @@ def test_a_run_has_its_figures_and_what_it_was(tmp_path: Path) -> None:
 def test_losses_stand_at_their_tokens_steps_and_seconds(tmp_path: Path) -> None:
     found = charts(runs_page([write_run(tmp_path / "run", records())]))
     steps = np.arange(1, 41)
-    for name, x in (("loss", 4096 * steps), ("loss-step", steps), ("loss-seconds", steps / 2)):
-        training_loss, validation = found[name].series
+    for name, x in (("loss", 4096 * steps), ("loss-step", steps), ("loss-time", steps / 2)):
+        training_loss, validation = lines_of(found[name])
         np.testing.assert_allclose(training_loss.x, x)
         np.testing.assert_allclose(validation.x, x[9::10])
         assert validation.y == tuple(3.2 + 4 / step for step in (10, 20, 30, 40))
@@ -92,12 +107,19 @@ def test_losses_stand_at_their_tokens_steps_and_seconds(tmp_path: Path) -> None:
 
 def test_noisy_curves_are_means_of_windows_with_their_range(tmp_path: Path) -> None:
     found = charts(runs_page([write_run(tmp_path / "run", records())]))["loss"]
-    series = found.series[0]
-    assert series.low is not None and series.high is not None
+    faint, series = found.series[:2]
     losses = 3 + 4 / np.arange(1, 41)
     assert series.y[10] == pytest.approx(losses[9:12].mean())
-    assert (series.low[10], series.high[10]) == pytest.approx((losses[11], losses[9]))
+    assert (faint.kind, faint.color_group, faint.y) == ("faint", series.name, tuple(losses))
+    smoothings = dict(series.smoothings)
+    assert list(smoothings) == ["none", "weak", "medium", "strong"]
+    assert smoothings["none"][10] == pytest.approx(losses[10], abs=1e-5)
+    assert smoothings["strong"][10] == pytest.approx(losses[8:13].mean(), abs=1e-5)
     assert "moving means" in found.caption
+    speed = charts(runs_page([write_run(tmp_path / "speed", records())]))["tokens-per-second"]
+    (series,) = speed.series
+    assert series.low is not None and series.high is not None
+    assert (series.low[10], series.high[10]) == (8010, 8012)
     few = charts(runs_page([write_run(tmp_path / "few", records(10))]))["loss"].series[0]
     assert few.y == tuple(losses[:10]) and few.low is None and few.kind == "both"
 
@@ -106,9 +128,9 @@ def test_long_runs_are_thinned_and_keep_their_ends_and_extremes(tmp_path: Path) 
     lines = [training(step) for step in range(1, 5001)]
     lines[2999]["loss"] = 50.0
     chart = charts(runs_page([write_run(tmp_path / "run", lines, result=None)]))["loss-step"]
-    (series,) = chart.series
+    faint, series = chart.series
     assert len(series.x) < 800 and (series.x[0], series.x[-1]) == (1, 5000)
-    assert series.high is not None and max(series.high) == 50.0
+    assert 1000 < len(faint.x) <= 1200 and max(faint.y) == 50.0 and min(faint.y) == 3 + 4 / 5000
 
 
 def test_a_diverged_run_does_not_flatten_the_rest(tmp_path: Path) -> None:
@@ -122,7 +144,7 @@ def test_a_diverged_run_does_not_flatten_the_rest(tmp_path: Path) -> None:
 def test_a_loss_that_is_not_finite_is_a_gap(tmp_path: Path) -> None:
     lines = records()
     lines[19]["loss"] = None
-    series = charts(runs_page([write_run(tmp_path / "run", lines)]))["loss"].series[0]
+    series = lines_of(charts(runs_page([write_run(tmp_path / "run", lines)]))["loss"])[0]
     assert [step for step, y in enumerate(series.y) if math.isnan(y)] == [19]
 
 
@@ -228,7 +250,7 @@ def test_damaged_lines_are_left_out_and_named(tmp_path: Path) -> None:
     (folder / "metrics.jsonl").write_text("\n".join([*lines, '{"kind": "tr']))
     page = runs_page([folder])
     assert texts(page, "Results") == ["Lines 5, 7 of metrics.jsonl cannot be read and left out."]
-    steps = charts(page)["loss-step"].series[0].x
+    steps = lines_of(charts(page)["loss-step"])[0].x
     assert len(steps) == 38 and 5 not in steps and 7 not in steps
 
 
@@ -277,7 +299,7 @@ def three(tmp_path: Path) -> Page:
 
 
 def test_several_runs_are_compared(three: Page) -> None:
-    assert three.title == "3 runs"
+    assert three.title == "Comparison of 3 runs"
     results = table(three, "results")
     assert [row[:3] for row in results.rows] == [
         ("a/muon", "finished", "3.2500"),
@@ -295,15 +317,18 @@ def test_several_runs_are_compared(three: Page) -> None:
 def test_several_runs_have_one_curve_each(three: Page) -> None:
     found = charts(three)
     names = [row[0] for row in table(three, "results").rows]
-    for name in ("training-loss", "training-loss-seconds", "gradient-norm"):
-        assert [series.name for series in found[name].series] == names
-        assert all(series.low is None for series in found[name].series)
-    assert [s.name for s in found["validation-loss"].series] == names[1:]
+    assert [series.name for series in found["gradient-norm"].series] == names
+    assert all(series.low is None for series in found["gradient-norm"].series)
+    for name in ("loss", "loss-step", "loss-time"):
+        assert [(s.color_group, s.name) for s in lines_of(found[name])] == [
+            *((run, f"{run}, training") for run in names),
+            *((run, f"{run}, validation") for run in names[1:]),
+        ]
     assert found["gradient-norm"].series[0].y[0] == pytest.approx(5.0)  # of 3 and 4
     assert [s.name for s in found["max-violation"].series] == ["a/muon"]
     # A run without Muon records zeros, which are no sizes of updates.
     assert [s.name for s in found["update-rms"].series] == [names[0], names[2]]
-    assert [mark.label for mark in found["training-loss"].marks] == [
+    assert [mark.label for mark in found["loss"].marks] == [
         "unigram 6.000",
         "bigram 4.250",
     ]
@@ -320,3 +345,59 @@ def test_telemetry_of_several_runs_has_a_chart_for_every_kind(tmp_path: Path) ->
 def test_one_folder_named_twice_is_one_run(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "run", records())
     assert runs_page([folder, tmp_path / "x" / ".." / "run"]).title == "Run run"
+
+
+def tiles(page: Page) -> dict[str, tuple[str, str]]:
+    (block,) = (block for block in page.blocks if isinstance(block, Tiles))
+    return {tile.label: (tile.value, tile.note) for tile in block.tiles}
+
+
+def test_the_result_is_seen_first(tmp_path: Path, three: Page) -> None:
+    flops = {"flops": {"per_token": 10_000_000}}
+    page = runs_page([write_run(tmp_path / "run", records(), env=ENV | flops)])
+    assert isinstance(page.blocks[0], Tiles) and isinstance(page.blocks[1], ChartViews)
+    assert tiles(page) == {
+        "validation loss": ("3.250", "nats per token, 1 below a bigram model"),
+        "bits per byte": ("1.500", "perplexity 25.79"),
+        "training tokens": ("163,840", "40 steps"),
+        "training time": ("20 s", "1.64 TFLOP"),
+        "tokens per second": ("8,192", "median; the optimizer took 8.6%"),
+    }
+    assert tiles(three)["lowest validation loss"] == ("3.250", "a/muon")
+    assert tiles(three)["next in loss"] == ("+0.15", "b/muon")
+    assert tiles(three)["finished"] == ("2 of 3", "runs")
+
+
+def test_losses_stand_at_their_flops_where_these_are_known(tmp_path: Path) -> None:
+    known = write_run(tmp_path / "a", records(), env=ENV | {"flops": {"per_token": 1e7}})
+    unknown = write_run(tmp_path / "b", records())
+    chart = charts(runs_page([known, unknown]))["loss-flops"]
+    training_loss, validation = lines_of(chart)
+    assert (training_loss.name, validation.name) == ("a, training", "a, validation")
+    np.testing.assert_allclose(training_loss.x, 1e7 * 4096 * np.arange(1, 41))
+
+
+def test_losses_of_different_tokenizers_are_in_bits_per_byte(tmp_path: Path) -> None:
+    result = RESULT | {"validation_loss": 4.0, "bits_per_byte": 1.4}
+    paths = [
+        write_run(tmp_path / "small", records()),
+        write_run(tmp_path / "large", records(), "data.vocab_size=4096", result=result),
+    ]
+    page = runs_page(paths)
+    assert "The runs have different tokenizers" in texts(page, "Results")[0]
+    chart = charts(page)["loss"]
+    assert chart.y_label == "loss (bits per byte)" and chart.marks == ()
+    last = {series.name: series.y[-1] for series in lines_of(chart) if "valid" in series.name}
+    assert last["small, validation"] == pytest.approx(3.3 * 1.5 / 3.25)
+    assert last["large, validation"] == pytest.approx(3.3 * 1.4 / 4.0)
+    assert tiles(page)["lowest bits per byte"] == ("1.400", "large")
+    for path in paths:  # the same file is the same tokenizer, whatever the settings say
+        (path / "tokenizer").mkdir()
+        (path / "tokenizer" / "tokenizer.json").write_text("{}")
+    assert charts(runs_page(paths))["loss"].y_label == "loss (nats per token)"
+
+
+def test_runs_of_different_data_are_said_to_be(tmp_path: Path) -> None:
+    paths = [write_run(tmp_path / "a", records())]
+    paths.append(write_run(tmp_path / "b", records(), "data.path=b.txt"))
+    assert "losses are of different texts" in texts(runs_page(paths), "Results")[0]

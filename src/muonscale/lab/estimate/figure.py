@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from muonscale.errors import ConfigError
+from muonscale.lab.console import bytes_text, seconds_text
 from muonscale.lab.report.matplotlib_charts import draw_panels
 from muonscale.lab.report.page import Chart, Mark, Series
 
@@ -22,6 +23,10 @@ TIMES = {
     "exchange": "Muon's exchange",
     "elementwise": "elementwise",
 }
+
+
+FAR = 20
+"""A device with this many times the memory of the peak is not drawn as a line."""
 
 
 def check_format(path: Path) -> None:
@@ -52,14 +57,19 @@ def write_figure(facts: dict[str, Any], path: Path) -> None:
 
 
 def memory_chart(memory: dict[str, Any]) -> Chart:
-    """Return the memory at every moment of a step, and the device's unless it is far above."""
+    """Return the memory at every moment of a step, and the device's unless it is far above.
+
+    The label below the bars says how much the device has in either case.
+    """
     unit, factor = ("GiB", 2**30) if memory["peak"] >= 2**30 else ("MiB", 2**20)
     moments = memory["moments"]
-    limit = Mark(axis="y", at=memory["device"] / factor, label="device")
+    device = f"memory of the device: {bytes_text(memory['device'])}"
+    limit = Mark(axis="y", at=memory["device"] / factor, label=device)
+    near = memory["peak"] > memory["device"] / FAR
     return Chart(
         name="memory",
         title="memory",
-        x_label="",
+        x_label="moment of a step" if near else f"moment of a step\n{device}",
         y_label=f"{unit} per device",
         bars=tuple(moments),
         series=tuple(
@@ -69,14 +79,16 @@ def memory_chart(memory: dict[str, Any]) -> Chart:
                 y=tuple(parts.get(name, 0) / factor for parts in moments.values()),
             )
             for name in MEMORY
+            if any(parts.get(name) for parts in moments.values())
         ),
-        marks=(limit,) if memory["peak"] > memory["device"] / 3 else (),
+        marks=(limit,) if near else (),
     )
 
 
 def time_chart(time: dict[str, Any]) -> Chart:
     """Return the parts of a step's time, beside the time of a step with AdamW."""
-    unit, factor = ("s", 1.0) if time["step"] >= 1 else ("ms", 1000.0)
+    unit, factor = ("seconds", 1.0) if time["step"] >= 1 else ("milliseconds", 1000.0)
+    share = {part: time["parts"][part] / time["step"] for part in TIMES}
     return Chart(
         name="time",
         title="time",
@@ -84,8 +96,13 @@ def time_chart(time: dict[str, Any]) -> Chart:
         y_label=f"{unit} per step",
         bars=("step",),
         series=tuple(
-            Series(name=name, x=(0.0,), y=(factor * time["parts"][part],))
+            Series(
+                name=f"{name}: {seconds_text(time['parts'][part])} ({share[part]:.1%})",
+                x=(0.0,),
+                y=(factor * time["parts"][part],),
+            )
             for part, name in TIMES.items()
+            if time["parts"][part]
         ),
         marks=(Mark(axis="y", at=factor * time["adamw_step"], label="with AdamW"),),
     )

@@ -26,7 +26,7 @@ TICK_DISTANCE = 0.04
 LARGEST = 1e15
 """Numbers from here on, such as FLOPs, are written as powers of ten."""
 
-UNITS = ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k"))
+UNITS = (1e12, 1e9, 1e6, 1e3)
 
 
 @dataclass(frozen=True)
@@ -38,25 +38,36 @@ class Axis:
     ticks: tuple[float, ...]
 
 
-def number_text(value: float, digits: int = 4) -> str:
+def axis_label(label: str, log: bool) -> str:
+    """Return the label of an axis, which names a logarithmic one."""
+    return f"{label}, log scale" if log and label else label
+
+
+def is_flops(label: str) -> bool:
+    """Return whether an axis shows FLOPs, which are counted in G and not in B."""
+    return "FLOP" in label
+
+
+def number_text(value: float, digits: int = 4, letters: str = "TBMk") -> str:
     """Return a number as ticks show it: 0.005, 2000, 16k, 1.5M, 2e-05, 1e+18."""
     if value == 0 or not math.isfinite(value):
         return f"{value:g}"
     if abs(value) >= LARGEST:
         return f"{value:.{digits}g}"
-    for unit, letter in UNITS if abs(value) >= 1e4 else ():
+    for unit, letter in zip(UNITS, letters, strict=True) if abs(value) >= 1e4 else ():
         if abs(value) >= unit:
             return f"{value / unit:.{digits}g}{letter}"
     return f"{value:.{max(digits, 4)}g}"
 
 
-def tick_texts(ticks: Sequence[float]) -> list[str]:
-    """Return ticks as text with as few digits as make them different."""
+def tick_texts(ticks: Sequence[float], label: str = "") -> list[str]:
+    """Return ticks of an axis as text with as few digits as make them different."""
+    letters = "TGMk" if is_flops(label) else "TBMk"
     for digits in range(3, 16):
-        texts = [number_text(tick, digits) for tick in ticks]
+        texts = [number_text(tick, digits, letters) for tick in ticks]
         if len(set(texts)) == len(set(ticks)):
             return texts
-    return [number_text(tick, 16) for tick in ticks]
+    return [number_text(tick, 16, letters) for tick in ticks]
 
 
 def drawable(chart: Chart) -> tuple[Chart, str]:
@@ -109,7 +120,8 @@ def axis_of(chart: Chart, which: AxisT) -> Axis | None:
     values = [value for value in _axis_values(chart, which) if math.isfinite(value)]
     if not values:
         return None
-    margin = MARK_MARGIN if any(mark.axis == which for mark in chart.marks) else MARGIN
+    marked = chart.bars or any(mark.axis == which for mark in chart.marks)
+    margin = MARK_MARGIN if marked else MARGIN
     low, high = _widen(min(values), max(values), log, margin)
     if which == "y" and chart.y_limits is not None:
         low, high = chart.y_limits
@@ -132,6 +144,8 @@ def minimum_of(surface: Surface) -> tuple[float, float, float] | None:
 
 def has_markers(series: Series) -> bool:
     """Return whether points are marked, by kind or because a lone point needs it."""
+    if series.kind == "faint":
+        return True
     known = [not math.isnan(x + y) for x, y in zip(series.x, series.y, strict=True)]
     alone = not any(a and b for a, b in itertools.pairwise(known))
     return series.kind in ("points", "both") or alone

@@ -47,7 +47,12 @@ def _check_chart(chart: Chart) -> None:
     for series in chart.series:
         if (series.low is None) != (series.high is None):
             raise problem(f", series {series.name!r}: give both low and high, or neither")
-        given = {"x": series.x, "y": series.y, "low": series.low, "high": series.high}
+        given = dict(series.smoothings) | {
+            "x": series.x,
+            "y": series.y,
+            "low": series.low,
+            "high": series.high,
+        }
         lengths = {name: len(values) for name, values in given.items() if values is not None}
         if chart.bars:
             lengths["bars"] = len(chart.bars)

@@ -13,7 +13,7 @@ from typing import Literal
 
 from muonscale.errors import CheckpointError, StudyError
 from muonscale.lab.files import read_object
-from muonscale.lab.report.page import Chart, Page, PageSection, Table, Text
+from muonscale.lab.report.page import Block, Chart, ChartViews, Page, PageSection, Table, Text
 from muonscale.lab.report.runs import runs_page
 
 FolderT = Literal["run", "study", "coordcheck"]
@@ -79,12 +79,17 @@ def join_pages(pages: Sequence[Page]) -> Page:
         for section in page.sections or (
             PageSection(title="Summary", blocks=(Text(page.summary),)),
         ):
-            blocks = tuple(
-                replace(block, name=f"part{number}-{block.name}")
-                if isinstance(block, Chart | Table) and block.name
-                else block
-                for block in section.blocks
-            )
+            blocks = tuple(_renamed(block, f"part{number}-") for block in section.blocks)
             sections.append(replace(section, blocks=blocks, part=page.title))
     summary = "\n\n".join(f"{page.title}: {page.summary}" for page in pages)
     return Page(title="Report", summary=summary, sections=tuple(sections))
+
+
+def _renamed(block: Block, prefix: str) -> Block:
+    """Return a block with a prefix before the names of its files."""
+    if isinstance(block, ChartViews):
+        views = ((view, replace(chart, name=prefix + chart.name)) for view, chart in block.views)
+        return ChartViews(views=tuple(views))
+    if isinstance(block, Chart | Table) and block.name:
+        return replace(block, name=prefix + block.name)
+    return block

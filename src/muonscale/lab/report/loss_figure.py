@@ -39,7 +39,7 @@ def write_loss_figure(run_folder: Path, result: dict[str, Any] | None = None) ->
     title = [run.label]
     title += [f"{rule}, lr {lr:g}"] if rule and is_finite(lr) else []
     title += [f"validation loss {known[-1]:.3f}"] if known else []
-    chart = loss_chart(run, "tokens")
+    chart = loss_chart([run], "tokens")
     below = "\n".join(filter(None, (chart.x_label, chart.caption)))
     chart = replace(chart, title="  |  ".join(title), x_label=below)
     path = run_folder / "loss.png"

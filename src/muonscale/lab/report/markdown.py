@@ -2,7 +2,23 @@
 
 from __future__ import annotations
 
-from muonscale.lab.report.page import Block, Chart, Command, Page, Table, Text, Verbatim, Verdict
+import re
+
+from muonscale.lab.report.page import (
+    Block,
+    Chart,
+    ChartViews,
+    Command,
+    Page,
+    Table,
+    Text,
+    Tiles,
+    Verbatim,
+    Verdict,
+)
+
+CODE = re.compile(r"`([^`\n]+)`")
+"""Code in a sentence."""
 
 
 def markdown(page: Page, figures: str = "figures") -> str:
@@ -38,6 +54,11 @@ def _block(block: Block, figures: str) -> str:
         case Chart():
             picture = f"![{_plain(block.title)}]({figures}/{block.name}.png)"
             return picture + _caption(block.caption)
+        case ChartViews():
+            return _block(block.charts[0], figures)
+        case Tiles(tiles):
+            lines = (f"- {_plain(t.label)}: **{_plain(t.value)}** {_plain(t.note)}" for t in tiles)
+            return "\n".join(line.rstrip() for line in lines)
 
 
 def _table(table: Table) -> str:
@@ -57,7 +78,14 @@ def _cell(text: str) -> str:
 
 
 def _plain(text: str) -> str:
-    """Return text that Markdown leaves as it is."""
+    """Return text that Markdown leaves as it is, apart from the code between two backticks."""
+    parts = CODE.split(text)
+    return "".join(
+        f"`{part}`" if number % 2 else _escaped(part) for number, part in enumerate(parts)
+    )
+
+
+def _escaped(text: str) -> str:
     for sign in ("\\", "*", "_", "`", "["):
         text = text.replace(sign, f"\\{sign}")
     return text.replace("&", "&amp;").replace("<", "&lt;")  # not every Markdown knows "\\<"

@@ -19,15 +19,17 @@ from matplotlib.ticker import FixedFormatter, FixedLocator, FuncFormatter, NullL
 
 from muonscale.lab.report.axes import (
     AxisT,
+    axis_label,
     axis_of,
     drawable,
     has_markers,
+    is_flops,
     minimum_of,
     number_text,
     tick_texts,
 )
 from muonscale.lab.report.page import Chart, Mark, Series, Surface
-from muonscale.lab.report.palette import BAND, EDGE, GRID, INK, DashT, Style, styles
+from muonscale.lab.report.palette import BAND, EDGE, GRID, INK, DashT, Style, opacities, styles
 
 Drawing = dict[Literal["png", "svg"], bytes]
 """The contents of both files of a picture."""
@@ -38,6 +40,9 @@ SIZE, DPI = (8.0, 4.8), 150
 LINES: dict[DashT, Literal["-", "--", ":"]] = {"solid": "-", "dash": "--", "dot": ":"}
 HATCHES = {"solid": "", "dash": "///", "dot": "..."}
 """Patterns of lines and of bars, by `Style.dash`."""
+
+LABELED = 0.05
+"""Layers of stacked bars that are at least this part of the axis high have their value in them."""
 
 CONTOURS, COLORS = 12, "cividis_r"
 
@@ -122,7 +127,7 @@ def _figure(chart: Chart, styles: Mapping[str, Style]) -> Figure:
     figure = Figure(figsize=SIZE, layout="constrained")
     FigureCanvasAgg(figure)
     _draw_chart(figure.add_subplot(), chart, styles)
-    if len(chart.series) > 1:
+    if sum(series.kind != "faint" for series in chart.series) > 1:
         if chart.legend == "groups":
             handles = _group_keys(chart, styles)
             names = [str(handle.get_label()) for handle in handles]
@@ -135,7 +140,7 @@ def _figure(chart: Chart, styles: Mapping[str, Style]) -> Figure:
 
 def _group_keys(chart: Chart, styles: Mapping[str, Style]) -> list[Artist]:
     """Return a line for the legend for each group of a chart."""
-    dashed = {series.color_group: series.kind == "dashed" for series in chart.series}
+    dashed = {s.color_group: s.kind == "dashed" for s in chart.series if s.kind != "faint"}
     return [
         Line2D(
             [],
@@ -150,15 +155,15 @@ def _group_keys(chart: Chart, styles: Mapping[str, Style]) -> list[Artist]:
 
 def _draw_chart(axes: Axes, chart: Chart, styles: Mapping[str, Style]) -> None:
     chart, note = drawable(chart)
-    below = [chart.x_label, note]
+    below = [axis_label(chart.x_label, chart.log_x), note]
     _set_axis(axes, "x", chart)
     _set_axis(axes, "y", chart)
     if chart.surface is not None:
         below.append(_draw_surface(axes, chart.surface))
     if chart.bars:
         _draw_bars(axes, chart, styles)
-    for series in () if chart.bars else chart.series:
-        _draw_series(axes, series, styles[series.color_group])
+    for series, opacity in () if chart.bars else zip(chart.series, opacities(chart), strict=True):
+        _draw_series(axes, series, styles[series.color_group], opacity)
     for mark in chart.marks:
         _draw_mark(axes, mark)
     x, y = axis_of(chart, "x"), axis_of(chart, "y")
@@ -168,7 +173,7 @@ def _draw_chart(axes: Axes, chart: Chart, styles: Mapping[str, Style]) -> None:
         axes.set(xlim=(x.low, x.high), ylim=(y.low, y.high))
     axes.set_title(textwrap.fill(chart.title, 90), fontsize="medium")
     axes.set_xlabel("\n".join(filter(None, below)))
-    axes.set_ylabel(textwrap.fill(chart.y_label, 50))
+    axes.set_ylabel(textwrap.fill(axis_label(chart.y_label, chart.log_y), 50))
     axes.grid(color=GRID, linewidth=0.8, axis="y" if chart.bars else "both")
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
@@ -177,30 +182,48 @@ def _draw_chart(axes: Axes, chart: Chart, styles: Mapping[str, Style]) -> None:
 def _set_axis(axes: Axes, which: AxisT, chart: Chart) -> None:
     axis, seen = getattr(axes, f"{which}axis"), axis_of(chart, which)
     log = chart.log_x if which == "x" else chart.log_y
+    label = chart.x_label if which == "x" else chart.y_label
     names = chart.bars if which == "x" else ()
     if seen is None or not (log or names):
-        axis.set_major_formatter(FuncFormatter(lambda value, _: number_text(value)))
+        letters = "TGMk" if is_flops(label) else "TBMk"
+        axis.set_major_formatter(FuncFormatter(lambda v, _: number_text(v, letters=letters)))
         return
     if log:
         getattr(axes, f"set_{which}scale")("log")
     axis.set_major_locator(FixedLocator(list(seen.ticks)))
-    axis.set_major_formatter(FixedFormatter(names or tick_texts(seen.ticks)))
+    axis.set_major_formatter(FixedFormatter(names or tick_texts(seen.ticks, label)))
     axis.set_minor_locator(NullLocator())
 
 
 def _draw_bars(axes: Axes, chart: Chart, styles: Mapping[str, Style]) -> None:
     bottom = np.zeros(len(chart.bars))
+    y = axis_of(chart, "y")
+    smallest = 0.0 if y is None else LABELED * (y.high - y.low)
+    label: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": "x-small"}
     for series in chart.series:
         style = styles[series.color_group]
         look: dict[str, Any] = {"color": style.color, "hatch": HATCHES[style.dash]}
         look |= {"edgecolor": "white", "linewidth": 0, "width": min(0.8, 0.3 * len(chart.bars))}
         axes.bar(series.x, series.y, bottom=bottom, label=series.name, **look)
+        for x, at, value in zip(series.x, bottom, series.y, strict=True):
+            if value >= smallest > 0:
+                text = number_text(value, 3)
+                box = {"boxstyle": "round,pad=0.1", "facecolor": "white", "linewidth": 0}
+                axes.text(x, at + value / 2, text, bbox=box | {"alpha": 0.85}, **label)
         bottom = bottom + series.y
+    for x, total in enumerate(bottom):
+        top = label | {"va": "bottom", "fontweight": "bold", "fontsize": "small"}
+        axes.annotate(number_text(total, 3), (x, total), (0, 2), textcoords="offset points", **top)
 
 
-def _draw_series(axes: Axes, series: Series, style: Style) -> None:
+def _draw_series(axes: Axes, series: Series, style: Style, opacity: float) -> None:
+    if series.kind == "faint":
+        points = {"color": style.color, "alpha": opacity, "zorder": 2}
+        axes.plot(series.x, series.y, ".", markersize=2.5, **points)  # without a label
+        return
     line = "--" if series.kind == "dashed" else LINES[style.dash]
     look: dict[str, Any] = {"color": style.color, "label": series.name, "zorder": 3}
+    look["alpha"] = opacity
     look |= {"linestyle": "none" if series.kind == "points" else line}
     look |= {"linewidth": 1.2 if series.kind == "dashed" else 1.6}
     look |= {"marker": "o" if has_markers(series) else "none", "markersize": 4.5}

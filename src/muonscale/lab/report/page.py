@@ -1,7 +1,8 @@
 """What a report is made of. These classes hold data; `html`, `markdown` and `write` render it.
 
-A `Page` has sections. A section has blocks: paragraphs, verdicts, commands, verbatim text, tables
-and charts. Whatever draws a chart or prints a table starts from a `Chart` or a `Table`.
+A `Page` has sections. A section has blocks: paragraphs, verdicts, commands, verbatim text, tiles,
+tables and charts. Whatever draws a chart or prints a table starts from a `Chart` or a `Table`.
+Between two backticks of a paragraph, a caption or a verdict is code.
 """
 
 from __future__ import annotations
@@ -10,7 +11,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 Numbers = tuple[float, ...]
-LineT = Literal["line", "points", "both", "dashed"]
+LineT = Literal["line", "points", "both", "dashed", "faint"]
+"""How a series is drawn; "faint" are small points behind the lines, without a name of their own."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +29,9 @@ class Series:
     group: str = ""
     """Series of one group share a color on the whole page; an empty group means the name. Muon,
     AdamW or "reference" in the name of a group decides the color (`palette.OWN`)."""
+    smoothings: tuple[tuple[str, Numbers], ...] = ()
+    """Names of kinds of smoothing with the y of each, from none to strong. HTML has a slider for
+    them; all series of a chart that have them have the same names."""
 
     @property
     def color_group(self) -> str:
@@ -80,6 +85,37 @@ class Chart:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ChartViews:
+    """One chart against several x axes. HTML shows one at a time and has a switch."""
+
+    views: tuple[tuple[str, Chart], ...]
+    """What the switch calls a view, and its chart. Charts of all views have the same series."""
+
+    @property
+    def charts(self) -> tuple[Chart, ...]:
+        """The charts without their names."""
+        return tuple(chart for _, chart in self.views)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tile:
+    """A number to be seen first."""
+
+    label: str
+    value: str
+    """The number with its unit."""
+    note: str = ""
+    """What the number is compared with, or whose it is."""
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """Numbers in large type."""
+
+    tiles: tuple[Tile, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Table:
     """Rows of text. HTML and the console align a column of numbers to the right."""
 
@@ -127,7 +163,7 @@ class Verdict:
         return {True: "holds", False: "does not hold", None: "undecided"}[self.passed]
 
 
-Block = Text | Command | Verbatim | Verdict | Table | Chart
+Block = Text | Command | Verbatim | Verdict | Table | Chart | ChartViews | Tiles
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,7 +192,12 @@ class Page:
     @property
     def charts(self) -> tuple[Chart, ...]:
         """All charts, in order."""
-        return tuple(block for block in self.blocks if isinstance(block, Chart))
+        return tuple(
+            chart
+            for block in self.blocks
+            for chart in (block.charts if isinstance(block, ChartViews) else (block,))
+            if isinstance(chart, Chart)
+        )
 
     @property
     def verdicts(self) -> tuple[Verdict, ...]:

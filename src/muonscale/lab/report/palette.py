@@ -40,6 +40,9 @@ FRAME = {INK: "#e6e9ec", GRID: "#31363c", EDGE: "#9aa4ae", PAPER: "#16181b"}
 BAND = 0.18
 """Opacity of an interval."""
 
+FAINT, PALEST = 0.45, 0.4
+"""Opacity of faint points, and of the last of several lines that have one color."""
+
 DASHES: tuple[DashT, ...] = ("solid", "dash", "dot")
 
 
@@ -64,7 +67,10 @@ def styles(charts: Iterable[Chart]) -> dict[str, Style]:
         groups = dict.fromkeys(series.color_group for series in chart.series)
         for group in groups:
             together[group] |= groups.keys() - {group}
-    every = [Style(color, dash) for dash in DASHES for color in SERIES]
+    # Where Muon or AdamW is on the page, no other group looks like them.
+    named = any(_own_color(group) in (MUON, ADAMW) for group in together)
+    colors = sorted(SERIES, key=lambda color: named and color in OWN.values())
+    every = [Style(color, dash) for dash in DASHES for color in colors]
     assigned: dict[str, Style] = {}
     # Groups with their own colors choose first. In a chart only the first of a color gets it.
     for group in sorted(together, key=lambda group: _own_color(group) is None):
@@ -73,6 +79,23 @@ def styles(charts: Iterable[Chart]) -> dict[str, Style]:
         wanted = Style(_own_color(group) or "", "solid")
         assigned[group] = wanted if wanted in free else free[0]
     return assigned
+
+
+def opacities(chart: Chart) -> list[float]:
+    """Return the opacity of every series of a chart.
+
+    Lines of one color that the legend names one by one, such as those of several target losses,
+    are distinguishable by it. Faint points are always pale.
+    """
+    alike: dict[tuple[str, str], list[int]] = defaultdict(list)
+    for number, series in enumerate(chart.series):
+        if chart.legend == "series" and series.kind != "faint":
+            alike[series.color_group, series.kind].append(number)
+    found = [FAINT if series.kind == "faint" else 1.0 for series in chart.series]
+    for numbers in alike.values():
+        for place, number in enumerate(numbers):
+            found[number] = 1.0 - (1.0 - PALEST) * place / max(1, len(numbers) - 1)
+    return found
 
 
 def dark_colors() -> dict[str, str]:

@@ -13,15 +13,17 @@ from plotly.io import to_json
 
 from muonscale.lab.report.axes import (
     Axis,
+    axis_label,
     axis_of,
     drawable,
     has_markers,
+    is_flops,
     minimum_of,
     number_text,
     tick_texts,
 )
 from muonscale.lab.report.page import Chart, Mark, Series, Surface
-from muonscale.lab.report.palette import EDGE, GRID, INK, PAPER, Style, band_color
+from muonscale.lab.report.palette import EDGE, GRID, INK, PAPER, Style, band_color, opacities
 
 CONTOURS, COLORS = 12, "Cividis"
 
@@ -38,6 +40,7 @@ LAYOUT: dict[str, Any] = {
     "plot_bgcolor": PAPER,
     "margin": {"l": 8, "r": 16, "t": 12, "b": 8},
     "hovermode": "closest",
+    "hoverdistance": 60,
     "barmode": "stack",
     "hoverlabel": {"bgcolor": PAPER, "bordercolor": EDGE, "font": {"color": INK}},
     "legend": {
@@ -68,18 +71,28 @@ def figure_json(chart: Chart, styles: Mapping[str, Style]) -> str:
         bands = [_band(series, chart, styles[series.color_group]) for series in chart.series]
         traces += [band for band in bands if band is not None]
         named = set[str]()
-        for series in chart.series:
-            line = _line(series, chart, styles[series.color_group])
+        for series, opacity in zip(chart.series, opacities(chart), strict=True):
+            style = styles[series.color_group]
+            if series.kind == "faint":
+                traces.append(_faint(series, chart, style, opacity))
+                continue
+            line = _line(series, chart, style)
+            line.opacity = opacity
             if (key := _legend_key(series, chart)) in named:
                 line.showlegend = False
             named.add(key)
             traces.append(line)
     layout = {**LAYOUT, "shapes": [_mark(mark) for mark in chart.marks]}
     x_axis = _axis(chart.x_label, x, chart.log_x)
+    if _is_unified(chart):
+        layout["hovermode"] = "x unified"
+        title = f"{_text(chart.x_label)}: %{{x:,.6~g}}"
+        x_axis |= {"unifiedhovertitle": {"text": title}}
     if chart.bars and x is not None:
         x_axis |= {"tickvals": x.ticks, "ticktext": chart.bars}
     # The page shows the y label above the axes: turned by 90 degrees it would not fit on a phone.
-    layout |= {"xaxis": x_axis, "yaxis": _axis("", y, chart.log_y)}
+    y_axis = _axis(chart.y_label, y, chart.log_y) | {"title": {"text": ""}}
+    layout |= {"xaxis": x_axis, "yaxis": y_axis}
     if x is None or y is None:
         layout["annotations"] = [{"text": "no values", "showarrow": False}]
     return str(to_json(go.Figure(data=traces, layout=layout)))
@@ -88,6 +101,12 @@ def figure_json(chart: Chart, styles: Mapping[str, Style]) -> str:
 def _text(text: str) -> str:
     """Return text escaped for plotly, which interprets HTML."""
     return html.escape(text, quote=False)
+
+
+def _is_unified(chart: Chart) -> bool:
+    """Return whether one box shows the values of all curves at an x: a chart of lines does so."""
+    drawn = [series.kind for series in chart.series if series.kind != "faint"]
+    return chart.surface is None and not chart.bars and bool(drawn) and "points" not in drawn
 
 
 def _legend_key(series: Series, chart: Chart) -> str:
@@ -109,8 +128,12 @@ def _bar(series: Series, chart: Chart, style: Style) -> go.Bar:
 
 def _line(series: Series, chart: Chart, style: Style) -> go.Scatter:
     modes = {"lines": series.kind != "points", "markers": has_markers(series)}
-    hover = [f"<b>{_text(series.name)}</b>", f"{_text(chart.x_label)}: %{{x:,.6~g}}"]
-    hover.append(f"{_text(chart.y_label)}: %{{y:,.5~g}}")
+    hover = [f"<b>{_text(series.name)}</b>"]
+    if _is_unified(chart):
+        hover = [f"{hover[0]} %{{y:,.5~g}}"]
+    else:
+        hover.append(f"{_text(chart.x_label)}: %{{x:,.6~g}}")
+        hover.append(f"{_text(chart.y_label)}: %{{y:,.5~g}}")
     intervals = error_bars = None
     if series.low is not None and series.high is not None:
         ends = list(zip(series.low, series.y, series.high, strict=True))
@@ -135,7 +158,21 @@ def _line(series: Series, chart: Chart, style: Style) -> go.Scatter:
         error_y=error_bars,
         customdata=intervals,
         hovertemplate="<br>".join(hover) + "<extra></extra>",
-        showlegend=len(chart.series) > 1,
+        showlegend=sum(s.kind != "faint" for s in chart.series) > 1,
+        meta={"smoothings": [y for _, y in series.smoothings]} if series.smoothings else None,
+    )
+
+
+def _faint(series: Series, chart: Chart, style: Style, opacity: float) -> go.Scatter:
+    return go.Scatter(
+        x=series.x,
+        y=series.y,
+        mode="markers",
+        marker={"color": style.color, "size": 3.5},
+        opacity=opacity,
+        hoverinfo="skip",
+        showlegend=False,
+        legendgroup=_text(_legend_key(series, chart)),
     )
 
 
@@ -223,7 +260,7 @@ def _surface(surface: Surface, chart: Chart) -> list[Any]:
 
 def _axis(label: str, seen: Axis | None, log: bool) -> dict[str, Any]:
     axis: dict[str, Any] = {
-        "title": {"text": _text(label), "standoff": 8},
+        "title": {"text": _text(axis_label(label, log)), "standoff": 8},
         "automargin": True,
         "gridcolor": GRID,
         "linecolor": EDGE,
@@ -238,7 +275,9 @@ def _axis(label: str, seen: Axis | None, log: bool) -> dict[str, Any]:
     ends = [seen.low, seen.high]
     axis["range"] = [math.log10(end) for end in ends] if log else ends
     if log:
-        axis |= {"tickvals": seen.ticks, "ticktext": tick_texts(seen.ticks)}
+        axis |= {"tickvals": seen.ticks, "ticktext": tick_texts(seen.ticks, label)}
+    elif is_flops(label):
+        axis["exponentformat"] = "SI"
     elif max(map(abs, ends)) < 0.001:
         axis["exponentformat"] = "e"
     return axis

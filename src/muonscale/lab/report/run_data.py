@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -17,7 +18,7 @@ from muonscale.lab.files import read_object, read_text
 from muonscale.lab.run_folder import LARGEST_METRICS, KindT, parse_record
 
 Record = dict[str, Any]
-UnitT = Literal["tokens", "step", "seconds"]
+UnitT = Literal["tokens", "step", "time", "FLOPs"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +38,8 @@ class RunData:
     """Records of metrics.jsonl by step. Of a step repeated after a resume, the last one."""
     notes: tuple[str, ...]
     """Sentences on files that are missing or damaged."""
+    tokenizer_digest: str = ""
+    """SHA-256 of the run's tokenizer.json; empty if the folder has none."""
     evaluation: Record = field(default_factory=dict)
     """The content of eval/result.json, which `muonscale eval` writes."""
 
@@ -47,10 +50,15 @@ class RunData:
     def positions(self, records: Sequence[Record], unit: UnitT) -> np.ndarray:
         """Return the x of records in a unit, float64 [n]; NaN where it is unknown.
 
-        Seconds count training steps only, without evaluations and checkpoints.
+        Time is in seconds and counts training steps only, without evaluations and checkpoints.
+        FLOPs are those of the model, without the optimizer.
         """
         if unit == "step":
             return column(records, "step")
+        if unit == "FLOPs":
+            per_token = _at(self.env, ("flops", "per_token"))
+            known = float(per_token) if is_finite(per_token) else math.nan
+            return known * self.positions(records, "tokens")
         train = self.of_kind("train")
         if unit == "tokens":
             x = column(train, "tokens")
@@ -59,7 +67,7 @@ class RunData:
         at = {0: 0.0} | {r["step"]: float(value) for r, value in zip(train, x, strict=True)}
         known = np.array([at.get(record["step"], math.nan) for record in records])
         own = column(records, "tokens")
-        return known if unit == "seconds" else np.where(np.isfinite(own), own, known)
+        return known if unit == "time" else np.where(np.isfinite(own), own, known)
 
     @property
     def last_step(self) -> int:
@@ -103,6 +111,7 @@ def read_run(path: Path, label: str) -> RunData:
         result=result,
         records=records,
         evaluation=evaluation,
+        tokenizer_digest=_digest(path / "tokenizer" / "tokenizer.json"),
         notes=tuple(notes),
     )
     if run.finished:
@@ -135,6 +144,13 @@ def _at(record: Any, keys: Sequence[str]) -> Any:
     for key in keys:
         record = record.get(key) if isinstance(record, dict) else None
     return record
+
+
+def _digest(path: Path) -> str:
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError:
+        return ""
 
 
 def _read_object(path: Path, notes: list[str], *, needed: bool) -> Record:

@@ -7,9 +7,16 @@ from dataclasses import replace
 
 import numpy as np
 
-from muonscale.lab.report.measure_charts import AGAINST, UNITS, Curves, Measure, chart_of
-from muonscale.lab.report.page import Chart, Mark
-from muonscale.lab.report.run_data import Record, RunData, UnitT, column, names
+from muonscale.lab.report.measure_charts import (
+    AGAINST,
+    UNITS,
+    Curves,
+    Measure,
+    chart_of,
+    time_unit,
+)
+from muonscale.lab.report.page import Chart, ChartViews, Mark, Numbers, Series
+from muonscale.lab.report.run_data import Record, RunData, UnitT, column, is_finite, names
 from muonscale.optim.options import OPTIONS_OF, names_of
 
 LAYERS = 8
@@ -48,7 +55,9 @@ def _read_all(*keys: str) -> Callable[[list[Record]], Curves]:
     return lambda records: {name: column(records, *keys, name) for name in names(records, *keys)}
 
 
-TRAINING = Measure("training-loss", "Training loss", NATS, _read({"training": "loss"}), noisy=True)
+TRAINING = Measure(
+    "training-loss", "Training loss", NATS, _read({"training": "loss"}), noisy=True, faint=True
+)
 VALIDATION = Measure(
     "validation-loss",
     "Validation loss",
@@ -59,28 +68,85 @@ VALIDATION = Measure(
 )
 
 
-def loss_charts(runs: Sequence[RunData], unit: UnitT) -> list[Chart]:
-    """Return the losses: of several runs training and validation, of one run both in one chart."""
-    if len(runs) == 1:
-        chart = loss_chart(runs[0], unit)
-        return [chart] if chart.series else []
-    charts = [chart_of(measure, runs, unit) for measure in (TRAINING, VALIDATION)]
-    return [_with_baselines(chart, runs) for chart in charts if chart is not None]
+def loss_views(runs: Sequence[RunData]) -> ChartViews | None:
+    """Return the losses of runs against tokens, steps, time and FLOPs; None if there are none."""
+    charts = [(unit, loss_chart(runs, unit)) for unit in UNITS]
+    views = tuple((unit, chart) for unit, chart in charts if chart.series)
+    return ChartViews(views=views) if views else None
 
 
-def loss_chart(run: RunData, unit: UnitT) -> Chart:
-    """Return training loss, validation loss and baselines of a run in one chart."""
-    charts = [chart_of(measure, [run], unit) for measure in (TRAINING, VALIDATION)]
-    known = [chart for chart in charts if chart is not None]
+def loss_chart(runs: Sequence[RunData], unit: UnitT) -> Chart:
+    """Return training loss, validation loss and baselines of runs in one chart.
+
+    Losses of runs with different tokenizers are in bits per byte. Those of a training step are then
+    converted with the bytes per token of the validation split, and a run for which these are
+    unknown has no curve.
+    """
+    per_byte = have_different_tokenizers(runs)
+    factors = {run.label: bytes_factor(run) if per_byte else 1.0 for run in runs}
+    series: list[Series] = []
+    captions: list[str] = []
+    for measure, what in ((TRAINING, "training"), (VALIDATION, "validation")):
+        chart = chart_of(measure, runs, unit)
+        for one in () if chart is None else chart.series:
+            run = one.color_group if len(runs) > 1 else runs[0].label
+            if (factor := factors[run]) is not None:
+                renamed = one if len(runs) == 1 else _of_run(one, run, what)
+                series.append(_scaled(renamed, factor))
+        captions += [chart.caption] if chart is not None and chart.caption else []
+    if len(runs) > 1:
+        captions.append("Lines with dots are validation losses.")
+    if per_byte:
+        captions.append(
+            "The runs have different tokenizers. Training losses are converted to bits per byte "
+            "with the bytes per token of the validation split."
+        )
     chart = Chart(
-        name="loss" if unit == "tokens" else f"loss-{unit}",
+        name="loss" if unit == "tokens" else f"loss-{unit.lower()}",
         title="Loss" + AGAINST[unit],
-        x_label=UNITS[unit],
-        y_label=NATS,
-        series=tuple(series for chart in known for series in chart.series),
-        caption=known[0].caption if known else "",
+        x_label=UNITS[unit].format(time_unit(runs)[0]),
+        y_label="loss (bits per byte)" if per_byte else NATS,
+        series=tuple(series),
+        legend="series" if len(runs) == 1 else "groups",
+        caption=" ".join(captions),
     )
-    return _with_baselines(chart, [run])
+    return _with_baselines(chart, () if per_byte else runs)
+
+
+def have_different_tokenizers(runs: Sequence[RunData]) -> bool:
+    """Return whether a token is not the same in all runs, as far as their folders tell."""
+    digests = [run.tokenizer_digest for run in runs]
+    if all(digests):
+        return len(set(digests)) > 1
+    settings = {
+        (run.setting("data", "tokenizer"), run.setting("data", "vocab_size")) for run in runs
+    }
+    return len(settings) > 1
+
+
+def bytes_factor(run: RunData) -> float | None:
+    """Return the bits per byte of a run for each nat per token; None if that is unknown."""
+    for record in (run.result, *reversed(run.of_kind("eval"))):
+        loss, bits = record.get("validation_loss"), record.get("bits_per_byte")
+        if is_finite(loss) and is_finite(bits) and loss:
+            return bits / loss
+    return None
+
+
+def _of_run(series: Series, run: str, what: str) -> Series:
+    """Return a curve under a name that says of which run it is, and what."""
+    what = f"{what}, single steps" if series.kind == "faint" else what
+    return replace(series, name=f"{run}, {what}", group=run)
+
+
+def _scaled(series: Series, factor: float) -> Series:
+    """Return a curve with all y times a factor."""
+
+    def times(values: Numbers) -> Numbers:
+        return values if factor == 1 else tuple(factor * value for value in values)
+
+    smoothings = tuple((kind, times(y)) for kind, y in series.smoothings)
+    return replace(series, y=times(series.y), smoothings=smoothings)
 
 
 def _with_baselines(chart: Chart, runs: Sequence[RunData]) -> Chart:

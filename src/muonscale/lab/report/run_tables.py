@@ -72,7 +72,7 @@ LOCAL = ("run.path", "run.threads", "run.device", "data.cache")
 
 def result_table(run: RunData) -> Table:
     """Return the results of a run; of an unfinished run, the last recorded numbers."""
-    result = _results(run)
+    result = last_results(run)
     rows = [
         (title, format_cell(result[key], how))
         for key, (title, how) in RESULTS.items()
@@ -91,7 +91,7 @@ def comparison_table(runs: Sequence[RunData]) -> Table:
     """Return the results of several runs, one row for each."""
     rows = []
     for run in runs:
-        result = _results(run)
+        result = last_results(run)
         values = [format_cell(result.get(key), RESULTS[key][1]) for key in COMPARED]
         state = "finished" if run.finished else f"stopped after step {run.last_step:,}"
         rows.append((run.label, state, *values))
@@ -112,7 +112,7 @@ def evaluation_table(runs: Sequence[RunData]) -> Table | None:
     head = ("run", "step", *HEAD)
     if len(runs) == 1:
         rows, head = [row[1:] for row in rows], head[1:]
-    caption = "Measured by muonscale eval after training. Standard errors are the harness's."
+    caption = "Measured by `muonscale eval` after training. Standard errors are the harness's."
     return _table(head, rows, "evaluation", caption)
 
 
@@ -216,7 +216,7 @@ def _yaml(value: Any) -> str:
     return json.dumps(value)
 
 
-def _results(run: RunData) -> dict[str, Any]:
+def last_results(run: RunData) -> dict[str, Any]:
     """Return the result of a run; of an unfinished run, its last records by the same keys."""
     result = dict(run.result)
     if not result and (train := run.of_kind("train")):

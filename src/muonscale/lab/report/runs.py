@@ -10,14 +10,15 @@ from pathlib import Path
 from muonscale.errors import command_line
 from muonscale.lab.files import read_text
 from muonscale.lab.report.measure_charts import Measure, chart_of
-from muonscale.lab.report.page import Block, Command, Page, PageSection, Text, Verbatim
+from muonscale.lab.report.page import Block, Command, Page, PageSection, Text, Tiles, Verbatim
 from muonscale.lab.report.run_data import RunData, is_finite, read_run
 from muonscale.lab.report.run_measures import (
     ATTENTION,
     OPTIMIZER,
     ROUTING,
     SPEED,
-    loss_charts,
+    have_different_tokenizers,
+    loss_views,
     spectra,
     spike_steps,
 )
@@ -31,6 +32,7 @@ from muonscale.lab.report.run_tables import (
     settings_table,
     versions_table,
 )
+from muonscale.lab.report.tiles import comparison_tiles, result_tiles
 from muonscale.lab.run_folder import started_with
 from muonscale.optim.options import OPTIONS_OF
 
@@ -51,21 +53,20 @@ def runs_page(paths: Sequence[Path]) -> Page:
     several = len(runs) > 1
     sections = [
         ("Results", _results(runs)),
-        ("Commands", [block for run in runs for block in _commands(run, several)]),
-        ("Configuration", _configuration(runs)),
-        ("Loss", [c for unit in ("tokens", "step", "seconds") for c in loss_charts(runs, unit)]),
         ("Optimizer", [*_charts(OPTIMIZER, runs), *(_spikes(run, several) for run in runs)]),
         ("Speed", _charts(SPEED, runs)),
         ("Routing of experts", _charts(ROUTING, runs)),
         ("Attention", _charts(ATTENTION, runs)),
         ("Weights and updates", _charts(spectra(runs), runs)),
+        ("Configuration", _configuration(runs)),
+        ("Commands", [block for run in runs for block in _commands(run, several)]),
         ("Data", [data_table(runs)]),
         ("Samples", _samples(runs)),
         ("Versions", [versions_table(runs)]),
     ]
     sentences = [f"{run.label}: {_sentence(run)}" if several else _sentence(run) for run in runs]
     return Page(
-        title=f"{len(runs)} runs" if several else f"Run {runs[0].label}",
+        title=f"Comparison of {len(runs)} runs" if several else f"Run {runs[0].label}",
         summary="\n\n".join(sentences),
         sections=tuple(
             PageSection(title=name, blocks=known)
@@ -106,8 +107,30 @@ def _results(runs: Sequence[RunData]) -> list[Block | None]:
     notes = [
         Text(f"{run.label}: {note}" if several else note) for run in runs for note in run.notes
     ]
+    notes += [Text(note) for note in _differences_of_text(runs)]
     table = comparison_table(runs) if several else result_table(runs[0])
-    return [*notes, table if table.rows else None, evaluation_table(runs)]
+    tiles = comparison_tiles(runs) if several else result_tiles(runs[0])
+    return [
+        *notes,
+        Tiles(tiles) if tiles else None,
+        loss_views(runs),
+        table if table.rows else None,
+        evaluation_table(runs),
+    ]
+
+
+def _differences_of_text(runs: Sequence[RunData]) -> list[str]:
+    """Return sentences about why losses of runs cannot be compared as they are."""
+    notes = []
+    if have_different_tokenizers(runs):
+        notes.append(
+            "The runs have different tokenizers: compare bits per byte, not losses per token."
+        )
+    keys = ("source", "path", "mixture", "field", "validation")
+    texts = [{key: run.setting("data", key) for key in keys} for run in runs if run.config]
+    if any(text != texts[0] for text in texts):
+        notes.append("The runs have different data: their losses are of different texts.")
+    return notes
 
 
 def _commands(run: RunData, several: bool) -> list[Block]:

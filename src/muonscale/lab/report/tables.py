@@ -1,35 +1,13 @@
-"""Charts and tables as CSV in full precision, and which columns of a table hold numbers."""
+"""Charts and tables as CSV in full precision."""
 
 from __future__ import annotations
 
 import csv
 import io
 import math
-import re
 from collections.abc import Iterable, Sequence
 
 from muonscale.lab.report.page import Chart, Table
-
-_UNIT = r"%|[kMGBT]?B|[KMGT]iB|[kMGBTP]|ms|s|min|h|d|x"
-_AMOUNT = rf"[+\-\u2212]?[$]?(\d[\d,]*\.?\d*|\.\d+)(e[+\-]?\d+)?( ?({_UNIT}))?"
-NUMBER = re.compile(
-    rf"{_AMOUNT}( ?(±|to) ?{_AMOUNT})?|\d+ (min|h|d) \d+ \w+|nan|inf", re.IGNORECASE
-)
-"""A number, an interval or a time such as 1 h 12 min, with or without a unit."""
-
-BLANK = ("", "-", "?", "\u2013", "\u2014")
-"""Cells that stand for a missing number."""
-
-
-def is_number(cell: str) -> bool:
-    """Return whether a cell of a table is a number or an interval, with or without a unit."""
-    return NUMBER.fullmatch(cell.strip()) is not None
-
-
-def is_number_column(cells: Iterable[str]) -> bool:
-    """Return whether all cells that are not blank are numbers or per cent, and there is one."""
-    known = [cell.removesuffix(" %") for cell in cells if cell.strip() not in BLANK]
-    return bool(known) and all(map(is_number, known))
 
 
 def chart_files(chart: Chart) -> dict[str, str]:
