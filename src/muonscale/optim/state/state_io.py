@@ -165,6 +165,10 @@ def load_by_name(
     return differing
 
 
+COUNTS = ("step", "rounding_step")
+"""State that counts steps, in float32."""
+
+
 def _check_values(name: str, key: str, value: Any, not_negative: Collection[str]) -> None:
     """Raise CheckpointError for values from which the next step would make weights of NaN.
 
@@ -182,6 +186,8 @@ def _check_values(name: str, key: str, value: Any, not_negative: Collection[str]
             problem = "is not finite everywhere"
         elif low < 0 and key in not_negative:
             problem = f"has the value {low:g}, and is never negative"
+        elif key in COUNTS and high >= 2**31:
+            problem = f"has the value {high:g}, which is no number of steps"
         if problem:
             raise CheckpointError(
                 f"the {key} of {name} in the optimizer state {problem}: steps would spoil the "
