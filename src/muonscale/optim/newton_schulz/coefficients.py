@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from numbers import Real
 from typing import Any, Literal
 
 from muonscale.errors import ConfigError, nearest
@@ -269,12 +270,12 @@ def _parse(coefficients: CoefficientsLike, steps: int) -> Coefficients:
         return coefficients
     if isinstance(coefficients, str):
         return _look_up(coefficients, steps)
-    if len(coefficients) == 3 and all(isinstance(c, (int, float)) for c in coefficients):
-        return Coefficients(triples=(_parse_triple(coefficients),))
-    if len(coefficients) == 0:
+    if not isinstance(coefficients, Sequence) or len(coefficients) == 0:
         raise ConfigError(
             f"ns_coefficients is {coefficients!r}: give a name, a triple or a list of triples"
         )
+    if len(coefficients) == 3 and all(isinstance(c, (int, float)) for c in coefficients):
+        return Coefficients(triples=(_parse_triple(coefficients),))
     return Coefficients(triples=tuple(_parse_triple(triple) for triple in coefficients))
 
 
@@ -301,7 +302,8 @@ def _check_normalization(name: str) -> NormalizationT:
 
 
 def _parse_triple(numbers: object) -> Triple:
-    if not isinstance(numbers, Sequence) or isinstance(numbers, str) or len(numbers) != 3:
+    listed = isinstance(numbers, Sequence) and not isinstance(numbers, str) and len(numbers) == 3
+    if not listed or not all(isinstance(number, Real) for number in numbers):
         raise ConfigError(
             f"ns_coefficients has {numbers!r}: a triple (a, b, c) of numbers is needed"
         )
