@@ -14,7 +14,7 @@ import numpy as np
 from muonscale.errors import CheckpointError, ConfigError
 from muonscale.lab.config.load import Config, load_config
 from muonscale.lab.eval_results import read_results
-from muonscale.lab.files import read_object, read_text
+from muonscale.lab.files import read_bytes, read_object, read_text
 from muonscale.lab.run_folder import LARGEST_METRICS, KindT, parse_record
 
 Record = dict[str, Any]
@@ -148,7 +148,7 @@ def _at(record: Any, keys: Sequence[str]) -> Any:
 
 def _digest(path: Path) -> str:
     try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
+        return hashlib.sha256(read_bytes(path)).hexdigest()
     except OSError:
         return ""
 
