@@ -74,6 +74,10 @@ def _serve(rank: int, size: int, store: str, pipe: Connection) -> None:
             function, arguments = _receive(pipe)
         except EOFError:
             return
+        # Every group of gloo wakes a hundred times a second, also when nobody uses it. All ranks have
+        # answered by now, so none is still connecting.
+        if dist.is_initialized():
+            dist.destroy_process_group()
         dist.init_process_group(
             "gloo",
             store=dist.FileStore(f"{store}-{number}", size),
@@ -85,8 +89,6 @@ def _serve(rank: int, size: int, store: str, pipe: Connection) -> None:
             _send(pipe, (True, function(*arguments)))
         except BaseException:
             _send(pipe, (False, traceback.format_exc()))
-        # Every group of gloo wakes a hundred times a second, also when nobody uses it.
-        dist.destroy_process_group()
 
 
 def _send(pipe: Connection, value: object) -> None:

@@ -61,7 +61,10 @@ def check_names(group: Group) -> None:
         )
     for name, parameter in named(group):
         if not isinstance(parameter, Tensor):
-            raise GroupingError(f"{name} of a group is {shown(parameter)}: give a parameter")
+            raise GroupingError(
+                f"{name} of a group is {shown(parameter)}, of type {type(parameter).__name__}: give a "
+                "parameter"
+            )
 
 
 def by_group(items: Iterable[ParamStep]) -> Iterator[tuple[Group, list[ParamStep]]]:
