@@ -17,13 +17,11 @@ from muonscale.lab.studies.report_blocks import (
     Found,
     format_interval,
     format_or_dash,
-    keep_nonempty,
 )
 from muonscale.lab.studies.search.report import (
     about_search,
     format_setting,
-    search_charts,
-    settings_table,
+    search_blocks_by_variant,
 )
 
 CHOSEN = (
@@ -72,7 +70,8 @@ def report_batches(config: BatchConfig, found: Found) -> Page:
         )
         sections.append(PageSection(title=f"To a loss of {target['target']:g}", blocks=blocks))
     sections.append(report_frontier(found["frontier"]))
-    sections.append(_report_searches(config, found["searches"]))
+    settings = search_blocks_by_variant(config.search, found["searches"])
+    sections.append(PageSection(title="How settings were found", blocks=tuple(settings)))
     low, high = config.batches[0], config.batches[-1]
     return Page(
         title=f"{', '.join(config.others)} and {config.baseline} by batch size",
@@ -93,20 +92,6 @@ def _about(config: BatchConfig, found: Found) -> PageSection:
     blocks += [Text(CHOSEN)] * found["chosen"]
     blocks += [Text(note) for note in found["notes"]]
     return PageSection(title="What was compared", blocks=tuple(blocks))
-
-
-def _report_searches(config: BatchConfig, searches: list[Found]) -> PageSection:
-    charts = [
-        chart
-        for variant in config.variants
-        for chart in search_charts(
-            f"search-{variant}",
-            [search for search in searches if search["variant"] == variant],
-            config.search.names(variant),
-        )
-    ]
-    blocks = (*keep_nonempty(*charts), settings_table("settings", searches))
-    return PageSection(title="How settings were found", blocks=blocks)
 
 
 def _report_claims(targets: list[Found]) -> PageSection:

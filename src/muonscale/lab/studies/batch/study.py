@@ -22,6 +22,7 @@ from muonscale.lab.studies.batch.config import OWN, BatchConfig
 from muonscale.lab.studies.planned_run import PlannedRun, PlannedStudy
 from muonscale.lab.studies.search.variant_search import (
     VariantSearch,
+    expect_best,
     expect_search,
     first_stop,
     search_places,
@@ -102,19 +103,14 @@ class BatchStudy(PlannedStudy[BatchConfig]):
         known, found = dict(self._searched(outcomes)), []
         for number, batch in enumerate(config.batches):
             for variant in config.variants:
-                start = section.values(variant, (0,) * len(section.names(variant)))
+                start = section.first_values(variant)
                 example = self._run(batch, variant, start, config.seeds[0])
                 name = f"{variant}, batch {batch:,}"
-                here = number == 0 or section.at == "every"
-                if here:
+                if here := number == 0 or section.at == "every":
                     search = known.get(batch, {}).get(variant)
                     found.append(expect_search(section, name, example, search))
-                own = len(set(config.seeds) - set(section.seeds if here else ()))
-                found.append(
-                    ExpectedRuns(
-                        name=f"{name}: measured", part="final", example=example, runs=own, most=own
-                    )
-                )
+                title = f"{name}: measured"
+                found.append(expect_best(section, title, example, config.seeds, searched=here))
         return found
 
     def analyze(self, outcomes: Outcomes) -> dict[str, Any]:
@@ -124,7 +120,8 @@ class BatchStudy(PlannedStudy[BatchConfig]):
         from muonscale.lab.studies.frontier.analysis import analyze_frontier
 
         config, base, measured, searches = self.config, self._base, {}, {}
-        for batch, here in self._searched(outcomes):
+        searched = list(self._searched(outcomes))
+        for batch, here in searched:
             for variant, search in here.items():
                 runs = self._measured(batch, variant, search)
                 measured[variant, batch] = [outcomes[r.id] for r in runs if r.id in outcomes]
@@ -133,7 +130,7 @@ class BatchStudy(PlannedStudy[BatchConfig]):
             config, measured, searches, by_length=depends_on_length(base.schedule)
         )
         return found | {
-            "stopped": first_stop(here for _, here in self._searched(outcomes)),
+            "stopped": first_stop(here for _, here in searched),
             "noise_scale": collect_noise_scales(found["targets"], measured),
             "frontier": analyze_frontier(
                 config.frontier,

@@ -61,15 +61,15 @@ def analyze_lengths(
         lengths = sorted(lengths, key=lambda item: item[0])
         if len(lengths) < 2:
             continue
+        ends = {name: _ends(lengths, name) for name in lengths[0][1]}
         for base in baselines:
-            for variant in lengths[0][1]:
+            for variant in ends:
                 if variant != base:
-                    ends = _ends(lengths, variant), _ends(lengths, base)
                     tuned = all(
                         runs[name].search.tuned for _, runs in lengths for name in (variant, base)
                     )
                     for measure in MEASURED:
-                        for length, own in _ratios(*ends, measure).items():
+                        for length, own in _ratios(ends[variant], ends[base], measure).items():
                             place = {**dict(others), LENGTH: length}
                             rows.append(LengthRow(place, variant, base, measure, *own, tuned))
     return rows

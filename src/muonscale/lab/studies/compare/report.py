@@ -34,8 +34,7 @@ from muonscale.lab.studies.search.report import (
     MEND,
     about_search,
     format_setting,
-    search_charts,
-    settings_table,
+    search_blocks,
 )
 from muonscale.lab.studies.study import Outcome
 from muonscale.lab.studies.variants import VARIANTS
@@ -78,7 +77,11 @@ def report_comparison(
             _comparison_table(place, number),
             *_reach_tables(config, place, number),
             *_curve_charts(config, place, runs, number),
-            *(_search(config, place, number) if number == 0 or config.search.at == "every" else ()),
+            *(
+                search_blocks(place["variants"], config.search.keys, f"-{number}")
+                if number == 0 or config.search.at == "every"
+                else ()
+            ),
         )
         sections.append(PageSection(title=name or "Result", blocks=blocks))
     names = list(config.variants)
@@ -89,11 +92,6 @@ def report_comparison(
         f"then {len(config.seeds)} seeds each, equal tokens.",
         sections=tuple(sections),
     )
-
-
-def _search(config: CompareConfig, place: Found, number: int) -> list[Block]:
-    charts = search_charts(f"search-{number}", place["variants"], config.search.keys)
-    return [*keep_nonempty(*charts), settings_table(f"settings-{number}", place["variants"])]
 
 
 def _about(config: CompareConfig) -> PageSection:

@@ -19,6 +19,7 @@ from muonscale.lab.studies.compare.config import LENGTH, CompareConfig
 from muonscale.lab.studies.planned_run import Coordinate, PlannedRun, PlannedStudy
 from muonscale.lab.studies.search.variant_search import (
     VariantSearch,
+    expect_best,
     expect_search,
     first_stop,
     search_places,
@@ -95,28 +96,18 @@ class CompareStudy(PlannedStudy[CompareConfig]):
 
     def expected(self, outcomes: Outcomes) -> list[ExpectedRuns]:
         """Return the runs of the searches and the compared runs of all places."""
-        config, found = self.config, []
+        config, section, found = self.config, self.config.search, []
         known = dict(enumerate(searches for _, searches in self._searched(outcomes)))
         for number, place in enumerate(self._places):
             for variant in config.variants:
                 name = ", ".join(filter(None, (place.name, variant)))
-                start = config.search.values(variant, (0,) * len(config.search.names(variant)))
+                start = section.first_values(variant)
                 example = self._run(place, variant, start, config.seeds[0])
-                search = known.get(number, {}).get(variant)
-                if number == 0 or config.search.at == "every":
-                    found.append(expect_search(config.search, name, example, search))
-                seeds = len(set(config.seeds) - set(config.search.seeds))
-                if config.search.at == "first" and number:
-                    seeds = len(config.seeds)
-                found.append(
-                    ExpectedRuns(
-                        name=f"{name}: compared",
-                        part="final",
-                        example=example,
-                        runs=seeds,
-                        most=seeds,
-                    )
-                )
+                if here := number == 0 or section.at == "every":
+                    search = known.get(number, {}).get(variant)
+                    found.append(expect_search(section, name, example, search))
+                title = f"{name}: compared"
+                found.append(expect_best(section, title, example, config.seeds, searched=here))
         return found
 
     def analyze(self, outcomes: Outcomes) -> dict[str, Any]:

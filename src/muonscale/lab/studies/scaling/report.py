@@ -40,8 +40,7 @@ from muonscale.lab.studies.search.report import (
     MEND,
     about_search,
     format_setting,
-    search_charts,
-    settings_table,
+    search_blocks_by_variant,
 )
 
 COUNTED = {
@@ -232,19 +231,9 @@ def _report_searches(config: ScalingConfig, found: Found) -> list[PageSection]:
     rows = [
         {**row, "name": f"{row['variant']} {row['rung']}"} for row in found["rungs"] if row["main"]
     ]
-    charts = [
-        chart
-        for variant in config.variants
-        for chart in search_charts(
-            f"search-{variant}",
-            [row for row in rows if row["variant"] == variant],
-            config.search.names(variant),
-        )
-    ]
     blocks = (
         *about_search(config.search, config.variants),
-        *keep_nonempty(*charts),
-        settings_table("settings", rows),
+        *search_blocks_by_variant(config.search, rows),
     )
     return [PageSection(title="How settings were found", blocks=blocks)]
 

@@ -171,9 +171,7 @@ class ScalingStudy(PlannedStudy[ScalingConfig]):
         found, section = [], self.config.search
         searched = self._searched(outcomes)
         for variant in self.config.variants:
-            start: dict[str, float] = {}
-            if section is not None:
-                start = section.values(variant, (0,) * len(section.names(variant)))
+            start = {} if section is None else section.first_values(variant)
             for place, rung in enumerate(self.config.ladder):
                 name, seed = f"{variant} {self.names[place]}", self.config.seeds[0]
                 here = section is not None and (place == 0 or section.at == "every")

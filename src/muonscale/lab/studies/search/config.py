@@ -39,6 +39,10 @@ class SearchKey(Section):
     variants: list[str] | None = None
     """The variants that have this key; null for all."""
 
+    def start_for(self, variant: str) -> float:
+        """Return the value to begin with for a variant."""
+        return self.start_of.get(variant, self.start)
+
 
 class SearchSection(Section):
     """The search of a study: `search.*`. All variants try equal numbers of settings."""
@@ -116,9 +120,16 @@ class SearchSection(Section):
         found = {}
         for name, offset in zip(self.names(variant), setting, strict=True):
             item = self.keys[name]
-            start = item.start_of.get(variant, item.start)
-            found[name] = float(f"{start * item.ratio**offset:.6g}")
+            found[name] = float(f"{item.start_for(variant) * item.ratio**offset:.6g}")
         return found
+
+    def first_setting(self, variant: str) -> Setting:
+        """Return the setting that a search begins with."""
+        return (0,) * len(self.names(variant))
+
+    def first_values(self, variant: str) -> dict[str, float]:
+        """Return the values of the first setting by name."""
+        return self.values(variant, self.first_setting(variant))
 
     def overrides(self, values: Mapping[str, float]) -> dict[str, float]:
         """Return values by the key of the recipe, from values by name."""

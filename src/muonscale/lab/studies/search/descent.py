@@ -3,8 +3,8 @@
 From the best setting so far, the two neighbors along one key are tried, then along the next key.
 Wherever a lower loss appears the search goes on from there, so an edge is extended until the best
 setting is inside. It ends when every neighbor of the best setting was tried and is worse, or at the
-largest number of settings. A search that ends early goes on with the nearest settings to its best
-one until it has as many as the others, so every optimizer tries equal numbers of settings.
+largest number of settings. A search that ends early then tries the settings nearest to its best
+one. All optimizers therefore try the same number of settings.
 
 All of it is a function of losses, so a study that was stopped goes on with the same settings. The
 order of a search depends on its own losses alone, and its length on those of the others: new losses

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 
-from muonscale.lab.report.page import Chart, Table, Text
-from muonscale.lab.studies.report_blocks import LOSS, Found, interval_series
+from muonscale.lab.report.page import Block, Chart, Table, Text
+from muonscale.lab.studies.report_blocks import LOSS, Found, interval_series, keep_nonempty
 from muonscale.lab.studies.search.config import SearchSection
 
 MEND = "Raise search.most, or repeat failed runs with --retry, and run the study again."
@@ -19,7 +19,7 @@ def about_search(section: SearchSection, variants: Iterable[str]) -> list[Table 
     for variant in variants:
         for name in section.names(variant):
             item = section.keys[name]
-            start = item.start_of.get(variant, item.start)
+            start = item.start_for(variant)
             rows.append((variant, name, item.key, f"{start:g}", f"{item.ratio:g}"))
     seeds = ", ".join(map(str, section.seeds))
     if section.at == "first":
@@ -50,16 +50,41 @@ def format_setting(values: Mapping[str, float] | None) -> str:
     return "-" if not values else ", ".join(f"{name} {x:g}" for name, x in values.items())
 
 
-def settings_table(name: str, variants: Iterable[Found], label: str = "name") -> Table:
-    """Return all settings that were tried, the best of every variant first.
+def search_blocks(searches: Sequence[Found], keys: Iterable[str], suffix: str = "") -> list[Block]:
+    """Return the charts and the table of searches that are shown together.
 
     Args:
-        name: of the table.
-        variants: findings with the keys of `VariantSearch.tree`.
-        label: key of the variant's name.
+        searches: findings with `name` and the keys of `VariantSearch.tree`.
+        keys: names of the searched keys.
+        suffix: end of the names of charts and table.
     """
+    charts = search_charts(f"search{suffix}", searches, keys)
+    return [*keep_nonempty(*charts), settings_table(f"settings{suffix}", searches)]
+
+
+def search_blocks_by_variant(section: SearchSection, searches: Sequence[Found]) -> list[Block]:
+    """Return charts for each variant, with a curve for each place, and one table.
+
+    Args:
+        section: of the study.
+        searches: findings as in `search_blocks`, with their `variant`.
+    """
+    charts = [
+        chart
+        for variant in dict.fromkeys(search["variant"] for search in searches)
+        for chart in search_charts(
+            f"search-{variant}",
+            [search for search in searches if search["variant"] == variant],
+            section.names(variant),
+        )
+    ]
+    return [*keep_nonempty(*charts), settings_table("settings", searches)]
+
+
+def settings_table(name: str, searches: Iterable[Found]) -> Table:
+    """Return all settings that were tried, the best of every search first."""
     rows = []
-    for variant in variants:
+    for variant in searches:
         order = sorted(variant["points"], key=_mean_or_infinite)
         for point in order:
             losses = [
@@ -69,7 +94,7 @@ def settings_table(name: str, variants: Iterable[Found], label: str = "name") ->
             if point["values"] == variant["best"]:
                 remark = "best" if variant["tuned"] else f"best, at an edge: {_edges(variant)}"
             setting = format_setting(point["values"])
-            rows.append((variant[label], setting, ", ".join(losses), remark))
+            rows.append((variant["name"], setting, ", ".join(losses), remark))
     head = ("variant", "setting", "validation loss by seed of the search", "remark")
     return Table(name=name, head=head, rows=tuple(rows))
 
@@ -82,21 +107,12 @@ def _mean_or_infinite(point: Found) -> float:
     return math.inf if point["mean"] is None else point["mean"]
 
 
-def search_charts(
-    name: str, variants: Sequence[Found], keys: Iterable[str], label: str = "name"
-) -> list[Chart]:
-    """Return, for every searched key, the loss along it through the best setting of each variant.
-
-    Args:
-        name: prefix of the names of the charts.
-        variants: findings with the keys of `VariantSearch.tree`.
-        keys: names of the searched keys.
-        label: key of the variant's name.
-    """
+def search_charts(name: str, searches: Sequence[Found], keys: Iterable[str]) -> list[Chart]:
+    """Return, for every searched key, the loss along it through the best setting of each search."""
     charts = []
     for key in keys:
         series = []
-        for variant in variants:
+        for variant in searches:
             best = variant["best"]
             if best is None or key not in best:
                 continue
@@ -106,7 +122,7 @@ def search_charts(
                 if point["mean"] is not None and _only_differs_in(key, point["values"], best)
             ]
             points.sort(key=lambda point: point["x"])
-            series.append(interval_series(variant[label], points, "x", "mean", ends=None))
+            series.append(interval_series(variant["name"], points, "x", "mean", ends=None))
         charts.append(
             Chart(
                 name=f"{name}-{key}",

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 from muonscale.lab.studies.planned_run import PlannedRun
@@ -82,7 +82,7 @@ def search_places(
     `at: first` all places have the search of the first.
     """
     variants, places = list(variants), list(places)
-    first = {variant: (0,) * len(section.names(variant)) for variant in variants}
+    first = {variant: section.first_setting(variant) for variant in variants}
     starts, found = first, []
     for run in places:
         here = _search_place(section, run, outcomes, starts)
@@ -110,7 +110,7 @@ def _search_place(
             return None
         return statistics.fmean(outcome.loss for outcome in known if outcome is not None)
 
-    losses = {variant: partial(loss_of, variant) for variant in starts}
+    losses = {variant: cache(partial(loss_of, variant)) for variant in starts}
     found = {}
     for variant, descent in descend_equally(losses, starts, section.settings, section.most).items():
         groups = {setting: runs_of(variant, setting) for setting in descent.tried}
@@ -160,3 +160,24 @@ def expect_search(
         runs=max(section.settings, tried) * seeds,
         most=most * seeds,
     )
+
+
+def expect_best(
+    section: SearchSection,
+    name: str,
+    example: PlannedRun,
+    seeds: Collection[int],
+    *,
+    searched: bool,
+) -> ExpectedRuns:
+    """Return the runs at a best setting that its search does not do.
+
+    Args:
+        section: of the study.
+        name: for the account.
+        example: one of the runs.
+        seeds: of the runs.
+        searched: whether the search was done at the same place, so that its seeds are there.
+    """
+    runs = len(set(seeds) - set(section.seeds if searched else ()))
+    return ExpectedRuns(name=name, part="final", example=example, runs=runs, most=runs)

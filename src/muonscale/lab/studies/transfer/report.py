@@ -12,7 +12,7 @@ from muonscale.lab.studies.report_blocks import (
     keep_nonempty,
     seed_series,
 )
-from muonscale.lab.studies.search.report import about_search, search_charts, settings_table
+from muonscale.lab.studies.search.report import about_search, search_blocks
 from muonscale.lab.studies.transfer.config import TransferConfig
 
 NAMES = {"lr": "learning rate", "wd": "weight decay"}
@@ -48,8 +48,7 @@ def _report_search(config: TransferConfig, found: Found) -> list[PageSection]:
         return []
     blocks = (
         *about_search(config.search, config.variants),
-        *keep_nonempty(*search_charts("search", found["searches"], config.search.keys)),
-        settings_table("settings", found["searches"]),
+        *search_blocks(found["searches"], config.search.keys),
     )
     return [PageSection(title="How the other keys were found", blocks=blocks)]
 

@@ -122,7 +122,7 @@ class TransferStudy(PlannedStudy[TransferConfig]):
         for variant in config.variants:
             others, done = self._others(searches, variant), set[str]()
             if section is not None:
-                start = section.values(variant, (0,) * len(section.names(variant)))
+                start = section.first_values(variant)
                 others = others or start
                 done = {run.id for run in searches[variant].runs}
                 example = self._run(variant, start, config.seeds[0], first)
