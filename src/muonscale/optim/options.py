@@ -11,10 +11,11 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from numbers import Real
-from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from muonscale.errors import ConfigError, nearest
 
+Row = TypeVar("Row")
 DecayT = Literal["coupled", "independent"]
 MasterT = Literal["none", "float32", "stochastic"]
 CommDTypeT = Literal["float32", "bfloat16"]
@@ -279,6 +280,18 @@ def check_word(option: str, word: object, accepted: Sequence[str]) -> None:
     """Raise ConfigError for a word that is not accepted."""
     if word not in accepted:
         raise ConfigError(f"{option} is {word!r}: {nearest(str(word), accepted)}")
+
+
+def row_of(option: str, name: str | None, rows: Mapping[str, Row]) -> Row | None:
+    """Return the row that an option names, None for None.
+
+    Raises:
+        ConfigError: for an unknown name.
+    """
+    if name is None:
+        return None
+    check_word(option, name, tuple(rows))
+    return rows[name]
 
 
 def check_at_least_0(option: str, value: object) -> None:

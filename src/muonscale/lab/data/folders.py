@@ -36,9 +36,8 @@ class CorpusFile:
 
     def open(self) -> BinaryIO:
         """Open it for reading. Raises OSError."""
-        return open_regular(Path(self.place)) if self.system is None else self._open_remote()
-
-    def _open_remote(self) -> BinaryIO:
+        if self.system is None:
+            return open_regular(Path(self.place))
         return self.system.open(self.place, "rb")
 
     def state(self) -> list[Any]:
@@ -83,7 +82,7 @@ class Patterns:
         Raises:
             DataError: for a pattern that cannot be read.
         """
-        return cls(*(_spec(lines, f"data.{key}") for key, lines in _pattern_lists(data).items()))
+        return cls(*(_spec(lines, f"data.{key}") for key, lines in pattern_lists(data).items()))
 
     def excludes(self, name: str) -> bool:
         """Return whether a file is left out; a folder's name ends with a slash."""
@@ -91,7 +90,8 @@ class Patterns:
         return not wanted or self.exclude.match_file(name)
 
 
-def _pattern_lists(data: DataSection) -> dict[str, list[str]]:
+def pattern_lists(data: DataSection) -> dict[str, list[str]]:
+    """Return the patterns of a data section by key."""
     return {"include": data.include, "exclude": data.exclude}
 
 

@@ -167,17 +167,19 @@ def _read_zip(stream: Stream) -> Iterator[Document]:
         raise DataError(f"{stream.place} cannot be read as a zip archive: {error}") from error
 
 
-READERS: dict[str, Callable[[Stream], Iterator[Document]]] = {
+Reader = Callable[[Stream], Iterator[Document]]
+RECORDS: dict[str, Reader] = {
     **dict.fromkeys((".json", ".jsonl", ".ndjson"), read_json),
     **dict.fromkeys(SEPARATORS, read_separated),
     ".parquet": read_parquet,
     **dict.fromkeys((".arrow", ".feather"), read_arrow),
+}
+"""The readers of files of records, by suffix."""
+UNPACKED: dict[str, Reader] = {
     **dict.fromkeys((f".{kind}" for kind in (*DECOMPRESSORS, *TAR_NAMES)), _read_compressed),
     ".tar": _read_tar,
     ".zip": _read_zip,
 }
+"""The readers of files that hold others, by suffix."""
+READERS = RECORDS | UNPACKED
 """The reader of each suffix; any other file is text."""
-UNPACKED = {suffix for suffix, read in READERS.items() if "_read_" in read.__name__}
-"""Suffixes of files that hold others."""
-RECORDS = [suffix for suffix in READERS if suffix not in UNPACKED]
-"""Suffixes of files of records."""

@@ -25,6 +25,7 @@ from muonscale.lab.data.folders import (
     SkippedFiles,
     file_states,
     find_files,
+    pattern_lists,
     read_states,
     unreadable,
 )
@@ -115,8 +116,11 @@ def identify(data: DataSection) -> dict[str, Any]:
         paths = [
             path if "://" in path else str(Path(path).expanduser().resolve()) for path in data.paths
         ]
-        patterns = {"include": data.include, "exclude": data.exclude}
-        return {"path": paths, "files": read_states(files, "data.path"), **patterns}
+        return {
+            "path": paths,
+            "files": read_states(files, "data.path"),
+            **pattern_lists(data),
+        }
     if data.source in (STDLIB, REFERENCE):
         return {"source": data.source, "python": sys.version, "folder": str(_stdlib_folder())}
     folder = Path((data.source or "").removeprefix(HUB)).expanduser()

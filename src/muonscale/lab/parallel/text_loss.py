@@ -87,9 +87,9 @@ def standard_error(
     """Return the standard error of the loss per target over documents; None for one document.
 
     A split is drawn by documents, and the rows of one document resemble each other: over rows as
-    independent draws the error would be far too small. The loss is the ratio of two sums over documents, so the
-    error is that of the residuals (Cochran, Sampling Techniques, 3rd edition, equation 6.10,
-    without its correction for a finite population).
+    independent draws the error would be far too small. The loss is the ratio of two sums over
+    documents, so the error is that of the residuals (Cochran, Sampling Techniques, 3rd edition,
+    equation 6.10, without its correction for a finite population).
 
     Args:
         summed_R: summed loss of each row, nats.

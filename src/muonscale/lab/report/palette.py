@@ -87,12 +87,12 @@ def opacities(chart: Chart) -> list[float]:
     Lines of one color that the legend names one by one, such as those of several target losses,
     are distinguishable by it. Faint points are always pale.
     """
-    alike: dict[tuple[str, str], list[int]] = defaultdict(list)
+    same_color: dict[tuple[str, str], list[int]] = defaultdict(list)
     for number, series in enumerate(chart.series):
         if chart.legend == "series" and series.kind != "faint":
-            alike[series.color_group, series.kind].append(number)
+            same_color[series.color_group, series.kind].append(number)
     found = [FAINT if series.kind == "faint" else 1.0 for series in chart.series]
-    for numbers in alike.values():
+    for numbers in same_color.values():
         for place, number in enumerate(numbers):
             found[number] = 1.0 - (1.0 - PALEST) * place / max(1, len(numbers) - 1)
     return found

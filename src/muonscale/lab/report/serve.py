@@ -35,26 +35,31 @@ class LivePage:
         self._paths = paths
         self._lock = threading.Lock()
         self._state = self._files()
-        self._html = self._made()
+        self._html, self._version = self._made()
 
     def html(self) -> str:
         """Return the page. While a folder cannot be read, this is the last page of it."""
-        with self._lock:
-            if (state := self._files()) != self._state:
-                try:
-                    self._html, self._state = self._made(), state
-                except MuonscaleError as error:
-                    print(f"the page is not made again: {error}", file=sys.stderr)
-            return self._html
+        return self._current()[0]
 
     def version(self) -> str:
         """Return a text that changes with the page."""
-        return sha256(self.html().encode()).hexdigest()
+        return self._current()[1]
 
-    def _made(self) -> str:
+    def _current(self) -> tuple[str, str]:
+        with self._lock:
+            if (state := self._files()) != self._state:
+                try:
+                    (self._html, self._version), self._state = self._made(), state
+                except MuonscaleError as error:
+                    print(f"the page is not made again: {error}", file=sys.stderr)
+            return self._html, self._version
+
+    def _made(self) -> tuple[str, str]:
+        """Return the page and its digest."""
         page = page_of(self._paths)
         check_page(page)
-        return page_html(page, styles(page.charts))
+        html = page_html(page, styles(page.charts))
+        return html, sha256(html.encode()).hexdigest()
 
     def _files(self) -> list[tuple[Path, int, int]]:
         """Return the watched files with their times and sizes."""

@@ -64,16 +64,24 @@ def _export_average(run: Run) -> None:
     if average is None or not average.count:
         return
 
-    def write(model: PreTrainedModel | None) -> None:
-        assert model is not None
-        saved, env, metrics = folder.saved_config(), folder.environment(), folder.read_metrics()
-        card = model_card(saved, env, metrics, step=run.state.step, model=model, averaged=True)
-        advice = f"remove the cause, and {way_on(folder.checkpoints)}"
-        save_hf(model, run.tokenizer, folder.averaged_model, card=card, advice=advice)
-
     with average.in_place():
         model = gather_model(run.state.model, run.processes)
-        run.processes.on_first(lambda: write(model))
+        run.processes.on_first(
+            lambda: _save_model(run, model, folder.read_metrics(), averaged=True)
+        )
+
+
+def _save_model(
+    run: Run, model: PreTrainedModel | None, metrics: list[dict[str, Any]], *, averaged: bool
+) -> None:
+    """Write a model with its card as a Hugging Face folder: the weights, or their average."""
+    assert model is not None
+    folder = run.folder
+    saved, env, step = folder.saved_config(), folder.environment(), run.state.step
+    card = model_card(saved, env, metrics, step=step, model=model, averaged=averaged)
+    advice = f"remove the cause, and {way_on(folder.checkpoints)}"
+    target = folder.averaged_model if averaged else folder.model
+    save_hf(model, run.tokenizer, target, card=card, advice=advice)
 
 
 def _write_files(
@@ -103,10 +111,7 @@ def _write_files(
             seed=config.run.seed,
         )
     write_atomic(folder.path / "sample.txt", result["sample"] + "\n")
-    saved, env = folder.saved_config(), folder.environment()
-    card = model_card(saved, env, metrics, step=run.state.step, model=model)
-    advice = f"remove the cause, and {way_on(folder.checkpoints)}"
-    save_hf(model, run.tokenizer, folder.model, card=card, advice=advice)
+    _save_model(run, model, metrics, averaged=False)
     write_loss_figure(folder.path, result)
     return result
 
@@ -190,23 +195,26 @@ def _log_result(run: Run, result: dict[str, Any]) -> None:
     prompt = [run.config.eval.prompt] if run.config.eval.prompt else []
     started = ""
     if (before := result.get("start_validation_loss")) is not None:
-        change = result["validation_loss"] - before
         started = (
             f"validation loss before training {before:.3f}, after {result['validation_loss']:.3f} "
-            f"({abs(change):.3f} {'better' if change < 0 else 'worse'})\n"
+            f"({_change(before, result['validation_loss'])})\n"
         )
     averaged = ""
     if (loss := result.get("average_validation_loss")) is not None:
-        change = loss - result["validation_loss"]
         averaged = (
-            f"validation loss of the average of the weights {loss:.3f} ({abs(change):.3f} "
-            f"{'better' if change < 0 else 'worse'}), in {run.folder.averaged_model}\n"
+            f"validation loss of the average of the weights {loss:.3f} "
+            f"({_change(result['validation_loss'], loss)}), in {run.folder.averaged_model}\n"
         )
     run.console.log(
-        f"{started}{averaged}validation loss in nats per token: unigram {result['unigram_loss']:.3f}, bigram "
-        f"{result['bigram_loss']:.3f}, model {result['validation_loss']:.3f} "
+        f"{started}{averaged}validation loss in nats per token: unigram "
+        f"{result['unigram_loss']:.3f}, bigram {result['bigram_loss']:.3f}, model {result['validation_loss']:.3f} "
         f"({abs(below):.3f} {'below' if below > 0 else 'above'} the bigram){bits}\n"
         f"{speed}\n"
         f"model in {run.folder.model}, curve in {run.folder.path / 'loss.png'}; try: "
         f"{command_line('generate', run.folder.path, *prompt)}"
     )
+
+
+def _change(before: float, after: float) -> str:
+    """Return the change of a loss as text, such as `0.120 better`."""
+    return f"{abs(after - before):.3f} {'better' if after < before else 'worse'}"

@@ -19,7 +19,7 @@ from torch.optim import Optimizer
 from muonscale.errors import ConfigError
 from muonscale.lab.config.load import Config
 from muonscale.lab.config.run_length import Timeline
-from muonscale.lab.config.sections import ScheduleSection, Stage
+from muonscale.lab.config.sections import OptionPoint, ScheduleSection, Stage
 from muonscale.optim.muon import Muon
 from muonscale.optim.option_schedule import OptionFunction, OptionSchedule
 
@@ -121,6 +121,11 @@ def multiplier(schedule: ScheduleSection, step: int, timeline: Timeline) -> floa
     return final + (peak - final) * FALL[span.stage.name](progress)
 
 
+def _step_of(point: OptionPoint, steps: int) -> int:
+    """Return the step of a point of an option's schedule."""
+    return steps - 1 if point.at == "end" else as_steps(point.at, steps)
+
+
 def option_functions(
     config: Config,
 ) -> tuple[dict[str, OptionFunction], dict[str, OptionFunction]]:
@@ -135,8 +140,7 @@ def option_functions(
     values: dict[str, OptionFunction] = {}
     multipliers: dict[str, OptionFunction] = {}
     for key, points in config.schedule.options.items():
-        last = config.steps - 1
-        at = [last if p.at == "end" else as_steps(p.at, config.steps) for p in points]
+        at = [_step_of(point, config.steps) for point in points]
         if any(b <= a for a, b in pairwise(at)):
             raise ConfigError(
                 f"schedule.options.{key}: the points are at steps {', '.join(map(str, at))} of "
@@ -160,8 +164,8 @@ def build_option_schedule(optimizer: Muon, config: Config) -> OptionSchedule | N
     try:
         schedule = OptionSchedule(optimizer, values=values, multipliers=multipliers)
         for points in config.schedule.options.values():  # the ends of straight lines
-            for p in points:
-                schedule.set(config.steps - 1 if p.at == "end" else as_steps(p.at, config.steps))
+            for point in points:
+                schedule.set(_step_of(point, config.steps))
         schedule.set(0)
     except ConfigError as error:
         raise ConfigError(f"schedule.options: {error}") from None

@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import Tensor
 
-from muonscale.optim.options import check_word
+from muonscale.optim.options import row_of
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,4 @@ def resolve_constraint(name: str | None) -> Constraint | None:
     Raises:
         ConfigError: for an unknown name.
     """
-    if name is None:
-        return None
-    check_word("constraint", name, tuple(CONSTRAINTS))
-    return CONSTRAINTS[name]
+    return row_of("constraint", name, CONSTRAINTS)

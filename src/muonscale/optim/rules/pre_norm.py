@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from muonscale.optim.options import check_word
+from muonscale.optim.options import row_of
 from muonscale.optim.rules.post_norm import LOCAL, Reducer
 
 
@@ -123,7 +123,4 @@ def resolve_pre_norm(name: str | None) -> PreNorm | None:
     Raises:
         ConfigError: for an unknown name.
     """
-    if name is None:
-        return None
-    check_word("pre_norm", name, tuple(PRE_NORMS))
-    return PRE_NORMS[name]
+    return row_of("pre_norm", name, PRE_NORMS)

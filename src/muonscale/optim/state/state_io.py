@@ -26,7 +26,7 @@ from muonscale.optim.rules.base import rule_of
 from muonscale.optim.rules.muon import ROW_STATE
 from muonscale.optim.rules.post_norm import POST_NORMS
 from muonscale.optim.rules.step_inputs import named
-from muonscale.optim.state.state import not_negative_state
+from muonscale.optim.state.state import counters_of, not_negative_state
 
 NOT_SAVED = frozenset({"params", "matrices", "why", "guessed"})
 """Group entries that describe the model and not the training state."""
@@ -151,10 +151,10 @@ def load_by_name(
         for name in group["param_names"]
     }
     for group in groups:
-        not_negative = not_negative_state(group)
+        not_negative, counters = not_negative_state(group), counters_of(group)
         for name in group["param_names"]:
             for key in fitting[name]:
-                _check_values(name, key, saved[name][key], not_negative)
+                _check_values(name, key, saved[name][key], not_negative, counters)
     for name, keys in fitting.items():
         for key in keys:
             copy_(current[name][key], _as_tensor(saved[name][key]))
@@ -165,11 +165,9 @@ def load_by_name(
     return differing
 
 
-COUNTS = ("step", "rounding_step")
-"""State that counts steps, in float32."""
-
-
-def _check_values(name: str, key: str, value: Any, not_negative: Collection[str]) -> None:
+def _check_values(
+    name: str, key: str, value: Any, not_negative: Collection[str], counters: Collection[str]
+) -> None:
     """Raise CheckpointError for values from which the next step would make weights of NaN.
 
     Each rank checks its own part, in one pass without a copy.
@@ -186,7 +184,7 @@ def _check_values(name: str, key: str, value: Any, not_negative: Collection[str]
             problem = "is not finite everywhere"
         elif low < 0 and key in not_negative:
             problem = f"has the value {low:g}, and is never negative"
-        elif key in COUNTS and high >= 2**31:
+        elif key in counters and high >= 2**31:
             problem = f"has the value {high:g}, which is no number of steps"
         if problem:
             raise CheckpointError(
