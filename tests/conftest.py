@@ -11,7 +11,7 @@ import shutil
 import signal
 import sys
 import sysconfig
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,6 +59,14 @@ def tiny_words(run: Path, corpus_file: Path, cache: Path) -> list[str]:
         "eval.sample_tokens=8",
         "checkpoint.every=5",
     ]
+
+
+@pytest.fixture
+def hangup() -> Iterator[None]:
+    """Let SIGHUP stop a process, also where the tests run under nohup, which ignores it."""
+    former = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, former)
 
 
 @pytest.fixture

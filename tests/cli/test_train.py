@@ -215,6 +215,7 @@ def whole(corpus_file: Path, cache: Path, tmp_path_factory: pytest.TempPathFacto
         pytest.param(signal.SIGHUP, 129, marks=pytest.mark.slow),
     ],
 )
+@pytest.mark.usefixtures("hangup")
 def test_a_stopped_run_saves_itself_and_resumes_bit_identically(
     signum: int, code: int, muonscale: Muonscale, tiny: list[str], whole: Path, tmp_path: Path
 ) -> None:

@@ -8,6 +8,8 @@ import signal
 import subprocess
 import sys
 
+import pytest
+
 from muonscale.lab.training.signals import stop_on_signals
 
 CHILD = """
@@ -22,6 +24,7 @@ with stop_on_signals(lambda signum: signum) as stop:
 """
 
 
+@pytest.mark.usefixtures("hangup")
 def test_a_run_that_loses_its_terminal_goes_on_until_it_is_saved() -> None:
     ours, its = pty.openpty()
     child = subprocess.Popen([sys.executable, "-c", CHILD], stdin=its, stdout=its, stderr=its)
