@@ -122,6 +122,17 @@ class StudyRun:
         path = self.folder / "slurm.json"
         return json.loads(path.read_text())["jobs"] if path.exists() else {}
 
+    def submitted(self) -> dict[str, str]:
+        """Wait until the study has submitted its runs, and return their jobs."""
+
+        def submitted_or_ended() -> bool:
+            for process in self._processes:
+                assert process.poll() is None, process.communicate()[0]
+            return bool(self.jobs)
+
+        wait_for(submitted_or_ended, "the study has submitted its runs")
+        return self.jobs
+
     @property
     def submissions(self) -> int:
         """How many job arrays were submitted."""
