@@ -38,7 +38,7 @@ class Encoder:
         from tokenizers import Tokenizer
 
         self._setting = setting
-        self._tokenizer = Tokenizer.from_file(setting["tokenizer"])
+        self._tokenizer = Tokenizer.from_str(Path(setting["tokenizer"]).read_text("utf-8"))
         self._tokenizer.encode_special_tokens = True
         with Path(setting["text"]).open("rb") as file:
             self._text = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
