@@ -379,8 +379,13 @@ def test_a_process_that_ends_or_a_full_disk_is_an_error(
         with pytest.raises(OSError, match="No such file"):
             worker.write(chunk, tmp_path / "none" / "a.bin")
         worker._process.kill()
-        with pytest.raises(DataError, match="ended with code -9"):
+        with pytest.raises(DataError, match=r"signal 9, .*--processes"):
             worker.write(chunk, tmp_path / "b.bin")
+    with (
+        encode.Worker(setting | {"tokenizer": str(tmp_path / "gone")}) as worker,
+        pytest.raises(FileNotFoundError, match="gone"),
+    ):
+        worker.write(chunk, tmp_path / "c.bin")
 
 
 @pytest.mark.parametrize("stop", ["training tokenizer", "tokenizing"])

@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -98,13 +99,16 @@ def main() -> None:
     """Encode the chunks that the standard input names."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that waits decides
     threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
-    with Encoder(json.loads(sys.argv[1])) as encoder:
+    encoder = None
+    with ExitStack() as stack:
         for line in sys.stdin:
             chunk, path = json.loads(line)
             try:
+                if encoder is None:
+                    encoder = stack.enter_context(Encoder(json.loads(sys.argv[1])))
                 answer: Any = encoder.write(chunk, Path(path))
             except OSError as error:
-                answer = [error.errno, error.strerror]
+                answer = [error.errno, error.strerror, error.filename]
             print(json.dumps(answer), flush=True)
 
 
