@@ -105,7 +105,7 @@ class StudyRun:
         """Leave no process."""
         for process in self._processes:
             process.kill()
-            process.communicate()
+            process.wait()
 
     def status(self) -> dict[str, str]:
         """Return the states of the runs, by id, as `study status` has them."""
