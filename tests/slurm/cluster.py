@@ -106,6 +106,8 @@ class StudyRun:
         for process in self._processes:
             process.kill()
             process.wait()
+            if process.stdout is not None:
+                process.stdout.close()
 
     def status(self) -> dict[str, str]:
         """Return the states of the runs, by id, as `study status` has them."""
