@@ -157,3 +157,13 @@ def test_facts_about_a_model_that_a_file_decides_are_not_kept(tmp_path: Path) ->
         facts.find("size", config, lambda: next(answers))
     assert sorted(facts.known.values()) == [1, 3]
     assert facts.find("depth", by_name, lambda: 7) == 7
+
+
+def test_the_folder_of_a_study_is_where_it_is_now(recipe: str, tmp_path: Path) -> None:
+    for name in ("before", "after"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "study.json").write_text(
+            json.dumps(load_study(recipe).config.model_dump(mode="json"))
+        )
+        assert load_study(str(tmp_path / name)).config.path == tmp_path / name
+    assert load_study(str(tmp_path / "after"), ["path=other"]).config.path == Path("other")
