@@ -45,16 +45,22 @@ def test_the_optimizer_imports_torch_alone() -> None:
     assert added <= {"muonscale", "torch"}
 
 
-def test_help_does_not_import_torch() -> None:
+def test_what_needs_no_torch_does_not_import_it() -> None:
     program = (
-        "import sys; sys.argv = ['muonscale', '--help']\n"
+        "import sys\n"
         "from muonscale.cli import main\n"
-        "try: main()\n"
-        "except SystemExit: pass\n"
-        "print('HEAVY', sorted({'torch', 'transformers', 'pydantic', 'numpy'} & set(sys.modules)))"
+        "for words in (['--help'], ['--version'], ['recipes'], ['recipes', 'demo'], ['config'],\n"
+        "              ['config', 'train.tokens'], ['train', '--help'], ['plan', '--help'],\n"
+        "              ['train', '--dry-run', '--json'], ['train', 'optimizer.lr=high']):\n"
+        "    sys.argv = ['muonscale', *words]\n"
+        "    try: main()\n"
+        "    except SystemExit: pass\n"
+        "    if words == ['--version']: print('PYDANTIC', 'pydantic' in sys.modules)\n"
+        "print('HEAVY', sorted({'torch', 'transformers', 'numpy'} & sys.modules.keys()))"
     )
-    answer = python(program).stdout
-    assert "train" in answer and "HEAVY []" in answer
+    answer = python(program)
+    assert "PYDANTIC False" in answer.stdout and "HEAVY []" in answer.stdout
+    assert "muon-adamw-nano" in answer.stdout and "optimizer.lr" in answer.stderr
 
 
 def test_without_the_lab_extra_the_install_command_is_printed() -> None:

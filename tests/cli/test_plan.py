@@ -41,12 +41,26 @@ def test_plan_prints_json_and_takes_every_option(muonscale: Muonscale, tmp_path:
     assert (tmp_path / "plan.png").exists()
 
 
+def test_a_suggestion_is_a_recipe(muonscale: Muonscale, tmp_path: Path) -> None:
+    answer = muonscale("plan", "demo", "--devices", 2, "--suggest")
+    assert answer.code == 0, answer.err
+    (tmp_path / "tuned.yaml").write_text(answer.out)
+    again = muonscale("plan", tmp_path / "tuned.yaml", "--devices", 2, "--json")
+    shown = json.loads(again.out)["layout"]
+    first = json.loads(muonscale("plan", "demo", "--devices", 2, "--suggest", "--json").out)
+    best = first["choices"][0]
+    assert shown["layout"] == best["layout"]
+    assert shown["micro_batch_tokens"] == best["micro_batch_tokens"]
+    assert f"# Layouts of 2 x h100 that fit into {first['room']}" in answer.out
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
         (["lama-pico"], "llama-pico"),
         (["llama-pico", "--device", "h10"], "h100"),
         (["llama-pico", "--layout", "fsdp=2x2"], "not valid"),
+        (["demo", "--suggest", "--figure", "plan.png"], "leave out --suggest"),
         (["llama-pico", "--figure", "plan.gif"], ".png or .svg"),
         (["llama-pico", "--figure", "nowhere/plan.png"], "no folder"),
         (["llama-pico", "train.batch_token=3"], "batch_tokens"),

@@ -6,7 +6,9 @@ import re
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
+import yaml
 
 from muonscale.lab.config.load import load_config
 from tests.conftest import Muonscale
@@ -17,6 +19,7 @@ NANO = [
     "data.sequence_length=32", "train.steps=2", "train.batch_tokens=128",
     "train.micro_batch_tokens=64", "train.precision=float32", "eval.tokens=64",
     "eval.batch_tokens=64", "eval.sample_tokens=4", "run.threads=1", "checkpoint.marks=[]",
+    "train.compile=false",
 ]  # fmt: skip
 """A page's recipe in a size that takes seconds."""
 ELSEWHERE = ("verify", "recipes", "plan", "eval")
@@ -31,7 +34,9 @@ def write_files(page: Path, folder: Path) -> None:
                 (folder / named[1]).write_text(fence.text)
 
 
-@pytest.mark.parametrize("name", ["pretrain-1b", "finetune-checkpoint", "scaling-law"])
+@pytest.mark.parametrize(
+    "name", ["pretrain-1b", "gpt2-speedrun", "finetune-checkpoint", "scaling-law"]
+)
 def test_a_page_is_one_click_from_the_first_one(name: str) -> None:
     assert f"how-to/{name}.md" in links(ROOT / "docs" / "index.md")
 
@@ -51,6 +56,9 @@ def test_pretraining_from_the_recipe_to_the_export(
     assert given.train.batch_tokens == 2**21 and given.train.tokens == 26_800_000_000
     nano = [*NANO, "model.preset=llama-pico", f"data.path={corpus_file}", f"data.cache={cache}"]
     nano += ["data.vocab_size=300", "data.max_bytes=null", "data.validation=0.05"]
+    chosen = [word for word in nano if not word.startswith(("train.micro", "train.compile"))]
+    answer = muonscale("plan", "my.yaml", *chosen, "--devices", 2, "--suggest")
+    assert answer.code == 0 and yaml.safe_load(answer.out)["train"]["compile"], answer.err
     ran = []
     for line in commands(page):
         verb, *words = words_of(line.replace("/shared/", ""))
@@ -63,6 +71,41 @@ def test_pretraining_from_the_recipe_to_the_export(
         ran.append(verb)
     assert ran == ["train", "train", "report", "export"]
     assert (tmp_path / "models" / "llama-1b" / "model.safetensors").is_file()
+
+
+@pytest.mark.slow
+def test_a_speedrun_from_tokens_to_the_comparison(
+    muonscale: Muonscale,
+    finished: Path,
+    cache: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    page = HOW_TO / "gpt2-speedrun.md"
+    write_files(page, tmp_path)
+    (tmp_path / "fineweb10B").mkdir()
+    rng = np.random.default_rng(0)
+    for name in ("fineweb_train_000001.bin", "fineweb_val_000000.bin"):
+        ids, header = rng.integers(0, 256, 4096).astype("<u2"), np.zeros(256, "<i4")
+        header[:3] = 20240520, 1, len(ids)
+        (tmp_path / "fineweb10B" / name).write_bytes(header.tobytes() + ids.tobytes())
+    nano = [*NANO, "model.preset=gpt-nano", f"data.tokenizer={finished / 'model'}"]
+    nano += [f"data.cache={cache}", "model.fields={n_positions: 32}"]
+    ran = []
+    for line in commands(page):
+        verb, *words = words_of(line)
+        if verb == "plan":
+            words += [w for w in nano if not w.startswith(("train.micro", "train.compile"))]
+            words += ["train.batch_tokens=512"]  # 8 devices share 16 sequences
+        words = [word for word in words if not word.startswith("train.tokens=")]  # nano has steps
+        answer = muonscale(verb, *words, *(nano if verb in ("train", "prepare") else ()))
+        assert answer.code == 0, (line, answer.err)
+        ran.append(verb)
+    assert ran == ["prepare", "plan", "train", "train", "report", "train"]
+    adamw = load_config("runs/speedrun-adamw").optimizer
+    assert (adamw.rule, adamw.lr) == ("adamw", 6e-4)
+    assert (tmp_path / "compared" / "report.html").is_file()
 
 
 @pytest.mark.slow

@@ -144,3 +144,13 @@ def test_every_other_line_of_migration_runs() -> None:
     assert len(listed) == 11
     for source in FOREIGN:
         assert f"<!-- begin: migration: {source}, by" in text
+
+
+def test_pictures_are_small_and_ask_no_other_server() -> None:
+    pictures = [p for p in (ROOT / "docs" / "images").rglob("*") if p.suffix in (".png", ".svg")]
+    assert len(pictures) > 8
+    for picture in pictures:
+        assert picture.stat().st_size < 150_000, picture
+        if picture.suffix == ".svg":
+            hosts = re.findall(r"https?://([^/\"' ]+)", picture.read_text("utf-8"))
+            assert set(hosts) <= {"www.w3.org"}, picture

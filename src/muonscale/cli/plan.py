@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from muonscale.cli.arguments import Json, Model, Overrides
+from muonscale.errors import ConfigError
 
 
 def plan(
@@ -32,6 +33,14 @@ def plan(
     micro_batch: Annotated[
         int | None, typer.Option(help="Tokens of a micro-batch on one device.")
     ] = None,
+    suggested: Annotated[
+        bool,
+        typer.Option(
+            "--suggest",
+            help="Choose layout, micro-batch and activation checkpointing for --devices, and "
+            "print the recipe with them.",
+        ),
+    ] = False,
     as_json: Json = False,
     figure: Annotated[
         Path | None, typer.Option(help="Draw memory and time to this .png or .svg file.")
@@ -41,13 +50,16 @@ def plan(
 
     All numbers are per device, with those of Muon listed separately. Nothing is allocated, and no
     device is needed. Examples: `muonscale plan demo --device cpu`;
-    `muonscale plan path/to/config.json train.batch_tokens=4194304 --layout fsdp=64`.
+    `muonscale plan path/to/config.json train.batch_tokens=4194304 --layout fsdp=64`;
+    `muonscale plan my.yaml --devices 8 --suggest > tuned.yaml`.
     """
     from muonscale.lab.estimate.estimate import estimate
     from muonscale.lab.estimate.resolve import PlanRequest
-    from muonscale.lab.estimate.text import plan_text
+    from muonscale.lab.estimate.text import plan_text, suggestion_text
     from muonscale.lab.files import to_json
 
+    if suggested and figure is not None:
+        raise ConfigError(f"--figure {figure} draws one layout; leave out --suggest")
     request = PlanRequest(
         target=model,
         overrides=overrides or [],
@@ -58,6 +70,12 @@ def plan(
         bandwidth=None if bandwidth is None else bandwidth * 1e9,
         micro_batch=micro_batch,
     )
+    if suggested:
+        from muonscale.lab.estimate.suggest import suggest
+
+        facts = suggest(request)
+        typer.echo(to_json(facts) if as_json else suggestion_text(facts))
+        return
     if figure is not None:
         from muonscale.lab.estimate.figure import check_format, write_figure
 

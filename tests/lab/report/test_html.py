@@ -10,7 +10,16 @@ from plotly.offline import get_plotlyjs
 
 from muonscale.lab.console import is_number
 from muonscale.lab.report.html import page_html
-from muonscale.lab.report.page import Block, Chart, Page, PageSection, Series, Text
+from muonscale.lab.report.page import (
+    Block,
+    Chart,
+    Page,
+    PageSection,
+    Series,
+    Table,
+    Text,
+    Verdict,
+)
 from muonscale.lab.report.palette import styles
 from tests.lab.report.sample import CHARTS, PAGE, RATE_CHART
 from tests.lab.report.tree import Node, parse
@@ -188,3 +197,11 @@ def test_consecutive_charts_are_beside_each_other() -> None:
     one, two, three = (replace(RATE_CHART, name=name) for name in "abc")
     tree = parse(rendered(page_of(one, two, Text("x"), three)))
     assert len(only(tree, "div", "pair").all("figure", "chart")) == 2
+
+
+def test_consecutive_verdicts_and_tables_are_beside_each_other() -> None:
+    tables = [Table(head=("x",), rows=((str(n),),)) for n in range(3)]
+    blocks = (Verdict(True, "a"), Verdict(None, "b"), *tables[:2], Text("x"), tables[2])
+    tree = parse(rendered(page_of(*blocks)))
+    assert len(only(tree, "div", "verdicts").all("p", "verdict")) == 2
+    assert len(only(tree, "div", "side").all("figure", "table")) == 2

@@ -18,7 +18,7 @@ from muonscale.lab.report.page import Page, PageSection, Verdict
 from muonscale.lab.studies.config import StudyConfig
 from muonscale.lab.studies.engine import look, plan_study, run_study
 from muonscale.lab.studies.execute.folder import StudyFolder
-from muonscale.lab.studies.planned_run import PlannedRun, Planner
+from muonscale.lab.studies.planned_run import ModelFacts, PlannedRun, Planner
 from muonscale.lab.studies.study import Outcomes, Study
 
 
@@ -28,6 +28,10 @@ class Losses:
 
     config: StudyConfig
     each: dict[str, dict[str, Any]]
+
+    @property
+    def facts(self) -> ModelFacts:
+        return ModelFacts(self.config.path / "plan.json")
 
     def plan(self, outcomes: Outcomes) -> list[PlannedRun]:
         planner = Planner(self.config)

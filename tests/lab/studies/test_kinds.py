@@ -8,10 +8,13 @@ from pathlib import Path
 import pytest
 
 from muonscale.errors import ConfigError
+from muonscale.lab.config.load import load_config
+from muonscale.lab.files import write_json
 from muonscale.lab.studies.compare.config import CompareConfig
 from muonscale.lab.studies.compare.study import CompareStudy
+from muonscale.lab.studies.execute.folder import StudyFolder
 from muonscale.lab.studies.kinds import load_study, study_names
-from muonscale.lab.studies.planned_run import index_runs
+from muonscale.lab.studies.planned_run import ModelFacts, index_runs
 from muonscale.lab.studies.telescope.config import TelescopeConfig
 
 RECIPE = """
@@ -121,18 +124,39 @@ def test_an_override_reaches_an_item_of_a_list(recipe: str) -> None:
     assert config.seeds == [3, 5]
 
 
-def test_the_status_of_a_study_needs_no_scipy(tmp_path: Path) -> None:
-    """A telescope does, and so does transformers where a plan depends on the shape of the model."""
+def test_the_status_of_a_study_needs_no_torch(tmp_path: Path) -> None:
+    """What plans ask about models is known from plan.json once a study has begun."""
+    names = ("muon-adamw-nano", "scaling-nano", "transfer-nano", "batch-nano")
+    ids = {}
+    for name in names:
+        study = load_study(name, [f"path={tmp_path / name}"])
+        ids[name] = [run.id for run in study.plan({})]
+        StudyFolder(study.config.path).create(study.config)
+        write_json(study.config.path / "plan.json", {"models": study.facts.known})
     code = (
-        "import sys\n"
+        "import sys, json\n"
         "from muonscale.lab.studies.engine import look\n"
         "from muonscale.lab.studies.kinds import load_study\n"
-        "for name in ('muon-adamw', 'scaling', 'transfer'):\n"
-        "    load_study(name + '-nano')\n"
-        f"look(load_study('batch-nano', ['path={tmp_path}/study']))\n"
-        "assert 'scipy' not in sys.modules\n"
+        f"print(json.dumps({{n: list(look(load_study('{tmp_path}/' + n)).runs) for n in {names}}}))\n"
+        "print(sorted({'torch', 'transformers', 'scipy', 'matplotlib'} & sys.modules.keys()))"
     )
-    subprocess.run([sys.executable, "-c", code], check=True)
+    answer = subprocess.run(
+        [sys.executable, "-c", code], check=True, capture_output=True, text=True
+    )
+    runs, heavy = answer.stdout.splitlines()
+    assert json.loads(runs) == ids and all(ids.values())
+    assert heavy == "[]"
+
+
+def test_facts_about_a_model_that_a_file_decides_are_not_kept(tmp_path: Path) -> None:
+    facts, answers = ModelFacts(tmp_path / "plan.json"), iter(range(9))
+    by_name = load_config("demo", [])
+    by_file = load_config("demo", ["model.preset=null", "model.config=config.json"])
+    wide = load_config("demo", ["model.fields.hidden_size=64"])
+    for config in (by_file, by_name, by_file, by_name, wide):
+        facts.find("size", config, lambda: next(answers))
+    assert sorted(facts.known.values()) == [1, 3]
+    assert facts.find("depth", by_name, lambda: 7) == 7
 
 
 def test_the_folder_of_a_study_is_where_it_is_now(recipe: str, tmp_path: Path) -> None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import ast
 import inspect
 import re
+import sys
 import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
@@ -121,10 +123,9 @@ def read_docstrings(cls: type) -> dict[str, tuple[str, str]]:
     Python itself does not keep the docstrings of attributes. Both are on one line, and empty if the
     source has none.
     """
-    (body,) = ast.parse(textwrap.dedent(inspect.getsource(cls))).body
-    assert isinstance(body, ast.ClassDef)
+    body = _class_bodies(cls.__module__)[cls.__name__]
     found: dict[str, tuple[str, str]] = {}
-    for node, after in zip(body.body, [*body.body[1:], None], strict=True):
+    for node, after in zip(body, [*body[1:], None], strict=True):
         if not isinstance(node, ast.Assign | ast.AnnAssign):
             continue
         target = node.targets[0] if isinstance(node, ast.Assign) else node.target
@@ -132,6 +133,13 @@ def read_docstrings(cls: type) -> dict[str, tuple[str, str]]:
         text = ast.literal_eval(after.value) if isinstance(after, ast.Expr) else ""
         found[ast.unparse(target)] = annotation, " ".join(text.split())
     return found
+
+
+@cache
+def _class_bodies(module: str) -> dict[str, list[ast.stmt]]:
+    """Return the bodies of the classes of a module, which is parsed once for all of them."""
+    tree = ast.parse(inspect.getsource(sys.modules[module]))
+    return {node.name: node.body for node in tree.body if isinstance(node, ast.ClassDef)}
 
 
 def _types(annotation: str) -> tuple[str, ...]:

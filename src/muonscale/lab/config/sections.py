@@ -117,9 +117,9 @@ class RunSection(Section):
     """Seed of the initial weights, the data order and the validation split."""
     threads: Annotated[int, Field(gt=0, le=1024)] | None = None
     """CPU threads of torch, at most 1024. The default is torch's own."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Device to train on; `auto` is a GPU of CUDA or ROCm if there is one, else the CPU. Apple's GPUs
-    are not supported."""
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """Device to train on; `auto` is a GPU of CUDA or ROCm if there is one, else the CPU. `mps` is an
+    Apple GPU, which was not tried on a Mac."""
 
 
 class ModelSection(Section):

@@ -6,6 +6,7 @@ the *assignment* of its matrices to owners; a *device* has rates and a memory si
 are the numbers that were not measured.
 
 `resolve` (the request) -> `placement`, `workload` -> `activations`, `memory`, `flops`, `traffic` ->
-`step_time` -> `estimate` (all facts) -> `text`, `figure`. `run_cost` counts one run on one process.
+`step_time` -> `estimate` (all facts) -> `text`, `figure`. `suggest` estimates many layouts of the
+same devices, and takes the fastest that fits. `run_cost` counts one run on one process.
 `devices` lists known devices, `assumptions` the assumptions with their sources.
 """

@@ -118,14 +118,21 @@ def _products_dtype(placement: Placement) -> str | None:
     return dtype_text(placement.matrices[0].products_dtype) if placement.matrices else None
 
 
-def _memory(planned: ResolvedPlan, activations: Activations, flops: StepFlops) -> dict[str, Any]:
-    placement, kind = planned.placement, planned.device.kind
-    # The first rank has the largest shards, the busiest one the largest workspace.
+def peak_memory(planned: ResolvedPlan, activations: Activations, flops: StepFlops) -> RankMemory:
+    """Return the memory of the rank that needs the most.
+
+    The first rank has the largest shards, the busiest one the largest workspace.
+    """
+    kind = planned.device.kind
     memories = [
-        rank_memory(placement, planned.workload, activations, kind, rank)
+        rank_memory(planned.placement, planned.workload, activations, kind, rank)
         for rank in sorted({0, flops.busiest})
     ]
-    memory = max(memories, key=lambda each: each.peak)
+    return max(memories, key=lambda each: each.peak)
+
+
+def _memory(planned: ResolvedPlan, activations: Activations, flops: StepFlops) -> dict[str, Any]:
+    memory = peak_memory(planned, activations, flops)
     device = planned.device.memory
     return {
         "parts": {name: size for name, size in asdict(memory).items() if name not in DERIVED},

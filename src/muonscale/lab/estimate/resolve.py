@@ -136,10 +136,10 @@ def _topology(request: PlanRequest, config: Config, device: Device) -> Topology:
     """Return the topology of `--layout`, or of the configuration on `--devices`."""
     if request.layout is None:
         number = 1 if request.devices is None else request.devices
-        _check_world(number, f"--devices {number}")
+        check_world(number, f"--devices {number}")
         return arrange(config.parallel, number, -(-number // device.ranks_per_machine))
     topology = parse_layout(request.layout)
-    _check_world(topology.world, f"--layout {request.layout}")
+    check_world(topology.world, f"--layout {request.layout}")
     if request.devices not in (None, topology.world):
         raise ConfigError(
             f"--layout {request.layout} has {topology.world} devices, and --devices is "
@@ -148,6 +148,7 @@ def _topology(request: PlanRequest, config: Config, device: Device) -> Topology:
     return topology
 
 
-def _check_world(number: int, option: str) -> None:
+def check_world(number: int, option: str) -> None:
+    """Refuse a number of devices that is not from 1 to `LARGEST_WORLD`."""
     if not 1 <= number <= LARGEST_WORLD:
         raise ConfigError(f"{option}: {number} devices; accepted: 1 to {LARGEST_WORLD}")

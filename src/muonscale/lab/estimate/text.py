@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import yaml
+
 from muonscale.lab.console import (
     bytes_text,
     counted,
@@ -156,3 +158,42 @@ def _verdict(facts: dict[str, Any]) -> list[str]:
             "tokens (Essential AI, arXiv 2505.02222).",
         ]
     return lines
+
+
+def suggestion_text(facts: dict[str, Any], most: int = 6) -> str:
+    """Return the findings of `suggest` as a recipe, with the choices in its first comments.
+
+    Args:
+        facts: choices, layouts that were left out, and the sections of the recipe.
+        most: how many choices are listed.
+    """
+    head = ("layout", "micro-batch", "recompute", "peak", "step", "tokens/s", "run", "")
+    rows = [
+        (
+            row["layout"],
+            f"{row['micro_batch_tokens']:,}",
+            "yes" if row["activation_checkpointing"] else "no",
+            bytes_text(row["peak"]),
+            seconds_text(row["step"]),
+            f"{row['tokens_per_second']:,.0f}",
+            duration_text(3600 * row["hours"]),
+            row["reason"],
+        )
+        for row in facts["choices"][:most]
+    ]
+    devices, machines = facts["devices"], facts["machines"]
+    launch = f"torchrun --nproc-per-node {devices // machines} " * (devices > 1)
+    launch += f"--nnodes {machines} ... " * (machines > 1)
+    launch += "-m muonscale" if launch else "muonscale"
+    lines = [
+        f"Layouts of {devices:,} x {facts['device']} that fit into {facts['room']}:",
+        "",
+        *table_text(rows, head, indent=2).splitlines(),
+        "",
+        *(f"Left out: {row['layout']}: {row['reason']}" for row in facts["left_out"]),
+        f"Assumed is an MFU of {facts['mfu']:g}. What train.compile gains is not estimated; its "
+        "first step takes a minute.",
+        f"Train with: {launch} train FILE.yaml",
+    ]
+    comments = "\n".join(f"# {line}".rstrip() for line in lines)
+    return f"{comments}\n\n{yaml.safe_dump(facts['config'], sort_keys=False).rstrip()}"

@@ -42,7 +42,8 @@ def row_losses(
     losses = functional.cross_entropy(
         logits(inputs, positions).flatten(0, 1).float(), targets.flatten(), reduction="none"
     )
-    return losses.double().view(targets.shape).sum(1).cpu().numpy(), targets_of_rows(batch)
+    summed = losses.view(targets.shape).cpu().double().sum(1)  # mps has no float64
+    return summed.numpy(), targets_of_rows(batch)
 
 
 def mean_loss(total: float, tokens: float) -> float:

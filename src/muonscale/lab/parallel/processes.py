@@ -195,6 +195,8 @@ def init_processes(section: ParallelSection, device: torch.device) -> Generator[
     if world == 1:
         yield Processes(topology, device=device)
         return
+    if device.type == "mps":
+        raise ConfigError(f"run.device=mps is for one process, not {world}; use run.device=cpu")
     rank, local_rank = _from_environment("RANK"), _from_environment("LOCAL_RANK", 0)
     _from_environment("MASTER_PORT")
     if rank >= world:

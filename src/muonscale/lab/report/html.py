@@ -18,12 +18,16 @@ from plotly.offline import get_plotlyjs
 from muonscale.lab.console import is_number_column
 from muonscale.lab.report.axes import drawable
 from muonscale.lab.report.markdown import CODE
-from muonscale.lab.report.page import Block, Chart, ChartViews, Page, Table
+from muonscale.lab.report.page import Block, Chart, ChartViews, Page, Table, Verdict
 from muonscale.lab.report.palette import Style, dark_colors
 from muonscale.lab.report.plotly_charts import figure_json
 
 VERDICTS = {True: "holds", False: "fails", None: "open"}
 """The CSS class of a verdict."""
+
+ROW_CLASSES: dict[type, str] = {Chart: "pair", Verdict: "verdicts", Table: "side"}
+"""Blocks that are put beside each other if they follow one another, with the CSS class: charts and
+verdicts in two columns, tables as their widths allow."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +40,7 @@ class _PlacedSection:
     opens_part: bool
     heading: str
     rows: tuple[tuple[Block, ...], ...]
-    """Blocks that are beside each other where there is room: consecutive charts. Others are alone."""
+    """Blocks that are beside each other where there is room, see `ROW_CLASSES`; others are alone."""
 
 
 def page_html(
@@ -89,7 +93,7 @@ def page_html(
         page=page,
         sections=sections,
         draw=lambda block: getattr(macros, type(block).__name__)(block),
-        is_pair=lambda row: len(row) > 1,
+        row_class=lambda row: len(row) > 1 and ROW_CLASSES[type(row[0])],
         has_charts=bool(page.charts),
         css=_asset("page.css"),
         js=_asset("page.js"),
@@ -116,9 +120,9 @@ def _rich(text: str) -> Markup:
 
 def _rows(blocks: Sequence[Block]) -> tuple[tuple[Block, ...], ...]:
     rows: list[tuple[Block, ...]] = []
-    for are_charts, group in groupby(blocks, key=lambda block: isinstance(block, Chart)):
+    for kind, group in groupby(blocks, key=type):
         some = tuple(group)
-        rows += [some] if are_charts else [(block,) for block in some]
+        rows += [some] if kind in ROW_CLASSES else [(block,) for block in some]
     return tuple(rows)
 
 

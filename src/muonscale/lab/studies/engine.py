@@ -139,7 +139,7 @@ def _write_plan(study: Study, state: StudyState, counted: dict[str, RunCost]) ->
         cost.row(outcome.run) | {"folder": outcome.folder.path.name}
         for outcome in state.outcomes.values()
     ]
-    write_json(study.config.path / "plan.json", {"runs": rows})
+    write_json(study.config.path / "plan.json", {"runs": rows, "models": study.facts.known})
 
 
 def write_report(study: Study, state: StudyState, say: Say) -> dict[str, Any]:

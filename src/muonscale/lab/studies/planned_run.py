@@ -1,18 +1,22 @@
-"""Planned runs of a study: what identifies one, and how it is made from a recipe and overrides."""
+"""Planned runs of a study: what identifies one, how it is made from a recipe and overrides, and what
+its plan asks about models."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import cached_property
+from importlib.metadata import version
+from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from muonscale.errors import ConfigError, StudyError
+from muonscale.errors import ConfigError, MuonscaleError, StudyError
 from muonscale.lab.config.load import Config, read_recipe, resolve_values
+from muonscale.lab.files import read_object
 from muonscale.lab.studies.config import SET_BY_STUDY, StudyConfig
 
 Coordinate = str | float | int
@@ -102,6 +106,41 @@ class Planner:
         return self._made[key]
 
 
+class ModelFacts:
+    """What a plan asks about models, which takes torch and transformers, seconds, to find.
+
+    The engine keeps the answers in plan.json, so that `study status` needs neither.
+    """
+
+    def __init__(self, plan: Path) -> None:
+        """Read the answers that a plan.json has; there are none before a study begins."""
+        try:
+            self.known: dict[str, Any] = (read_object(plan, "") or {}).get("models", {})
+        except MuonscaleError:  # they are found again, and the file is written anew
+            self.known = {}
+
+    def find(self, question: str, config: Config, answer: Callable[[], Any]) -> Any:
+        """Return the answer to a question about the model of a run, a plain value for JSON.
+
+        Answers about models that a file decides, a `config.json` or a tokenizer, are not kept.
+        """
+        model, data = config.model, config.data
+        if model.preset is None or data.tokenizer is not None:
+            return answer()
+        facts = [
+            question,
+            model.model_dump(mode="json"),
+            data.vocab_size,
+            data.sequence_length,
+            version("muonscale"),
+            version("transformers"),
+        ]
+        key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
+        if key not in self.known:
+            self.known[key] = answer()
+        return self.known[key]
+
+
 ConfigT = TypeVar("ConfigT", bound=StudyConfig)
 
 
@@ -120,6 +159,11 @@ class PlannedStudy(Generic[ConfigT]):
     def planner(self) -> Planner:
         """The planner of the runs."""
         return Planner(self.config)
+
+    @cached_property
+    def facts(self) -> ModelFacts:
+        """What the plan asks about models."""
+        return ModelFacts(self.config.path / "plan.json")
 
 
 def index_runs(runs: Iterable[PlannedRun]) -> dict[str, PlannedRun]:

@@ -7,9 +7,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
-from muonscale.lab.report.page import Block, Chart, Command, LineT, PageSection, Series, Table, Text
+from muonscale.lab.report.page import (
+    Block,
+    Chart,
+    ChartViews,
+    Command,
+    LineT,
+    Page,
+    PageSection,
+    Series,
+    Table,
+    Text,
+    Tile,
+    Tiles,
+    Verdict,
+)
 from muonscale.lab.studies.study import Outcomes
 
 Found = Mapping[str, Any]
@@ -86,6 +101,41 @@ def seed_series(name: str, points: Iterable[Found], x: str, kind: LineT = "both"
 def keep_nonempty(*charts: Chart) -> list[Block]:
     """Return the charts that have something to show: a study that has just begun has few."""
     return [chart for chart in charts if chart.surface or any(s.x for s in chart.series)]
+
+
+MOST_VERDICTS = 3
+"""More verdicts than these begin a report by the first of them alone."""
+
+
+def begin_with_result(
+    page: Page, verdicts: Sequence[Verdict], tiles: Iterable[Tile], chart: str
+) -> Page:
+    """Return a report whose first section is its result: verdicts, tiles, and one chart.
+
+    Args:
+        page: the whole report.
+        verdicts: verdicts of the page, the most important first. They are moved.
+        tiles: numbers to be seen first.
+        chart: name of the chart, or of the first of a switch, that is moved, if the page has it.
+    """
+    headline = verdicts if len(verdicts) <= MOST_VERDICTS else verdicts[:1]
+
+    def is_moved(block: Block) -> bool:
+        name = block.charts[0].name if isinstance(block, ChartViews) else ""
+        name = block.name if isinstance(block, Chart) else name
+        return name == chart or any(block is verdict for verdict in headline)
+
+    figures = (b for b in page.blocks if not isinstance(b, Verdict) and is_moved(b))
+    numbers = tuple(tiles)
+    blocks = (*headline, *([Tiles(numbers)] if numbers else []), *figures)
+    if not blocks:
+        return page
+    rest = (
+        replace(section, blocks=tuple(b for b in section.blocks if not is_moved(b)))
+        for section in page.sections
+    )
+    first = PageSection(title="Result", blocks=blocks)
+    return replace(page, sections=(first, *(section for section in rest if section.blocks)))
 
 
 def closing_sections(found: Found, outcomes: Outcomes, command: str) -> list[PageSection]:

@@ -15,7 +15,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 from muonscale.lab.report.page import Page
 from muonscale.lab.run_folder import RunFolder
 from muonscale.lab.studies.config import StudyConfig
-from muonscale.lab.studies.planned_run import PlannedRun
+from muonscale.lab.studies.planned_run import ModelFacts, PlannedRun
 
 StateT = Literal["finished", "diverged", "failed", "running", "waiting"]
 
@@ -66,6 +66,11 @@ class Study(Protocol):
     @property
     def config(self) -> StudyConfig:
         """The configuration."""
+        ...
+
+    @property
+    def facts(self) -> ModelFacts:
+        """What the plan asks about models."""
         ...
 
     def plan(self, outcomes: Outcomes) -> list[PlannedRun]:

@@ -227,6 +227,8 @@ def memory_in_use(device: torch.device) -> str:
     """Return the largest memory of this process so far, on the device it trains on, as text."""
     if device.type == "cuda":
         return si_bytes(torch.cuda.max_memory_allocated(device))
+    if device.type == "mps":
+        return si_bytes(torch.mps.driver_allocated_memory())
     unit = 1 if sys.platform == "darwin" else 1024  # getrusage: bytes on macOS, else KiB
     return si_bytes(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)
 

@@ -24,6 +24,7 @@ from muonscale.lab.models.config import model_config
 from muonscale.lab.models.flops import flops_per_token, optimizer_flops
 from muonscale.lab.models.packed_rows import check_isolates_conversations
 from muonscale.lab.models.pretrained import load_weights, pretrained_config
+from muonscale.lab.models.structure import expert_modules
 from muonscale.lab.parallel.apply import parallelize
 from muonscale.lab.parallel.forward import Parallelized
 from muonscale.lab.parallel.processes import Processes
@@ -61,14 +62,15 @@ PACKAGES = ("muonscale", "torch", "transformers", "tokenizers", "numpy", "safete
 
 
 def resolve_device(name: str) -> torch.device:
-    """Return the device to train on; `auto` selects a GPU if there is one.
+    """Return the device to train on; `auto` selects a GPU of CUDA or ROCm if there is one.
 
     Raises:
         ConfigError: for a GPU on a machine without one.
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if name == "cuda" and not torch.cuda.is_available():
+    available = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available}
+    if name in available and not available[name]():
         raise ConfigError(f"run.device={name}: torch finds no GPU here; accepted: cpu, auto")
     return torch.device(name)
 
@@ -88,6 +90,28 @@ def resolve_precision(section: TrainSection, device: torch.device) -> torch.dtyp
     if section.precision == "auto":
         return torch.bfloat16 if has_bf16 else torch.float32
     return getattr(torch, section.precision)
+
+
+def check_mps(model: torch.nn.Module, optimizer: Muon, config: Config) -> None:
+    """Refuse what needs float64, which Apple's GPUs lack.
+
+    Raises:
+        ConfigError: naming the key or the kind of model.
+    """
+    groups = optimizer.param_groups
+    asked = {
+        "optimizer.ns_dtype=float64": any(g.get("ns_dtype") == "float64" for g in groups),
+        "optimizer.pre_norm": any(g.get("pre_norm") not in (None, "none") for g in groups),
+        "optimizer.qk_clip": config.optimizer.qk_clip is not None,
+        "telemetry.attention_every": config.telemetry.attention_every is not None,
+        "telemetry.noise_scale_every": config.telemetry.noise_scale_every is not None,
+        "a mixture of experts": bool(expert_modules(model)),
+    }
+    for what, wanted in asked.items():
+        if wanted:
+            raise ConfigError(
+                f"{what} needs float64, which run.device=mps lacks; use run.device=cpu"
+            )
 
 
 def build_optimizer(
@@ -277,6 +301,8 @@ def set_up(
         form = config.optimizer.state_format
         text = load_optimizer_state(state.model, state.optimizer, path, form)
         console.log(f"optimizer  {text}")
+    if processes.device.type == "mps":
+        check_mps(state.model, state.optimizer, config)
     state.attention = monitor_attention(state.model, config)
     state.average = build_average(state.model, config)
     batches = build_batches(config, corpora, processes)

@@ -203,4 +203,6 @@ def _synchronized_time(device: torch.device) -> float:
     """Wait for all work on the device and return the time."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
     return time.perf_counter()

@@ -7,12 +7,22 @@ from pathlib import Path
 
 import pytest
 
-from muonscale.lab.report.page import Chart, Page, Table, Text, Verdict
+from muonscale.lab.report.page import (
+    Chart,
+    ChartViews,
+    Page,
+    PageSection,
+    Table,
+    Text,
+    Tiles,
+    Verdict,
+)
 from muonscale.lab.report.write import write_page
 from muonscale.lab.run_folder import RunFolder
 from muonscale.lab.studies.engine import StudyState, analyze_study, build_report
 from muonscale.lab.studies.kinds import command_of, load_study
 from muonscale.lab.studies.planned_run import PlannedRun
+from muonscale.lab.studies.report_blocks import begin_with_result
 from muonscale.lab.studies.study import Outcome, Study
 from tests.lab.studies.conftest import end_all
 
@@ -61,7 +71,7 @@ def test_it_says_what_is_better_and_shows_why(page: Page, tmp_path: Path) -> Non
     (verdict,) = blocks(page, Verdict)
     assert verdict.passed is True
     assert verdict.text.startswith("muon is better than adamw: -1.0")
-    charts = {chart.name for chart in blocks(page, Chart)}
+    charts = {chart.name for chart in page.charts}
     assert charts == {
         "search-0-lr",
         *(f"loss-by-{m}-0" for m in ("tokens", "flops", "seconds")),
@@ -76,6 +86,38 @@ def test_it_says_what_is_better_and_shows_why(page: Page, tmp_path: Path) -> Non
     assert next(t for t in blocks(page, Table) if t.name == "to-muon-0").rows[0][2] == "> 400"
     path = write_page(page, tmp_path / "report")
     assert (path.parent / "report.md").exists()
+
+
+def test_the_result_comes_first(page: Page) -> None:
+    first = page.sections[0]
+    assert first.title == "Result"
+    verdict, tiles, views = first.blocks
+    assert isinstance(verdict, Verdict) and isinstance(tiles, Tiles)
+    assert isinstance(views, ChartViews)
+    assert [name for name, _ in views.views] == ["tokens", "FLOPs", "seconds"]
+    values = {tile.label: tile for tile in tiles.tiles}
+    assert values["lowest validation loss"].note == "muon"
+    assert float(values["difference"].value) == pytest.approx(-1, abs=0.01)
+    assert 50 < float(values["FLOPs to equal loss"].value.rstrip("%")) < 75
+    assert page.sections[-2].title == "What was compared"
+    assert len(page.verdicts) == 1  # moved, not repeated
+
+
+def test_of_many_verdicts_one_is_first() -> None:
+    verdicts = [Verdict(True, f"claim {n}") for n in range(4)]
+    chart = Chart(name="main", title="", x_label="", y_label="")
+    sections = (
+        PageSection(title="Method", blocks=(Text("how"),)),
+        PageSection(title="Claims", blocks=tuple(verdicts)),
+        PageSection(title="Chart", blocks=(chart,)),
+    )
+    whole = Page(title="", summary="", sections=sections)
+    page = begin_with_result(whole, verdicts, (), "main")
+    assert [s.title for s in page.sections] == ["Result", "Method", "Claims"]
+    assert page.sections[0].blocks == (verdicts[0], chart)
+    assert page.verdicts == tuple(verdicts)
+    assert begin_with_result(whole, verdicts[:3], (), "none").sections[0].blocks == (*verdicts[:3],)
+    assert begin_with_result(whole, (), (), "none") == whole
 
 
 def test_an_unfinished_study_has_a_page(compare: Make, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from muonscale.lab.fits.bootstrap import LEVEL
 from muonscale.lab.fits.findings import format_significant
 from muonscale.lab.fits.rising import SIGNIFICANT
-from muonscale.lab.report.page import Block, Page, PageSection, Table, Text, Verdict
+from muonscale.lab.report.page import Block, Page, PageSection, Table, Text, Tile, Verdict
 from muonscale.lab.studies.batch.charts import law_charts, predicted_chart, ratio_chart
 from muonscale.lab.studies.batch.config import BatchConfig
 from muonscale.lab.studies.batch.laws import TOLERANCE
@@ -15,6 +15,7 @@ from muonscale.lab.studies.batch.noise import noise_blocks
 from muonscale.lab.studies.frontier.report import report_frontier
 from muonscale.lab.studies.report_blocks import (
     Found,
+    begin_with_result,
     format_interval,
     format_or_dash,
 )
@@ -54,7 +55,7 @@ DEFINITIONS = (
 def report_batches(config: BatchConfig, found: Found) -> Page:
     """Return the report of the findings of `BatchStudy.analyze`."""
     targets = found["targets"]
-    sections = [_about(config, found), _report_claims(targets)]
+    sections = [_report_claims(targets)]
     if ratios := [*ratio_chart(targets, config.baseline), *_ratio_tables(config, targets)]:
         sections.append(PageSection(title="Ratio of tokens", blocks=tuple(ratios)))
     if targets:
@@ -72,13 +73,30 @@ def report_batches(config: BatchConfig, found: Found) -> Page:
     sections.append(report_frontier(found["frontier"]))
     settings = search_blocks_by_variant(config.search, found["searches"])
     sections.append(PageSection(title="How settings were found", blocks=tuple(settings)))
+    sections.append(_about(config, found))
     low, high = config.batches[0], config.batches[-1]
-    return Page(
+    page = Page(
         title=f"{', '.join(config.others)} and {config.baseline} by batch size",
         summary=f"Tokens and steps to a loss at batch sizes from {low:,} to {high:,} tokens, "
         f"at the best setting of each, {len(config.seeds)} seeds.",
         sections=tuple(sections),
     )
+    hardest = [block for block in sections[0].blocks if isinstance(block, Verdict)]
+    if targets:
+        hardest = hardest[-sum(len(ratio["claims"]) for ratio in targets[-1]["ratios"]) :]
+    return begin_with_result(page, hardest, _tiles(config, targets), "ratio")
+
+
+def _tiles(config: BatchConfig, targets: list[Found]) -> Iterator[Tile]:
+    """Yield the ratio of tokens at the largest batch that has one, to every loss."""
+    for target in targets:
+        for ratio in target["ratios"]:
+            rows = [r for r in ratio["rows"] if r["ratio"] is not None and not r["censored"]]
+            if rows:
+                ends = "" if rows[-1]["low"] is None else f", {format_interval(rows[-1], '.2f')}"
+                note = f"tokens to {target['target']:g} at a batch of {rows[-1]['batch']:,}{ends}"
+                label = f"{config.baseline} / {ratio['other']}"
+                yield Tile(label=label, value=f"{rows[-1]['ratio']:.2f}", note=note)
 
 
 def _about(config: BatchConfig, found: Found) -> PageSection:

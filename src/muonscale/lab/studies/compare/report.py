@@ -7,16 +7,19 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
+from muonscale.lab.console import si_text
 from muonscale.lab.fits.bootstrap import LEVEL
 from muonscale.lab.report.page import (
     Block,
     Chart,
+    ChartViews,
     Mark,
     Page,
     PageSection,
     Series,
     Table,
     Text,
+    Tile,
     Verdict,
 )
 from muonscale.lab.studies.analysis.curves import MEASURES, average_curves, read_curve
@@ -25,6 +28,7 @@ from muonscale.lab.studies.compare.config import LENGTH, CompareConfig
 from muonscale.lab.studies.report_blocks import (
     LOSS,
     Found,
+    begin_with_result,
     format_interval,
     format_or_dash,
     interval_series,
@@ -46,6 +50,8 @@ UNITS = {
     "seconds": "seconds of training steps",
 }
 
+LENGTHS_CHART = "flops-to-equal-loss"
+
 CENSORED = {
     "<": "below its shortest run",
     ">": "beyond its longest run",
@@ -63,16 +69,18 @@ def report_comparison(
         found: its findings.
         compared: the compared runs that finished, by variant, at every place of the findings.
     """
-    sections = [_about(config)]
+    sections, headline = [], []
     if found["stopped"]:
         stop = Verdict(False, f"The study stopped: {found['stopped']}")
         sections.append(PageSection(title="Stopped", blocks=(stop,)))
     if found["lengths"]:
         sections.append(_lengths(found["lengths"]))
     for number, (place, runs) in enumerate(zip(found["places"], compared, strict=True)):
-        name = ", ".join(f"{key} {value}" for key, value in place["place"].items())
+        name = _place_text(place["place"])
+        verdicts = list(_verdicts(place, config.baselines))
+        headline = [block for block in verdicts if isinstance(block, Verdict)] or headline
         blocks = (
-            *_verdicts(place, config.baselines),
+            *verdicts,
             _loss_table(place, number),
             _comparison_table(place, number),
             *_reach_tables(config, place, number),
@@ -83,14 +91,56 @@ def report_comparison(
                 else ()
             ),
         )
-        sections.append(PageSection(title=name or "Result", blocks=blocks))
+        sections.append(PageSection(title=name or "The comparison", blocks=blocks))
     names = list(config.variants)
     searched = " and ".join(item.key for item in config.search.keys.values())
-    return Page(
+    page = Page(
         title=" against ".join(names) if len(names) <= 3 else f"{len(names)} optimizers compared",
         summary=f"{', '.join(names)}: {searched} searched for each with equal numbers of settings, "
         f"then {len(config.seeds)} seeds each, equal tokens.",
-        sections=tuple(sections),
+        sections=(*sections, _about(config)),
+    )
+    last = f"loss-by-tokens-{len(found['places']) - 1}"
+    chart = LENGTHS_CHART if any(c.name == LENGTHS_CHART for c in page.charts) else last
+    return begin_with_result(page, headline, _tiles(found, config.baselines[0]), chart)
+
+
+def _tiles(found: Found, baseline: str) -> Iterator[Tile]:
+    """Yield the lowest loss of the last place with a result, and what it saves."""
+    places = [p for p in found["places"] if any(v["loss"] is not None for v in p["variants"])]
+    if not places:
+        return
+    known = [v for v in places[-1]["variants"] if v["loss"] is not None]
+    best = min(known, key=lambda v: v["loss"])
+    where = _place_text(places[-1]["place"])
+    note = ", ".join(filter(None, (best["name"], where)))
+    yield Tile(label="lowest validation loss", value=f"{best['loss']:.3f}", note=note)
+    for c in places[-1]["comparisons"]:
+        if (c["better"], c["worse"]) == (best["name"], baseline):
+            ends = "" if c["low"] is None else f", {LEVEL:.0%} {format_interval(c, '+.3f')}"
+            note = f"nats, {c['better']} against {c['worse']}{ends}"
+            yield Tile(label="difference", value=f"{c['difference']:+.3f}", note=note)
+    rows = [
+        row
+        for row in found["lengths"]
+        if row["measure"] == "flops"
+        and not row["censored"]
+        and (row["variant"], row["baseline"]) == (best["name"], baseline)
+    ]
+    reached = best["reach"].get(baseline, {}).get("flops")
+    row = rows[-1] if rows else reached
+    if row is not None and row["ratio"] is not None and best["name"] != baseline:
+        at = _place_text(rows[-1]["place"]) if rows else where
+        ends = "" if row["low"] is None else f", {LEVEL:.0%} {format_interval(row, '.0%')}"
+        note = ", ".join(filter(None, (f"of {baseline}'s{ends}", at)))
+        yield Tile(label="FLOPs to equal loss", value=f"{row['ratio']:.0%}", note=note)
+
+
+def _place_text(place: Mapping[str, object]) -> str:
+    """Return the values of the axes as people read them."""
+    return ", ".join(
+        f"{value:g} {key.replace('_', ' ')}" if key == LENGTH else f"{key} {value}"
+        for key, value in place.items()
     )
 
 
@@ -131,10 +181,7 @@ def _lengths(rows: Sequence[Found]) -> PageSection:
     """Return tokens and FLOPs to equal loss by runs that end there."""
     cells, series = [], []
     for row in rows:
-        place = ", ".join(
-            f"{key} {value:g}" if key == LENGTH else f"{key} {value}"
-            for key, value in row["place"].items()
-        )
+        place = _place_text(row["place"])
         value = CENSORED.get(row["censored"])
         cells.append(
             (
@@ -151,7 +198,7 @@ def _lengths(rows: Sequence[Found]) -> PageSection:
             series.append(row)
     names = dict.fromkeys(f"{row['variant']} / {row['baseline']}" for row in series)
     chart = Chart(
-        name="flops-to-equal-loss",
+        name=LENGTHS_CHART,
         title="FLOPs to equal loss, by whole runs",
         x_label=f"{LENGTH.replace('_', ' ')} of the baseline",
         y_label="FLOPs over the baseline's",
@@ -212,6 +259,8 @@ def _verdicts(place: Found, baselines: list[str]) -> Iterator[Block]:
                 claim = f"{c['better']} and {c['worse']} cannot be judged, one is not tuned"
             else:
                 claim = f"{c['better']} and {c['worse']} are not significantly different"
+            where = _place_text(place["place"])
+            claim = f"{claim} at {where}" if where else claim
             yield Verdict(different or None, f"{claim}: {numbers}")
 
 
@@ -291,6 +340,7 @@ def _spent(r: Found | None) -> str:
         return "-"
     amount = r["amount"]
     text = f"{amount:,.0f}" if 1e4 <= amount < 1e9 else f"{amount:.4g}"
+    text = si_text(amount) if amount >= 1e9 else text
     ratio = ""
     if r["ratio"] is not None:
         ends = "" if r["low"] is None else f", {format_interval(r, '.2f')}"
@@ -315,7 +365,7 @@ def _curve_charts(
     charts = [
         Chart(
             name=f"loss-by-{measure}-{number}",
-            title=f"Loss against {name}",
+            title=f"Validation loss against {name}",
             x_label=UNITS[measure],
             y_label=LOSS,
             log_x=True,
@@ -329,4 +379,8 @@ def _curve_charts(
         )
         for measure, name in names.items()
     ]
-    return keep_nonempty(*charts)
+    whole = [c for c in charts if len(c.series) == len(curves)]
+    if not curves or len(whole) < 2:
+        return keep_nonempty(*charts)
+    views = tuple((names[c.name.split("-")[2]], c) for c in whole)
+    return [ChartViews(views=views), *keep_nonempty(*(c for c in charts if c not in whole))]

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from functools import cached_property, partial
 from typing import Any
 
+from muonscale.lab.config.load import Config
 from muonscale.lab.report.page import Page
 from muonscale.lab.studies.compare.config import LENGTH, CompareConfig
 from muonscale.lab.studies.planned_run import Coordinate, PlannedRun, PlannedStudy
@@ -56,8 +57,6 @@ class CompareStudy(PlannedStudy[CompareConfig]):
 
     @cached_property
     def _places(self) -> list[Place]:
-        from muonscale.lab.estimate.run_cost import run_cost
-
         axes, found = self.config.axes, []
         for values in itertools.product(*axes.values()):
             place: dict[str, Coordinate] = dict(zip(axes, values, strict=True))
@@ -67,7 +66,8 @@ class CompareStudy(PlannedStudy[CompareConfig]):
             if not self.config.tokens_per_parameter:
                 found.append(Place(place, keys))
                 continue
-            parameters = run_cost(self.planner.run({}, keys, seed=0).config).parameters
+            config = self.planner.run({}, keys, seed=0).config
+            parameters = self.facts.find("parameters", config, partial(_parameters, config))
             for ratio in self.config.tokens_per_parameter:
                 length = {"train.tokens": math.ceil(ratio * parameters)}
                 found.append(Place({**place, LENGTH: ratio}, {**keys, **length}))
@@ -151,3 +151,9 @@ class CompareStudy(PlannedStudy[CompareConfig]):
             for place, searches in self._searched(outcomes)
         ]
         return report_comparison(self.config, found, compared)
+
+
+def _parameters(config: Config) -> int:
+    from muonscale.lab.estimate.run_cost import run_cost
+
+    return run_cost(config).parameters

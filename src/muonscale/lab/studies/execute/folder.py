@@ -1,7 +1,7 @@
 """The folder of a study, which `run`, `status` and the report share.
 
 study.json      the resolved configuration of the study
-plan.json       the runs known so far: id, coordinates, folder, tokens, FLOPs
+plan.json       the runs known so far: id, coordinates, folder, tokens, FLOPs; facts about models
 configs/        NAME.json: the resolved configuration of every run
 runs/           NAME/: the run folders; NAME ends with the run's id
 logs/           NAME.log: output of a run; NAME.failed.json: why it ended without a result

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
+from muonscale.lab.console import si_text
 from muonscale.lab.fits.findings import Findings, format_ends, format_significant
 from muonscale.lab.fits.page import fit_sections
 from muonscale.lab.report.page import (
@@ -17,10 +18,12 @@ from muonscale.lab.report.page import (
     Series,
     Table,
     Text,
+    Tile,
     Verdict,
 )
 from muonscale.lab.studies.report_blocks import (
     Found,
+    begin_with_result,
     format_interval,
     interval_series,
     keep_nonempty,
@@ -59,12 +62,13 @@ def report_ladder(
 ) -> Page:
     """Return the report of the findings of `ScalingStudy.analyze`; charts refit the laws."""
     laws = fit_laws(config, measured, seed_effects(measured))
-    return Page(
+    verdicts = tuple(_verdicts(found))
+    page = Page(
         title=f"Scaling over {len(names)} sizes",
         summary=f"Validation loss of {' and '.join(config.variants)} over a ladder of models: "
         f"{', '.join(names)} (width x layers).",
         sections=(
-            PageSection(title="Verdicts", blocks=tuple(_verdicts(found))),
+            PageSection(title="Verdicts", blocks=verdicts),
             *_report_ratios(found),
             _report_rungs(found),
             *_report_searches(config, found),
@@ -72,6 +76,32 @@ def report_ladder(
             *_report_laws("By parameters and tokens", "chinchilla", laws.chinchilla, NUMBERED),
         ),
     )
+    claims = [block for block in verdicts if isinstance(block, Verdict)]
+    return begin_with_result(page, claims, _tiles(found), "flops-ratio")
+
+
+def _tiles(found: Found) -> Iterator[Tile]:
+    """Yield the ratio at the most FLOPs that were measured, the lowest loss, and the sizes."""
+    baseline = found["baseline"]
+    for ratio in found["ratios"]:
+        rows = [row for row in ratio["rows"] if not row["extrapolated"]]
+        if rows and not ratio["not_tuned"]:
+            ends = format_interval(rows[-1], ".2f", "no interval")
+            note = f"{ends}, at {si_text(rows[-1]['flops'])} of {baseline}"
+            label = f"FLOPs, {ratio['variant']} / {baseline}"
+            yield Tile(label=label, value=f"{rows[-1]['ratio']:.2f}", note=note)
+    means = [
+        (sum(losses) / len(losses), row)
+        for row in found["rungs"]
+        if (losses := [loss for loss in row["losses"].values() if loss is not None])
+    ]
+    if means:
+        loss, row = min(means, key=lambda item: item[0])
+        note = f"{row['variant']}, {row['rung']}"
+        yield Tile(label="lowest validation loss", value=f"{loss:.3f}", note=note)
+        sizes = sorted({row["parameters"] for _, row in means})
+        note = f"{si_text(sizes[0])} to {si_text(sizes[-1])} parameters"
+        yield Tile(label="sizes", value=str(len(sizes)), note=note)
 
 
 def _verdicts(found: Found) -> Iterator[Block]:
@@ -103,9 +133,9 @@ def _claims(ratio: Found, baseline: str) -> Iterator[Verdict]:
         why = ratio["why"] or (unmeasured if ratio["rows"] else "no runs")
         yield Verdict(None, f"{name} against {baseline}: {why}")
         return
-    ends = f"{rows[0]['ratio']:.3f} at {rows[0]['flops']:.2g} FLOPs of {baseline}"
+    ends = f"{rows[0]['ratio']:.3f} at {si_text(rows[0]['flops'])} FLOPs of {baseline}"
     if len(rows) > 1:
-        ends += f", {rows[-1]['ratio']:.3f} at {rows[-1]['flops']:.2g}"
+        ends += f", {rows[-1]['ratio']:.3f} at {si_text(rows[-1]['flops'])}"
     below, above = all(r["high"] < 1 for r in rows), all(r["low"] > 1 for r in rows)
     claim = f"{name} takes fewer FLOPs than {baseline} to equal loss wherever both were measured"
     yield Verdict(True if below else False if above else None, f"{claim}: {ends}")
@@ -136,7 +166,7 @@ def _report_ratios(found: Found) -> list[PageSection]:
         for r in ratio["rows"]:
             remark = "extrapolated" if r["extrapolated"] else ""
             ends = format_interval(r, ".3f", "")
-            rows.append((name, format_significant(r["flops"]), f"{r['ratio']:.3f}", ends, remark))
+            rows.append((name, si_text(r["flops"]), f"{r['ratio']:.3f}", ends, remark))
     # The FLOPs at which Moonlight's laws have the ratio that its text gives.
     beyond = np.geomspace(PAPER_RUNS[0], 100 * PAPER_RUNS[1], 2001).tolist()
     point = min(beyond, key=lambda c: abs(paper_ratio(c) - PAPER_RATIO))
@@ -206,7 +236,7 @@ def _report_rungs(found: Found) -> PageSection:
                 f"{row['without_embeddings']:,}",
                 f"{row['tokens']:,}",
                 f"{row['steps']:,}",
-                f"{row['flops']:.3g}",
+                si_text(row["flops"]),
                 f"{row['newton_schulz']:.1%}",
                 format_setting(row["values"]),
                 ", ".join(row["edges"]),

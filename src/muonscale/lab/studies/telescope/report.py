@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from muonscale.lab.console import si_text
+from muonscale.lab.console import counted, si_text
 from muonscale.lab.fits.bootstrap import LEVEL
-from muonscale.lab.report.page import Block, Page, PageSection, Table, Text, Verdict
+from muonscale.lab.report.page import Block, Page, PageSection, Table, Text, Tile, Verdict
 from muonscale.lab.studies.cost import Account, AccountLine, format_hours
 from muonscale.lab.studies.report_blocks import (
     Found,
+    begin_with_result,
     format_interval,
     format_or_dash,
     format_with_interval,
@@ -22,12 +23,13 @@ from muonscale.lab.studies.telescope.full_sweep import LARGEST_SHARE
 def report_telescope(config: TelescopeConfig, found: Found) -> Page:
     """Return the report of the findings of `TelescopeStudy.analyze`."""
     names = " and ".join(config.hyperparameters)
-    return Page(
+    result = tuple(_result(found))
+    page = Page(
         title=f"Telescoping {names} to width {config.target_width}",
         summary=f"Grids of {names} from width {config.base_width} to {config.calibration_width}, "
         f"for a model of width {config.target_width}.",
         sections=(
-            PageSection(title="Result", blocks=tuple(_result(found))),
+            PageSection(title="The choice", blocks=result),
             _about(config),
             _report_levels(config, found),
             _report_drift(config, found),
@@ -36,6 +38,21 @@ def report_telescope(config: TelescopeConfig, found: Found) -> Page:
             _report_cost(found),
         ),
     )
+    verdicts = [block for block in result if isinstance(block, Verdict)]
+    return begin_with_result(page, verdicts, _tiles(found), "loss-by-width")
+
+
+def _tiles(found: Found) -> Iterator[Tile]:
+    for name, value in (found["chosen"] or {}).items():
+        yield Tile(label=f"chosen {name}", value=f"{value:g}", note="as a value of the base width")
+    losses = [loss for loss in found["target"]["losses"].values() if loss is not None]
+    if losses:
+        loss, note = sum(losses) / len(losses), f"of the target, {counted(len(losses), 'seed')}"
+        yield Tile(label="validation loss", value=f"{loss:.3f}", note=note)
+    if (sweep := found["full_sweep"]) is not None:
+        share = sweep["flops"][0] / sweep["flops"][1]
+        note = f"of a full sweep's, {sweep['difference']:+.4f} nats from its lowest"
+        yield Tile(label="FLOPs", value=f"{share:.0%}", note=note)
 
 
 def _result(found: Found) -> Iterator[Block]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from muonscale.lab.report.page import Chart, Page, PageSection, Table, Text, Verdict
+from muonscale.lab.report.page import Chart, Page, PageSection, Table, Text, Tile, Verdict
 from muonscale.lab.studies.report_blocks import (
     LOSS,
     Found,
+    begin_with_result,
     format_interval,
     format_or_dash,
     interval_series,
@@ -21,26 +22,31 @@ NAMES = {"lr": "learning rate", "wd": "weight decay"}
 def report_transfer(config: TransferConfig, found: Found) -> Page:
     """Return the report of the findings of `TransferStudy.analyze`."""
     curves, name = found["curves"], NAMES[config.name]
-    verdicts = []
+    verdicts, tiles = [], []
     for c in curves:
         says = {True: "transfers", False: "does not transfer", None: "undecided"}[c["transfers"]]
+        if known := [w for w in c["widths"] if w["optimum"] is not None]:
+            ends = (f"{w['optimum']:.3g} at width {w['width']}" for w in (known[0], known[-1]))
+            tiles.append(Tile(label=_title(c), value=says, note=f"optimum {', '.join(ends)}"))
         verdicts.append(Verdict(c["transfers"], f"{_title(c)}: {says}; {c['why']}"))
     rule = Text(
         f"The {name} transfers if its optimum at every width is less than one step of the grid "
         "from that at the first width, and is never the lowest or highest value that was tried. At "
         "the first width nothing is multiplied, and all conventions share its runs."
     )
-    return Page(
+    charts = tuple(keep_nonempty(*(_curve_chart(name, curve) for curve in curves)))
+    page = Page(
         title=f"Transfer of the {name} over widths {config.widths[0]} to {config.widths[-1]}",
         summary=f"The best {name} at widths {', '.join(map(str, config.widths))}, by optimizer and "
         "convention.",
         sections=(
             PageSection(title="Verdicts", blocks=(*verdicts, rule)),
             _report_optima(name, curves),
-            *(_report_curve(name, curve) for curve in curves),
+            *([PageSection(title=f"Loss by {name}", blocks=charts)] if charts else ()),
             *_report_search(config, found),
         ),
     )
+    return begin_with_result(page, verdicts, tiles, "optimum")
 
 
 def _report_search(config: TransferConfig, found: Found) -> list[PageSection]:
@@ -111,11 +117,11 @@ def _report_optima(name: str, curves: list[Found]) -> PageSection:
     return PageSection(title="Optimum by width", blocks=(*charts, table))
 
 
-def _report_curve(name: str, curve: Found) -> PageSection:
+def _curve_chart(name: str, curve: Found) -> Chart:
     series = [seed_series(f"width {w['width']}", w["points"], "value") for w in curve["widths"]]
     minima = [w for w in curve["widths"] if w["best"] is not None]
     series.append(interval_series("lowest", minima, "best", "loss", ends=None, kind="dashed"))
-    chart = Chart(
+    return Chart(
         name=f"curves-{curve['variant']}-{curve['convention']}",
         title=_title(curve),
         x_label=name,
@@ -125,4 +131,3 @@ def _report_curve(name: str, curve: Found) -> PageSection:
         caption="Mean over seeds; bars reach from the lowest to the highest. The dashed line joins "
         "the minima.",
     )
-    return PageSection(title=_title(curve), blocks=tuple(keep_nonempty(chart)))
