@@ -2,7 +2,8 @@
 
 A *rule* (`base.Rule`) has options, state, an elementwise *direction* and, on matrices, an *update*
 of whole matrices. `RULES` is the registry. The *stages* of the Muon rule are rows of tables:
-`pre_norm`, `post_norm`, `scale`, `decay`, `constraint`. *Master weights* keep the small steps of parameters in 16 bits.
+`pre_norm`, `post_norm`, `scale`, `decay`, `constraint`; `row_magnitude` is the constraint that works
+on rows. *Master weights* keep the small steps of parameters in 16 bits.
 *nonfinite* decides whether a step is written at all. `reference` has all rules again in float64,
 for tests.
 
