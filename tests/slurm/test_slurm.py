@@ -25,6 +25,7 @@ def recipe(corpus_file: Path, tmp_path: Path) -> dict[str, Any]:
         "base": "demo",
         "set": {
             "model.preset": "llama-pico",
+            "optimizer.lr": 0.005,
             "data.path": str(corpus_file),
             "data.cache": str(tmp_path / "cache"),
             "data.vocab_size": 300,
@@ -38,7 +39,6 @@ def recipe(corpus_file: Path, tmp_path: Path) -> dict[str, Any]:
         },
         "variants": {"adamw": {}, "muon": {}},
         "baselines": ["adamw"],
-        "lr": [0.005],
         "seeds": [0, 1],
     }
 

@@ -134,6 +134,19 @@ def test_two_ranks_exchange_half_of_every_matrix_each_way(option: str, times: in
     assert {m.kind for found in own for m in found} == {"all_to_all"}
 
 
+@pytest.mark.parametrize(("layout", "divided"), [("fsdp=2", ()), ("tp=2", ("o_proj", "down_proj"))])
+def test_four_sums_are_added_for_each_row_that_is_divided(layout: str, divided: tuple) -> None:
+    seen = planned(layout, "optimizer.constraint=row_magnitude")
+    own = optimizer_messages(seen.placement, count_exchanges(seen.placement), 0)
+    rows = sum(
+        parameter.shape[0]
+        for name, parameter in seen.model.named_parameters()
+        if any(part in name for part in divided)
+    )
+    # float32; an all-reduce over two ranks sends as many bytes as it sums
+    assert bytes_by_kind(own).get("all_reduce", 0) == 4 * 4 * rows
+
+
 @pytest.mark.parametrize("layout", ["tp=2", "fsdp=2", "fsdp=2,tp=2"])
 def test_steps_on_blocks_send_nothing_and_cost_what_the_blocks_do(layout: str) -> None:
     whole, seen = planned(layout), planned(layout, "optimizer.block_period=4")
