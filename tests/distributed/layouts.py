@@ -115,6 +115,8 @@ RULES: dict[str, dict[str, Any]] = {
     "aurora": {"pre_norm": "aurora"},
     "weight_norm": {"constraint": "weight_norm"},
     "radial_brake": {"constraint": "radial_brake", "cautious_decay": True},
+    "dion2": {"row_fraction": 0.3, "nesterov": False},
+    "muown": {"constraint": "row_magnitude"},
 }
 
 

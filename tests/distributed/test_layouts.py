@@ -51,6 +51,14 @@ FAST = {
         (4, "fsdp_tensor"),
         (4, "experts_fsdp"),
     },
+    "dion2": {(2, "tensor"), (3, "fsdp"), (4, "fsdp_tensor")},
+    "muown": {
+        (1, "fsdp"),
+        *((2, row.name) for row in rows(2)),
+        (4, "hsdp"),
+        (4, "fsdp_tensor"),
+        (4, "experts_fsdp"),
+    },
     "radial_brake": {(2, "tensor"), (3, "fsdp"), (4, "hsdp")},
     "aurora": {(2, "tensor"), (3, "fsdp"), (4, "experts_fsdp")},
     "adamuon": {

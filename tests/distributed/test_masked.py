@@ -72,9 +72,13 @@ def expected(options: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Tens
     return {name: parameter.detach() for name, parameter in parameters.items()}, state
 
 
-@pytest.mark.parametrize("row", ["fsdp", "replicated"])
-def test_a_step_that_is_left_out_leaves_all_state_as_it_was(world, row: str) -> None:
-    options = {"post_norm": "normuon", "second_moment": "update", "constraint": "weight_norm"}
+@pytest.mark.parametrize(
+    ("row", "constraint"),
+    [("fsdp", "weight_norm"), ("replicated", "weight_norm"), ("columns", "row_magnitude")],
+)
+def test_a_step_that_is_left_out_leaves_all_state_as_it_was(world, row, constraint) -> None:
+    options = {"post_norm": "normuon", "second_moment": "update", "constraint": constraint}
+    options["row_fraction"] = 0.5
     parameters, state = expected(options)
     for found, held in world(2).run(train, row, options):
         for name, tensor in parameters.items():

@@ -50,7 +50,7 @@ def train(steps: int, options: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-FAST = {(1, "muon"), (2, "muon_plus"), (3, "normuon"), (4, "muon")}
+FAST = {(1, "muon"), (2, "muon_plus"), (3, "normuon"), (3, "muown"), (2, "dion2"), (4, "muon")}
 """Every number of processes and every rule; the slow tests have all of both."""
 
 

@@ -17,7 +17,14 @@ from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 from muonscale.errors import CheckpointError
 from tests.distributed.layouts import gathered, make, mesh_of, placed, reference, rows, whole
 
-OPTIONS = {"post_norm": "normuon", "second_moment": "update", "momentum": 0.9}
+OPTIONS = {
+    "post_norm": "normuon",
+    "second_moment": "update",
+    "constraint": "row_magnitude",
+    "row_fraction": 0.5,
+    "momentum": 0.9,
+}
+"""Every kind of state."""
 
 
 def build(row_name: str) -> tuple[dict[str, Any], Any, Any]:

@@ -8,8 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from muonscale.optim import step
+from muonscale.optim.distributed.assignment import row_traffic, traffic
+from muonscale.optim.distributed.consensus import total
+from muonscale.optim.matrices.local import LocalMatrices
 from muonscale.optim.rules import MUON
-from tests.distributed.layouts import gathered, make, mesh_of, placed, rows, whole
+from tests.distributed.layouts import SHAPES, gathered, make, mesh_of, placed, rows, whole
 
 LR = 0.1
 STEPS = 3
@@ -84,6 +88,47 @@ def test_only_state_of_matrices_is_sent_with_them(world, options, times: float) 
     both = [world(2).run(train, "fsdp", torch.float32, one) for one in ({}, options)]
     sums = [sum(result["bytes"] for result in results) for results in both]
     assert sums[1] == times * sums[0] > 0
+
+
+def counted(row_name: str, options: dict[str, Any]) -> tuple[int, int, int]:
+    """Return the bytes that this rank has sent in a step, what `plan` counts, and sums of rows."""
+    row = next(row for row in rows(torch.distributed.get_world_size()) if row.name == row_name)
+    place = placed(row, mesh_of(row))
+    parameters, optimizer = make(place, **options)
+    for name, parameter in parameters.items():
+        parameter.grad = place(name, whole(name, 1))
+    summed: list[int] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(step, "total", lambda x, group: summed.append(x.numel()) or total(x, group))
+        optimizer.step()
+    (domain,) = optimizer._context.rank_groups(optimizer.param_groups, MUON)
+    (update,) = {member.update for member in domain.members}
+    each = dict.fromkeys(domain.names, len(update.row_states))
+    here = domain.assignment.ranks.index(torch.distributed.get_rank())
+    sides = traffic(domain.assignment), row_traffic(domain.assignment, each)
+    values = sum(side.sent_in[here] + side.sent_out[here] for side in sides)
+    return domain.log.bytes_sent, 4 * values, sum(summed)
+
+
+@pytest.mark.parametrize("row", ["fsdp", "columns", "tensor"])
+def test_state_of_rows_is_counted_as_it_is_sent(world, row: str) -> None:
+    for sent, stated, _ in world(2).run(
+        counted, row, {"row_fraction": 0.5, "post_norm": "normuon"}
+    ):
+        assert sent == stated > 0
+
+
+def test_sums_of_rows_are_sent_only_where_rows_are_divided(world) -> None:
+    rows_of = {name: LocalMatrices(*SHAPES[name]).rows for name in SHAPES}
+    tall = {name: count for name, count in rows_of.items() if SHAPES[name][1].transposed}
+    for row, expected in (
+        ("fsdp", sum(tall.values())),
+        ("columns", sum(rows_of.values()) - sum(tall.values())),
+    ):
+        for sent, stated, summed in world(2).run(counted, row, {"constraint": "row_magnitude"}):
+            assert sent == stated
+            # two sums before the momentum, two after the update, and one of squares for `stats`
+            assert summed == 4 * expected + 1
 
 
 @pytest.mark.parametrize(

@@ -142,6 +142,11 @@ ROWS: dict[str, Row] = {
     "momentum": Row(C, ("1.5", "0 <= x < 1"), lambda _: muon(momentum=1.5)),
     "betas": Row(C, ("is 1", "0 <= x < 1"), lambda _: muon(betas=(0.9, 1))),
     "constraint": Row(C, ("'norm'", "weight_norm"), lambda _: muon(constraint="norm")),
+    "row_fraction": Row(C, ("is 0", "0 < x <= 1"), lambda _: muon(row_fraction=0)),
+    "block_period": Row(C, ("is 0",), lambda _: muon(block_period=0)),
+    "blocks": Row(
+        C, ("is 2", "row_second_moment"), lambda _: muon(block_period=2, post_norm="normuon")
+    ),
     "outward_scale": Row(C, ("is 1",), lambda _: muon(outward_scale=1)),
     "zero weight": Row(
         GroupingError,

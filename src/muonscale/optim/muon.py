@@ -69,8 +69,8 @@ class Muon(torch.optim.Optimizer):
     AdamW rule: as torch.optim.AdamW. State is float32 (float64 for float64 parameters) whatever
     the dtype of the parameters. A parameter whose gradient is None is skipped, decay included; a
     gradient of zeros is a gradient. Parameters may be sharded in any way (DTensor): a step
-    gives the same result as on one process. A parameter that is replaced in its group, moved or cast keeps
-    its state, by name.
+    gives the same result as on one process (except with `block_period`). A parameter that is
+    replaced in its group, moved or cast keeps its state, by name.
 
     Args:
         params: a model, whose groups `parameter_groups` makes; or groups from `parameter_groups`; or

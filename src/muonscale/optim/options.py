@@ -22,7 +22,7 @@ CommDTypeT = Literal["float32", "bfloat16"]
 FormT = Literal["auto", "direct", "gram"]
 SecondMomentT = Literal["gradient", "update"]
 PreNormT = Literal["row", "col", "row_col", "aurora", "sign"]
-ConstraintT = Literal["weight_norm", "radial_brake"]
+ConstraintT = Literal["weight_norm", "radial_brake", "row_magnitude"]
 PostNormT = Literal["row", "col", "row_col", "col_row", "normuon", "frobenius"]
 HeadsT = Literal["whole", "auto"]
 ConvolutionsT = Literal["adamw", "muon"]
@@ -115,6 +115,15 @@ class MuonOptions(RuleOptions):
     """Epsilon inside the root of a sum of squares; `normuon` adds it to the root."""
     normuon_beta2: float = _option(0.95, "fraction")
     """Decay rate of the running mean square of `normuon`."""
+    row_fraction: float = _option(1.0, "part")
+    """The part of the rows of every matrix that a step orthogonalizes and updates: those with the
+    largest sums of magnitudes in the direction. The momentum of the other rows does not decay
+    (Dion2, arXiv 2512.16928). It keeps one value per row."""
+    block_period: int = _option(1, "at least 1")
+    """Orthogonalize whole matrices in every step of this number only, the first included. In the
+    other steps every rank orthogonalizes what it holds of a sharded matrix, as a matrix of its own,
+    and sends nothing (MuonBP, arXiv 2510.16981). The numbers then depend on the layout. 1 for whole
+    matrices in every step."""
     scale: Any = "rms"
     """Shape factor: rms, rms_exact, spectral, keller, none, another project's name for one, a
     number for all shapes, or in Python a function of (out, in). `rms` allows for what post_norm
@@ -126,7 +135,9 @@ class MuonOptions(RuleOptions):
     """What holds for the weight after the update. `weight_norm` keeps the Frobenius norm of every
     matrix (MuonH; Hyperball, arXiv 2606.16899): the update has the length lr times that norm, so lr
     is about an angle, `scale` and `rms` have no effect, and there is no weight decay.
-    `radial_brake` lets the norm grow by only a part of what the update adds."""
+    `radial_brake` lets the norm grow by only a part of what the update adds. `row_magnitude` trains
+    every row as a direction, by Muon, and a magnitude, by Adam with the same lr, `betas` and `eps`
+    (Muown, arXiv 2605.10797)."""
     outward_scale: float = _option(0.5, "fraction")
     """The part of a growing norm that `radial_brake` lets through."""
     comm_dtype: CommDTypeT = "float32"
@@ -322,6 +333,11 @@ def _check_two_fractions(option: str, value: object) -> None:
         _check_fraction(option, one)
 
 
+def _check_part(option: str, value: object) -> None:
+    if not 0 < _number(option, value) <= 1:
+        raise ConfigError(f"{option} is {value}: 0 < x <= 1 is accepted")
+
+
 FLOAT32_END = 3.4e38
 """Steps are computed in float32, which has no larger number."""
 
@@ -330,6 +346,7 @@ RANGES: dict[str, Callable[[str, object], None]] = {
     "above 0": _check_above_0,
     "at least 1": _check_at_least_1,
     "fraction": _check_fraction,
+    "part": _check_part,
     "two fractions": _check_two_fractions,
 }
 """The ranges of options that are numbers."""

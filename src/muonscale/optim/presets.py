@@ -117,6 +117,61 @@ PRESETS: dict[str, Preset] = {
         },
         source="KellerJordan/modded-nanogpt, track 3, MuonH (2026-04-30); its lr of matrices is 0.014",
     ),
+    "dion2": Preset(
+        options={
+            "momentum": 0.95,
+            "nesterov": False,
+            "ns_coefficients": "polar_express_nanochat",
+            "row_fraction": 0.25,
+            "scale": "spectral",
+            "weight_decay": 0.01,
+            "betas": (0.9, 0.95),
+            "eps": 1e-8,
+        },
+        source="microsoft/dion, the code of Ahn et al., Dion2, arXiv 2512.16928, as on row-sharded "
+        'matrices with selection_scope="global"; its Newton-Schulz has the margin 1.02, this 1.01',
+    ),
+    "nordion2": Preset(
+        options={
+            "momentum": 0.95,
+            "nesterov": False,
+            "ns_coefficients": "polar_express_nanochat",
+            "row_fraction": 0.25,
+            "post_norm": "normuon",
+            "post_norm_eps": 1e-8,
+            "normuon_beta2": 0.95,
+            "scale": "spectral",
+            "weight_decay": 0.01,
+            "betas": (0.9, 0.95),
+            "eps": 1e-8,
+        },
+        source="microsoft/dion, NorDion2, there also Dion3; otherwise as dion2",
+    ),
+    "muonbp": Preset(
+        options={
+            "momentum": 0.95,
+            "nesterov": False,
+            "block_period": 5,
+            "scale": "rms",
+            "rms": 0.2,
+        },
+        source="Khaled et al., MuonBP, arXiv 2510.16981, algorithm 1 with the period of its "
+        "experiments; the shape factor of a block is that of its own shape",
+    ),
+    "muown": Preset(
+        options={
+            "momentum": 0.95,
+            "nesterov": True,
+            "scale": "rms",
+            "rms": 0.2,
+            "constraint": "row_magnitude",
+            "weight_decay": 0.0,
+            "betas": (0.9, 0.95),
+            "eps": 1e-8,
+        },
+        source="kcc-lion/muown, the code of Lion et al., Muown, arXiv 2605.10797; its fused qkv is "
+        "three matrices, as splits make it here",
+    ),
     "muon_plus_paper": Preset(
         options={
             "momentum": 0.95,

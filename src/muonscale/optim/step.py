@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -20,7 +21,7 @@ from muonscale.optim.distributed.rank_group import RankGroup, StepTensors
 from muonscale.optim.distributed.zero1 import PartitionedTensor
 from muonscale.optim.matrices.batches import MatrixBatches
 from muonscale.optim.matrices.local import LocalMatrices
-from muonscale.optim.matrices.sharding import read_piece
+from muonscale.optim.matrices.sharding import Piece, pieces, read_piece, write_piece_
 from muonscale.optim.rules.base import (
     Rule,
     apply_constrained_,
@@ -33,6 +34,18 @@ from muonscale.optim.rules.base import (
 )
 from muonscale.optim.rules.master_weights import Rounding, Weights, rounding_key
 from muonscale.optim.rules.nonfinite import commit_
+from muonscale.optim.rules.row_magnitude import (
+    LENGTH,
+    ROW_STATES,
+    STEP,
+    RowStep,
+    apply_rows_,
+    direction_gradients_,
+    factors,
+    gradient_sums,
+    step_magnitudes,
+    update_sums,
+)
 from muonscale.optim.rules.step_inputs import Group, ParamStep, batches, by_group
 
 
@@ -83,10 +96,11 @@ def step_matrices_(
 ) -> StepTally:
     """Step a rule on matrices, in batches of parameters that are whole on this rank."""
     tally = StepTally()
-    for update, batch in batches(items):
+    for update, whole in batches(items):
+        batch, rows = _with_row_steps(whole, mask)
         directions: list[Tensor] = []
         for group, part in by_group(batch):
-            state = _elementwise(rule, group, [item.state for item in part])
+            state = _elementwise(rule, group, [_spread(rule, item) for item in part])
             directions += rule.direction_(state, [i.gradient for i in part], group, mask)
         updates = matrix_updates(
             directions,
@@ -96,7 +110,7 @@ def step_matrices_(
             elements={key: [i.state[key] for i in batch] for key in update.element_states},
             mask=mask,
         )
-        _apply_(batch, updates.tensors, mask)
+        _apply_(batch, updates.tensors, mask, rows)
         elements = sum(item.parameter.numel() for item in batch)
         tally += StepTally(updates.matrices, tuple(updates.squares), elements)
     return tally
@@ -107,7 +121,8 @@ def step_shared_(
 ) -> StepTally:
     """Step parameters whose matrices or state are on several ranks; a collective of the rank group.
 
-    Every update is applied as soon as it has arrived, or, if a constraint needs sums over matrices
+    In a step on blocks sharded parameters are updated without a message. Otherwise every update is
+    applied as soon as it has arrived, or, if a constraint needs sums over matrices
     that are divided among ranks, after all have arrived.
 
     Args:
@@ -116,6 +131,41 @@ def step_shared_(
         items: the same on all ranks of the group.
         mask: see `commit_`.
     """
+    items, rows = _with_row_steps(items, mask, rank_group)
+    alone = [i for i in items if part_here(i.sharding) and rule.blockwise(i.state, i.group)]
+    by_name = {item.name: item for item in items}
+    square = torch.zeros((), device=items[0].parameter.device)
+    if alone:
+        updates = _block_updates(rule, rank_group, alone, mask)
+        for item, update in zip(alone, updates, strict=True):
+            square += _square(item, update)
+        _apply_(alone, updates, mask, rows, rank_group)
+        blockwise = {item.name for item in alone}
+        items = [item for item in items if item.name not in blockwise]
+    if items:
+        square += _step_whole_(rule, rank_group, items, mask, rows)
+    if not rule.on_matrices:
+        return StepTally()
+    elements = sum(math.prod(i.sharding.shape) for i in by_name.values() if i.sharding is not None)
+    return StepTally(
+        rank_group.count_matrices(by_name), (total(square, rank_group.group),), elements
+    )
+
+
+def _square(item: ParamStep, update: Tensor) -> Tensor:
+    """Return this rank's share of the sum of squares of an update."""
+    assert item.sharding is not None
+    return torch.linalg.vector_norm(update).square().float() / item.sharding.copies
+
+
+def _step_whole_(
+    rule: Rule,
+    rank_group: RankGroup,
+    items: list[ParamStep],
+    mask: Tensor | None,
+    rows: Mapping[str, RowStep],
+) -> Tensor:
+    """Step parameters by whole matrices, and return this rank's share of the sum of squares."""
     by_name = {item.name: item for item in items}
     held = _step_tensors(rule, items, mask)
     tensors = held if mask is None else _with_copied_state(held)
@@ -126,38 +176,65 @@ def step_shared_(
         complete = [by_name[name] for name in names]
         if rule.on_matrices:
             for item in complete:
-                assert item.sharding is not None
-                own = torch.linalg.vector_norm(tensors.updates[item.name]).square()
-                square += own.float() / item.sharding.copies
+                square += _square(item, tensors.updates[item.name])
         complete = [item for item in complete if item.name not in waiting]
         updates = [tensors.updates[i.name].view(i.parameter.shape) for i in complete]
-        _apply_(complete, updates, mask)
+        _apply_(complete, updates, mask, rows)
         updates.clear()  # or they would live on while the next round is worked on
         for item in complete:
             del tensors.updates[item.name]
     if later:
         updates = [tensors.updates[i.name].view(i.parameter.shape) for i in later]
-        _apply_(later, updates, mask, rank_group)
+        _apply_(later, updates, mask, rows, rank_group)
     if mask is not None:
         _commit_state_(held, tensors, mask)
-    if not rule.on_matrices:
-        return StepTally()
-    elements = sum(math.prod(i.sharding.shape) for i in items if i.sharding is not None)
-    return StepTally(
-        rank_group.count_matrices(by_name), (total(square, rank_group.group),), elements
-    )
+    return square
+
+
+def _block_updates(
+    rule: Rule, rank_group: RankGroup, items: list[ParamStep], mask: Tensor | None
+) -> list[Tensor]:
+    """Return the updates of what this rank holds of each matrix, each piece by itself."""
+    directions: list[Tensor] = []
+    for group, part in by_group(items):
+        state = _elementwise(rule, group, [item.state for item in part])
+        directions += rule.direction_(state, [item.gradient for item in part], group, mask)
+    updates = [torch.zeros_like(direction) for direction in directions]
+    similar: defaultdict[Any, list[tuple[int, Piece]]] = defaultdict(list)
+    for number, item in enumerate(items):
+        here = part_here(item.sharding)
+        assert here is not None
+        for piece in pieces(*here):
+            key = rule.matrix_update(item.group), piece.shape, directions[number].dtype
+            similar[key].append((number, piece))
+    for (update, shape, _), blocks in similar.items():
+        assert update is not None
+        N_NMK = torch.stack([read_piece(directions[n], items[n].matrices, p) for n, p in blocks])
+        U_NMK, _ = rank_group.find_update(shape, update)(N_NMK, {})
+        for (n, piece), U_MK in zip(blocks, U_NMK.unbind(), strict=True):
+            write_piece_(updates[n], items[n].matrices, piece, U_MK)
+    return updates
 
 
 def _elementwise(rule: Rule, group: Group, states: Sequence[Any]) -> dict[str, list[Any]]:
     """Return the elementwise state by name, and counts as numbers."""
     found: dict[str, list[Any]] = {}
     for tensor in rule.state(group):
-        if tensor.per == "element":
+        if tensor.per == "element" or tensor.spread:
             found[tensor.name] = [state[tensor.name] for state in states]
         elif tensor.per == "parameter":
             counts = torch.stack([state[tensor.name] for state in states])
             found[tensor.name] = counts.int().tolist()
     return found
+
+
+def _spread(rule: Rule, item: ParamStep) -> Mapping[str, Any]:
+    """Return the state of an item, with per-row state that the direction reads broadcast to it."""
+    names = [t.name for t in rule.state(item.group) if t.spread]
+    if not names or isinstance(item.state[names[0]], PartitionedTensor):
+        return item.state  # the parts of partitioned state are [out, 1]
+    own = _local_matrices(item)
+    return item.state | {n: own.spread(item.state[n], item.gradient) for n in names}
 
 
 class _Arrivals(dict[str, Tensor]):
@@ -186,9 +263,15 @@ def _step_tensors(rule: Rule, items: list[ParamStep], mask: Tensor | None) -> St
     updates = _Arrivals(items, first)
     for group, part in by_group(items):
         keys = [
-            tensor.name for tensor in rule.state(group) if tensor.per in ("element", "parameter")
+            tensor.name
+            for tensor in rule.state(group)
+            if tensor.per in ("element", "parameter") or tensor.spread
         ]
-        here = [(item, *piece) for item in part for piece in _pieces_here(item, first, keys)]
+        here = [
+            (item, *piece)
+            for item in part
+            for piece in _pieces_here(item, _spread(rule, item), first, keys)
+        ]
         if not here:  # this rank owns none of them
             continue
         state = _elementwise(rule, group, [values for _, _, values, _ in here])
@@ -248,17 +331,17 @@ def _commit_state_(held: StepTensors, new: StepTensors, mask: Tensor) -> None:
 
 
 def _pieces_here(
-    item: ParamStep, first: str, keys: list[str]
+    item: ParamStep, values: Mapping[str, Any], first: str, keys: list[str]
 ) -> Iterator[tuple[int | None, dict[str, Tensor], Tensor]]:
     """Yield (number of the matrix or None, state by name, gradient) of what is on this rank."""
     state = item.state[first]
     if not isinstance(state, PartitionedTensor):
-        yield None, {key: item.state[key] for key in keys}, item.gradient
+        yield None, {key: values[key] for key in keys}, item.gradient
         return
     gradient = item.gradient.reshape(state.sharding.shape)
     for piece, _ in state.iter_pieces():
-        values = {key: _part_of(item.state[key], piece.matrix) for key in keys}
-        yield piece.matrix, values, read_piece(gradient, state.sharding.matrices, piece)
+        own = {key: _part_of(values[key], piece.matrix) for key in keys}
+        yield piece.matrix, own, read_piece(gradient, state.sharding.matrices, piece)
 
 
 def _part_of(value: Tensor, number: int) -> Tensor:
@@ -269,6 +352,7 @@ def _apply_(
     batch: list[ParamStep],
     updates: list[Tensor],
     mask: Tensor | None,
+    rows: Mapping[str, RowStep],
     rank_group: RankGroup | None = None,
 ) -> None:
     """Apply updates; with a rank group, a collective for parameters that it divides."""
@@ -281,13 +365,91 @@ def _apply_(
             apply_updates_(W, U, lr=float(group["lr"]), rate=rate, cautious=cautious, mask=mask)
             continue
         matrices = [_local_matrices(item) for item in part]
+        if constraint.by_rows:
+            sums = _over_ranks(update_sums(W, U, matrices), part, matrices, rank_group)
+            step = RowStep.cat([rows[item.name] for item in part])
+            keep, move, lengths = factors(sums, step, float(group["lr"]))
+            apply_rows_(W, U, matrices, keep, move, rate=rate, cautious=cautious, mask=mask)
+            _write_rows_(part, matrices, {LENGTH: lengths}, mask)
+            continue
         sums = constrained_sums(W, U, matrices, rate=rate, cautious=cautious)
         if rank_group is not None:
-            copies = [i.sharding.copies for i in part if i.sharding is not None]
-            counts = torch.tensor([own.count for own in matrices])
-            sums /= torch.tensor(copies).repeat_interleave(counts).to(sums)
-            sums = total(sums, rank_group.group)
+            sums = _summed(sums, part, [own.count for own in matrices], rank_group)
         apply_constrained_(W, U, matrices, sums, constraint, group, mask)
+
+
+def _with_row_steps(
+    items: list[ParamStep], mask: Tensor | None, rank_group: RankGroup | None = None
+) -> tuple[list[ParamStep], dict[str, RowStep]]:
+    """Step the magnitudes of rows; a collective of the rank group if it divides rows.
+
+    Returns:
+        The items, with the gradient of the directions where their constraint is by rows, and what
+        the rest of the step needs, by name.
+    """
+    new: list[ParamStep] = []
+    steps: dict[str, RowStep] = {}
+    for group, part in by_group(items):
+        constraint = rule_of(group).constraint(group)
+        if constraint is None or not constraint.by_rows:
+            new += part
+            continue
+        W, matrices = _weights(group, part), [_local_matrices(item) for item in part]
+        G = [item.gradient.to(item.state[LENGTH].dtype, copy=True) for item in part]
+        sums = _over_ranks(gradient_sums(W, G, matrices), part, matrices, rank_group)
+        each = zip(
+            part, matrices, G, sums.split([own.rows for own in matrices], dim=1), strict=True
+        )
+        for item, own, g, of_item in each:
+            state = {key: own.read_rows(item.state[key]) for key in ROW_STATES}
+            step, values, a, b = step_magnitudes(of_item, state, group, int(item.state[STEP]))
+            _write_rows_([item], [own], values, mask)
+            direction_gradients_(_weights(group, [item]), [g], [own], a, b)
+            steps[item.name] = step
+            new.append(replace(item, gradient=g))
+    return new, steps
+
+
+def _write_rows_(
+    items: list[ParamStep],
+    matrices: list[LocalMatrices],
+    values: Mapping[str, Tensor],
+    mask: Tensor | None,
+) -> None:
+    """Write state per row on this rank, of `[rows]` for all items together."""
+    counts = [own.rows for own in matrices]
+    for key, every in values.items():
+        states = [item.state[key] for item in items]
+        each = zip(matrices, every.split(counts), states, strict=True)
+        commit_(states, [own.write_rows(rows, state) for own, rows, state in each], mask)
+
+
+def _over_ranks(
+    sums: Tensor,
+    items: list[ParamStep],
+    matrices: list[LocalMatrices],
+    rank_group: RankGroup | None,
+) -> Tensor:
+    """Return sums over rows, over all ranks; only rows that are divided among ranks are sent."""
+    numbers = [n for n, own in enumerate(matrices) if own.divides_rows]
+    if rank_group is None or not numbers:
+        return sums
+    parts = list(sums.split([own.rows for own in matrices], dim=1))
+    counts = [matrices[n].rows for n in numbers]
+    divided = torch.cat([parts[n] for n in numbers], dim=1)
+    whole = _summed(divided, [items[n] for n in numbers], counts, rank_group)
+    for n, part in zip(numbers, whole.split(counts, dim=1), strict=True):
+        parts[n] = part
+    return torch.cat(parts, dim=1)
+
+
+def _summed(
+    sums: Tensor, items: list[ParamStep], counts: list[int], rank_group: RankGroup
+) -> Tensor:
+    """Return `[..., counts together]` over all ranks, where some ranks hold the same elements."""
+    copies = [item.sharding.copies for item in items if item.sharding is not None]
+    sums /= torch.tensor(copies).repeat_interleave(torch.tensor(counts)).to(sums)
+    return total(sums, rank_group.group)
 
 
 def _local_matrices(item: ParamStep) -> LocalMatrices:

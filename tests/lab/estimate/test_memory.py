@@ -49,7 +49,14 @@ def test_shards_are_those_of_torch_padded_to_the_largest(ranks: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "option", ["post_norm=normuon", "second_moment=gradient", "second_moment=update"]
+    "option",
+    [
+        "post_norm=normuon",
+        "second_moment=gradient",
+        "second_moment=update",
+        "constraint=row_magnitude",
+        "row_fraction=0.5",
+    ],
 )
 def test_state_is_that_of_the_real_optimizer(option: str) -> None:
     seen = planned("fsdp=1", f"optimizer.{option}")
@@ -60,7 +67,14 @@ def test_state_is_that_of_the_real_optimizer(option: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "option", ["pre_norm=null", "pre_norm=aurora", "second_moment=update", "constraint=weight_norm"]
+    "option",
+    [
+        "pre_norm=null",
+        "pre_norm=aurora",
+        "second_moment=update",
+        "constraint=weight_norm",
+        "constraint=row_magnitude",
+    ],
 )
 def test_what_a_step_takes_on_one_process_is_near_what_it_does_take(option: str) -> None:
     words = ("optimizer.ns_dtype=float32", f"optimizer.{option}")
@@ -83,6 +97,19 @@ def test_state_under_data_parallelism_is_partitioned_once(option: str, each: int
     assert sum(state[True] for state in states) == each * on_muon
     assert sum(state[False] for state in states) == 8 * (sum(sizes.values()) - on_muon)
     assert parameter_bytes(seen.placement, 2) == 4 * sum(sizes.values())
+
+
+def test_magnitudes_of_rows_are_on_every_rank_that_has_a_part_of_the_row() -> None:
+    rows = {n: s[0] for n, s in shapes(planned("ddp=2")).items() if any(p in n for p in MUON)}
+    for layout, divided in (("ddp=2", ()), ("fsdp=2", MUON), ("tp=2", MUON[:3] + MUON[4:6])):
+        plain = planned(layout)
+        seen = planned(layout, "optimizer.constraint=row_magnitude")
+        more = sum(
+            state_bytes(seen.placement, rank)[True] - state_bytes(plain.placement, rank)[True]
+            for rank in range(2)
+        )
+        times = {n: 1 if any(part in n for part in divided) else 2 for n in rows}
+        assert more == 4 * 4 * sum(times[n] * count for n, count in rows.items())
 
 
 def test_tensor_parallelism_divides_matrices_and_not_norms() -> None:

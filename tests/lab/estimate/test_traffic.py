@@ -4,7 +4,9 @@ import math
 from pathlib import Path
 
 import pytest
+import torch
 
+from muonscale.lab.estimate.flops import newton_schulz_flops
 from muonscale.lab.estimate.resolve import ResolvedPlan
 from muonscale.lab.estimate.traffic import (
     Message,
@@ -13,6 +15,9 @@ from muonscale.lab.estimate.traffic import (
     optimizer_messages,
     shared_messages,
 )
+from muonscale.optim.matrices.sharding import local_shape
+from muonscale.optim.newton_schulz.coefficients import resolve
+from muonscale.optim.rules.muon import MuonUpdate
 from tests.lab.estimate.build import planned, small_mixture
 
 TOKENS = 768
@@ -127,6 +132,46 @@ def test_two_ranks_exchange_half_of_every_matrix_each_way(option: str, times: in
     # half of a matrix goes to its owner and comes back: together all of it, in float32
     assert sum(m.sent for found in own for m in found) == 4 * on_muon * times
     assert {m.kind for found in own for m in found} == {"all_to_all"}
+
+
+@pytest.mark.parametrize(("layout", "divided"), [("fsdp=2", ()), ("tp=2", ("o_proj", "down_proj"))])
+def test_four_sums_are_added_for_each_row_that_is_divided(layout: str, divided: tuple) -> None:
+    seen = planned(layout, "optimizer.constraint=row_magnitude")
+    own = optimizer_messages(seen.placement, count_exchanges(seen.placement), 0)
+    rows = sum(
+        parameter.shape[0]
+        for name, parameter in seen.model.named_parameters()
+        if any(part in name for part in divided)
+    )
+    # float32; an all-reduce over two ranks sends as many bytes as it sums
+    assert bytes_by_kind(own).get("all_reduce", 0) == 4 * 4 * rows
+
+
+@pytest.mark.parametrize("layout", ["tp=2", "fsdp=2", "fsdp=2,tp=2"])
+def test_steps_on_blocks_send_nothing_and_cost_what_the_blocks_do(layout: str) -> None:
+    whole, seen = planned(layout), planned(layout, "optimizer.block_period=4")
+    world = seen.placement.topology.world
+    for rank in range(world):
+        sent = [
+            sum(
+                message.sent
+                for message in optimizer_messages(p.placement, count_exchanges(p.placement), rank)
+            )
+            for p in (whole, seen)
+        ]
+        assert sent[0] == pytest.approx(4 * sent[1], abs=16) and sent[0] > 0
+    blocks = 0
+    for name, sharding in seen.placement.shardings.items():
+        if seen.placement.rules[name].on_matrices:
+            shapes = (local_shape(sharding, rank) for rank in range(len(sharding.ranks)))
+            blocks += sum(
+                MuonUpdate(coefficients=resolve("jordan", 5)).flops(s, torch.float32, "cpu")
+                for s in shapes
+            )
+    every = sum(newton_schulz_flops(whole.placement))
+    assert sum(newton_schulz_flops(seen.placement)) == pytest.approx(
+        every / 4 + 0.75 * blocks, rel=1e-6
+    )
 
 
 def test_one_process_sends_nothing() -> None:

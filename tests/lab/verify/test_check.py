@@ -51,6 +51,11 @@ def test_what_cannot_run_here_is_refused(layout: str, steps: int, device: str, s
     check_request(config(), parse_layout("fsdp=2"), 10, CPU)
 
 
+def test_blocks_which_depend_on_the_layout_are_refused() -> None:
+    with pytest.raises(ConfigError, match="block_period=1"):
+        check_request(config("optimizer.block_period=2"), parse_layout("tp=2"), 5, CPU)
+
+
 def test_a_process_of_torchrun_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ConfigError, match="without torchrun"):

@@ -62,6 +62,8 @@ def test_the_brake_halves_what_the_norm_grows_by_and_nothing_else() -> None:
 def test_zero_weights_and_zero_updates_stay_finite() -> None:
     zero, one = torch.zeros(3), torch.tensor([0.0, 2.0, 0.0])
     for constraint in CONSTRAINTS.values():
+        if constraint.by_rows:
+            continue
         options = {"lr": 0.1, "outward_scale": 0.5}
         keep, move = constraint.factors(MatrixSums(one, zero, zero), options)
         assert keep.isfinite().all() and move.isfinite().all()
@@ -69,7 +71,12 @@ def test_zero_weights_and_zero_updates_stay_finite() -> None:
 
 
 def test_only_a_kept_norm_leaves_out_weight_decay() -> None:
-    for name, rate in ((None, 0.05), ("radial_brake", 0.05), ("weight_norm", 0.0)):
+    for name, rate in (
+        (None, 0.05),
+        ("radial_brake", 0.05),
+        ("weight_norm", 0.0),
+        ("row_magnitude", 0.05),
+    ):
         W = nn.Parameter(torch.ones(4, 4))
         optimizer = Muon([W], lr=0.1, weight_decay=0.5, constraint=name)
         assert math.isclose(rate_of(optimizer.param_groups[0]), rate)
@@ -114,3 +121,35 @@ def test_a_stack_has_a_norm_for_each_of_its_matrices() -> None:
     W.grad = torch.randn(2, 6, 4)
     optimizer.step()
     torch.testing.assert_close(W.detach().norm(dim=(1, 2)), before)
+
+
+def test_rows_that_other_code_shortens_keep_their_direction_and_go_on_from_there() -> None:
+    """A clip of queries and keys does so after a step."""
+    torch.manual_seed(0)
+    W = nn.Parameter(torch.randn(6, 8))
+    twin = nn.Parameter(W.detach().clone())
+    options = {"constraint": "row_magnitude", "weight_decay": 0.0}
+    one, other = (Muon([p], lr=0.01, **options) for p in (W, twin))
+    for seed, clipped in enumerate((False, True, False)):
+        for p, optimizer in ((W, one), (twin, other)):
+            p.grad = torch.randn(6, 8, generator=torch.Generator().manual_seed(seed))
+            optimizer.step()
+        if clipped:
+            W.data[0] *= 0.5
+    ratio = W.detach().norm(dim=1) / twin.detach().norm(dim=1)
+    assert float(ratio[0]) == pytest.approx(0.5, abs=0.05)
+    torch.testing.assert_close(ratio[1:], torch.ones(5), rtol=0.05, atol=0)
+    torch.testing.assert_close(one.state[W]["row_magnitude"][:, 0], W.detach().norm(dim=1))
+
+
+def test_a_magnitude_may_become_negative_and_keeps_its_direction() -> None:
+    torch.manual_seed(0)
+    W = nn.Parameter(torch.full((1, 8), 0.01))
+    optimizer = Muon([W], lr=0.02, constraint="row_magnitude", weight_decay=0.0, rms=1e-6)
+    for _ in range(3):  # Adam goes by lr
+        W.grad = torch.ones(1, 8)
+        optimizer.step()
+    g = float(optimizer.state[W]["row_magnitude"])
+    assert g == pytest.approx(0.01 * 8**0.5 - 0.06, abs=1e-4)
+    assert float(W.detach().mean()) == pytest.approx(g / 8**0.5, abs=1e-4)
+    assert g < 0

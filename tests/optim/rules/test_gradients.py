@@ -156,6 +156,7 @@ def test_skip_counts_and_goes_on(toy: nn.Module, set_gradients: SetGradients) ->
         {"post_norm": "normuon", "cautious_decay": True},
         {"second_moment": "gradient", "constraint": "radial_brake", "cautious_decay": True},
         {"second_moment": "update", "constraint": "weight_norm", "pre_norm": "row"},
+        {"constraint": "row_magnitude", "master": "float32"},
         {"master": "float32"},
         {"master": "stochastic"},
     ],

@@ -6,6 +6,7 @@ Their code was run in float64 (Newton-Schulz included, its epsilons set to 0) on
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from muonscale import Muon, preset
+from muonscale.optim.newton_schulz.coefficients import resolve
 
 SHAPES = ((6, 4), (4, 6), (5, 5))
 
@@ -83,12 +85,51 @@ ADAMUON = [
 """Chongjie-Si/AdaMuon, gpt2/models/optimizers/adamuon.py, of which only the epsilon of the second
 moment is left."""
 
+MUOWN = {
+    0.0: [
+        [1.3210328184949276, 0.3539343461844452, 5.104322199409424, 26.163734236818676],
+        [1.3180271509537231, 0.34731935264408176, 5.0073518928389245, 25.571694118280103],
+        [1.3167846890582893, 0.31489902793486724, 5.432518131089881, 25.900986274155557],
+    ],
+    0.1: [
+        [1.3004919863892457, 0.3487988257585054, 5.024998887182374, 25.37547186340548],
+        [1.297466305547245, 0.3422021494679707, 4.927851517739144, 24.797522512080498],
+        [1.2919993273317492, 0.31025649574156206, 5.341859766050039, 25.118881689573463],
+    ],
+}
+"""kcc-lion/muown 3bd0c05, optim/muown.py, by weight decay."""
+
+DION_2 = {
+    "dion2": [
+        [1.3410772377547897, 0.3779870553207029, 5.184798612708362, 26.149539835182413],
+        [1.3685930714868646, 0.33228404024705877, 5.210802790626554, 26.08858027792308],
+        [1.357784547087068, 0.29618965622411175, 5.453945551339876, 26.09143538186908],
+    ],
+    "nordion2": [
+        [1.3325532678677472, 0.38973481917532227, 5.212947318361892, 26.23627082790273],
+        [1.3681395974220925, 0.3323661795695978, 5.24361026770457, 26.17086685649209],
+        [1.357835769471746, 0.3036806330550932, 5.451685305132151, 26.122903781228267],
+    ],
+}
+"""microsoft/dion 0a059a4, dion/dion2.py and dion/nordion2.py with select_dim=-2, fraction=0.4 and
+weight_decay=0.1; Polar Express in float64 with its margin of 1.02."""
+
+_DION_NS = replace(resolve("polar_express_nanochat", 5), margin=1.02)
+
 CASES: list[tuple[dict[str, Any], list[list[float]]]] = [
     *((preset("muoneq") | {"pre_norm": name}, values) for name, values in MUON_EQ.items()),
     (preset("aurora"), AURORA),
     (preset("muon2") | {"weight_decay": 0.0}, MUON_2),
     (preset("adamuon"), ADAMUON),
     (preset("muonh"), MUON_H),
+    *(
+        (
+            preset(n) | {"row_fraction": 0.4, "ns_coefficients": _DION_NS, "weight_decay": 0.1},
+            values,
+        )
+        for n, values in DION_2.items()
+    ),
+    *((preset("muown") | {"weight_decay": wd}, values) for wd, values in MUOWN.items()),
     (
         {"nesterov": False, "scale": "nvidia:spectral", "constraint": "radial_brake"},
         RADIAL_BRAKE,

@@ -15,12 +15,12 @@ from torch import Tensor, nn
 from muonscale import Muon, grouping_report, parameter_groups
 from muonscale.optim.matrices.spec import MatrixSpec
 from muonscale.optim.newton_schulz.orthogonalize import orthogonalize
-from muonscale.optim.rules import muon, step_inputs
+from muonscale.optim.rules import MUON, muon, step_inputs
 from muonscale.optim.rules.constraint import CONSTRAINTS
 from muonscale.optim.rules.muon import momentum_step_
 from muonscale.optim.rules.post_norm import POST_NORMS
 from muonscale.optim.rules.pre_norm import PRE_NORMS
-from muonscale.optim.rules.reference import adamw_step, muon_step
+from muonscale.optim.rules.reference import adamw_step, muon_step, row_magnitude_step
 from muonscale.optim.rules.scale import SCALES
 from tests.optim.compare import JORDAN, Build, SetGradients, close, equal, snapshot, states
 
@@ -71,7 +71,7 @@ def test_steps_with_a_second_moment_equal_the_slow_rule(dtype, nesterov: bool, m
 
 @pytest.mark.parametrize("cautious", [False, True])
 @pytest.mark.parametrize("dtype", TOLERANCES)
-@pytest.mark.parametrize("constraint", CONSTRAINTS)
+@pytest.mark.parametrize("constraint", [c for c in CONSTRAINTS if c != "row_magnitude"])
 def test_constrained_steps_equal_the_slow_rule(constraint, dtype, cautious) -> None:
     torch.manual_seed(0)
     parameters = [nn.Parameter(torch.randn(shape).to(dtype)) for shape in SHAPES]
@@ -91,6 +91,86 @@ def test_constrained_steps_equal_the_slow_rule(constraint, dtype, cautious) -> N
         optimizer.step()
     for parameter, (W, _) in zip(parameters, slow, strict=True):
         close(optimizer.state[parameter].get("master", parameter.detach()), W, TOLERANCES[dtype])
+
+
+@pytest.mark.parametrize("post_norm", [None, "normuon", "frobenius"])
+@pytest.mark.parametrize("fraction", [0.1, 0.5])
+@pytest.mark.parametrize("dtype", TOLERANCES)
+def test_steps_on_a_part_of_the_rows_equal_the_slow_rule(dtype, fraction, post_norm) -> None:
+    torch.manual_seed(0)
+    parameters = [nn.Parameter(torch.randn(shape).to(dtype)) for shape in SHAPES]
+    options = {"row_fraction": fraction, "post_norm": post_norm, "scale": "rms_exact"}
+    options |= {"post_norm_eps": 1e-3, "pre_norm": "row"}
+    optimizer = Muon(parameters, lr=0.05, weight_decay=0.4, master="float32", **options)
+    slow = [
+        (p.detach(), torch.zeros(p.shape), torch.zeros(len(p)), torch.zeros(len(p)))
+        for p in parameters
+    ]
+    for _ in range(4):
+        for k, parameter in enumerate(parameters):
+            parameter.grad = torch.randn(parameter.shape).to(dtype)
+            W, M, V, skipped = slow[k]
+            W, M, V = muon_step(
+                W, parameter.grad, M, V, lr=0.05, rate=0.02, momentum=0.95, nesterov=True,
+                triples=JORDAN, skipped=skipped, **options,
+            )  # fmt: skip
+            slow[k] = W, M, V, skipped
+        optimizer.step()
+    for parameter, (W, M, V, skipped) in zip(parameters, slow, strict=True):
+        state = optimizer.state[parameter]
+        close(state.get("master", parameter.detach()), W, TOLERANCES[dtype])
+        close(state["momentum_buffer"], M, TOLERANCES[dtype])
+        assert torch.equal(state["row_skipped"].flatten(), skipped)
+        if post_norm == "normuon":
+            close(state["row_second_moment"], V.unsqueeze(1), TOLERANCES[dtype])
+
+
+def test_a_part_of_the_rows_costs_that_part_of_the_operations() -> None:
+    W = nn.Parameter(torch.zeros(64, 128))
+    whole, part = (
+        MUON.matrix_update(Muon([W], row_fraction=f, ns_form="direct").param_groups[0])
+        for f in (1.0, 0.25)
+    )
+    direct = 5 * (2 * 2 * 16 * 16 * 128 + 2 * 16**3)
+    assert part.flops((64, 128), torch.float32, "cpu") == direct
+    assert whole.flops((64, 128), torch.float32, "cpu") == 5 * (2 * 2 * 64 * 64 * 128 + 2 * 64**3)
+    assert part.splits(64, torch.float32, "cpu") == ((), ())
+
+
+@pytest.mark.parametrize("cautious", [False, True])
+@pytest.mark.parametrize("dtype", TOLERANCES)
+def test_steps_of_row_magnitudes_equal_the_slow_rule(dtype, cautious: bool) -> None:
+    torch.manual_seed(0)
+    parameters = [nn.Parameter(torch.randn(shape).to(dtype)) for shape in SHAPES]
+    parameters[0].data[0] = 0  # such a row has a gradient too
+    names = {"g": "row_magnitude", "r": "row_direction_length"}
+    names |= {"m": "row_exp_avg", "v": "row_exp_avg_sq"}
+    options: dict[str, Any] = {"momentum": 0.9, "nesterov": True, "betas": (0.8, 0.9), "eps": 1e-3}
+    optimizer = Muon(
+        parameters, lr=0.05, weight_decay=0.4, master="float32", cautious_decay=cautious,
+        constraint="row_magnitude", **options,
+    )  # fmt: skip
+    slow = [
+        (p.detach(), torch.zeros(p.shape), {n: torch.zeros(len(p)).double() for n in names})
+        for p in parameters
+    ]
+    for step in range(1, 4):
+        for k, parameter in enumerate(parameters):
+            parameter.grad = torch.randn(parameter.shape).to(dtype)
+            W, M, state = slow[k]
+            W, M = row_magnitude_step(
+                W, parameter.grad, M, state, step, lr=0.05, rate=0.02, triples=JORDAN,
+                cautious=cautious, **options,
+            )  # fmt: skip
+            slow[k] = W, M, state
+        optimizer.step()
+    for parameter, (W, M, slow_state) in zip(parameters, slow, strict=True):
+        state = optimizer.state[parameter]
+        close(state.get("master", parameter.detach()), W, TOLERANCES[dtype])
+        close(state["momentum_buffer"], M, TOLERANCES[dtype])
+        for name, key in names.items():
+            close(state[key], slow_state[name].unsqueeze(1), TOLERANCES[dtype])
+    assert parameters[0][0].any()
 
 
 @pytest.mark.parametrize(("pre_norm", "post_norm", "scale", "dtype"), TABLE)

@@ -218,6 +218,9 @@ VARIANTS = [
     {"master": "float32", "post_norm": "normuon"},
     {"second_moment": "update"},
     {"second_moment": "gradient", "post_norm": "normuon", "constraint": "weight_norm"},
+    {"constraint": "row_magnitude", "cautious_decay": True},
+    {"block_period": 2},
+    {"row_fraction": 0.5, "post_norm": "normuon"},
     {"master": "stochastic"},
 ]
 

@@ -69,6 +69,9 @@ def _counting(planned: ResolvedPlan, activations: Activations) -> list[tuple[str
         rows.append(
             ("routed experts", "even", "every expert gets the same number of tokens; assumption")
         )
+    if period := max((max(g.periods) for g in planned.placement.matrices), default=1) - 1:
+        average = f"of one step on whole matrices and {period} on blocks"
+        rows.append(("Newton-Schulz and its exchange", "averages", average))
     if any(rank_group.assignment.subgroup_size > 1 for rank_group in planned.placement.matrices):
         rows.append(
             ("split matrices", "a part each", "workspace: with Gram matrices, without messages")

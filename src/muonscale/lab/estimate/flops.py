@@ -63,8 +63,7 @@ def step_flops(
 def newton_schulz_flops(placement: Placement) -> tuple[int, ...]:
     """Return the FLOPs of Newton-Schulz in one step by rank, summed over rank groups."""
     world = placement.topology.world
-    loads = [(rank_group, rank_group.assignment.loads()) for rank_group in placement.matrices]
     return tuple(
-        sum(load[rank_group.group_rank(rank, world)] for rank_group, load in loads)
+        sum(group.loads[group.group_rank(rank, world)] for group in placement.matrices)
         for rank in range(world)
     )

@@ -141,6 +141,10 @@ def state_bytes(placement: Placement, rank: int) -> dict[bool, int]:
         if not sharding.partitioned:
             local = elements(sharding, _mesh_rank(placement, sharding, rank))
             values[placement.rules[name].on_matrices] += placement.values[name] * local
+        if per_row := placement.row_values[name]:
+            rows = row_state_sharding(sharding)
+            local = elements(rows, _mesh_rank(placement, rows, rank))
+            values[placement.rules[name].on_matrices] += per_row * local
     for group in placement.matrices:
         values[True] += _owned_values(group, placement, rank)
         group_rank = group.group_rank(rank, placement.topology.world)
@@ -258,7 +262,13 @@ def _matrix_step_bytes(group: RankGroupPlan, placement: Placement, device: str, 
             most = max(WORKSPACE_BYTES // 4, largest) // math.prod(shape)
             count = max(1, min(count, most))
             batch = (
-                (2 + group.nesterov + group.copies_before + 2 * group.element_states)
+                (
+                    2
+                    + group.nesterov
+                    + group.copies_before
+                    + group.row_gradients
+                    + 2 * group.element_states
+                )
                 * PARAMETER_BYTES
                 * count
                 * math.prod(shape)
@@ -281,7 +291,11 @@ def _matrix_step_bytes(group: RankGroupPlan, placement: Placement, device: str, 
     # The Gram matrices of split matrices are larger than those of their parts would be.
     split = [task for task in assignment.tasks if task.split and task.owner == group_rank]
     more = (min(task.shape) ** 2 - min(_part_shape(task)) ** 2 for task in split)
-    return step.transient + 4 * group.products_dtype.itemsize * max(more, default=0)
+    gradients = group.row_gradients * sum(
+        elements(p.sharding, _mesh_rank(placement, p.sharding, rank)) for p in assignment.parameters
+    )
+    transient = step.transient + PARAMETER_BYTES * gradients
+    return transient + 4 * group.products_dtype.itemsize * max(more, default=0)
 
 
 def _part_shape(task: MatrixTask) -> tuple[int, int]:

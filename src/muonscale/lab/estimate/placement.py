@@ -18,11 +18,12 @@ from transformers import PreTrainedModel
 from muonscale.lab.models.structure import decoder_layers, expert_modules, parameters_of
 from muonscale.lab.parallel.placements import parameter_shardings, tensor_styles
 from muonscale.lab.parallel.topology import Topology
-from muonscale.optim.distributed.assignment import OwnerAssignment
+from muonscale.optim.distributed.assignment import OwnerAssignment, shapes_of
 from muonscale.optim.distributed.rank_group import Member, assign_members
 from muonscale.optim.distributed.zero1 import rows_sharding
-from muonscale.optim.matrices.sharding import Sharding
-from muonscale.optim.rules.base import Rule, rule_of
+from muonscale.optim.matrices.batches import row_state_sharding
+from muonscale.optim.matrices.sharding import Sharding, pieces, replicas_by_coord
+from muonscale.optim.rules.base import MatrixUpdate, Rule, rule_of
 from muonscale.optim.rules.step_inputs import Group, named
 
 
@@ -39,10 +40,19 @@ class RankGroupPlan:
     """Whether a step keeps a copy of the direction during Newton-Schulz."""
     copies_after: bool
     """Whether a step after Newton-Schulz needs a copy of the update."""
+    row_gradients: bool
+    """Whether a step makes gradients of directions of rows, in place of those of the weights."""
+    row_sums: int
+    """Number of rows that are divided among ranks and whose sums a step needs four of."""
     element_states: int
     """Number of state values per element that are sent with the matrices."""
     row_states: Mapping[str, int]
-    """Number of state values per row, by parameter that has any."""
+    """Number of state values per row that are sent with the matrices, by parameter that has any."""
+
+    periods: tuple[int, ...]
+    """In every how many steps each parameter of the assignment is updated whole (MuonBP)."""
+    loads: tuple[int, ...]
+    """FLOPs of each group rank, as the average over steps on blocks and on whole matrices."""
 
     def group_rank(self, rank: int, world: int) -> int:
         """Return the position of a global rank within its rank group (all groups are equal)."""
@@ -60,6 +70,8 @@ class Placement:
     """Rule of every parameter."""
     values: Mapping[str, int]
     """State values per element of every parameter."""
+    row_values: Mapping[str, int]
+    """State values per row that stay on every rank that has a part of the row."""
     touched: Mapping[str, int]
     """Values read or written per element of every parameter in one step."""
     units: Mapping[str, str]
@@ -124,6 +136,11 @@ def place(
             for group in groups
             for name, _ in named(group)
         },
+        row_values={
+            name: sum(tensor.per == "shard_row" for tensor in rule_of(group).state(group))
+            for group in groups
+            for name, _ in named(group)
+        },
         touched={name: rule_of(g).touched(g) for g in groups for name, _ in named(g)},
         units={name: layer_of.get(p, "") for name, p in model.named_parameters()},
         stacks=parameters_of(model, expert_modules(model)),
@@ -161,11 +178,23 @@ def plan_rank_groups(
         for group in groups
         if rule_of(group).on_matrices
     )
+    by_rows = {
+        name
+        for group in groups
+        if (constraint := rule_of(group).constraint(group)) is not None and constraint.by_rows
+        for name, _ in named(group)
+    }
+    period_of = {
+        name: rule_of(group).block_period(group) for group in groups for name, _ in named(group)
+    }
     for (_, comm_dtype), members in similar.items():
         assignment, kinds = assign_members(
             members, comm_dtype=comm_dtype, dtype=torch.float32, device=device
         )
         updates = [update for update in kinds.values() if update is not None]
+        periods = tuple(
+            1 if p.sharding.replicated else period_of[p.name] for p in assignment.parameters
+        )
         products = [update.products_dtype(torch.float32, device) for update in updates]
         yield RankGroupPlan(
             assignment=assignment,
@@ -174,6 +203,15 @@ def plan_rank_groups(
             nesterov=nesterov,
             copies_before=any(update.copies_before for update in updates),
             copies_after=any(update.copies_after for update in updates),
+            periods=periods,
+            loads=_average_loads(assignment, {m.name: m.update for m in members}, periods, device),
+            row_gradients=any(m.name in by_rows for m in members),
+            row_sums=sum(
+                out
+                for m in members
+                if m.name in by_rows and row_state_sharding(m.sharding).cuts != m.sharding.cuts
+                for out, _ in shapes_of(m.sharding)
+            ),
             element_states=max((len(update.element_states) for update in updates), default=0),
             row_states={
                 m.name: len(m.update.row_states)
@@ -181,3 +219,27 @@ def plan_rank_groups(
                 if m.update and m.update.row_states
             },
         )
+
+
+def _average_loads(
+    assignment: OwnerAssignment,
+    updates: Mapping[str, MatrixUpdate | None],
+    periods: Sequence[int],
+    device: str,
+) -> tuple[int, ...]:
+    """Return the FLOPs of each group rank, as the average over steps on blocks and others."""
+    loads = [0.0] * len(assignment.ranks)
+    for task in assignment.tasks:
+        loads[task.owner] += task.flops / periods[task.parameter]
+    group_ranks = {rank: n for n, rank in enumerate(assignment.ranks)}
+    for parameter, period in zip(assignment.parameters, periods, strict=True):
+        update = updates[parameter.name]
+        if period == 1 or update is None:
+            continue
+        for coord, mesh_ranks in replicas_by_coord(parameter.sharding).items():
+            here = pieces(parameter.sharding, coord)
+            flops = sum(update.flops(piece.shape, torch.float32, device) for piece in here)
+            for mesh_rank in mesh_ranks:
+                n = group_ranks[parameter.sharding.ranks[mesh_rank]]
+                loads[n] += flops * (period - 1) / period
+    return tuple(map(round, loads))

@@ -9,7 +9,7 @@ out.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -21,7 +21,7 @@ from muonscale.lab.estimate.workload import Workload
 from muonscale.lab.models.structure import parameters_of
 from muonscale.lab.parallel.placements import sequence_norms, tensor_styles
 from muonscale.lab.parallel.topology import Topology
-from muonscale.optim.distributed.assignment import OwnerAssignment, Traffic, traffic
+from muonscale.optim.distributed.assignment import Traffic, row_traffic, traffic
 
 KindT = Literal["all_gather", "reduce_scatter", "all_reduce", "all_to_all", "subgroup"]
 """`subgroup`: all-reduces and all-gathers of Gram matrices in a subgroup that shares a matrix."""
@@ -195,8 +195,11 @@ class OptimizerTraffic:
 class ExchangeTraffic:
     """Elements that the ranks of a rank group exchange."""
 
-    pieces: Traffic
-    """Elements in rounds in which ranks send each other parts of matrices."""
+    pieces: Mapping[int, Traffic]
+    """Elements in rounds in which ranks send each other parts of matrices, by the number of steps
+    in one of which they do."""
+    rows: Traffic
+    """Values of per-row state that are exchanged with the matrices."""
     to_all: int
     """Elements that every rank sends, with padding, in rounds with all-gathers of replicated
     ones."""
@@ -205,13 +208,13 @@ class ExchangeTraffic:
 def count_exchanges(placement: Placement) -> OptimizerTraffic:
     """Return the exchanges of all rank groups. It takes seconds for thousands of ranks."""
     return OptimizerTraffic(
-        tuple(_exchange(rank_group.assignment) for rank_group in placement.matrices),
-        tuple(_exchange(rank_group.assignment) for rank_group in placement.partitioned),
+        tuple(map(_exchange, placement.matrices)), tuple(map(_exchange, placement.partitioned))
     )
 
 
-def _exchange(assignment: OwnerAssignment) -> ExchangeTraffic:
-    """Return the traffic of an assignment; see `muonscale.optim.distributed.exchange`."""
+def _exchange(rank_group: RankGroupPlan) -> ExchangeTraffic:
+    """Return the traffic of a rank group; see `muonscale.optim.distributed.exchange`."""
+    assignment = rank_group.assignment
     shared = {
         task.round
         for task in assignment.tasks
@@ -226,10 +229,20 @@ def _exchange(assignment: OwnerAssignment) -> ExchangeTraffic:
         if task.round in sizes:
             sizes[task.round][task.owner] += math.prod(task.shape)
     to_all = sum((len(assignment.ranks) - 1) * max(each) for each in sizes.values())
-    rest = replace(
-        assignment, tasks=tuple(task for task in assignment.tasks if task.round in shared)
-    )
-    return ExchangeTraffic(traffic(rest), to_all)
+    pieces = {
+        period: traffic(
+            replace(
+                assignment,
+                tasks=tuple(
+                    task
+                    for task in assignment.tasks
+                    if task.round in shared and rank_group.periods[task.parameter] == period
+                ),
+            )
+        )
+        for period in sorted(set(rank_group.periods))
+    }
+    return ExchangeTraffic(pieces, row_traffic(assignment, rank_group.row_states), to_all)
 
 
 def _exchange_messages(
@@ -239,8 +252,9 @@ def _exchange_messages(
     position: int,
     stride: int,
 ) -> Iterator[Message]:
-    pieces, itemsize, ranks = (
+    pieces, rows, itemsize, ranks = (
         exchange.pieces,
+        exchange.rows,
         rank_group.comm_dtype.itemsize,
         len(rank_group.assignment.ranks),
     )
@@ -250,13 +264,25 @@ def _exchange_messages(
     yield Message(
         purpose=purpose,
         kind="all_to_all",
-        sent=each * (pieces.sent_in[position] + pieces.sent_out[position]),
-        received=each * (pieces.received_in[position] + pieces.received_out[position]),
+        sent=PARAMETER_BYTES * (rows.sent_in[position] + rows.sent_out[position])
+        + sum(
+            each * (part.sent_in[position] + part.sent_out[position]) // period
+            for period, part in pieces.items()
+        ),
+        received=PARAMETER_BYTES * (rows.received_in[position] + rows.received_out[position])
+        + sum(
+            each * (part.received_in[position] + part.received_out[position]) // period
+            for period, part in pieces.items()
+        ),
         ranks=ranks,
         stride=stride,
     )
     yield _message(purpose, "all_gather", itemsize * exchange.to_all, ranks, stride)
-    shared = PARAMETER_BYTES * pieces.shared[position]
+    shared = PARAMETER_BYTES * sum(
+        part.shared[position] // period for period, part in pieces.items()
+    )
+    sums = _ring_all_reduce(4 * PARAMETER_BYTES * rank_group.row_sums, ranks)
+    yield _message(purpose, "all_reduce", sums, ranks, stride)
     yield _message(purpose, "subgroup", shared, rank_group.assignment.subgroup_size, stride)
 
 

@@ -177,6 +177,7 @@ def _training(config: Mapping[str, Any], env: Mapping[str, Any]) -> dict[str, An
         unused |= {"pre_norm"}
     if optimizer.get("constraint") != "radial_brake":
         unused |= {"outward_scale"}
+    unused |= {name for name in ("row_fraction", "block_period") if optimizer.get(name) == 1}
     if optimizer.get("constraint") is None:
         unused |= {"constraint"}
     sections = {

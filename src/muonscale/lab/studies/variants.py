@@ -28,7 +28,7 @@ class Variant:
 
 
 def _muon(what: str, source: str, **options: Any) -> Variant:
-    keys = {"rule": "muon", "constraint": None}
+    keys = {"rule": "muon", "constraint": None, "row_fraction": 1.0}
     keys |= dict.fromkeys(("second_moment", "pre_norm", "post_norm")) | options
     return Variant(
         overrides={f"optimizer.{key}": value for key, value in keys.items()},
@@ -83,6 +83,11 @@ VARIANTS: dict[str, Variant] = {
         "a braked norm of the weights",
         "NVIDIA Emerging-Optimizers",
         constraint="radial_brake",
+    ),
+    "dion2": _muon("a quarter of the rows", "arXiv 2512.16928", row_fraction=0.25),
+    "muon-heads": _muon("a matrix for each head", "arXiv 2607.24653", heads="auto"),
+    "muown": _muon(
+        "magnitudes and directions of rows", "arXiv 2605.10797", constraint="row_magnitude"
     ),
     "muon-adjusted-lr": _muon(
         "RMS by the shape", f"{_MOONLIGHT}, table 1, Adjusted LR", scale="rms"

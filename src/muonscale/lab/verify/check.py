@@ -128,6 +128,11 @@ def check_request(config: Config, topology: Topology, steps: int, device: torch.
         raise ConfigError(
             f"layout {topology} is one process; give one of several processes, such as fsdp=2"
         )
+    if (period := config.optimizer.block_period) > 1:
+        raise ConfigError(
+            f"optimizer.block_period is {period}, with which the numbers depend on the layout; give "
+            "optimizer.block_period=1"
+        )
     if steps > config.steps:
         raise ConfigError(f"--steps {steps} is more than the {config.steps} steps of the run")
     if device.type == "cuda" and torch.cuda.device_count() < topology.world:

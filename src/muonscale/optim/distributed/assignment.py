@@ -20,13 +20,14 @@ import hashlib
 import heapq
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from muonscale.errors import LayoutError
+from muonscale.optim.matrices.batches import row_state_sharding
 from muonscale.optim.matrices.sharding import (
     Range,
     Sharding,
@@ -474,6 +475,21 @@ def traffic(assignment: OwnerAssignment) -> Traffic:
                     sums.sent_out[task.owner] += elements
                     sums.received_out[places[mesh_rank]] += elements
     return sums
+
+
+def row_traffic(assignment: OwnerAssignment, states: Mapping[str, int]) -> Traffic:
+    """Return the same of per-row state that is sent with the matrices.
+
+    Args:
+        assignment: of matrices of which none is split; parts of split ones are counted once.
+        states: number of such states, by parameter name.
+    """
+    parameters = tuple(
+        replace(p, sharding=row_state_sharding(p.sharding)) for p in assignment.parameters
+    )
+    counts = [states.get(p.name, 0) * (not p.sharding.partitioned) for p in parameters]
+    tasks = tuple(task for task in assignment.tasks for _ in range(counts[task.parameter]))
+    return traffic(replace(assignment, parameters=parameters, tasks=tasks))
 
 
 def _elements(sharding: Sharding, task: MatrixTask) -> list[int]:

@@ -223,7 +223,7 @@ class RankGroup:
                 for name, found in rows.items()
                 if key in found
             }
-            U_NMK, own = self._find_update(shape, update, split)(batch.values, own)
+            U_NMK, own = self.find_update(shape, update, split)(batch.values, own)
             updates[key] = MatrixBatch(batch.tasks, U_NMK)
             for name, V_NM1 in own.items():
                 batch, whole = rows[name][key], tensors.whole_rows[name]
@@ -234,9 +234,10 @@ class RankGroup:
                         whole[matrix].copy_(values)
         return updates, rows
 
-    def _find_update(
-        self, shape: tuple[int, int], update: MatrixUpdate, split: SubgroupSplit | None
+    def find_update(
+        self, shape: tuple[int, int], update: MatrixUpdate, split: SubgroupSplit | None = None
     ) -> BatchUpdate:
+        """Return the update of matrices of `shape`, whole on this rank or shared by a subgroup."""
         if split is None:
             return batch_update(update, shape, LOCAL, self._compile)
         assert self._subgroup is not None

@@ -56,10 +56,13 @@ class StateTensor:
     """A tensor that a rule keeps for every parameter."""
 
     name: str
-    per: Literal["element", "row", "matrix", "parameter"] = "element"
+    per: Literal["element", "row", "matrix", "shard_row", "parameter"] = "element"
     """One value per element, which `direction_` writes; one per row of each logical matrix, or per
-    element of it, which the matrix update replaces; or one number per parameter, a count of the
-    steps that the parameter has taken."""
+    element of it, which the matrix update replaces; one per row on every rank that has a part of
+    the row, which a constraint writes; or one number per parameter, a count of the steps that the
+    parameter has taken."""
+    spread: bool = False
+    """Whether `direction_` reads a value per row, broadcast to the elements of the row."""
     negative: bool = True
     """Whether a value can be negative. A count cannot."""
 
@@ -178,8 +181,8 @@ class Rule(ABC):
         """Write one step into the elementwise state, and return the directions.
 
         Args:
-            state: elementwise state by name, a list of tensors with the shapes of `G`; counts as
-                a list of int, this step included.
+            state: elementwise state by name, a list of tensors with the shapes of `G`; `spread`
+                state broadcasts to these shapes; counts as a list of int, this step included.
             G: gradients or parts of them, any floating dtype; not written to.
             group: options.
             mask: see `commit_`.
@@ -195,6 +198,18 @@ class Rule(ABC):
     def matrix_update(self, group: Group) -> MatrixUpdate | None:
         """Return the second stage, or None for an elementwise rule."""
         return None
+
+    def block_period(self, group: Group) -> int:
+        """Return in every how many steps sharded matrices are updated whole.
+
+        In the other steps what a rank holds of a matrix is updated as a matrix of its own, with no
+        state but that of `direction_`.
+        """
+        return 1
+
+    def blockwise(self, state: Mapping[str, Any], group: Group) -> bool:
+        """Return whether this step is one of the others, from the state of a parameter."""
+        return False
 
     def constraint(self, group: Group) -> Constraint | None:
         """Return what a rule on matrices demands of the weight after an update, if anything."""
@@ -401,6 +416,7 @@ def apply_constrained_(
         group: options.
         mask: see `commit_`.
     """
+    assert constraint.factors is not None
     keep, move = constraint.factors(MatrixSums(*sums), group)
     new_W = W.wide(U, mask)
     decay_(new_W, U, rate_of(group), cautious=group["cautious_decay"])

@@ -1,10 +1,10 @@
-"""Constraints of the weight after an update: a fixed norm, or a norm that grows more slowly.
+"""Constraints of the weight after an update: a fixed norm, a braked one, magnitudes of rows.
 
 A *constraint* replaces `W <- W - lr*U` by `W <- keep*W - move*U` with two numbers for each logical
 matrix. They follow from three sums over the matrix (`MatrixSums`), so a sharded matrix needs one
 all-reduce of three numbers and no part of another rank.
 
-`W` is the weight after weight decay.
+`W` is the weight after weight decay. A constraint by rows is in `row_magnitude`.
 """
 
 from __future__ import annotations
@@ -38,10 +38,16 @@ Factors = Callable[[MatrixSums, Mapping[str, Any]], tuple[Tensor, Tensor]]
 class Constraint:
     """One row of `CONSTRAINTS`."""
 
-    factors: Factors
+    factors: Factors | None
+    """None if it has two numbers for each row: see `muonscale.optim.rules.row_magnitude`."""
     keeps_norm: bool = False
     """Whether the norm of a matrix never changes. There is then no weight decay."""
     source: str
+
+    @property
+    def by_rows(self) -> bool:
+        """Whether it works on rows, and trains their magnitudes by a gradient of their own."""
+        return self.factors is None
 
 
 def _fixed_norm(sums: MatrixSums, group: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
@@ -84,6 +90,9 @@ CONSTRAINTS: dict[str, Constraint] = {
     "radial_brake": Constraint(
         factors=_brake,
         source="NVIDIA Emerging-Optimizers, RadialBrakeHook; KellerJordan/modded-nanogpt, track 3",
+    ),
+    "row_magnitude": Constraint(
+        factors=None, source="Lion et al., Muown, arXiv 2605.10797; kcc-lion/muown"
     ),
 }
 """Every constraint.

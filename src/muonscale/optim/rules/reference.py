@@ -192,6 +192,8 @@ def muon_step(
     rms: float = 0.2,
     V_elements: Tensor | None = None,
     V_update: Tensor | None = None,
+    skipped: Tensor | None = None,
+    row_fraction: float = 1.0,
     second_moment_beta: float = 0.95,
     second_moment_eps: float = 1e-10,
     pre_norm: str | None = None,
@@ -205,15 +207,19 @@ def muon_step(
     """Return the weight and the momentum `[out, in]` and the row state `[out]` after one Muon step.
 
     `V_elements` and `V_update` are the second moments of the gradient and of the polar factor,
-    float64, if there is one; they are written to.
+    float64, if there is one; they are written to. So is `skipped`, `[out]`: 1 for rows that were not
+    among the largest `row_fraction` of the step, whose momentum does not decay in the next one.
     `rate` is the part of the weight that decays: lr*wd, or wd times the schedule's multiplier.
 
     References:
-        Liu et al., arXiv 2502.16982, equations 1 and 4, with `M <- mu*M + (1-mu)*G`.
+        Liu et al., arXiv 2502.16982, equations 1 and 4, with `M <- mu*M + (1-mu)*G`; Ahn et al.,
+        Dion2, arXiv 2512.16928, for `row_fraction`.
     """
-    W, G, M = W.to(torch.float64), G.to(torch.float64), M.to(torch.float64)
+    W, G, M = W.to(torch.float64), G.to(torch.float64), M.to(torch.float64).clone()
     V = torch.zeros(W.shape[0], dtype=torch.float64) if V is None else V
-    M = momentum * M + (1 - momentum) * G
+    held = torch.zeros_like(V) if skipped is None else skipped
+    for i in range(M.shape[0]):
+        M[i] = (1 if held[i] else momentum) * M[i] + (1 - momentum) * G[i]
     direction = momentum * M + (1 - momentum) * G if nesterov else M
     if V_elements is not None:  # written to
         beta = second_moment_beta
@@ -223,17 +229,78 @@ def muon_step(
     def polar(X: Tensor) -> Tensor:
         return newton_schulz(X, triples)
 
-    O_MK = polar(pre_normalized(direction, pre_norm, polar))
+    by_size = sorted(range(len(W)), key=lambda i: -float(direction[i].abs().sum()))
+    chosen = sorted(by_size[: max(1, math.ceil(row_fraction * len(W)))])
+    O_MK = polar(pre_normalized(direction[chosen], pre_norm, polar))
     if V_update is not None:  # written to
         V_update.copy_(second_moment_beta * V_update + (1 - second_moment_beta) * O_MK**2)
         divided = O_MK / (V_update.sqrt() + second_moment_eps)
         if divided.any():
             O_MK = divided * float(O_MK.norm()) / float(divided.norm())
-    O_MK, V = post_normalized(O_MK, post_norm, V, normuon_beta2, post_norm_eps)
-    U = scaled(O_MK, scale, rms, post_norm)
+    V = V.to(torch.float64).clone()
+    O_MK, V[chosen] = post_normalized(O_MK, post_norm, V[chosen], normuon_beta2, post_norm_eps)
+    updated = torch.zeros_like(W)
+    updated[chosen] = O_MK
+    if skipped is not None:  # written to
+        skipped.copy_(torch.tensor([float(i not in chosen) for i in range(len(W))]))
+    U = scaled(updated, scale, rms, post_norm)
     if constraint != "weight_norm":
         W = decayed(W, U, rate, cautious)
     return constrained(W, U, lr, constraint, outward_scale), M, V
+
+
+def row_magnitude_step(
+    W: Tensor,
+    G: Tensor,
+    M: Tensor,
+    rows: dict[str, Tensor],
+    step: int,
+    *,
+    lr: float,
+    rate: float,
+    momentum: float,
+    nesterov: bool,
+    triples: list[tuple[float, float, float]],
+    betas: tuple[float, float],
+    eps: float,
+    rms: float = 0.2,
+    cautious: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """Return weight and momentum, float64, after Muown step number `step` (from 1).
+
+    `rows` are g (magnitude), r (length of the direction) and the moments m and v of g, `[out]` each,
+    float64; written to. Start with zeros.
+
+    References:
+        Lion et al., Muown, arXiv 2605.10797, algorithm 1 and appendix C.
+    """
+    W, G, M = W.to(torch.float64), G.to(torch.float64), M.to(torch.float64)
+    g, r, m, v = (rows[name] for name in ("g", "r", "m", "v"))
+    D, gradient = torch.zeros_like(W), torch.zeros_like(W)
+    for i in range(W.shape[0]):
+        norm = max(float(W[i].norm()), 1e-12)
+        if step == 1:
+            g[i], r[i] = norm, norm
+        g[i] = math.copysign(norm, g[i])
+        unit = W[i] / g[i]
+        along = float(G[i] @ unit)
+        D[i] = r[i] * unit
+        gradient[i] = g[i] / r[i] * (G[i] - along * unit)
+        m[i] = betas[0] * m[i] + (1 - betas[0]) * along
+        v[i] = betas[1] * v[i] + (1 - betas[1]) * along**2
+    M = momentum * M + (1 - momentum) * gradient
+    direction = momentum * M + (1 - momentum) * gradient if nesterov else M
+    U = scaled(newton_schulz(direction, triples), "rms", rms, None)
+    D = D - lr * U
+    new_W = torch.zeros_like(W)
+    for i in range(W.shape[0]):
+        root = math.sqrt(v[i] / (1 - betas[1] ** step)) + eps
+        g[i] = g[i] - lr * m[i] / (1 - betas[0] ** step) / root
+        r[i] = D[i].norm()
+        new_W[i] = g[i] * D[i] / r[i]
+        change = g[i] / r[i] * U[i]
+        new_W[i] += decayed(W[i], change, rate, cautious) - W[i]
+    return new_W, M
 
 
 def adamw_step(

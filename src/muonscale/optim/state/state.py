@@ -6,6 +6,13 @@
 | gradient_second_moment | muon, second_moment | the parameter's | as above                                |
 | update_second_moment   | muon, second_moment | the parameter's | as above                                |
 | row_second_moment      | muon, normuon       | one per row     | as above                                |
+| row_skipped            | muon, row_fraction  | one per row     | as above                                |
+| block_step             | muon, block_period  | 0-D, on the CPU | float32                                 |
+| row_magnitude          | muon, row_magnitude | one per row     | as above                                |
+| row_direction_length   | muon, row_magnitude | one per row     | as above                                |
+| row_exp_avg            | muon, row_magnitude | one per row     | as above                                |
+| row_exp_avg_sq         | muon, row_magnitude | one per row     | as above                                |
+| row_step               | muon, row_magnitude | 0-D, on the CPU | float32                                 |
 | exp_avg, exp_avg_sq    | adamw               | the parameter's | as above                                |
 | step                   | adamw               | 0-D, on the CPU | float32                                 |
 | master                 | both, 16 bits       | the parameter's | float32, with master="float32"          |
@@ -64,9 +71,10 @@ def new_state(
     for tensor in rule_of(options).state(options):
         if tensor.per in ("element", "matrix"):
             state[tensor.name] = zeros()
-        elif tensor.per == "row":
+        elif tensor.per in ("row", "shard_row"):
             matrices = options["matrices"].get(name, PLAIN)
-            state[tensor.name] = _row_state(name, parameter, matrices, owned, dtype)
+            owner = owned if tensor.per == "row" else None
+            state[tensor.name] = _row_state(name, parameter, matrices, owner, dtype)
         else:
             state[tensor.name] = torch.tensor(0.0, device="cpu")
     if is_narrow(parameter) and options["master"] == "float32":

@@ -196,7 +196,7 @@ def _check_values(
 def _fitting_keys(group: Group, have: StateDict, want: StateDict) -> list[str]:
     """Return the state of a parameter that can be taken over: none unless all moments can be."""
     fitting = [k for k in want if k in have and _as_tensor(have[k]).shape == want[k].shape]
-    needed = {tensor.name for tensor in rule_of(group).state(group) if tensor.per != "row"}
+    needed = {tensor.name for tensor in rule_of(group).state(group) if "row" not in tensor.per}
     return fitting if needed <= set(fitting) else []
 
 

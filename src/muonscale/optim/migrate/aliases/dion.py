@@ -105,6 +105,7 @@ MISSING: dict[str, NoCounterpart] = {
     ),
     "dion_dion2": NoCounterpart(
         what="microsoft/dion: Dion2, NorDion2, Dion3",
-        why="orthogonalizes only some rows or columns in each step",
+        why='use `preset("dion2")` and `preset("nordion2")`; their options are not translated, because '
+        "`selection_scope` and the choice of columns have no counterpart",
     ),
 }
