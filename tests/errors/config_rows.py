@@ -91,6 +91,8 @@ ROWS: dict[str, Row] = {
     "a recipe in another encoding": Row(C, ("recipe.yaml", "0xff"), other_encoding),
     "a key to explain": Row(C, ("warmupp", "warmup"), lambda _: find_keys("warmupp")),
     # sections: keys and types
+    "seed below 0": Row(C, ("run.seed=-1",), load("run.seed=-1")),
+    "seed too large": Row(C, ("run.seed=99999999999999999999",), load("run.seed=99999999999999999999")),
     "run": Row(C, ("unknown key run.sed", "seed"), load("run.sed=1")),
     "run.threads": Row(C, ("run.threads=0",), load("run.threads=0")),
     "run.device": Row(C, ("'tpu'", "'cuda'"), load("run.device=tpu")),
