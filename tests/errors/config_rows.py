@@ -5,19 +5,29 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from torch import nn
+
+from muonscale import Muon
 from muonscale.errors import ConfigError, GroupingError
+from muonscale.lab.config.keys import find_keys
 from muonscale.lab.config.load import Config, load_config
 from muonscale.lab.config.sections import ParallelSection
 from muonscale.lab.parallel.topology import arrange, parse_layout
 from muonscale.lab.targets import inspect
+from muonscale.lab.training.average import build_average
 from muonscale.lab.training.checkpoint import steps_to_keep
 from muonscale.lab.training.micro_batches import check_shares
 from muonscale.lab.training.noise_scale import check_noise_scale
-from muonscale.lab.training.schedule import check_schedule
+from muonscale.lab.training.schedule import (
+    build_option_schedule,
+    check_schedule,
+    option_functions,
+)
 from tests.errors.row import Row
 
 C = ConfigError
 PICO = ("model.preset=llama-pico", "data.vocab_size=300")
+POINT = "{at: 0, value: 0.9}"
 TWO = "data.mixture=[{path: a, weight: 1}, {path: b, weight: %s}]"
 STAGES = "schedule.stages=[{name: constant, until: %s, weights: %s}, {name: cosine}]"
 
@@ -32,6 +42,11 @@ def file(content: str, name: str = "recipe.yaml") -> Callable[[Path], object]:
         return load_config(str(folder / name) if name.endswith("yaml") else str(folder))
 
     return call
+
+
+def other_encoding(folder: Path) -> object:
+    (folder / "recipe.yaml").write_bytes(b"\xff")
+    return load_config(str(folder / "recipe.yaml"))
 
 
 def shares(world: int, *overrides: str) -> Callable[[Path], object]:
@@ -70,6 +85,11 @@ ROWS: dict[str, Row] = {
     "an item": Row(C, ("5 is none of the 0",), load("checkpoint.marks=[]", "checkpoint.marks.5=1")),
     "alternatives": Row(C, ("train.tokens and train.steps",), load("train.steps=5", "train.tokens=9")),
     "NUL": Row(C, ("data.path", r"\x00"), load(r'data.path="a\0b"')),
+    "a comment": Row(C, ("'a'", "run.path='\"a #b\"'"), load("run.path=a #b")),
+    "text as a recipe": Row(C, ("data.path=", "run.path="), file("x", "a.txt")),
+    "a pipe": Row(C, ("/dev/null", ".yaml"), load(recipe="/dev/null")),
+    "a recipe in another encoding": Row(C, ("recipe.yaml", "0xff"), other_encoding),
+    "a key to explain": Row(C, ("warmupp", "warmup"), lambda _: find_keys("warmupp")),
     # sections: keys and types
     "seed below 0": Row(C, ("run.seed=-1",), load("run.seed=-1")),
     "seed too large": Row(C, ("run.seed=99999999999999999999",), load("run.seed=99999999999999999999")),
@@ -86,6 +106,13 @@ ROWS: dict[str, Row] = {
     "data.format": Row(C, ("data.path",), load("data.format=chat", "data.tokenizer=t")),
     "data.tokenizer": Row(C, ("null",), load("data.format=chat", "data.path=a")),
     "data.chat_template": Row(C, ("plain", "data.format=chat"), load("data.chat_template=plain")),
+    "data.path": Row(C, ("path=5", "list of paths"), load("data.path=5")),
+    "tokens of a source": Row(C, ("python-stdlib", "data.path"), load("data.format=tokens")),
+    "tokens of no tokenizer": Row(C, ("data.tokenizer",), load("data.format=tokens", "data.path=a")),
+    "bytes of tokens": Row(C, ("data.max_bytes=5",), load("data.format=tokens", "data.path=a", "data.tokenizer=t", "data.max_bytes=5")),
+    "optimizer": Row(C, ("optimizer.momntum", "momentum"), load("optimizer.momntum=1")),
+    "optimizer.rule": Row(C, ("'moun'", "muon"), load("optimizer.rule=moun")),
+    "rule of another key": Row(C, ("optimizer.post_norm=normuon",), load("optimizer.rule=normuon")),
     "optimizer.lr": Row(C, ("optimizer.lr=-1",), load("optimizer.lr=-1")),
     "optimizer.lr nan": Row(C, ("optimizer.lr=nan",), load("optimizer.lr=.nan")),
     "optimizer.constraint": Row(C, ("'weight_nrm'", "'weight_norm'"), load("optimizer.constraint=weight_nrm")),
@@ -102,6 +129,11 @@ ROWS: dict[str, Row] = {
     "stages.weights name": Row(C, ("'c'",), load(TWO % 1, "schedule.name=stages", STAGES % (0.5, "{c: 1}"))),
     "stages.weights zero": Row(C, ("all weights are 0",), load(TWO % 1, "schedule.name=stages", STAGES % (0.5, "{a: 0}"))),
     "stages in order": Row(C, ("of 3",), load("train.steps=3", "schedule.name=stages", "schedule.stages=[{name: constant, until: 0.99}, {name: cosine}]")),
+    "schedule of lr": Row(C, ("lr", "schedulers"), load("schedule.options={lr: [{at: 0, value: 1}]}")),
+    "schedule of a word": Row(C, ("'momntum'", "momentum"), load("schedule.options={momntum: [{at: 0, value: 1}]}")),
+    "schedule of both": Row(C, ("schedule.options.momentum",), load("schedule.options={momentum: [{at: 0, value: 0.9}, {at: end, times: 2}]}")),
+    "schedule in order": Row(C, ("schedule.options.momentum", "steps 0, 0 of 5"), lambda folder: option_functions(load("train.steps=5", f"schedule.options={{momentum: [{POINT}, {POINT}]}}")(folder))),
+    "schedule of a group": Row(C, ("schedule.options", "'head'"), lambda folder: build_option_schedule(Muon(nn.Linear(4, 6), lr=0.1), load(f"schedule.options={{head.momentum: [{POINT}]}}")(folder))),
     "unused": Row(C, ("'b' has weight 0",), lambda folder: check_schedule(load(TWO % 0)(folder))),
     "train": Row(C, ("train.tokens",), load("train.tokens=null")),
     "train.batch_schedule": Row(C, ("train.steps=5", "train.tokens"), load("train.steps=5", "train.batch_schedule=[{after: 0.5, batch_tokens: 8192}]")),
@@ -109,6 +141,13 @@ ROWS: dict[str, Row] = {
     "huge batch": Row(C, ("train.batch_tokens", "4294967296"), load(f"train.batch_tokens={32 * 10**19}")),
     "huge length": Row(C, ("train.tokens",), load(f"train.tokens={10**30}")),
     "train.batch_tokens": Row(C, ("=1000", "=256"), load("train.batch_tokens=1000")),
+    "epochs of a mixture": Row(C, ("train.epochs=1", "2", "train.tokens"), load("train.epochs=1", TWO % 1)),
+    "steps of epochs": Row(C, ("train.epochs=1", "train.tokens"), lambda folder: load("train.epochs=1")(folder).timeline),
+    "train.average_from": Row(C, ("train.average_from=0.9", "2"), lambda folder: build_average(nn.Linear(1, 1), load("train.steps=2", "train.average=ema", "train.average_from=0.9")(folder))),
+    "profile.steps": Row(C, ("'3'", "10:15"), load("profile.steps='3'")),
+    "profile beyond": Row(C, ("profile.steps=4:7", "first < end <= 6"), load("train.steps=5", "profile.steps=4:7")),
+    "track": Row(C, ("track=5", "wandb"), load("track.to=5")),
+    "a tracker": Row(C, ("wandbb", "wandb"), load("track.to=wandbb")),
     "weights": Row(C, ("model.weights=w", "data.tokenizer"), load("model.weights=w")),
     "parallel": Row(C, ("'zero'", "'fsdp'"), load("parallel.data=zero")),
     "eval": Row(C, ("eval.every=0",), load("eval.every=0")),

@@ -17,9 +17,11 @@ from muonscale.optim.migrate.convert_state import join_state_dicts
 from muonscale.optim.newton_schulz.coefficients import Coefficients
 from muonscale.optim.newton_schulz.flops import ns_flops
 from muonscale.optim.newton_schulz.polar_express import polar_express
+from muonscale.optim.option_schedule import OptionSchedule
 from muonscale.optim.parameters.roles import Role
 from muonscale.optim.rules.post_norm import resolve_post_norm
 from muonscale.optim.rules.scale import shape_factor
+from muonscale.transfer.constants import ForwardConstants
 from muonscale.transfer.multipliers import UpdateRule, multipliers
 from tests.errors.row import Row
 
@@ -76,6 +78,65 @@ def loaded(change: Any) -> None:
     state = optimizer.state_dict()
     change(state)
     ms.Muon([("w", matrix())]).load_state_dict(state)
+
+
+def changed(change: Any) -> Any:
+    """Step twice, and change the group or its parameter before the second step."""
+
+    def call(_: object) -> None:
+        weight = matrix()
+        optimizer = ms.Muon([("w", weight)])
+        weight.grad = torch.ones(4, 6)
+        optimizer.step()
+        change(optimizer.param_groups[0], weight)
+        optimizer.step()
+
+    return call
+
+
+def resize(weight: nn.Parameter, columns: int) -> None:
+    weight.grad = None
+    weight.data = torch.ones(4, columns)
+    weight.grad = torch.ones(4, columns)
+
+
+def replaced_layer(_: object) -> None:
+    net = nn.Sequential(nn.Embedding(7, 4), nn.Linear(4, 6), nn.Linear(6, 7))
+    optimizer = ms.Muon(net, lr=0.1)
+    net[1] = nn.Linear(4, 6)
+    net(torch.arange(3)).sum().backward()
+    optimizer.step()
+
+
+def frozen_group(_: object) -> None:
+    net = model()
+    net[1].weight.requires_grad_(False)
+    ms.Muon(net, lr=0.1).add_param_group({"params": [net[1].weight]})
+
+
+def of_inference() -> nn.Parameter:
+    with torch.inference_mode():
+        return matrix()
+
+
+def on_meta(_: object) -> None:
+    weight = nn.Parameter(torch.ones(4, 6, device="meta"))
+    weight.grad = torch.ones(4, 6, device="meta")
+    ms.Muon([("w", weight)]).step()
+
+
+def half(step: int) -> float:
+    return 0.5
+
+
+def of_heads() -> object:
+    wide = small_llama(64)
+    given = ms.parameter_groups(wide, lr=0.1, overrides={"*.q_proj.weight": {"heads": "auto"}})
+    return ms.parametrize(wide, small_llama(32), given)
+
+
+def diverged(state: dict[str, Any]) -> None:
+    state["state"] = {0: {"momentum_buffer": torch.full((4, 6), float("nan"))}}
 
 
 def renamed(state: dict[str, Any]) -> None:
@@ -186,6 +247,27 @@ ROWS: dict[str, Row] = {
     "state of others": Row(K, ("v",), lambda _: loaded(renamed)),
     "state without names": Row(K, ("param_names",), lambda _: loaded(unnamed)),
     "convention": Row(K, ("'median'",), lambda _: loaded(odd_convention)),
+    "a flag": Row(C, ("nesterov", "'yes'"), lambda _: muon(nesterov="yes")),
+    "no list": Row(R, ("5", "(name, tensor)"), lambda _: of_group(5)),
+    "a named number": Row(R, ("a of a group is 5", "int"), lambda _: of_group([("a", 5)])),
+    "inference": Row(R, ("weight", "inference_mode"), lambda _: ms.Muon([("weight", of_inference())])),
+    "shared elements": Row(R, ("(4, 6)", "(0, 1)", ".contiguous()"), lambda _: of_group([nn.Parameter(torch.ones(1, 6).expand(4, 6))])),
+    "on the meta device": Row(R, ("gradient of w", "meta"), on_meta),
+    "an option removed": Row(C, ("momentum is missing",), changed(lambda group, _: group.pop("momentum"))),
+    "an option changed": Row(C, ("2", "0 <= x < 1"), changed(lambda group, _: group.update(momentum=2))),
+    "params replaced": Row(R, ("'x'", "add_param_group"), changed(lambda group, _: group.update(params="x"))),
+    "resized": Row(L, ("(4, 6)", "(4, 7)"), changed(lambda _, w: resize(w, 7))),
+    "layer replaced": Row(R, ("1.weight", "(6, 4)", "strict=False"), replaced_layer),
+    "a group of a lost model": Row(R, ("1 parameters", "`rule`"), lambda _: ms.Muon(model(), lr=0.1).add_param_group({"params": [matrix()]})),
+    "a group that is frozen": Row(R, ("(6, 4)", "unfreeze"), frozen_group),
+    "no state": Row(K, ("list", "state_dict()"), lambda _: muon().load_state_dict([])),  # type: ignore[arg-type]
+    "half a state": Row(K, ("param_groups", "'state'"), lambda _: muon().load_state_dict({"state": {}})),
+    "state of NaN": Row(K, ("momentum_buffer of w",), lambda _: loaded(diverged)),
+    "state with an option": Row(K, ("momentum is 5",), lambda _: loaded(lambda state: state["param_groups"][0].update(momentum=5))),
+    "schedule of no group": Row(C, ("'head'", "0"), lambda _: OptionSchedule(muon(), values={"head.momentum": half})),
+    "schedule of another rule": Row(C, ("eps", "muon"), lambda _: OptionSchedule(muon(), values={"eps": half})),
+    "schedule twice": Row(C, ("0.momentum", "twice"), lambda _: OptionSchedule(muon(), values={"momentum": half}, multipliers={"momentum": half})),
+    "another schedule": Row(C, ("momentum", "weight_decay"), lambda _: OptionSchedule(muon(), values={"momentum": half}).load_state_dict(OptionSchedule(muon(), multipliers={"weight_decay": half}).state_dict())),
     # parameter_groups, grouping_report
     "groups rule": Row(C, ("'mun'", "muon"), lambda _: groups(rule="mun")),
     "frozen": Row(R, ("5 parameters", "requires_grad"), lambda _: ms.parameter_groups(frozen(model()), lr=0.1)),
@@ -235,6 +317,17 @@ ROWS: dict[str, Row] = {
     "translate nobody": Row(C, ("'nobody'",), lambda _: ms.translate_arguments("nobody")),
     "translate an argument": Row(C, ("'rate'",), lambda _: ms.translate_arguments("torch", rate=0.1)),
     "translate a choice": Row(C, ("adjust_lr_fn", "'none'"), lambda _: ms.translate_arguments("torch", lr=0.1, adjust_lr_fn="none")),
+    "no counterpart": Row(C, ("AdaptiveMuon", "torch"), lambda _: ms.translate_arguments("nvidia_adaptive")),
+    "a value without a counterpart": Row(C, ("weight_update_hook='x'", "constraint"), lambda _: ms.translate_arguments("nvidia", weight_update_hook="x")),
+    "no rate": Row(C, ("optax", "learning_rate"), lambda _: ms.translate_arguments("optax")),
+    "rate of AdamW": Row(C, ("'embedding'", "adamw_lr"), lambda _: ms.translate_arguments("nvidia").groups(model())),
+    "NVIDIA's coefficients": Row(C, ("'quintc'", "'quintic'"), lambda _: ms.translate_arguments("nvidia", coefficient_type="quintc")),
+    "NVIDIA's steps": Row(C, ("num_ns_steps is 4", "5"), lambda _: ms.translate_arguments("nvidia", coefficient_type="cubic5", num_ns_steps=4)),
+    "NVIDIA's scale": Row(C, ("'spectrl'", "spectral"), lambda _: ms.translate_arguments("nvidia", scale_mode="spectrl")),
+    "NVIDIA's factor": Row(C, ("extra_scale_factor is 2", "'shape_scaling'", "lr"), lambda _: ms.translate_arguments("nvidia", scale_mode="shape_scaling", extra_scale_factor=2)),
+    "optax's coefficients": Row(C, ("'jordn'", "'standard'"), lambda _: ms.translate_arguments("optax", learning_rate=0.1, ns_coeffs="jordn")),
+    "optax's steps": Row(C, ("ns_steps is 1", "2 triples"), lambda _: ms.translate_arguments("optax", learning_rate=0.1, ns_coeffs=[(1, 2, 3)] * 2, ns_steps=1)),
+    "NorMuon's scale": Row(C, ("'rms'", "match_rms"), lambda _: ms.translate_arguments("pytorch_optimizer_normuon", update_scale="rms")),
     "interleaved": Row(L, ("interleaved", "by_columns"), lambda _: of_layout((6, 4), heads=2, interleaved=True)),
     # Matrices
     "field": Row(C, ("'head'", "heads"), lambda _: groups(overrides={"1.weight": {"matrices": {"head": 2}}})),
@@ -248,6 +341,7 @@ ROWS: dict[str, Row] = {
     # functions of tensors and numbers
     "orthogonalize a vector": Row(C, ("(5,)", "[..., out, in]"), lambda _: ms.orthogonalize(torch.ones(5))),
     "orthogonalize dtype": Row(C, ("'int8'",), lambda _: ms.orthogonalize(torch.ones(5, 5), dtype="int8")),
+    "restarts of flops": Row(C, ("(2,)", "between 1 and 1"), lambda _: ns_flops((4, 4), 2, "gram", coefficients=Coefficients(triples=((1, 2, 3),) * 3, restarts=(2,)))),
     "preset": Row(C, ("'moonlit'", "moonlight"), lambda _: ms.preset("moonlit")),
     "post_norm name": Row(C, ("'colum'", "None for none"), lambda _: resolve_post_norm("colum")),
     "polar express": Row(C, ("lower is 2", "0 < lower < 1"), lambda _: polar_express(5, lower=2)),
@@ -271,6 +365,9 @@ ROWS: dict[str, Row] = {
     "other fields": Row(C, ("hidden_act is 'gelu'", "hidden_size"), lambda _: ms.parametrize(small_llama(64, hidden_act="gelu"), small_llama(32), [])),
     "unknown model": Row(C, ("Sequential", "ForwardConstants"), lambda _: ms.parametrize(model(), model(), groups())),
     "layers": Row(C, ("None",), lambda _: ms.parametrize(model(), model(), groups(), depth="complete_p", constants=SimpleNamespace())),
+    "no rate to multiply": Row(C, ("'hidden'", "lr", "0.7"), lambda _: transfer().groups(ms.parameter_groups(small_llama(64)))),
+    "heads of transfer": Row(C, ("q_proj", "heads='auto'"), lambda _: of_heads()),
+    "layers of other shapes": Row(C, ("3.weight", "3 shapes"), lambda _: ms.parametrize(nn.Sequential(*model(), nn.Linear(7, 7)), model(), groups(), convention="standard", constants=ForwardConstants(final_norm="2"))),
     "empty side": Row(C, ("(0, 4)",), lambda _: multipliers(Role.HIDDEN, (0, 4), (4, 4), UpdateRule())),
     "decay of a rule": Row(C, ("'free'", "coupled"), lambda _: UpdateRule(decay="free")),
     "vocabulary": Row(C, ("9 rows", "7 at"), lambda _: multipliers(Role.EMBEDDING, (9, 4), (7, 4), UpdateRule())),

@@ -66,7 +66,8 @@ class OptionSchedule:
         Args:
             optimizer: the optimizer; its groups are changed.
             values: functions that give the value, by option (`momentum`, for all groups on a rule
-                that has it) or by group and option (`embedding.weight_decay`).
+                that has it) or by group and option (`embedding.weight_decay`; a group without a
+                name has its number, `0.weight_decay`).
             multipliers: functions that give a multiple of the value that a group has now.
 
         Raises:
@@ -83,18 +84,21 @@ class OptionSchedule:
     def _add(self, optimizer: Muon, key: str, function: OptionFunction, *, multiply: bool) -> None:
         name, dot, option = key.rpartition(".")
         check_schedulable(option)
-        groups = [g for g in optimizer.param_groups if not dot or g["name"] == name]
+        named = [(_name_of(g, number), g) for number, g in enumerate(optimizer.param_groups)]
+        groups = [(own, group) for own, group in named if not dot or own == name]
         if not groups:
-            known = [group["name"] for group in optimizer.param_groups]
+            known = [own for own, _ in named]
             raise ConfigError(f"{key}: no parameter group {name!r}; {nearest(name, known)}")
         chosen = [
-            group for group in groups if option in names_of(*COMMON, OPTIONS_OF[group["rule"]])
+            (own, group)
+            for own, group in groups
+            if option in names_of(*COMMON, OPTIONS_OF[group["rule"]])
         ]
         if not chosen:
-            rules = sorted({group["rule"] for group in groups})
+            rules = sorted({group["rule"] for _, group in groups})
             raise ConfigError(f"{key}: no group on a rule that has it (rules: {', '.join(rules)})")
-        for group in chosen:
-            place = (group["name"], option)
+        for group_name, group in chosen:
+            place = (group_name, option)
             if place in self._scheduled:
                 raise ConfigError(f"{key}: {'.'.join(place)} is scheduled twice; give it once")
             own = float(group[option]) if multiply else None
@@ -142,3 +146,8 @@ class OptionSchedule:
             old = self._scheduled[known[key]]
             self._scheduled[known[key]] = _Scheduled(old.group, old.option, old.function, own)
         self.set(state["step"])
+
+
+def _name_of(group: Mapping[str, Any], number: int) -> str:
+    """Return the name of a group; that of a group of plain tensors is its number."""
+    return str(group.get("name", number))

@@ -79,7 +79,7 @@ def find_token_files(data: DataSection) -> TokenFiles:
     for file in found:
         path = Path(file.place)
         if file.system is not None:
-            raise DataError(f"data.path={file.place}: tokens are read from local files only")
+            raise DataError(f"data.path={data.title}: tokens are read from local files only")
         if path.suffix not in OPENERS:
             if file.named:
                 raise DataError(f"{path} is no file of tokens; accepted: {', '.join(OPENERS)}")
@@ -100,7 +100,11 @@ def find_token_files(data: DataSection) -> TokenFiles:
     train = [part for part in parts if not is_validation[part[0]]]
     validation = [part for part in parts if is_validation[part[0]]]
     if not train:
-        raise DataError(f"data.path={data.title} has no file of tokens to train on; {left_out}")
+        more = f"; {left_out}" if left_out.counts else ""
+        raise DataError(
+            f"data.path={data.title} has no file of tokens to train on, only {len(validation)} for "
+            f"validation by their names{more}"
+        )
     return TokenFiles(train, validation, digests, left_out)
 
 
@@ -199,8 +203,10 @@ def _map(path: Path, dtype: Any, offset: int, count: int | None) -> NDArray[Any]
     """Map a file of ids after a header, which says how many they are, None if it does not."""
     size, kind = path.stat().st_size - offset, np.dtype(dtype)
     if size % kind.itemsize or (count is not None and size != count * kind.itemsize):
-        said = f"{count:,} ids" if count is not None else "ids"
-        raise DataError(f"{path} has {size:,} bytes of ids, which are not {said} of {kind}")
+        said = f"a whole number of {kind} (data.token_dtype)"
+        if count is not None:
+            said = f"the {count:,} ids of {kind} that its header or index says"
+        raise DataError(f"{path} has {size:,} bytes of ids, which are not {said}")
     if not size:
         return np.empty(0, kind)
     return np.memmap(path, kind, "r", offset=offset)
@@ -226,7 +232,8 @@ def _open_npy(path: Path, dtype: str) -> NDArray[Any]:
     try:
         ids = np.load(path, mmap_mode="r", allow_pickle=False)
     except ValueError as error:
-        raise DataError(f"{path} is not a NumPy array of numbers: {error}") from error
+        # numpy's own reason is often that it is a pickle, with the advice to load that
+        raise DataError(f"{path} is not what numpy.save writes of integers") from error
     if ids.ndim != 1 or ids.dtype.kind not in "iu":
         raise DataError(
             f"{path} is {shown(ids.dtype.name)} of shape {ids.shape}; tokens are 1-D integers"

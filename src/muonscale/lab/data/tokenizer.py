@@ -126,6 +126,7 @@ def _load_file(path: Path) -> PreTrainedTokenizerFast:
             f"tokenizer {path} has none of the end-of-text tokens {', '.join(KNOWN_ENDS)}; give "
             "the folder with its tokenizer_config.json"
         )
+    _check_ids(backend, str(path))
     try:
         return _wrap(backend, end, {})
     except Exception as error:  # as in _load_pretrained
@@ -156,7 +157,7 @@ def _load_pretrained(name: str, *, with_file: bool, own_begin: bool) -> PreTrain
         if Path(name).is_dir():
             check_folder(Path(name))
         if with_file and source.is_file():
-            _check_ids(_read_backend(source))  # before transformers makes a copy
+            _check_ids(_read_backend(source), name)  # before transformers makes a copy
         loaded: Any = loader.from_pretrained(name, trust_remote_code=False)
     except DataError:
         raise
@@ -176,6 +177,7 @@ def _load_pretrained(name: str, *, with_file: bool, own_begin: bool) -> PreTrain
             f"tokenizer {name} has no end-of-text token: its tokenizer_config.json names no "
             f"eos_token, and its vocabulary has none of {', '.join(KNOWN_ENDS)}"
         )
+    _check_ids(backend, name)
     own = ("bos_token",) if own_begin else ()
     kept = {key: getattr(loaded, key, None) for key in (*KEPT_TOKENS, *own, "chat_template")}
     try:
@@ -199,7 +201,6 @@ def _wrap(backend: Tokenizer, end: str, extra: dict[str, Any]) -> PreTrainedToke
     """
     from transformers import PreTrainedTokenizerFast
 
-    _check_ids(backend)
     backend.no_truncation()
     backend.no_padding()
     return PreTrainedTokenizerFast(
@@ -233,11 +234,11 @@ def token_bytes(tokenizer: PreTrainedTokenizerFast) -> NDArray[np.int64]:
     return sizes
 
 
-def _check_ids(backend: Tokenizer) -> None:
+def _check_ids(backend: Tokenizer, name: str) -> None:
     """Refuse very large ids: a copy of the tokenizer needs memory for each id up to the largest."""
     ids = backend.get_vocab(with_added_tokens=True).values()
     if ids and max(ids) >= len(ids) + UNUSED_IDS:
         raise DataError(
-            f"its largest id is {max(ids):,} and it has {len(ids):,} tokens; at most "
-            f"{UNUSED_IDS:,} ids may be unused"
+            f"tokenizer {name} cannot be used: its largest id is {max(ids):,} and it has "
+            f"{len(ids):,} tokens; at most {UNUSED_IDS:,} ids may be unused"
         )

@@ -126,7 +126,7 @@ def _add_special(tokenizer: Tokenizer, special: dict[str, int]) -> None:
         names = [f"<|unused_{i}|>" for i in unused]
         tokenizer.add_special_tokens([AddedToken(name, special=True) for name in (*names, token)])
         if tokenizer.token_to_id(token) != number:
-            raise DataError(f"{token} has the id {tokenizer.token_to_id(token)} and not {number}")
+            raise ValueError(f"{token} has the id {tokenizer.token_to_id(token)} and not {number}")
 
 
 def _sentencepiece(path: Path) -> Read:
@@ -161,7 +161,7 @@ class _PlainUnpickler(pickle.Unpickler):
     """Reads dicts, texts and numbers; a pickle that names a class or a function is refused."""
 
     def find_class(self, module: str, name: str) -> Any:
-        raise DataError(f"it is a pickle with {module}.{name}, which is not read")
+        raise pickle.UnpicklingError(f"it is a pickle with {module}.{name}, which is not read")
 
 
 def _characters(path: Path) -> Read:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -79,10 +78,8 @@ def check_changed_options(group: Group) -> None:
         ) from None
 
 
-def check_parameter(name: str, parameter: Any, options: Group) -> None:
+def check_parameter(name: str, parameter: Tensor, options: Group) -> None:
     """Raise GroupingError or LayoutError for a parameter on which the group's rule cannot work."""
-    if not isinstance(parameter, Tensor):
-        raise GroupingError(f"{name} is a {type(parameter).__name__}: parameters must be tensors")
     if parameter.dtype not in DTYPES:
         raise GroupingError(
             f"{name} is {parameter.dtype}: only real floating dtypes of 16 bits and more are "
