@@ -580,6 +580,9 @@ class TrainSection(Section):
     epochs: Annotated[float, Field(gt=0, le=10**6)] | None = None
     """Length of the run in passes through the training split of one corpus, instead of tokens,
     which are counted when the run starts."""
+    target_loss: Annotated[float, Field(gt=0)] | None = None
+    """End the run before that, at the first evaluation whose validation loss is at most this, and
+    is so on the whole validation split too; null to train to the end."""
     batch_tokens: BatchTokens = 8192
     """Training tokens of a step, over all processes; a multiple of `data.sequence_length`."""
     batch_schedule: list[BatchChange] = []
@@ -671,6 +674,12 @@ class CheckpointSection(Section):
     marks: list[Mark] = []
     """Points of the run whose checkpoints are kept: a fraction of the run's tokens if below 1, else
     training tokens. The checkpoint is that of the first step at or after the point."""
+    before_decay: bool = True
+    """Keep the checkpoint at the beginning of the decay of `wsd` and `constant-linear`, from which
+    `--extend` goes on with a longer run."""
+    background: bool = False
+    """Write checkpoints in a thread while training goes on, from a copy in the memory of the CPU.
+    The next one waits until it is complete; the last one of a run is written without a thread."""
 
 
 class TelemetrySection(Section):

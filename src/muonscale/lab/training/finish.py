@@ -36,16 +36,22 @@ TEMPERATURE, TOP_K = 0.8, 50
 """Sampling options of the sample."""
 
 
-def finish(run: Run, stop: StopRequest) -> dict[str, Any]:
+def finish(run: Run, stop: StopRequest, record: dict[str, Any] | None = None) -> dict[str, Any]:
     """Evaluate on the whole validation split and write the final files, result.json last.
 
     A collective of all ranks; the first one writes.
 
+    Args:
+        run: the run.
+        stop: checked before every batch.
+        record: the evaluation, if it is done.
+
     Raises:
         Interrupted: if a stop was requested; the run stays unfinished and can be resumed.
     """
-    with run.console.stages("") as report:
-        record = measure_validation(run, stop, report=partial(report, "final evaluation"))
+    if record is None:
+        with run.console.stages("") as report:
+            record = measure_validation(run, stop, report=partial(report, "final evaluation"))
     stop.raise_if_requested("stopped in the final evaluation; all steps are saved: use --resume")
     assert record is not None
     baselines = run.processes.on_first(lambda: ngram_baselines(run, stop))
@@ -96,6 +102,8 @@ def _write_files(
     result |= baselines
     for start in (r for r in metrics if r["kind"] == "eval" and r["step"] == 0):
         result["start_validation_loss"] = start["validation_loss"]
+    if (target := config.train.target_loss) is not None:
+        result |= {"target_loss": target, "target_reached": record["validation_loss"] <= target}
     result |= _step_times(metrics)
     result["perplexity"] = math.exp(record["validation_loss"])
     result["parameters"] = count_parameters(model).total
@@ -205,8 +213,16 @@ def _log_result(run: Run, result: dict[str, Any]) -> None:
             f"validation loss of the average of the weights {loss:.3f} "
             f"({_change(result['validation_loss'], loss)}), in {run.folder.averaged_model}\n"
         )
+    target = ""
+    if (wanted := result.get("target_loss")) is not None:
+        seconds = result["train_seconds"]
+        target = (
+            f"validation loss {wanted:g} {'' if result['target_reached'] else 'not '}reached in "
+            f"{result['step']:,} steps, {result['tokens']:,} tokens"
+            f"{'' if seconds is None else f', {seconds:.1f} s of training'}\n"
+        )
     run.console.log(
-        f"{started}{averaged}validation loss in nats per token: unigram "
+        f"{target}{started}{averaged}validation loss in nats per token: unigram "
         f"{result['unigram_loss']:.3f}, bigram {result['bigram_loss']:.3f}, model {result['validation_loss']:.3f} "
         f"({abs(below):.3f} {'below' if below > 0 else 'above'} the bigram){bits}\n"
         f"{speed}\n"
