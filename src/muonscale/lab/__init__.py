@@ -1,6 +1,6 @@
 """Training, checks and studies, on the optimizer library.
 
-The rooms, from the bottom to the top; each imports only those before it:
+The layers, lowest first; each imports only from layers listed before it:
 
 - `files`, `config`, `run_folder`, `eval_results`: what is on disk: configurations, a run's folder,
   its evaluations.

@@ -7,6 +7,6 @@
 - These find the parts of a transformers model: `attention` its logits, `query_key` its query and key
   weights, `matrix_kinds` the kinds of its matrices, `moe` its routers (`moe.routing` has the
   formulas of router bias and auxiliary loss).
-- `loss`, `generate`, `packed_rows`, `widen`: forward passes, samples, rows of several
-  conversations, and the same architecture at another width.
+- `loss` (cross-entropy, mean loss, bits per byte), `generate` (samples), `packed_rows` (rows of
+  several conversations), `widen` (the same architecture at another width).
 """
