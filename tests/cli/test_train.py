@@ -332,6 +332,20 @@ def test_checkpoints_of_the_background_go_on_to_the_same_weights(
     assert weights(run) == weights(trained_once)
 
 
+def test_samples_during_training_change_nothing_else(
+    muonscale: Muonscale, tiny: list[str], trained_once: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    answer = muonscale("train", *tiny, "eval.samples_every=4")
+    assert answer.code == 0, answer.err
+    assert weights(run) == weights(trained_once)
+    assert sorted(p.name for p in (run / "samples").iterdir()) == [
+        "step-00000004.txt", "step-00000008.txt",
+    ]  # fmt: skip
+    text = (run / "samples" / "step-00000008.txt").read_text()
+    assert text.startswith("def ") and f"--- sample after step 8\n{text}---" in answer.out
+
+
 def steps_saved(run: Path) -> list[int]:
     return sorted(int(path.name[5:]) for path in (run / "checkpoints").iterdir())
 

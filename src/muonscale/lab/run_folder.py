@@ -3,7 +3,7 @@
 config.json     the resolved configuration
 env.json        versions, device, threads, and what `auto` chose
 metrics.jsonl   one JSON object per line: {"kind": ..., "step": ..., ...}, the kind being
-                train, eval or telemetry
+                train, eval, telemetry or tasks
 start/          the checkpoint that the run started from (muonscale.lab.training.provenance)
 tokenizer/      the tokenizer, in Hugging Face format
 checkpoints/    step-00000100/, ... (see muonscale.lab.training.checkpoint)
@@ -11,6 +11,8 @@ model/          the trained model as a Hugging Face checkpoint, with a model car
 loss.png        the loss curve
 tensorboard/, wandb/, trackers.json   files of trackers (muonscale.lab.training.trackers)
 profile/        profiles of steps (muonscale.lab.training.profile)
+adapter/        the trained adapter in the format of peft, if there is one
+samples/        texts written by the model during training
 sample.txt      text written by the model
 result.json     written last: its presence means that the run is finished
 """
@@ -42,7 +44,7 @@ LOCK = "run.lock"
 LARGEST_METRICS = 2**33
 """Largest metrics.jsonl in bytes that is read."""
 
-KindT = Literal["train", "eval", "telemetry"]
+KindT = Literal["train", "eval", "telemetry", "tasks"]
 """Kinds of metrics records."""
 
 # Keys that may differ when a run is continued: they do not change the data order, and weights only
@@ -91,6 +93,16 @@ class RunFolder:
     def averaged_model(self) -> Path:
         """Folder of the average of the weights (`train.average`) in Hugging Face format."""
         return self.path / "model-average"
+
+    @property
+    def adapter(self) -> Path:
+        """Folder of the adapter (`adapter.rank`) in the format of peft."""
+        return self.path / "adapter"
+
+    @property
+    def samples(self) -> Path:
+        """Folder of the texts that the model wrote during training (`eval.samples_every`)."""
+        return self.path / "samples"
 
     @property
     def metrics(self) -> Path:

@@ -7,7 +7,7 @@ metrics.jsonl.
 `setup` (configuration -> `Run`) -> `loop` (every step) -> `step` (forward, backward, clipping,
 schedule, optimizer) -> `finish` (validation, sample, model, result). `checkpoint`, `state` and
 `background_save` save and resume, `telemetry`, `noise_scale`, `attention`, `router_balance` and
-`spikes` measure, and `trackers` log (`trackers.registry` lists them).
+`spikes` measure, `tasks` runs benchmarks, and `trackers` log (`trackers.registry` lists them).
 
 What `setup` builds: `param_groups` (with muP), `schedule`, `load_optimizer_state`, `provenance`
 (the origin of the weights), `average` (of the weights). What a step needs: `batches` and

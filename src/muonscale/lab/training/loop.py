@@ -16,10 +16,12 @@ from torch.profiler import record_function
 from muonscale.errors import CheckpointError, command_line
 from muonscale.lab.config.load import Config
 from muonscale.lab.console import si_bytes
-from muonscale.lab.files import write_json
+from muonscale.lab.files import write_atomic, write_json
+from muonscale.lab.models.adapter import merge_adapter
 from muonscale.lab.models.build import meta_model
 from muonscale.lab.models.convert import save_tokenizer
 from muonscale.lab.models.structure import count_parameters
+from muonscale.lab.parallel.gather import gather_model
 from muonscale.lab.parallel.processes import Processes, init_processes, was_restarted
 from muonscale.lab.run_folder import RunFolder, flatten
 from muonscale.lab.training.background_save import BackgroundSaver
@@ -31,7 +33,7 @@ from muonscale.lab.training.checkpoint import (
 )
 from muonscale.lab.training.console import RunConsole
 from muonscale.lab.training.extend import Extension
-from muonscale.lab.training.finish import finish
+from muonscale.lab.training.finish import finish, sample_text
 from muonscale.lab.training.out_of_memory import explain_out_of_memory
 from muonscale.lab.training.profile import Profiler
 from muonscale.lab.training.provenance import record_provenance
@@ -46,6 +48,7 @@ from muonscale.lab.training.setup import (
 )
 from muonscale.lab.training.signals import Interrupted, StopRequest, stop_on_signals
 from muonscale.lab.training.step import train_step
+from muonscale.lab.training.tasks import RunTasks
 from muonscale.lab.training.telemetry import StepTelemetry
 from muonscale.lab.training.trackers.registry import check_trackers
 from muonscale.lab.training.validation import measure_validation
@@ -209,6 +212,7 @@ def run_steps(run: Run, stop: StopRequest) -> dict[str, Any] | None:
     final = None
     state, config, steps = run.state, run.config, run.config.steps
     keep, permanent = config.checkpoint.keep, steps_to_keep(config)
+    tasks = RunTasks(run)
     saver = BackgroundSaver(run.processes) if config.checkpoint.background else None
     state.model.train()
     folder, rank = run.folder.path / "profile", run.processes.rank
@@ -236,6 +240,8 @@ def run_steps(run: Run, stop: StopRequest) -> dict[str, Any] | None:
             if (measured := telemetry.record()) is not None:
                 run.record(measured)
             final = reached_target(run, stop, evaluate_if_due(run, stop))
+            sample_if_due(run)
+            tasks.measure_if_due(run, last=state.step == steps or final is not None)
             signum = stop.requested()
             due = state.step % config.checkpoint.every == 0 or state.step in permanent
             last = state.step == steps or signum is not None or final is not None
@@ -290,6 +296,23 @@ def evaluate_if_due(run: Run, stop: StopRequest) -> dict[str, Any] | None:
         run.record(record)
         run.console.validation(record, config.steps)
     return record
+
+
+def sample_if_due(run: Run) -> None:
+    """Write a text with the model as it is, if `eval.samples_every` says so: a collective."""
+    section, step = run.config.eval, run.state.step
+    if section.samples_every is None or step % section.samples_every or step == run.config.steps:
+        return
+    model = gather_model(run.state.model, run.processes)
+
+    def write() -> None:
+        assert model is not None
+        text = sample_text(run, merge_adapter(model))
+        run.folder.samples.mkdir(exist_ok=True)
+        write_atomic(run.folder.samples / f"step-{step:08d}.txt", text + "\n")
+        run.console.log(f"--- sample after step {step}\n{text}\n---")
+
+    run.processes.on_first(write)
 
 
 def reached_target(
