@@ -68,6 +68,8 @@ def read_dtype(value: Any) -> Any:
 
 Positive = Annotated[int, BeforeValidator(read_number), Field(gt=0, le=10**18)]
 """A count; products of tokens and steps stay within 64 bits."""
+Seed = Annotated[int, Field(ge=0, le=2**62)]
+"""A seed, as numpy and torch take it; seeds of samples count up from it."""
 BatchTokens = Annotated[int, BeforeValidator(read_number), Field(gt=0, le=2**32)]
 """Tokens of a batch: the numbers of its sequences are held in memory."""
 Fraction = Annotated[float, Field(ge=0, lt=1)]
@@ -94,7 +96,7 @@ class RunSection(Section):
 
     path: Path
     """The run folder."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the initial weights, the data order and the validation split."""
     threads: Annotated[int, Field(gt=0, le=1024)] | None = None
     """CPU threads of torch, at most 1024. The default is torch's own."""

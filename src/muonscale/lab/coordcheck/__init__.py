@@ -4,6 +4,6 @@
 `slopes` fits each against the width, `tolerances` and `verdict` judge the slopes, and `result`
 turns everything into plain values, from which `text` and `page` are built. The numbers are measured
 by `muonscale.transfer.coordinates`: outputs of modules, weights and updates. Quantities that are
-not the output of a module, such as attention logits, are added in `run.probe_forward`. `components` names the parts of a
-model, by which `tolerances` looks up a limit.
+not the output of a module, such as attention logits, are added in `run.probe_forward`. `components`
+names the parts of a model, by which `tolerances` looks up a limit.
 """

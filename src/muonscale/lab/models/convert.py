@@ -22,7 +22,7 @@ from transformers import (
 )
 
 from muonscale.errors import CheckpointError
-from muonscale.lab.files import check_folder
+from muonscale.lab.files import check_folder, free_space
 from muonscale.lab.models.contexts import quiet_transformers
 
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
@@ -112,8 +112,7 @@ def _unwritten(what: str, folder: Path, error: Exception, advice: str) -> Checkp
     place = next(path for path in folder.absolute().parents if path.exists())
     reason = " ".join(str(error).split()) or type(error).__name__
     return CheckpointError(
-        f"{what} cannot be written to {folder}: {reason} "
-        f"({shutil.disk_usage(place).free:,} bytes are free there); {advice}"
+        f"{what} cannot be written to {folder}: {reason} ({free_space(place)}); {advice}"
     )
 
 
