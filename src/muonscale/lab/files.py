@@ -198,7 +198,17 @@ def sha256(path: Path) -> str:
 
 def sync_folder(folder: Path) -> None:
     """Write the names in a folder to the disk, so that a rename outlasts a power failure."""
-    handle = os.open(folder, os.O_RDONLY)
+    _sync(folder)
+
+
+def sync_tree(folder: Path) -> None:
+    """Write all files of a folder and their names to the disk."""
+    for path in (*folder.rglob("*"), folder):
+        _sync(path)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:

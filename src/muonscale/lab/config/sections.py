@@ -20,6 +20,7 @@ from pydantic import (
     field_validator,
     model_validator,
 )
+from pydantic_core import PydanticCustomError
 
 from muonscale.errors import ConfigError, nearest, shown
 from muonscale.optim.options import (
@@ -83,6 +84,22 @@ class Section(BaseModel):
 
     model_config = ConfigDict(
         extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False
+    )
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _refuse_a_flag_as_a_number(cls, value: Any, info: ValidationInfo) -> Any:
+        """Pydantic reads `true` as 1.0 where a number is wanted."""
+        name = info.field_name or ""
+        if isinstance(value, bool) and not _takes_flags(cls.model_fields[name].annotation):
+            raise PydanticCustomError("flag", "Input should not be true or false")
+        return value
+
+
+def _takes_flags(annotation: Any) -> bool:
+    """Return whether a type, or one of those it is made of, is `bool` or any at all."""
+    return any(annotation is kind for kind in (bool, Any, True, False)) or any(
+        map(_takes_flags, get_args(annotation))
     )
 
 
