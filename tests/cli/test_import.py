@@ -230,6 +230,29 @@ def test_verify_starts_from_the_checkpoint(
     assert f"{float(loss):.4f}"[:5] in text
 
 
+@pytest.mark.parametrize(("positions", "length"), [(4096, 1024), (700, 512), (48, 32)])
+def test_without_a_recipe_import_has_defaults_for_fine_tuning(
+    positions: int, length: int, muonscale: Muonscale, model: Path, corpus_file: Path
+) -> None:
+    path = model / "config.json"
+    path.write_text(
+        json.dumps(json.loads(path.read_text()) | {"max_position_embeddings": positions})
+    )
+    words = ["import", model, f"data.path={corpus_file}", "--dry-run"]
+    answer = muonscale(*words, "--json")
+    assert answer.code == 0, answer.err
+    assert "warning: optimizer.lr" not in answer.err
+    config = json.loads(answer.out)
+    assert config["optimizer"]["lr"] == 2e-5 and config["eval"]["prompt"] == ""
+    schedule = config["schedule"]
+    assert (schedule["name"], schedule["warmup"], schedule["final"]) == ("linear", 0.03, 0)
+    assert config["data"]["sequence_length"] == length
+    answer = muonscale(*words, "--json", "data.sequence_length=16", "optimizer.lr=0.1")
+    config = json.loads(answer.out)
+    assert (config["data"]["sequence_length"], config["optimizer"]["lr"]) == (16, 0.1)
+    assert muonscale(*words).code == 0
+
+
 def test_a_warning_says_what_muon_gains_unless_the_card_has_the_tag(
     muonscale: Muonscale, rest: list[str], model: Path
 ) -> None:

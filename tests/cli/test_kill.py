@@ -63,20 +63,35 @@ def is_newer(path: Path, moment: float) -> bool:
 
 
 @pytest.mark.parametrize(
-    ("kills", "steps", "kill"),
+    ("kills", "steps", "kill", "more"),
     [
-        pytest.param(1, 40, kill_while_it_trains, id="1-kills"),
-        pytest.param(20, 150, kill_at_random, id="20-kills", marks=pytest.mark.slow),
+        pytest.param(1, 40, kill_while_it_trains, [], id="1-kills"),
+        pytest.param(20, 150, kill_at_random, [], id="20-kills", marks=pytest.mark.slow),
+        pytest.param(
+            8,
+            150,
+            kill_at_random,
+            ["checkpoint.background=true", "checkpoint.every=2"],
+            id="8-kills-in-the-background",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_a_killed_run_ends_with_the_same_weights(
-    kills: int, steps: int, kill: Kill, muonscale: Muonscale, tiny: list[str], tmp_path: Path
+    kills: int,
+    steps: int,
+    kill: Kill,
+    more: list[str],
+    muonscale: Muonscale,
+    tiny: list[str],
+    tmp_path: Path,
 ) -> None:
     """What is killed is a process of its own; the rest is done in this one, which has imported torch."""
     words = [*tiny, f"train.steps={steps}", "checkpoint.every=7", "eval.every=20"]
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     answer = muonscale("train", *words, f"run.path={whole}")
     assert answer.code == 0, answer.err
+    words += more
     rng = random.Random(kills)
     for _ in range(kills):
         kill(words, killed, rng)

@@ -99,12 +99,14 @@ def test_a_run_of_four_processes_goes_on_with_two_and_with_one(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("background", ["false", "true"])
 def test_a_rank_that_is_killed_ends_the_job_which_resumes_bit_for_bit(
-    words: list[str], tmp_path: Path
+    background: str, words: list[str], tmp_path: Path
 ) -> None:
     with job(2, into(words, tmp_path / "whole")) as whole:
         assert whole.code == 0, whole.output()
     run = tmp_path / "run"
+    words = [*words, f"checkpoint.background={background}"]
     with job(2, into(words, run)) as killed:
         killed.wait_for(lambda: len(losses(run)) >= 33)
         killed.rank(1).kill()

@@ -317,6 +317,35 @@ def test_a_run_whose_metrics_are_lost_is_finished_all_the_same(
     assert muonscale("report", run).code == 0
 
 
+def test_checkpoints_of_the_background_go_on_to_the_same_weights(
+    muonscale: Muonscale, tiny: list[str], trained_once: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    words = [*tiny, "checkpoint.background=true", "checkpoint.every=3", "checkpoint.keep=9"]
+    answer = muonscale("train", *words)
+    assert answer.code == 0, answer.err
+    assert steps_saved(run) == [3, 6, 9, 12] and weights(run) == weights(trained_once)
+    shutil.rmtree(run / "checkpoints" / "step-00000012")
+    (run / "result.json").unlink()
+    answer = muonscale("train", run, "--resume")
+    assert answer.code == 0 and "at step 9 of 12" in answer.out
+    assert weights(run) == weights(trained_once)
+
+
+def test_samples_during_training_change_nothing_else(
+    muonscale: Muonscale, tiny: list[str], trained_once: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    answer = muonscale("train", *tiny, "eval.samples_every=4")
+    assert answer.code == 0, answer.err
+    assert weights(run) == weights(trained_once)
+    assert sorted(p.name for p in (run / "samples").iterdir()) == [
+        "step-00000004.txt", "step-00000008.txt",
+    ]  # fmt: skip
+    text = (run / "samples" / "step-00000008.txt").read_text()
+    assert text.startswith("def ") and f"--- sample after step 8\n{text}---" in answer.out
+
+
 def steps_saved(run: Path) -> list[int]:
     return sorted(int(path.name[5:]) for path in (run / "checkpoints").iterdir())
 

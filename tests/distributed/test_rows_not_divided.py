@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
@@ -18,6 +19,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Partial, Shard, distribute_tensor
 
 from muonscale import Muon
+from muonscale.lab.training.background_save import Stager
 from muonscale.optim.distributed.shard_block import with_shard_blocks
 from muonscale.optim.matrices.spec import MatrixSpec
 from tests.distributed.layouts import RULES, TOLERANCES, gathered
@@ -127,11 +129,20 @@ def test_state_of_one_process_goes_on_sharded(world: Callable[[int], World]) -> 
             torch.testing.assert_close(parameter, expected[name].detach(), **TOLERANCES)
 
 
-def save(folder: str) -> None:
+def save(folder: str, background: bool) -> None:
     parameters = _sharded(0)
     optimizer = _optimizer(parameters, "normuon")
     _step(parameters, optimizer, range(1, 3))
-    dcp.save(with_shard_blocks(_by_name(parameters, optimizer)), checkpoint_id=folder)
+    state = _by_name(parameters, optimizer)
+    if not background:
+        dcp.save(with_shard_blocks(state), checkpoint_id=folder)
+        return
+    group = dist.new_group(backend="gloo")
+    saving: Any = dcp.async_save(
+        state, checkpoint_id=folder, async_stager=Stager(), process_group=group
+    )
+    _step(parameters, optimizer, range(3, 5))  # while it is written
+    saving.result()
 
 
 def load(folder: str) -> dict[str, Tensor]:
@@ -147,10 +158,11 @@ def _by_name(parameters: dict[str, Any], optimizer: Muon) -> dict[str, Any]:
     return {"model": {n: p.detach() for n, p in parameters.items()}, "state": state}
 
 
+@pytest.mark.parametrize("background", [False, True])
 def test_a_checkpoint_is_loaded_sharded_and_in_one_process(
-    world: Callable[[int], World], tmp_path: Path
+    world: Callable[[int], World], background: bool, tmp_path: Path
 ) -> None:
-    world(6).run(save, str(tmp_path))
+    world(6).run(save, str(tmp_path), background)
     expected, _ = _alone("normuon", range(1, 4))
     for result in world(6).run(load, str(tmp_path)):
         for name, parameter in result.items():

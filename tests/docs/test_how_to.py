@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from pathlib import Path
@@ -35,7 +36,7 @@ def write_files(page: Path, folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["pretrain-1b", "gpt2-speedrun", "finetune-checkpoint", "scaling-law"]
+    "name", ["pretrain-1b", "gpt2-speedrun", "speedrun", "finetune-checkpoint", "scaling-law"]
 )
 def test_a_page_is_one_click_from_the_first_one(name: str) -> None:
     assert f"how-to/{name}.md" in links(ROOT / "docs" / "index.md")
@@ -135,6 +136,29 @@ def test_fine_tuning_from_the_recipe_to_the_answer(
     assert ran == ["import", "import", "generate", "report"]
     config = load_config("runs/tuned")
     assert config.train.epochs is None and config.steps > 1
+
+
+@pytest.mark.slow
+def test_a_speedrun_ends_at_its_target(
+    muonscale: Muonscale, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    page = HOW_TO / "speedrun.md"
+    write_files(page, tmp_path)
+    given = load_config("speedrun.yaml")
+    assert given.train.target_loss == 3.28 and given.data.format == "tokens"
+    (tmp_path / "fineweb10B").mkdir()
+    ids = np.random.default_rng(0).integers(0, 20, 4000).astype(np.uint16)
+    ids.tofile(tmp_path / "fineweb10B" / "train.bin")
+    ids[:800].tofile(tmp_path / "fineweb10B" / "val.bin")
+    nano = [*NANO, "model.preset=llama-pico", f"data.tokenizer={finished / 'tokenizer'}"]
+    nano += ["train.steps=60", "train.target_loss=4.6", "eval.every=4"]
+    for line in commands(page):
+        verb, *words = words_of(line)
+        answer = muonscale(verb, *words, *(nano if verb == "train" else ()))
+        assert answer.code == 0, (line, answer.err)
+    result = json.loads((tmp_path / "runs" / "speedrun" / "result.json").read_text())
+    assert result["target_reached"] and 0 < result["step"] < 60
 
 
 def test_a_law_from_a_table_and_from_run_folders(

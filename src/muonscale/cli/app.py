@@ -16,9 +16,11 @@ from muonscale.cli import fit, models
 from muonscale.cli.arguments import (
     Arguments,
     Json,
+    check_exists,
     complete_recipes,
     complete_sections,
     split_arguments,
+    split_source,
 )
 from muonscale.cli.bench import bench
 from muonscale.cli.coordcheck import coordcheck
@@ -29,7 +31,7 @@ from muonscale.cli.import_ import import_
 from muonscale.cli.plan import plan
 from muonscale.cli.prepare import prepare
 from muonscale.cli.report import report
-from muonscale.cli.running import DryRun, Resume, start
+from muonscale.cli.running import DryRun, Extend, Resume, start
 from muonscale.cli.study import study
 from muonscale.cli.verify import verify
 from muonscale.errors import ConfigError, nearest
@@ -96,18 +98,29 @@ def train(
     arguments: Arguments = None,
     dry_run: DryRun = False,
     resume: Resume = False,
+    extend: Extend = False,
     as_json: Json = False,
 ) -> None:
     """Train a model, evaluate it and write a run folder.
 
     Examples: `muonscale train`; `muonscale train data.path=my.txt run.path=runs/mine`;
-    `muonscale train runs/mine --resume`. On several processes:
+    `muonscale train runs/mine --resume`;
+    `muonscale train runs/mine --extend train.tokens=4M run.path=runs/longer`. On several processes:
     `torchrun --nproc-per-node 4 -m muonscale train parallel.data=fsdp`.
     """
     from muonscale.lab.config.load import load_config
 
     recipe, overrides = split_arguments(arguments or [])
-    start(load_config(recipe, overrides), dry_run=dry_run, resume=resume, as_json=as_json)
+    if not extend:
+        config, extension = load_config(recipe, overrides), None
+    else:
+        source, step = split_source(recipe)
+        check_exists(source)
+        from muonscale.lab.training.extend import plan_extension
+
+        extension = plan_extension(source, step, overrides)
+        config = extension.config
+    start(config, dry_run=dry_run, resume=resume, as_json=as_json, extension=extension)
 
 
 app.command()(generate)

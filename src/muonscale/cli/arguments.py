@@ -47,7 +47,8 @@ Arguments = Annotated[
     list[str] | None,
     typer.Argument(
         metavar="[RECIPE] [section.key=value ...]",
-        help="A recipe, a YAML file or a run folder (default: demo), then overrides of its keys, "
+        help="A recipe, a YAML file or a run folder (default: demo, of import: finetune), then "
+        "overrides of its keys, "
         "which `muonscale config` lists.",
         autocompletion=complete_arguments,
         show_default=False,
@@ -89,8 +90,8 @@ SampleSeed = Annotated[int, typer.Option(min=0, max=2**62, help="Seed of the fir
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 
 
-def split_arguments(arguments: list[str]) -> tuple[str, list[str]]:
-    """Split the words after `train` into the recipe, `demo` if there is none, and the overrides.
+def split_arguments(arguments: list[str], default: str = "demo") -> tuple[str, list[str]]:
+    """Split the words after `train` into the recipe, `default` if there is none, and the overrides.
 
     Raises:
         ConfigError: if there are two recipes.
@@ -102,7 +103,7 @@ def split_arguments(arguments: list[str]) -> tuple[str, list[str]]:
             f"give one recipe, not {len(names)}: {' and '.join(names)}; an override has the form "
             "section.key=value"
         )
-    return names[0] if names else "demo", overrides
+    return names[0] if names else default, overrides
 
 
 def check_exists(folder: Path) -> None:

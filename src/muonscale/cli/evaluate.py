@@ -91,7 +91,7 @@ def evaluate(
     check_exists(path)
     from muonscale.lab.console import stderr_console
     from muonscale.lab.evaluation.command import SampleRequest, TaskRequest, evaluate_model
-    from muonscale.lab.evaluation.harness import HarnessOptions
+    from muonscale.lab.harness import HarnessOptions
     from muonscale.lab.training.console import RunConsole
 
     names = tuple(name.strip() for name in tasks.split(",")) if tasks is not None else ()

@@ -33,15 +33,23 @@ def import_(
 ) -> None:
     """Train a model from a Hugging Face checkpoint.
 
-    This is `train` with model.weights and data.tokenizer set to the checkpoint. Resume such a run
+    This is `train` with model.weights and data.tokenizer set to the checkpoint; without a recipe,
+    with the learning rate and the schedule of `muonscale recipes finetune`. Resume such a run
     with `muonscale train RUN --resume`. Examples: `muonscale import runs/demo/model
     data.path=my.txt run.path=runs/more`; `muonscale import org/model my.yaml optimizer.rule=adamw`.
     """
     from muonscale.lab.config.load import load_config
-    from muonscale.lab.models.hub import MUON_GAINS_NOTHING, checkpoint_folder, trained_with_muon
+    from muonscale.lab.models.hub import (
+        MUON_GAINS_NOTHING,
+        checkpoint_folder,
+        fitting_length,
+        trained_with_muon,
+    )
 
-    recipe, overrides = split_arguments(arguments or [])
+    recipe, overrides = split_arguments(arguments or [], default="finetune")
     folder = checkpoint_folder(checkpoint)
+    if recipe == "finetune":
+        overrides = [f"data.sequence_length={fitting_length(folder)}", *overrides]
     given = {"model.weights": folder, "data.tokenizer": folder}
     if state is not None:
         given["optimizer.state"] = state

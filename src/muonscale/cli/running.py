@@ -12,15 +12,30 @@ from muonscale.errors import ConfigError
 
 if TYPE_CHECKING:
     from muonscale.lab.config.load import Config
+    from muonscale.lab.training.extend import Extension
 
 DryRun = Annotated[
     bool,
     typer.Option("--dry-run", help="Print the plan of the run, or with --json its configuration."),
 ]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue the run in run.path.")]
+Extend = Annotated[
+    bool,
+    typer.Option(
+        "--extend",
+        help="Make the run RUN or RUN@STEP longer, in the new folder run.path; give train.tokens.",
+    ),
+]
 
 
-def start(config: Config, *, dry_run: bool, resume: bool, as_json: bool) -> None:
+def start(
+    config: Config,
+    *,
+    dry_run: bool,
+    resume: bool,
+    as_json: bool,
+    extension: Extension | None = None,
+) -> None:
     """Train as configured, or print the plan of the run or its configuration, which is a recipe.
 
     Raises:
@@ -42,6 +57,9 @@ def start(config: Config, *, dry_run: bool, resume: bool, as_json: bool) -> None
 
         if is_first_process():
             typer.echo(describe(config))
+            if extension is not None:
+                step = extension.choose_step(lambda text: typer.echo(f"warning: {text}", err=True))
+                typer.echo(f"goes on from step {step} of {extension.source.path}")
         return
 
     if _is_finished(config, resume=resume):
@@ -51,7 +69,7 @@ def start(config: Config, *, dry_run: bool, resume: bool, as_json: bool) -> None
     from muonscale.lab.training.signals import Interrupted
 
     try:
-        train(config, resume=resume, console=RunConsole())
+        train(config, resume=resume, console=RunConsole(), extension=extension)
     except Interrupted as stop:
         if is_first_process():
             typer.echo(str(stop), err=True)

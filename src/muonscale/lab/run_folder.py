@@ -3,7 +3,7 @@
 config.json     the resolved configuration
 env.json        versions, device, threads, and what `auto` chose
 metrics.jsonl   one JSON object per line: {"kind": ..., "step": ..., ...}, the kind being
-                train, eval or telemetry
+                train, eval, telemetry or tasks
 start/          the checkpoint that the run started from (muonscale.lab.training.provenance)
 tokenizer/      the tokenizer, in Hugging Face format
 checkpoints/    step-00000100/, ... (see muonscale.lab.training.checkpoint)
@@ -11,6 +11,8 @@ model/          the trained model as a Hugging Face checkpoint, with a model car
 loss.png        the loss curve
 tensorboard/, wandb/, trackers.json   files of trackers (muonscale.lab.training.trackers)
 profile/        profiles of steps (muonscale.lab.training.profile)
+adapter/        the trained adapter in the format of peft, if there is one
+samples/        texts written by the model during training
 sample.txt      text written by the model
 result.json     written last: its presence means that the run is finished
 """
@@ -42,7 +44,7 @@ LOCK = "run.lock"
 LARGEST_METRICS = 2**33
 """Largest metrics.jsonl in bytes that is read."""
 
-KindT = Literal["train", "eval", "telemetry"]
+KindT = Literal["train", "eval", "telemetry", "tasks"]
 """Kinds of metrics records."""
 
 # Keys that may differ when a run is continued: they do not change the data order, and weights only
@@ -59,6 +61,7 @@ FREE_ON_RESUME = (
     "track.",
     "profile.",
     "parallel.",
+    "train.target_loss",
     "train.micro_batch_tokens",
     "train.activation_checkpointing",
     "train.compile",
@@ -90,6 +93,16 @@ class RunFolder:
     def averaged_model(self) -> Path:
         """Folder of the average of the weights (`train.average`) in Hugging Face format."""
         return self.path / "model-average"
+
+    @property
+    def adapter(self) -> Path:
+        """Folder of the adapter (`adapter.rank`) in the format of peft."""
+        return self.path / "adapter"
+
+    @property
+    def samples(self) -> Path:
+        """Folder of the texts that the model wrote during training (`eval.samples_every`)."""
+        return self.path / "samples"
 
     @property
     def metrics(self) -> Path:
@@ -181,11 +194,10 @@ class RunFolder:
         Raises:
             CheckpointError: naming every key that differs, with both values.
         """
-        old, new = flatten(self.saved_config()), flatten(config.model_dump(mode="json"))
         lines = [
-            f"  {key}: {old.get(key)!r} in the run, {new.get(key)!r} now"
-            for key in sorted(old.keys() | new.keys())
-            if old.get(key) != new.get(key) and not key.startswith(FREE_ON_RESUME)
+            f"  {key}: {old!r} in the run, {new!r} now"
+            for key, (old, new) in self.differences(config).items()
+            if not key.startswith(FREE_ON_RESUME)
         ]
         if lines:
             raise CheckpointError(
@@ -194,6 +206,19 @@ class RunFolder:
                 + "\ncontinue it as it was with: "
                 + command_line("train", self.path, "--resume")
             )
+
+    def differences(self, config: Config) -> dict[str, tuple[Any, Any]]:
+        """Return the keys in which a configuration differs from that of the run, with both values.
+
+        Raises:
+            CheckpointError: as `saved_config`.
+        """
+        old, new = flatten(self.saved_config()), flatten(config.model_dump(mode="json"))
+        return {
+            key: (old.get(key), new.get(key))
+            for key in sorted(old.keys() | new.keys())
+            if old.get(key) != new.get(key)
+        }
 
     def locked(self) -> AbstractContextManager[None]:
         """Lock the folder, so that no second process trains in it; create it if necessary.
@@ -222,7 +247,7 @@ class RunFolder:
         same = (record["kind"], record["step"])
         others = [r for r in self.read_metrics() if (r["kind"], r["step"]) != same]
         records = [*others, drop_nonfinite(record)]
-        self._write_metrics(records)
+        self.write_records(records)
         return records
 
     def truncate_metrics(self, step: int, report: Callable[[str], None]) -> list[dict[str, Any]]:
@@ -252,7 +277,7 @@ class RunFolder:
                 f"line {damaged[0]}; they are left out, and the file as it was is in {copy}"
             )
         whole = [record for record in records if record is not None]
-        self._write_metrics(record for record in whole if record["step"] <= step)
+        self.write_records(record for record in whole if record["step"] <= step)
         return whole
 
     def read_metrics(self, kind: KindT | None = None) -> list[dict[str, Any]]:
@@ -279,7 +304,8 @@ class RunFolder:
         names = (self.path / f"{stem}{n or ''}{suffix}" for n in itertools.count())
         return next(path for path in names if not path.exists())
 
-    def _write_metrics(self, records: Iterable[dict[str, Any]]) -> None:
+    def write_records(self, records: Iterable[dict[str, Any]]) -> None:
+        """Write metrics.jsonl anew."""
         write_atomic(self.metrics, "".join(_line(record) for record in records))
 
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from muonscale.lab.data.mixture import BLOCK, locate, plan_mixture, read_in_all
+from muonscale.lab.data.mixture import BLOCK, common_sequences, locate, plan_mixture, read_in_all
 
 WEIGHTS = st.lists(st.floats(0.001, 100), min_size=2, max_size=32)
 
@@ -62,6 +62,28 @@ def test_a_longer_run_begins_as_a_shorter_one() -> None:
     long = plan_mixture([(0.4, 0.6)], [50 * BLOCK])
     for one, two in zip(locate(short, 0, 4 * BLOCK, 9), locate(long, 0, 4 * BLOCK, 9), strict=True):
         assert np.array_equal(one, two)
+
+
+@pytest.mark.parametrize(
+    ("ends", "longer", "common"),
+    [
+        ([3 * BLOCK + 7], [5 * BLOCK], 2 * BLOCK),  # the last block takes the remainder too
+        ([7], [9], 0),
+        ([BLOCK, 2 * BLOCK], [BLOCK, 4 * BLOCK], 2 * BLOCK),
+        ([BLOCK, 2 * BLOCK], [BLOCK + 9, 4 * BLOCK], 0),
+        ([BLOCK], [BLOCK, 3 * BLOCK], BLOCK),
+    ],
+)
+def test_two_lengths_of_a_run_read_the_same_up_to(
+    ends: list[int], longer: list[int], common: int
+) -> None:
+    weights = [(0.7, 0.3), (0.2, 0.8)]
+    plans = [plan_mixture(weights[: len(each)], each) for each in (ends, longer)]
+    assert common_sequences(*plans) == common
+    one, other = (locate(plan, 0, min(ends[-1], longer[-1]), 0) for plan in plans)
+    same = (one[0] == other[0]) & (one[1] == other[1])
+    assert same[:common].all()
+    assert common == len(same) or not same[common:].all()
 
 
 def test_corpora_are_shuffled_and_the_seed_counts() -> None:

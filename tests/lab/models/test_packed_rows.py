@@ -11,6 +11,7 @@ from torch import nn
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, LlamaConfig, MambaConfig
 
 from muonscale.errors import ConfigError
+from muonscale.lab.config.sections import DataSection
 from muonscale.lab.data.loss_mask import (
     BEGIN,
     NO_TARGET,
@@ -90,10 +91,50 @@ def test_packed_logits_are_those_of_each_conversation_alone(kind: str) -> None:
     assert (forward.logits(rows.inputs_BL) - alone).abs().max() > 0.1  # positions go on
 
 
+@pytest.mark.parametrize(
+    ("kind", "tolerance"),
+    [
+        ("llama", 1e-9),
+        ("gpt2", 1e-9),
+        ("olmo2", 1e-9),
+        ("gemma3_text", 1e-3),  # its norms are computed in float32
+    ],
+)
+def test_documents_of_a_row_have_the_logits_and_gradients_of_each_alone(
+    kind: str, tolerance: float
+) -> None:
+    model, start = small_model(kind).double(), 59
+    forward = Parallelized(model, model, document_start=start)  # type: ignore[arg-type]
+    parts = [torch.randint(0, 59, (2, length)) for length in (5, 9, 1, 8)]
+    for part in parts[1:]:  # the first one began in the row before
+        part[:, 0] = start
+    row = torch.cat(parts, dim=1)
+    alone = torch.cat([Parallelized(model, model).logits(part) for part in parts], dim=1)  # type: ignore[arg-type]
+    packed = forward.logits(row)
+    torch.testing.assert_close(packed, alone, rtol=tolerance, atol=tolerance)
+    weights, gradients = torch.randn_like(packed), []
+    for logits in (alone, packed):
+        model.zero_grad()
+        (logits * weights).sum().backward()
+        gradients.append(
+            {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+        )
+    for name, expected in gradients[0].items():
+        bound = tolerance * float(expected.abs().max())
+        torch.testing.assert_close(gradients[1][name], expected, rtol=0, atol=bound)
+    forward.document_start = None
+    assert (forward.logits(row) - alone).abs().max() > 0.1
+
+
 def test_other_models_are_refused() -> None:
-    check_isolates_conversations(LlamaConfig())
-    with pytest.raises(ConfigError, match=r"'mamba'.*llama"):
-        check_isolates_conversations(MambaConfig())
+    text = DataSection(source="python-stdlib")
+    chats = DataSection(path="x.jsonl", format="chat", tokenizer="x")
+    masked = DataSection(source="python-stdlib", document_mask=True)
+    check_isolates_conversations(MambaConfig(), text)
+    for data, key in ((chats, "data.format=chat"), (masked, "data.document_mask=true")):
+        check_isolates_conversations(LlamaConfig(), data)
+        with pytest.raises(ConfigError, match=rf"{key}.*'mamba'.*llama"):
+            check_isolates_conversations(MambaConfig(), data)
 
 
 def test_marks_by_hand() -> None:

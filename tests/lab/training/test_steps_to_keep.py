@@ -31,3 +31,17 @@ def test_a_mark_beyond_the_end_is_named() -> None:
 def test_what_is_no_mark_is_refused(value: str) -> None:
     with pytest.raises(ConfigError, match=r"checkpoint\.marks"):
         load_config("demo", [f"checkpoint.marks={value}"])
+
+
+@pytest.mark.parametrize(
+    ("words", "steps"),
+    [
+        (["schedule.name=wsd", "schedule.decay=0.3"], {7}),
+        (["schedule.name=constant-linear", "schedule.decay=4"], {6}),
+        (["schedule.name=wsd", "checkpoint.before_decay=false"], set()),
+        (["schedule.name=wsd", "schedule.decay=10", "schedule.warmup=0"], set()),
+        (["schedule.name=cosine"], set()),
+    ],
+)
+def test_the_checkpoint_before_the_decay_is_kept(words: list[str], steps: set[int]) -> None:
+    assert steps_to_keep(load_config("demo", [*words, "train.steps=10"])) == steps

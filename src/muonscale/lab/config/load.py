@@ -28,6 +28,7 @@ from muonscale.lab.config.read import (
 )
 from muonscale.lab.config.run_length import Timeline
 from muonscale.lab.config.sections import (
+    AdapterSection,
     CheckpointSection,
     DataSection,
     EvalSection,
@@ -63,6 +64,7 @@ class Config(Section):
 
     run: RunSection
     model: ModelSection
+    adapter: AdapterSection = AdapterSection()
     data: DataSection
     optimizer: OptimizerSection = OptimizerSection()
     transfer: TransferSection = TransferSection()
@@ -94,6 +96,21 @@ class Config(Section):
                 f"transfer.base and model.weights={self.model.weights} exclude each other: "
                 "transfer scales initial weights, and these are trained"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _check_adapter(self) -> Config:
+        if self.adapter.rank is None:
+            return self
+        refused = {
+            "model.weights=null: an adapter is trained on a checkpoint": self.model.weights is None,
+            "optimizer.qk_clip: the clipped weights are frozen": self.optimizer.qk_clip is not None,
+            f"parallel.tensor={self.parallel.tensor}": self.parallel.tensor > 1,
+            f"parallel.expert={self.parallel.expert}": self.parallel.expert > 1,
+        }
+        for what, given in refused.items():
+            if given:
+                raise ValueError(f"adapter.rank={self.adapter.rank} excludes {what}")
         return self
 
     @model_validator(mode="after")

@@ -153,6 +153,30 @@ class ModelSection(Section):
         return self.preset or str(self.config or self.weights)
 
 
+class AdapterSection(Section):
+    """A LoRA adapter of `model.weights`, which are then frozen: `adapter.*`."""
+
+    rank: Positive | None = None
+    """Rank of the trained matrices; null to train the weights themselves."""
+    alpha: Annotated[float, Field(gt=0)] | None = None
+    """Their product is multiplied by alpha / rank. The default is twice the rank."""
+    dropout: Fraction = 0.0
+    """Dropout of their inputs."""
+    targets: list[str] = []
+    """Names of the layers, or the ends of their names, such as `q_proj`; empty for all linear
+    layers but the head."""
+
+    @model_validator(mode="after")
+    def _check_rank(self) -> AdapterSection:
+        fields = type(self).model_fields
+        given = [name for name in fields if getattr(self, name) != fields[name].default]
+        if given and self.rank is None:
+            raise ValueError(
+                f"adapter.{given[0]}={getattr(self, given[0])} is given, and adapter.rank is null"
+            )
+        return self
+
+
 def check_paths(value: Any) -> Any:
     """Return the value of a key that accepts a path or a list of paths, as texts."""
     if isinstance(value, str | Path):
@@ -253,6 +277,9 @@ class DataSection(Section):
     """Size of a tokenizer that is trained on the corpus: 256 bytes, the end of text, and merges."""
     sequence_length: Annotated[int, Field(ge=2, le=2**32)] = 256
     """Tokens of a training sequence."""
+    document_mask: bool = False
+    """Keep the documents of a sequence of text apart: attention stops where a document begins, and
+    positions start again at 0. For models that are known to do this."""
     validation: Annotated[float, Field(gt=0, lt=1)] = 0.05
     """Share of the corpus in the validation split, which is never trained on."""
     cache: Path | None = None
@@ -308,6 +335,11 @@ class DataSection(Section):
             raise ValueError(
                 "data.format=chat needs data.tokenizer, which is null: no tokenizer is trained on "
                 "chats"
+            )
+        if self.document_mask and self.has_chats:
+            raise ValueError(
+                f"data.document_mask={self.document_mask} is for text, and data.format=chat is "
+                "given: conversations are always kept apart"
             )
         if self.chat_template is not None and not self.has_chats:
             raise ValueError(
@@ -599,6 +631,9 @@ class TrainSection(Section):
     epochs: Annotated[float, Field(gt=0, le=10**6)] | None = None
     """Length of the run in passes through the training split of one corpus, instead of tokens,
     which are counted when the run starts."""
+    target_loss: Annotated[float, Field(gt=0)] | None = None
+    """End the run before that, at the first evaluation whose validation loss is at most this, and
+    is so on the whole validation split too; null to train to the end."""
     batch_tokens: BatchTokens = 8192
     """Training tokens of a step, over all processes; a multiple of `data.sequence_length`."""
     batch_schedule: list[BatchChange] = []
@@ -678,6 +713,18 @@ class EvalSection(Section):
     """Prompt of the sample that is generated at the end."""
     sample_tokens: Annotated[int, Field(ge=0, le=2**32)] = 200
     """Tokens of the sample; 0 for none."""
+    samples_every: Positive | None = None
+    """Steps between samples during training, which are printed and written to `samples/`; null for
+    none before the end. Each gathers the model on the first rank, which the others wait for."""
+    tasks: list[str] = []
+    """Tasks of lm-evaluation-harness that are measured during training, and at the end."""
+    tasks_every: Positive | None = None
+    """Steps between measurements of the tasks; null for one at the end. Each gathers the model on
+    the first rank, which the others wait for."""
+    tasks_limit: Positive | None = 100
+    """Maximum number of documents of a task; null for all."""
+    tasks_path: Path | None = None
+    """Folder of your own task files."""
 
 
 class CheckpointSection(Section):
@@ -690,6 +737,12 @@ class CheckpointSection(Section):
     marks: list[Mark] = []
     """Points of the run whose checkpoints are kept: a fraction of the run's tokens if below 1, else
     training tokens. The checkpoint is that of the first step at or after the point."""
+    before_decay: bool = True
+    """Keep the checkpoint at the beginning of the decay of `wsd` and `constant-linear`, from which
+    `--extend` goes on with a longer run."""
+    background: bool = False
+    """Write checkpoints in a thread while training goes on, from a copy in the memory of the CPU.
+    The next one waits until it is complete; the last one of a run is written without a thread."""
 
 
 class TelemetrySection(Section):

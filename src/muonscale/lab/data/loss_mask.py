@@ -41,10 +41,13 @@ def unpack(rows_BL: Tensor) -> TokenBatch:
     """Return inputs, targets and positions of marked rows, int64 `[B, L + 1]`."""
     ids_BL = rows_BL & IDS
     targets_BL = ids_BL[:, 1:].masked_fill((rows_BL[:, 1:] & NO_TARGET) != 0, IGNORED)
-    begins_BL = (rows_BL[:, :-1] & BEGIN) != 0
+    return TokenBatch(ids_BL[:, :-1], targets_BL, count_from((rows_BL[:, :-1] & BEGIN) != 0))
+
+
+def count_from(begins_BL: Tensor) -> Tensor:
+    """Return positions that start again at 0 where a row begins and where it is true, int64."""
     at_L = torch.arange(begins_BL.shape[1], device=begins_BL.device)
-    starts_BL = torch.where(begins_BL, at_L, 0).cummax(dim=1).values
-    return TokenBatch(ids_BL[:, :-1], targets_BL, at_L - starts_BL)
+    return at_L - torch.where(begins_BL, at_L, 0).cummax(dim=1).values
 
 
 def is_marked(rows: NDArray[np.int64]) -> bool:

@@ -80,6 +80,21 @@ def read_in_all(stretches: Sequence[Stretch]) -> tuple[int, ...]:
     return _read_until_now(list(stretches))
 
 
+def common_sequences(one: Sequence[Stretch], other: Sequence[Stretch]) -> int:
+    """Return how many first sequences are the same in two runs of one seed.
+
+    The last block of a stretch depends on its length, see `_block`.
+    """
+    for a, b in zip(one, other, strict=False):
+        if a != b:
+            if (a.first, a.shares, a.offsets) != (b.first, b.shares, b.offsets):
+                return a.first
+            shorter, longer = sorted((a.count, b.count))
+            start, stop = _block(shorter, shorter)
+            return a.first + (stop if _block(longer, start) == (start, stop) else start)
+    return min(each[-1].first + each[-1].count for each in (one, other))
+
+
 def locate(
     stretches: Sequence[Stretch], position: int, count: int, seed: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -74,6 +74,11 @@ def resolve(request: PlanRequest) -> ResolvedPlan:
         )
     device = find_device(request.device, inter=request.bandwidth)
     config, shape, topology, defaults = _resolve_config(request, device)
+    if config.adapter.rank is not None:
+        raise ConfigError(
+            f"adapter.rank={config.adapter.rank}: plan estimates the training of all weights; give "
+            "adapter.rank=null for an upper bound"
+        )
     model = meta_model(shape)
     groups = build_optimizer(model, config.optimizer).param_groups
     placement = place(model, groups, topology, device.kind)

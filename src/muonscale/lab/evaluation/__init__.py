@@ -1,4 +1,5 @@
 """Evaluate a trained model: validation loss and perplexity, samples, benchmark tasks.
 
-`target` (the model and the settings) -> `perplexity`, `harness` with `suites` -> `command` (eval).
+`target` (the model and the settings) -> `perplexity`, tasks of `lab.harness` with `suites` ->
+`command` (eval).
 """

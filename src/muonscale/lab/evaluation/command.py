@@ -14,10 +14,10 @@ import torch
 from muonscale.errors import ConfigError
 from muonscale.lab.data.prepare import OnProgress
 from muonscale.lab.eval_results import Entry, KindT, Record
-from muonscale.lab.evaluation.harness import Harness, HarnessOptions, HarnessTask
 from muonscale.lab.evaluation.perplexity import measure_texts
 from muonscale.lab.evaluation.suites import find_suite
 from muonscale.lab.evaluation.target import load_on_device, open_target
+from muonscale.lab.harness import Harness, HarnessOptions, HarnessTask
 from muonscale.lab.models.generate import generate_text
 from muonscale.lab.models.structure import count_parameters
 from muonscale.lab.parallel.processes import check_alone

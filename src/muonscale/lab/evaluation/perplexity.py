@@ -72,6 +72,8 @@ def measure_texts(
                 bytes=train.bytes + validation.bytes,
                 tokens=train.tokens + validation.tokens,
             )
+    if data.document_mask:
+        forward.document_start = target.tokenizer.bos_token_id
     losses = losses_on(forward, batches, processes)
     assert losses is not None
     return {
@@ -98,8 +100,7 @@ def _check_model(target: EvalTarget, settings: EvalSettings) -> None:
             f"the tokenizer in {target.folder} has {len(target.tokenizer):,} tokens, and the "
             f"model has embeddings for {shape.vocab_size:,}"
         )
-    if settings.config.data.has_chats:
-        check_isolates_conversations(shape)
+    check_isolates_conversations(shape, settings.config.data)
 
 
 def _is_own(target: EvalTarget, settings: EvalSettings, prints: str | dict[str, str]) -> bool:

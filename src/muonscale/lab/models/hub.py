@@ -1,12 +1,14 @@
-"""Checkpoints from the Hugging Face Hub, and whether their model card mentions Muon."""
+"""Checkpoints from and to the Hugging Face Hub, and whether their model card mentions Muon."""
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
 
-from muonscale.errors import CheckpointError
+from muonscale.errors import CheckpointError, ConfigError
+from muonscale.lab.files import read_text
 
 NAME = re.compile(r"[\w.-]+/[\w.-]+")
 FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "README.md"]
@@ -47,6 +49,18 @@ def checkpoint_folder(name: str) -> Path:
         ) from error
 
 
+def fitting_length(folder: Path, most: int = 1024) -> int:
+    """Return the largest power of two, up to `most`, that a checkpoint has positions for."""
+    try:
+        positions = json.loads(read_text(folder / "config.json")).get("max_position_embeddings")
+    except (OSError, ValueError, AttributeError):  # loading the model says what is wrong
+        return most
+    length = most
+    while isinstance(positions, int) and length > max(positions, 2):
+        length //= 2
+    return length
+
+
 def trained_with_muon(folder: Path) -> bool:
     """Return whether a checkpoint's model card (README.md) has the tag `muon`."""
     from huggingface_hub import metadata_load
@@ -58,3 +72,41 @@ def trained_with_muon(folder: Path) -> bool:
     tags = card.get("tags") or []
     tags = [tags] if isinstance(tags, str) else tags
     return any(str(tag).lower() == "muon" for tag in tags)
+
+
+def check_upload(name: str) -> None:
+    """Check that a folder can be uploaded under a name, before it is written.
+
+    Raises:
+        ConfigError: for what is no name of a repository, and if the Hub must not be asked or knows
+            no user.
+    """
+    from huggingface_hub import constants, get_token
+
+    if not NAME.fullmatch(name):
+        raise ConfigError(f"--push {name} is no repository of the Hub; accepted: user/model")
+    if constants.HF_HUB_OFFLINE:
+        raise ConfigError(f"--push {name}: HF_HUB_OFFLINE is set; unset it, or leave out --push")
+    if get_token() is None:
+        raise ConfigError(f"--push {name} needs a user of the Hub; log in with: hf auth login")
+
+
+def upload(folder: Path, name: str, *, private: bool, message: str) -> str:
+    """Upload a model folder to a repository of the Hub, created if necessary, and return its URL.
+
+    Raises:
+        CheckpointError: if the Hub cannot be reached or refuses.
+    """
+    from huggingface_hub import HfApi
+
+    api = HfApi()
+    try:
+        url = api.create_repo(name, private=private, exist_ok=True)
+        api.upload_folder(folder_path=folder, repo_id=name, commit_message=message)
+    except Exception as error:  # network, permissions: no common base
+        reason = (str(error) or type(error).__name__).strip().splitlines()[0]
+        raise CheckpointError(
+            f"{folder} is complete, and could not be uploaded to {name}: {reason}; upload it with: "
+            f"hf upload {name} {folder}"
+        ) from error
+    return str(url)

@@ -1,6 +1,6 @@
-"""Models that isolate the conversations packed into a row.
+"""Models that isolate the conversations or documents packed into a row.
 
-Position ids that restart mark the boundaries of conversations. Not all models of transformers stop
+Position ids that restart mark their boundaries. Not all models of transformers stop
 attention there. The models listed here were tested.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 from transformers import PreTrainedConfig
 
 from muonscale.errors import ConfigError
+from muonscale.lab.config.sections import DataSection
 
 ISOLATES_CONVERSATIONS = (
     "deepseek_v2",
@@ -43,15 +44,16 @@ ISOLATES_CONVERSATIONS = (
 """Values of model_type. A conversation in a row has the logits that it has alone."""
 
 
-def check_isolates_conversations(shape: PreTrainedConfig) -> None:
-    """Check that the conversations of a row do not attend to each other.
+def check_isolates_conversations(shape: PreTrainedConfig, data: DataSection) -> None:
+    """Check that conversations, and documents under a document mask, do not attend to each other.
 
     Raises:
         ConfigError: naming the models that isolate them.
     """
-    if shape.model_type not in ISOLATES_CONVERSATIONS:
-        raise ConfigError(
-            f"data.format=chat packs several conversations into a row, and model_type "
-            f"{shape.model_type!r} is not known to isolate them; accepted: "
-            f"{', '.join(ISOLATES_CONVERSATIONS)}"
-        )
+    if shape.model_type in ISOLATES_CONVERSATIONS or not (data.has_chats or data.document_mask):
+        return
+    key = "data.document_mask=true" if data.document_mask else "data.format=chat"
+    raise ConfigError(
+        f"{key}: several texts are in a row, and model_type {shape.model_type!r} is not known to "
+        f"isolate them; accepted: {', '.join(ISOLATES_CONVERSATIONS)}"
+    )

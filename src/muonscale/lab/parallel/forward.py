@@ -15,6 +15,7 @@ from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 from transformers import PreTrainedModel
 
+from muonscale.lab.data.loss_mask import count_from
 from muonscale.lab.models.contexts import evaluation_mode
 from muonscale.lab.models.loss import causal_logits
 from muonscale.optim.distributed.dtensor import placements_differ, to_local
@@ -36,9 +37,13 @@ class Parallelized:
     """Parameters whose gradients on this rank come from its own attention heads only."""
     heads: dist.ProcessGroup | None = None
     """Group of the ranks with the other heads."""
+    document_start: int | None = None
+    """Token with which a document begins, if the documents of a row are kept apart."""
 
     def logits(self, ids_BL: Tensor, positions_BL: Tensor | None = None) -> Tensor:
         """Return `[B, L, V]` logits of token ids; see `causal_logits`."""
+        if positions_BL is None and self.document_start is not None:
+            positions_BL = count_from(ids_BL == self.document_start)
         autocast = self.precision != torch.float32 and not self.casts
         with (
             torch.autocast(ids_BL.device.type, dtype=self.precision, enabled=autocast),

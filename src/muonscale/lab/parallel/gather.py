@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from transformers import PreTrainedModel
 
+from muonscale.lab.models.adapter import copy_adapter
 from muonscale.lab.models.build import build_model
 from muonscale.lab.parallel.processes import Processes
 from muonscale.optim.distributed.dtensor import gather_full
@@ -21,6 +22,7 @@ def gather_model(model: PreTrainedModel, processes: Processes) -> PreTrainedMode
     whole = build_model(model.config, seed=0) if processes.is_first else None
     if whole is not None:
         whole.generation_config = model.generation_config
+        copy_adapter(model, whole)
     for name, parameter in model.named_parameters():
         values = gather_full(parameter.detach())
         if whole is not None:

@@ -124,7 +124,7 @@ def _step_seconds(
     if (speed := executor.flops_per_second) is not None:
         return None, f"{si_text(speed)} FLOP/s, as executor.flops_per_second says"
     done = [outcomes[run.id] for run in group if run.id in outcomes]
-    known = [o.train_seconds / o.run.config.steps for o in done if o.train_seconds is not None]
+    known = [o.train_seconds / o.steps for o in done if o.train_seconds is not None]
     if known:
         return statistics.median(known), "finished runs"
     if measure and executor.kind != "slurm":

@@ -50,6 +50,11 @@ class Outcome:
         """Seconds of training steps of a finished run; None if its records of steps were lost."""
         return None if self.result is None else self.result["train_seconds"]
 
+    @property
+    def steps(self) -> int:
+        """Steps of the run: those planned, or fewer of one that reached `train.target_loss`."""
+        return self.run.config.steps if self.result is None else self.result["step"]
+
 
 Outcomes = Mapping[str, Outcome]
 """Outcomes by the id of the run, in the order of the plan."""

@@ -143,7 +143,7 @@ def _stopped(study: Study, state: StudyState) -> str | None:
 
 def _progress(outcome: Outcome) -> tuple[str, ...]:
     """Return state, step, loss, speed and time left."""
-    steps = outcome.run.config.steps
+    steps = outcome.steps
     if outcome.result is not None:
         rate = outcome.result["tokens_per_second"]
         speed = "" if rate is None else f"{rate:,.0f}"

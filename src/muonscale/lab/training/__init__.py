@@ -5,9 +5,9 @@ The nouns: a `Run` has all parts of a run; its `TrainState` is what checkpoints 
 metrics.jsonl.
 
 `setup` (configuration -> `Run`) -> `loop` (every step) -> `step` (forward, backward, clipping,
-schedule, optimizer) -> `finish` (validation, sample, model, result). `checkpoint` and `state` save
-and resume, `telemetry`, `noise_scale`, `attention`, `router_balance` and `spikes` measure,
-and `trackers` log (`trackers.registry` lists them).
+schedule, optimizer) -> `finish` (validation, sample, model, result). `checkpoint`, `state` and
+`background_save` save and resume, `telemetry`, `noise_scale`, `attention`, `router_balance` and
+`spikes` measure, `tasks` runs benchmarks, and `trackers` log (`trackers.registry` lists them).
 
 What `setup` builds: `param_groups` (with muP), `schedule`, `load_optimizer_state`, `provenance`
 (the origin of the weights), `average` (of the weights). What a step needs: `batches` and
@@ -15,5 +15,6 @@ What `setup` builds: `param_groups` (with muP), `schedule`, `load_optimizer_stat
 reduce the memory of a step). Around the loop: `console`,
 `signals` (Ctrl-C), `profile` and `profiler_memory`, `dry_run`, `baselines` (n-grams),
 `checkpoint_reader` (runs no code), and `export` (a checkpoint as a Hugging Face
-folder, and `find_checkpoint`: the newest, or that of a step).
+folder, and `find_checkpoint`: the newest, or that of a step). `extend` begins a longer run with a
+checkpoint of a finished one.
 """

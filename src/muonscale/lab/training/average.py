@@ -78,6 +78,11 @@ class WeightAverage:
                     to_local(parameter).copy_(weights[name])
 
 
+def first_average(config: Config) -> int:
+    """Return the number of steps after which `train.average` begins."""
+    return max(1, config.timeline.step_at(config.train.average_from))
+
+
 def build_average(model: nn.Module, config: Config) -> WeightAverage | None:
     """Return the average that `train.average` asks for, None if it asks for none.
 
@@ -87,7 +92,7 @@ def build_average(model: nn.Module, config: Config) -> WeightAverage | None:
     section = config.train
     if section.average is None:
         return None
-    first = max(1, config.timeline.step_at(section.average_from))
+    first = first_average(config)
     if first >= config.steps:
         raise ConfigError(
             f"train.average_from={section.average_from:g} is step {first}, and the run has "

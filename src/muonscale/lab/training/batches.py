@@ -108,21 +108,25 @@ class Batches:
         return math.hypot(*parts) if len(parts) == len(weighed) else None
 
 
-def build_batches(config: Config, corpora: Mapping[str, Corpus], processes: Processes) -> Batches:
-    """Return the training and validation batches of a run."""
-    length, weights = config.data.sequence_length, config.data.weights
-    stages = spans(config.schedule, config.timeline)
+def plan_stretches(config: Config) -> tuple[Stretch, ...]:
+    """Return the parts of a run that read the corpora with constant weights."""
+    weights, stages = config.data.weights, spans(config.schedule, config.timeline)
     given = [weights if s.stage.weights is None else s.stage.weights for s in stages]
-    stretches = plan_mixture(
+    return plan_mixture(
         [[stage.get(name, 0.0) for name in weights] for stage in given],
         [config.timeline.sequences_before(span.end) for span in stages],
     )
+
+
+def build_batches(config: Config, corpora: Mapping[str, Corpus], processes: Processes) -> Batches:
+    """Return the training and validation batches of a run."""
+    length = config.data.sequence_length
     return Batches(
         {name: corpus.train.rows(length) for name, corpus in corpora.items()},
         {name: corpus.validation.rows(length) for name, corpus in corpora.items()},
         config.data.shares,
         config.timeline,
-        stretches,
+        plan_stretches(config),
         config.eval.batch_tokens // length,
         config.run.seed,
         processes.data_rank,

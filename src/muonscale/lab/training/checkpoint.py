@@ -15,6 +15,7 @@ import shutil
 import warnings
 from collections.abc import Callable, Collection, Generator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,7 @@ from muonscale.lab.training.checkpoint_reader import (
     CheckpointReader,
     read_metadata,
 )
+from muonscale.lab.training.schedule import spans
 from muonscale.optim.distributed.shard_block import with_shard_blocks
 
 MANIFEST = "manifest.json"
@@ -50,7 +52,10 @@ LASTING = (FileNotFoundError, IsADirectoryError, NotADirectoryError, UnusualFile
 
 
 def steps_to_keep(config: Config) -> set[int]:
-    """Return the steps whose checkpoints are never removed: the first step after every mark.
+    """Return the steps whose checkpoints are never removed.
+
+    They are the first step after every mark, and the step at which the decay of a last stage that
+    is constant before begins, if `checkpoint.before_decay` is set.
 
     Raises:
         ConfigError: naming a mark beyond the end of the run.
@@ -63,7 +68,11 @@ def steps_to_keep(config: Config) -> set[int]:
                 f"checkpoint.marks: {mark:,g} tokens are beyond the end of the run, which has "
                 f"{total:,}; accepted: fractions of it below 1, or tokens from 1 up to its end"
             )
-    return {max(1, timeline.step_at(mark)) for mark in config.checkpoint.marks}
+    marked = {max(1, timeline.step_at(mark)) for mark in config.checkpoint.marks}
+    last = spans(config.schedule, timeline)[-1]
+    if config.checkpoint.before_decay and last.decay and last.fall:
+        marked.add(last.fall)
+    return marked
 
 
 def folder_name(step: int) -> str:
@@ -101,52 +110,91 @@ def save_checkpoint(
     Raises:
         CheckpointError: if it cannot be written. Earlier checkpoints are not changed.
     """
-    target = root / folder_name(step)
-    temporary = root / f".writing-{target.name}"
+    written = WrittenCheckpoint(root, step, processes, keep, permanent)
+    with written.explain():
+        written.begin(facts)
+        with _ignore_missing_group():
+            dcp.save(
+                with_shard_blocks(tensors),
+                checkpoint_id=str(written.temporary),
+                no_dist=not processes.many,
+            )
+        written.complete(written.hash_share())
 
-    def begin() -> None:
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
 
-    def complete(manifest: dict[str, dict[str, Any]]) -> None:
-        write_json(temporary / MANIFEST, manifest)
+@dataclass(frozen=True)
+class WrittenCheckpoint:
+    """A checkpoint while it is written, under a temporary name."""
+
+    root: Path
+    step: int
+    processes: Processes
+    keep: int
+    permanent: Collection[int]
+
+    @property
+    def temporary(self) -> Path:
+        """The folder in which the files are written."""
+        return self.root / f".writing-{folder_name(self.step)}"
+
+    def begin(self, facts: dict[str, Any]) -> None:
+        """Create the folder, and write what is no tensor: a collective."""
+
+        def create() -> None:
+            shutil.rmtree(self.temporary, ignore_errors=True)
+            self.temporary.mkdir(parents=True)
+            write_json(self.temporary / FACTS, facts)
+
+        self.processes.on_first(create)
+
+    def hash_share(self) -> dict[str, dict[str, Any]]:
+        """Return size and hash of this rank's share of the files, by name."""
+        files = sorted(p for p in self.temporary.rglob("*") if p.is_file())
+        return {
+            str(p.relative_to(self.temporary)): size_and_hash(p)
+            for p in files[self.processes.rank :: self.processes.topology.world]
+        }
+
+    def complete(self, share: dict[str, dict[str, Any]]) -> None:
+        """Write the manifest, rename the folder and remove what is not kept: a collective."""
+        entries = (item for part in self.processes.gather(share) for item in part.items())
+        manifest = dict(sorted(entries))
+        self.processes.on_first(lambda: self._publish(manifest))
+
+    def _publish(self, manifest: dict[str, dict[str, Any]]) -> None:
+        target = self.root / folder_name(self.step)
+        write_json(self.temporary / MANIFEST, manifest)
         # What exists under this name is damaged, and may be a file or a link.
         if target.is_dir() and not target.is_symlink():
             shutil.rmtree(target, ignore_errors=True)
         else:
             target.unlink(missing_ok=True)
-        temporary.rename(target)
-        sync_folder(root)
+        self.temporary.rename(target)
+        sync_folder(self.root)
         # A later one is damaged, since this run continued from before it: it does not count.
-        others = [saved for saved in saved_steps(root) if saved <= step and saved not in permanent]
-        for old in others[keep:]:
-            shutil.rmtree(root / folder_name(old), ignore_errors=True)
+        others = [s for s in saved_steps(self.root) if s <= self.step and s not in self.permanent]
+        for old in others[self.keep :]:
+            shutil.rmtree(self.root / folder_name(old), ignore_errors=True)
 
-    try:
-        processes.on_first(begin)
-        with _ignore_missing_group():
-            dcp.save(
-                with_shard_blocks(tensors), checkpoint_id=str(temporary), no_dist=not processes.many
-            )
-        processes.on_first(lambda: write_json(temporary / FACTS, facts))
-        # The ranks share the hashing.
-        files = sorted(p for p in temporary.rglob("*") if p.is_file())
-        share = {
-            str(p.relative_to(temporary)): size_and_hash(p)
-            for p in files[processes.rank :: processes.topology.world]
-        }
-        entries = (item for part in processes.gather(share) for item in part.items())
-        manifest = dict(sorted(entries))
-        processes.on_first(lambda: complete(manifest))
-    except (OSError, CheckpointException, RuntimeError) as error:
-        if processes.is_first:
-            shutil.rmtree(temporary, ignore_errors=True)
-        if is_lost_peer(error):
-            raise MuonscaleError(
-                f"another process of the job is gone: checkpoint of step {step} is not written, and "
-                f"this process cannot go on. When all processes can run again, {way_on(root)}"
-            ) from error
-        raise CheckpointError(_write_failure(root, step, error)) from error
+    @contextmanager
+    def explain(self) -> Generator[None]:
+        """Turn errors of writing into ones that say how the run goes on; remove the folder.
+
+        Raises:
+            CheckpointError: if the checkpoint cannot be written.
+        """
+        try:
+            yield
+        except (OSError, CheckpointException, RuntimeError) as error:
+            if self.processes.is_first:
+                shutil.rmtree(self.temporary, ignore_errors=True)
+            if is_lost_peer(error):
+                raise MuonscaleError(
+                    f"another process of the job is gone: checkpoint of step {self.step} is not "
+                    "written, and this process cannot go on. When all processes can run again, "
+                    f"{way_on(self.root)}"
+                ) from error
+            raise CheckpointError(_write_failure(self.root, self.step, error)) from error
 
 
 def newest_checkpoint(root: Path, report: Callable[[str], None]) -> Path | None:

@@ -7,6 +7,7 @@ from transformers import PreTrainedConfig
 from muonscale.lab.config.load import Config
 from muonscale.lab.console import si_text
 from muonscale.lab.data.tokenizer import load_tokenizer
+from muonscale.lab.models.adapter import add_adapter
 from muonscale.lab.models.build import meta_model
 from muonscale.lab.models.config import model_config
 from muonscale.lab.models.flops import flops_per_token
@@ -48,13 +49,17 @@ def dry_run(config: Config) -> str:
     check_noise_scale(config, Topology())
     shape = planned_shape(config)
     model = meta_model(shape)
+    add_adapter(model, config.adapter, config.run.seed)
     plan_routing(model, config.routing, spans(config.schedule, config.timeline))
     plan_attention(model, config)
     size = count_parameters(model)
     per_token = flops_per_token(shape, model, config.data.sequence_length)
     tokens = config.timeline.tokens_before(config.steps)
-    flops = "not counted: the configuration does not say how many experts a token uses"
-    if per_token is not None:
+    if config.adapter.rank is not None:
+        flops = "not counted: frozen weights get no gradient"
+    elif per_token is None:
+        flops = "not counted: the configuration does not say how many experts a token uses"
+    else:
         whole = si_text(per_token * tokens)
         flops = f"{si_text(per_token)} per token, {whole} in all (forward and backward)"
     last = max(1, SKETCH_WIDTH - 1)

@@ -19,7 +19,9 @@ from transformers import (
 from transformers.initialization import no_init_weights
 
 from muonscale.errors import CheckpointError, ConfigError, command_line
+from muonscale.lab.config.sections import AdapterSection
 from muonscale.lab.data.tokenizer import open_tokenizer
+from muonscale.lab.models.adapter import add_adapter, merge_adapter
 from muonscale.lab.models.build import build_model
 from muonscale.lab.models.card import model_card
 from muonscale.lab.models.contexts import quiet_transformers
@@ -193,7 +195,7 @@ def checkpoint_model(
     *,
     average: bool = False,
 ) -> PreTrainedModel:
-    """Return the model of a checkpoint on the CPU.
+    """Return the model of a checkpoint on the CPU; an adapter is merged into it.
 
     Args:
         checkpoint: folder of a complete checkpoint.
@@ -204,11 +206,21 @@ def checkpoint_model(
     Raises:
         CheckpointError: as `shape_of`, or if a tensor is missing.
     """
-    model = unfilled_model(shape_of(facts["model"], checkpoint), dtype)
+    adapter = facts.get("adapter")
+    model = unfilled_model(
+        shape_of(facts["model"], checkpoint), torch.float32 if adapter else dtype
+    )
+    if adapter:
+        add_adapter(model, AdapterSection(**adapter), seed=0)
     load_tensors(checkpoint, {"model": model.state_dict()}, Processes())
     if average:
         parameters = {n: p.detach() for n, p in model.named_parameters() if p.requires_grad}
         load_tensors(checkpoint, {"average": parameters}, Processes())
+    if adapter:
+        model = merge_adapter(model)
+        for name, parameter in model.named_parameters():
+            if not name.endswith(BIAS):
+                parameter.data = parameter.data.to(dtype)
     return model
 
 

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from muonscale.errors import command_line
 from muonscale.lab.files import write_atomic, write_json
+from muonscale.lab.models.adapter import is_adapted, merge_adapter, save_adapter
 from muonscale.lab.models.card import model_card
 from muonscale.lab.models.convert import save_hf
 from muonscale.lab.models.generate import generate_text
@@ -36,26 +37,42 @@ TEMPERATURE, TOP_K = 0.8, 50
 """Sampling options of the sample."""
 
 
-def finish(run: Run, stop: StopRequest) -> dict[str, Any]:
+def finish(run: Run, stop: StopRequest, record: dict[str, Any] | None = None) -> dict[str, Any]:
     """Evaluate on the whole validation split and write the final files, result.json last.
 
     A collective of all ranks; the first one writes.
 
+    Args:
+        run: the run.
+        stop: checked before every batch.
+        record: the evaluation, if it is done.
+
     Raises:
         Interrupted: if a stop was requested; the run stays unfinished and can be resumed.
     """
-    with run.console.stages("") as report:
-        record = measure_validation(run, stop, report=partial(report, "final evaluation"))
+    if record is None:
+        with run.console.stages("") as report:
+            record = measure_validation(run, stop, report=partial(report, "final evaluation"))
     stop.raise_if_requested("stopped in the final evaluation; all steps are saved: use --resume")
     assert record is not None
     baselines = run.processes.on_first(lambda: ngram_baselines(run, stop))
     model = gather_model(run.state.model, run.processes)
-    result = run.processes.on_first(lambda: _write_files(run, model, record, baselines))
+    result = run.processes.on_first(
+        lambda: _write_files(run, _merged(run, model), record, baselines)
+    )
     _export_average(run)
     stop.raise_if_requested("stopped before result.json was written; finish with --resume")
     run.processes.on_first(lambda: _write_result(run, result))
     _log_result(run, result)
     return result
+
+
+def _merged(run: Run, model: PreTrainedModel | None) -> PreTrainedModel:
+    """Return the plain model to write, on the first rank; write its adapter if it has one."""
+    assert model is not None
+    if is_adapted(model):
+        save_adapter(model, run.folder.adapter)
+    return merge_adapter(model)
 
 
 def _export_average(run: Run) -> None:
@@ -67,7 +84,9 @@ def _export_average(run: Run) -> None:
     with average.in_place():
         model = gather_model(run.state.model, run.processes)
         run.processes.on_first(
-            lambda: _save_model(run, model, folder.read_metrics(), averaged=True)
+            lambda: _save_model(
+                run, model and merge_adapter(model), folder.read_metrics(), averaged=True
+            )
         )
 
 
@@ -85,10 +104,9 @@ def _save_model(
 
 
 def _write_files(
-    run: Run, model: PreTrainedModel | None, record: dict[str, Any], baselines: dict[str, float]
+    run: Run, model: PreTrainedModel, record: dict[str, Any], baselines: dict[str, float]
 ) -> dict[str, Any]:
     """Write all files but result.json, and return its content."""
-    assert model is not None
     folder, config = run.folder, run.config
     metrics = folder.replace_metrics(record)
     run.trackers.log(record)
@@ -96,24 +114,29 @@ def _write_files(
     result |= baselines
     for start in (r for r in metrics if r["kind"] == "eval" and r["step"] == 0):
         result["start_validation_loss"] = start["validation_loss"]
+    if (target := config.train.target_loss) is not None:
+        result |= {"target_loss": target, "target_reached": record["validation_loss"] <= target}
     result |= _step_times(metrics)
     result["perplexity"] = math.exp(record["validation_loss"])
     result["parameters"] = count_parameters(model).total
-    result["sample"] = ""
-    if config.eval.sample_tokens > 0:
-        result["sample"] = generate_text(
-            model,
-            run.tokenizer,
-            config.eval.prompt,
-            tokens=config.eval.sample_tokens,
-            temperature=TEMPERATURE,
-            top_k=TOP_K,
-            seed=config.run.seed,
-        )
+    result["sample"] = sample_text(run, model) if config.eval.sample_tokens > 0 else ""
     write_atomic(folder.path / "sample.txt", result["sample"] + "\n")
     _save_model(run, model, metrics, averaged=False)
     write_loss_figure(folder.path, result)
     return result
+
+
+def sample_text(run: Run, model: PreTrainedModel) -> str:
+    """Return text that a run's model writes after `eval.prompt`."""
+    return generate_text(
+        model,
+        run.tokenizer,
+        run.config.eval.prompt,
+        tokens=run.config.eval.sample_tokens,
+        temperature=TEMPERATURE,
+        top_k=TOP_K,
+        seed=run.config.run.seed,
+    )
 
 
 def _write_result(run: Run, result: dict[str, Any]) -> None:
@@ -205,8 +228,16 @@ def _log_result(run: Run, result: dict[str, Any]) -> None:
             f"validation loss of the average of the weights {loss:.3f} "
             f"({_change(result['validation_loss'], loss)}), in {run.folder.averaged_model}\n"
         )
+    target = ""
+    if (wanted := result.get("target_loss")) is not None:
+        seconds = result["train_seconds"]
+        target = (
+            f"validation loss {wanted:g} {'' if result['target_reached'] else 'not '}reached in "
+            f"{result['step']:,} steps, {result['tokens']:,} tokens"
+            f"{'' if seconds is None else f', {seconds:.1f} s of training'}\n"
+        )
     run.console.log(
-        f"{started}{averaged}validation loss in nats per token: unigram "
+        f"{target}{started}{averaged}validation loss in nats per token: unigram "
         f"{result['unigram_loss']:.3f}, bigram {result['bigram_loss']:.3f}, model {result['validation_loss']:.3f} "
         f"({abs(below):.3f} {'below' if below > 0 else 'above'} the bigram){bits}\n"
         f"{speed}\n"

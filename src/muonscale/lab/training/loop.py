@@ -16,12 +16,15 @@ from torch.profiler import record_function
 from muonscale.errors import CheckpointError, command_line
 from muonscale.lab.config.load import Config
 from muonscale.lab.console import si_bytes
-from muonscale.lab.files import write_json
+from muonscale.lab.files import write_atomic, write_json
+from muonscale.lab.models.adapter import merge_adapter
 from muonscale.lab.models.build import meta_model
 from muonscale.lab.models.convert import save_tokenizer
 from muonscale.lab.models.structure import count_parameters
+from muonscale.lab.parallel.gather import gather_model
 from muonscale.lab.parallel.processes import Processes, init_processes, was_restarted
 from muonscale.lab.run_folder import RunFolder, flatten
+from muonscale.lab.training.background_save import BackgroundSaver
 from muonscale.lab.training.checkpoint import (
     newest_checkpoint,
     saved_steps,
@@ -29,7 +32,8 @@ from muonscale.lab.training.checkpoint import (
     way_on,
 )
 from muonscale.lab.training.console import RunConsole
-from muonscale.lab.training.finish import finish
+from muonscale.lab.training.extend import Extension
+from muonscale.lab.training.finish import finish, sample_text
 from muonscale.lab.training.out_of_memory import explain_out_of_memory
 from muonscale.lab.training.profile import Profiler
 from muonscale.lab.training.provenance import record_provenance
@@ -44,6 +48,7 @@ from muonscale.lab.training.setup import (
 )
 from muonscale.lab.training.signals import Interrupted, StopRequest, stop_on_signals
 from muonscale.lab.training.step import train_step
+from muonscale.lab.training.tasks import RunTasks
 from muonscale.lab.training.telemetry import StepTelemetry
 from muonscale.lab.training.trackers.registry import check_trackers
 from muonscale.lab.training.validation import measure_validation
@@ -52,7 +57,9 @@ from muonscale.optim.parameters.report import grouping_report
 LINE = "\n" + " " * len("optimizer  ")
 
 
-def train(config: Config, *, resume: bool, console: RunConsole) -> dict[str, Any]:
+def train(
+    config: Config, *, resume: bool, console: RunConsole, extension: Extension | None = None
+) -> dict[str, Any]:
     """Train a model as configured and return the content of result.json.
 
     Processes started by torchrun train together; a job that torchrun has restarted is resumed.
@@ -61,6 +68,7 @@ def train(config: Config, *, resume: bool, console: RunConsole) -> dict[str, Any
         config: the resolved configuration.
         resume: continue the run in `config.run.path`, or start it if it does not exist.
         console: prints messages and progress.
+        extension: the run is a longer one than another, and begins with a checkpoint of it.
 
     Raises:
         MuonscaleError: for any input that cannot be used.
@@ -75,7 +83,11 @@ def train(config: Config, *, resume: bool, console: RunConsole) -> dict[str, Any
             (corpus,) = prepare_once(config, own, processes).values()
             config = config.with_tokens(len(corpus.train.rows(config.data.sequence_length)))
             check_length(config)
-        return train_together(config, folder, own, processes, resume=resume or was_restarted())
+        resume = resume or was_restarted()
+        if extension is not None:
+            processes.on_first(lambda: begin_extension(extension, folder, own, resume=resume))
+            resume = True
+        return train_together(config, folder, own, processes, resume=resume)
 
 
 def check_length(config: Config) -> None:
@@ -86,6 +98,18 @@ def check_length(config: Config) -> None:
     """
     check_schedule(config)
     steps_to_keep(config)
+
+
+def begin_extension(
+    extension: Extension, folder: RunFolder, console: RunConsole, *, resume: bool
+) -> None:
+    """Write the start of a longer run, unless it has begun and is resumed.
+
+    Raises:
+        CheckpointError: if it cannot begin.
+    """
+    if not folder.check_free(resume=resume):
+        extension.create(folder, console.warn)
 
 
 def train_together(
@@ -121,13 +145,12 @@ def train_together(
     ):
         seen = restore(run) if begun else []
         processes.on_first(lambda: run.trackers.open(config, folder.path, seen, run.state.step))
-        if begun:
-            make_up_evaluation(run, stop, seen)
+        record = make_up_evaluation(run, stop, seen) if begun else None
         processes.on_first(lambda: record_environment(run))
         introduce(run)
         evaluate_start(run, stop, seen)
-        run_steps(run, stop)
-        return finish(run, stop)
+        final = reached_target(run, stop, record)
+        return finish(run, stop, final or run_steps(run, stop))
 
 
 @contextmanager
@@ -180,10 +203,17 @@ def lock_run(folder: RunFolder, processes: Processes) -> Generator[None]:
             lock.__exit__(None, None, None)
 
 
-def run_steps(run: Run, stop: StopRequest) -> None:
-    """Train from the current step to the last one; evaluate and save when due."""
+def run_steps(run: Run, stop: StopRequest) -> dict[str, Any] | None:
+    """Train from the current step to the last one; evaluate and save when due.
+
+    Returns:
+        The evaluation that reached `train.target_loss` before the last step, None if none did.
+    """
+    final = None
     state, config, steps = run.state, run.config, run.config.steps
     keep, permanent = config.checkpoint.keep, steps_to_keep(config)
+    tasks = RunTasks(run)
+    saver = BackgroundSaver(run.processes) if config.checkpoint.background else None
     state.model.train()
     folder, rank = run.folder.path / "profile", run.processes.rank
     profiler = Profiler(config.profile.step_range, folder, rank, run.device, run.console.warn)
@@ -193,7 +223,7 @@ def run_steps(run: Run, stop: StopRequest) -> None:
         )
     showing = run.console.steps(state.step, steps, every=config.log.every)
     with showing as show, closing(profiler):
-        while state.step < steps:
+        while state.step < steps and final is None:
             telemetry = StepTelemetry(state, config.telemetry)
             with profiler.step(state.step + 1) as profiled:
                 with record_function("muonscale/data"):
@@ -209,11 +239,22 @@ def run_steps(run: Run, stop: StopRequest) -> None:
             show(record, (memory_in_use(run.device), *epoch_of(run, state.step)))
             if (measured := telemetry.record()) is not None:
                 run.record(measured)
-            evaluate_if_due(run, stop)
+            final = reached_target(run, stop, evaluate_if_due(run, stop))
+            sample_if_due(run)
+            tasks.measure_if_due(run, last=state.step == steps or final is not None)
             signum = stop.requested()
             due = state.step % config.checkpoint.every == 0 or state.step in permanent
-            if due or state.step == steps or signum:
-                state.save(run.folder.checkpoints, run.processes, keep=keep, permanent=permanent)
+            last = state.step == steps or signum is not None or final is not None
+            if saver is not None:
+                saver.wait() if last else saver.poll()
+            if due or last:
+                state.save(
+                    run.folder.checkpoints,
+                    run.processes,
+                    keep=keep,
+                    permanent=permanent,
+                    background=None if last else saver,
+                )
             if signum:
                 raise Interrupted(
                     signum,
@@ -221,6 +262,7 @@ def run_steps(run: Run, stop: StopRequest) -> None:
                     f"continue with: {command_line('train', run.folder.path, '--resume')}",
                 )
     state.optimizer.check_finite()  # for the last step, since no later step checks it
+    return final
 
 
 def memory_in_use(device: torch.device) -> str:
@@ -241,16 +283,69 @@ def epoch_of(run: Run, step: int) -> list[str]:
     return [f"epoch {run.config.timeline.sequences_before(step) / len(rows):.2f}"]
 
 
-def evaluate_if_due(run: Run, stop: StopRequest) -> None:
-    """Evaluate on a sample of the validation split, unless a stop is requested: a collective."""
+def evaluate_if_due(run: Run, stop: StopRequest) -> dict[str, Any] | None:
+    """Evaluate on a sample of the validation split, unless a stop is requested: a collective.
+
+    Returns:
+        The record, None if there is no evaluation.
+    """
     config, step = run.config, run.state.step
     if step == 0 or step % config.eval.every or step == config.steps:
-        return
+        return None
     sequences = max(1, config.eval.tokens // config.data.sequence_length)
     record = measure_validation(run, stop, sequences=sequences)
     if record is not None:
         run.record(record)
         run.console.validation(record, config.steps)
+    return record
+
+
+def sample_if_due(run: Run) -> None:
+    """Write a text with the model as it is, if `eval.samples_every` says so: a collective."""
+    section, step = run.config.eval, run.state.step
+    if section.samples_every is None or step % section.samples_every or step == run.config.steps:
+        return
+    model = gather_model(run.state.model, run.processes)
+
+    def write() -> None:
+        assert model is not None
+        text = sample_text(run, merge_adapter(model))
+        run.folder.samples.mkdir(exist_ok=True)
+        write_atomic(run.folder.samples / f"step-{step:08d}.txt", text + "\n")
+        run.console.log(f"--- sample after step {step}\n{text}\n---")
+
+    run.processes.on_first(write)
+
+
+def reached_target(
+    run: Run, stop: StopRequest, sampled: dict[str, Any] | None
+) -> dict[str, Any] | None:
+    """Return the evaluation on the whole validation split if it reaches `train.target_loss`.
+
+    A sample that is below the target by chance does not end a run. A collective of all ranks.
+
+    Args:
+        run: the run.
+        stop: checked before every batch.
+        sampled: the record of an evaluation on a sample at this step, None if there is none.
+
+    Returns:
+        None if the sample or the split is above the target, or if there is none of both.
+    """
+    target, step = run.config.train.target_loss, run.state.step
+    if target is None or sampled is None or step == 0 or sampled["validation_loss"] > target:
+        return None
+    with run.console.stages("") as report:
+        record = measure_validation(run, stop, report=partial(report, "evaluation at the target"))
+    if record is None:
+        return None
+    loss = record["validation_loss"]
+    side = "at most" if loss <= target else "above"
+    run.console.log(
+        f"step {step}/{run.config.steps}  validation loss {loss:.4f} on the whole split, {side} "
+        f"train.target_loss={target:g}"
+    )
+    return record if loss <= target else None
 
 
 def restore(run: Run) -> list[dict[str, Any]]:
@@ -269,11 +364,15 @@ def restore(run: Run) -> list[dict[str, Any]]:
     return seen
 
 
-def make_up_evaluation(run: Run, stop: StopRequest, seen: list[dict[str, Any]]) -> None:
-    """Evaluate if the interrupted run was stopped before an evaluation: a collective."""
+def make_up_evaluation(
+    run: Run, stop: StopRequest, seen: list[dict[str, Any]]
+) -> dict[str, Any] | None:
+    """Return the evaluation at this step, made now if the run was stopped before: a collective."""
     here = ("eval", run.state.step)
-    if not run.processes.on_first(lambda: any((r["kind"], r["step"]) == here for r in seen)):
-        evaluate_if_due(run, stop)
+    before = run.processes.on_first(
+        lambda: next((r for r in seen if (r["kind"], r["step"]) == here), None)
+    )
+    return evaluate_if_due(run, stop) if before is None else before
 
 
 def evaluate_start(run: Run, stop: StopRequest, seen: list[dict[str, Any]]) -> None:

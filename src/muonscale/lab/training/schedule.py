@@ -8,7 +8,7 @@ size changes within a stage, the decay is a function of the tokens.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
@@ -90,7 +90,12 @@ def spans(schedule: ScheduleSection, timeline: Timeline) -> list[Span]:
     return result
 
 
-def multiplier(schedule: ScheduleSection, step: int, timeline: Timeline) -> float:
+def multiplier(
+    schedule: ScheduleSection,
+    step: int,
+    timeline: Timeline,
+    stages: Sequence[Span] | None = None,
+) -> float:
     """Return the multiplier of the peak learning rate at a step.
 
     warm-up:   low + (peak - low) * (i + 1) / (warmup + 1) at its i-th step, so that no step has a
@@ -103,6 +108,7 @@ def multiplier(schedule: ScheduleSection, step: int, timeline: Timeline) -> floa
         schedule: name, warm-up, decay and final multiplier, or stages of them.
         step: index of the step, from 0.
         timeline: the steps of the run.
+        stages: `spans` of both, for a caller that asks for many steps.
 
     References: cosine, Loshchilov and Hutter, SGDR, arXiv 1608.03983; wsd (warm-up, stable, decay),
     Hu et al., MiniCPM, arXiv 2404.06395, section 4; constant-linear, Zhang et al., Muon+,
@@ -110,7 +116,7 @@ def multiplier(schedule: ScheduleSection, step: int, timeline: Timeline) -> floa
     the learning rate of the one before, Liu et al., Muon is scalable, arXiv 2502.16982, section
     3.2.
     """
-    span = next(span for span in spans(schedule, timeline) if step < span.end)
+    span = next(s for s in stages or spans(schedule, timeline) if step < s.end)
     peak, final = span.stage.peak, span.stage.final
     if step < span.first + span.warmup:
         return span.low + (peak - span.low) * (step - span.first + 1) / (span.warmup + 1)

@@ -19,6 +19,7 @@ from muonscale.lab.config.load import Config
 from muonscale.lab.config.sections import OptimizerSection, TrainSection
 from muonscale.lab.console import dtype_text
 from muonscale.lab.data.prepare import Corpus, prepare
+from muonscale.lab.models.adapter import add_adapter
 from muonscale.lab.models.build import build_model, meta_model
 from muonscale.lab.models.config import model_config
 from muonscale.lab.models.flops import flops_per_token, optimizer_flops
@@ -138,8 +139,11 @@ def build_optimizer(
 def run_flops(config: Config, model: PreTrainedModel) -> dict[str, int] | None:
     """Return the FLOPs of a run as in env.json: per token, and of Newton-Schulz per step.
 
-    None for a mixture of experts whose configuration does not say how many experts a token uses.
+    None for a mixture of experts whose configuration does not say how many experts a token uses,
+    and for adapters, whose frozen weights get no gradient.
     """
+    if config.adapter.rank is not None:
+        return None
     per_token = flops_per_token(model.config, model, config.data.sequence_length)
     if per_token is None:
         return None
@@ -169,11 +173,13 @@ def build_parallelized(
     built: list[PreTrainedModel] = []
 
     def build() -> None:  # the result of `on_first` is sent to all ranks, and a model is too large
-        built.append(
+        model = (
             build_model(shape, seed=config.run.seed)
             if weights is None
             else load_weights(weights, shape)
         )
+        add_adapter(model, config.adapter, config.run.seed)
+        built.append(model)
 
     processes.on_first(build)
     first = built[0] if built else None
@@ -181,6 +187,7 @@ def build_parallelized(
         transfer.scale_weights_(first)
     if processes.many:
         model = meta_model(shape)
+        add_adapter(model, config.adapter, config.run.seed)
         if first is not None:
             model.generation_config = first.generation_config  # it is exported
         return parallelize(model, first, config.train, processes, precision)
@@ -231,8 +238,7 @@ def model_shape(config: Config, tokenizer: PreTrainedTokenizerFast) -> PreTraine
             bos_id=tokenizer.bos_token_id,
             eos_id=tokenizer.eos_token_id,
         )
-    if config.data.has_chats:
-        check_isolates_conversations(shape)
+    check_isolates_conversations(shape, config.data)
     return shape
 
 
@@ -295,6 +301,8 @@ def set_up(
     shape = model_shape(given, shared_tokenizer(corpora))
     transfer = plan_transfer(config, shape)
     facts = {"data fingerprint": corpus_fingerprint(corpora), "model": model_facts(shape)}
+    if config.adapter.rank is not None:
+        facts["adapter"] = config.adapter.model_dump(mode="json")
     weights = config.model.weights if fresh else None
     state = build_state(config, shape, processes, transfer, weights=weights, facts=facts)
     if fresh and (path := config.optimizer.state) is not None:
@@ -303,6 +311,8 @@ def set_up(
         console.log(f"optimizer  {text}")
     if processes.device.type == "mps":
         check_mps(state.model, state.optimizer, config)
+    if config.data.document_mask:
+        state.forward.document_start = shared_tokenizer(corpora).bos_token_id
     state.attention = monitor_attention(state.model, config)
     state.average = build_average(state.model, config)
     batches = build_batches(config, corpora, processes)

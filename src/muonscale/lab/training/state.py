@@ -19,6 +19,7 @@ from muonscale.lab.parallel.forward import Parallelized
 from muonscale.lab.parallel.processes import Processes
 from muonscale.lab.training.attention import AttentionMonitor
 from muonscale.lab.training.average import WeightAverage
+from muonscale.lab.training.background_save import BackgroundSaver
 from muonscale.lab.training.checkpoint import load_facts, load_tensors, save_checkpoint
 from muonscale.lab.training.noise_scale import NoiseScale
 from muonscale.lab.training.router_balance import RouterBalance
@@ -53,9 +54,18 @@ class TrainState:
         return self.forward.model
 
     def save(
-        self, root: Path, processes: Processes, *, keep: int, permanent: Collection[int] = ()
+        self,
+        root: Path,
+        processes: Processes,
+        *,
+        keep: int,
+        permanent: Collection[int] = (),
+        background: BackgroundSaver | None = None,
     ) -> None:
-        """Write a checkpoint of this step (see `save_checkpoint`): a collective of all ranks."""
+        """Write a checkpoint of this step (see `save_checkpoint`): a collective of all ranks.
+
+        With a background saver it only begins to be written.
+        """
         facts = {
             "step": self.step,
             "spikes": asdict(self.spikes),
@@ -64,7 +74,12 @@ class TrainState:
             **self.facts,
         }
         tensors = self._tensors()
-        save_checkpoint(root, self.step, tensors, facts, processes, keep=keep, permanent=permanent)
+        if background is None:
+            save_checkpoint(
+                root, self.step, tensors, facts, processes, keep=keep, permanent=permanent
+            )
+        else:
+            background.save(root, self.step, tensors, facts, keep=keep, permanent=permanent)
 
     def restore(self, folder: Path, processes: Processes) -> None:
         """Restore a checkpoint, saved by any number of processes: a collective.

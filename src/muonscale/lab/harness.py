@@ -90,7 +90,7 @@ class Harness:
     def __init__(self, requests: Sequence[HarnessTask], options: HarnessOptions) -> None:
         check_installed()
         if options.include is not None and not options.include.is_dir():
-            raise ConfigError(f"--include-path {options.include}: there is no such folder")
+            raise ConfigError(f"tasks of the folder {options.include}: there is no such folder")
         self.options = options
         with _collect_warnings(), _allow_code(options):
             manager = _manager([request.task for request in requests], options.include)

@@ -14,10 +14,10 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from muonscale.errors import ConfigError
-from muonscale.lab.evaluation.harness import Harness, HarnessOptions, HarnessTask
+from muonscale.lab.harness import Harness, HarnessOptions, HarnessTask
 from tests.conftest import Muonscale
 
-DOCS = (Path(__file__).parents[3] / "docs" / "evaluation.md").read_text(encoding="utf-8")
+DOCS = (Path(__file__).parents[2] / "docs" / "evaluation.md").read_text(encoding="utf-8")
 CHOICES = [{"q": f"import {name}", "options": ["os, sys\n", "def", "(self):"], "answer": i % 3}
            for i, name in enumerate(("ast", "json", "heapq", "shutil", "re", "math", "copy"))]  # fmt: skip
 
@@ -131,7 +131,7 @@ def test_the_numbers_are_those_of_plain_torch(
 def test_the_log_likelihoods_are_those_of_plain_torch(run: Path, tmp_path: Path) -> None:
     from lm_eval.api.instance import Instance
 
-    from muonscale.lab.evaluation import harness
+    from muonscale.lab import harness
 
     model = AutoModelForCausalLM.from_pretrained(run / "model")
     tokenizer = AutoTokenizer.from_pretrained(run / "model")
@@ -203,7 +203,46 @@ def test_the_task_of_the_docs_runs(
 def test_without_the_extra_the_command_that_installs_it_is_said(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("muonscale.lab.evaluation.harness.find_spec", lambda name: None)
+    monkeypatch.setattr("muonscale.lab.harness.find_spec", lambda name: None)
     assert importlib.util.find_spec("muonscale")
     with pytest.raises(ConfigError, match=r"pip install \"muonscale\[eval\]\""):
         Harness([HarnessTask("arc_easy")], HarnessOptions())
+
+
+@pytest.mark.slow
+def test_tasks_during_training_are_those_of_eval_and_change_nothing(
+    muonscale: Muonscale, tiny: list[str], trained_once: Path, tmp_path: Path
+) -> None:
+    folder, run = task_folder(tmp_path), tmp_path / "run"
+    words = [*tiny, "eval.tasks=[pick]", f"eval.tasks_path={folder}", "eval.tasks_every=5"]
+    answer = muonscale("train", *words, "checkpoint.keep=9")
+    assert answer.code == 0, answer.err
+    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    measured = {r["step"]: r["tasks"] for r in records if r["kind"] == "tasks"}
+    assert list(measured) == [5, 10, 12]
+    for step, tasks in measured.items():
+        words = [
+            "--tasks",
+            "pick",
+            "--include-path",
+            folder,
+            "--json",
+            "--out",
+            tmp_path / str(step),
+        ]
+        answer = muonscale("eval", f"{run}@{step}", *words)
+        assert answer.code == 0, answer.err
+        (task,) = json.loads((tmp_path / str(step) / "result.json").read_text())["tasks"]
+        values = {name.removesuffix(",none"): v["value"] for name, v in task["values"].items()}
+        assert tasks == {"pick": values} and {"acc", "acc_norm"} <= values.keys()
+    for name in ("model.safetensors", "tokenizer.json", "tokenizer_config.json"):
+        assert (run / "model" / name).read_bytes() == (trained_once / "model" / name).read_bytes()
+
+
+def test_unknown_tasks_end_a_run_before_its_first_step(
+    muonscale: Muonscale, tiny: list[str], tmp_path: Path
+) -> None:
+    words = ["eval.tasks=[pick]", f"eval.tasks_path={tmp_path / 'none'}"]
+    answer = muonscale("train", *tiny, *words)
+    assert answer.code == 2 and "there is no such folder" in answer.err
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
