@@ -8,7 +8,9 @@ with weights.
 `tables`, archives; `formats` refuses what is not text) -> `document_store` (read once, and split)
 -> `tokenizer` (`tokenizer_files` are those of other programs) -> `encode` (`encode_chunk` is what
 its processes run) -> `tokens` (shards on disk) -> `mixture`, `shuffle` (which row comes when).
-`token_files` copies tokens that another program wrote. `prepare` does this once, into `cache`.
+`token_files` copies tokens that another program wrote. `prepare` does this once, into `cache`;
+with `data.stream` a run begins meanwhile: `background` is the process that goes on, and `stream`
+reads its shards.
 `chat` is the same for conversations (`chat.store` packs them into rows), `loss_mask` says which
 tokens are targets, and `ngram` is the baseline of counts.
 

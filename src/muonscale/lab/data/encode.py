@@ -17,7 +17,7 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from muonscale.errors import DataError
+from muonscale.lab.data.cache import UnfinishedError
 from muonscale.lab.data.document_store import DocumentStore, Range
 from muonscale.lab.data.encode_chunk import Cut, Encoder
 from muonscale.lab.data.tokenizer import id_limit
@@ -68,18 +68,16 @@ def encode_split(
 
     Raises:
         OSError: if the disk is full or read-only.
-        DataError: if a process that encodes ends.
+        UnfinishedError: if a process that encodes ends.
     """
-    size = sum(end - start for start, end in ranges)
+    size = _size(ranges)
     if processes is None:
         processes = (
             len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
         )
         processes = processes if size >= PARALLEL_BYTES else 1
     dtype = token_dtype(id_limit(tokenizer))
-    chunks = batches(
-        documents.cuts(ranges), lambda cut: cut[1] - cut[0], max(CHUNK_BYTES, size // MOST_CHUNKS)
-    )
+    chunks = _chunks(documents, ranges)
     names = ((shard_path(folder, split, number), chunk) for number, chunk in enumerate(chunks))
     saved = folder.parent / "tokenizer.json"
     tokenizer.backend_tokenizer.save(str(saved))
@@ -91,6 +89,20 @@ def encode_split(
         count += tokens
         progress(done)
     return count
+
+
+def count_shards(documents: DocumentStore, ranges: list[Range]) -> int:
+    """Return the number of shards that `encode_split` writes."""
+    return sum(1 for _ in _chunks(documents, ranges))
+
+
+def _chunks(documents: DocumentStore, ranges: list[Range]) -> Iterator[list[Cut]]:
+    limit = max(CHUNK_BYTES, _size(ranges) // MOST_CHUNKS)
+    return batches(documents.cuts(ranges), lambda cut: cut[1] - cut[0], limit)
+
+
+def _size(ranges: list[Range]) -> int:
+    return sum(end - start for start, end in ranges)
 
 
 def _encode(
@@ -162,7 +174,11 @@ class Worker:
             answer = answers.readline()
         if not answer:
             code = self._process.wait()
-            raise DataError(f"a process that tokenizes ended with code {code}, at {path}")
+            raise UnfinishedError(
+                f"a process that tokenizes ended with code {code}, at {path.name}; -9 is mostly "
+                "from a lack of memory: try fewer processes. The shards that are complete are "
+                "kept: prepare the same data again to go on"
+            )
         found = json.loads(answer)
         if isinstance(found, list):
             raise OSError(found[0], found[1], str(path))
