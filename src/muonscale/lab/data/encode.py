@@ -17,6 +17,7 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from muonscale.errors import exit_text
 from muonscale.lab.data.cache import UnfinishedError
 from muonscale.lab.data.document_store import DocumentStore, Range
 from muonscale.lab.data.encode_chunk import Cut, Encoder
@@ -173,15 +174,15 @@ class Worker:
             tasks.flush()
             answer = answers.readline()
         if not answer:
-            code = self._process.wait()
+            how = exit_text(self._process.wait())
             raise UnfinishedError(
-                f"a process that tokenizes ended with code {code}, at {path.name}; -9 is mostly "
-                "from a lack of memory: try fewer processes. The shards that are complete are "
-                "kept: prepare the same data again to go on"
+                f"a process that tokenizes ended with {how}, at {path.name}; what is complete is "
+                "kept: repeat with fewer processes to go on: muonscale prepare --processes N, with "
+                "the same words as before"
             )
         found = json.loads(answer)
         if isinstance(found, list):
-            raise OSError(found[0], found[1], str(path))
+            raise OSError(found[0], found[1], found[2] or str(path))
         return found
 
     def __enter__(self) -> Worker:

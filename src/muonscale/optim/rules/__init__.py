@@ -2,9 +2,9 @@
 
 A *rule* (`base.Rule`) has options, state, an elementwise *direction* and, on matrices, an *update*
 of whole matrices. `RULES` is the registry. The *stages* of the Muon rule are rows of tables:
-`pre_norm`, `post_norm`, `scale`, `decay`, `constraint`. *Master weights* keep the small steps of parameters in 16 bits.
-*nonfinite* decides whether a step is written at all. `reference` has all rules again in float64,
-for tests.
+`pre_norm`, `post_norm`, `scale`, `decay`, `constraint`. *Master weights* preserve small updates of
+16-bit parameters, which rounding would lose. *nonfinite* decides whether a step is written at all.
+`reference` implements all rules again in float64, for tests.
 
 A step reads from left to right: gradient -> direction -> update -> weight.
 """
