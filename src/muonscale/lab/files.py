@@ -225,8 +225,7 @@ def hold_lock(path: Path) -> Generator[bool]:
     with os.fdopen(_open_for_writing(path, 0), "w") as file:
         held = False
         with suppress(OSError):
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            held = os.path.samestat(os.fstat(file.fileno()), path.stat())
+            held = _lock(file) and os.path.samestat(os.fstat(file.fileno()), path.stat())
         yield held
 
 

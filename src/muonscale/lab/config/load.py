@@ -138,6 +138,11 @@ class Config(Section):
                 f"train.epochs={self.train.epochs} needs one corpus, and data.mixture has "
                 f"{len(self.data.mixture)}; give train.tokens"
             )
+        if self.train.epochs is not None and self.data.stream:
+            raise ValueError(
+                f"train.epochs={self.train.epochs} needs the number of tokens, which is not known "
+                f"at the start with data.stream=true; give train.tokens"
+            )
         return self
 
     @model_validator(mode="after")

@@ -282,6 +282,9 @@ class DataSection(Section):
     positions start again at 0. For models that are known to do this."""
     validation: Annotated[float, Field(gt=0, lt=1)] = 0.05
     """Share of the corpus in the validation split, which is never trained on."""
+    stream: bool = False
+    """Begin to train on a corpus of text when its validation split and its first shard are
+    tokenized, while another process goes on with the rest; the order of the rows differs."""
     cache: Path | None = None
     """Folder of prepared tokens. The default is the user's cache folder."""
 
@@ -321,6 +324,16 @@ class DataSection(Section):
                 raise ValueError(
                     f"data.max_bytes={part.max_bytes} is of text, and {part.path} of tokens"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _check_stream(self) -> DataSection:
+        if self.stream and (self.mixture is not None or self.format != "text"):
+            what = f"format={self.format}" if self.mixture is None else "mixture"
+            raise ValueError(
+                f"data.stream=true is for one corpus of text, and data.{what} is prepared whole; "
+                "leave data.stream out"
+            )
         return self
 
     @model_validator(mode="after")

@@ -9,8 +9,10 @@ with weights.
 -> `tokenizer` (`tokenizer_files` are those of other programs) -> `encode` (`encode_chunk` is what
 its processes run) -> `tokens` (shards on disk, cut into rows by `Sequences`) -> `mixture`,
 `shuffle` (which row comes when). `token_files` copies tokens that another program wrote. `prepare`
-does this once, into `cache`. `chat` is the same for conversations (`chat.store` packs them into
-rows), `loss_mask` says which tokens are targets, and `ngram` is the baseline of counts.
+does this once, into `cache`; with `data.stream` a run begins meanwhile: `background` is the process
+that goes on, and `stream` reads its shards. `chat` is the same for conversations (`chat.store`
+packs them into rows), `loss_mask` says which tokens are targets, and `ngram` is the baseline of
+counts.
 
 The weights of a mixture are `config.sections.DataSection.weights`; `training.batches.build_batches`
 gives them to `mixture`, which turns shares into an order.

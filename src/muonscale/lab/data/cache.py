@@ -46,6 +46,10 @@ BLOCKS, BLOCK_BYTES = 64, 2**16
 """Number and size of the blocks of a larger file that are hashed."""
 
 
+class UnfinishedError(DataError):
+    """A preparation that ended early; what it has done is kept for the next of the same key."""
+
+
 def cache_folder(chosen: Path | None) -> Path:
     """Return data.cache, else $MUONSCALE_CACHE, else muonscale in the user's cache folder."""
     if chosen is not None:
@@ -74,8 +78,9 @@ def entry_path(cache: Path, fingerprint: str) -> Path:
 def partial_folder(cache: Path, key: str | None = None) -> Generator[Path]:
     """Yield a folder for this process to write into, and remove those of killed processes.
 
-    It is removed at the end, also after an error. With a key, a process that was killed or stopped
-    leaves it, and the next one of the same key goes on with it, unless another process does. A
+    It is removed at the end, also after an error. With a key, a process that was killed or stopped,
+    or raises `UnfinishedError`, leaves it, and the next one of the same key goes on with it, unless
+    another process does. A
     folder is left alone while its writer holds its lock, since clocks jump, and for a day, since a
     file system may have no locks.
     """
@@ -93,8 +98,8 @@ def partial_folder(cache: Path, key: str | None = None) -> Generator[Path]:
                 _remove(other)
         try:
             yield path
-        except Exception:
-            is_kept = False
+        except Exception as error:
+            is_kept = is_kept and isinstance(error, UnfinishedError)
             raise
         else:
             is_kept = False
@@ -113,12 +118,17 @@ def _remove(folder: Path) -> None:
 
 def _claim(cache: Path, key: str, stack: ExitStack) -> Path | None:
     """Return the locked folder of a key, None if another process has it."""
-    path = cache / f"{PARTIAL}{key[:PREFIX]}"
+    path = keyed_folder(cache, key)
     path.mkdir(exist_ok=True)
     with suppress(FileNotFoundError):  # another process has just removed it
         if stack.enter_context(hold_lock(path / LOCK)):
             return path
     return None
+
+
+def keyed_folder(cache: Path, key: str) -> Path:
+    """Return the partial folder of a key, whether it exists or not."""
+    return cache / f"{PARTIAL}{key[:PREFIX]}"
 
 
 def _new_name(folder: Path) -> Path:
@@ -166,7 +176,7 @@ def _hash_blocks(path: Path) -> str:
 
 def find_cache_damage(folder: Path, fingerprint: str) -> str | None:
     """Return what is wrong with a prepared corpus, None if it is complete."""
-    meta = _read_json(folder / "meta.json")
+    meta = read_json(folder / "meta.json")
     if meta is None:
         return "meta.json is missing or cannot be read"
     if meta.get("digest") != _digest(meta):
@@ -200,7 +210,7 @@ def read_meta(folder: Path) -> dict[str, Any]:
     Raises:
         DataError: if it cannot be read: `find_cache_damage` refuses a file that is not there.
     """
-    if (meta := _read_json(folder / "meta.json")) is None:
+    if (meta := read_json(folder / "meta.json")) is None:
         raise DataError(
             f"{folder / 'meta.json'} cannot be read; remove {folder} to prepare it again"
         )
@@ -233,7 +243,7 @@ def install(partial: Path, cache: Path, fingerprint: str) -> None:
 
 def find_request(cache: Path, key: str) -> dict[str, Any] | None:
     """Return the answer to an earlier request of the same key, None if there is none."""
-    content = _read_json(cache / "requests" / f"{key}.json")
+    content = read_json(cache / "requests" / f"{key}.json")
     return content if content and {"fingerprint", "duplicates"} <= content.keys() else None
 
 
@@ -253,7 +263,7 @@ def save_request(cache: Path, key: str, content: dict[str, Any]) -> None:
     write_json(folder / f"{key}.json", content, shared=True)
 
 
-def _read_json(path: Path) -> dict[str, Any] | None:
+def read_json(path: Path) -> dict[str, Any] | None:
     """Return the JSON object in a file, None if the file is missing or damaged."""
     try:
         return read_object(path, "it is written again")

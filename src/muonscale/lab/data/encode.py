@@ -17,7 +17,8 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from muonscale.errors import DataError, exit_text
+from muonscale.errors import exit_text
+from muonscale.lab.data.cache import UnfinishedError
 from muonscale.lab.data.document_store import DocumentStore, Range
 from muonscale.lab.data.encode_chunk import Cut, Encoder
 from muonscale.lab.data.tokenizer import id_limit
@@ -68,18 +69,16 @@ def encode_split(
 
     Raises:
         OSError: if the disk is full or read-only.
-        DataError: if a process that encodes ends.
+        UnfinishedError: if a process that encodes ends.
     """
-    size = sum(end - start for start, end in ranges)
+    size = _size(ranges)
     if processes is None:
         processes = (
             len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
         )
         processes = processes if size >= PARALLEL_BYTES else 1
     dtype = token_dtype(id_limit(tokenizer))
-    chunks = batches(
-        documents.cuts(ranges), lambda cut: cut[1] - cut[0], max(CHUNK_BYTES, size // MOST_CHUNKS)
-    )
+    chunks = _chunks(documents, ranges)
     names = ((shard_path(folder, split, number), chunk) for number, chunk in enumerate(chunks))
     saved = folder.parent / "tokenizer.json"
     tokenizer.backend_tokenizer.save(str(saved))
@@ -91,6 +90,20 @@ def encode_split(
         count += tokens
         progress(done)
     return count
+
+
+def count_shards(documents: DocumentStore, ranges: list[Range]) -> int:
+    """Return the number of shards that `encode_split` writes."""
+    return sum(1 for _ in _chunks(documents, ranges))
+
+
+def _chunks(documents: DocumentStore, ranges: list[Range]) -> Iterator[list[Cut]]:
+    limit = max(CHUNK_BYTES, _size(ranges) // MOST_CHUNKS)
+    return batches(documents.cuts(ranges), lambda cut: cut[1] - cut[0], limit)
+
+
+def _size(ranges: list[Range]) -> int:
+    return sum(end - start for start, end in ranges)
 
 
 def _encode(
@@ -162,9 +175,10 @@ class Worker:
             answer = answers.readline()
         if not answer:
             how = exit_text(self._process.wait())
-            raise DataError(
-                f"a process that tokenizes ended with {how}, at {path}; repeat with fewer processes: "
-                "muonscale prepare --processes N, with the same words as before"
+            raise UnfinishedError(
+                f"a process that tokenizes ended with {how}, at {path.name}; what is complete is "
+                "kept: repeat with fewer processes to go on: muonscale prepare --processes N, with "
+                "the same words as before"
             )
         found = json.loads(answer)
         if isinstance(found, list):

@@ -88,7 +88,7 @@ class Encoder:
             yield batch
 
 
-def _end_with_parent(parent: int) -> None:
+def end_with_parent(parent: int) -> None:
     """End this process when its parent was killed: the next one would do its work again."""
     while os.getppid() == parent:
         time.sleep(0.2)
@@ -98,7 +98,7 @@ def _end_with_parent(parent: int) -> None:
 def main() -> None:
     """Encode the chunks that the standard input names."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that waits decides
-    threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
+    threading.Thread(target=end_with_parent, args=(os.getppid(),), daemon=True).start()
     encoder = None
     with ExitStack() as stack:
         for line in sys.stdin:

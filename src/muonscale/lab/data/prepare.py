@@ -11,8 +11,9 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import time
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
@@ -21,13 +22,15 @@ from typing import TYPE_CHECKING, Any
 from muonscale.errors import DataError
 from muonscale.lab.config.sections import DataSection
 from muonscale.lab.data import cache
+from muonscale.lab.data.background import BackgroundPreparation
 from muonscale.lab.data.chat.store import ChatStore
 from muonscale.lab.data.chat.template import find_template, read_template
 from muonscale.lab.data.chat.tokenize import ChatEncoder, encode_chats
 from muonscale.lab.data.document_store import DocumentStore, Range
-from muonscale.lab.data.encode import encode_split
+from muonscale.lab.data.encode import count_shards, encode_split
 from muonscale.lab.data.encode_chunk import PARTIAL
 from muonscale.lab.data.sources import identify, known_bytes, read_documents
+from muonscale.lab.data.stream import Feed, StreamedStore
 from muonscale.lab.data.token_files import TokenFiles, copy_tokens, divide, find_token_files
 from muonscale.lab.data.tokenizer import (
     id_limit,
@@ -37,6 +40,7 @@ from muonscale.lab.data.tokenizer import (
     train_tokenizer,
 )
 from muonscale.lab.data.tokens import TokenStore, token_dtype
+from muonscale.lab.files import is_locked, write_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -49,6 +53,10 @@ SAMPLE_BYTES = 25_000_000
 REPORT_BYTES = 1 << 18
 
 SPLITS = ("train", "validation")
+STREAM = "stream.json"
+"""File in the folder of an unfinished corpus, for runs that read its shards already."""
+PAUSE = 0.1
+"""Seconds between looks at a corpus that another process prepares."""
 STAGES = ("reading", "training tokenizer", "tokenizing", "copying tokens")
 """The stages of `prepare`, measured in bytes. Any other stage is a sentence for the console."""
 
@@ -67,6 +75,8 @@ class SplitStats:
     """Tokens, with one end of text before every document; for chats those of the template."""
     targets: int | None = None
     """For chats, the tokens of the assistant."""
+    estimated: bool = False
+    """Whether `tokens` is estimated from the validation split, since not all are written yet."""
 
     @property
     def bytes_per_token(self) -> float:
@@ -101,6 +111,8 @@ class Corpus:
     train: TokenStore | ChatStore
     validation: TokenStore | ChatStore
     stats: CorpusStats
+    background: BackgroundPreparation | None = None
+    """The process that still prepares it, if this one has started it."""
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerFast:
@@ -115,6 +127,7 @@ def prepare(
     report: OnProgress,
     before: Collection[str] = (),
     processes: int | None = None,
+    stream: bool = False,
 ) -> dict[str, Corpus]:
     """Return the prepared corpora of a data section by name, from the cache or newly prepared.
 
@@ -128,6 +141,9 @@ def prepare(
         report: called with (stage, bytes done, bytes in total or None), see `STAGES`.
         before: fingerprints of the corpora as an earlier run had them, in order. If the texts
             cannot be read now, the tokens of these are used, as far as the cache has them.
+        processes: processes that tokenize; None for one for each CPU, if there is much text.
+        stream: return the only corpus, of text, as soon as training can begin, while another
+            process prepares the rest of it. Its training split is a `StreamedStore`.
 
     Raises:
         DataError: if a corpus or the tokenizer cannot be used, a split is too short for one
@@ -135,6 +151,8 @@ def prepare(
     """
     folder = cache.cache_folder(data.cache)
     try:
+        if stream:
+            return {data.title: _stream(folder, data, seed, report, processes)}
         found = _find_or_build(folder, data, seed, report, processes)
     except DataError as error:
         prepared = [cache.find_prepared(folder, fingerprint) for fingerprint in before]
@@ -145,7 +163,63 @@ def prepare(
     corpora = [_open(folder, *pair) for pair in zip(found, data.corpora, strict=True)]
     for corpus in corpora:
         _check_length(corpus, data)
+    if stream:
+        corpora = [_as_stream(corpus) for corpus in corpora]
     return dict(zip(data.weights, corpora, strict=True))
+
+
+def _stream(
+    folder: Path, data: DataSection, seed: int, report: OnProgress, processes: int | None
+) -> Corpus:
+    """Return a corpus when its validation split is written; start to prepare it if nobody does."""
+    keys = _request_keys(data, seed)
+    partial, background = cache.keyed_folder(folder, _work_key(keys)), None
+    while True:
+        if is_locked(partial / cache.LOCK):
+            if background is None:
+                report("waiting for a process that prepares the same data", 0, None)
+            place = partial / keys[0]
+            if (known := cache.read_json(place / STREAM)) is not None:
+                corpus = _open_unfinished(folder, place, known, data)
+                if corpus is not None:
+                    _check_length(corpus, data)
+                    return replace(corpus, background=background)
+        elif background is None or not background.is_running:
+            if (known := _find(folder, keys[0], report)) is not None:
+                corpus = _open(folder, known, data)
+                _check_length(corpus, data)
+                return _as_stream(corpus)
+            if background is not None:
+                raise DataError(background.error)
+            background = BackgroundPreparation(data, seed, processes)
+        time.sleep(PAUSE)
+        for made in background.reports() if background is not None else ():
+            report(*made)
+
+
+def _open_unfinished(
+    home: Path, place: Path, known: dict[str, Any], data: DataSection
+) -> Corpus | None:
+    """Open a corpus that is being written; None if it has just been finished."""
+    final, limit = cache.entry_path(home, known["fingerprint"]), known["id_limit"]
+    feed = Feed(known["shards"], final, place, place.parent / cache.LOCK)
+    train = StreamedStore(feed, token_dtype(limit), limit, known["stats"]["train"]["tokens"])
+    try:
+        corpus = _open_folder(place, known, known, data, train)
+        _ = corpus.tokenizer  # before its folder is renamed
+    except (DataError, OSError):
+        if place.is_dir():
+            raise
+        return None
+    return corpus
+
+
+def _as_stream(corpus: Corpus) -> Corpus:
+    """Return a finished corpus whose training split is read in the order of a stream."""
+    store = corpus.train
+    assert isinstance(store, TokenStore) and store.limit is not None
+    feed = Feed(store.shards, corpus.folder, corpus.folder, corpus.folder / cache.LOCK)
+    return replace(corpus, train=StreamedStore(feed, store.dtype, store.limit, len(store)))
 
 
 def _find_or_build(
@@ -170,6 +244,11 @@ def _request_keys(data: DataSection, seed: int) -> list[str]:
         hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()
         for request in requests
     ]
+
+
+def _work_key(keys: list[str]) -> str:
+    """Return the key of the folder in which corpora are prepared."""
+    return hashlib.sha256("".join(keys).encode()).hexdigest()
 
 
 def _request(data: DataSection, seed: int) -> dict[str, Any]:
@@ -210,8 +289,9 @@ def _build(
     processes: int | None,
 ) -> list[dict[str, Any]]:
     """Write corpora into the cache, and return the answers to their requests."""
-    work = hashlib.sha256("".join(keys).encode()).hexdigest()
-    with cache.partial_folder(folder, work) as partial:
+    with cache.partial_folder(folder, _work_key(keys)) as partial:
+        for key in keys:  # of a process that was killed
+            (partial / key / STREAM).unlink(missing_ok=True)
         stores = _read(data, partial, report)
         splits = [
             documents.split(data.validation, seed, whole=part.format == "chat")
@@ -228,27 +308,29 @@ def _build(
         known = []
         for key, part, documents, split in zip(keys, data.corpora, stores, splits, strict=True):
             fingerprint = _fingerprint(documents, tokenizer, data, seed)
+            answer = {
+                "fingerprint": fingerprint,
+                "duplicates": documents.duplicates,
+                "left_out": documents.left_out.counts,
+            }
             if (
                 cache.find_cache_damage(cache.entry_path(folder, fingerprint), fingerprint)
                 is not None
             ):
                 place = partial / key
                 place.mkdir(exist_ok=True)
+                tokenizer.save_pretrained(str(place / "tokenizer"))
                 if isinstance(documents, DocumentStore):
-                    meta = _encode(documents, split, tokenizer, part, place, report, processes)
+                    meta = _encode(
+                        documents, split, tokenizer, part, place, report, processes, answer
+                    )
                 else:
                     meta = _copy(documents, tokenizer, part, place, report)
-                tokenizer.save_pretrained(str(place / "tokenizer"))
+                (place / STREAM).unlink(missing_ok=True)
                 cache.write_meta(place, {"fingerprint": fingerprint, **meta})
                 cache.install(place, folder, fingerprint)
-            known.append(
-                {
-                    "fingerprint": fingerprint,
-                    "duplicates": documents.duplicates,
-                    "left_out": documents.left_out.counts,
-                }
-            )
-            cache.save_request(folder, key, known[-1])
+            known.append(answer)
+            cache.save_request(folder, key, answer)
     return known
 
 
@@ -400,13 +482,24 @@ def _encode(
     folder: Path,
     report: OnProgress,
     processes: int | None,
+    answer: dict[str, Any],
 ) -> dict[str, Any]:
+    """Tokenize a corpus, the validation split first, and return its meta.json.
+
+    From then on `stream.json` says how many shards the training split will have, so that a run can
+    begin; `answer` is what the request will be answered with.
+    """
     chat = data.format == "chat"
     encoder = ChatEncoder(tokenizer, find_template(data, tokenizer)) if chat else None
     progress = _throttle("tokenizing", documents.size, report)
+    meta = {"vocab_size": len(tokenizer), "id_limit": id_limit(tokenizer)}
     stats: dict[str, Any] = {}
     before = 0
-    for name, ranges in zip(SPLITS, splits, strict=True):
+    for name, ranges in reversed(list(zip(SPLITS, splits, strict=True))):
+        if name == "train" and not chat:
+            about = _estimate(ranges, SplitStats(**stats["validation"]))
+            content = {**answer, **meta, "stats": {**stats, "train": asdict(about)}}
+            write_json(folder / STREAM, {**content, "shards": count_shards(documents, ranges)})
 
         def done(size: int, before: int = before) -> None:
             progress(before + size)
@@ -425,12 +518,27 @@ def _encode(
         left.unlink()
     report("tokenizing", documents.size, documents.size)
     end = {"end": tokenizer.eos_token_id} if chat else {}
-    return {"vocab_size": len(tokenizer), "id_limit": id_limit(tokenizer), "stats": stats, **end}
+    return {**meta, "stats": stats, **end}
+
+
+def _estimate(ranges: list[Range], like: SplitStats) -> SplitStats:
+    """Return the sizes of a split, with as many tokens for a byte as in another one."""
+    size = sum(end - start for start, end in ranges)
+    return SplitStats(len(ranges), size, round(size / (like.bytes_per_token or 1)), estimated=True)
 
 
 def _open(home: Path, known: dict[str, Any], data: DataSection) -> Corpus:
     folder = cache.entry_path(home, known["fingerprint"])
-    meta = cache.read_meta(folder)
+    return _open_folder(folder, known, cache.read_meta(folder), data)
+
+
+def _open_folder(
+    folder: Path,
+    known: dict[str, Any],
+    meta: dict[str, Any],
+    data: DataSection,
+    train: TokenStore | ChatStore | None = None,
+) -> Corpus:
     limit = meta["id_limit"]
 
     def open_split(split: str) -> TokenStore | ChatStore:
@@ -447,14 +555,16 @@ def _open(home: Path, known: dict[str, Any], data: DataSection) -> Corpus:
         validation=splits[1],
         left_out=known.get("left_out", {}),
     )
-    train, validation = (open_split(name) for name in SPLITS)
-    return Corpus(folder, known["fingerprint"], train, validation, stats)
+    train = open_split("train") if train is None else train
+    return Corpus(folder, known["fingerprint"], train, open_split("validation"), stats)
 
 
 def _check_length(corpus: Corpus, data: DataSection) -> None:
     for name, tokens in (("training", corpus.train), ("validation", corpus.validation)):
         if len(tokens.rows(data.sequence_length)):
             continue
+        if isinstance(tokens, StreamedStore) and not tokens.is_complete:
+            continue  # `StreamedSequences` checks it
         if isinstance(tokens, ChatStore):
             raise DataError(
                 f"no conversation of the {name} split of {corpus.stats.source} has words of the "

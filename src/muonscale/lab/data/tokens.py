@@ -90,12 +90,20 @@ class TokenStore:
         self, folder: Path, split: str, dtype: np.dtype[Any], limit: int | None = None
     ) -> None:
         self.folder, self.split, self.dtype, self.limit = folder, split, dtype, limit
-        self._shards = [_map(path, dtype) for path in sorted(folder.glob(f"{split}-*.bin"))]
+        self._shards = [map_shard(path, dtype) for path in self._paths()]
         # Token position at which each shard begins, and the end.
         self._starts = np.cumsum([0, *(shard.size for shard in self._shards)])
 
+    def _paths(self) -> list[Path]:
+        return sorted(self.folder.glob(f"{self.split}-*.bin"))
+
     def __len__(self) -> int:
         return int(self._starts[-1])
+
+    @property
+    def shards(self) -> int:
+        """Number of shards that are open."""
+        return len(self._shards)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return TokenStore, (self.folder, self.split, self.dtype, self.limit)
@@ -131,7 +139,8 @@ class TokenStore:
         return out
 
 
-def _map(path: Path, dtype: np.dtype[Any]) -> NDArray[Any]:
+def map_shard(path: Path, dtype: np.dtype[Any]) -> NDArray[Any]:
+    """Return the tokens of a shard as a memory map. Raises DataError if it cannot be read."""
     try:
         return np.memmap(path, dtype=dtype, mode="r")
     except (OSError, ValueError) as error:

@@ -135,8 +135,12 @@ def _corpora(
     sizes = {name: corpus["train"]["tokens"] for name, corpus in known.items()}
     if section.get("mixture") is None:
         size = next(iter(sizes.values()), None)
+        about = any(corpus["train"].get("estimated") for corpus in known.values())
         epochs = f"{tokens / size:.2f}" if tokens and size else None
-        return {"training tokens of the corpus": size, "epochs": epochs}
+        return {
+            "training tokens of the corpus": f"about {size:,}" if about else size,
+            "epochs": epochs,
+        }
     return {
         f"of the whole run: {name}": (
             f"{100 * corpus['read']['share']:.1f} %, {corpus['read']['epochs']:.2f} epochs of "

@@ -11,6 +11,7 @@ import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -34,13 +35,14 @@ def ngram_baselines(run: Run, stop: StopRequest) -> dict[str, float]:
     """Return `unigram_loss` and `bigram_loss` on the validation split, in nats per token.
 
     The models are fitted on at most 50 million tokens of the training corpora, spread evenly over
-    each and divided among them by their weights, whatever the run has read.
+    each and divided among them by their weights, whatever the run has read. Of a stream, the windows
+    that the run does not read are left out.
 
     Raises:
         Interrupted: if this process was told to stop.
     """
     length = run.config.data.sequence_length
-    facts = {
+    facts: dict[str, Any] = {
         "format": FORMAT,
         "corpora": [
             (run.corpora[name].fingerprint, run.batches.weights[name]) for name in run.corpora
@@ -49,6 +51,8 @@ def ngram_baselines(run: Run, stop: StopRequest) -> dict[str, float]:
         "sequence_length": length,
         "tokens": NGRAM_TOKENS,
     }
+    if run.batches.streamed is not None:
+        facts["rows"] = run.batches.sampled_rows
     key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
     path = cache_folder(run.config.data.cache) / "ngrams" / f"{key[:32]}.json"
     if (known := _read(path)) is not None:

@@ -14,6 +14,7 @@ from muonscale.lab.config.run_length import Timeline
 from muonscale.lab.data.mixture import Stretch, locate, plan_mixture, read_in_all
 from muonscale.lab.data.prepare import Corpus
 from muonscale.lab.data.shuffle import indices_at, sequence_indices
+from muonscale.lab.data.stream import StreamedSequences
 from muonscale.lab.data.tokens import Rows
 from muonscale.lab.parallel.processes import Processes
 from muonscale.lab.parallel.text_loss import batches_of, weighted_mean
@@ -52,7 +53,29 @@ class Batches:
         share = self.timeline.batch_at(step) // self.ranks
         return self._rows(self.timeline.sequences_before(step) + self.rank * share, share)
 
+    @property
+    def streamed(self) -> StreamedSequences | None:
+        """The only training split, if it may still be growing."""
+        first = next(iter(self.train.values()))
+        return first if isinstance(first, StreamedSequences) else None
+
+    def size(self, name: str) -> int:
+        """Return the rows of a training split: an estimate while it is growing."""
+        return len(self.train[name]) if self.streamed is None else self.streamed.size
+
+    @property
+    def sampled_rows(self) -> dict[str, int]:
+        """How many rows of each training split `sample` takes its rows from: all of them.
+
+        Of a stream it is those up to the last window that the run reads: the rest may be missing.
+        """
+        if self.streamed is not None:
+            return dict.fromkeys(self.train, self.streamed.span(*read_in_all(self.stretches)))
+        return {name: len(rows) for name, rows in self.train.items()}
+
     def _rows(self, position: int, count: int) -> np.ndarray:
+        if self.streamed is not None:
+            return self.streamed.batch(self.streamed.order(position, count, self.seed))
         if len(self.train) == 1:
             (only,) = self.train.values()
             return only.batch(sequence_indices(position, count, len(only), self.seed))
@@ -69,22 +92,22 @@ class Batches:
         return {
             "tokens": read[name] * self.timeline.length,
             "share": read[name] / sum(read.values()),
-            "epochs": read[name] / len(self.train[name]),
+            "epochs": read[name] / self.size(name),
             **self.train[name].facts(),
         }
 
     def sample(self, *, at_most: int) -> Iterator[np.ndarray]:
         """Yield about `at_most` training sequences, or all of them if there are fewer.
 
-        The sequences are spread evenly over each corpus and divided among the corpora by weight, so
-        sequences of a small corpus with a large weight are repeated. The sample does not depend on
-        the length of the run.
+        The sequences are spread evenly over `sampled_rows` and divided among the corpora by weight,
+        so sequences of a small corpus with a large weight are repeated.
         """
-        total = min(at_most, sum(map(len, self.train.values())))
+        sizes = self.sampled_rows
+        total = min(at_most, sum(sizes.values()))
         for name, rows in self.train.items():
             count = math.ceil(self.weights[name] * total)
-            # count * len(rows) stays far below 2**63.
-            indices = np.arange(count, dtype=np.int64) * len(rows) // max(1, count)
+            # count * sizes[name] stays far below 2**63.
+            indices = np.arange(count, dtype=np.int64) * sizes[name] // max(1, count)
             for start in range(0, count, CHUNK):
                 yield rows.batch(indices[start : start + CHUNK])
 

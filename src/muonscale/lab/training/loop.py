@@ -5,7 +5,7 @@ from __future__ import annotations
 import resource
 import sys
 from collections.abc import Generator
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import ExitStack, closing, contextmanager, nullcontext
 from dataclasses import asdict
 from functools import partial
 from typing import Any
@@ -48,6 +48,7 @@ from muonscale.lab.training.setup import (
 )
 from muonscale.lab.training.signals import Interrupted, StopRequest, stop_on_signals
 from muonscale.lab.training.step import train_step
+from muonscale.lab.training.streaming import stop_preparing, wait_for_tokens
 from muonscale.lab.training.tasks import RunTasks
 from muonscale.lab.training.telemetry import StepTelemetry
 from muonscale.lab.training.trackers.registry import check_trackers
@@ -138,11 +139,13 @@ def train_together(
     if fresh:
         processes.on_first(lambda: record_provenance(config, folder))
     with (
+        ExitStack() as at_end,
         explain_write_errors(folder),
         explain_out_of_memory(config),
         stop_on_signals(processes.max_flag) as stop,
         closing(run.trackers),
     ):
+        at_end.callback(stop_preparing, run)
         seen = restore(run) if begun else []
         processes.on_first(lambda: run.trackers.open(config, folder.path, seen, run.state.step))
         record = make_up_evaluation(run, stop, seen) if begun else None
@@ -224,6 +227,7 @@ def run_steps(run: Run, stop: StopRequest) -> dict[str, Any] | None:
     showing = run.console.steps(state.step, steps, every=config.log.every)
     with showing as show, closing(profiler):
         while state.step < steps and final is None:
+            wait_for_tokens(run, stop)
             telemetry = StepTelemetry(state, config.telemetry)
             with profiler.step(state.step + 1) as profiled:
                 with record_function("muonscale/data"):
@@ -279,8 +283,8 @@ def epoch_of(run: Run, step: int) -> list[str]:
     """Return how often the corpus was read by the end of a step; nothing for a mixture."""
     if len(run.batches.train) > 1:
         return []
-    (rows,) = run.batches.train.values()
-    return [f"epoch {run.config.timeline.sequences_before(step) / len(rows):.2f}"]
+    (size,) = map(run.batches.size, run.batches.train)
+    return [f"epoch {run.config.timeline.sequences_before(step) / size:.2f}"]
 
 
 def evaluate_if_due(run: Run, stop: StopRequest) -> dict[str, Any] | None:
@@ -447,8 +451,9 @@ def describe_corpus(run: Run, name: str) -> str:
             f"{100 * read['padding']:.1f} % of them padding, {read['cut']:,} conversations cut, "
             f"{read['left_out']:,} left out; {share}{read['epochs']:.2f} epochs"
         )
+    about = "about " if stats.train.estimated else ""
     return (
-        f"{name}: {stats.train.tokens:,} training tokens, {stats.validation.tokens:,} for "
+        f"{name}: {about}{stats.train.tokens:,} training tokens, {stats.validation.tokens:,} for "
         f"validation, {stats.train.bytes_per_token:.2f} bytes per token; "
         f"{share}{read['epochs']:.2f} epochs"
     )

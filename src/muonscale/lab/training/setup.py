@@ -297,7 +297,7 @@ def set_up(
         check_state_file(config.optimizer.state)  # before the data are prepared
     given = config if fresh else use_start_folder(config, folder)
     before = () if fresh else processes.on_first(lambda: trained_on(folder))
-    corpora = prepare_once(given, console, processes, before)
+    corpora = prepare_once(given, console, processes, before, stream=given.data.stream)
     shape = model_shape(given, shared_tokenizer(corpora))
     transfer = plan_transfer(config, shape)
     facts = {"data fingerprint": corpus_fingerprint(corpora), "model": model_facts(shape)}
@@ -344,18 +344,25 @@ def trained_on(folder: RunFolder) -> list[str]:
 
 
 def prepare_once(
-    config: Config, console: RunConsole, processes: Processes, before: Collection[str] = ()
+    config: Config,
+    console: RunConsole,
+    processes: Processes,
+    before: Collection[str] = (),
+    *,
+    stream: bool = False,
 ) -> dict[str, Corpus]:
     """Prepare the corpora once on every machine, and check that all machines have the same.
 
-    `before` are their fingerprints in the run that is continued.
+    `before` are their fingerprints in the run that is continued; `stream` as for `prepare`.
 
     Raises:
         DataError: if machines have different corpora.
     """
     with console.stages() as report:
         corpora = processes.first_on_machine(
-            lambda: prepare(config.data, seed=config.run.seed, report=report, before=before)
+            lambda: prepare(
+                config.data, seed=config.run.seed, report=report, before=before, stream=stream
+            )
         )
     here, first = (
         corpus_fingerprint(corpora),
