@@ -249,7 +249,7 @@ def read_object(
     """
     try:
         tree = json.loads(read_text(path))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as reason:
         if not isinstance(reason, UnusualFileError):  # the file may be as it should be

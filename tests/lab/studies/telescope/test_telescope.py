@@ -71,7 +71,8 @@ def outcome(run: PlannedRun, loss: float) -> Outcome:
     if math.isinf(loss):
         return Outcome(run, folder, "diverged", reason="inf")
     seconds = float(run.coordinates["width"]) / 16
-    return Outcome(run, folder, "finished", {"validation_loss": loss, "train_seconds": seconds})
+    result = {"validation_loss": loss, "train_seconds": seconds, "step": run.config.steps}
+    return Outcome(run, folder, "finished", result)
 
 
 def ended(study: TelescopeStudy, loss: Loss, rounds: int = 99) -> dict[str, Outcome]:
