@@ -182,8 +182,10 @@ def starts_at_zero(config: Config, folder: RunFolder) -> bool:
             f"{root} is a link to {root.readlink()}, which does not exist; mount or restore it, or "
             "remove the link if there are no checkpoints"
         )
-    before = flatten(folder.saved_config()).get("checkpoint.every")
-    every = max(config.checkpoint.every, before if isinstance(before, int) else 0)
+    before = flatten(folder.saved_config())
+    every = max(config.checkpoint.every, int(before.get("checkpoint.every") or 0))
+    if config.checkpoint.background or before.get("checkpoint.background"):
+        every *= 2  # the first one is complete when the second one begins
     last = max((record["step"] for record in folder.read_metrics()), default=0)
     if last > every:  # the checkpoint of step `every` was written before
         raise CheckpointError(
