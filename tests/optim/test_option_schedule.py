@@ -57,6 +57,15 @@ def test_one_group_is_scheduled_by_its_name() -> None:
     assert group(optimizer, "hidden")["weight_decay"] == before
 
 
+def test_a_group_without_a_name_is_scheduled_by_its_number() -> None:
+    groups = [{"params": [torch.ones(4, 6)], "rule": "muon", "weight_decay": d} for d in (0.1, 0.2)]
+    schedule = OptionSchedule(Muon(groups, lr=0.02), multipliers={"weight_decay": lambda step: 0.5})
+    assert schedule.current() == {"0.weight_decay": 0.05, "1.weight_decay": 0.1}
+    optimizer = Muon(groups, lr=0.02)
+    OptionSchedule(optimizer, values={"1.momentum": lambda step: 0.5})
+    assert [g["momentum"] for g in optimizer.param_groups] == [0.95, 0.5]
+
+
 def test_a_scheduled_step_is_that_of_an_optimizer_with_these_options() -> None:
     """The optimizer uses the value of the step, not that with which it was made."""
     one, two = model(), model()
