@@ -21,7 +21,7 @@ from muonscale.lab.training.baselines import ngram_baselines
 from muonscale.lab.training.batches import Batches
 from muonscale.lab.training.signals import Interrupted, StopRequest
 from muonscale.lab.training.streaming import stop_preparing, wait_for_tokens
-from tests.lab.data.test_stream import DTYPE, LENGTH, SIZES, write_shard
+from tests.lab.data.test_stream import DTYPE, LENGTH, SIZES, whole_of, write_shard
 
 BATCH = 4
 
@@ -36,7 +36,9 @@ class Run:
         rows = StreamedStore(feed, DTYPE, 1000, sum(SIZES)).rows(LENGTH)
         timeline = Timeline.constant(9, BATCH, LENGTH)
         stretches = plan_mixture([[1.0]], [timeline.sequences_before(9)])
-        self.batches = Batches({"a": rows}, {"a": rows}, {"a": 1.0}, timeline, stretches, 8, 0)
+        self.batches = Batches(
+            {"a": rows}, {"a": whole_of(folder)}, {"a": 1.0}, timeline, stretches, 8, 0
+        )
         data, checkpoint = (
             SimpleNamespace(title="a", cache=folder),
             SimpleNamespace(keep=1, marks=[]),
@@ -144,6 +146,7 @@ def test_epochs_are_estimated_and_baselines_are_of_the_windows_that_are_read(
             write_shard(tmp_path / "partial", number)
         assert run.batches.streamed is not None
         assert run.batches.streamed.missing(9 * BATCH) is None
+        run.batches.streamed.stream.grow()  # also what the run does not need
         assert run.batches.sampled_rows == {"a": (sum(SIZES[:7]) - 1) // LENGTH}
         run.data.cache, run.data.sequence_length = tmp_path / f"cache{shards}", LENGTH
         found.append(ngram_baselines(run, StopRequest()))  # pyrefly: ignore

@@ -190,7 +190,7 @@ class Worker:
 
     def __exit__(self, *_: object) -> None:
         self._process.kill()
-        with self._process:  # closes the pipes and waits
+        with suppress(BrokenPipeError), self._process:  # closes the pipes and waits
             pass
 
 
