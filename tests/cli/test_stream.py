@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.jobs import checkpoints, job, losses, weights
-from tests.cli.preparing import end, helper, start, started, training_shards, wait_for
+from tests.cli.preparing import end, go_on, helper, start, started, training_shards, wait_for
 from tests.conftest import Muonscale
 
 STEPS = 40
@@ -85,9 +85,12 @@ def test_a_run_follows_a_preparation_that_another_process_does(
     expected = train_whole(muonscale, words, tmp_path)
     run, cache = tmp_path / "run", tmp_path / "cache"
     mine = [*words, f"run.path={run}", f"data.cache={cache}"]
-    with started("prepare", *mine, site=tmp_path, seconds=1.0) as preparing:
+    with started("prepare", *mine, site=tmp_path, held="train-00004") as preparing:
         wait_for(preparing, lambda: training_shards(cache) >= 1)
-        output = end(start("train", *mine, site=tmp_path))
+        with started("train", *mine, site=tmp_path) as training:
+            wait_for(training, lambda: len(losses(run)) >= 1)
+            go_on(tmp_path)
+            output = end(training)
         assert "waiting for a process that prepares the same data" in output, output
         assert "MB/s" in end(preparing)
     assert weights(run) == weights(expected) and losses(run) == losses(expected)

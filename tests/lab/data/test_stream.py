@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,9 +20,11 @@ from muonscale.errors import ConfigError, DataError
 from muonscale.lab.config.load import load_config
 from muonscale.lab.config.sections import DataSection
 from muonscale.lab.data import encode, prepare
+from muonscale.lab.data.cache import LOCK
 from muonscale.lab.data.shuffle import sequence_indices
 from muonscale.lab.data.stream import Feed, StreamedSequences, StreamedStore, window_ends
 from muonscale.lab.data.tokens import Sequences, TokenStore, shard_path
+from muonscale.lab.files import hold_lock
 from tests.lab.data.test_prepare import run as prepare_whole
 from tests.lab.data.test_prepare import shards as shards_of
 from tests.lab.data.test_prepare import story
@@ -258,7 +261,7 @@ def test_a_preparation_that_fails_before_training_begins_is_the_error_of_the_run
 
 
 def test_what_a_killed_preparation_left_is_not_read_before_another_goes_on(
-    corpus: DataSection,
+    corpus: DataSection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = stream(corpus)
     partial = whole.train.feed.partial  # pyrefly: ignore
@@ -269,6 +272,19 @@ def test_what_a_killed_preparation_left_is_not_read_before_another_goes_on(
     shutil.rmtree(str(corpus.cache))
     partial.mkdir(parents=True)
     left.write_text(content)
+    claimed, removed = threading.Event(), threading.Event()
+
+    def claim() -> None:  # another process has begun, and not removed yet what was left
+        with hold_lock(partial.parent / LOCK):
+            claimed.set()
+            assert removed.wait(60)
+
+    other = threading.Thread(target=claim)
+    other.start()
+    assert claimed.wait(60)
+    looks = iter([lambda: None, lambda: (removed.set(), other.join())])
+    pause = SimpleNamespace(sleep=lambda _: next(looks, lambda: time.sleep(0.002))())
+    monkeypatch.setattr(prepare, "time", pause)
     again = stream(corpus)
     assert Background.started == 2 and again.background is not None
     again.background.finish()  # pyrefly: ignore

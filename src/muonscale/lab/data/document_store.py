@@ -34,6 +34,11 @@ OVERSHOOT = 1.5
 Range = tuple[int, int]
 
 
+def total_bytes(ranges: Iterable[Range]) -> int:
+    """Return the bytes of text in ranges."""
+    return sum(end - start for start, end in ranges)
+
+
 class TextPiece(NamedTuple):
     """A part of a document, small enough to tokenize at once."""
 
@@ -209,7 +214,7 @@ class DocumentStore:
 
     def sample(self, ranges: Sequence[Range], size: int) -> Iterator[TextPiece]:
         """Yield about `size` bytes of pieces, spread evenly over the ranges."""
-        total = sum(end - start for start, end in ranges)
+        total = total_bytes(ranges)
         seen = taken = 0
         with self.map() as text:
             for start, end, first in _cut(text, ranges):

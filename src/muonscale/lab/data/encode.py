@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from muonscale.errors import exit_text
 from muonscale.lab.data.cache import UnfinishedError
-from muonscale.lab.data.document_store import DocumentStore, Range
+from muonscale.lab.data.document_store import DocumentStore, Range, total_bytes
 from muonscale.lab.data.encode_chunk import Cut, Encoder
 from muonscale.lab.data.tokenizer import id_limit
 from muonscale.lab.data.tokens import shard_path, token_dtype
@@ -71,7 +71,7 @@ def encode_split(
         OSError: if the disk is full or read-only.
         UnfinishedError: if a process that encodes ends.
     """
-    size = _size(ranges)
+    size = total_bytes(ranges)
     if processes is None:
         processes = (
             len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
@@ -98,12 +98,8 @@ def count_shards(documents: DocumentStore, ranges: list[Range]) -> int:
 
 
 def _chunks(documents: DocumentStore, ranges: list[Range]) -> Iterator[list[Cut]]:
-    limit = max(CHUNK_BYTES, _size(ranges) // MOST_CHUNKS)
+    limit = max(CHUNK_BYTES, total_bytes(ranges) // MOST_CHUNKS)
     return batches(documents.cuts(ranges), lambda cut: cut[1] - cut[0], limit)
-
-
-def _size(ranges: list[Range]) -> int:
-    return sum(end - start for start, end in ranges)
 
 
 def _encode(

@@ -12,7 +12,8 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Generator, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from importlib.metadata import version
@@ -26,7 +27,7 @@ from muonscale.lab.data.background import BackgroundPreparation
 from muonscale.lab.data.chat.store import ChatStore
 from muonscale.lab.data.chat.template import find_template, read_template
 from muonscale.lab.data.chat.tokenize import ChatEncoder, encode_chats
-from muonscale.lab.data.document_store import DocumentStore, Range
+from muonscale.lab.data.document_store import DocumentStore, Range, total_bytes
 from muonscale.lab.data.encode import count_shards, encode_split
 from muonscale.lab.data.encode_chunk import PARTIAL
 from muonscale.lab.data.sources import identify, known_bytes, read_documents
@@ -40,7 +41,7 @@ from muonscale.lab.data.tokenizer import (
     train_tokenizer,
 )
 from muonscale.lab.data.tokens import TokenStore, token_dtype
-from muonscale.lab.files import is_locked, write_json
+from muonscale.lab.files import hold_lock, is_locked, write_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -55,6 +56,8 @@ REPORT_BYTES = 1 << 18
 SPLITS = ("train", "validation")
 STREAM = "stream.json"
 """File in the folder of an unfinished corpus, for runs that read its shards already."""
+STREAM_LOCK = "stream.lock"
+"""File that a process has locked once it has removed what a killed one left of the former."""
 PAUSE = 0.1
 """Seconds between looks at a corpus that another process prepares."""
 STAGES = ("reading", "training tokenizer", "tokenizing", "copying tokens")
@@ -179,7 +182,8 @@ def _stream(
             if background is None:
                 report("waiting for a process that prepares the same data", 0, None)
             place = partial / keys[0]
-            if (known := cache.read_json(place / STREAM)) is not None:
+            known = cache.read_json(place / STREAM) if is_locked(partial / STREAM_LOCK) else None
+            if known is not None:
                 corpus = _open_unfinished(folder, place, known, data)
                 if corpus is not None:
                     _check_length(corpus, data)
@@ -289,9 +293,7 @@ def _build(
     processes: int | None,
 ) -> list[dict[str, Any]]:
     """Write corpora into the cache, and return the answers to their requests."""
-    with cache.partial_folder(folder, _work_key(keys)) as partial:
-        for key in keys:  # of a process that was killed
-            (partial / key / STREAM).unlink(missing_ok=True)
+    with cache.partial_folder(folder, _work_key(keys)) as partial, _own_streams(partial, keys):
         stores = _read(data, partial, report)
         splits = [
             documents.split(data.validation, seed, whole=part.format == "chat")
@@ -332,6 +334,15 @@ def _build(
             known.append(answer)
             cache.save_request(folder, key, answer)
     return known
+
+
+@contextmanager
+def _own_streams(partial: Path, keys: list[str]) -> Generator[None]:
+    """Hold the lock that says that what can be read as a stream is not of a killed process."""
+    for key in keys:
+        (partial / key / STREAM).unlink(missing_ok=True)
+    with hold_lock(partial / STREAM_LOCK):
+        yield
 
 
 def _read(data: DataSection, folder: Path, report: OnProgress) -> list[DocumentStore | TokenFiles]:
@@ -391,7 +402,7 @@ def _make_tokenizer(
     kept = folder / "tokenizer"
     if kept.is_dir():
         return open_tokenizer(kept)
-    sizes = [sum(end - start for start, end in ranges) for _, ranges in texts]
+    sizes = [total_bytes(ranges) for _, ranges in texts]
     wanted = _divide_evenly(sizes, SAMPLE_BYTES)
     progress = _throttle("training tokenizer", sum(wanted), report)
 
@@ -511,7 +522,7 @@ def _encode(
             tokens, targets = encode_chats(
                 documents.texts(ranges), encoder, folder, name, id_limit(tokenizer), done
             )
-        size = sum(end - start for start, end in ranges)
+        size = total_bytes(ranges)
         before += size
         stats[name] = asdict(SplitStats(len(ranges), size, tokens, targets))
     for left in folder.glob(f"*{PARTIAL}"):  # of a process that was killed
@@ -523,7 +534,7 @@ def _encode(
 
 def _estimate(ranges: list[Range], like: SplitStats) -> SplitStats:
     """Return the sizes of a split, with as many tokens for a byte as in another one."""
-    size = sum(end - start for start, end in ranges)
+    size = total_bytes(ranges)
     return SplitStats(len(ranges), size, round(size / (like.bytes_per_token or 1)), estimated=True)
 
 
