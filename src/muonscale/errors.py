@@ -65,6 +65,11 @@ def shown(value: object, longest: int = 200) -> str:
     return text if len(text) <= longest else f"{text[:half]} ... {text[-half:]}"
 
 
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message, or the name of its class if it has none."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
 def command_line(*words: object) -> str:
     """Return a `muonscale` command for a message, with quotes where a shell needs them."""
     return shlex.join(["muonscale", *map(str, words)])

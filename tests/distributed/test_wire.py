@@ -106,7 +106,7 @@ def counted(row_name: str, options: dict[str, Any]) -> tuple[int, int, int]:
     each = dict.fromkeys(domain.names, len(update.row_states))
     here = domain.assignment.ranks.index(torch.distributed.get_rank())
     sides = traffic(domain.assignment), row_traffic(domain.assignment, each)
-    values = sum(side.sent_in[here] + side.sent_out[here] for side in sides)
+    values = sum(side.sent(here) for side in sides)
     return domain.log.bytes_sent, 4 * values, sum(summed)
 
 

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from muonscale.errors import ConfigError, DataError, MuonscaleError
+from muonscale.errors import ConfigError, DataError, MuonscaleError, first_line
 from muonscale.lab.models.contexts import quiet_transformers, seed_rng
 
 INSTALL = 'tasks need lm-evaluation-harness; install it with: pip install "muonscale[eval]"'
@@ -143,7 +143,9 @@ class Harness:
             except (KeyboardInterrupt, MuonscaleError):
                 raise
             except Exception as error:  # the code of tasks raises errors of any class
-                raise DataError(f"task {task} failed: {_first_line(error)}") from error
+                raise DataError(
+                    f"task {task} failed: {type(error).__name__}: {first_line(error)}"
+                ) from error
         cut = sum("runcat" in message for message in warnings)
         for name in [task] if task in results["results"] else list(loaded.built["tasks"]):
             yield {
@@ -185,8 +187,8 @@ def _load(request: HarnessTask, manager: Any, options: HarnessOptions) -> _Loade
         built = manager.load([request.task])
     except Exception as error:  # datasets, the network, yaml, imports: no common base
         raise DataError(
-            f"task {request.task} cannot be loaded: {_first_line(error)} (its data are "
-            "downloaded from the Hugging Face Hub unless they are in the local cache)"
+            f"task {request.task} cannot be loaded: {type(error).__name__}: {first_line(error)} "
+            "(its data are downloaded from the Hugging Face Hub unless they are in the local cache)"
         ) from error
     for name, task in built["tasks"].items():
         if getattr(task, "UNSAFE_CODE", False):
@@ -321,8 +323,3 @@ def _seed_harness(device: torch.device) -> Generator[None]:
     finally:
         random.setstate(python)
         np.random.set_state(array)
-
-
-def _first_line(error: Exception) -> str:
-    text = (str(error) or type(error).__name__).strip().splitlines()
-    return f"{type(error).__name__}: {text[0] if text else ''}".rstrip(": ")

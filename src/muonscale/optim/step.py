@@ -100,7 +100,7 @@ def step_matrices_(
         batch, rows = _with_row_steps(whole, mask)
         directions: list[Tensor] = []
         for group, part in by_group(batch):
-            state = _elementwise(rule, group, [_spread(rule, item) for item in part])
+            state = _elementwise(rule, group, _spread(rule, group, part))
             directions += rule.direction_(state, [i.gradient for i in part], group, mask)
         updates = matrix_updates(
             directions,
@@ -228,13 +228,21 @@ def _elementwise(rule: Rule, group: Group, states: Sequence[Any]) -> dict[str, l
     return found
 
 
-def _spread(rule: Rule, item: ParamStep) -> Mapping[str, Any]:
-    """Return the state of an item, with per-row state that the direction reads broadcast to it."""
-    names = [t.name for t in rule.state(item.group) if t.spread]
-    if not names or isinstance(item.state[names[0]], PartitionedTensor):
-        return item.state  # the parts of partitioned state are [out, 1]
-    own = _local_matrices(item)
-    return item.state | {n: own.spread(item.state[n], item.gradient) for n in names}
+def _spread(rule: Rule, group: Group, part: list[ParamStep]) -> list[Mapping[str, Any]]:
+    """Return the states, with per-row state that the direction reads broadcast to the gradients."""
+    names = [tensor.name for tensor in rule.state(group) if tensor.spread]
+    if not names:
+        return [item.state for item in part]
+    states: list[Mapping[str, Any]] = []
+    for item in part:
+        # The parts of partitioned state are [out, 1].
+        if isinstance(item.state[names[0]], PartitionedTensor):
+            states.append(item.state)
+            continue
+        own = _local_matrices(item)
+        spread = {name: own.spread(item.state[name], item.gradient) for name in names}
+        states.append(item.state | spread)
+    return states
 
 
 class _Arrivals(dict[str, Tensor]):
@@ -269,8 +277,8 @@ def _step_tensors(rule: Rule, items: list[ParamStep], mask: Tensor | None) -> St
         ]
         here = [
             (item, *piece)
-            for item in part
-            for piece in _pieces_here(item, _spread(rule, item), first, keys)
+            for item, values in zip(part, _spread(rule, group, part), strict=True)
+            for piece in _pieces_here(item, values, first, keys)
         ]
         if not here:  # this rank owns none of them
             continue

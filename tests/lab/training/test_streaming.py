@@ -16,7 +16,7 @@ from muonscale.lab.data.mixture import plan_mixture
 from muonscale.lab.data.shuffle import sequence_indices
 from muonscale.lab.data.stream import Feed, StreamedStore
 from muonscale.lab.files import hold_lock
-from muonscale.lab.training import streaming
+from muonscale.lab.training import setup, streaming
 from muonscale.lab.training.baselines import ngram_baselines
 from muonscale.lab.training.batches import Batches
 from muonscale.lab.training.signals import Interrupted, StopRequest
@@ -28,6 +28,8 @@ BATCH = 4
 
 class Run:
     """What waiting needs of a run whose training split has two of eight shards."""
+
+    save, resume_command = setup.Run.save, setup.Run.resume_command
 
     def __init__(self, folder: Path, step: int) -> None:
         feed = Feed(len(SIZES), folder / "final", folder / "partial", folder / "lock")
@@ -51,15 +53,18 @@ class Run:
         self.said: list[str] = []
         self.console = SimpleNamespace(log=self.said.append, warn=self.said.append)
         self.saved: list[int] = []
-        self.state = SimpleNamespace(
-            step=step, save=lambda *_, **__: self.saved.append(self.state.step)
-        )
+        self.state = SimpleNamespace(step=step, save=self.write)
+        self.saver: Any = None
         self.flags: list[int | None] = []
         """What another rank says, in order; then the same as this one."""
         self.processes = SimpleNamespace(max_flag=self.agree, on_first=lambda work: work())
         background = SimpleNamespace(error="out of memory", stop=lambda: True)
         self.corpora = {"a": SimpleNamespace(background=background, fingerprint="f")}
         self.tokenizer = range(200)
+
+    def write(self, *_: Any, background: Any, **__: Any) -> None:
+        assert background is None
+        self.saved.append(self.state.step)
 
     def agree(self, flag: int | None) -> int | None:
         other = self.flags.pop(0) if self.flags else flag
@@ -71,7 +76,7 @@ def naps(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """What happens during the pauses of the wait, in order."""
     actions: list[Any] = []
     monkeypatch.setattr(streaming.time, "sleep", lambda _: actions.pop(0)())
-    monkeypatch.setattr(streaming, "steps_to_keep", lambda config: [])
+    monkeypatch.setattr(setup, "steps_to_keep", lambda config: [])
     return actions
 
 
@@ -113,6 +118,23 @@ def test_the_end_of_the_writer_saves_the_run_and_names_the_way_on(
         wait(run)
     assert str(caught.value).endswith(f"muonscale train {tmp_path / 'run'} --resume")
     assert run.saved == ([1] if step == 1 else [])  # the checkpoint of step 2 is there
+
+
+@pytest.mark.parametrize(("step", "also"), [(3, [3]), (4, [])])
+def test_what_a_thread_still_writes_is_complete_before_the_run_is_saved(
+    tmp_path: Path, naps: list[Any], step: int, also: list[int]
+) -> None:
+    run = Run(tmp_path, step)
+    pending = [tmp_path / "checkpoints" / "step-00000004"]
+
+    def complete() -> None:
+        while pending:
+            pending.pop().mkdir(parents=True)
+
+    run.saver = SimpleNamespace(wait=complete)
+    with pytest.raises(DataError, match=f"saved at step {step}"):
+        wait(run)
+    assert pending == [] and run.saved == also
 
 
 def test_the_writer_may_end_with_the_last_shard(

@@ -80,9 +80,8 @@ def partial_folder(cache: Path, key: str | None = None) -> Generator[Path]:
 
     It is removed at the end, also after an error. With a key, a process that was killed or stopped,
     or raises `UnfinishedError`, leaves it, and the next one of the same key goes on with it, unless
-    another process does. A
-    folder is left alone while its writer holds its lock, since clocks jump, and for a day, since a
-    file system may have no locks.
+    another process does. A folder is left alone while its writer holds its lock, since clocks jump,
+    and for a day, since a file system may have no locks.
     """
     cache.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from muonscale.errors import DataError, nearest
+from muonscale.errors import DataError, first_line, nearest
 from muonscale.lab.config.sections import DataSection
 from muonscale.lab.data.chat.conversations import Conversation
 from muonscale.lab.data.files import Convert, Document, Stream, TextField
@@ -284,8 +284,7 @@ def _hub_rows(name: str, data: DataSection) -> Iterator[dict[str, Any]]:
 
 
 def _hub_error(name: str, split: str, error: Exception) -> DataError:
-    reason = (str(error) or type(error).__name__).strip().splitlines()[0]
     return DataError(
-        f"Hugging Face dataset {name!r}, split {split!r}, cannot be read: {reason}; "
+        f"Hugging Face dataset {name!r}, split {split!r}, cannot be read: {first_line(error)}; "
         "check the name, data.split and the network"
     )

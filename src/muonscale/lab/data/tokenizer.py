@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from muonscale.errors import DataError
+from muonscale.errors import DataError, first_line
 from muonscale.lab.data.folders import file_states
 from muonscale.lab.data.tokenizer_files import END_OF_TEXT, MERGES, VOCAB, read_tokenizer
 from muonscale.lab.files import check_folder, read_text
@@ -163,9 +163,8 @@ def _load_pretrained(name: str, *, with_file: bool, own_begin: bool) -> PreTrain
         raise
     except Exception as error:  # network, missing files, unknown classes have no common base
         _refuse_broken(name, error)
-        reason = (str(error) or type(error).__name__).strip().splitlines()[0]
         raise DataError(
-            f"tokenizer {name} cannot be loaded: {reason.rstrip('.')}. {ACCEPTED}"
+            f"tokenizer {name} cannot be loaded: {first_line(error).rstrip('.')}. {ACCEPTED}"
         ) from error
     if getattr(loaded, "backend_tokenizer", None) is None:
         kind = type(loaded).__name__

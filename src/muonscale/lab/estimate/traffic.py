@@ -252,28 +252,18 @@ def _exchange_messages(
     position: int,
     stride: int,
 ) -> Iterator[Message]:
-    pieces, rows, itemsize, ranks = (
-        exchange.pieces,
-        exchange.rows,
-        rank_group.comm_dtype.itemsize,
-        len(rank_group.assignment.ranks),
-    )
+    pieces, rows = exchange.pieces, exchange.rows
+    itemsize, ranks = rank_group.comm_dtype.itemsize, len(rank_group.assignment.ranks)
     each = itemsize  # State is float32. Partitioned state stays with its owner.
     if not any(p.sharding.partitioned for p in rank_group.assignment.parameters):
         each += PARAMETER_BYTES * rank_group.element_states
     yield Message(
         purpose=purpose,
         kind="all_to_all",
-        sent=PARAMETER_BYTES * (rows.sent_in[position] + rows.sent_out[position])
-        + sum(
-            each * (part.sent_in[position] + part.sent_out[position]) // period
-            for period, part in pieces.items()
-        ),
-        received=PARAMETER_BYTES * (rows.received_in[position] + rows.received_out[position])
-        + sum(
-            each * (part.received_in[position] + part.received_out[position]) // period
-            for period, part in pieces.items()
-        ),
+        sent=PARAMETER_BYTES * rows.sent(position)
+        + sum(each * part.sent(position) // period for period, part in pieces.items()),
+        received=PARAMETER_BYTES * rows.received(position)
+        + sum(each * part.received(position) // period for period, part in pieces.items()),
         ranks=ranks,
         stride=stride,
     )

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from muonscale.errors import CheckpointError, ConfigError
+from muonscale.errors import CheckpointError, ConfigError, first_line
 from muonscale.lab.files import read_text
 
 NAME = re.compile(r"[\w.-]+/[\w.-]+")
@@ -42,10 +42,9 @@ def checkpoint_folder(name: str) -> Path:
     try:
         return Path(snapshot_download(name, allow_patterns=FILES, ignore_patterns=IGNORED))
     except Exception as error:  # network, permissions, unknown names, a full disk: no common base
-        reason = (str(error) or type(error).__name__).strip().splitlines()[0]
         raise CheckpointError(
             f"there is no folder {name}, and no checkpoint of that name could be downloaded: "
-            f"{reason}"
+            f"{first_line(error)}"
         ) from error
 
 
@@ -104,9 +103,8 @@ def upload(folder: Path, name: str, *, private: bool, message: str) -> str:
         url = api.create_repo(name, private=private, exist_ok=True)
         api.upload_folder(folder_path=folder, repo_id=name, commit_message=message)
     except Exception as error:  # network, permissions: no common base
-        reason = (str(error) or type(error).__name__).strip().splitlines()[0]
         raise CheckpointError(
-            f"{folder} is complete, and could not be uploaded to {name}: {reason}; upload it with: "
-            f"hf upload {name} {folder}"
+            f"{folder} is complete, and could not be uploaded to {name}: {first_line(error)}; "
+            f"upload it with: hf upload {name} {folder}"
         ) from error
     return str(url)

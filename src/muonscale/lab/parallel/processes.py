@@ -17,7 +17,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 
-from muonscale.errors import ConfigError, MuonscaleError
+from muonscale.errors import ConfigError, MuonscaleError, first_line
 from muonscale.lab.config.sections import ParallelSection
 from muonscale.lab.parallel.topology import Topology, arrange
 
@@ -217,9 +217,9 @@ def init_processes(section: ParallelSection, device: torch.device) -> Generator[
         if is_lost_peer(error):
             # torchrun now terminates this process too; print the error before that
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
-            line = str(error).strip().splitlines()[0]
             raise MuonscaleError(
-                f"another process of the job is gone, and this one cannot continue ({line})"
+                "another process of the job is gone, and this one cannot continue "
+                f"({first_line(error)})"
             ) from error
         raise
     finally:

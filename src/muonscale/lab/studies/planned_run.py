@@ -12,12 +12,15 @@ from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from muonscale.errors import ConfigError, MuonscaleError, StudyError
 from muonscale.lab.config.load import Config, read_recipe, resolve_values
 from muonscale.lab.files import read_object
 from muonscale.lab.studies.config import SET_BY_STUDY, StudyConfig
+
+if TYPE_CHECKING:
+    from muonscale.lab.models.widen import GrowT
 
 Coordinate = str | float | int
 
@@ -139,6 +142,35 @@ class ModelFacts:
         if key not in self.known:
             self.known[key] = answer()
         return self.known[key]
+
+    def find_fields(
+        self,
+        config: Config,
+        width: int | None,
+        *,
+        layers: int | None = None,
+        grow: GrowT = "heads",
+    ) -> dict[str, Any]:
+        """Return the fields that give the model of a run another width or number of layers.
+
+        Args:
+            config: configuration of the run.
+            width: the width, None to keep it.
+            layers: the number of layers, None to keep it.
+            grow: what gets larger with the width; see `fields_at`.
+        """
+
+        def find() -> dict[str, Any]:
+            from muonscale.lab.models.widen import fields_at
+            from muonscale.lab.training.dry_run import planned_shape
+
+            shape = planned_shape(config)
+            fields: dict[str, Any] = {} if width is None else fields_at(shape, width, grow)
+            if layers is not None:
+                fields[shape.attribute_map.get("num_hidden_layers", "num_hidden_layers")] = layers
+            return fields
+
+        return self.find(f"fields at width {width} by {grow} and {layers} layers", config, find)
 
 
 ConfigT = TypeVar("ConfigT", bound=StudyConfig)

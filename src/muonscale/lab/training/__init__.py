@@ -11,10 +11,10 @@ schedule, optimizer) -> `finish` (validation, sample, model, result). `checkpoin
 
 What `setup` builds: `param_groups` (with muP), `schedule`, `load_optimizer_state`, `provenance`
 (the origin of the weights), `average` (of the weights). What a step needs: `batches` and
-`micro_batches`, `streaming` (waits for tokens), `gradients` (norms, clipping), `validation`, `out_of_memory` (names the keys that
-reduce the memory of a step). Around the loop: `console`,
+`micro_batches`, `streaming` (waits for tokens), `gradients` (norms, clipping), `validation`,
+`out_of_memory` (names the keys that reduce the memory of a step). Around the loop: `console`,
 `signals` (Ctrl-C), `profile` and `profiler_memory`, `dry_run`, `baselines` (n-grams),
-`checkpoint_reader` (runs no code), and `export` (a checkpoint as a Hugging Face
-folder, and `find_checkpoint`: the newest, or that of a step). `extend` begins a longer run with a
-checkpoint of a finished one.
+`checkpoint_reader` (runs no code), and `export` (a checkpoint as a Hugging Face folder, and
+`find_checkpoint`: the newest, or that of a step). `extend` begins a longer run with a checkpoint of
+a finished one.
 """

@@ -40,15 +40,12 @@ class Extension:
     """A longer run, and the checkpoint it goes on from."""
 
     source: RunFolder
+    before: Config
+    """The configuration of the shorter run."""
     config: Config
     """The configuration of the longer run."""
     named: int | None = None
     """The step of the checkpoint, if it was named."""
-
-    @cached_property
-    def before(self) -> Config:
-        """The configuration of the shorter run."""
-        return resolve_values(self.source.saved_config(), {})
 
     @cached_property
     def common(self) -> int:
@@ -155,7 +152,7 @@ def plan_extension(source: Path, step: int | None, overrides: Sequence[str]) -> 
     """
     folder = RunFolder(source)
     tree = folder.saved_config()
-    before = resolve_values(folder.saved_config(), {})
+    before = resolve_values(tree, {})
     given = dict(parse_override(text) for text in overrides)
     if "run.path" not in given or Path(str(given["run.path"])).absolute() == source.absolute():
         raise ConfigError(
@@ -180,7 +177,7 @@ def plan_extension(source: Path, step: int | None, overrides: Sequence[str]) -> 
             f"{source} has {before.steps} steps, and {config.steps} are not more; give a longer "
             "train.tokens, train.steps or train.epochs"
         )
-    return Extension(folder, config, step)
+    return Extension(folder, before, config, step)
 
 
 def _kept_in_place(config: Config) -> dict[str, Any]:

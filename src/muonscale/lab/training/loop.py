@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch.profiler import record_function
 
-from muonscale.errors import CheckpointError, command_line
+from muonscale.errors import CheckpointError
 from muonscale.lab.config.load import Config
 from muonscale.lab.console import si_bytes
 from muonscale.lab.files import write_atomic, write_json
@@ -24,7 +24,6 @@ from muonscale.lab.models.structure import count_parameters
 from muonscale.lab.parallel.gather import gather_model
 from muonscale.lab.parallel.processes import Processes, init_processes, was_restarted
 from muonscale.lab.run_folder import RunFolder, flatten
-from muonscale.lab.training.background_save import BackgroundSaver
 from muonscale.lab.training.checkpoint import (
     newest_checkpoint,
     saved_steps,
@@ -216,9 +215,8 @@ def run_steps(run: Run, stop: StopRequest) -> dict[str, Any] | None:
     """
     final = None
     state, config, steps = run.state, run.config, run.config.steps
-    keep, permanent = config.checkpoint.keep, steps_to_keep(config)
+    permanent = steps_to_keep(config)
     tasks = RunTasks(run)
-    saver = BackgroundSaver(run.processes) if config.checkpoint.background else None
     state.model.train()
     folder, rank = run.folder.path / "profile", run.processes.rank
     profiler = Profiler(config.profile.step_range, folder, rank, run.device, run.console.warn)
@@ -251,21 +249,15 @@ def run_steps(run: Run, stop: StopRequest) -> dict[str, Any] | None:
             signum = stop.requested()
             due = state.step % config.checkpoint.every == 0 or state.step in permanent
             last = state.step == steps or signum is not None or final is not None
-            if saver is not None:
-                saver.wait() if last else saver.poll()
+            if run.saver is not None:
+                run.saver.poll()
             if due or last:
-                state.save(
-                    run.folder.checkpoints,
-                    run.processes,
-                    keep=keep,
-                    permanent=permanent,
-                    background=None if last else saver,
-                )
+                run.save(last=last)
             if signum:
                 raise Interrupted(
                     signum,
                     f"stopped after step {state.step} of {steps} and saved; "
-                    f"continue with: {command_line('train', run.folder.path, '--resume')}",
+                    f"continue with: {run.resume_command}",
                 )
     state.optimizer.check_finite()  # for the last step, since no later step checks it
     return final

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import torch
 
-from muonscale.errors import MuonscaleError
+from muonscale.errors import MuonscaleError, first_line
 from muonscale.lab.config.load import Config
 
 
@@ -23,9 +23,8 @@ def explain_out_of_memory(config: Config) -> Generator[None]:
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        line = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise MuonscaleError(
-            f"out of memory in training: {line}. A step needs less with "
+            f"out of memory in training: {first_line(error)}. A step needs less with "
             f"{', '.join(_ways(config))}. muonscale plan estimates the memory of each"
         ) from error
 

@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
-from muonscale.errors import ConfigError, DataError
+from muonscale.errors import ConfigError, DataError, command_line
 from muonscale.lab.config.load import Config
 from muonscale.lab.config.sections import OptimizerSection, TrainSection
 from muonscale.lab.console import dtype_text
@@ -32,8 +32,14 @@ from muonscale.lab.parallel.processes import Processes
 from muonscale.lab.run_folder import RunFolder
 from muonscale.lab.training.attention import monitor_attention
 from muonscale.lab.training.average import build_average
+from muonscale.lab.training.background_save import BackgroundSaver
 from muonscale.lab.training.batches import Batches, build_batches
-from muonscale.lab.training.checkpoint import folder_name, load_facts, saved_steps
+from muonscale.lab.training.checkpoint import (
+    folder_name,
+    load_facts,
+    saved_steps,
+    steps_to_keep,
+)
 from muonscale.lab.training.console import RunConsole
 from muonscale.lab.training.load_optimizer_state import check_state_file, load_optimizer_state
 from muonscale.lab.training.micro_batches import check_shares
@@ -258,6 +264,8 @@ class Run:
     """Multipliers for `transfer.base`."""
     trackers: Trackers = field(default_factory=Trackers)
     """Trackers; on the first rank they log every record."""
+    saver: BackgroundSaver | None = None
+    """Writes checkpoints while training goes on, if `checkpoint.background` is set."""
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerFast:
@@ -269,11 +277,36 @@ class Run:
         """Device of this rank."""
         return self.processes.device
 
+    @property
+    def resume_command(self) -> str:
+        """The command line that goes on with the run."""
+        return command_line("train", self.folder.path, "--resume")
+
     def record(self, record: dict[str, Any]) -> None:
         """Add a record to the metrics of the run, once for all ranks."""
         if self.processes.is_first:
             self.folder.append_metrics(record)
             self.trackers.log(record)
+
+    def save(self, *, last: bool = False) -> None:
+        """Write a checkpoint of this step: a collective of all ranks.
+
+        Args:
+            last: the run ends with it, so it is complete when this returns. Otherwise a background
+                saver may still be writing it.
+
+        Raises:
+            CheckpointError: if it, or the one before it, could not be written.
+        """
+        if self.saver is not None and last:
+            self.saver.wait()
+        self.state.save(
+            self.folder.checkpoints,
+            self.processes,
+            keep=self.config.checkpoint.keep,
+            permanent=steps_to_keep(self.config),
+            background=None if last else self.saver,
+        )
 
 
 def set_up(
@@ -315,9 +348,18 @@ def set_up(
         state.forward.document_start = shared_tokenizer(corpora).bos_token_id
     state.attention = monitor_attention(state.model, config)
     state.average = build_average(state.model, config)
-    batches = build_batches(config, corpora, processes)
-    trackers = Trackers(console.warn)
-    return Run(config, folder, console, corpora, batches, state, processes, transfer, trackers)
+    return Run(
+        config=config,
+        folder=folder,
+        console=console,
+        corpora=corpora,
+        batches=build_batches(config, corpora, processes),
+        state=state,
+        processes=processes,
+        transfer=transfer,
+        trackers=Trackers(console.warn),
+        saver=BackgroundSaver(processes) if config.checkpoint.background else None,
+    )
 
 
 def shared_tokenizer(corpora: dict[str, Corpus]) -> PreTrainedTokenizerFast:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import time
 
-from muonscale.errors import DataError, command_line
+from muonscale.errors import DataError
 from muonscale.lab.console import duration_text
-from muonscale.lab.training.checkpoint import saved_steps, steps_to_keep
+from muonscale.lab.training.checkpoint import saved_steps
 from muonscale.lab.training.setup import Run
 from muonscale.lab.training.signals import Interrupted, StopRequest
 
@@ -42,14 +42,14 @@ def wait_for_tokens(run: Run, stop: StopRequest) -> None:
             raise DataError(
                 f"the process that prepares {run.config.data.title} has ended before the training "
                 f"split was complete: shard {rows.stream.shards + 1} of {shards} is missing{_why(run)}"
-                f"; the run is saved at step {step} and goes on with: {_way_on(run)}"
+                f"; the run is saved at step {step} and goes on with: {run.resume_command}"
             )
         if (signum := stop.requested()) is not None:
             _save(run)
             raise Interrupted(
                 signum,
                 f"stopped after step {step} of {run.config.steps}, waiting for tokens, and saved; "
-                f"continue with: {_way_on(run)}",
+                f"continue with: {run.resume_command}",
             )
         if waited_for is None and missing is not None:
             waited_for = missing
@@ -80,11 +80,8 @@ def _why(run: Run) -> str:
 
 def _save(run: Run) -> None:
     """Save the run, unless it is at its start or has just been saved: a collective."""
+    if run.saver is not None:
+        run.saver.wait()  # it may be writing this very step
     root, step = run.folder.checkpoints, run.state.step
     if step and run.processes.on_first(lambda: step not in saved_steps(root)):
-        keep, permanent = run.config.checkpoint.keep, steps_to_keep(run.config)
-        run.state.save(root, run.processes, keep=keep, permanent=permanent)
-
-
-def _way_on(run: Run) -> str:
-    return command_line("train", run.folder.path, "--resume")
+        run.save(last=True)

@@ -450,6 +450,14 @@ class Traffic:
     received_in: list[int]
     received_out: list[int]
 
+    def sent(self, group_rank: int) -> int:
+        """Return the elements that a group rank sends to others, directions and updates."""
+        return self.sent_in[group_rank] + self.sent_out[group_rank]
+
+    def received(self, group_rank: int) -> int:
+        """Return the elements that a group rank receives from others, directions and updates."""
+        return self.received_in[group_rank] + self.received_out[group_rank]
+
 
 def traffic(assignment: OwnerAssignment) -> Traffic:
     """Return the elements that each group rank sends and receives in one step."""

@@ -12,10 +12,9 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
-from muonscale.lab.config.load import Config
 from muonscale.lab.report.page import Page
 from muonscale.lab.studies.planned_run import PlannedRun, PlannedStudy
-from muonscale.lab.studies.scaling.config import RULED, PowerRule, Rung, ScalingConfig
+from muonscale.lab.studies.scaling.config import RULED, PowerRule, ScalingConfig
 from muonscale.lab.studies.scaling.ladder import MeasuredRung
 from muonscale.lab.studies.search.variant_search import (
     VariantSearch,
@@ -45,8 +44,7 @@ class ScalingStudy(PlannedStudy[ScalingConfig]):
         found: list[Overrides] = []
         for rung in self.config.ladder:
             config = self.planner.run({}, rung.set, seed=0).config
-            question = f"fields at width {rung.width} and {rung.layers} layers"
-            fields = self.facts.find(question, config, partial(_rung_fields, config, rung))
+            fields = self.facts.find_fields(config, rung.width, layers=rung.layers)
             found.append({**config.model.fields, **fields})
         return found
 
@@ -201,14 +199,3 @@ class ScalingStudy(PlannedStudy[ScalingConfig]):
         from muonscale.lab.studies.scaling.report import report_ladder
 
         return report_ladder(self.config, self.names, self.measure(outcomes), found)
-
-
-def _rung_fields(config: Config, rung: Rung) -> dict[str, Any]:
-    from muonscale.lab.models.widen import fields_at
-    from muonscale.lab.training.dry_run import planned_shape
-
-    shape = planned_shape(config)
-    fields: dict[str, Any] = {} if rung.width is None else fields_at(shape, rung.width)
-    if rung.layers is not None:
-        fields[shape.attribute_map.get("num_hidden_layers", "num_hidden_layers")] = rung.layers
-    return fields

@@ -34,18 +34,16 @@ class TelescopeStudy(PlannedStudy[TelescopeConfig]):
     @cached_property
     def _fields(self) -> dict[int, dict[str, Any]]:
         """The fields of the model at every width."""
-        from muonscale.lab.models.widen import fields_at
-        from muonscale.lab.training.dry_run import planned_shape
-
         base = self.planner.run({}, {}, seed=0).config
         if base.transfer.base is not None:
             raise ConfigError(
                 f"{self.config.base} has transfer.base={base.transfer.base}: the study sets it for "
                 "every width itself; leave it out"
             )
-        shape = planned_shape(base)
         widths = (*self.config.rule.widths, self.config.target_width)
-        return {width: fields_at(shape, width, self.config.grow) for width in widths}
+        return {
+            width: self.facts.find_fields(base, width, grow=self.config.grow) for width in widths
+        }
 
     @cached_property
     def _own_fields(self) -> dict[str, Any]:

@@ -13,7 +13,6 @@ from dataclasses import asdict, dataclass
 from functools import cached_property, partial
 from typing import Any
 
-from muonscale.lab.config.load import Config
 from muonscale.lab.report.page import Page
 from muonscale.lab.studies.analysis.sweep import Sweep, build_sweep
 from muonscale.lab.studies.planned_run import Coordinate, PlannedRun, PlannedStudy
@@ -37,12 +36,10 @@ class TransferStudy(PlannedStudy[TransferConfig]):
     def _fields(self) -> dict[int, Overrides]:
         """Fields of the model by width."""
         config = self.planner.run({}, seed=0).config
-
-        def fields(width: int) -> dict[str, Any]:
-            find = partial(_fields_at, config, width)
-            return self.facts.find(f"fields at width {width}", config, find)
-
-        return {width: {**config.model.fields, **fields(width)} for width in self.config.widths}
+        return {
+            width: {**config.model.fields, **self.facts.find_fields(config, width)}
+            for width in self.config.widths
+        }
 
     def plan(self, outcomes: Outcomes) -> list[PlannedRun]:
         """Return the searches at the first width, and the sweeps of variants that are known.
@@ -193,10 +190,3 @@ class TransferStudy(PlannedStudy[TransferConfig]):
         from muonscale.lab.studies.transfer.report import report_transfer
 
         return report_transfer(self.config, found)
-
-
-def _fields_at(config: Config, width: int) -> dict[str, Any]:
-    from muonscale.lab.models.widen import fields_at
-    from muonscale.lab.training.dry_run import planned_shape
-
-    return fields_at(planned_shape(config), width)
