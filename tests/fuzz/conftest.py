@@ -1,10 +1,30 @@
 from __future__ import annotations
 
+import resource
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.fuzz.outcome import command
+
+MOST_MEMORY = 2 * 2**30
+"""Bytes that reading any input of these tests may take: the inputs have less than a megabyte."""
+
+
+def peak_memory() -> int:
+    """The most memory that this process had so far, in bytes."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+@pytest.fixture(autouse=True)
+def bounded_memory(good_run: Path) -> Iterator[None]:
+    """No damaged or hostile input makes a reader allocate what it does not have."""
+    before = peak_memory()
+    yield
+    assert peak_memory() - before < MOST_MEMORY
 
 
 @pytest.fixture(scope="session")

@@ -8,6 +8,7 @@ import os
 import pickle
 import shutil
 import sys
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from torch.distributed.checkpoint.filesystem import _StorageInfo
 from torch.distributed.checkpoint.metadata import Metadata
 
 from muonscale.errors import CheckpointError
+from muonscale.lab.data.tokenizer_files import read_tokenizer
 from muonscale.lab.files import size_and_hash
 from muonscale.lab.parallel.processes import Processes
 from muonscale.lab.training.checkpoint import find_damage, load_tensors, save_checkpoint
@@ -78,6 +80,20 @@ def test_metadata_of_a_foreign_run(
     assert not trace.exists()
     assert found.code == 2 and "mkdir" in found.out + found.err
     assert "Traceback" not in found.err
+
+
+def test_the_number_of_a_memo_entry_costs_no_memory(tmp_path: Path) -> None:
+    number = b"\x80\x04}r" + (2**24).to_bytes(4, "little")
+    (tmp_path / ".metadata").write_bytes(number + b".")
+    (tmp_path / "meta.pkl").write_bytes(number + b"X\x04\x00\x00\x00stoi}s.")
+    tracemalloc.start()
+    try:
+        with pytest.raises(pickle.UnpicklingError, match="no metadata"):
+            read_metadata(tmp_path)
+        read_tokenizer(tmp_path / "meta.pkl")
+        assert tracemalloc.get_traced_memory()[1] < 2**24
+    finally:
+        tracemalloc.stop()
 
 
 def saved(root: Path, values: dict[str, Any]) -> Path:

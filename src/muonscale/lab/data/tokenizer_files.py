@@ -8,14 +8,13 @@ from __future__ import annotations
 import base64
 import io
 import json
-import pickle
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from muonscale.errors import DataError
-from muonscale.lab.files import read_bytes, read_text
+from muonscale.lab.files import PlainUnpickler, read_bytes, read_text
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -157,19 +156,12 @@ def _sentencepiece(path: Path) -> Read:
     return tokenizer, end
 
 
-class _PlainUnpickler(pickle.Unpickler):
-    """Reads dicts, texts and numbers; a pickle that names a class or a function is refused."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        raise pickle.UnpicklingError(f"it is a pickle with {module}.{name}, which is not read")
-
-
 def _characters(path: Path) -> Read:
     """Read the meta.pkl of nanoGPT: a vocabulary of characters; an end of text is added."""
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 
     try:
-        numbers = _PlainUnpickler(io.BytesIO(read_bytes(path))).load()["stoi"]
+        numbers = PlainUnpickler(io.BytesIO(read_bytes(path))).load()["stoi"]
         tokenizer = Tokenizer(models.WordLevel(numbers, unk_token=""))
     except (LookupError, TypeError) as error:
         raise DataError(f"{path} has no vocabulary of characters under 'stoi'") from error

@@ -19,7 +19,7 @@ from torch.distributed.checkpoint import metadata as dcp
 from torch.distributed.checkpoint.filesystem import _StorageInfo
 from torch.distributed.checkpoint.planner import ReadItem
 
-from muonscale.lab.files import check_regular, read_bytes
+from muonscale.lab.files import PlainUnpickler, check_regular, read_bytes
 
 TENSORS = ".metadata"
 """File in which torch.distributed.checkpoint records which file contains which tensor."""
@@ -50,8 +50,8 @@ ALLOWED: dict[tuple[str, str], Callable[..., Any]] = {
 """What a `.metadata` may build, by module and name; dtypes of torch in addition."""
 
 
-class _MetadataUnpickler(pickle.Unpickler):
-    def find_class(self, module: str, name: str, /) -> Any:
+class _MetadataUnpickler(PlainUnpickler):
+    def find_class(self, module: str, name: str) -> Any:
         if (known := ALLOWED.get((module, name))) is not None:
             return known
         if module == "torch" and isinstance(dtype := getattr(torch, name, None), torch.dtype):
