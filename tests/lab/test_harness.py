@@ -221,18 +221,12 @@ def test_tasks_during_training_are_those_of_eval_and_change_nothing(
     measured = {r["step"]: r["tasks"] for r in records if r["kind"] == "tasks"}
     assert list(measured) == [5, 10, 12]
     for step, tasks in measured.items():
-        words = [
-            "--tasks",
-            "pick",
-            "--include-path",
-            folder,
-            "--json",
-            "--out",
-            tmp_path / str(step),
-        ]
+        out = tmp_path / str(step)
+        words = ["--tasks", "pick", "--include-path", folder, "--json", "--out", out]
         answer = muonscale("eval", f"{run}@{step}", *words)
         assert answer.code == 0, answer.err
-        (task,) = json.loads((tmp_path / str(step) / "result.json").read_text())["tasks"]
+        (checkpoint,) = json.loads((out / "result.json").read_text())["checkpoints"]
+        (task,) = checkpoint["tasks"]
         values = {name.removesuffix(",none"): v["value"] for name, v in task["values"].items()}
         assert tasks == {"pick": values} and {"acc", "acc_norm"} <= values.keys()
     for name in ("model.safetensors", "tokenizer.json", "tokenizer_config.json"):
