@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -32,8 +32,13 @@ from muonscale.optim.rules.base import (
     rule_of,
 )
 from muonscale.optim.rules.master_weights import Rounding, Weights, rounding_key
-from muonscale.optim.rules.nonfinite import commit_
-from muonscale.optim.rules.step_inputs import Group, ParamStep, batches, by_group
+from muonscale.optim.rules.step_inputs import (
+    Group,
+    ParamStep,
+    batches,
+    by_group,
+    by_group_and_device,
+)
 
 
 @dataclass(frozen=True)
@@ -65,7 +70,7 @@ class StepTally:
 
 def step_elements_(rule: Rule, items: list[ParamStep], mask: Tensor | None) -> StepTally:
     """Step an elementwise rule on the part of each parameter that is on this rank."""
-    for group, part in by_group(items):
+    for group, part in by_group_and_device(items):
         rule.step_(
             _weights(group, part),
             [item.gradient for item in part],
@@ -73,7 +78,7 @@ def step_elements_(rule: Rule, items: list[ParamStep], mask: Tensor | None) -> S
             group,
             lr=float(group["lr"]),
             rate=rate_of(group),
-            mask=mask,
+            mask=_near(mask, part),
         )
     return StepTally()
 
@@ -83,7 +88,9 @@ def step_matrices_(
 ) -> StepTally:
     """Step a rule on matrices, in batches of parameters that are whole on this rank."""
     tally = StepTally()
+    of_step = mask
     for update, batch in batches(items):
+        mask = _near(of_step, batch)
         directions: list[Tensor] = []
         for group, part in by_group(batch):
             state = _elementwise(rule, group, [item.state for item in part])
@@ -114,15 +121,15 @@ def step_shared_(
         rule: rule of the parameters.
         rank_group: rank group of the parameters. Others in it may have no gradient.
         items: the same on all ranks of the group.
-        mask: see `commit_`.
+        mask: 0-D bool on the device; false leaves parameters and state as they are.
     """
+    mask = _near(mask, items)
     by_name = {item.name: item for item in items}
-    held = _step_tensors(rule, items, mask)
-    tensors = held if mask is None else _with_copied_state(held)
+    tensors = _step_tensors(rule, items, mask)
     square = torch.zeros((), device=items[0].parameter.device)
     later = [i for i in items if rule.constraint(i.group) and part_here(i.sharding) is not None]
     waiting = {item.name for item in later}
-    for names in rank_group.updates(tensors, by_name):
+    for names in rank_group.updates(tensors, by_name, mask):
         complete = [by_name[name] for name in names]
         if rule.on_matrices:
             for item in complete:
@@ -138,14 +145,17 @@ def step_shared_(
     if later:
         updates = [tensors.updates[i.name].view(i.parameter.shape) for i in later]
         _apply_(later, updates, mask, rank_group)
-    if mask is not None:
-        _commit_state_(held, tensors, mask)
     if not rule.on_matrices:
         return StepTally()
     elements = sum(math.prod(i.sharding.shape) for i in items if i.sharding is not None)
     return StepTally(
         rank_group.count_matrices(by_name), (total(square, rank_group.group),), elements
     )
+
+
+def _near(mask: Tensor | None, items: Sequence[ParamStep]) -> Tensor | None:
+    """Return `mask` on the device of `items`, which all have the same."""
+    return None if mask is None else mask.to(items[0].parameter.device)
 
 
 def _elementwise(rule: Rule, group: Group, states: Sequence[Any]) -> dict[str, list[Any]]:
@@ -220,31 +230,6 @@ def _step_tensors(rule: Rule, items: list[ParamStep], mask: Tensor | None) -> St
     return StepTensors(
         directions=directions, updates=updates, rows=rows, whole=whole, whole_rows=whole_rows
     )
-
-
-def _with_copied_state(tensors: StepTensors) -> StepTensors:
-    """Return step tensors with copies of the state of matrices, which a mask may cancel."""
-
-    def copied(states: Mapping[Any, Tensor]) -> dict[Any, Tensor]:
-        return {k: v if isinstance(v, PartitionedTensor) else v.clone() for k, v in states.items()}
-
-    return replace(
-        tensors,
-        rows={key: copied(states) for key, states in tensors.rows.items()},
-        whole_rows={key: copied(states) for key, states in tensors.whole_rows.items()},
-    )
-
-
-def _commit_state_(held: StepTensors, new: StepTensors, mask: Tensor) -> None:
-    """Write the copies of the state back, unless `mask` is false; partitioned state by its parts."""
-
-    def commit(old: Mapping[Any, Tensor], values: Mapping[Any, Tensor]) -> None:
-        names = [name for name, state in old.items() if not isinstance(state, PartitionedTensor)]
-        commit_([old[name] for name in names], [values[name] for name in names], mask)
-
-    for key in held.rows:
-        commit(held.rows[key], new.rows[key])
-        commit(held.whole_rows[key], new.whole_rows[key])
 
 
 def _pieces_here(

@@ -37,7 +37,7 @@ from muonscale.optim.rules.base import (
     register,
 )
 from muonscale.optim.rules.constraint import Constraint, resolve_constraint
-from muonscale.optim.rules.nonfinite import commit_, scratch
+from muonscale.optim.rules.moments import average_, average_squares_, widened
 from muonscale.optim.rules.post_norm import NormContext, Reducer, resolve_post_norm
 from muonscale.optim.rules.pre_norm import PreNormContext, resolve_pre_norm
 from muonscale.optim.rules.scale import ScaleLike, check_scale, exact_factor, shape_factor
@@ -283,15 +283,13 @@ def momentum_step_(
         G: gradients, same shapes, any floating dtype; not written to.
         momentum: mu, in [0, 1).
         nesterov: look one step ahead.
-        mask: see `commit_`.
+        mask: 0-D bool; false leaves `M` as it is, and N may be anything. None counts as true.
 
     Returns:
         New tensors with Nesterov; otherwise the buffers themselves, which the caller only reads.
     """
-    wide_G = [g.to(m.dtype) for g, m in zip(G, M, strict=True)]
-    new_M = scratch(M, M, mask)
-    torch._foreach_lerp_(new_M, wide_G, 1 - momentum)
-    commit_(M, new_M, mask)
+    wide_G = widened(G, M)
+    average_(M, wide_G, momentum, mask)
     if not nesterov:
         return list(M)
     return list(torch._foreach_lerp(wide_G, M, momentum))
@@ -313,11 +311,7 @@ def adapted_(
     References:
         Muon2, arXiv 2604.09967; KellerJordan/modded-nanogpt, track 3, MuonSq.
     """
-    wide_G = [g.to(v.dtype) for g, v in zip(G, V, strict=True)]
-    new_V = scratch(V, V, mask)
-    torch._foreach_mul_(new_V, beta)
-    torch._foreach_addcmul_(new_V, wide_G, wide_G, 1 - beta)
-    commit_(V, new_V, mask)
+    average_squares_(V, widened(G, V), beta, mask)
     for i, v in enumerate(V):  # one at a time, so that two copies of all directions never exist
         N[i] = N[i] / v.sqrt().add_(eps)
     return N
