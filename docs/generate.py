@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from docs.blocks import cli, layouts, migration, options, parameter_groups, sections
+from docs.blocks import cli, layouts, migration, modules, options, parameter_groups, sections
 
 DOCS = Path(__file__).parent
 MARKED = re.compile(
@@ -36,6 +36,7 @@ BLOCKS: dict[str, Callable[..., str]] = {
     "command line": cli.commands,
     "sections": sections.sections,
     "options of rules": options.rule_options,
+    "modules": modules.modules,
 }
 
 

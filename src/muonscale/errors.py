@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import difflib
 import shlex
+import signal
 from collections.abc import Iterable
 
 
@@ -67,6 +68,14 @@ def shown(value: object, longest: int = 200) -> str:
 def command_line(*words: object) -> str:
     """Return a `muonscale` command for a message, with quotes where a shell needs them."""
     return shlex.join(["muonscale", *map(str, words)])
+
+
+def exit_text(code: int) -> str:
+    """Return what an exit code of `subprocess` says about the end of a process."""
+    if code >= 0:
+        return f"exit code {code}"
+    memory = ", as when the machine is out of memory" if -code == signal.SIGKILL else ""
+    return f"signal {-code}{memory}"
 
 
 MANY = 16

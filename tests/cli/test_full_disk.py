@@ -76,3 +76,25 @@ def test_reading_commands(
         assert found.code in (0, 2) and "Traceback" not in found.err
         if found.code == 2:
             assert str(tmp_path) in found.err, (words, found.err)
+
+
+@pytest.mark.parametrize("limit", [0, 10_000])
+def test_a_picture_is_whole_or_the_former_one(
+    limit: int, muonscale: Muonscale, tmp_path: Path
+) -> None:
+    figure = tmp_path / "plan.png"
+    figure.write_bytes(b"former")
+    with at_most(limit):
+        found = muonscale("plan", "llama-pico", "train.steps=10", "--figure", figure)
+    assert found.code == 2 and str(figure) in found.err
+    assert figure.read_bytes() == b"former" and list(tmp_path.iterdir()) == [figure]
+
+
+def test_a_report_of_a_fit_names_its_own_option(muonscale: Muonscale, tmp_path: Path) -> None:
+    table = tmp_path / "t.csv"
+    rows = [f"adamw,{10**n},{3 - 0.05 * n}" for n in range(15, 21)]
+    table.write_text("\n".join(["optimizer,flops,loss", *rows]))
+    words = ["fit", "scaling", table, "--law", "compute", "--resamples", "100"]
+    with at_most(100):
+        found = muonscale(*words, "--report", tmp_path / "page")
+    assert found.code == 2 and "--report" in found.err and "--out" not in found.err

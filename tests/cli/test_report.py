@@ -91,10 +91,10 @@ def test_folders_of_several_kinds_are_parts_of_one_page(
     answer = muonscale("report", one, study, two, "--out", tmp_path / "out")
     assert answer.code == 0, answer.err
     text = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
-    assert '<h2 class="part">2 runs</h2>' in text
+    assert '<h2 class="part">Comparison of 2 runs</h2>' in text
     assert text.count('<h2 class="part">') == 2
     names = {path.name for path in (tmp_path / "out" / "figures").iterdir()}
-    assert "part1-training-loss.png" in names
+    assert "part1-loss.png" in names
     assert any(name.startswith("part2-") for name in names)
 
 

@@ -71,6 +71,8 @@ ROWS: dict[str, Row] = {
     "alternatives": Row(C, ("train.tokens and train.steps",), load("train.steps=5", "train.tokens=9")),
     "NUL": Row(C, ("data.path", r"\x00"), load(r'data.path="a\0b"')),
     # sections: keys and types
+    "seed below 0": Row(C, ("run.seed=-1",), load("run.seed=-1")),
+    "seed too large": Row(C, ("run.seed=99999999999999999999",), load("run.seed=99999999999999999999")),
     "run": Row(C, ("unknown key run.sed", "seed"), load("run.sed=1")),
     "run.threads": Row(C, ("run.threads=0",), load("run.threads=0")),
     "run.device": Row(C, ("'tpu'", "'cuda'"), load("run.device=tpu")),

@@ -105,7 +105,7 @@ class StudyRun:
         """Leave no process."""
         for process in self._processes:
             process.kill()
-            process.communicate()
+            process.wait()
 
     def status(self) -> dict[str, str]:
         """Return the states of the runs, by id, as `study status` has them."""
@@ -121,6 +121,17 @@ class StudyRun:
         """Slurm's job by run id, of those that are with it."""
         path = self.folder / "slurm.json"
         return json.loads(path.read_text())["jobs"] if path.exists() else {}
+
+    def submitted(self) -> dict[str, str]:
+        """Wait until the study has submitted its runs, and return their jobs."""
+
+        def submitted_or_ended() -> bool:
+            for process in self._processes:
+                assert process.poll() is None, process.communicate()[0]
+            return bool(self.jobs)
+
+        wait_for(submitted_or_ended, "the study has submitted its runs")
+        return self.jobs
 
     @property
     def submissions(self) -> int:

@@ -38,7 +38,12 @@ def recipe(corpus_file: Path, tmp_path: Path) -> dict[str, Any]:
         },
         "variants": {"adamw": {}, "muon": {}},
         "baselines": ["adamw"],
-        "lr": [0.005],
+        "search": {
+            "keys": {"lr": {"key": "optimizer.lr", "start": 0.005}},
+            "settings": 1,
+            "most": 1,
+            "seeds": [0, 1],
+        },
         "seeds": [0, 1],
     }
 
@@ -104,8 +109,7 @@ def test_preempted_runs_resume_and_end_bit_identical(
     recipe |= {"variants": {"muon": {}}, "baselines": ["muon"], "set": recipe["set"] | LONG}
     far, near = there(recipe), here(recipe)
     process = far.start()
-    wait_for(lambda: far.jobs, "the study has submitted its runs")
-    (timed_out, job), (preempted, other) = far.jobs.items()
+    (timed_out, job), (preempted, other) = far.submitted().items()
     for id in (timed_out, preempted):
         wait_for(lambda id=id: far.steps(id) > 5, "a run trains")
     cluster.suspend(other)  # so that it is still there when its turn comes
@@ -129,10 +133,10 @@ def test_a_killed_study_does_not_submit_again_and_cancelled_runs_are_reported(
     recipe: dict[str, Any], there: Make, here: Make, cluster: Cluster
 ) -> None:
     recipe |= {"seeds": [0], "set": recipe["set"] | LONG}
+    recipe["search"]["seeds"] = [0]
     far, near = there(recipe), here(recipe)
     process = far.start()
-    wait_for(lambda: far.jobs, "the study has submitted its runs")
-    jobs = far.jobs
+    jobs = far.submitted()
     cancelled = next(iter(jobs))
     for id in jobs:
         wait_for(lambda id=id: far.steps(id) > 0, "a run trains")

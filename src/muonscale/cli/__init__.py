@@ -1,6 +1,7 @@
 """The command line: `muonscale VERB ...`.
 
-`app` lists the verbs. Each verb has its module and imports what it needs when it runs. `arguments`
+`app` lists the verbs. Most verbs have a module of their own; `train`, `recipes` and `config` are in
+`app`, `inspect` and `lr` in `models`. A verb imports what it needs when it runs. `arguments`
 has the options that several verbs share, and `running` starts a run. `main`, in this file, turns
 errors and signals into a message and an exit code.
 """

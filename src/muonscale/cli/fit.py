@@ -135,4 +135,5 @@ def _fit(table: Path, as_json: bool, report: Path | None, **request: Any) -> Non
     from muonscale.lab.report.write import write_page
 
     page = fit_page(found, f"muonscale {shlex.join(sys.argv[1:])}")
-    typer.echo(f"report: {write_page(page, report)}", err=as_json)
+    written = write_page(page, report, "choose another folder with --report")
+    typer.echo(f"report: {written}", err=as_json)

@@ -1,6 +1,6 @@
 """Training, checks and studies, on the optimizer library.
 
-The rooms, from the bottom to the top; each imports only those before it:
+The layers, lowest first; each imports only from layers listed before it:
 
 - `files`, `config`, `run_folder`, `eval_results`: what is on disk: configurations, a run's folder,
   its evaluations.
@@ -8,7 +8,7 @@ The rooms, from the bottom to the top; each imports only those before it:
   on disk and import no torch.
 - `data`, `models`, `parallel`, `training`: from text to batches, from a configuration to a model,
   its ranks, and the loop. `targets` resolves what a user names: a recipe, preset, run or model.
-- How good a model is (`evaluation`), what a run would cost (`estimate`), whether a layout (`verify`)
-  and a parametrization (`coordcheck`) are right, and how long a step takes (`bench`).
+- `evaluation` (how good a model is), `estimate` (what a run would cost), `verify` (whether a layout
+  is right), `coordcheck` (whether a parametrization is right), `bench` (how long a step takes).
 - `studies`: many runs, planned and read together.
 """

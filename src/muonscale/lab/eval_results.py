@@ -1,4 +1,4 @@
-"""eval/result.json: the measurements of a model, by its weights.
+"""eval/result.json: the measurements of a model, one entry for each checkpoint.
 
     {"checkpoints": [{"step", "weights", "parameters",
                       "texts": [...], "tasks": [...], "suites": [...], "samples": [...]}]}

@@ -81,6 +81,14 @@ def _open_for_writing(path: Path, flags: int) -> int:
     return handle
 
 
+def free_space(folder: Path) -> str:
+    """Return how much the file system of a folder can still take, for a message."""
+    facts = os.statvfs(folder)
+    few = facts.f_files and facts.f_favail < 1000  # some file systems count no files
+    files = f" and {facts.f_favail} files" if few else ""
+    return f"{facts.f_bavail * facts.f_frsize:,} bytes{files} are free there"
+
+
 def append_line(path: Path, line: str) -> None:
     """Add a line to the end of a file; the file is created if necessary."""
     handle = _open_for_writing(path, os.O_APPEND)
@@ -190,7 +198,17 @@ def sha256(path: Path) -> str:
 
 def sync_folder(folder: Path) -> None:
     """Write the names in a folder to the disk, so that a rename outlasts a power failure."""
-    handle = os.open(folder, os.O_RDONLY)
+    _sync(folder)
+
+
+def sync_tree(folder: Path) -> None:
+    """Write all files of a folder and their names to the disk."""
+    for path in (*folder.rglob("*"), folder):
+        _sync(path)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:
@@ -234,7 +252,11 @@ def read_object(
         tree = json.loads(read_text(path))
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, RecursionError) as reason:
+    except OSError as reason:
+        if not isinstance(reason, UnusualFileError):  # the file may be as it should be
+            remedy = "see to it that the file can be read, and try again"
+        raise error(f"{path} cannot be read: {reason}; {remedy}") from reason
+    except (ValueError, RecursionError) as reason:
         raise error(f"{path} cannot be read: {reason}; {remedy}") from reason
     if not isinstance(tree, dict):
         raise error(f"{path} holds {shown(tree, 60)} and not a JSON object; {remedy}")

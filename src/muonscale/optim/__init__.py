@@ -13,7 +13,7 @@ The packages:
 
 Beside them:
 
-- `muon`: `Muon`, the `torch.optim.Optimizer` that has all rules in it.
+- `muon`: `Muon`, the `torch.optim.Optimizer` that applies every rule.
 - `step`: one step of one rule, on one rank or on many.
 - `arguments`: what may be given to `Muon`: parameters, groups and keywords in their many spellings.
 - `options`: every option once, with its type, default, range and meaning.

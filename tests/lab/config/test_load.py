@@ -31,6 +31,15 @@ def test_a_dumped_configuration_is_a_recipe_that_gives_it_back(tmp_path: Path) -
     assert load_config(str(path)).optimizer.max_grad_norm is None
 
 
+@pytest.mark.parametrize(
+    "override",
+    ["optimizer.lr=true", "run.seed=false", "train.steps=true", "checkpoint.keep=true"],
+)
+def test_a_flag_is_no_number(override: str) -> None:
+    with pytest.raises(ConfigError, match=override.split("=")[0]):
+        load_config("demo", [override])
+
+
 def test_an_alternative_key_replaces_the_recipes() -> None:
     config = load_config("demo", ["data.path=my.txt", "train.steps=3", "model.config=x.json"])
     assert config.data.source is None and config.data.path == "my.txt"

@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import shutil
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import pytest
 from muonscale.errors import DataError
 from muonscale.lab.config.sections import DataSection
 from muonscale.lab.data import cache, document_store, encode, prepare
+from muonscale.lab.data.encode_chunk import Encoder
 from muonscale.lab.data.prepare import STAGES, Corpus
 
 WORDS = [
@@ -377,8 +379,13 @@ def test_a_process_that_ends_or_a_full_disk_is_an_error(
         with pytest.raises(OSError, match="No such file"):
             worker.write(chunk, tmp_path / "none" / "a.bin")
         worker._process.kill()
-        with pytest.raises(DataError, match="ended with code -9"):
+        with pytest.raises(DataError, match=r"signal 9, .*--processes"):
             worker.write(chunk, tmp_path / "b.bin")
+    with (
+        encode.Worker(setting | {"tokenizer": str(tmp_path / "gone")}) as worker,
+        pytest.raises(FileNotFoundError, match="gone"),
+    ):
+        worker.write(chunk, tmp_path / "c.bin")
 
 
 @pytest.mark.parametrize("stop", ["training tokenizer", "tokenizing"])
@@ -421,6 +428,25 @@ def test_a_preparation_that_was_stopped_goes_on(
 def test_cache_that_cannot_be_made_is_named(corpus_folder: Path) -> None:
     with pytest.raises(DataError, match=r"/dev/null/x.*data\.cache"):
         run(corpus_folder, cache=Path("/dev/null/x"))
+
+
+def test_a_folder_that_is_being_removed_is_not_used_by_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    remove, next_one = shutil.rmtree, ExitStack()
+
+    def remove_slowly(path: Path, **options: Any) -> None:
+        monkeypatch.undo()
+        (path / cache.LOCK).unlink()
+        taken = next_one.enter_context(cache.partial_folder(tmp_path, "key"))
+        (taken / "text").touch()
+        remove(path, **options)
+        assert (taken / "text").exists()
+
+    monkeypatch.setattr(shutil, "rmtree", remove_slowly)
+    with next_one, cache.partial_folder(tmp_path, "key"):
+        pass
+    assert not list(tmp_path.iterdir())
 
 
 def test_stale_partial_folders_are_removed_and_fresh_ones_stay(corpus_folder: Path) -> None:
@@ -617,3 +643,15 @@ def test_every_corpus_gives_the_tokenizer_as_much() -> None:
     assert prepare._divide_evenly([100, 1000, 10], 90) == [40, 40, 10]
     assert prepare._divide_evenly([5, 6], 100) == [5, 6]
     assert prepare._divide_evenly([50], 30) == [30]
+
+
+def test_a_meta_json_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"meta\.json"):
+        cache.read_meta(tmp_path)
+
+
+def test_a_tokenizer_that_cannot_be_read_is_an_error_of_files(tmp_path: Path) -> None:
+    (tmp_path / "text").write_text("x")
+    setting = {"tokenizer": str(tmp_path), "text": str(tmp_path / "text")}
+    with pytest.raises(OSError, match=str(tmp_path)):
+        Encoder(setting)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import socket
+import struct
 import threading
 import urllib.error
 import urllib.request
@@ -82,3 +83,26 @@ def test_what_cannot_be_served_is_refused(tmp_path: Path) -> None:
         taken.listen()
         with pytest.raises(ConfigError, match="--port"):
             page_server([folder], taken.getsockname()[1])
+
+
+def test_a_browser_that_closes_its_connection_prints_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with served(write_run(tmp_path / "run", records())) as address:
+        for text in (b"GET / HTTP/1.0\r\n\r\n", b"GET / HT"):
+            with socket.create_connection((HOST, int(address.rpartition(":")[2]))) as browser:
+                browser.sendall(text)
+                browser.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        assert "</html>" in read(address)
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(("host", "allowed"), [("localhost:9", True), ("a.example", False)])
+def test_only_names_of_this_machine_are_answered(host: str, allowed: bool, tmp_path: Path) -> None:
+    with served(write_run(tmp_path / "run", records())) as address:
+        request = urllib.request.Request(address, headers={"Host": host})
+        if allowed:
+            assert urllib.request.urlopen(request, timeout=20).status == 200
+        else:
+            with pytest.raises(urllib.error.HTTPError, match="403"):
+                urllib.request.urlopen(request, timeout=20)

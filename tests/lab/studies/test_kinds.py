@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -132,3 +133,13 @@ def test_the_status_of_a_study_needs_no_scipy(tmp_path: Path) -> None:
         "assert 'scipy' not in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_folder_of_a_study_is_where_it_is_now(recipe: str, tmp_path: Path) -> None:
+    for name in ("before", "after"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "study.json").write_text(
+            json.dumps(load_study(recipe).config.model_dump(mode="json"))
+        )
+        assert load_study(str(tmp_path / name)).config.path == tmp_path / name
+    assert load_study(str(tmp_path / "after"), ["path=other"]).config.path == Path("other")

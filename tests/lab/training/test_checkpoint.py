@@ -6,11 +6,14 @@ import resource
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from muonscale.errors import CheckpointError
+from muonscale.lab import files
+from muonscale.lab.files import open_regular
 from muonscale.lab.parallel.processes import Processes
 from muonscale.lab.run_folder import RunFolder
 from muonscale.lab.training.checkpoint import (
@@ -197,3 +200,23 @@ def test_a_manifest_that_leaves_out_a_file_is_damage(name: str, tmp_path: Path) 
     del manifest[name]
     path.write_text(json.dumps(manifest))
     assert find_damage(path.parent) == f"{name} is not in its manifest"
+
+
+@pytest.mark.parametrize("name", [".metadata", "__0_0.distcp", "facts.json", "manifest.json"])
+def test_checkpoints_that_cannot_be_read_now_are_not_given_up(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(tmp_path, 1)
+
+    def fail(path: Path, *given: Any) -> Any:
+        if path.name == name:
+            raise OSError(errno.EIO, "Input/output error", str(path))
+        return open_regular(path)
+
+    monkeypatch.setattr(files, "open_regular", fail)
+    with pytest.raises(CheckpointError, match="--resume"):
+        newest_checkpoint(tmp_path, lambda text: None)
+    monkeypatch.undo()
+    (tmp_path / "step-00000001" / name).unlink()
+    with pytest.raises(CheckpointError, match=r"run\.path=FOLDER"):
+        newest_checkpoint(tmp_path, lambda text: None)

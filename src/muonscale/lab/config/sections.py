@@ -20,6 +20,7 @@ from pydantic import (
     field_validator,
     model_validator,
 )
+from pydantic_core import PydanticCustomError
 
 from muonscale.errors import ConfigError, nearest, shown
 from muonscale.optim.options import (
@@ -68,6 +69,8 @@ def read_dtype(value: Any) -> Any:
 
 Positive = Annotated[int, BeforeValidator(read_number), Field(gt=0, le=10**18)]
 """A count; products of tokens and steps stay within 64 bits."""
+Seed = Annotated[int, Field(ge=0, le=2**62)]
+"""A seed, as numpy and torch take it; seeds of samples count up from it."""
 BatchTokens = Annotated[int, BeforeValidator(read_number), Field(gt=0, le=2**32)]
 """Tokens of a batch: the numbers of its sequences are held in memory."""
 Fraction = Annotated[float, Field(ge=0, lt=1)]
@@ -83,6 +86,22 @@ class Section(BaseModel):
         extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False
     )
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def _refuse_a_flag_as_a_number(cls, value: Any, info: ValidationInfo) -> Any:
+        """Pydantic reads `true` as 1.0 where a number is wanted."""
+        name = info.field_name or ""
+        if isinstance(value, bool) and not _takes_flags(cls.model_fields[name].annotation):
+            raise PydanticCustomError("flag", "Input should not be true or false")
+        return value
+
+
+def _takes_flags(annotation: Any) -> bool:
+    """Return whether a type, or one of those it is made of, is `bool` or any at all."""
+    return any(annotation is kind for kind in (bool, Any, True, False)) or any(
+        map(_takes_flags, get_args(annotation))
+    )
+
 
 def _exactly_one(given: dict[str, object]) -> None:
     if sum(value is not None for value in given.values()) != 1:
@@ -94,7 +113,7 @@ class RunSection(Section):
 
     path: Path
     """The run folder."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the initial weights, the data order and the validation split."""
     threads: Annotated[int, Field(gt=0, le=1024)] | None = None
     """CPU threads of torch, at most 1024. The default is torch's own."""

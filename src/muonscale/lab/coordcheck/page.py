@@ -20,7 +20,7 @@ from muonscale.lab.coordcheck.text import (
     worst_rows,
 )
 from muonscale.lab.coordcheck.tolerances import CHANGE, QUANTITIES, SIZE, UPDATE, WEIGHT
-from muonscale.lab.files import read_object, write_json
+from muonscale.lab.files import read_object, write_atomic, write_json
 from muonscale.lab.report.matplotlib_charts import Drawing, draw_panels
 from muonscale.lab.report.page import Chart, Mark, Page, PageSection, Series, Table, Text, Verdict
 
@@ -78,7 +78,7 @@ def write_check(facts: dict[str, Any], folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / "coordcheck.json", facts)
         for kind, data in draw_check(facts).items():
-            (folder / f"coordcheck.{kind}").write_bytes(data)
+            write_atomic(folder / f"coordcheck.{kind}", data)
     except OSError as error:
         raise ConfigError(f"--out {folder} cannot be written: {error}") from error
 

@@ -57,10 +57,11 @@ def cache_folder(chosen: Path | None) -> Path:
 
 
 def cache_error(cache: Path, error: OSError) -> DataError:
-    """Return the error for a cache folder that cannot be written."""
+    """Return the error for a cache folder that cannot be written or read."""
+    file = f"{error.filename}: " if error.filename else ""
     return DataError(
-        f"prepared tokens cannot be written to {cache}: {error.strerror or error}; choose another "
-        "folder with data.cache=FOLDER"
+        f"prepared tokens cannot be kept in {cache}: {file}{error.strerror or error}; choose "
+        "another folder with data.cache=FOLDER"
     )
 
 
@@ -89,7 +90,7 @@ def partial_folder(cache: Path, key: str | None = None) -> Generator[Path]:
         for other in cache.glob(PARTIAL + "*"):
             stale = time.time() - _last_written(other) > STALE_SECONDS
             if stale and not is_locked(other / LOCK):
-                shutil.rmtree(other, ignore_errors=True)
+                _remove(other)
         try:
             yield path
         except Exception:
@@ -99,7 +100,15 @@ def partial_folder(cache: Path, key: str | None = None) -> Generator[Path]:
             is_kept = False
         finally:
             if not is_kept:
-                shutil.rmtree(path, ignore_errors=True)
+                _remove(path)
+
+
+def _remove(folder: Path) -> None:
+    """Remove a folder under another name: else a process that claims it now would lose files."""
+    grave = _new_name(folder.parent)
+    with suppress(OSError):
+        folder = folder.rename(grave)
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _claim(cache: Path, key: str, stack: ExitStack) -> Path | None:
@@ -186,9 +195,15 @@ def _file_damage(path: Path, entry: dict[str, Any]) -> str | None:
 
 
 def read_meta(folder: Path) -> dict[str, Any]:
-    """Return meta.json of a complete corpus."""
-    meta = _read_json(folder / "meta.json")
-    assert meta is not None
+    """Return meta.json of a complete corpus.
+
+    Raises:
+        DataError: if it cannot be read: `find_cache_damage` refuses a file that is not there.
+    """
+    if (meta := _read_json(folder / "meta.json")) is None:
+        raise DataError(
+            f"{folder / 'meta.json'} cannot be read; remove {folder} to prepare it again"
+        )
     return meta
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from muonscale.errors import DataError
+from muonscale.errors import DataError, exit_text
 from muonscale.lab.data.document_store import DocumentStore, Range
 from muonscale.lab.data.encode_chunk import Cut, Encoder
 from muonscale.lab.data.tokenizer import id_limit
@@ -161,11 +161,14 @@ class Worker:
             tasks.flush()
             answer = answers.readline()
         if not answer:
-            code = self._process.wait()
-            raise DataError(f"a process that tokenizes ended with code {code}, at {path}")
+            how = exit_text(self._process.wait())
+            raise DataError(
+                f"a process that tokenizes ended with {how}, at {path}; repeat with fewer processes: "
+                "muonscale prepare --processes N, with the same words as before"
+            )
         found = json.loads(answer)
         if isinstance(found, list):
-            raise OSError(found[0], found[1], str(path))
+            raise OSError(found[0], found[1], found[2] or str(path))
         return found
 
     def __enter__(self) -> Worker:

@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ class Encoder:
         from tokenizers import Tokenizer
 
         self._setting = setting
-        self._tokenizer = Tokenizer.from_file(setting["tokenizer"])
+        self._tokenizer = Tokenizer.from_str(Path(setting["tokenizer"]).read_text("utf-8"))
         self._tokenizer.encode_special_tokens = True
         with Path(setting["text"]).open("rb") as file:
             self._text = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
@@ -98,13 +99,16 @@ def main() -> None:
     """Encode the chunks that the standard input names."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that waits decides
     threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
-    with Encoder(json.loads(sys.argv[1])) as encoder:
+    encoder = None
+    with ExitStack() as stack:
         for line in sys.stdin:
             chunk, path = json.loads(line)
             try:
+                if encoder is None:
+                    encoder = stack.enter_context(Encoder(json.loads(sys.argv[1])))
                 answer: Any = encoder.write(chunk, Path(path))
             except OSError as error:
-                answer = [error.errno, error.strerror]
+                answer = [error.errno, error.strerror, error.filename]
             print(json.dumps(answer), flush=True)
 
 

@@ -1,4 +1,4 @@
-"""Which corpus every sequence of a run comes from, as a function of one integer.
+"""Which corpus each sequence of a run comes from, computed from its position alone.
 
 The sequences of a stage come in blocks of 1024. The number of sequences of each corpus in a block
 follows from the weights alone, so that after every block the share of a corpus is exact to within

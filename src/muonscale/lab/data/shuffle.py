@@ -1,4 +1,4 @@
-"""The order of training sequences, as a function of one integer.
+"""The order of training sequences: each is computed from its position alone.
 
 Every epoch is a permutation of all sequences that depends on (seed, epoch). It is computed, not
 stored: a Feistel network is a bijection of the integers below a power of four, and walking its

@@ -7,6 +7,7 @@ from typing import Any
 
 from muonscale.errors import ConfigError
 from muonscale.lab.console import bytes_text, seconds_text
+from muonscale.lab.files import write_atomic
 from muonscale.lab.report.matplotlib_charts import draw_panels
 from muonscale.lab.report.page import Chart, Mark, Series
 
@@ -51,7 +52,7 @@ def write_figure(facts: dict[str, Any], path: Path) -> None:
     charts = memory_chart(facts["memory"]), time_chart(facts["time"])
     drawing = draw_panels([charts], title, size=(9, 5.5))
     try:
-        path.write_bytes(drawing["png" if path.suffix == ".png" else "svg"])
+        write_atomic(path, drawing["png" if path.suffix == ".png" else "svg"])
     except OSError as error:
         raise ConfigError(f"--figure {path} cannot be written: {error}") from error
 

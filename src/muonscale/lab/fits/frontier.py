@@ -1,4 +1,4 @@
-"""Iso-loss curves: time to a loss by number of devices, and whether one is inside another.
+"""Iso-loss curves: time to a loss by number of devices, and whether one curve is faster everywhere.
 
 Practical Efficiency of Muon (arXiv 2505.02222, section 3.3, figures 1 and 2). On n devices a loss L
 takes the shortest time that a measured batch size allows:

@@ -1,4 +1,4 @@
-"""Whether the ratio of the tokens of two optimizers falls anywhere when the batch grows.
+"""Whether the token ratio of two optimizers ever decreases as the batch grows.
 
 Practical Efficiency of Muon, arXiv 2505.02222, section 3.2, says of the ratio of tokens that
 `R(B) = T_AdamW(B) / T_Muon(B)` is non-decreasing. A finite table cannot prove that; `judge_rising`

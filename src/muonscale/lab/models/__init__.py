@@ -4,9 +4,9 @@
 - `config`, `contexts`, `build`: from the `model` section to a Hugging Face configuration and model.
 - `pretrained`, `convert`, `hub`, `card`: checkpoints in and out, and the model card.
 - `structure`, `flops`: what a model consists of, and its operations.
-- These find the parts of a transformers model: `attention` its logits, `query_key` its query and key
-  weights, `matrix_kinds` the kinds of its matrices, `moe` its routers (`moe.routing` has the
+- These find the parts of a transformers model: `attention` its logits, `query_key` its query and
+  key weights, `matrix_kinds` the kinds of its matrices, `moe` its routers (`moe.routing` has the
   formulas of router bias and auxiliary loss).
-- `loss`, `generate`, `packed_rows`, `widen`: forward passes, samples, rows of several
-  conversations, and the same architecture at another width.
+- `loss` (cross-entropy, mean loss, bits per byte), `generate` (samples), `packed_rows` (rows of
+  several conversations), `widen` (the same architecture at another width).
 """

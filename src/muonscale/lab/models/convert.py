@@ -22,7 +22,7 @@ from transformers import (
 )
 
 from muonscale.errors import CheckpointError
-from muonscale.lab.files import check_folder
+from muonscale.lab.files import check_folder, free_space, sync_folder, sync_tree
 from muonscale.lab.models.contexts import quiet_transformers
 
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
@@ -112,23 +112,24 @@ def _unwritten(what: str, folder: Path, error: Exception, advice: str) -> Checkp
     place = next(path for path in folder.absolute().parents if path.exists())
     reason = " ".join(str(error).split()) or type(error).__name__
     return CheckpointError(
-        f"{what} cannot be written to {folder}: {reason} "
-        f"({shutil.disk_usage(place).free:,} bytes are free there); {advice}"
+        f"{what} cannot be written to {folder}: {reason} ({free_space(place)}); {advice}"
     )
 
 
 @contextmanager
 def _replace(folder: Path) -> Generator[Path]:
-    """Yield a hidden folder beside `folder` and rename it to `folder` if the block succeeds."""
+    """Yield a hidden folder beside `folder`; if the block succeeds, sync it and rename it to `folder`."""
     fresh = folder.with_name(f".{folder.name}.{os.getpid()}.new")
     try:
         shutil.rmtree(fresh, ignore_errors=True)
         fresh.mkdir(parents=True)
         yield fresh
+        sync_tree(fresh)
         old = fresh.with_suffix(".old")
         if folder.exists():
             folder.rename(old)  # a folder with files cannot be renamed over
         fresh.rename(folder)
+        sync_folder(folder.parent)
         shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(fresh, ignore_errors=True)

@@ -9,6 +9,7 @@ from hashlib import sha256
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 from muonscale.errors import ConfigError, MuonscaleError
 from muonscale.lab.report.check import check_page
@@ -18,6 +19,10 @@ from muonscale.lab.report.palette import styles
 
 HOST = "127.0.0.1"
 """Only this machine sees the page."""
+
+NAMES = (HOST, "localhost")
+"""Names of this machine. A site whose name resolves to it is refused: its scripts would read the
+page."""
 
 WATCHED = ("*.json", "*.jsonl")
 """The files of a run or a study that a page is made of."""
@@ -74,6 +79,13 @@ class LivePage:
         return found
 
 
+class _Server(ThreadingHTTPServer):
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Print nothing about a browser that has closed its connection."""
+        if not isinstance(sys.exc_info()[1], ConnectionError):
+            super().handle_error(request, client_address)
+
+
 def page_server(paths: Sequence[Path], port: int) -> ThreadingHTTPServer:
     """Return a server of the page of some folders: the page at `/`, its version at `/version`.
 
@@ -90,6 +102,9 @@ def page_server(paths: Sequence[Path], port: int) -> ThreadingHTTPServer:
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             contents = {"/": ("text/html", live.html), "/version": ("text/plain", live.version)}
+            if self.headers.get("Host", HOST).partition(":")[0] not in NAMES:
+                self.send_error(HTTPStatus.FORBIDDEN, f"open the page at http://{HOST}")
+                return
             if self.path not in contents:
                 self.send_error(HTTPStatus.NOT_FOUND)
                 return
@@ -106,7 +121,7 @@ def page_server(paths: Sequence[Path], port: int) -> ThreadingHTTPServer:
             """Log nothing: a page asks every few seconds."""
 
     try:
-        return ThreadingHTTPServer((HOST, port), Handler)
+        return _Server((HOST, port), Handler)
     except (OSError, OverflowError) as error:
         raise ConfigError(
             f"--port {port} cannot be used: {error}; give another one, or 0 for any free one"

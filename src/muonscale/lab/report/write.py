@@ -14,8 +14,10 @@ from muonscale.lab.report.page import Page
 from muonscale.lab.report.palette import styles
 from muonscale.lab.report.tables import chart_files, table_file
 
+ANOTHER = "choose another folder with --out"
 
-def write_page(page: Page, folder: Path) -> Path:
+
+def write_page(page: Page, folder: Path, advice: str = ANOTHER) -> Path:
     """Write a page and its figures. The same page gives the same bytes.
 
     `report.html` needs no other file; `report.md` refers to the PNGs. `figures/` has NAME.png,
@@ -24,6 +26,7 @@ def write_page(page: Page, folder: Path) -> Path:
     Args:
         page: the report.
         folder: created if it does not exist. Files of the same names are replaced.
+        advice: what the user can do if the folder cannot be written.
 
     Returns:
         The path of report.html.
@@ -53,7 +56,5 @@ def write_page(page: Page, folder: Path) -> Path:
         write_atomic(folder / "report.md", markdown(page))
         write_atomic(path, text)  # last, so that a page never lacks its figures
     except OSError as error:
-        raise StudyError(
-            f"the report cannot be written to {folder}: {error}; choose another folder with --out"
-        ) from error
+        raise StudyError(f"the report cannot be written to {folder}: {error}; {advice}") from error
     return path

@@ -13,11 +13,11 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator
 
 from muonscale.errors import nearest, shown
-from muonscale.lab.config.sections import Positive, Section
+from muonscale.lab.config.sections import Positive, Section, Seed
 from muonscale.lab.report.check import NAME as FILE_NAME
 
 Number = Annotated[float, Field(gt=0)]
-Seeds = Annotated[list[int], Field(min_length=1)]
+Seeds = Annotated[list[Seed], Field(min_length=1)]
 
 LONGEST_NAME = 100
 """Longest name in characters; file systems accept 255, and a file has several names in its own."""
@@ -117,7 +117,7 @@ def check_rising(name: str, values: Sequence[float], least: int = 1) -> None:
         raise ValueError(f"{name}={values} must {number}rise from one to the next")
 
 
-def check_distinct(name: str, values: Sequence[float]) -> None:
+def check_distinct(name: str, values: Sequence[object]) -> None:
     """Raise ValueError for a value that is given twice."""
     for value in values:
         if list(values).count(value) > 1:

@@ -1,4 +1,4 @@
-"""The cost of a study: tokens, FLOPs and hours of its runs, and the account of all it will do."""
+"""The cost of a study: tokens, FLOPs and hours of its runs, and a summary of all it will run."""
 
 from __future__ import annotations
 

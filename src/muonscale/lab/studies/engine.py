@@ -163,7 +163,8 @@ def write_report(study: Study, state: StudyState, say: Say) -> dict[str, Any]:
     for verdict in page.verdicts:
         say(f"{verdict.outcome}: {verdict.text}")
     try:
-        write_page(page, folder.path / "report")
+        again = command_line("report", folder.path)
+        write_page(page, folder.path / "report", f"remove the cause, and write it with: {again}")
     except StudyError as error:
         raise StudyError(f"the results are in {results}; {error}") from error
     return found

@@ -7,7 +7,7 @@ from importlib import import_module
 
 from muonscale.errors import ConfigError, command_line, nearest, shown
 from muonscale.lab.config.overrides import assign, split_override
-from muonscale.lab.config.read import RECIPES, read_tree, shipped_names, shipped_summary
+from muonscale.lab.config.read import RECIPES, is_folder, read_tree, shipped_names, shipped_summary
 from muonscale.lab.config.validate import validate
 from muonscale.lab.studies.config import StudyConfig
 from muonscale.lab.studies.study import Study
@@ -45,6 +45,8 @@ def load_study(recipe: str, overrides: Sequence[str] = ()) -> Study:
         ConfigError: for an unknown recipe or key, or a value of the wrong type or range.
     """
     tree = read_tree(recipe, "study", STUDIES, "study.json")
+    if is_folder(recipe) and recipe not in study_names():
+        tree["path"] = recipe  # it may have been moved, or be named from another place
 
     def has_form(key: str) -> bool:
         section, dot, _ = key.partition(".")

@@ -25,7 +25,9 @@ from torch.distributed.checkpoint.api import CheckpointException
 from muonscale.errors import CheckpointError, ConfigError, MuonscaleError, command_line
 from muonscale.lab.config.load import Config
 from muonscale.lab.files import (
+    UnusualFileError,
     check_regular,
+    free_space,
     read_text,
     sha256,
     size_and_hash,
@@ -43,6 +45,8 @@ from muonscale.optim.distributed.shard_block import with_shard_blocks
 
 MANIFEST = "manifest.json"
 FACTS = "facts.json"
+LASTING = (FileNotFoundError, IsADirectoryError, NotADirectoryError, UnusualFileError)
+"""Errors of files that are not as they were written. Another error of reading may pass."""
 
 
 def steps_to_keep(config: Config) -> set[int]:
@@ -161,16 +165,21 @@ def whole_checkpoint(root: Path, report: Callable[[str], None]) -> Path | None:
         CheckpointError: if there are checkpoints and none of them is complete.
     """
     steps = saved_steps(root)
+    advice = "start again in another folder with run.path=FOLDER"
     for step in steps:
         folder = root / folder_name(step)
-        damage = find_damage(folder)
+        try:
+            damage = _compare_with_manifest(folder)
+        except OSError as error:
+            damage = f"{type(error).__name__}: {error}"
+            if not isinstance(error, LASTING):
+                advice = f"remove the cause, and {way_on(root)}"
         if damage is None:
             return folder
         report(f"checkpoint {folder} is damaged ({damage}); trying the one before it")
     if steps:
         raise CheckpointError(
-            f"none of the {len(steps)} checkpoints in {root} is complete; "
-            "start again in another folder with run.path=FOLDER"
+            f"none of the {len(steps)} checkpoints in {root} is complete and can be read; {advice}"
         )
     return None
 
@@ -179,8 +188,16 @@ def find_damage(folder: Path) -> str | None:
     """Compare a checkpoint with its manifest; return what is wrong, or None.
 
     A file that is missing from the manifest, and facts of another step than the folder name says,
-    count as damage.
+    count as damage, and so does a file that cannot be read.
     """
+    try:
+        return _compare_with_manifest(folder)
+    except OSError as error:
+        return f"{type(error).__name__}: {error}"
+
+
+def _compare_with_manifest(folder: Path) -> str | None:
+    """Return the result of `find_damage`, or raise OSError if a file cannot be read."""
     try:
         manifest = json.loads(read_text(folder / MANIFEST))
         needed = {FACTS, TENSORS, *(p.name for p in folder.glob("*.distcp"))}
@@ -199,7 +216,7 @@ def find_damage(folder: Path) -> str | None:
         read_metadata(folder)
     except pickle.UnpicklingError as error:
         return f"{TENSORS}: {error}"
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         return f"{type(error).__name__}: {error}"
     named = folder.name.removeprefix("step-")
     if step is not None and named.isdecimal() and step != int(named):
@@ -270,14 +287,14 @@ def _causes(error: BaseException) -> list[BaseException]:
 
 
 def _write_failure(root: Path, step: int, error: BaseException) -> str:
-    free = shutil.disk_usage(root).free  # torch's writer does not report that a disk is full
     left = saved_steps(root)
     last = f"the last good one is step {left[0]}" if left else "there is none before it"
     limit, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
     most = "" if limit == resource.RLIM_INFINITY else f", and a file may have {limit:,} (ulimit -f)"
+    # torch's writer does not report that a disk is full
     return (
         f"checkpoint of step {step} cannot be written to {root}: {_reason(error)} "
-        f"({free:,} bytes are free there{most}); {last}. Remove the cause, and {way_on(root)}"
+        f"({free_space(root)}{most}); {last}. Remove the cause, and {way_on(root)}"
     )
 
 

@@ -6,7 +6,9 @@
 - `assignment`: `OwnerAssignment`, which rank updates which matrix in which round. Pure.
 - `rank_group`: `RankGroup`, one step of all parameters on the same ranks.
 - `exchange`: `Payload`, the tensors that a rank group sends, and the collectives that send them.
-- `zero1`: `PartitionedTensor`, the state of replicated parameters, partitioned over the ranks.
+- `zero1`: `PartitionedTensor`, the state of replicated parameters, partitioned over the ranks; and
+  `copy_`, which copies a state tensor into another sharding when a state dict is loaded.
+- `shard_block`: how a checkpoint stores shards that FSDP and tensor parallelism divide unevenly.
 - `memory`: predicts the memory of a step.
 
 Newton-Schulz needs whole matrices, and a rank holds shards. Every matrix therefore has an *owner*.

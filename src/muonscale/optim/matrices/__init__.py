@@ -5,7 +5,8 @@
   batches, and `unview` is its inverse.
 - *per-row state*: one value per row of each logical matrix, stored like the parameter.
 - `MatrixBatches` (`batches`): the matrices of many parameters, in one batch per shape.
-- `LocalMatrices` (`local`): sums and factors of the matrices in the part of a parameter on this rank.
+- `LocalMatrices` (`local`): sums and factors of the matrices in the part of a parameter on this
+  rank.
 - `Sharding` (`sharding`): how a stored tensor is sharded over a mesh of ranks.
 - *mesh rank*, *shard coordinate*, *replicas*: a rank of the mesh, the shard it holds, and the mesh
   ranks that hold the same shard.

@@ -17,8 +17,10 @@ The path of a model: `survey` (its `_heads` decides which layers are output laye
 (overrides, `AttentionProjection.by_head`) -> `check_keys`, `check_options`, `check_parameter` ->
 `Muon`. Parameters that join later: `select` -> `groups_of` -> `find_home` (`unfreeze`).
 
-What `assign_roles` asks: `stored_matrices`: fused weights; `kernel_matrices`: convolutions;
-`adapter_role`: adapters; `parameter_use`: bare parameters.
+What `assign_roles` asks: `fused_weights.stored_matrices`: fused weights (`fused_table` lists those
+of transformers' classes; `fused_weights` reads the others from the module, and its `looks_fused`
+says when to doubt); `kernel_matrices`: convolutions; `adapter_role`: adapters; `parameter_use`:
+bare parameters.
 
 `module_survey` says which layers are heads, `roles` what every other parameter is (a tied weight is
 an embedding), and `groups` which rule a role has.

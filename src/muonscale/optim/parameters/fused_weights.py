@@ -1,4 +1,4 @@
-"""How the matrices of a hidden parameter are stored.
+"""Which matrices a hidden parameter holds, fused weights included.
 
 Torch's own modules and transformers' expert stacks say it themselves. Fused projections of
 transformers' models do not: there the class and the attribute decide

@@ -3,8 +3,9 @@
 A *rule* (`base.Rule`) has options, state, an elementwise *direction* and, on matrices, an *update*
 of whole matrices. `RULES` is the registry. The *stages* of the Muon rule are rows of tables:
 `pre_norm`, `post_norm`, `scale`, `decay`, `constraint`. `moments` has the running averages that the
-rules share. *Master weights* keep the small steps of parameters in 16 bits. *nonfinite* decides
-whether a step changes anything. `reference` has all rules again in float64, for tests.
+rules share. *Master weights* preserve small updates of 16-bit parameters, which rounding would
+lose. *nonfinite* decides whether a step changes anything. `reference` implements all rules again in
+float64, for tests.
 
 A step reads from left to right: gradient -> direction -> update -> weight.
 """

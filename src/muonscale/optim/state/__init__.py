@@ -8,6 +8,6 @@
 A state tensor is a plain tensor on one process, a DTensor with the placements of a sharded
 parameter, or a `PartitionedTensor` (ZeRO-1) of a replicated parameter.
 
-The path of saved state: `state_dict` -> `to_loadable` -> file -> `load_by_name`, which copies it
-into the state that the optimizer already has.
+The path of saved state: `state_dict` -> `to_loadable` -> file -> `load_by_name`, which matches
+names; `distributed.zero1.copy_` then copies each tensor into the sharding that the optimizer has.
 """

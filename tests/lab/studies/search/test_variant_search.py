@@ -67,6 +67,25 @@ def test_the_best_setting_has_the_lowest_mean_over_the_seeds(compare: Make) -> N
     assert found["muon"].best == {"lr": 0.04, "rest": 0.02}
 
 
+def test_a_value_beyond_the_range_of_its_key_ends_no_study(compare: Make) -> None:
+    keys = {"momentum": {"key": "optimizer.momentum", "start": 0.9, "ratio": 1.08}}
+    keys["momentum"]["variants"] = ["muon"]
+    keys["lr"] = {"key": "optimizer.lr", "start": 0.02, "variants": ["adamw"]}
+    study = compare(search={"keys": keys, "settings": 3, "most": 9})
+
+    def rising(run: PlannedRun) -> float:
+        return 3 - run.config.optimizer.momentum
+
+    (found,) = searches(study, end_all(study, end_with(rising)))
+    muon = found["muon"]
+    assert muon.ended and muon.best == {"momentum": 0.972} and not muon.tuned
+    assert muon.edges == ["momentum high"]
+    assert all(run.config.optimizer.momentum < 1 for run in muon.runs)
+    keys["momentum"]["start"] = 1.2
+    with pytest.raises(ConfigError, match="momentum"):
+        compare(search={"keys": keys, "settings": 3, "most": 9}).plan({})
+
+
 def test_a_later_place_begins_at_the_best_of_the_one_before(compare: Make) -> None:
     study = compare(axes=LENGTHS, search=search_both())
     assert len(searches(study, {})) == 1  # the second is not known yet
@@ -163,7 +182,7 @@ def test_only_losses_of_all_seeds_count(compare: Make) -> None:
         ("search.keys.lr.key=optimizer.adamw_lr", "another searched key is the same"),
         ("search.keys.lr.strat=1", r"search\.keys\.lr\.strat; did you mean start"),
         ("search.keys.lr.start=0", "greater than 0"),
-        ("search.keys.lr.ratio=1", "greater than 1"),
+        ("search.keys.lr.ratio=1", r"greater than or equal to 1\.001"),
         ("search.keys.lr.start_of.sgd=1", r"search\.keys\.lr\.start_of: no variant 'sgd'"),
         ("search.keys.lr.variants=[adam]", "no variant 'adam'; did you mean adamw"),
         ("search.keys={seed: {key: optimizer.lr, start: 1}}", "runs have a seed already"),

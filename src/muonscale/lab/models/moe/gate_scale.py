@@ -1,4 +1,4 @@
-"""Mathematics of mixtures of experts: functions of numbers, without a model."""
+"""The factor that gives the weighted sum of k experts the RMS of a single expert."""
 
 from __future__ import annotations
 

@@ -1,5 +1,6 @@
-"""Which optimizer reaches a loss with fewer tokens: its hyper-parameters are searched for each.
+"""Which optimizer reaches a loss with fewer tokens, after a search of hyper-parameters for each.
 
 `study` makes the runs at every place; `analysis` compares the best settings seed by seed and gives
-the verdict; `lengths` compares whole runs of several lengths; `report` puts it into words.
+the verdict (better, likely better, not significantly different); `lengths` compares whole runs of
+several lengths; `report` puts it into words.
 """

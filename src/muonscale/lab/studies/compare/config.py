@@ -48,6 +48,7 @@ class CompareConfig(VariantsConfig):
                 raise ValueError(
                     f"baselines: {name!r} is none of the variants; {nearest(name, self.variants)}"
                 )
+        check_distinct("baselines", self.baselines)
         self.search.check_study(self)
         for axis in (*self.axes, LENGTH):
             if axis in self.search.keys:
@@ -56,4 +57,5 @@ class CompareConfig(VariantsConfig):
             for value, keys in values.items():
                 self.search.check_given(f"axes.{axis}.{value}", keys, self.variants)
         check_distinct("seeds", self.seeds)
+        check_distinct("tokens_per_parameter", self.tokens_per_parameter)
         return self

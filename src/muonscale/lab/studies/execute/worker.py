@@ -18,7 +18,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from muonscale.errors import DivergedError, MuonscaleError
+from muonscale.errors import DivergedError, MuonscaleError, exit_text
 from muonscale.lab.config.load import load_config
 from muonscale.lab.files import write_json
 from muonscale.lab.run_folder import RunFolder
@@ -85,9 +85,7 @@ def record_failure(path: Path, reason: str, *, diverged: bool = False) -> None:
 
 def record_death(path: Path, code: int, log: str) -> None:
     """Write the exit code (of `subprocess`) of a run's process, and the path of its log."""
-    how = f"signal {-code}" if code < 0 else f"exit code {code}"
-    memory = ", as when the machine is out of memory" if code == -signal.SIGKILL else ""
-    record_failure(path, f"its process ended with {how}{memory}; see {log}")
+    record_failure(path, f"its process ended with {exit_text(code)}; see {log}")
 
 
 def serve() -> None:

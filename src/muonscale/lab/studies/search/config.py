@@ -34,7 +34,7 @@ class SearchKey(Section):
     """The value to begin with."""
     start_of: dict[str, Number] = {}
     """Another value to begin with, for a variant."""
-    ratio: Annotated[float, Field(gt=1)] = 2.0
+    ratio: Annotated[float, Field(ge=1.001, le=1000)] = 2.0
     """Ratio of neighboring values."""
     variants: list[str] | None = None
     """The variants that have this key; null for all."""

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any
 
+from muonscale.errors import ConfigError
 from muonscale.lab.studies.planned_run import PlannedRun
 from muonscale.lab.studies.search.config import SearchSection
 from muonscale.lab.studies.search.descent import Descent, Setting, descend_equally
@@ -99,13 +100,26 @@ def search_places(
 def _search_place(
     section: SearchSection, run: RunAt, outcomes: Outcomes, starts: Mapping[str, Setting]
 ) -> dict[str, VariantSearch]:
+    @cache
     def runs_of(variant: str, setting: Setting) -> list[PlannedRun]:
+        """Return the runs of a setting, none if it has a value that its key does not accept."""
         values = section.values(variant, setting)
-        return [run(variant, values, seed) for seed in section.seeds]
+        try:
+            return [run(variant, values, seed) for seed in section.seeds]
+        except ConfigError:
+            if setting == starts[variant]:
+                raise
+            return []
 
     def loss_of(variant: str, setting: Setting) -> float | None:
-        """Return the mean loss of a setting, None while runs are missing, NaN if one failed."""
+        """Return the mean loss of a setting, None while runs are missing, NaN if one failed.
+
+        A setting without runs counts as failed: a search goes on without it, and is not tuned if
+        the best setting is beside it.
+        """
         known = [outcomes.get(run.id) for run in runs_of(variant, setting)]
+        if not known:
+            return math.nan
         if any(outcome is None or not outcome.ended for outcome in known):
             return None
         return statistics.fmean(outcome.loss for outcome in known if outcome is not None)

@@ -1,4 +1,4 @@
-"""The levels of a telescope, as far as losses determine them.
+"""The levels of a telescope that follow from the losses measured so far.
 
 A level is a grid at one width. If its best place is at an end of the grid, and significantly better
 than the places inside, the grid grows there by a line of places, as often as allowed. The next

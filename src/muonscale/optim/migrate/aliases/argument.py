@@ -1,4 +1,4 @@
-"""The rows of the tables: one argument of another project's optimizer each."""
+"""The rows of the tables: a `Foreign` is another project's optimizer, an `Argument` one of its own."""
 
 from __future__ import annotations
 
