@@ -127,11 +127,12 @@ def launches(monkeypatch: pytest.MonkeyPatch, optimizer: Muon) -> Counter[str]:
 
 
 MODELS = {
-    "llama_60m": (llama_60m, 172),
-    "gpt2_small": (gpt2_small, 205),
-    "moonlight_16b": (moonlight_16b, 15216),
+    "llama_60m": (llama_60m, 180),
+    "gpt2_small": (gpt2_small, 215),
+    "moonlight_16b": (moonlight_16b, 15400),
 }
-"""(layers, bound). Of Moonlight's, 9642 are products: batches of 256 MiB hold 9 experts."""
+"""(layers, bound). Counted with torch 2.13: 172, 205 and 15216; other versions may differ by a few. Of
+Moonlight's, 9642 are products: batches of 256 MiB hold 9 experts."""
 
 
 @pytest.mark.parametrize(
@@ -144,12 +145,12 @@ def test_a_step_has_few_launches(monkeypatch: pytest.MonkeyPatch, name: str) -> 
 
 
 OPTIONS: dict[str, tuple[torch.dtype, dict[str, Any], int]] = {
-    "cautious": (torch.float32, {"cautious_decay": True}, 201),
-    "second_moment": (torch.float32, {"second_moment": "gradient"}, 361),
-    "update_moment": (torch.float32, {"second_moment": "update"}, 223),
-    "normuon": (torch.float32, {"post_norm": "normuon"}, 232),
-    "masters": (torch.bfloat16, {"master": "float32"}, 501),
-    "constraint": (torch.float32, {"constraint": "weight_norm"}, 1046),
+    "cautious": (torch.float32, {"cautious_decay": True}, 210),
+    "second_moment": (torch.float32, {"second_moment": "gradient"}, 375),
+    "update_moment": (torch.float32, {"second_moment": "update"}, 235),
+    "normuon": (torch.float32, {"post_norm": "normuon"}, 245),
+    "masters": (torch.bfloat16, {"master": "float32"}, 515),
+    "constraint": (torch.float32, {"constraint": "weight_norm"}, 1080),
 }
 """(dtype, options, bound) on llama-60m. The second moment of gradients goes one parameter at a time to
 save memory; float32 copies are compared, and norms are summed, one parameter at a time."""
