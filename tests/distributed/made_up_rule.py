@@ -22,7 +22,7 @@ from muonscale.optim.rules.base import (
     StateTensor,
     register,
 )
-from muonscale.optim.rules.nonfinite import commit_, scratch
+from muonscale.optim.rules.moments import average_, widened
 from muonscale.optim.rules.post_norm import Reducer
 
 
@@ -55,12 +55,9 @@ class TiltRule(Rule):
         self, state: Mapping[str, list[Any]], G: list[Tensor], group: Group, mask: Tensor | None
     ) -> list[Tensor]:
         M, V = state["mean"], state["square"]
-        wide_G = [g.to(m.dtype) for g, m in zip(G, M, strict=True)]
-        new_M, new_V = scratch(M, M, mask), scratch(V, V, mask)
-        torch._foreach_lerp_(new_M, wide_G, 1 - group["tilt"])
-        torch._foreach_lerp_(new_V, [g.square() for g in wide_G], 1 - group["tilt"])
-        commit_(M, new_M, mask)
-        commit_(V, new_V, mask)
+        wide_G = widened(G, M)
+        average_(M, wide_G, group["tilt"], mask)
+        average_(V, [g.square() for g in wide_G], group["tilt"], mask)
         return [m / (v.sqrt() + 1e-8) for m, v in zip(M, V, strict=True)]
 
     def matrix_update(self, group: Group) -> MatrixUpdate:

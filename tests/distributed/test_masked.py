@@ -72,13 +72,20 @@ def expected(options: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Tens
     return {name: parameter.detach() for name, parameter in parameters.items()}, state
 
 
+MANY = {"post_norm": "normuon", "second_moment": "update", "row_fraction": 0.5}
+
+
 @pytest.mark.parametrize(
-    ("row", "constraint"),
-    [("fsdp", "weight_norm"), ("replicated", "weight_norm"), ("columns", "row_magnitude")],
+    ("row", "options"),
+    [
+        ("fsdp", {**MANY, "constraint": "weight_norm"}),
+        ("replicated", {**MANY, "constraint": "weight_norm"}),
+        ("columns", {**MANY, "constraint": "row_magnitude"}),
+        ("columns", {"constraint": "row_magnitude", "cautious_decay": True}),
+        ("fsdp", {"second_moment": "gradient", "cautious_decay": True}),
+    ],
 )
-def test_a_step_that_is_left_out_leaves_all_state_as_it_was(world, row, constraint) -> None:
-    options = {"post_norm": "normuon", "second_moment": "update", "constraint": constraint}
-    options["row_fraction"] = 0.5
+def test_a_step_that_is_left_out_leaves_all_state_as_it_was(world, row, options) -> None:
     parameters, state = expected(options)
     for found, held in world(2).run(train, row, options):
         for name, tensor in parameters.items():

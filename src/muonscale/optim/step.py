@@ -33,7 +33,7 @@ from muonscale.optim.rules.base import (
     rule_of,
 )
 from muonscale.optim.rules.master_weights import Rounding, Weights, rounding_key
-from muonscale.optim.rules.nonfinite import commit_
+from muonscale.optim.rules.moments import write_
 from muonscale.optim.rules.row_magnitude import (
     LENGTH,
     ROW_STATES,
@@ -46,7 +46,13 @@ from muonscale.optim.rules.row_magnitude import (
     step_magnitudes,
     update_sums,
 )
-from muonscale.optim.rules.step_inputs import Group, ParamStep, batches, by_group
+from muonscale.optim.rules.step_inputs import (
+    Group,
+    ParamStep,
+    batches,
+    by_group,
+    by_group_and_device,
+)
 
 
 @dataclass(frozen=True)
@@ -78,7 +84,7 @@ class StepTally:
 
 def step_elements_(rule: Rule, items: list[ParamStep], mask: Tensor | None) -> StepTally:
     """Step an elementwise rule on the part of each parameter that is on this rank."""
-    for group, part in by_group(items):
+    for group, part in by_group_and_device(items):
         rule.step_(
             _weights(group, part),
             [item.gradient for item in part],
@@ -86,7 +92,7 @@ def step_elements_(rule: Rule, items: list[ParamStep], mask: Tensor | None) -> S
             group,
             lr=float(group["lr"]),
             rate=rate_of(group),
-            mask=mask,
+            mask=_near(mask, part),
         )
     return StepTally()
 
@@ -96,7 +102,9 @@ def step_matrices_(
 ) -> StepTally:
     """Step a rule on matrices, in batches of parameters that are whole on this rank."""
     tally = StepTally()
+    of_step = mask
     for update, whole in batches(items):
+        mask = _near(of_step, whole)
         batch, rows = _with_row_steps(whole, mask)
         directions: list[Tensor] = []
         for group, part in by_group(batch):
@@ -129,8 +137,9 @@ def step_shared_(
         rule: rule of the parameters.
         rank_group: rank group of the parameters. Others in it may have no gradient.
         items: the same on all ranks of the group.
-        mask: see `commit_`.
+        mask: 0-D bool on the device; false leaves parameters and state as they are.
     """
+    mask = _near(mask, items)
     items, rows = _with_row_steps(items, mask, rank_group)
     alone = [i for i in items if part_here(i.sharding) and rule.blockwise(i.state, i.group)]
     by_name = {item.name: item for item in items}
@@ -167,12 +176,11 @@ def _step_whole_(
 ) -> Tensor:
     """Step parameters by whole matrices, and return this rank's share of the sum of squares."""
     by_name = {item.name: item for item in items}
-    held = _step_tensors(rule, items, mask)
-    tensors = held if mask is None else _with_copied_state(held)
+    tensors = _step_tensors(rule, items, mask)
     square = torch.zeros((), device=items[0].parameter.device)
     later = [i for i in items if rule.constraint(i.group) and part_here(i.sharding) is not None]
     waiting = {item.name for item in later}
-    for names in rank_group.updates(tensors, by_name):
+    for names in rank_group.updates(tensors, by_name, mask):
         complete = [by_name[name] for name in names]
         if rule.on_matrices:
             for item in complete:
@@ -186,8 +194,6 @@ def _step_whole_(
     if later:
         updates = [tensors.updates[i.name].view(i.parameter.shape) for i in later]
         _apply_(later, updates, mask, rows, rank_group)
-    if mask is not None:
-        _commit_state_(held, tensors, mask)
     return square
 
 
@@ -214,6 +220,11 @@ def _block_updates(
         for (n, piece), U_MK in zip(blocks, U_NMK.unbind(), strict=True):
             write_piece_(updates[n], items[n].matrices, piece, U_MK)
     return updates
+
+
+def _near(mask: Tensor | None, items: Sequence[ParamStep]) -> Tensor | None:
+    """Return `mask` on the device of `items`, which all have the same."""
+    return None if mask is None else mask.to(items[0].parameter.device)
 
 
 def _elementwise(rule: Rule, group: Group, states: Sequence[Any]) -> dict[str, list[Any]]:
@@ -313,31 +324,6 @@ def _step_tensors(rule: Rule, items: list[ParamStep], mask: Tensor | None) -> St
     )
 
 
-def _with_copied_state(tensors: StepTensors) -> StepTensors:
-    """Return step tensors with copies of the state of matrices, which a mask may cancel."""
-
-    def copied(states: Mapping[Any, Tensor]) -> dict[Any, Tensor]:
-        return {k: v if isinstance(v, PartitionedTensor) else v.clone() for k, v in states.items()}
-
-    return replace(
-        tensors,
-        rows={key: copied(states) for key, states in tensors.rows.items()},
-        whole_rows={key: copied(states) for key, states in tensors.whole_rows.items()},
-    )
-
-
-def _commit_state_(held: StepTensors, new: StepTensors, mask: Tensor) -> None:
-    """Write the copies of the state back, unless `mask` is false; partitioned state by its parts."""
-
-    def commit(old: Mapping[Any, Tensor], values: Mapping[Any, Tensor]) -> None:
-        names = [name for name, state in old.items() if not isinstance(state, PartitionedTensor)]
-        commit_([old[name] for name in names], [values[name] for name in names], mask)
-
-    for key in held.rows:
-        commit(held.rows[key], new.rows[key])
-        commit(held.whole_rows[key], new.whole_rows[key])
-
-
 def _pieces_here(
     item: ParamStep, values: Mapping[str, Any], first: str, keys: list[str]
 ) -> Iterator[tuple[int | None, dict[str, Tensor], Tensor]]:
@@ -405,12 +391,11 @@ def _with_row_steps(
         W, matrices = _weights(group, part), [_local_matrices(item) for item in part]
         G = [item.gradient.to(item.state[LENGTH].dtype, copy=True) for item in part]
         sums = _over_ranks(gradient_sums(W, G, matrices), part, matrices, rank_group)
-        each = zip(
-            part, matrices, G, sums.split([own.rows for own in matrices], dim=1), strict=True
-        )
-        for item, own, g, of_item in each:
+        counts = _elementwise(rule_of(group), group, [item.state for item in part])[STEP]
+        sums_of = sums.split([own.rows for own in matrices], dim=1)
+        for item, own, g, of_item, count in zip(part, matrices, G, sums_of, counts, strict=True):
             state = {key: own.read_rows(item.state[key]) for key in ROW_STATES}
-            step, values, a, b = step_magnitudes(of_item, state, group, int(item.state[STEP]))
+            step, values, a, b = step_magnitudes(of_item, state, group, count)
             _write_rows_([item], [own], values, mask)
             direction_gradients_(_weights(group, [item]), [g], [own], a, b)
             steps[item.name] = step
@@ -429,7 +414,10 @@ def _write_rows_(
     for key, every in values.items():
         states = [item.state[key] for item in items]
         each = zip(matrices, every.split(counts), states, strict=True)
-        commit_(states, [own.write_rows(rows, state) for own, rows, state in each], mask)
+        new = [own.write_rows(rows, state) for own, rows, state in each]
+        if mask is not None:  # a product would keep NaN
+            new = [torch.where(mask, n, state) for n, state in zip(new, states, strict=True)]
+        write_(states, new)
 
 
 def _over_ranks(

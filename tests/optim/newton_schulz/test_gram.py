@@ -37,7 +37,7 @@ def test_a_normalized_matrix_is_taken_as_it_is(
     found = torch.full_like(X, torch.nan)
     monkeypatch.setattr(module, "_prepare", lambda X, *rest: (X, True))
     monkeypatch.setattr(kernels, "panel_rows", lambda *of: 4)
-    newton_schulz_([(found, X)], coefficients, segments)
+    newton_schulz_([(found, X, None)], coefficients, segments)
     torch.testing.assert_close(found, expected(X, coefficients), rtol=1e-12, atol=1e-14)
     assert torch.equal(X, before)
 
@@ -47,7 +47,7 @@ def test_a_later_batch_may_have_fewer_matrices(segments: tuple[int, ...]) -> Non
     coefficients = Coefficients(triples=resolve("you5", 5).triples[:4])
     X = matrix(5, 6, 9)
     found = torch.empty_like(X)
-    batches = list(zip(found.split(3), X.split(3), strict=True))
+    batches = [(out, part, None) for out, part in zip(found.split(3), X.split(3), strict=True)]
     newton_schulz_(batches, coefficients, segments)
     unit = X / X.norm(dim=(-2, -1), keepdim=True)
     torch.testing.assert_close(found, expected(unit, coefficients), rtol=1e-12, atol=1e-13)

@@ -86,6 +86,11 @@ OPTIONS: list[dict[str, Any]] = [
     *({"post_norm": name} for name in ("row", "col_row", "normuon", "frobenius")),
     {"scale": "rms_exact", "cautious_decay": True},
     {"decay": "independent", "betas": (0.8, 0.9)},
+    *({"constraint": name} for name in ("weight_norm", "radial_brake", "row_magnitude")),
+    {"constraint": "row_magnitude", "cautious_decay": True, "row_fraction": 0.5},
+    {"constraint": "weight_norm", "cautious_decay": True, "pre_norm": "row_col"},
+    {"second_moment": "gradient", "row_fraction": 0.25, "nesterov": False},
+    {"second_moment": "update", "post_norm": "normuon"},
 ]
 
 
@@ -106,6 +111,45 @@ def test_nothing_is_read_in_a_step(
     assert len(sent) == 3  # one flag for each step
     for own, other in zip(net.parameters(), expected.parameters(), strict=True):
         torch.testing.assert_close(own, other)
+
+
+def bits(tensor: Tensor) -> list[int]:
+    return tensor.detach().reshape(-1).view(torch.uint8).tolist()
+
+
+def everything(net: nn.Module, optimizer: Muon) -> dict[str, Any]:
+    """The bits of all weights and of all state."""
+    held = {name: bits(parameter) for name, parameter in net.named_parameters()}
+    for name, parameter in net.named_parameters():
+        for key, value in optimizer.state[parameter].items():
+            held[f"{key} of {name}"] = bits(value) if isinstance(value, Tensor) else value
+    return held
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("before", [0, 2])
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize("master", ["none", "float32", "stochastic"])
+def test_a_cancelled_step_leaves_every_bit(
+    monkeypatch: pytest.MonkeyPatch, master: str, options: dict[str, Any], before: int, bad: float
+) -> None:
+    net = model().to(torch.float32 if master == "none" else torch.bfloat16)
+    optimizer = Muon(net, lr=0.02, master=master, nonfinite="skip", **options)
+    with as_on_accelerator(monkeypatch):
+        train(net, optimizer, torch.no_grad, steps=max(1, before))
+        if not before:  # state of zeros, as before a first step
+            for state in optimizer.state.values():
+                for key, value in state.items():
+                    if key != "master":
+                        value.zero_()
+        held = everything(net, optimizer)
+        set_gradients(net, 1)
+        for number, parameter in enumerate(net.parameters()):
+            assert parameter.grad is not None
+            parameter.grad.flatten()[:: number + 1] = bad
+        optimizer.step()
+        optimizer.check_finite()  # the counters go back
+    assert everything(net, optimizer) == held
 
 
 def test_a_gradient_that_is_not_finite_changes_nothing_and_is_told_later(

@@ -186,9 +186,9 @@ def scale_outputs_(outputs: Outputs, factors_N: Tensor, masters: Masters | None 
             masters=None if master is None else [to_local(master)],
         )
         wide = torch.empty(0, dtype=torch.promote_types(tensor.dtype, torch.float32))
-        values = weights.wide([wide], None)
+        values = weights.wide([wide])
         values[0].mul_(here.to(values[0]).view(shape))
-        weights.write_(values, None)
+        weights.write_(values)
 
 
 def _select_local(tensor: Tensor, axis: int, factors: Tensor) -> Tensor:

@@ -161,7 +161,7 @@ class DistributedContext:
             for group in groups:
                 for name, parameter in named(group):
                     sharding = shardings[name]
-                    if is_sharded(parameter) and sharding is not None:
+                    if sharding is not None and is_sharded(parameter):
                         check_local_shape(name, parameter, sharding)
                     if parameter.grad is not None:
                         check_gradient(name, parameter, parameter.grad)
@@ -268,9 +268,13 @@ class DistributedContext:
     def rank_groups(self, groups: Sequence[Group], rule: Rule) -> list[RankGroup]:
         """Return the rank groups of the parameters on a rule, the same on all of their ranks.
 
+        Call it after `items`, which finds the shardings.
+
         A parameter on an elementwise rule is in a rank group only if its state is partitioned.
         Otherwise its state is sharded as the parameter is, and no update has to be sent.
         """
+        if not self.is_distributed:
+            return []
         similar: defaultdict[_Key, list[Member]] = defaultdict(list)
         for group in groups:
             if group["rule"] != rule.name:

@@ -159,11 +159,13 @@ class RankGroup:
         parameters = self.assignment.parameters
         return sum(parameters[task.parameter].name in active for task in self.assignment.tasks)
 
-    def updates(self, tensors: StepTensors, active: Collection[str]) -> Iterator[list[str]]:
+    def updates(
+        self, tensors: StepTensors, active: Collection[str], mask: Tensor | None = None
+    ) -> Iterator[list[str]]:
         """Write the updates of `active` parameters, and yield the names of those that are complete.
 
         All ranks of the group have to call it with the same names, and to exhaust it. The row state
-        of a parameter is complete with its update.
+        of a parameter is complete with its update. It stays as it is if `mask` (0-D bool) is false.
         """
         missing = self._matrices.count_deliveries(active)
         if without_pieces := [name for name, count in missing.items() if not count]:
@@ -172,7 +174,7 @@ class RankGroup:
         distributed: deque[dict[str, Pending]] = deque()
         for number in range(self.assignment.rounds):
             following = self._collect(number + 1, tensors, active)
-            updates, rows = self._update(number, collected, tensors, active)
+            updates, rows = self._update(number, collected, tensors, active, mask)
             distributed.append(self._distribute(number, updates, rows, active))
             collected = following
             if len(distributed) > 1:
@@ -202,6 +204,7 @@ class RankGroup:
         collected: dict[str, Pending],
         tensors: StepTensors,
         active: Collection[str],
+        mask: Tensor | None,
     ) -> tuple[dict[BatchKey, MatrixBatch], dict[str, dict[BatchKey, MatrixBatch]]]:
         """Return the updates and the new per-row state of the matrices of this rank."""
         batches = self._matrices.assemble(number, collected[""], tensors.whole, active)
@@ -223,9 +226,11 @@ class RankGroup:
                 for name, found in rows.items()
                 if key in found
             }
-            U_NMK, own = self.find_update(shape, update, split)(batch.values, own)
+            U_NMK, new = self.find_update(shape, update, split)(batch.values, own)
             updates[key] = MatrixBatch(batch.tasks, U_NMK)
-            for name, V_NM1 in own.items():
+            for name, V_NM1 in new.items():
+                if mask is not None:
+                    V_NM1 = torch.where(mask, V_NM1, own[name])
                 batch, whole = rows[name][key], tensors.whole_rows[name]
                 batch.values.copy_(V_NM1.expand_as(batch.values))
                 for task, values in zip(batch.tasks, batch.values.unbind(), strict=True):

@@ -69,7 +69,7 @@ class MatrixBatches:
         return (
             len(self.shapes[0]) == 2
             and all(shape == self.shapes[0] for shape in self.shapes)
-            and all(spec == PLAIN for spec in self.specs)
+            and all(spec is PLAIN or spec == PLAIN for spec in self.specs)
         )
 
     @functools.cached_property

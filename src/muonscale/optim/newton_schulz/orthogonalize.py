@@ -112,7 +112,9 @@ def orthogonalize(
         return polar
     X_NMK, O_NMK = X.reshape(-1, *X.shape[-2:]), polar.view(-1, *X.shape[-2:])
     count = _batch_length(X_NMK.shape, dtype, X_NMK.device, workspace_bytes)
-    batches = list(zip(O_NMK.split(count), X_NMK.split(count), strict=True))
+    # Elsewhere the host does not wait for norms, and one reduction serves all batches.
+    units = [None] * -(-len(X_NMK) // count) if is_on_host(X) else _units(X_NMK).split(count)
+    batches = list(zip(O_NMK.split(count), X_NMK.split(count), units, strict=True))
     if is_on_host(X) and can_run_side_by_side(len(batches)):
         run = functools.partial(newton_schulz_, coefficients=resolved, segments=segments)
         run_side_by_side(run, batches)
@@ -122,14 +124,14 @@ def orthogonalize(
 
 
 def newton_schulz_(
-    batches: Sequence[tuple[Tensor, Tensor]],
+    batches: Sequence[tuple[Tensor, Tensor, Tensor | None]],
     coefficients: Coefficients,
     segments: Segments,
     *,
     shape: tuple[int, int] | None = None,
     subgroup: Subgroup | None = None,
 ) -> None:
-    """Write the Newton-Schulz polynomial of every matrix in `X` into `O`, for pairs (O, X).
+    """Write the Newton-Schulz polynomial of every matrix in `X` into `O`, for all (O, X, unit).
 
     A segment of one step is the direct form, `X <- a*X + (b*A + c*A@A) @ X` with `A = X @ X.T`. A
     longer segment is the Gram form: each of its steps multiplies `X` by a polynomial of the first
@@ -138,8 +140,9 @@ def newton_schulz_(
     same polynomial. A tall matrix is multiplied from the right, with `A = X.T @ X`.
 
     Args:
-        batches: pairs of `[n, M, K]`, the first pair with the largest n. `O` is contiguous, in the
-            dtype of the products, and overwritten; `X` is not written to.
+        batches: `O` and `X` of `[n, M, K]`, the first with the largest n. `O` is contiguous, in the
+            dtype of the products, and overwritten; `X` is not written to. `unit` is from `_units`,
+            or None to find it where it is needed.
         coefficients: triples and normalization.
         segments: lengths that add up to the number of triples.
         shape: (out, in) of the whole matrices, if `X` holds parts of them.
@@ -155,8 +158,8 @@ def newton_schulz_(
     square_ = symmetric_ if subgroup is None else subgroup.product_
     squares = [empty_squares(like, len(like), side, panel) for _ in range(4)]
     spare = torch.empty_like(like) if len(segments) > 1 else like
-    for O_NMK, X in batches:
-        X, normalized = _prepare(X, coefficients, O_NMK.dtype, subgroup)
+    for O_NMK, X, unit in batches:
+        X, normalized = _prepare(X, unit, coefficients, O_NMK.dtype, subgroup)
         A, Z, Q, T = (square[: len(X)] for square in squares)
         triples = iter(coefficients.triples)
         for left, length in zip(range(len(segments), 0, -1), segments, strict=True):
@@ -191,7 +194,11 @@ def newton_schulz_(
 
 
 def _prepare(
-    X_NMK: Tensor, coefficients: Coefficients, dtype: torch.dtype, subgroup: Subgroup | None
+    X_NMK: Tensor,
+    unit: Tensor | None,
+    coefficients: Coefficients,
+    dtype: torch.dtype,
+    subgroup: Subgroup | None,
 ) -> tuple[Tensor, bool]:
     """Return `X` in `dtype`, contiguous, with squares in range, and whether it is normalized.
 
@@ -201,15 +208,14 @@ def _prepare(
     """
     X_NMK = X_NMK.to(torch.promote_types(X_NMK.dtype, torch.float32)).contiguous()
     norm = None
-    # The host checks norms only on a CPU, because it would have to wait for another device.
-    if subgroup is None and is_on_host(X_NMK) and not torch.compiler.is_compiling():
+    if unit is None and subgroup is None and not torch.compiler.is_compiling():
         norm = torch.linalg.vector_norm(X_NMK, dim=(-2, -1), keepdim=True)
         # No magnitude is above the norm, and the largest is at least norm / sqrt(M K).
         least = 2 * math.prod(X_NMK.shape[1:]) ** 0.5 / _FAR
         if not ((norm > least) & (norm < _FAR / 2)).all():  # so for a NaN
             norm = None
     if norm is None:
-        X_NMK = _in_range(X_NMK, subgroup)
+        X_NMK = X_NMK / (_units(X_NMK, subgroup) if unit is None else unit)
     if dtype.itemsize >= 4:
         return X_NMK.to(dtype), False
     if norm is None:
@@ -218,19 +224,26 @@ def _prepare(
         norm = subgroup.sum_(norm.square_()).sqrt_()
     # No eps is added: a zero matrix is divided by 1.
     norm = norm.masked_fill_(norm == 0, 1.0).mul_(coefficients.margin)
-    return (X_NMK / norm).to(dtype), coefficients.normalization == "frobenius"
+    unit_X = torch.div(X_NMK, norm, out=torch.empty_like(X_NMK, dtype=dtype))
+    return unit_X, coefficients.normalization == "frobenius"
 
 
-def _in_range(X_NMK: Tensor, subgroup: Subgroup | None) -> Tensor:
-    """Return each matrix divided by its largest magnitude if squares would be out of range."""
-    if X_NMK.numel():  # not vector_norm(inf), which takes ten times as long on a CPU
+def _units(X_NMK: Tensor, subgroup: Subgroup | None = None) -> Tensor:
+    """Return the number by which to divide each matrix so that squares are in range: `[N, 1, 1]`.
+
+    It is the largest magnitude where the squares would be out of range, and 1 elsewhere.
+    """
+    if not X_NMK.numel():
+        largest = X_NMK.new_zeros(X_NMK.shape[0], 1, 1)
+    elif is_on_host(X_NMK):  # vector_norm(inf) takes ten times as long on a CPU
         largest = torch.maximum(X_NMK.amax((-2, -1), True), X_NMK.amin((-2, -1), True).neg_())
     else:
-        largest = X_NMK.new_zeros(X_NMK.shape[0], 1, 1)
+        largest = torch.linalg.vector_norm(X_NMK, math.inf, (-2, -1), keepdim=True)
+    largest = largest.to(torch.promote_types(X_NMK.dtype, torch.float32))
     if subgroup is not None:
         subgroup.max_(largest)
     usable = (largest > 1 / _FAR) & (largest < _FAR) | (largest == 0)
-    return X_NMK / largest.masked_fill_(usable, 1.0)
+    return largest.masked_fill(usable, 1.0)
 
 
 def _take_scale_(A_NSS: Tensor, coefficients: Coefficients) -> Tensor:
@@ -280,7 +293,8 @@ def orthogonalize_part(
     longest = (min(shape), -(-max(shape) // subgroup.size))
     per_matrix = (2 * longest[0] * longest[1] + 4 * longest[0] ** 2) * dtype.itemsize
     count = min(max(1, WORKSPACE_BYTES // per_matrix), X_NMK.shape[0])
-    batches = list(zip(polar.split(count), X_NMK.split(count), strict=True))
+    parts = zip(polar.split(count), X_NMK.split(count), strict=True)
+    batches = [(polar_part, X, None) for polar_part, X in parts]
     newton_schulz_(batches, coefficients, segments, shape=shape, subgroup=subgroup)
     return polar
 

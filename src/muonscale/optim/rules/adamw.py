@@ -18,7 +18,8 @@ from muonscale.optim.options import AdamWOptions
 from muonscale.optim.rules.base import Group, Rule, StateTensor, register
 from muonscale.optim.rules.decay import decay_
 from muonscale.optim.rules.master_weights import Weights
-from muonscale.optim.rules.nonfinite import commit_, scratch
+from muonscale.optim.rules.moments import average_, average_squares_, widened
+from muonscale.optim.rules.nonfinite import or_zeros
 
 
 class AdamWRule(Rule):
@@ -97,7 +98,7 @@ def adamw_step_(
         betas: (b1, b2), each in [0, 1).
         eps: added to the root of the corrected second moment.
         cautious: see `decay_`; the update has the sign of `M`.
-        mask: see `commit_`.
+        mask: 0-D bool; false leaves everything as it is. None counts as true.
     """
     if not cautious and _fits_kernel(W, G, M, V):
         found_inf = None if mask is None else (~mask).to(M[0].device, torch.float32)
@@ -119,10 +120,11 @@ def adamw_step_(
         )
         return
     denominators = adamw_moments_(G, M, V, steps, betas=betas, eps=eps, mask=mask)
-    new_W = W.wide(M, mask)
-    decay_(new_W, M, rate, cautious=cautious)
-    torch._foreach_addcdiv_(new_W, M, denominators, [-lr / (1 - betas[0] ** t) for t in steps])
-    W.write_(new_W, mask)
+    new_W = W.wide(M)
+    decay_(new_W, M, rate, cautious=cautious, mask=mask)
+    factors = [-lr / (1 - betas[0] ** t) for t in steps]
+    torch._foreach_addcdiv_(new_W, or_zeros(mask, M), denominators, factors)
+    W.write_(new_W)
 
 
 FUSED_DEVICES = ("cpu", "cuda")
@@ -183,13 +185,9 @@ def adamw_moments_(
 ) -> list[Tensor]:
     """Write one step into the moments, and return `sqrt(V)/sqrt(1-b2^t) + eps`."""
     beta1, beta2 = betas
-    wide_G = [g.to(m.dtype) for g, m in zip(G, M, strict=True)]
-    new_M, new_V = scratch(M, M, mask), scratch(V, V, mask)
-    torch._foreach_lerp_(new_M, wide_G, 1 - beta1)
-    torch._foreach_mul_(new_V, beta2)
-    torch._foreach_addcmul_(new_V, wide_G, wide_G, 1 - beta2)
-    commit_(M, new_M, mask)
-    commit_(V, new_V, mask)
+    wide_G = widened(G, M)
+    average_(M, wide_G, beta1, mask)
+    average_squares_(V, wide_G, beta2, mask)
     denominators = list(torch._foreach_sqrt(V))
     torch._foreach_div_(denominators, [(1 - beta2**t) ** 0.5 for t in steps])
     torch._foreach_add_(denominators, eps)

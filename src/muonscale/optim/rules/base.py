@@ -40,7 +40,8 @@ from muonscale.optim.options import RuleOptions, add_options, check_word
 from muonscale.optim.rules.constraint import Constraint, MatrixSums
 from muonscale.optim.rules.decay import decay_, decay_rate
 from muonscale.optim.rules.master_weights import Weights
-from muonscale.optim.rules.nonfinite import commit_
+from muonscale.optim.rules.moments import write_
+from muonscale.optim.rules.nonfinite import or_zeros, zero_unless_
 from muonscale.optim.rules.post_norm import LOCAL, Reducer
 
 Group = Mapping[str, Any]
@@ -185,7 +186,9 @@ class Rule(ABC):
                 state broadcasts to these shapes; counts as a list of int, this step included.
             G: gradients or parts of them, any floating dtype; not written to.
             group: options.
-            mask: see `commit_`.
+            mask: 0-D bool on the device, or None. If it is false, a gradient is not finite: the
+                state must stay as it is, and the directions may be anything. `average_` and
+                `zero_unless_` do so without asking the host.
 
         Returns:
             New tensors, or the state tensors themselves, which the caller only reads. No views.
@@ -338,7 +341,7 @@ def matrix_updates(
         update_of: from a matrix shape to the update of a batch.
         rows: per-row states of the parameters by name; written to.
         elements: states per matrix element by name; written to.
-        mask: see `commit_`; for `rows` and `elements`.
+        mask: 0-D bool; false leaves `rows` and `elements` as they are. None counts as true.
     """
     rows, elements = rows or {}, elements or {}
     gathered_rows = {name: batches.gather_rows(states) for name, states in rows.items()}
@@ -348,13 +351,14 @@ def matrix_updates(
     updates: dict[MatrixShape, Tensor] = {}
     for shape in list(gathered):
         own = {name: by_shape[shape] for name, by_shape in gathered_rows.items()}
-        updates[shape], own = update_of(shape)(gathered.pop(shape), own)
-        for name, values in own.items():
-            gathered_rows[name][shape] = values
+        updates[shape], new = update_of(shape)(gathered.pop(shape), own)
+        for name, values in new.items():
+            kept = values if mask is None else torch.where(mask, values, own[name])
+            gathered_rows[name][shape] = kept
     for name, states in rows.items():
-        commit_(states, batches.scatter_rows(gathered_rows[name]), mask)
+        write_(states, batches.scatter_rows(gathered_rows[name]))
     for name, states in elements.items():
-        commit_(states, batches.scatter(gathered_rows[name]), mask)
+        write_(states, batches.scatter(gathered_rows[name]))
     return Updates(
         batches.scatter(updates),
         sum(U_NMK.shape[0] for U_NMK in updates.values()),
@@ -374,11 +378,12 @@ def apply_updates_(
     """Write `W <- (1 - rate)*W - lr*U`, rounded once if `W` is narrower than `U`.
 
     The shape factor within `U` does not multiply the decay. See `decay_` for `rate`, `cautious`.
+    If `mask` (0-D bool) is false, `W` stays as it is, whatever `U` is.
     """
-    new_W = W.wide(U, mask)
-    decay_(new_W, U, rate, cautious=cautious)
-    torch._foreach_add_(new_W, U, alpha=-lr)
-    W.write_(new_W, mask)
+    new_W = W.wide(U)
+    decay_(new_W, U, rate, cautious=cautious, mask=mask)
+    torch._foreach_add_(new_W, or_zeros(mask, U), alpha=-lr)
+    W.write_(new_W)
 
 
 def constrained_sums(
@@ -414,16 +419,19 @@ def apply_constrained_(
         sums: from `constrained_sums`, over all ranks.
         constraint: gives the numbers.
         group: options.
-        mask: see `commit_`.
+        mask: 0-D bool; false leaves `W` as it is. None counts as true.
     """
     assert constraint.factors is not None
     keep, move = constraint.factors(MatrixSums(*sums), group)
-    new_W = W.wide(U, mask)
-    decay_(new_W, U, rate_of(group), cautious=group["cautious_decay"])
+    new_W = W.wide(U)
+    decay_(new_W, U, rate_of(group), cautious=group["cautious_decay"], mask=mask)
+    zero_unless_(mask, U)
+    if mask is not None:
+        keep, move = torch.where(mask, keep, 1.0), torch.where(mask, move, 0.0)
     counts = [own.count for own in matrices]
     each = zip(new_W, U, matrices, keep.split(counts), move.split(counts), strict=True)
     for w, u, own, kept, moved in each:
         own.scale_(w, kept)
         own.scale_(u, moved)
     torch._foreach_sub_(new_W, U)
-    W.write_(new_W, mask)
+    W.write_(new_W)

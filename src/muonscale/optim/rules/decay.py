@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from muonscale.optim.rules.nonfinite import number_if, zero_unless_
+
 
 @dataclass(frozen=True, kw_only=True)
 class Decay:
@@ -45,7 +47,14 @@ def decay_rate(group: Mapping[str, Any]) -> float:
     return decay.rate(float(group["lr"]), float(group["weight_decay"]), float(group["peak_lr"]))
 
 
-def decay_(W: list[Tensor], U: list[Tensor], rate: float, *, cautious: bool) -> None:
+def decay_(
+    W: list[Tensor],
+    U: list[Tensor],
+    rate: float,
+    *,
+    cautious: bool,
+    mask: Tensor | None = None,
+) -> None:
     """Write `W <- (1 - rate)*W`; if `cautious`, only where `W*U >= 0`: decay and update agree.
 
     Args:
@@ -53,12 +62,17 @@ def decay_(W: list[Tensor], U: list[Tensor], rate: float, *, cautious: bool) -> 
         U: the update, or any tensor with its sign; not written to.
         rate: from `decay_rate`.
         cautious: do not decay elements whose magnitude the update increases.
+        mask: 0-D bool; false leaves `W` as it is. None counts as true.
 
     References:
         Chen et al., Cautious Weight Decay, arXiv 2510.12402, algorithm 1.
     """
     if not cautious:
-        torch._foreach_mul_(W, 1 - rate)
+        torch._foreach_mul_(W, number_if(mask, 1 - rate, 1.0, W))
         return
-    agreeing = [product.ge_(0) for product in torch._foreach_mul(W, U)]
+    agreeing = list(torch._foreach_mul(W, U))  # 1 where the product is not negative, else 0
+    torch._foreach_sign_(agreeing)
+    torch._foreach_add_(agreeing, 1.0)
+    torch._foreach_clamp_max_(agreeing, 1.0)
+    zero_unless_(mask, agreeing)
     torch._foreach_addcmul_(W, list(W), agreeing, value=-rate)

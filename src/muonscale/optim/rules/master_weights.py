@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from muonscale.optim.matrices.sharding import Sharding, element_numbers
-from muonscale.optim.rules.nonfinite import commit_, scratch
+from muonscale.optim.rules.moments import widened, write_
 
 
 def is_narrow(parameter: Tensor) -> bool:
@@ -50,14 +50,14 @@ class Weights:
     roundings: list[Rounding | None] | None = None
     """How each parameter is rounded at random; None if none is."""
 
-    def wide(self, like: list[Tensor], mask: Tensor | None) -> list[Tensor]:
+    def wide(self, like: list[Tensor]) -> list[Tensor]:
         """Return the weights in the dtypes of `like`, to compute on in place.
 
         They are the parameters themselves if those can be updated in place. If a parameter differs
         from its rounded float32 copy, other code has written to it (a checkpoint of the model, a
         clip), and its value replaces the copy.
         """
-        return scratch(self._bases(), like, mask)
+        return widened(self._bases(), like)
 
     def copies(self, like: list[Tensor]) -> Iterator[Tensor]:
         """Yield a copy of each of the weights that `wide` returns."""
@@ -72,17 +72,17 @@ class Weights:
             for master, stored in zip(self.masters, self.stored, strict=True)
         ]
 
-    def write_(self, values: list[Tensor], mask: Tensor | None) -> None:
-        """Write `values` from `wide`, rounded once, unless `mask` (0-D bool) is false."""
+    def write_(self, values: list[Tensor]) -> None:
+        """Write `values` from `wide`, rounded once."""
         if self.masters is not None:
             pairs = [(m, v) for m, v in zip(self.masters, values, strict=True) if m is not None]
-            commit_([m for m, _ in pairs], [v for _, v in pairs], mask)
+            write_([m for m, _ in pairs], [v for _, v in pairs])
         if self.roundings is not None:
             values = [
                 value if rounding is None else rounding.apply(value)
                 for value, rounding in zip(values, self.roundings, strict=True)
             ]
-        commit_(self.stored, values, mask)
+        write_(self.stored, values)
 
 
 def _agreed(master: Tensor, stored: Tensor) -> Tensor:

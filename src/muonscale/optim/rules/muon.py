@@ -39,7 +39,8 @@ from muonscale.optim.rules.base import (
     register,
 )
 from muonscale.optim.rules.constraint import Constraint, resolve_constraint
-from muonscale.optim.rules.nonfinite import commit_, scratch
+from muonscale.optim.rules.moments import average_, average_squares_, widened
+from muonscale.optim.rules.nonfinite import or_zeros
 from muonscale.optim.rules.post_norm import NormContext, Reducer, resolve_post_norm
 from muonscale.optim.rules.pre_norm import PreNormContext, resolve_pre_norm
 from muonscale.optim.rules.row_magnitude import EXP_AVG, EXP_AVG_SQ, LENGTH, MAGNITUDE, STEP
@@ -361,19 +362,19 @@ def momentum_step_(
         momentum: mu, in [0, 1).
         nesterov: look one step ahead.
         skipped: 1 where the last step skipped a row, else 0; broadcasts to `M`.
-        mask: see `commit_`.
+        mask: 0-D bool; false leaves `M` as it is, and N may be anything. None counts as true.
 
     Returns:
         New tensors with Nesterov; otherwise the buffers themselves, which the caller only reads.
     """
-    wide_G = [g.to(m.dtype) for g, m in zip(G, M, strict=True)]
-    new_M = scratch(M, M, mask)
+    wide_G = widened(G, M)
     if skipped is None:
-        torch._foreach_lerp_(new_M, wide_G, 1 - momentum)
+        average_(M, wide_G, momentum, mask)
     else:
-        for m, g, skip in zip(new_M, wide_G, skipped, strict=True):
-            m.mul_(momentum + (1 - momentum) * skip).add_(g, alpha=1 - momentum)
-    commit_(M, new_M, mask)
+        for m, g, skip in zip(M, or_zeros(mask, wide_G), skipped, strict=True):
+            kept = momentum + (1 - momentum) * skip
+            m.mul_(kept if mask is None else torch.where(mask, kept, 1.0))
+            m.add_(g, alpha=1 - momentum)
     if not nesterov:
         return list(M)
     return list(torch._foreach_lerp(wide_G, M, momentum))
@@ -395,11 +396,7 @@ def adapted_(
     References:
         Muon2, arXiv 2604.09967; KellerJordan/modded-nanogpt, track 3, MuonSq.
     """
-    wide_G = [g.to(v.dtype) for g, v in zip(G, V, strict=True)]
-    new_V = scratch(V, V, mask)
-    torch._foreach_mul_(new_V, beta)
-    torch._foreach_addcmul_(new_V, wide_G, wide_G, 1 - beta)
-    commit_(V, new_V, mask)
+    average_squares_(V, widened(G, V), beta, mask)
     for i, v in enumerate(V):  # one at a time, so that two copies of all directions never exist
         N[i] = N[i] / v.sqrt().add_(eps)
     return N

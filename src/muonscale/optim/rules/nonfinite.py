@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -117,20 +118,35 @@ def send_to_host(tensor: Tensor) -> tuple[Tensor, torch.Event]:
     return host, arrived
 
 
-def scratch(targets: list[Tensor], like: list[Tensor], mask: Tensor | None) -> list[Tensor]:
-    """Return tensors to compute on in place, which `commit_` writes back.
+def zero_unless_(mask: Tensor | None, tensors: list[Tensor]) -> None:
+    """Write zeros into `tensors`, of the device of `mask`, unless `mask` (0-D bool) is true or None.
 
-    They are the targets themselves if those can be updated in place. They are copies if `mask` may
-    cancel the write, or if a target is narrower than `like`, whose dtypes they have.
+    The bits are multiplied, because a product of NaN and zero is NaN. All tensors take one launch,
+    where `torch.where` would take one for each.
     """
-    wide = [target.to(other.dtype) for target, other in zip(targets, like, strict=True)]
-    return wide if mask is None else [tensor.clone() for tensor in wide]
+    if mask is not None:
+        bits = _bits(tensors)
+        torch._foreach_mul_(bits, mask.to(bits[0].dtype))
 
 
-def commit_(targets: list[Tensor], values: list[Tensor], mask: Tensor | None) -> None:
-    """Write `values` from `scratch` into `targets`, unless `mask` (0-D bool) is false."""
-    for target, value in zip(targets, values, strict=True):
-        if mask is not None:
-            value = torch.where(mask.to(target.device), value.to(target.dtype), target)
-        if value is not target:
-            target.copy_(value)
+def or_zeros(mask: Tensor | None, tensors: list[Tensor]) -> list[Tensor]:
+    """Return `tensors` if `mask` is None; otherwise copies, which are zeros if it is false."""
+    if mask is None:
+        return tensors
+    bits = _bits(tensors)
+    products = torch._foreach_mul(bits, mask.to(bits[0].dtype))
+    return [product.view(tensor.dtype) for product, tensor in zip(products, tensors, strict=True)]
+
+
+def _bits(tensors: list[Tensor]) -> list[Tensor]:
+    integers = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+    return [tensor.view(integers[tensor.dtype.itemsize]) for tensor in tensors]
+
+
+def number_if(mask: Tensor | None, number: float, otherwise: float, like: list[Tensor]) -> Any:
+    """Return `number` if `mask` is true or None, else `otherwise`: a factor of the tensors `like`."""
+    if mask is None:
+        return number
+    widest = max(like, key=lambda tensor: tensor.dtype.itemsize)
+    wanted = torch.full((), number, dtype=widest.dtype, device=widest.device)
+    return torch.where(mask, wanted, otherwise)

@@ -27,6 +27,7 @@ from torch import Tensor
 
 from muonscale.optim.matrices.local import LocalMatrices
 from muonscale.optim.rules.master_weights import Weights
+from muonscale.optim.rules.nonfinite import zero_unless_
 
 MAGNITUDE = "row_magnitude"
 LENGTH = "row_direction_length"
@@ -156,15 +157,17 @@ def apply_rows_(
         move: from `factors`.
         rate: see `decay_`.
         cautious: see `decay_`.
-        mask: see `commit_`.
+        mask: 0-D bool; false leaves `W` as it is. None counts as true.
     """
-    new_W = W.wide(U, mask)
+    new_W = W.wide(U)
     counts = [own.rows for own in matrices]
     each = zip(new_W, U, matrices, keep.split(counts), move.split(counts), strict=True)
     for w, u, own, kept, moved in each:
         own.scale_rows_(u, moved)
         if cautious:
             u.addcmul_(w, (w * u).ge_(0), value=rate)
-        own.scale_rows_(w, kept if cautious else kept - rate)
+        factor = kept if cautious else kept - rate
+        own.scale_rows_(w, factor if mask is None else torch.where(mask, factor, 1.0))
+    zero_unless_(mask, U)
     torch._foreach_sub_(new_W, U)
-    W.write_(new_W, mask)
+    W.write_(new_W)

@@ -69,9 +69,21 @@ def check_names(group: Group) -> None:
 
 def by_group(items: Iterable[ParamStep]) -> Iterator[tuple[Group, list[ParamStep]]]:
     """Yield each group with its items, which are next to each other in `items`."""
-    for _, part in groupby(items, key=lambda item: id(item.group)):
-        members = list(part)
+    members: list[ParamStep] = []
+    for item in items:
+        if members and item.group is not members[0].group:
+            yield members[0].group, members
+            members = []
+        members.append(item)
+    if members:
         yield members[0].group, members
+
+
+def by_group_and_device(items: Iterable[ParamStep]) -> Iterator[tuple[Group, list[ParamStep]]]:
+    """Yield each group with its items that are next to each other and on one device."""
+    for group, members in by_group(items):
+        for _, part in groupby(members, key=lambda item: item.parameter.device):
+            yield group, list(part)
 
 
 def batches(items: list[ParamStep]) -> Iterator[tuple[MatrixUpdate, list[ParamStep]]]:

@@ -41,7 +41,8 @@ from muonscale.optim.rules.step_inputs import Group, check_names, named
 def counters_of(group: Group) -> list[str]:
     """Return the names of the state that counts the steps of a parameter. A cancelled step does not
     count."""
-    return [t.name for t in rule_of(group).state(group) if t.per == "parameter"] + ["rounding_step"]
+    of_rule = [t.name for t in rule_of(group).state(group) if t.per == "parameter"]
+    return of_rule + (["rounding_step"] if group["master"] == "stochastic" else [])
 
 
 def not_negative_state(group: Group) -> list[str]:
