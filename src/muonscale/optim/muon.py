@@ -73,13 +73,14 @@ class Muon(torch.optim.Optimizer):
     replaced in its group, moved or cast keeps its state, by name.
 
     Args:
-        params: a model, whose groups `parameter_groups` makes; or groups from `parameter_groups`; or
-            groups of your own, of which at least one needs a `rule` (Muon is the default) if there
-            are several, optional `param_names`, and `matrices` (name to `MatrixSpec`) for what is
-            not a plain 2-D matrix; or 2-D tensors, with or without names.
-        *args: `lr`, `weight_decay`, `momentum` and `nesterov`, in this order as in torch.optim.Muon.
-        **kwargs: the options of `CommonOptions`, `NarrowOptions`, `MuonOptions` and `AdamWOptions` in
-            `muonscale.optim.options`, which a group can also have for itself, and:
+        params: a model, whose groups `parameter_groups` makes; or groups from `parameter_groups`;
+            or groups of your own, of which at least one needs a `rule` (Muon is the default) if
+            there are several, optional `param_names`, and `matrices` (name to `MatrixSpec`) for
+            what is not a plain 2-D matrix; or 2-D tensors, with or without names.
+        *args: `lr`, `weight_decay`, `momentum` and `nesterov`, in this order as in
+            torch.optim.Muon.
+        **kwargs: the options of `CommonOptions`, `NarrowOptions`, `MuonOptions` and `AdamWOptions`
+            in `muonscale.optim.options`, which a group can also have for itself, and:
 
             `adamw_lr`: learning rate of groups on AdamW that have none; `lr` if None.
 
@@ -185,8 +186,8 @@ class Muon(torch.optim.Optimizer):
         added after them; `unfreeze` lets parameters join the groups that are there.
 
         Raises:
-            GroupingError: for a parameter that the model does not have, that is in another group, or
-                on which the rule cannot work.
+            GroupingError: for a parameter that the model does not have, that is in another group,
+                or on which the rule cannot work.
             ConfigError: for a key that no option has, or a value outside its range.
         """
         if not isinstance(param_group, dict):
@@ -226,7 +227,7 @@ class Muon(torch.optim.Optimizer):
     def unfreeze(
         self, what: nn.Module | str | Sequence[str], model: nn.Module | None = None
     ) -> list[str]:
-        """Train parameters that were frozen or that the model did not have, by the rule of their role.
+        """Train parameters that were frozen or new to the model, by the rule of their role.
 
         They get `requires_grad=True` and join the group of their role, so that its learning rate,
         its schedulers and its other options hold for them. A role that has no group yet gets one,
@@ -294,7 +295,7 @@ class Muon(torch.optim.Optimizer):
         home["guessed"] = [*home.get("guessed", []), *group["guessed"]]
 
     def _keep_state(self, resized: Literal["refuse", "leave"] = "refuse") -> None:
-        """Ensure that every parameter has state; carry it over if the parameter was replaced, moved or cast."""
+        """Ensure that every parameter has state; carry over that of a replaced or moved one."""
         self._context.assign(self.param_groups)
         owned = self._context.owned_matrices.get
         with torch.inference_mode(False), torch.no_grad():  # steps outside of it write to the state
@@ -309,8 +310,8 @@ class Muon(torch.optim.Optimizer):
         """Raise GroupingError if the model trains parameters in place of those in the groups.
 
         A parameter that was replaced has no gradient any more, or old ones that are never cleared.
-        Walking through a model costs as much as a few kernels, so a step checks only where a gradient
-        is missing, and every 16th step.
+        Walking through a model costs as much as a few kernels, so a step checks only where a
+        gradient is missing, and every 16th step.
         """
         if self._source is None or (model := self._source.model) is None:
             return
@@ -346,8 +347,8 @@ class Muon(torch.optim.Optimizer):
 
         Raises:
             DivergedError: if `nonfinite="raise"` and the step before met a non-finite gradient.
-            GroupingError: if the model that the optimizer was made from has replaced parameters that
-                are in a group, so that those which have gradients are in none.
+            GroupingError: if the model that the optimizer was made from has replaced parameters
+                that are in a group, so that those which have gradients are in none.
             LayoutError: if a parameter has another shape than its state, or ranks have other
                 parameters.
             ConfigError: if options differ between ranks, or one was changed to a value outside its
@@ -418,7 +419,7 @@ class Muon(torch.optim.Optimizer):
         return None
 
     def _settle(self) -> None:
-        """Read the flag of the last step once it has arrived, and count the step if it was left out."""
+        """Read the flag of the last step once it has arrived; count the step if left out."""
         if self._pending is None:
             return
         check, counters = self._pending
@@ -458,9 +459,10 @@ class Muon(torch.optim.Optimizer):
 
         Returns:
             `matrices`: logical matrices orthogonalized (0 for a step left out). `update_rms`: RMS
-            of the scaled update over all elements on Muon, in units of lr, before decay and before a
-            constraint; a 0-D tensor on the device, so that only reading it waits. `skipped_steps`: steps left out for
-            non-finite gradients since construction, on a GPU those known so far.
+            of the scaled update over all elements on Muon, in units of lr, before decay and before
+            a constraint; a 0-D tensor on the device, so that only reading it waits.
+            `skipped_steps`: steps left out for non-finite gradients since construction, on a GPU
+            those known so far.
         """
         return {
             "matrices": self._matrices,

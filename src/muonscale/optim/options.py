@@ -91,21 +91,23 @@ class MuonOptions(RuleOptions):
     ns_dtype: Any = "auto"
     """Dtype of the Newton-Schulz products; `auto` is bfloat16 where that is fast, else float32."""
     second_moment: SecondMomentT | None = None
-    """`gradient` divides every element of the direction by the root of the running mean of the squared
-    gradient, before the polar step (Muon2, arXiv 2604.09967); `update` divides every element of the
-    polar factor by the root of its own running mean square, and keeps the length (AdaMuon, arXiv
-    2507.11005). Both keep one more value per element; on sharded parameters `update` sends it with
-    the matrices."""
+    """`gradient` divides every element of the direction by the root of the running mean of the
+    squared gradient, before the polar step (Muon2, arXiv 2604.09967); `update` divides every
+    element of the polar factor by the root of its own running mean square, and keeps the length
+    (AdaMuon, arXiv 2507.11005). Both keep one more value per element; on sharded parameters
+    `update` sends it with the matrices.
+    """
     second_moment_beta: float = _option(0.95, "fraction")
     """Decay rate of that mean."""
     second_moment_eps: float = _option(1e-10, "above 0")
     """Epsilon added to the root. Elements far below it are not divided."""
     pre_norm: PreNormT | None = None
-    """What precedes the polar factor. `row` and `col` scale rows or columns of the direction to unit
-    length, `row_col` divides by the lengths of both (Chang et al., MuonEq, arXiv 2603.28254);
+    """What precedes the polar factor. `row` and `col` scale rows or columns of the direction to
+    unit length, `row_col` divides by the lengths of both (Chang et al., MuonEq, arXiv 2603.28254);
     `aurora` balances the long side of a matrix by a polar step of its own, so that the rows of a
-    tall update have equal lengths (Aurora, arXiv 2606.27715); `sign` takes the sign of every element
-    (AdaMuon)."""
+    tall update have equal lengths (Aurora, arXiv 2606.27715); `sign` takes the sign of every
+    element (AdaMuon).
+    """
     post_norm: PostNormT | None = None
     """What follows the polar factor. `row`, `col`, `row_col` (rows, then columns) and `col_row`
     scale rows or columns to unit length (Zhang et al., Muon+, arXiv 2602.21545); `normuon` divides
@@ -162,14 +164,16 @@ class GroupingOptions:
     """Options of `parameter_groups`, which decide what is a matrix and what is on Muon."""
 
     heads: HeadsT = "whole"
-    """Matrices of attention: `whole` takes each projection as one, `auto` takes the block of each head
-    as a matrix of its own, in the projections to queries, keys and values, in the up-projections of
-    multi-head latent attention and, by columns, in the output projection (Kimi K3, arXiv 2607.24653,
-    section 2.5; GLM-5, arXiv 2602.15763, Muon Split)."""
+    """Matrices of attention: `whole` takes each projection as one, `auto` takes the block of each
+    head as a matrix of its own, in the projections to queries, keys and values, in the
+    up-projections of multi-head latent attention and, by columns, in the output projection (Kimi
+    K3, arXiv 2607.24653, section 2.5; GLM-5, arXiv 2602.15763, Muon Split).
+    """
     convolutions: ConvolutionsT = "adamw"
-    """Kernels of convolutions: `adamw`, or `muon`, which flattens each kernel to a matrix, one for each
-    group, and puts it on the rule of the hidden matrices. Kernels that are vectors (depthwise
-    convolutions) stay on AdamW."""
+    """Kernels of convolutions: `adamw`, or `muon`, which flattens each kernel to a matrix, one for
+    each group, and puts it on the rule of the hidden matrices. Kernels that are vectors (depthwise
+    convolutions) stay on AdamW.
+    """
 
 
 OPTIONS_OF: dict[str, type[RuleOptions]] = {"muon": MuonOptions, "adamw": AdamWOptions}
@@ -269,7 +273,7 @@ def check_given(given: Mapping[str, Any], *options: type) -> None:
 
 @functools.cache
 def _checks_of(options: type) -> tuple[tuple[str, Callable[[str, Any], None]], ...]:
-    """Return (name, check) of each option of a class that has a range, accepted words, or two values."""
+    """Return (name, check) of each option of a class that has a range, words, or two values."""
     hints = get_type_hints(options)
     checks: list[tuple[str, Callable[[str, Any], None]]] = []
     for f in fields(options):

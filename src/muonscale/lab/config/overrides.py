@@ -14,7 +14,7 @@ from muonscale.lab.config.read import read_yaml
 
 
 def split_override(text: str, form: str, accepts: Callable[[str], bool]) -> tuple[str, Any]:
-    """Return the key and the value of an override. The value is read as YAML, unless it begins with `*`.
+    """Return the key and the value of an override; a value is YAML, unless it begins with `*`.
 
     Args:
         text: the override.

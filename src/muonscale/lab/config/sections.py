@@ -118,8 +118,9 @@ class RunSection(Section):
     threads: Annotated[int, Field(gt=0, le=1024)] | None = None
     """CPU threads of torch, at most 1024. The default is torch's own."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    """Device to train on; `auto` is a GPU of CUDA or ROCm if there is one, else the CPU. `mps` is an
-    Apple GPU, which was not tried on a Mac."""
+    """Device to train on; `auto` is a GPU of CUDA or ROCm if there is one, else the CPU. `mps` is
+    an Apple GPU, which was not tried on a Mac.
+    """
 
 
 class ModelSection(Section):
@@ -663,8 +664,8 @@ class TrainSection(Section):
     """Compile every layer with torch.compile, which takes a minute at the start."""
     average: Literal["ema", "mean"] | None = None
     """Average of the weights beside the weights: `ema`, an exponential moving average, or `mean`,
-    in which all weights count the same; null for none. It is evaluated whenever the weights are, and
-    written to `model-average` at the end."""
+    in which all weights count the same; null for none. It is evaluated whenever the weights are,
+    and written to `model-average` at the end."""
     average_from: Mark = 0.8
     """Point of the run where the average begins: a fraction of its tokens if below 1, else training
     tokens."""

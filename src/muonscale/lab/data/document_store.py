@@ -154,8 +154,8 @@ class DocumentStore:
         """Return the byte ranges of the training split and of the validation split.
 
         From 20 documents on, whole ones are chosen, in the order of a hash of (seed, text), until
-        `validation` of the bytes is reached. With fewer documents, or with too large ones, the end of
-        every document is chosen, from a newline on.
+        `validation` of the bytes is reached. With fewer documents, or with too large ones, the end
+        of every document is chosen, from a newline on.
 
         Args:
             validation: share of the bytes in the validation split, between 0 and 1.

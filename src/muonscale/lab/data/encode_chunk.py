@@ -31,8 +31,8 @@ class Encoder:
     """Encodes text of one file, with one tokenizer.
 
     Args:
-        setting: the paths `tokenizer` and `text`, the `dtype` of the shards, the id `end` of the end
-            of text, and `batch_bytes` of text to encode at once.
+        setting: the paths `tokenizer` and `text`, the `dtype` of the shards, the id `end` of the
+            end of text, and `batch_bytes` of text to encode at once.
     """
 
     def __init__(self, setting: dict[str, Any]) -> None:

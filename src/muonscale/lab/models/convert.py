@@ -118,7 +118,7 @@ def _unwritten(what: str, folder: Path, error: Exception, advice: str) -> Checkp
 
 @contextmanager
 def _replace(folder: Path) -> Generator[Path]:
-    """Yield a hidden folder beside `folder`; if the block succeeds, sync it and rename it to `folder`."""
+    """Yield a hidden folder beside `folder`; sync and rename it to `folder` after the block."""
     fresh = folder.with_name(f".{folder.name}.{os.getpid()}.new")
     try:
         shutil.rmtree(fresh, ignore_errors=True)

@@ -1,5 +1,7 @@
-"""Planned runs of a study: what identifies one, how it is made from a recipe and overrides, and what
-its plan asks about models."""
+"""Planned runs of a study, and what its plan asks about models.
+
+A run is made from a recipe and overrides; its identity is what its result depends on.
+"""
 
 from __future__ import annotations
 
@@ -180,9 +182,9 @@ ConfigT = TypeVar("ConfigT", bound=StudyConfig)
 class PlannedStudy(Generic[ConfigT]):
     """The base of all kinds of study: a configuration, and the planner of its runs.
 
-    Modules that analyze and report import scipy, which takes seconds, so a study imports them when it
-    is analyzed, and not for its plan and its status. A telescope needs scipy for these too: the noise
-    of losses decides which levels it has.
+    Modules that analyze and report import scipy, which takes seconds, so a study imports them when
+    it is analyzed, and not for its plan and its status. A telescope needs scipy for these too: the
+    noise of losses decides which levels it has.
     """
 
     config: ConfigT

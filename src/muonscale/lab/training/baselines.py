@@ -35,8 +35,8 @@ def ngram_baselines(run: Run, stop: StopRequest) -> dict[str, float]:
     """Return `unigram_loss` and `bigram_loss` on the validation split, in nats per token.
 
     The models are fitted on at most 50 million tokens of the training corpora, spread evenly over
-    each and divided among them by their weights, whatever the run has read. Of a stream, the windows
-    that the run does not read are left out.
+    each and divided among them by their weights, whatever the run has read. Of a stream, the
+    windows that the run does not read are left out.
 
     Raises:
         Interrupted: if this process was told to stop.

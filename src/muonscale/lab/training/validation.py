@@ -31,9 +31,9 @@ def measure_validation(
 
     Returns:
         The record, or None if a stop was requested. Its loss is that of the corpus, or the mean
-        over several, weighted as the mixture; on the whole split of plain text, `validation_loss_se`
-        is its standard error over documents. Chats have no bits per byte, since not all of their
-        text is a target.
+        over several, weighted as the mixture; on the whole split of plain text,
+        `validation_loss_se` is its standard error over documents. Chats have no bits per byte,
+        since not all of their text is a target.
     """
     each = None if sequences is None else max(1, sequences // len(run.corpora))
     whole = sequences is None and not run.config.data.has_chats

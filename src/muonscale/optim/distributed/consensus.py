@@ -1,4 +1,4 @@
-"""Agreement of ranks before a step: on parameters and options, gradients, and whether all are finite.
+"""Agreement of ranks before a step: on parameters, options, gradients, and that all are finite.
 
 The ranks of each set compare digests of what must be the same in one small message of one length,
 so that ranks that disagree do not wait for each other in a later one. Only if digests differ, they
@@ -94,7 +94,7 @@ def _number(data: bytes) -> int:
 
 
 def _place(group: dist.ProcessGroup, device: torch.device) -> torch.device:
-    """Return the device of a message that the host reads: the CPU if the group has a backend for it."""
+    """Return the device of a message that the host reads: the CPU if the group can send from it."""
     return torch.device("cpu") if "cpu:" in dist.get_backend_config(group) else device
 
 

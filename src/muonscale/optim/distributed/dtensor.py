@@ -119,7 +119,7 @@ def describe(parameter: Any) -> str:
 
 
 def check_gradient(name: str, parameter: Any, gradient: Any) -> None:
-    """Raise LayoutError for a gradient whose placements are unknown, GroupingError for a sparse one."""
+    """Raise LayoutError for a gradient of unknown placements, GroupingError for a sparse one."""
     if gradient.layout != torch.strided:
         raise GroupingError(
             f"{name} has a sparse gradient: only dense ones are accepted (an embedding gives them "

@@ -183,7 +183,7 @@ class RankGroup:
             yield self._deliver(distributed.popleft(), tensors, missing)
 
     def _active_rows(self, active: Collection[str]) -> Iterator[tuple[str, set[str]]]:
-        """Yield each state of matrices of `active` parameters, with the names of those that have it."""
+        """Yield each state of matrices, with the names of the `active` parameters that have it."""
         for key in sorted(self._with_rows):
             if names := self._with_rows[key].intersection(active):
                 yield key, names

@@ -1,4 +1,4 @@
-"""Sums over logical matrices or their rows, and factors for them, on this rank's part of a parameter."""
+"""Sums over logical matrices or their rows, and factors for them, on a rank's part."""
 
 from __future__ import annotations
 

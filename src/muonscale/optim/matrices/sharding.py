@@ -418,7 +418,7 @@ def _ravel(index: tuple[int, ...], sizes: tuple[int, ...]) -> int:
 
 
 def read_piece(local: Tensor, matrices: MatrixSpec, piece: Piece) -> Tensor:
-    """Return a piece `[rows, columns]` of a local tensor, as a view if rows and columns are consecutive."""
+    """Return a piece `[rows, columns]` of a local tensor; a view if both are consecutive."""
     X_NMK, rows, columns = _window(local, matrices, piece)
     return X_NMK[piece.place[0], rows, columns]
 

@@ -51,8 +51,9 @@ class MatrixSpec:
     by_columns: bool = False
     """Heads are blocks of columns instead, as in the output projection of attention."""
     interleaved: bool = False
-    """Heads by columns are interleaved: column c belongs to head c modulo `heads`, as in LoRA's B on
-    a stack of experts."""
+    """Heads by columns are interleaved: column c belongs to head c modulo `heads`, as in LoRA's B
+    on a stack of experts.
+    """
 
 
 _TYPES = {

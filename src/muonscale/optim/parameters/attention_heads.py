@@ -115,8 +115,8 @@ class AttentionProjection:
             matrices: how its matrices are stored; what has heads already is returned unchanged.
 
         Raises:
-            HeadsNotFound: if the module does not say how large its heads are or how many there are, the
-                weight does not fit them, or it is a fused projection whose parts are not known.
+            HeadsNotFound: if the module does not say how large its heads are or how many there are,
+                the weight does not fit them, or it is a fused projection whose parts are not known.
         """
         if matrices.heads != 1:
             return matrices
@@ -247,9 +247,9 @@ def attention_projections(model: nn.Module) -> dict[Tensor, AttentionProjection]
     """Return the weights of `model` that hold attention heads.
 
     A module is attention if it has projections to queries and to values, or a fused one. The module
-    beside it that has only its output projection, as in BERT, belongs to it. Projections to a latent
-    vector, gates and biases have no heads here. Indexers of sparse attention stay whole, as in GLM-5
-    (deepspeedai/DeepSpeed, pull request 8436).
+    beside it that has only its output projection, as in BERT, belongs to it. Projections to a
+    latent vector, gates and biases have no heads here. Indexers of sparse attention stay whole, as
+    in GLM-5 (deepspeedai/DeepSpeed, pull request 8436).
     """
     found = {}
     for parameter, owners in survey(model).owners.items():

@@ -1,10 +1,10 @@
 """The matrices in the kernels of convolutions.
 
 A convolution multiplies a matrix by every patch of its input. The kernel `[out, in/groups, k...]`
-is therefore the matrix `(out, in*k)`, with k the product of the kernel's sides (Jordan et al., Muon:
-An optimizer for hidden layers in neural networks, 2024; it flattens kernels in the same way). Each
-group of a grouped convolution reads channels of its own, so that its kernel is a matrix of its own:
-`groups` matrices `(out/groups, in/groups*k)`.
+is therefore the matrix `(out, in*k)`, with k the product of the kernel's sides (Jordan et al.,
+Muon: An optimizer for hidden layers in neural networks, 2024; it flattens kernels in the same way).
+Each group of a grouped convolution reads channels of its own, so that its kernel is a matrix of its
+own: `groups` matrices `(out/groups, in/groups*k)`.
 
 A transposed convolution multiplies a matrix by every position of its input, and adds the patches
 that result. Its weight `[in, out/groups, k...]` is the matrix `(out*k, in)`, stored transposed: the
@@ -45,6 +45,7 @@ def kernel_matrices(kernel: Tensor, module: nn.Module) -> MatrixSpec:
 def holds_vectors(kernel: Tensor, matrices: MatrixSpec) -> bool:
     """Return whether every matrix of a kernel has one row or one column.
 
-    This holds for depthwise convolutions. The polar factor of a vector is the vector at unit length.
+    This holds for depthwise convolutions. The polar factor of a vector is the vector at unit
+    length.
     """
     return all(1 in shape for _, *shape in matrix_shapes(kernel.shape, matrices))

@@ -31,8 +31,9 @@ class OutputLayers:
     """What the code of a model says of its output layers."""
 
     layers: tuple[Layer, ...]
-    """Layers without children, and bare parameters, whose outputs the model returns. Empty for a lone
-    layer, and for a model that ends in a norm or in the residual stream."""
+    """Layers without children, and bare parameters, whose outputs the model returns. Empty for a
+    lone layer, and for a model that ends in a norm or in the residual stream.
+    """
     followed: bool
     """Whether the code is at hand and what it returns comes from a layer."""
 

@@ -1,4 +1,4 @@
-"""Which parameters of transformers' models hold several matrices, or one that is not stored plainly.
+"""Which parameters of transformers' models hold several matrices, or one stored otherwise.
 
 `FUSED` is for projections: the class around the projection and what the projection is called in it
 decide. `BARE_MATRICES` is for parameters that a class holds itself, without a linear layer. Every

@@ -29,7 +29,7 @@ SPEAKING = (
     "up_gate", "gateup", "Wi", "w12", "w13", "w1w3", "w1_w3", "adaln", "ada_ln", "modulation",
     "zxbcdt", "xbc",
 )  # fmt: skip
-"""Names that usually stand for several matrices: whole words of a module's name, between underscores.
+"""Names that usually stand for several matrices: whole words of a module's name.
 
 Case does not matter but for `Wi`, which is gate and up in ModernBERT: T5's `wi` is one matrix.
 """

@@ -44,7 +44,9 @@ Overrides = Mapping[str, Mapping[str, Any]]
 """From a role's name or a glob over parameter names to options."""
 
 MATRIX_ROLES = frozenset({Role.HIDDEN, Role.ROUTER})
-"""Roles on a rule for matrices by default (Liu et al., Muon is Scalable for LLM Training, arXiv 2502.16982)."""
+"""Roles on a rule for matrices by default (Liu et al., Muon is Scalable for LLM Training, arXiv
+2502.16982).
+"""
 _GROUPING_OPTIONS = frozenset({"rule", "role", "matrices", *names_of(GroupingOptions)})
 
 
@@ -91,17 +93,18 @@ def parameter_groups(
         overrides: from a role ("head") or an anchored glob over parameter names
             (`"model.layers.*.mlp.*"`, where `*` also matches dots) to options: `rule`, `role`,
             `matrices` (a `MatrixSpec`, or a mapping of its fields to change what was found, such as
-            `{"heads": 8}` or `{"heads": "auto"}`), `heads`, `convolutions`, `lr`, `weight_decay`, and
-            every option of `Muon` that a group can have. Roles come first, then globs in the order
-            given; the last one wins.
+            `{"heads": 8}` or `{"heads": "auto"}`), `heads`, `convolutions`, `lr`, `weight_decay`,
+            and every option of `Muon` that a group can have. Roles come first, then globs in the
+            order given; the last one wins.
         rule: "adamw" puts everything on AdamW, for comparisons.
         heads: "auto" makes the block of each attention head a matrix of its own (q, k, v, the
-            output projection by columns, and the up-projections of multi-head latent attention). Their
-            number and size come from the attention module. Where it does not say them, a projection
-            stays whole, `why` gives the reason, and that is a guess.
-        convolutions: "muon" treats kernels as hidden matrices: `[out, in/groups, k...]` is one matrix
-            `(out/groups, in/groups*k)` for each group, and the `[in, out/groups, k...]` of a transposed
-            convolution one `(out/groups*k, in/groups)`. Vectors (depthwise kernels) stay on AdamW.
+            output projection by columns, and the up-projections of multi-head latent attention).
+            Their number and size come from the attention module. Where it does not say them, a
+            projection stays whole, `why` gives the reason, and that is a guess.
+        convolutions: "muon" treats kernels as hidden matrices: `[out, in/groups, k...]` is one
+            matrix `(out/groups, in/groups*k)` for each group, and the `[in, out/groups, k...]` of a
+            transposed convolution one `(out/groups*k, in/groups)`. Vectors (depthwise kernels) stay
+            on AdamW.
         strict: refuse guesses. Without it, a warning names the first one. A guess is a parameter of
             which nothing that is known excludes another role or other matrices; a bare parameter of
             unknown use is on AdamW then. An override of its role, rule or matrices ends the guess.
@@ -146,8 +149,8 @@ def parameter_groups(
 def groups_again(model: nn.Module, arguments: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return the groups of a model of which other parameters are trainable than before.
 
-    `arguments` are those that `parameter_groups` has accepted; others have its defaults. An override
-    whose parameters have all been frozen changes nothing, and guesses have been announced.
+    `arguments` are those that `parameter_groups` has accepted; others have its defaults. An
+    override whose parameters have all been frozen changes nothing, and guesses have been announced.
     """
     signature = inspect.signature(parameter_groups).parameters
     defaults = {name: row.default for name, row in signature.items() if name != "model"}

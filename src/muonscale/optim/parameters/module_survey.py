@@ -53,7 +53,7 @@ class Survey:
     heads: dict[Tensor, str]
     """Weights of output layers, each with the reason."""
     unclear: Tensor | None = None
-    """The last matrix of a model whose output layer was not found, as its code could not be followed."""
+    """The last matrix of a model whose code could not be followed to an output layer."""
 
 
 def survey(model: nn.Module) -> Survey:

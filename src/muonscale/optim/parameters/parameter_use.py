@@ -1,9 +1,9 @@
 """How a module uses a bare `nn.Parameter`, read from its code.
 
 A parameter of a Linear or an Embedding is what its module is. A bare parameter with two axes may be
-a matrix, stored as (out, in) or as (in, out), a table of positions or learnt queries, a kernel, or a
-gain with one number for each head and channel. Its shape does not tell. The code that uses it does:
-`F.linear(x, self.w)`, `x @ self.w`, `F.embedding(index, self.w)`, `x + self.w`.
+a matrix, stored as (out, in) or as (in, out), a table of positions or learnt queries, a kernel, or
+a gain with one number for each head and channel. Its shape does not tell. The code that uses it
+does: `F.linear(x, self.w)`, `x @ self.w`, `F.embedding(index, self.w)`, `x + self.w`.
 """
 
 from __future__ import annotations

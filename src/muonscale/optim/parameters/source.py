@@ -45,9 +45,9 @@ def check_replaced(model: nn.Module, groups: Sequence[Mapping[str, Any]]) -> Non
     """Raise GroupingError if gradients go to parameters that replaced those in `groups`.
 
     A layer that is replaced after the optimizer was made leaves this behind: the groups have its
-    old parameters, the model trains new ones. Two cases are not errors. Where the model has all that are
-    in a group, others were left out on purpose; where it has none of them and they have gradients,
-    the optimizer was given to another model.
+    old parameters, the model trains new ones. Two cases are not errors. Where the model has all
+    that are in a group, others were left out on purpose; where it has none of them and they have
+    gradients, the optimizer was given to another model.
     """
     held = {id(p): name for group in groups for name, p in named(group)}  # hashing a tensor is slow
     inside = _parameters(model)

@@ -29,7 +29,8 @@ def find_source(
     """Return the model of an optimizer: the one given, else the one its groups were made from.
 
     Raises:
-        GroupingError: if neither is there, and `candidate` is no model that has all that is in `groups`.
+        GroupingError: if neither is there, and `candidate` is no model that has all that is in
+            `groups`.
     """
     if model is None and known is not None and known.model is not None:
         return known.model, known

@@ -126,7 +126,7 @@ class MuonRule(Rule):
     def direction_(
         self, state: Mapping[str, list[Any]], G: list[Tensor], group: Group, mask: Tensor | None
     ) -> list[Tensor]:
-        """Write one step into the moments, and return the directions, which are then orthogonalized."""
+        """Write one step into the moments, and return the directions to orthogonalize."""
         N = momentum_step_(
             state["momentum_buffer"],
             G,

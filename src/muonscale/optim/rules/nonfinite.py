@@ -119,7 +119,7 @@ def send_to_host(tensor: Tensor) -> tuple[Tensor, torch.Event]:
 
 
 def zero_unless_(mask: Tensor | None, tensors: list[Tensor]) -> None:
-    """Write zeros into `tensors`, of the device of `mask`, unless `mask` (0-D bool) is true or None.
+    """Write zeros into `tensors`, on the device of `mask`, if `mask` (0-D bool) is false.
 
     The bits are multiplied, because a product of NaN and zero is NaN. All tensors take one launch,
     where `torch.where` would take one for each.

@@ -76,7 +76,7 @@ def _both(N_NMK: Tensor, context: PreNormContext) -> Tensor:
 
 
 def _aurora(N_NMK: Tensor, context: PreNormContext) -> Tensor:
-    """`X = D*N` with `D <- D / ||row i of polar(D*N)||`, from rows of unit length, by the long side.
+    """`X = D*N` with `D <- D / ||row i of polar(D*N)||`, by the long side, from unit rows.
 
     The rows of `polar(X)` are then nearly equal in length. Those of a square polar factor always
     are, so a square matrix stays as it is. (The target length of the paper cancels in the polar

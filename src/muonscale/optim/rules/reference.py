@@ -207,8 +207,8 @@ def muon_step(
     """Return the weight and the momentum `[out, in]` and the row state `[out]` after one Muon step.
 
     `V_elements` and `V_update` are the second moments of the gradient and of the polar factor,
-    float64, if there is one; they are written to. So is `skipped`, `[out]`: 1 for rows that were not
-    among the largest `row_fraction` of the step, whose momentum does not decay in the next one.
+    float64, if there is one; they are written to. So is `skipped`, `[out]`: 1 for rows that were
+    not among the largest `row_fraction` of the step, whose momentum does not decay in the next one.
     `rate` is the part of the weight that decays: lr*wd, or wd times the schedule's multiplier.
 
     References:
@@ -268,8 +268,8 @@ def row_magnitude_step(
 ) -> tuple[Tensor, Tensor]:
     """Return weight and momentum, float64, after Muown step number `step` (from 1).
 
-    `rows` are g (magnitude), r (length of the direction) and the moments m and v of g, `[out]` each,
-    float64; written to. Start with zeros.
+    `rows` are g (magnitude), r (length of the direction) and the moments m and v of g, `[out]`
+    each, float64; written to. Start with zeros.
 
     References:
         Lion et al., Muown, arXiv 2605.10797, algorithm 1 and appendix C.
