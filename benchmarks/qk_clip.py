@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import run_many
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 
+from muonscale.lab.report.matplotlib_charts import draw_panels
+from muonscale.lab.report.page import Chart, Mark, Series
 from muonscale.lab.run_folder import RunFolder
 
 RESULT = Path(__file__).parents[1] / "docs" / "results" / "qk-clip.md"
@@ -26,7 +26,6 @@ RECIPES = {"demo": "Llama, multi-head attention", "moonlight-nano": "DeepSeek-V3
 TAU = 100
 VARIANTS = {"off": [], "clip": [f"optimizer.qk_clip={TAU}"]}
 LABELS = {"off": "no clipping", "clip": f"QK-clip, tau {TAU}"}
-COLORS = {"off": "#cc3311", "clip": "#4477aa"}
 SEEDS = (0, 1)
 COMMON = [
     "run.threads=1", "optimizer.lr=0.1", "optimizer.weight_decay=0", "schedule.name=constant",
@@ -110,29 +109,33 @@ def table(runs: Runs) -> str:
 
 
 def draw(runs: Runs) -> None:
-    figure = Figure(figsize=(11, 7), dpi=100, layout="constrained")
-    FigureCanvasAgg(figure)
-    grid = figure.subplots(2, len(runs), sharex=True)
-    for column, (recipe, variants) in enumerate(runs.items()):
-        above, below = grid[0][column], grid[1][column]
-        for variant, each in variants.items():
-            for number, run in enumerate(each):
-                steps = range(1, len(run.loss) + 1)
-                style: dict[str, Any] = {"color": COLORS[variant], "linewidth": 1.2}
-                style["label"] = LABELS[variant] if number == 0 else None
-                above.plot(steps, run.logit, **style)
-                below.plot(steps, run.loss, **style)
-        above.axhline(TAU, color="#555555", linestyle="--", linewidth=1)
-        above.set_yscale("log")
-        above.set_ylabel("largest attention logit")
-        above.set_title(f"{recipe}: {RECIPES[recipe]}", fontsize="medium")
-        below.set_ylabel("training loss, nats per token")
-        below.set_xlabel("step")
-        for axes in (above, below):
-            axes.grid(alpha=0.25)
-            axes.spines[["top", "right"]].set_visible(False)
-            axes.legend(frameon=False, fontsize="small")
-    figure.savefig(RESULT.with_suffix(".png"))
+    """Draw the largest logit and the loss by step, a column for each recipe."""
+    logits = [chart(recipe, runs, "largest attention logit") for recipe in runs]
+    losses = [chart(recipe, runs, "training loss, nats per token") for recipe in runs]
+    title = "QK-clip under large attention logits"
+    RESULT.with_suffix(".png").write_bytes(draw_panels([logits, losses], title, (11, 8))["png"])
+
+
+def chart(recipe: str, runs: Runs, what: str) -> Chart:
+    is_logit = "logit" in what
+    return Chart(
+        name=recipe,
+        title=f"{recipe}: {RECIPES[recipe]}" if is_logit else "",
+        x_label="step",
+        y_label=what,
+        series=tuple(
+            Series(
+                name=f"{LABELS[variant]}, seed {seed}",
+                group=LABELS[variant],
+                x=tuple(range(1, len(run.loss) + 1)),
+                y=tuple(run.logit if is_logit else run.loss),
+            )
+            for variant, each in runs[recipe].items()
+            for seed, run in zip(SEEDS, each, strict=True)
+        ),
+        marks=(Mark(axis="y", at=TAU, label=f"tau {TAU}"),) if is_logit else (),
+        log_y=is_logit,
+    )
 
 
 def finding(runs: Runs) -> str:

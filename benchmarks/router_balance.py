@@ -136,7 +136,7 @@ library's source. The update is Moonlight's (arXiv 2502.16982, appendix C) with 
 
 ![MaxVio, and the loads of the busiest and the least used expert, by step]({figure})
 
-Seeds are thin, their means thick.
+Lines are means over seeds, bands their range.
 
 ## Load violation
 
