@@ -550,3 +550,19 @@ def test_resume_uses_the_prepared_tokens_if_the_text_cannot_be_read(
     (run / "result.json").unlink()
     shutil.rmtree(tmp_path / "cache")
     refused(muonscale("train", run, "--resume"), "own.txt cannot be read")
+
+
+def test_the_mfu_is_recorded_where_the_peak_of_the_device_is_known(
+    muonscale: Muonscale, tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("muonscale.lab.training.setup.peak_flops", lambda *_: 1e10)
+    answer = muonscale("train", *tiny, "log.every=1")
+    assert answer.code == 0, answer.err
+    run = tmp_path / "run"
+    environment = json.loads((run / "env.json").read_text())
+    per_token = environment["flops"]["per_token"]
+    assert environment["peak_flops"] == 1e10 and "MFU" in answer.out
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    records = [line for line in lines if line["kind"] == "train"]
+    for record in records:
+        assert record["mfu"] == pytest.approx(per_token * record["tokens_per_second"] / 1e10)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from muonscale.errors import ConfigError, StudyError
-from muonscale.lab.estimate.devices import find_device
+from muonscale.lab.devices import find_device
 from muonscale.lab.estimate.estimate import estimate
 from muonscale.lab.estimate.figure import check_format
 from muonscale.lab.estimate.resolve import PlanRequest

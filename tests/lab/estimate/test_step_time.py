@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from muonscale.lab.estimate.devices import find_device
+from muonscale.lab.devices import find_device
 from muonscale.lab.estimate.step_time import RankWork, break_even, slower_than, step_time
 from muonscale.lab.estimate.traffic import Message
 

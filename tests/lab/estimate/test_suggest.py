@@ -10,8 +10,8 @@ import yaml
 
 from muonscale.errors import ConfigError
 from muonscale.lab.config.load import load_config
+from muonscale.lab.devices import find_device
 from muonscale.lab.estimate import suggest as suggesting
-from muonscale.lab.estimate.devices import find_device
 from muonscale.lab.estimate.estimate import estimate
 from muonscale.lab.estimate.resolve import PlanRequest
 from muonscale.lab.estimate.suggest import layouts, suggest

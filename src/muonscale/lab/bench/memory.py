@@ -8,7 +8,7 @@ import torch
 
 from muonscale.errors import ConfigError
 from muonscale.lab.console import bytes_text
-from muonscale.lab.estimate.devices import this_cpu
+from muonscale.lab.devices import this_cpu
 
 FLOAT = 4
 """Bytes of a parameter, a gradient, or a value of state."""

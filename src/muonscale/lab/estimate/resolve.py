@@ -9,7 +9,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from muonscale.errors import ConfigError
 from muonscale.lab.config.load import Config
-from muonscale.lab.estimate.devices import Device, find_device
+from muonscale.lab.devices import Device, find_device
 from muonscale.lab.estimate.placement import Placement, place
 from muonscale.lab.estimate.workload import Workload, make_workload
 from muonscale.lab.models.build import meta_model

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from muonscale.lab.estimate.devices import Device
+from muonscale.lab.devices import Device
 from muonscale.lab.estimate.traffic import Message
 
 NS_MFU = 0.5

@@ -14,8 +14,8 @@ from typing import Any
 from muonscale.errors import ConfigError
 from muonscale.lab.config.load import Config, parse_override
 from muonscale.lab.console import bytes_text, seconds_text
+from muonscale.lab.devices import Device, find_device
 from muonscale.lab.estimate.activations import Activations, activation_bytes
-from muonscale.lab.estimate.devices import Device, find_device
 from muonscale.lab.estimate.estimate import estimate_plan, peak_memory
 from muonscale.lab.estimate.flops import step_flops
 from muonscale.lab.estimate.resolve import PlanRequest, ResolvedPlan, check_world, resolve

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from muonscale.lab.config.load import Config
-from muonscale.lab.estimate.devices import Device
+from muonscale.lab.devices import Device
 from muonscale.lab.parallel.topology import Topology
 from muonscale.lab.training.micro_batches import check_shares, micro_batch_size
 

@@ -256,6 +256,13 @@ SPEED = (
         noisy=True,
     ),
     Measure(
+        "mfu",
+        "MFU",
+        "% of the peak FLOP/s of the GPUs",
+        lambda records: {"MFU": 100 * column(records, "mfu")},
+        noisy=True,
+    ),
+    Measure(
         "optimizer-share",
         "The optimizer's share of a step",
         "% of the time of a step",

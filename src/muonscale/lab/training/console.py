@@ -146,6 +146,7 @@ class RunConsole:
             f"grad {math.hypot(*record['grad_norm'].values()):.2g}",
             f"lr {next(iter(record['lr'].values())):.1e}",
             f"{si_text(pace.tokens_per_second).replace(' ', '')} tok/s",
+            *([f"MFU {100 * record['mfu']:.0f} %"] if "mfu" in record else []),
             *more,
         ]
 

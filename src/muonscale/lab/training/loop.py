@@ -148,11 +148,11 @@ def train_together(
         seen = restore(run) if begun else []
         processes.on_first(lambda: run.trackers.open(config, folder.path, seen, run.state.step))
         record = make_up_evaluation(run, stop, seen) if begun else None
-        processes.on_first(lambda: record_environment(run))
+        mfu = processes.on_first(lambda: record_environment(run))
         introduce(run)
         evaluate_start(run, stop, seen)
         final = reached_target(run, stop, record)
-        return finish(run, stop, final or run_steps(run, stop))
+        return finish(run, stop, final or run_steps(run, stop, mfu))
 
 
 @contextmanager
@@ -207,8 +207,15 @@ def lock_run(folder: RunFolder, processes: Processes) -> Generator[None]:
             lock.__exit__(None, None, None)
 
 
-def run_steps(run: Run, stop: StopRequest) -> dict[str, Any] | None:
+def run_steps(
+    run: Run, stop: StopRequest, mfu_of_rate: float | None = None
+) -> dict[str, Any] | None:
     """Train from the current step to the last one; evaluate and save when due.
+
+    Args:
+        run: the run.
+        stop: ends it after a step.
+        mfu_of_rate: the MFU at one token per second, None if it is not known.
 
     Returns:
         The evaluation that reached `train.target_loss` before the last step, None if none did.
@@ -239,6 +246,8 @@ def run_steps(run: Run, stop: StopRequest) -> dict[str, Any] | None:
                 state.average.update(state.step)
             if profiled:
                 record["profiled"] = True
+            if mfu_of_rate is not None:
+                record["mfu"] = mfu_of_rate * record["tokens_per_second"]
             run.record(record)
             show(record, (memory_in_use(run.device), *epoch_of(run, state.step)))
             if (measured := telemetry.record()) is not None:
@@ -390,16 +399,19 @@ def evaluate_start(run: Run, stop: StopRequest, seen: list[dict[str, Any]]) -> N
         run.console.log(f"validation loss before training: {record['validation_loss']:.3f}")
 
 
-def record_environment(run: Run) -> None:
+def record_environment(run: Run) -> float | None:
     """Write the tokenizer and env.json: everything the run depends on besides its configuration.
 
     With the tokenizer the run can be exported without the cache of its data.
+
+    Returns:
+        The MFU of the run at one token per second, None if FLOPs or the peak are not known.
     """
     # Until the first checkpoint a resumed run may use another corpus.
     if run.state.step == 0 or not run.folder.tokenizer.exists():
         advice = f"remove the cause, and {way_on(run.folder.checkpoints)}"
         save_tokenizer(run.tokenizer, run.folder.tokenizer, advice)
-    facts = {
+    facts: dict[str, Any] = {
         **environment(run),
         "flops": run_flops(run.config, meta_model(run.state.model.config)),
         "started_at_step": run.state.step,
@@ -410,6 +422,9 @@ def record_environment(run: Run) -> None:
         },
     }
     write_json(run.folder.path / "env.json", facts)
+    if facts["flops"] is None or facts["peak_flops"] is None:
+        return None
+    return facts["flops"]["per_token"] / (facts["peak_flops"] * facts["processes"])
 
 
 def introduce(run: Run) -> None:

@@ -19,6 +19,7 @@ from muonscale.lab.config.load import Config
 from muonscale.lab.config.sections import OptimizerSection, TrainSection
 from muonscale.lab.console import dtype_text
 from muonscale.lab.data.prepare import Corpus, prepare
+from muonscale.lab.devices import recognize
 from muonscale.lab.models.adapter import add_adapter
 from muonscale.lab.models.build import build_model, meta_model
 from muonscale.lab.models.config import model_config
@@ -155,6 +156,14 @@ def run_flops(config: Config, model: PreTrainedModel) -> dict[str, int] | None:
         return None
     per_step = optimizer_flops(build_optimizer(model, config.optimizer).param_groups)
     return {"per_token": per_token, "newton_schulz_per_step": per_step}
+
+
+def peak_flops(device: torch.device, precision: torch.dtype) -> float | None:
+    """Return the FLOP/s of matrix products of a device, None if its model is not known."""
+    if device.type != "cuda":
+        return None
+    known = recognize(torch.cuda.get_device_name(device))
+    return None if known is None else known.flops.get(dtype_text(precision))
 
 
 def model_facts(config: PreTrainedConfig) -> dict[str, Any]:
@@ -432,6 +441,7 @@ def environment(run: Run) -> dict[str, Any]:
         "layout": str(topology),
         "threads": torch.get_num_threads(),
         "precision": dtype_text(run.state.forward.precision),
+        "peak_flops": peak_flops(device, run.state.forward.precision),
         "ns_dtype": dtype_text(ns_dtype(device)) if products == "auto" else products,
         "experts": experts_implementation(run.state.model),
         "routing": run.state.routing.facts(),

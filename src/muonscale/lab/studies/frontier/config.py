@@ -41,7 +41,7 @@ class FrontierSection(Section):
     @classmethod
     def _check_throughput(cls, value: str) -> str:
         if value != MEASURED:
-            from muonscale.lab.estimate.devices import find_device
+            from muonscale.lab.devices import find_device
 
             try:
                 find_device(value)

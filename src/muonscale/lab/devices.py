@@ -7,6 +7,7 @@ bytes. Bandwidths are per direction.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -73,6 +74,22 @@ GPUS = (
 )
 """Links within a machine are NVLink or Infinity Fabric; between machines one 200 Gb/s (A100) or
 400 Gb/s port per GPU, which is an assumption about the cluster."""
+
+
+REPORTED = {
+    "a100-80gb": "A100-SXM4-80GB",
+    "h100": "H100 80GB HBM3",
+    "h200": "NVIDIA H200$",
+    "b200": "NVIDIA B200",
+    "mi300x": "MI300X",
+}
+"""Patterns of the names that drivers report for devices of `GPUS`. PCIe and NVL models, which have
+the same letters and other rates, match none."""
+
+
+def recognize(name: str) -> Device | None:
+    """Return the device that a driver reports under a name, None if its rates are not known."""
+    return next((gpu for gpu in GPUS if re.search(REPORTED[gpu.name], name)), None)
 
 
 def this_cpu() -> Device:
