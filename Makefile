@@ -12,7 +12,7 @@ ARGS ?=
 INSTALL = $(if $(LOCK),PIP_CONSTRAINT=$(LOCK) PIP_BUILD_CONSTRAINT=$(LOCK)) \
 	$(BIN)/pip install --quiet --disable-pip-version-check
 
-.PHONY: train test test-all test-newest test-oldest check docs lock bench bench-step bench-distributed
+.PHONY: train test test-all test-newest test-oldest check docs lock bench bench-step bench-distributed bench-gpu
 
 train: $(VENV)/.lab
 	$(BIN)/muonscale train $(ARGS)
@@ -65,6 +65,10 @@ docs: $(VENV)/.dev
 
 bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/throughput.py $(ARGS)
+
+# On one GPU; ARGS="--device cpu --tiny" shows on a CPU that it works.
+bench-gpu: $(VENV)/.lab
+	$(BIN)/python benchmarks/gpu.py $(ARGS)
 
 bench-step: .venv-bench/.peers
 	.venv-bench/bin/python benchmarks/optimizer_step.py $(ARGS)
