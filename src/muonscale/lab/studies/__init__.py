@@ -8,6 +8,6 @@ optimizer to compare; a *setting* is one value for each searched hyper-parameter
 `kinds` (recipe -> study) -> `engine` (plan, do what is missing, analyze, report) -> `execute` (here
 or on Slurm). `compare`, `transfer`, `scaling`, `telescope` and `batch` are the kinds, each with
 config, study, analysis and report; `frontier` is part of `batch`. What they share: `config` (keys),
-`variants` (what is compared), `search` (the best setting of each variant), `cost` (hours of a
-plan), `analysis`, `report_blocks`, and `text` (plan and status).
+`gpus` (of this machine), `variants` (what is compared), `search` (the best setting of each variant),
+`cost` (hours of a plan), `analysis`, `report_blocks`, and `text` (plan and status).
 """

@@ -15,6 +15,7 @@ from pydantic import Field, field_validator
 from muonscale.errors import nearest, shown
 from muonscale.lab.config.sections import Positive, Section, Seed
 from muonscale.lab.report.check import NAME as FILE_NAME
+from muonscale.lab.studies.gpus import visible_gpus
 
 Number = Annotated[float, Field(gt=0)]
 Seeds = Annotated[list[Seed], Field(min_length=1)]
@@ -33,8 +34,8 @@ class ExecutorSection(Section):
     """`local`: several processes of this machine at a time; `inline`: this process, one run after
     the other; `slurm`: a job array on a cluster."""
     workers: Positive | None = None
-    """Number of runs at a time. The default uses all cores of this machine; Slurm gets all runs at
-    once."""
+    """Number of runs at a time. The default is one for each GPU, or for `threads` cores without
+    any; Slurm gets all runs at once."""
     threads: Positive = 1
     """CPU threads of a run."""
     flops_per_second: Annotated[float, Field(gt=0)] | None = None
@@ -49,7 +50,9 @@ class ExecutorSection(Section):
             return self.workers
         of_process = getattr(os, "sched_getaffinity", None)  # macOS has none
         cores = len(of_process(0)) if of_process else os.cpu_count() or 1
-        return 1 if self.kind == "inline" else max(1, cores // self.threads)
+        if self.kind == "inline":
+            return 1
+        return len(visible_gpus()) or max(1, cores // self.threads)
 
 
 class StudyConfig(Section):

@@ -9,6 +9,7 @@ from muonscale.lab.studies.config import ExecutorSection
 from muonscale.lab.studies.execute.job import Executor
 from muonscale.lab.studies.execute.local import Inline, LocalPool
 from muonscale.lab.studies.execute.slurm.array import SlurmArray
+from muonscale.lab.studies.gpus import visible_gpus
 
 
 def make_executor(section: ExecutorSection, folder: Path) -> Executor:
@@ -31,4 +32,6 @@ def make_executor(section: ExecutorSection, folder: Path) -> Executor:
         )
     workers = section.concurrent_runs
     assert workers is not None
-    return Inline() if section.kind == "inline" else LocalPool(workers, section.threads)
+    if section.kind == "inline":
+        return Inline()
+    return LocalPool(workers, section.threads, visible_gpus())

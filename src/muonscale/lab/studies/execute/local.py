@@ -40,10 +40,11 @@ class LocalPool:
     Args:
         workers: jobs at a time.
         threads: CPU threads of each.
+        gpus: from `visible_gpus`. Each worker has one of them; more workers than GPUs share them.
     """
 
-    def __init__(self, workers: int, threads: int) -> None:
-        self._workers, self._threads = workers, threads
+    def __init__(self, workers: int, threads: int, gpus: Sequence[str] = ()) -> None:
+        self._workers, self._threads, self._gpus = workers, threads, gpus
         self._lock, self._stopping = threading.Lock(), False
         self._processes: list[subprocess.Popen[str]] = []
 
@@ -54,10 +55,11 @@ class LocalPool:
             left.put(job)
         number = min(self._workers, len(jobs))
         with ThreadPoolExecutor(number) as pool, self._stop_processes_on_exit():
-            for done in as_completed([pool.submit(self._work, left, ended) for _ in range(number)]):
+            work = [pool.submit(self._work, slot, left, ended) for slot in range(number)]
+            for done in as_completed(work):
                 done.result()
 
-    def _work(self, left: queue.SimpleQueue[Job], ended: Ended) -> None:
+    def _work(self, slot: int, left: queue.SimpleQueue[Job], ended: Ended) -> None:
         """Do jobs in a process, in a new one if it dies, until none is left."""
         process = None
         while not self._stopping:
@@ -65,7 +67,7 @@ class LocalPool:
                 job = left.get_nowait()
             except queue.Empty:
                 break
-            process = process or self._start()
+            process = process or self._start(slot)
             if process is None:
                 break
             if self._do(job, process):
@@ -77,13 +79,16 @@ class LocalPool:
         if process is not None:
             _dismiss(process)
 
-    def _start(self) -> subprocess.Popen[str] | None:
+    def _start(self, slot: int) -> subprocess.Popen[str] | None:
         """Return a process that waits for jobs, None if the study is being stopped."""
         with self._lock:
             if self._stopping:
                 return None
             # A session of its own: Ctrl-C is for the study, which passes it on.
-            process = start_worker(self._threads, stdout=subprocess.PIPE, start_new_session=True)
+            gpu = self._gpus[slot % len(self._gpus)] if self._gpus else None
+            process = start_worker(
+                self._threads, gpu, stdout=subprocess.PIPE, start_new_session=True
+            )
             self._processes.append(process)
         return process
 

@@ -30,17 +30,21 @@ PATIENCE = 2.0
 """Seconds between looks at a folder that another process holds."""
 
 
-def start_worker(threads: int, **options: Any) -> subprocess.Popen[str]:
+def start_worker(threads: int, gpu: str | None = None, **options: Any) -> subprocess.Popen[str]:
     """Return a worker process that waits for jobs.
 
     Args:
         threads: CPU threads of its runs.
+        gpu: the only GPU that it sees; all that this process sees by default.
         options: of `subprocess.Popen`.
     """
+    own = {"OMP_NUM_THREADS": str(threads)}
+    if gpu is not None:
+        own["CUDA_VISIBLE_DEVICES"] = gpu
     return subprocess.Popen(
         [sys.executable, *WORKER],
         stdin=subprocess.PIPE,
-        env=os.environ | {"OMP_NUM_THREADS": str(threads)},
+        env=os.environ | own,
         text=True,
         **options,
     )
