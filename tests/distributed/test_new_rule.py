@@ -12,14 +12,14 @@ from torch import Tensor
 
 from muonscale import Muon
 from muonscale.optim.distributed.zero1 import gather
-from muonscale.optim.rules.post_norm import POST_NORMS, NormContext, PostNorm
+from muonscale.optim.rules.post_norm import POST_NORMS, PostNorm, PostNormContext
 from tests.distributed.layouts import SHAPES, gathered, make, mesh_of, placed, rows, whole
 
 STEPS = 3
 
 
 def _resist(
-    O_NMK: Tensor, V_NM1: Tensor | None, context: NormContext
+    O_NMK: Tensor, V_NM1: Tensor | None, context: PostNormContext
 ) -> tuple[Tensor, Tensor | None]:
     """`V <- V + sum_j O_ij^2`, `P = O / sqrt(1 + V)`, then columns about 0, at the length of O."""
     assert V_NM1 is not None

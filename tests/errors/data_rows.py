@@ -35,7 +35,7 @@ from muonscale.lab.models.pretrained import weight_files
 from muonscale.lab.parallel.processes import Processes
 from muonscale.lab.report.loss_figure import write_loss_figure
 from muonscale.lab.run_folder import RunFolder
-from muonscale.lab.training.checkpoint import save_checkpoint, whole_checkpoint
+from muonscale.lab.training.checkpoint import newest_intact_checkpoint, save_checkpoint
 from muonscale.lab.training.export import export, find_checkpoint, run_tokenizer, shape_of
 from muonscale.lab.training.setup import resolve_device
 from tests.errors.row import Row
@@ -320,7 +320,7 @@ ROWS: dict[str, Row] = {
     "not created": Row(K, ("/proc/run", "run.path=FOLDER"), lambda _: RunFolder(Path("/proc/run")).create(load_config("demo"))),
     "no metrics": Row(K, ("metrics.jsonl",), lambda f: write_loss_figure(f)),
     "no records": Row(K, ("metrics.jsonl",), run(lambda r: write_loss_figure(r.path), metrics_jsonl="")),
-    "not whole": Row(K, ("none of the 1", "run.path=FOLDER"), checkpoint(lambda f: whole_checkpoint(cut(f) / "checkpoints", silent))),
+    "not whole": Row(K, ("none of the 1", "run.path=FOLDER"), checkpoint(lambda f: newest_intact_checkpoint(cut(f) / "checkpoints", silent))),
     "no checkpoints": Row(K, ("--resume",), run(lambda r: find_checkpoint(r, None, silent))),
     "no step": Row(K, ("step 7", "those of 5"), checkpoint(lambda f: find_checkpoint(RunFolder(f), 7, silent))),
     "damaged step": Row(K, ("is damaged",), checkpoint(lambda f: find_checkpoint(RunFolder(cut(f)), 5, silent))),

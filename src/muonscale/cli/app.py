@@ -40,9 +40,9 @@ GROUPS = {
     "Train": ("train", "import", "prepare", "recipes", "config"),
     "Look": ("inspect", "plan", "bench", "verify", "lr", "coordcheck"),
     "Study": ("study", "fit", "report"),
-    "Take away": ("generate", "eval", "export"),
+    "Use a model": ("generate", "eval", "export"),
 }
-"""The verbs in the order of the help, by its headings."""
+"""The commands under each heading of `--help`, in order; `--help` lists no others."""
 
 
 class _Verbs(TyperGroup):

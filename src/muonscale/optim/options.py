@@ -34,7 +34,7 @@ def _option(default: Any, range: str) -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class RuleOptions:
-    """What is known of a rule without torch; the options of a rule are a subclass of it."""
+    """Base of the options of a rule: what is known of the rule without importing torch."""
 
     title: ClassVar[str]
     """What people call the rule."""
@@ -77,7 +77,7 @@ class MuonOptions(RuleOptions):
     title: ClassVar[str] = "Muon"
     on_matrices: ClassVar[bool] = True
 
-    momentum: float = _option(0.95, "fraction")
+    momentum: float = _option(0.95, "in [0, 1)")
     """Decay rate of the momentum, mu, in [0, 1)."""
     nesterov: bool = True
     """Orthogonalize the look-ahead direction `mu*M + (1-mu)*G` in place of M."""
@@ -97,7 +97,7 @@ class MuonOptions(RuleOptions):
     (AdaMuon, arXiv 2507.11005). Both keep one more value per element; on sharded parameters
     `update` sends it with the matrices.
     """
-    second_moment_beta: float = _option(0.95, "fraction")
+    second_moment_beta: float = _option(0.95, "in [0, 1)")
     """Decay rate of that mean."""
     second_moment_eps: float = _option(1e-10, "above 0")
     """Epsilon added to the root. Elements far below it are not divided."""
@@ -115,9 +115,9 @@ class MuonOptions(RuleOptions):
     the length of an exact polar factor."""
     post_norm_eps: float = _option(1e-8, "above 0")
     """Epsilon inside the root of a sum of squares; `normuon` adds it to the root."""
-    normuon_beta2: float = _option(0.95, "fraction")
+    normuon_beta2: float = _option(0.95, "in [0, 1)")
     """Decay rate of the running mean square of `normuon`."""
-    row_fraction: float = _option(1.0, "part")
+    row_fraction: float = _option(1.0, "in (0, 1]")
     """The part of the rows of every matrix that a step orthogonalizes and updates: those with the
     largest sums of magnitudes in the direction. The momentum of the other rows does not decay
     (Dion2, arXiv 2512.16928). It keeps one value per row."""
@@ -140,7 +140,7 @@ class MuonOptions(RuleOptions):
     `radial_brake` lets the norm grow by only a part of what the update adds. `row_magnitude` trains
     every row as a direction, by Muon, and a magnitude, by Adam with the same lr, `betas` and `eps`
     (Muown, arXiv 2605.10797)."""
-    outward_scale: float = _option(0.5, "fraction")
+    outward_scale: float = _option(0.5, "in [0, 1)")
     """The part of a growing norm that `radial_brake` lets through."""
     comm_dtype: CommDTypeT = "float32"
     """Dtype to which directions and updates are rounded, on many ranks and on one; `bfloat16`
@@ -153,7 +153,7 @@ class AdamWOptions(RuleOptions):
 
     title: ClassVar[str] = "AdamW"
 
-    betas: tuple[float, float] = _option((0.9, 0.95), "two fractions")
+    betas: tuple[float, float] = _option((0.9, 0.95), "two of [0, 1)")
     """Decay rates of both moments, each in [0, 1)."""
     eps: float = _option(1e-8, "above 0")
     """Epsilon added to the root of the second moment."""
@@ -228,7 +228,7 @@ def check_schedulable(option: str) -> None:
     """
     if option == "lr":
         raise ConfigError(f"{option}: learning rates have schedulers of their own")
-    ranges = ("at least 0", "above 0", "fraction")
+    ranges = ("at least 0", "above 0", "in [0, 1)")
     classes = (*COMMON, *OPTIONS_OF.values())
     known = {f.name for cls in classes for f in fields(cls) if f.metadata.get("range") in ranges}
     if option not in known - {"lr"}:
@@ -349,9 +349,9 @@ RANGES: dict[str, Callable[[str, object], None]] = {
     "at least 0": check_at_least_0,
     "above 0": _check_above_0,
     "at least 1": _check_at_least_1,
-    "fraction": _check_fraction,
-    "part": _check_part,
-    "two fractions": _check_two_fractions,
+    "in [0, 1)": _check_fraction,
+    "in (0, 1]": _check_part,
+    "two of [0, 1)": _check_two_fractions,
 }
 """The ranges of options that are numbers."""
 

@@ -64,7 +64,8 @@ KNOWN: dict[str, ForwardConstants] = {
     "qwen3": _LLAMA,
     "qwen3_moe": _LLAMA,
 }
-"""Constants by the `model_type` of transformers."""
+"""Constants by the `model_type` of transformers. Studies of widths also need a row in the `KNOWN` of
+muonscale.lab.models.widen."""
 
 
 def known_constants(model: nn.Module) -> ForwardConstants:

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.nn.functional as F
 
-from muonscale.lab.estimate.activations import BYTES_PER_LOGIT, Activations, activation_bytes
+from muonscale.lab.estimate.activations import Activations, activation_bytes
 from muonscale.lab.estimate.resolve import ResolvedPlan
+from muonscale.lab.models import loss as loss_module
 from muonscale.lab.models.build import build_model
 from muonscale.lab.models.structure import decoder_layers
 from tests.lab.estimate.build import planned, small_mixture
@@ -88,14 +88,19 @@ def test_a_model_that_needs_values_is_estimated_by_the_formula(
     assert found.layers == (17 * 768 * 32 * 4,) * 2
 
 
+@pytest.mark.parametrize("chunk", [2**24, 50_000, 10])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_logits_cost_what_their_loss_takes_at_its_height(dtype: torch.dtype) -> None:
+def test_logits_cost_what_their_loss_takes_at_its_height(
+    dtype: torch.dtype, chunk: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loss_module, "LOSS_CHUNK", chunk)
     tokens, vocabulary = 256, 1000
     hidden = torch.randn(tokens, 8, dtype=dtype, requires_grad=True)
     head = torch.randn(vocabulary, 8, dtype=dtype, requires_grad=True)
     targets = torch.zeros(tokens, dtype=torch.long)
 
     def loss() -> None:
-        F.cross_entropy((hidden @ head.T).float(), targets).backward()
+        loss_module.summed_loss((hidden @ head.T)[None], targets[None]).backward()
 
-    assert math.isclose(peak_bytes(loss), BYTES_PER_LOGIT * tokens * vocabulary, rel_tol=0.1)
+    expected = loss_module.loss_bytes(tokens, vocabulary, dtype.itemsize)
+    assert math.isclose(peak_bytes(loss), expected, rel_tol=0.1)

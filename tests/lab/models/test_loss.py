@@ -5,13 +5,15 @@ import math
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional
 from transformers import PreTrainedModel
 
 from muonscale.errors import DataError
 from muonscale.lab.config.sections import ModelSection
+from muonscale.lab.models import loss as loss_module
 from muonscale.lab.models.build import build_model
 from muonscale.lab.models.config import model_config
-from muonscale.lab.models.loss import bits_per_byte
+from muonscale.lab.models.loss import bits_per_byte, summed_loss
 from tests.lab.models.losses import loss_on_batches
 
 
@@ -80,3 +82,35 @@ def test_no_tokens_are_refused(model):
 def test_bits_per_byte_of_a_uniform_byte_model_are_eight():
     assert bits_per_byte(math.log(256), 1.0) == pytest.approx(8.0)
     assert bits_per_byte(math.log(256), 4.0) == pytest.approx(2.0)
+
+
+@pytest.mark.parametrize("chunk", [2**24, 40, 1])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_loss_in_parts_has_the_values_and_gradients_of_the_whole(
+    chunk: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loss_module, "LOSS_CHUNK", chunk)
+    generator = torch.Generator().manual_seed(0)
+    logits = 5 * torch.randn(2, 7, 13, generator=generator)
+    logits[0, 0] += 1000
+    logits = logits.to(dtype).requires_grad_()
+    targets = torch.randint(13, (2, 7), generator=generator)
+    targets[1, 2:5] = -100
+    exact = logits.detach().double().requires_grad_()
+    expected = functional.cross_entropy(exact.flatten(0, 1), targets.flatten(), reduction="sum")
+    (expected / 3).backward()
+    found = summed_loss(logits, targets)
+    (found / 3).backward()
+    assert found.dtype == torch.float32 and found.shape == ()
+    torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-5)
+    assert logits.grad is not None and logits.grad.dtype == dtype
+    assert exact.grad is not None
+    torch.testing.assert_close(logits.grad, exact.grad.to(dtype), rtol=1e-2, atol=1e-6)
+    assert (logits.grad[1, 2:5] == 0).all()
+
+
+def test_rows_without_a_target_have_no_loss() -> None:
+    logits = torch.randn(1, 3, 5, requires_grad=True)
+    found = summed_loss(logits, torch.full((1, 3), -100))
+    found.backward()
+    assert found.item() == 0 and logits.grad is not None and not logits.grad.any()

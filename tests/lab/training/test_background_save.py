@@ -20,8 +20,8 @@ from muonscale.lab.training.checkpoint import (
     load_facts,
     load_tensors,
     newest_checkpoint,
+    newest_intact_checkpoint,
     saved_steps,
-    whole_checkpoint,
 )
 
 write_data: Any = FileSystemWriter.write_data
@@ -97,7 +97,7 @@ def test_what_is_being_written_when_the_process_dies_leaves_the_one_before(
     saver.wait()
     disk.free.clear()
     save(saver, tmp_path, 2)
-    assert whole_checkpoint(tmp_path, pytest.fail) == tmp_path / "step-00000001"
+    assert newest_intact_checkpoint(tmp_path, pytest.fail) == tmp_path / "step-00000001"
     disk.free.set()
     saver.wait()
     assert newest_checkpoint(tmp_path, pytest.fail) == tmp_path / "step-00000002"

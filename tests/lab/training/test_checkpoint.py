@@ -21,9 +21,9 @@ from muonscale.lab.training.checkpoint import (
     load_facts,
     load_tensors,
     newest_checkpoint,
+    newest_intact_checkpoint,
     save_checkpoint,
     saved_steps,
-    whole_checkpoint,
 )
 from muonscale.lab.training.loop import explain_write_errors
 
@@ -94,7 +94,7 @@ def test_looking_for_a_whole_one_leaves_what_is_being_written(tmp_path: Path) ->
     cut(tmp_path / "step-00000002" / "facts.json")
     (tmp_path / ".writing-step-00000003").mkdir()
     said: list[str] = []
-    assert whole_checkpoint(tmp_path, said.append) == tmp_path / "step-00000001"
+    assert newest_intact_checkpoint(tmp_path, said.append) == tmp_path / "step-00000001"
     assert len(said) == 1 and (tmp_path / ".writing-step-00000003").exists()
 
 

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from muonscale.optim.matrices.spec import PLAIN, MatrixSpec, unview, view
 from muonscale.optim.parameters.fused_table import BARE_MATRICES, FUSED
 from muonscale.optim.parameters.fused_weights import (
+    fused_name_hint,
     is_known_bare,
     looks_fused,
-    speaking,
     stored_matrices,
 )
 from muonscale.optim.parameters.module_survey import ParamSite, survey
@@ -343,7 +343,7 @@ def test_a_layer_with_a_name_that_speaks_is_in_the_table() -> None:
             named = set(re.findall(r"self\.(\w+) = [\w.]*(?:Linear|Conv1D)\(", text))
             unknown += [
                 (cls, name) for name in sorted(named)
-                if speaking(name) and (cls, name) not in FUSED and "split_size" not in text
+                if fused_name_hint(name) and (cls, name) not in FUSED and "split_size" not in text
             ]  # fmt: skip
     assert not unknown
 

@@ -10,14 +10,14 @@ from muonscale import Muon
 from muonscale.errors import ConfigError
 from muonscale.optim.newton_schulz.orthogonalize import exact_polar
 from muonscale.optim.presets import PRESETS, preset
-from muonscale.optim.rules.post_norm import LOCAL, POST_NORMS, NormContext, resolve_post_norm
+from muonscale.optim.rules.post_norm import LOCAL, POST_NORMS, PostNormContext, resolve_post_norm
 from muonscale.optim.rules.scale import shape_factor
 
 SHAPES = [(8, 32), (32, 8), (16, 16)]
 
 
 def applied(name: str, O_NMK: Tensor, V_NM1: Tensor | None = None, eps: float = 1e-8) -> Tensor:
-    context = NormContext(shape=tuple(O_NMK.shape[1:]), eps=eps, beta2=0.95, reducer=LOCAL)
+    context = PostNormContext(shape=tuple(O_NMK.shape[1:]), eps=eps, beta2=0.95, reducer=LOCAL)
     if name == "normuon" and V_NM1 is None:
         V_NM1 = torch.zeros(*O_NMK.shape[:2], 1, dtype=O_NMK.dtype)
     return POST_NORMS[name].apply(O_NMK, V_NM1, context)[0]
@@ -92,7 +92,7 @@ def test_normuon_keeps_the_length_and_levels_rows_over_time(shape) -> None:
     torch.manual_seed(0)
     O_NMK = polar(shape) * torch.linspace(0.2, 2.0, shape[0], dtype=torch.float64).unsqueeze(1)
     V_NM1 = torch.zeros(3, shape[0], 1, dtype=torch.float64)
-    context = NormContext(shape=shape, eps=0.0, beta2=0.7, reducer=LOCAL)
+    context = PostNormContext(shape=shape, eps=0.0, beta2=0.7, reducer=LOCAL)
     U_NMK = O_NMK
     for _ in range(4):
         U_NMK, V_NM1 = POST_NORMS["normuon"].apply(O_NMK, V_NM1, context)
@@ -125,7 +125,7 @@ def test_a_rule_sees_split_matrices_through_its_reducer() -> None:
     O_NMK = polar((8, 32))
     left, right = O_NMK.split(16, dim=2)
     reducer = Halves(right.square().sum(-1, keepdim=True))
-    context = NormContext(shape=(8, 32), eps=1e-8, beta2=0.95, reducer=reducer)
+    context = PostNormContext(shape=(8, 32), eps=1e-8, beta2=0.95, reducer=reducer)
     found, _ = POST_NORMS["row"].apply(left, None, context)
     torch.testing.assert_close(found, applied("row", O_NMK)[:, :, :16])
     assert len(reducer.partner) == 1

@@ -8,10 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from muonscale.lab.fits.bootstrap import CONFIDENCE
 from muonscale.lab.fits.statistics import student_quantile
-
-CONFIDENCE = 0.9
-"""The confidence level of the intervals."""
 
 
 @dataclass(frozen=True)

@@ -62,7 +62,7 @@ MAGIC: dict[bytes, tuple[str, str]] = {
 TAR = 257, b"ustar"
 """Offset and bytes of the mark of a tar archive."""
 HEAD_BYTES = 512
-"""First bytes of a file that `describe_content` needs."""
+"""How many leading bytes `check_content` needs."""
 
 SHORT = 4096
 """Bytes up to which the share of bad ones is not counted."""

@@ -142,6 +142,7 @@ DECOMPRESSORS: dict[str, Callable[[BinaryIO], Any]] = {
     "xz": lzma.LZMAFile,
     "zst": _open_zstd,
 }
+"""How each compression is opened, by suffix. `formats.KINDS` refuses the suffixes of others."""
 TAR_NAMES = {"tgz": "gz", "tbz2": "bz2", "txz": "xz"}
 """Suffixes of compressed tar archives, and how they are compressed."""
 
@@ -180,6 +181,6 @@ UNPACKED: dict[str, Reader] = {
     ".tar": _read_tar,
     ".zip": _read_zip,
 }
-"""The readers of files that hold others, by suffix."""
+"""Readers of archives and compressed files, by suffix."""
 READERS = RECORDS | UNPACKED
 """The reader of each suffix; any other file is text."""

@@ -20,6 +20,7 @@ from transformers import AttentionInterface, PreTrainedConfig, PreTrainedModel
 
 from muonscale.lab.estimate.workload import Workload
 from muonscale.lab.models.build import meta_model
+from muonscale.lab.models.loss import loss_bytes
 from muonscale.lab.models.structure import decoder_layers
 from muonscale.lab.parallel.placements import CUT_AXIS, sequence_norms, tensor_styles
 from muonscale.lab.parallel.topology import Topology
@@ -30,9 +31,6 @@ COUNTED = "muonscale_counted"
 KORTHIKANTI = 17
 """Saved elements per token and unit of width in a layer with fused attention: 34 bytes in 16 bits.
 Korthikanti et al. 2022, arXiv 2205.05198, section 4.1."""
-
-BYTES_PER_LOGIT = 12
-"""Peak of the loss: float32 log-probabilities, their gradient, and the gradient of the logits."""
 
 OUTSIDE = "outside"
 
@@ -117,7 +115,7 @@ def activation_bytes(
     """
     tokens, itemsize = workload.micro_tokens, workload.precision.itemsize
     inputs = tokens * shape.hidden_size * itemsize
-    logits = BYTES_PER_LOGIT * tokens * shape.vocab_size
+    logits = loss_bytes(tokens, shape.vocab_size, itemsize)
     count = shape.num_hidden_layers
     if topology.sequence:
         inputs //= topology.tensor

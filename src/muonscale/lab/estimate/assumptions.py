@@ -60,7 +60,7 @@ def _counting(planned: ResolvedPlan, activations: Activations) -> list[tuple[str
         ("not hidden", "tensor and expert parallel", "the passes wait for activations; assumption"),
         ("activations", "measured" if activations.measured else "formula",
          measured if activations.measured else formula),
-        ("logits", "12 bytes each", "log-probabilities and two gradients in float32"),
+        ("logits", "and their gradient", "float32 for a part of the tokens at a time"),
         ("not "
             "counted", "allocator, "
                 "libraries", "fragmentation, workspaces of kernels and collectives"),

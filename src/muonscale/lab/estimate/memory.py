@@ -120,7 +120,7 @@ def rank_memory(
 
 
 def parameter_bytes(placement: Placement, rank: int) -> int:
-    """Return the bytes of the parameters on a global rank, and of their gradients.
+    """Return the bytes of the parameters on a global rank; their gradients take as many again.
 
     FSDP pads all shards to the largest.
     """

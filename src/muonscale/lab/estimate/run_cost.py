@@ -7,11 +7,11 @@ import time
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 
 from muonscale.lab.config.load import Config
 from muonscale.lab.models.build import build_model, meta_model
 from muonscale.lab.models.flops import unknown_experts
+from muonscale.lab.models.loss import summed_loss
 from muonscale.lab.models.structure import count_parameters
 from muonscale.lab.training.dry_run import planned_shape
 from muonscale.lab.training.micro_batches import micro_batch_size
@@ -88,7 +88,7 @@ def measure_step(config: Config, cost: RunCost, *, threads: int, steps: int = 2)
             optimizer.zero_grad()
             for part in rows.split(micro_batch_size(config, batch)):
                 logits = model(part[:, :-1]).logits
-                F.cross_entropy(logits.flatten(0, 1).float(), part[:, 1:].flatten()).backward()
+                summed_loss(logits, part[:, 1:]).backward()
             optimizer.step()
             seconds.append(time.perf_counter() - start)
         return statistics.median(seconds[2:])

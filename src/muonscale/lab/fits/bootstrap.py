@@ -17,7 +17,8 @@ from scipy.stats import norm, t
 from muonscale.errors import StudyError
 from muonscale.lab.fits.result import LEAST_RESAMPLES, FloatArray, Interval
 
-LEVEL = 0.9
+CONFIDENCE = 0.9
+"""The confidence level of all intervals."""
 LEAST_DEGREES = 2
 """Points that a law with residuals must have beyond its parameters."""
 
@@ -40,7 +41,7 @@ class Draws:
     """Number of refits that did not end at a minimum. `samples` includes where they ended."""
 
     @classmethod
-    def none(cls, estimate: FloatArray, level: float = LEVEL) -> Draws:
+    def none(cls, estimate: FloatArray, level: float = CONFIDENCE) -> Draws:
         """Return the parameters of a law without intervals: their ends are NaN."""
         return cls(estimate, np.empty((0, len(estimate))), level)
 
@@ -97,7 +98,7 @@ def resample_residuals(
     jacobian: FloatArray,
     resamples: int,
     generator: np.random.Generator,
-    level: float = LEVEL,
+    level: float = CONFIDENCE,
 ) -> FloatArray:
     """Return log measurements of other tables, `[resamples, n]`: the law plus resampled residuals.
 

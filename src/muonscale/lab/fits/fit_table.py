@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from muonscale.errors import ConfigError, StudyError, nearest
-from muonscale.lab.fits.bootstrap import LEVEL, Draws, Seed
+from muonscale.lab.fits.bootstrap import CONFIDENCE, Draws, Seed
 from muonscale.lab.fits.findings import Findings, Fitted, trace_curve
 from muonscale.lab.fits.laws.base import Law
 from muonscale.lab.fits.laws.registry import LAWS
@@ -39,7 +39,7 @@ class FitRequest:
     counted."""
     resamples: int = 1000
     seed: int = 0
-    level: float = LEVEL
+    level: float = CONFIDENCE
 
 
 def fit_table(table: RunTable, request: FitRequest) -> Findings:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from muonscale.errors import StudyError
-from muonscale.lab.fits.bootstrap import LEVEL, Draws, Seed, join
+from muonscale.lab.fits.bootstrap import CONFIDENCE, Draws, Seed, join
 from muonscale.lab.fits.laws.quadratic import EdgeT
 from muonscale.lab.fits.result import BoolArray, FloatArray, Interval
 from muonscale.lab.fits.steps_to_loss import StepsToLoss
@@ -91,7 +91,7 @@ def trace_iso_loss(
     sequence_length: int,
     resamples: int = 1000,
     seed: Seed = 0,
-    level: float = LEVEL,
+    level: float = CONFIDENCE,
 ) -> IsoLoss:
     """Return the iso-loss curve of an optimizer.
 

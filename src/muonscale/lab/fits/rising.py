@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.stats import t as student
 
-from muonscale.lab.fits.bootstrap import LEVEL
+from muonscale.lab.fits.bootstrap import CONFIDENCE
 from muonscale.lab.fits.result import (
     ROUNDING,
     FloatArray,
@@ -61,7 +61,7 @@ def judge_rising(
     log_ratio: FloatArray,
     covariance: FloatArray,
     freedom: int,
-    level: float = LEVEL,
+    level: float = CONFIDENCE,
 ) -> Rising:
     """Return the slope, the largest drop and the verdict of a ratio over batch sizes.
 

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.stats import t as student
 
-from muonscale.lab.fits.bootstrap import LEVEL
+from muonscale.lab.fits.bootstrap import CONFIDENCE
 from muonscale.lab.fits.result import FloatArray, check_positive
 
 
@@ -43,7 +43,7 @@ def pool_noise(place: np.ndarray, values: FloatArray) -> float | None:
     return float(np.sqrt(np.sum((values - means[place]) ** 2) / degrees))
 
 
-def student_quantile(freedom: int, level: float = LEVEL) -> float:
+def student_quantile(freedom: int, level: float = CONFIDENCE) -> float:
     """Return how many standard errors half a two-sided interval is; NaN without freedom."""
     return float(student.ppf((1 + level) / 2, freedom)) if freedom > 0 else float("nan")
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from muonscale.errors import StudyError
-from muonscale.lab.fits.bootstrap import LEVEL, Seed, check_resamples, stretch
+from muonscale.lab.fits.bootstrap import CONFIDENCE, Seed, check_resamples, stretch
 from muonscale.lab.fits.result import FloatArray
 
 
@@ -43,7 +43,7 @@ class StepsToLoss:
         """log T, `[b]`."""
         return self.log_steps + np.log(self.batches)
 
-    def draw(self, resamples: int = 1000, seed: Seed = 0, level: float = LEVEL) -> FloatArray:
+    def draw(self, resamples: int = 1000, seed: Seed = 0, level: float = CONFIDENCE) -> FloatArray:
         """Return log steps that might have been measured instead, `[resamples, b]`.
 
         The noise is normal. It is stretched by the ratio of Student's to the normal quantile, since

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from muonscale.errors import StudyError
-from muonscale.lab.fits.bootstrap import LEVEL, Draws, Seed
+from muonscale.lab.fits.bootstrap import CONFIDENCE, Draws, Seed
 from muonscale.lab.fits.result import ROUNDING, FloatArray
 from muonscale.lab.fits.steps_to_loss import StepsToLoss
 
@@ -43,7 +43,7 @@ def draw_token_optimal(
     tolerance: float = 0.0,
     resamples: int = 1000,
     seed: Seed = 0,
-    level: float = LEVEL,
+    level: float = CONFIDENCE,
 ) -> Draws:
     """Return the token-optimal batch, `[1]`, and those of tables that might have been measured.
 

@@ -62,7 +62,8 @@ KNOWN: dict[str, WidthFields] = {
     "qwen3": _LLAMA,
     "qwen3_moe": WidthFields(sizes=("intermediate_size", "moe_intermediate_size")),
 }
-"""Fields by the `model_type` of transformers."""
+"""Fields by the `model_type` of transformers. muP transfer also needs a row in
+`muonscale.transfer.constants.KNOWN`."""
 
 
 def width_of(config: PreTrainedConfig) -> int:

@@ -12,7 +12,7 @@ from muonscale.lab.report.page import Chart, Mark, Numbers, Series
 from muonscale.lab.report.run_data import Record, RunData, UnitT
 from muonscale.lab.run_folder import KindT
 
-UNITS: dict[UnitT, str] = {
+X_LABELS: dict[UnitT, str] = {
     "tokens": "training tokens",
     "step": "step",
     "time": "{} of training steps",
@@ -20,12 +20,14 @@ UNITS: dict[UnitT, str] = {
 }
 """Labels of the x axis."""
 
-AGAINST: dict[UnitT, str] = {
+TITLE_SUFFIXES: dict[UnitT, str] = {
     "tokens": "",
     "step": " against steps",
     "time": " against time",
     "FLOPs": " against FLOPs",
 }
+"""What the title of a chart says of its x axis. A new axis is a name in `run_data.UnitT`, a branch
+in `RunData.positions`, and a row here and in `X_LABELS`."""
 
 SMOOTHINGS = {"none": 0, "weak": 320, "medium": 80, "strong": 20}
 """Kinds of smoothing: a moving mean reaches over this part of the records to each side."""
@@ -82,8 +84,8 @@ def chart_of(measure: Measure, runs: Sequence[RunData], unit: UnitT = "tokens") 
         captions.append("Lines are moving means.")
     return Chart(
         name=measure.name if unit == "tokens" else f"{measure.name}-{unit.lower()}",
-        title=measure.title + AGAINST[unit],
-        x_label=UNITS[unit].format(time_unit(runs)[0]),
+        title=measure.title + TITLE_SUFFIXES[unit],
+        x_label=X_LABELS[unit].format(time_unit(runs)[0]),
         y_label=measure.y_label,
         series=tuple(found),
         marks=() if measure.marks is None else measure.marks(runs),

@@ -8,8 +8,8 @@ from dataclasses import replace
 import numpy as np
 
 from muonscale.lab.report.measure_charts import (
-    AGAINST,
-    UNITS,
+    TITLE_SUFFIXES,
+    X_LABELS,
     Curves,
     Measure,
     chart_of,
@@ -70,7 +70,7 @@ VALIDATION = Measure(
 
 def loss_views(runs: Sequence[RunData]) -> ChartViews | None:
     """Return the losses of runs against tokens, steps, time and FLOPs; None if there are none."""
-    charts = [(unit, loss_chart(runs, unit)) for unit in UNITS]
+    charts = [(unit, loss_chart(runs, unit)) for unit in X_LABELS]
     views = tuple((unit, chart) for unit, chart in charts if chart.series)
     return ChartViews(views=views) if views else None
 
@@ -103,8 +103,8 @@ def loss_chart(runs: Sequence[RunData], unit: UnitT) -> Chart:
         )
     chart = Chart(
         name="loss" if unit == "tokens" else f"loss-{unit.lower()}",
-        title="Loss" + AGAINST[unit],
-        x_label=UNITS[unit].format(time_unit(runs)[0]),
+        title="Loss" + TITLE_SUFFIXES[unit],
+        x_label=X_LABELS[unit].format(time_unit(runs)[0]),
         y_label="loss (bits per byte)" if per_byte else NATS,
         series=tuple(series),
         legend="series" if len(runs) == 1 else "groups",

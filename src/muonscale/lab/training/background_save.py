@@ -19,7 +19,7 @@ import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 
 from muonscale.lab.parallel.processes import Processes
-from muonscale.lab.training.checkpoint import WrittenCheckpoint
+from muonscale.lab.training.checkpoint import CheckpointWriter
 from muonscale.optim.distributed.shard_block import with_shard_blocks
 
 
@@ -52,7 +52,7 @@ class BackgroundSaver:
         # The thread communicates while training does, and must not meet its collectives.
         self._group: Any = dist.new_group(backend="gloo") if processes.many else None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
-        self._pending: tuple[WrittenCheckpoint, Future[dict[str, dict[str, Any]]]] | None = None
+        self._pending: tuple[CheckpointWriter, Future[dict[str, dict[str, Any]]]] | None = None
         # In the thread, a context that ignores it would change the filters of all threads.
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")
 
@@ -75,7 +75,7 @@ class BackgroundSaver:
             CheckpointError: if this one cannot be begun, or the one before could not be written.
         """
         self.wait()
-        written = WrittenCheckpoint(root, step, self._processes, keep, permanent)
+        written = CheckpointWriter(root, step, self._processes, keep, permanent)
         with written.explain():
             written.begin(facts)
             saving = dcp.async_save(

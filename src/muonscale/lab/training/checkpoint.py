@@ -47,8 +47,8 @@ from muonscale.optim.distributed.shard_block import with_shard_blocks
 
 MANIFEST = "manifest.json"
 FACTS = "facts.json"
-LASTING = (FileNotFoundError, IsADirectoryError, NotADirectoryError, UnusualFileError)
-"""Errors of files that are not as they were written. Another error of reading may pass."""
+PERMANENT_READ_ERRORS = (FileNotFoundError, IsADirectoryError, NotADirectoryError, UnusualFileError)
+"""The file itself is wrong. Any other error of reading may be temporary."""
 
 
 def steps_to_keep(config: Config) -> set[int]:
@@ -70,8 +70,8 @@ def steps_to_keep(config: Config) -> set[int]:
             )
     marked = {max(1, timeline.step_at(mark)) for mark in config.checkpoint.marks}
     last = spans(config.schedule, timeline)[-1]
-    if config.checkpoint.before_decay and last.decay and last.fall:
-        marked.add(last.fall)
+    if config.checkpoint.before_decay and last.decay and last.decay_start:
+        marked.add(last.decay_start)
     return marked
 
 
@@ -110,7 +110,7 @@ def save_checkpoint(
     Raises:
         CheckpointError: if it cannot be written. Earlier checkpoints are not changed.
     """
-    written = WrittenCheckpoint(root, step, processes, keep, permanent)
+    written = CheckpointWriter(root, step, processes, keep, permanent)
     with written.explain():
         written.begin(facts)
         with _ignore_missing_group():
@@ -123,8 +123,8 @@ def save_checkpoint(
 
 
 @dataclass(frozen=True)
-class WrittenCheckpoint:
-    """A checkpoint while it is written, under a temporary name."""
+class CheckpointWriter:
+    """Writes a checkpoint under a temporary name, and completes it."""
 
     root: Path
     step: int
@@ -192,19 +192,19 @@ class WrittenCheckpoint:
                 raise MuonscaleError(
                     f"another process of the job is gone: checkpoint of step {self.step} is not "
                     "written, and this process cannot go on. When all processes can run again, "
-                    f"{way_on(self.root)}"
+                    f"{resume_advice(self.root)}"
                 ) from error
             raise CheckpointError(_write_failure(self.root, self.step, error)) from error
 
 
 def newest_checkpoint(root: Path, report: Callable[[str], None]) -> Path | None:
-    """Return the result of `whole_checkpoint`, and remove the files of a killed writer."""
+    """Return the result of `newest_intact_checkpoint`, and remove the files of a killed writer."""
     for stale in root.glob(".writing-*"):
         shutil.rmtree(stale, ignore_errors=True)
-    return whole_checkpoint(root, report)
+    return newest_intact_checkpoint(root, report)
 
 
-def whole_checkpoint(root: Path, report: Callable[[str], None]) -> Path | None:
+def newest_intact_checkpoint(root: Path, report: Callable[[str], None]) -> Path | None:
     """Return the newest complete checkpoint, reporting every damaged one that is skipped.
 
     It only reads: another process may write a checkpoint at the same time.
@@ -220,8 +220,8 @@ def whole_checkpoint(root: Path, report: Callable[[str], None]) -> Path | None:
             damage = _compare_with_manifest(folder)
         except OSError as error:
             damage = f"{type(error).__name__}: {error}"
-            if not isinstance(error, LASTING):
-                advice = f"remove the cause, and {way_on(root)}"
+            if not isinstance(error, PERMANENT_READ_ERRORS):
+                advice = f"remove the cause, and {resume_advice(root)}"
         if damage is None:
             return folder
         report(f"checkpoint {folder} is damaged ({damage}); trying the one before it")
@@ -342,12 +342,12 @@ def _write_failure(root: Path, step: int, error: BaseException) -> str:
     # torch's writer does not report that a disk is full
     return (
         f"checkpoint of step {step} cannot be written to {root}: {_reason(error)} "
-        f"({free_space(root)}{most}); {last}. Remove the cause, and {way_on(root)}"
+        f"({free_space(root)}{most}); {last}. Remove the cause, and {resume_advice(root)}"
     )
 
 
-def way_on(root: Path) -> str:
-    """Return how a run that was stopped goes on: where, and with which command.
+def resume_advice(root: Path) -> str:
+    """Return where a run that was stopped will continue, and with which command.
 
     Args:
         root: folder of its checkpoints, in the run folder.

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
 PLAIN_LINES = 20
 """Number of progress lines of a run without a terminal, if none of its steps takes long."""
-SILENCE = 30.0
-"""Seconds after which a line is printed at the latest, if there is no terminal."""
+MAX_SILENCE = 30.0
+"""The longest time between two lines without a terminal, in seconds."""
 PACE_STEPS = 20
 """Number of last steps whose time tells the speed and the time left."""
 
@@ -88,7 +88,7 @@ class RunConsole:
                 if stage not in begun:
                     begun[stage] = last = now
                     self.log(f"{of}{stage}")
-                elif now - last >= SILENCE:
+                elif now - last >= MAX_SILENCE:
                     last, elapsed = now, now - begun[stage]
                     how_far = f"for {duration_text(elapsed)}"
                     if total and done:
@@ -128,7 +128,7 @@ class RunConsole:
                 nonlocal last
                 pace.add(record)
                 step, now = record["step"], time.monotonic()
-                due = step % every == 0 or step in (done + 1, total) or now - last >= SILENCE
+                due = step % every == 0 or step in (done + 1, total) or now - last >= MAX_SILENCE
                 if due:
                     last = now
                     figures = "  ".join(self._figures(record, pace, more))

@@ -34,8 +34,8 @@ from muonscale.lab.training.checkpoint import (
     folder_name,
     load_facts,
     load_tensors,
+    newest_intact_checkpoint,
     saved_steps,
-    whole_checkpoint,
 )
 from muonscale.lab.training.setup import model_facts
 
@@ -124,7 +124,7 @@ def find_checkpoint(run: RunFolder, step: int | None, report: Callable[[str], No
             f"make some with: {command_line('train', run.path, '--resume')}"
         )
     if step is None:
-        newest = whole_checkpoint(root, report)
+        newest = newest_intact_checkpoint(root, report)
         assert newest is not None
         return newest
     listed = ", ".join(map(str, steps))

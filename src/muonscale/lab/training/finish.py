@@ -19,7 +19,7 @@ from muonscale.lab.models.structure import count_parameters
 from muonscale.lab.parallel.gather import gather_model
 from muonscale.lab.report.loss_figure import write_loss_figure
 from muonscale.lab.training.baselines import ngram_baselines
-from muonscale.lab.training.checkpoint import way_on
+from muonscale.lab.training.checkpoint import resume_advice
 from muonscale.lab.training.setup import Run
 from muonscale.lab.training.signals import StopRequest
 from muonscale.lab.training.validation import measure_validation
@@ -98,7 +98,7 @@ def _save_model(
     folder = run.folder
     saved, env, step = folder.saved_config(), folder.environment(), run.state.step
     card = model_card(saved, env, metrics, step=step, model=model, averaged=averaged)
-    advice = f"remove the cause, and {way_on(folder.checkpoints)}"
+    advice = f"remove the cause, and {resume_advice(folder.checkpoints)}"
     target = folder.averaged_model if averaged else folder.model
     save_hf(model, run.tokenizer, target, card=card, advice=advice)
 

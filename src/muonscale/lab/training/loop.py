@@ -26,9 +26,9 @@ from muonscale.lab.parallel.processes import Processes, init_processes, was_rest
 from muonscale.lab.run_folder import RunFolder, flatten
 from muonscale.lab.training.checkpoint import (
     newest_checkpoint,
+    resume_advice,
     saved_steps,
     steps_to_keep,
-    way_on,
 )
 from muonscale.lab.training.console import RunConsole
 from muonscale.lab.training.extend import Extension
@@ -147,9 +147,9 @@ def train_together(
         at_end.callback(stop_preparing, run)
         seen = restore(run) if begun else []
         processes.on_first(lambda: run.trackers.open(config, folder.path, seen, run.state.step))
-        record = make_up_evaluation(run, stop, seen) if begun else None
+        record = run_missed_evaluation(run, stop, seen) if begun else None
         mfu = processes.on_first(lambda: record_environment(run))
-        introduce(run)
+        log_overview(run)
         evaluate_start(run, stop, seen)
         final = reached_target(run, stop, record)
         return finish(run, stop, final or run_steps(run, stop, mfu))
@@ -163,7 +163,7 @@ def explain_write_errors(folder: RunFolder) -> Generator[None]:
     except OSError as error:
         raise CheckpointError(
             f"{error.filename or folder.path}: {error.strerror or error}; remove the cause, and "
-            f"{way_on(folder.checkpoints)}"
+            f"{resume_advice(folder.checkpoints)}"
         ) from error
 
 
@@ -371,10 +371,10 @@ def restore(run: Run) -> list[dict[str, Any]]:
     return seen
 
 
-def make_up_evaluation(
+def run_missed_evaluation(
     run: Run, stop: StopRequest, seen: list[dict[str, Any]]
 ) -> dict[str, Any] | None:
-    """Return the evaluation at this step, made now if the run was stopped before: a collective."""
+    """Return the evaluation at this step, run now if the stopped run had not got to it: a collective."""
     here = ("eval", run.state.step)
     before = run.processes.on_first(
         lambda: next((r for r in seen if (r["kind"], r["step"]) == here), None)
@@ -409,7 +409,7 @@ def record_environment(run: Run) -> float | None:
     """
     # Until the first checkpoint a resumed run may use another corpus.
     if run.state.step == 0 or not run.folder.tokenizer.exists():
-        advice = f"remove the cause, and {way_on(run.folder.checkpoints)}"
+        advice = f"remove the cause, and {resume_advice(run.folder.checkpoints)}"
         save_tokenizer(run.tokenizer, run.folder.tokenizer, advice)
     facts: dict[str, Any] = {
         **environment(run),
@@ -427,7 +427,7 @@ def record_environment(run: Run) -> float | None:
     return facts["flops"]["per_token"] / (facts["peak_flops"] * facts["processes"])
 
 
-def introduce(run: Run) -> None:
+def log_overview(run: Run) -> None:
     """Log the model, the data and the parameter groups of a run."""
     config = run.config
     size = count_parameters(run.state.model)

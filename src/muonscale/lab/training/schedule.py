@@ -30,13 +30,13 @@ def _linear(progress: float) -> float:
 
 # Shape of the decay, from 1 to 0 as progress goes from 0 to 1. `cosine` and `linear` decay from the
 # end of the warm-up; the other two are constant, then decay over `decay`.
-FALL: dict[str, Callable[[float], float]] = {
+DECAY_SHAPES: dict[str, Callable[[float], float]] = {
     "cosine": lambda progress: 0.5 * (1 + math.cos(math.pi * progress)),
     "linear": _linear,
     "wsd": _linear,
     "constant-linear": _linear,
 }
-HOLDS = ("wsd", "constant-linear")
+SHAPES_WITH_PLATEAU = ("wsd", "constant-linear")
 
 
 def as_steps(length: float, steps: int) -> int:
@@ -63,16 +63,18 @@ class Span:
     @property
     def decay(self) -> int:
         """Number of decay steps at the end of a shape that is constant before."""
-        holds = self.stage.name in HOLDS
+        holds = self.stage.name in SHAPES_WITH_PLATEAU
         return as_steps(self.stage.decay, self.end - self.first) if holds else 0
 
     @property
-    def fall(self) -> int:
+    def decay_start(self) -> int:
         """Step at which the decay begins; `end` if there is none."""
         start = self.first + self.warmup
         if self.stage.name == "constant":
             return self.end
-        return max(start, self.end - self.decay) if self.stage.name in HOLDS else start
+        return (
+            max(start, self.end - self.decay) if self.stage.name in SHAPES_WITH_PLATEAU else start
+        )
 
     @property
     def high(self) -> float:
@@ -120,11 +122,11 @@ def multiplier(
     peak, final = span.stage.peak, span.stage.final
     if step < span.first + span.warmup:
         return span.low + (peak - span.low) * (step - span.first + 1) / (span.warmup + 1)
-    if step < span.fall:
+    if step < span.decay_start:
         return peak
-    start, end = timeline.sequences_before(span.fall), timeline.sequences_before(span.end)
+    start, end = timeline.sequences_before(span.decay_start), timeline.sequences_before(span.end)
     progress = (timeline.sequences_before(step) - start) / (end - start)
-    return final + (peak - final) * FALL[span.stage.name](progress)
+    return final + (peak - final) * DECAY_SHAPES[span.stage.name](progress)
 
 
 def _step_of(point: OptionPoint, steps: int) -> int:
@@ -191,8 +193,8 @@ def check_schedule(config: Config) -> None:
         raise ConfigError(f"data.mixture: {unused[0]!r} has weight 0 in every stage; leave it out")
     for number, span in enumerate(spans(config.schedule, config.timeline)):
         stage, steps = span.stage, span.end - span.first
-        no_fall = span.warmup == steps and stage.name != "constant"
-        if span.warmup + span.decay > steps or no_fall:
+        no_decay = span.warmup == steps and stage.name != "constant"
+        if span.warmup + span.decay > steps or no_decay:
             where = f"schedule.stages.{number}" if config.schedule.stages else "schedule"
             raise ConfigError(
                 f"the schedule does not fit into {steps} steps: {where}.warmup={stage.warmup:g} is "

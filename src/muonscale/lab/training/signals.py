@@ -1,4 +1,6 @@
-"""Ctrl-C, SIGTERM and SIGHUP: finish the step, save, stop. A second Ctrl-C stops at once.
+"""Catches Ctrl-C, SIGTERM and SIGHUP; `loop.run_steps` then finishes the step, saves and stops.
+
+A second Ctrl-C stops at once.
 
 A closed terminal sends SIGHUP; torchrun sends it on. Under `nohup` it stays ignored.
 

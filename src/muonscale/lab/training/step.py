@@ -13,12 +13,12 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.profiler import record_function
 
 from muonscale.lab.config.load import Config
 from muonscale.lab.data.loss_mask import count_targets, unpack
+from muonscale.lab.models.loss import summed_loss
 from muonscale.lab.parallel.forward import Parallelized
 from muonscale.lab.parallel.processes import Processes
 from muonscale.lab.training.attention import AttentionMonitor
@@ -43,12 +43,9 @@ def next_token_loss(
     if targets is not None:
         rows = unpack(batch_BL)
         logits_BLV = forward.logits(rows.inputs_BL, rows.positions_BL)
-        total = F.cross_entropy(
-            logits_BLV.flatten(0, 1).float(), rows.targets_BL.flatten(), reduction="sum"
-        )
-        return total / targets
-    logits_BLV = forward.logits(batch_BL[:, :-1])
-    return F.cross_entropy(logits_BLV.flatten(0, 1).float(), batch_BL[:, 1:].flatten())
+        return summed_loss(logits_BLV, rows.targets_BL) / targets
+    logits_BLV, targets_BL = forward.logits(batch_BL[:, :-1]), batch_BL[:, 1:]
+    return summed_loss(logits_BLV, targets_BL) / targets_BL.numel()
 
 
 def accumulate(

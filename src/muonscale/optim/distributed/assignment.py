@@ -52,8 +52,8 @@ SUBGROUP_FLOPS_PER_BYTE = 300.0
 LARGEST_SUBGROUP = 8
 """Most ranks that share one matrix: those of one machine. An assumption."""
 
-EVEN = 1.1
-"""No matrix is split if the load of the busiest rank over the average is at most this."""
+BALANCED_RATIO = 1.1
+"""No matrix is split if the busiest rank has at most this many times the average load."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -257,13 +257,13 @@ class _Assigner:
         No matrix is split if the load is already even, or if splitting hardly helps.
         """
         unsplit = self.assign(1)
-        if unsplit.busiest * self._count <= EVEN * sum(self._flops):
+        if unsplit.busiest * self._count <= BALANCED_RATIO * sum(self._flops):
             return unsplit
         sizes = [2**n for n in range(1, LARGEST_SUBGROUP.bit_length())]
         large = sum(self._flops) / self._count / 2
         candidates = [self.assign(size, large) for size in sizes if self._count % size == 0]
         best = min(candidates, key=lambda candidate: candidate.busiest, default=unsplit)
-        return best if best.busiest < unsplit.busiest / EVEN else unsplit
+        return best if best.busiest < unsplit.busiest / BALANCED_RATIO else unsplit
 
     def assign(self, size: int, large: float = 0.0) -> _OwnerCandidate:
         """Assign every matrix; subgroups of `size` share those of at least `large` FLOPs."""

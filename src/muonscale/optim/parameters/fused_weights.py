@@ -23,7 +23,7 @@ GATES: list[tuple[tuple[type[nn.Module], ...], int]] = [
 ]
 """Matrices stacked in a weight of torch's recurrent modules."""
 
-SPEAKING = (
+FUSED_NAME_HINTS = (
     "qkv", "kqv", "qkvz", "qkvo", "wqkv", "query_key_value", "queries_keys_values", "keys_values",
     "qk", "kv", "wkv", "c_attn", "in_proj", "w_pack", "packed", "fused", "gate_up", "gate_and_up",
     "up_gate", "gateup", "Wi", "w12", "w13", "w1w3", "w1_w3", "adaln", "ada_ln", "modulation",
@@ -62,16 +62,16 @@ def stored_matrices(parameter: Tensor, owner: ParamSite) -> tuple[MatrixSpec, st
 def looks_fused(parameter: Tensor, owner: ParamSite) -> str:
     """Return why a linear layer's weight may hold several matrices, or "" if nothing says so.
 
-    There is nothing to say of a module that states how its weight is stored, or that is in the
-    table. Of the others, two things speak:
+    A module that states how its weight is stored, or that is in the table, is no guess. For others
+    two signs count:
 
     - the name of the layer, or of the module around a layer that has only a number, as in
-      `adaLN_modulation.1`: it has one of the words `SPEAKING`;
+      `adaLN_modulation.1`: it has one of the words `FUSED_NAME_HINTS`;
     - outside transformers, 3 or 6 times as many rows as columns, as q, k and v or the six parts of
       an adaptive norm have. An MLP has such a shape too, and its widths are 2 to 4 times the
-      model's; but then a layer beside it takes as many inputs as it has outputs, and there is
-      nothing to say. Twice as many rows do not speak: of a plain MLP they are common. LoRA's
-      factors do not speak either, whose rows and columns have nothing to do with each other.
+      model's; but then a layer beside it takes as many inputs as it has outputs, and the sign does
+      not count. Twice as many rows are no sign, since plain MLPs have them, and neither is the
+      shape of LoRA's factors, whose rows and columns have nothing to do with each other.
     """
     module, parts = owner.module, owner.path
     if (
@@ -82,7 +82,7 @@ def looks_fused(parameter: Tensor, owner: ParamSite) -> str:
     ):
         return ""
     name = next((part for part in reversed(parts) if not part.isdecimal()), "")
-    if word := speaking(name):
+    if word := fused_name_hint(name):
         return f"its name contains {word}, so it may hold several"
     rows, columns = parameter.shape if not is_conv1d(module) else reversed(parameter.shape)
     around = owner.ancestors[0] if owner.ancestors else module
@@ -96,12 +96,12 @@ def looks_fused(parameter: Tensor, owner: ParamSite) -> str:
     return f"its {rows} rows are {rows // columns} times its columns, so it may hold several"
 
 
-def speaking(name: str) -> str:
-    """Return the first of the words `SPEAKING` in the name of a layer, or ""."""
+def fused_name_hint(name: str) -> str:
+    """Return the first of the words `FUSED_NAME_HINTS` in the name of a layer, or ""."""
     spellings = f"_{name}_", f"_{name.lower()}_"
     if any(f"_{word}_" in spellings[1] for word in _LATENT):
         return ""
-    return next((word for word in SPEAKING if any(f"_{word}_" in s for s in spellings)), "")
+    return next((word for word in FUSED_NAME_HINTS if any(f"_{word}_" in s for s in spellings)), "")
 
 
 def is_known_bare(owner: ParamSite) -> bool:

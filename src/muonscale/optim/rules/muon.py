@@ -41,7 +41,7 @@ from muonscale.optim.rules.base import (
 from muonscale.optim.rules.constraint import Constraint, resolve_constraint
 from muonscale.optim.rules.moments import average_, average_squares_, widened
 from muonscale.optim.rules.nonfinite import or_zeros
-from muonscale.optim.rules.post_norm import NormContext, Reducer, resolve_post_norm
+from muonscale.optim.rules.post_norm import PostNormContext, Reducer, resolve_post_norm
 from muonscale.optim.rules.pre_norm import PreNormContext, resolve_pre_norm
 from muonscale.optim.rules.row_magnitude import EXP_AVG, EXP_AVG_SQ, LENGTH, MAGNITUDE, STEP
 from muonscale.optim.rules.scale import ScaleLike, check_scale, exact_factor, shape_factor
@@ -256,7 +256,7 @@ class MuonUpdate(MatrixUpdate):
         last = None
         V_NM1 = rows.get(ROW_STATE)
         if (norm := resolve_post_norm(self.post_norm)) is not None:
-            context = NormContext(
+            context = PostNormContext(
                 shape=chosen, eps=self.post_norm_eps, beta2=self.normuon_beta2, reducer=reducer
             )
             U_NMK, V_NM1 = norm.apply(U_NMK, V_NM1, context)

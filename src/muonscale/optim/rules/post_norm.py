@@ -59,7 +59,7 @@ LOCAL = LocalReducer()
 
 
 @dataclass(frozen=True, kw_only=True)
-class NormContext:
+class PostNormContext:
     """The inputs of a post-normalization besides the update."""
 
     shape: tuple[int, int]
@@ -74,7 +74,7 @@ class NormContext:
 class PostNorm:
     """One row of `POST_NORMS`."""
 
-    apply: Callable[[Tensor, Tensor | None, NormContext], tuple[Tensor, Tensor | None]]
+    apply: Callable[[Tensor, Tensor | None, PostNormContext], tuple[Tensor, Tensor | None]]
     """From O `[N, M, K]` and the row state `[N, M, 1]` (or None) to the new O and row state."""
     last: LastT | None
     """"row" or "col" if rows or columns have unit length afterwards; None if the update keeps the
@@ -84,21 +84,21 @@ class PostNorm:
     source: str
 
 
-def _rows(O_NMK: Tensor, context: NormContext) -> Tensor:
+def _rows(O_NMK: Tensor, context: PostNormContext) -> Tensor:
     return O_NMK / (context.reducer.sum_cols(O_NMK.square()) + context.eps).sqrt_()
 
 
-def _cols(O_NMK: Tensor, context: NormContext) -> Tensor:
+def _cols(O_NMK: Tensor, context: PostNormContext) -> Tensor:
     return O_NMK / (context.reducer.sum_rows(O_NMK.square()) + context.eps).sqrt_()
 
 
 def _stateless(
-    *parts: Callable[[Tensor, NormContext], Tensor],
-) -> Callable[[Tensor, Tensor | None, NormContext], tuple[Tensor, Tensor | None]]:
+    *parts: Callable[[Tensor, PostNormContext], Tensor],
+) -> Callable[[Tensor, Tensor | None, PostNormContext], tuple[Tensor, Tensor | None]]:
     """Return the `apply` of normalizations that run in this order."""
 
     def apply(
-        O_NMK: Tensor, V_NM1: Tensor | None, context: NormContext
+        O_NMK: Tensor, V_NM1: Tensor | None, context: PostNormContext
     ) -> tuple[Tensor, Tensor | None]:
         for part in parts:
             O_NMK = part(O_NMK, context)
@@ -107,14 +107,14 @@ def _stateless(
     return apply
 
 
-def _frobenius(O_NMK: Tensor, context: NormContext) -> Tensor:
+def _frobenius(O_NMK: Tensor, context: PostNormContext) -> Tensor:
     """`sqrt(min(out, in)) * O / sqrt(||O||_F^2 + eps)`: the length of an exact polar factor."""
     length = (context.reducer.sum_all(O_NMK.square()) + context.eps).sqrt_()
     return O_NMK * (math.sqrt(min(context.shape)) / length)
 
 
 def _normuon(
-    O_NMK: Tensor, V_NM1: Tensor | None, context: NormContext
+    O_NMK: Tensor, V_NM1: Tensor | None, context: PostNormContext
 ) -> tuple[Tensor, Tensor | None]:
     """`V <- b2*V + (1-b2)*mean_j O_ij^2`, then `O / (sqrt(V) + eps)` at the length of O.
 
@@ -151,7 +151,8 @@ POST_NORMS: dict[str, PostNorm] = {
 """Every post-normalization.
 
 A new one is a row here, its name in `muonscale.optim.options.PostNormT`, and a branch in
-`muonscale.optim.rules.reference`.
+`muonscale.optim.rules.reference`. A reduction other than a sum is a method of `Reducer` and of
+`newton_schulz.subgroup.SubgroupReducer`.
 
 `row` makes every row of unit length, `X / sqrt(sum_j X_ij^2 + eps)`, and `col` every column.
 `row_col` does rows, then columns; `col_row` columns, then rows.

@@ -14,7 +14,7 @@ from typing import Any, ClassVar, NamedTuple, Self
 import numpy as np
 
 from muonscale.lab.fits.bootstrap import (
-    LEVEL,
+    CONFIDENCE,
     Draws,
     Seed,
     add_noise,
@@ -188,7 +188,7 @@ class Law(ABC):
         self,
         resamples: int = 1000,
         seed: Seed = 0,
-        level: float = LEVEL,
+        level: float = CONFIDENCE,
         noise: float | None = None,
     ) -> Draws:
         """Refit the law to tables that might have been measured instead.

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from muonscale.errors import StudyError
-from muonscale.lab.fits.bootstrap import LEVEL, check_resamples
+from muonscale.lab.fits.bootstrap import CONFIDENCE, check_resamples
 from muonscale.lab.fits.result import (
     FloatArray,
     Interval,
@@ -98,7 +98,7 @@ def minimum_interval(
     around: int = 1,
     resamples: int = 1000,
     seed: int = 0,
-    level: float = LEVEL,
+    level: float = CONFIDENCE,
     name: str = "x",
 ) -> Interval:
     """Return the x of the minimum with an interval, from curves with seed noise added.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
+from muonscale.lab.fits.bootstrap import CONFIDENCE
 from muonscale.lab.report.page import Block, Chart, Mark, Series
 from muonscale.lab.studies.report_blocks import Found, interval_series, keep_nonempty
 
@@ -58,7 +59,8 @@ def _draw_ratios(name: str, title: str, series: list[Series]) -> list[Block]:
             log_x=True,
             series=tuple(series),
             marks=(Mark(axis="y", at=1.0, label="equal"),),
-            caption="Above 1 the baseline takes more tokens. Bars and bands are 90 % intervals, "
+            caption="Above 1 the baseline takes more tokens. Bars and bands are "
+            f"{CONFIDENCE:.0%} intervals, "
             "seed by seed.",
         )
     )
@@ -90,7 +92,8 @@ def law_charts(target: Found, number: int) -> list[Block]:
                 f"Tokens to a loss of {target['target']:g}, {name}",
                 "training tokens to the loss",
                 series,
-                f"{text} Points are means over seeds at the best learning rate with 90 % "
+                f"{text} Points are means over seeds at the best learning rate with "
+                f"{CONFIDENCE:.0%} "
                 "intervals; bands are those of the law.",
             )
         )

@@ -9,7 +9,7 @@ import numpy as np
 from scipy.stats import f
 
 from muonscale.errors import StudyError
-from muonscale.lab.fits.bootstrap import LEVEL, Draws, Seed, stretch
+from muonscale.lab.fits.bootstrap import CONFIDENCE, Draws, Seed, stretch
 from muonscale.lab.fits.findings import (
     FitCurve,
     FitEstimate,
@@ -89,7 +89,7 @@ def _fit_law(
     noise = None
     if steps.freedom:  # stretched, because the noise is an estimate itself
         mean_error = float(np.sqrt(np.mean(steps.error[kept] ** 2))) if kept.any() else 0.0
-        noise = mean_error * stretch(LEVEL, steps.freedom)
+        noise = mean_error * stretch(CONFIDENCE, steps.freedom)
     try:
         law = law_type.fit(batches, counts)
     except StudyError as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from muonscale.lab.fits.bootstrap import LEVEL
+from muonscale.lab.fits.bootstrap import CONFIDENCE
 from muonscale.lab.fits.findings import format_significant
 from muonscale.lab.fits.rising import SIGNIFICANT
 from muonscale.lab.report.page import Block, Page, PageSection, Table, Text, Tile, Verdict
@@ -31,13 +31,13 @@ CHOSEN = (
     "that a run had at its first evaluation. All are rounded up to 0.01."
 )
 METHOD = (
-    f"Intervals are {LEVEL:.0%}. A target is read between two evaluations, never beyond the last. "
+    f"Intervals are {CONFIDENCE:.0%}. A target is read between two evaluations, never beyond the last. "
     "Runs of one seed share initial weights, order of the data and validation split, so ratios are "
     "taken seed by seed, with one noise for all batch sizes."
 )
 RULE = (
     "The ratio does not decrease if no drop between two batch sizes is significant (p < "
-    f"{SIGNIFICANT:g} after Holm's correction for the number of pairs) and the {LEVEL:.0%} "
+    f"{SIGNIFICANT:g} after Holm's correction for the number of pairs) and the {CONFIDENCE:.0%} "
     "interval of its slope over log B is at or above 0; it decreases if a drop is significant. The "
     "ratio is above 1 if its interval at every batch size is above 1; it is not if it is below 1 "
     f"at one of them, with p < {SIGNIFICANT:g} after Holm's correction. The claims are those of "

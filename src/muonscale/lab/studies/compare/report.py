@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 
 from muonscale.lab.console import si_text
-from muonscale.lab.fits.bootstrap import LEVEL
+from muonscale.lab.fits.bootstrap import CONFIDENCE
 from muonscale.lab.report.page import (
     Block,
     Chart,
@@ -35,7 +35,7 @@ from muonscale.lab.studies.report_blocks import (
     keep_nonempty,
 )
 from muonscale.lab.studies.search.report import (
-    MEND,
+    EDGE_ADVICE,
     about_search,
     format_setting,
     search_blocks,
@@ -117,7 +117,7 @@ def _tiles(found: Found, baseline: str) -> Iterator[Tile]:
     yield Tile(label="lowest validation loss", value=f"{best['loss']:.3f}", note=note)
     for c in places[-1]["comparisons"]:
         if (c["better"], c["worse"]) == (best["name"], baseline):
-            ends = "" if c["low"] is None else f", {LEVEL:.0%} {format_interval(c, '+.3f')}"
+            ends = "" if c["low"] is None else f", {CONFIDENCE:.0%} {format_interval(c, '+.3f')}"
             note = f"nats, {c['better']} against {c['worse']}{ends}"
             yield Tile(label="difference", value=f"{c['difference']:+.3f}", note=note)
     rows = [
@@ -131,7 +131,7 @@ def _tiles(found: Found, baseline: str) -> Iterator[Tile]:
     row = rows[-1] if rows else reached
     if row is not None and row["ratio"] is not None and best["name"] != baseline:
         at = _place_text(rows[-1]["place"]) if rows else where
-        ends = "" if row["low"] is None else f", {LEVEL:.0%} {format_interval(row, '.0%')}"
+        ends = "" if row["low"] is None else f", {CONFIDENCE:.0%} {format_interval(row, '.0%')}"
         note = ", ".join(filter(None, (f"of {baseline}'s{ends}", at)))
         yield Tile(label="FLOPs to equal loss", value=f"{row['ratio']:.0%}", note=note)
 
@@ -166,7 +166,7 @@ def _about(config: CompareConfig) -> PageSection:
                 "All runs at a place have the same tokens."
             ),
             Text(
-                f"Intervals are {LEVEL:.0%}. Runs of one seed share initial weights, order of the "
+                f"Intervals are {CONFIDENCE:.0%}. Runs of one seed share initial weights, order of the "
                 "data and validation split, so differences are taken seed by seed, with one noise "
                 "estimated from all compared runs. A variant is called better if the one-sided "
                 "p-value, adjusted for the number of comparisons (Holm), is below "
@@ -217,9 +217,16 @@ def _lengths(rows: Sequence[Found]) -> PageSection:
             for name in names
         ),
         marks=(Mark(axis="y", at=1.0, label="equal"),),
-        caption="Below 1 the variant needs fewer. Bars are 90 % intervals over seeds.",
+        caption=f"Below 1 the variant needs fewer. Bars are {CONFIDENCE:.0%} intervals over seeds.",
     )
-    head = ("of", "measure", "at the baseline's loss", "ratio", "90 % interval", "remark")
+    head = (
+        "of",
+        "measure",
+        "at the baseline's loss",
+        "ratio",
+        f"{CONFIDENCE:.0%} interval",
+        "remark",
+    )
     return PageSection(
         title="Cost to equal loss, by whole runs",
         blocks=(
@@ -241,13 +248,13 @@ def _verdicts(place: Found, baselines: list[str]) -> Iterator[Block]:
         if v["edges"] and v["loss"] is not None:
             yield Text(
                 f"{v['name']} is not tuned: its best setting, {format_setting(v['best'])}, is at an "
-                f"edge of those tried ({', '.join(v['edges'])}). {MEND}"
+                f"edge of those tried ({', '.join(v['edges'])}). {EDGE_ADVICE}"
             )
     for c in place["comparisons"]:
         if {c["better"], c["worse"]} & set(baselines):
             interval = "no interval"
             if c["low"] is not None:
-                interval = f"{LEVEL:.0%} {format_interval(c, '+.4f')}"
+                interval = f"{CONFIDENCE:.0%} {format_interval(c, '+.4f')}"
             numbers = (
                 f"{c['difference']:+.4f} nats ({interval}), one-sided p {_p(c['p'])}, adjusted "
                 f"{_p(c['p_adjusted'])}"
@@ -329,7 +336,7 @@ def _reach_tables(config: CompareConfig, place: Found, number: int) -> Iterator[
             rows=tuple(rows),
             caption=f"The amount spent until the mean curve has the final loss of {name}; in "
             f"brackets its ratio to the whole of {name}'s, the geometric mean over seeds with its "
-            "90 % interval. All runs have the schedule of a whole run: a run planned shorter would "
+            f"{CONFIDENCE:.0%} interval. All runs have the schedule of a whole run: a run planned shorter would "
             "be lower earlier. With > the loss was not reached by the end, with < it was reached at "
             "the first evaluation.",
         )

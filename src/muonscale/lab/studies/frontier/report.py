@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from muonscale.lab.fits.bootstrap import CONFIDENCE
 from muonscale.lab.report.page import Block, Chart, PageSection, Table, Text, Verdict
 from muonscale.lab.studies.report_blocks import (
     Found,
@@ -67,7 +68,7 @@ def report_frontier(found: Found) -> PageSection:
             log_y=True,
             series=tuple(times),
             caption="Iso-loss curves: the shortest time over the measured batch sizes. Bands hold "
-            "90 % of draws of the steps to the loss.",
+            f"{CONFIDENCE:.0%} of draws of the steps to the loss.",
         ),
         Chart(
             name="frontier-cost",

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 
 from muonscale.lab.console import si_text
+from muonscale.lab.fits.bootstrap import CONFIDENCE
 from muonscale.lab.fits.findings import Findings, format_ends, format_significant
 from muonscale.lab.fits.page import fit_sections
 from muonscale.lab.report.page import (
@@ -40,7 +41,7 @@ from muonscale.lab.studies.scaling.analysis import (
 from muonscale.lab.studies.scaling.config import ScalingConfig
 from muonscale.lab.studies.scaling.ladder import MeasuredRung
 from muonscale.lab.studies.search.report import (
-    MEND,
+    EDGE_ADVICE,
     about_search,
     format_setting,
     search_blocks_by_variant,
@@ -116,7 +117,7 @@ def _verdicts(found: Found) -> Iterator[Block]:
     ]
     if edges:
         yield Text(
-            f"On these rungs the best setting is at an edge of those tried: {'; '.join(edges)}. {MEND}"
+            f"On these rungs the best setting is at an edge of those tried: {'; '.join(edges)}. {EDGE_ADVICE}"
         )
 
 
@@ -200,7 +201,7 @@ def _report_ratios(found: Found) -> list[PageSection]:
             "FLOPs at equal loss",
             series,
             [equal, Mark(axis="y", at=PAPER_RATIO, label=f"Moonlight {PAPER_RATIO}")],
-            "By the laws of both, with 90 % intervals, over the losses that both measured.",
+            f"By the laws of both, with {CONFIDENCE:.0%} intervals, over the losses that both measured.",
         ),
         chart(
             "flops-ratio-paper",
@@ -214,7 +215,7 @@ def _report_ratios(found: Found) -> list[PageSection]:
     )
     table = Table(
         name="flops-ratios",
-        head=("optimizer", f"FLOPs of {baseline}", "ratio", "90 % interval", "remark"),
+        head=("optimizer", f"FLOPs of {baseline}", "ratio", f"{CONFIDENCE:.0%} interval", "remark"),
         rows=tuple(rows),
     )
     return [PageSection(title="FLOPs at equal loss", blocks=(*charts, table))]
@@ -305,13 +306,13 @@ def _report_laws(
     )
     blocks: list[Block] = [
         Table(
-            head=("counted", "optimizer", "what", "value", "90 % interval"),
+            head=("counted", "optimizer", "what", "value", f"{CONFIDENCE:.0%} interval"),
             rows=rows,
             name=f"{prefix}-conventions",
         )
     ]
     if ratios:
-        head = ("counted", "of", "FLOPs", "ratio at equal loss", "90 % interval")
+        head = ("counted", "of", "FLOPs", "ratio at equal loss", f"{CONFIDENCE:.0%} interval")
         blocks.append(Table(head=head, rows=ratios, name=f"{prefix}-ratios"))
     conventions = PageSection(title="By every way of counting", blocks=tuple(blocks), part=part)
     whole = fit_sections(fitted[first], f"{prefix}-", part)

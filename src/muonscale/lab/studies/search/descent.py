@@ -40,7 +40,7 @@ class Descent:
 
     @property
     def tuned(self) -> bool:
-        """Whether every neighbor of the best setting has a loss, or diverged."""
+        """Whether every neighbor of the best setting was tried and is not better."""
         return self.ended and self.best is not None and not self.edges
 
 

@@ -9,8 +9,8 @@ from muonscale.lab.report.page import Block, Chart, Table, Text
 from muonscale.lab.studies.report_blocks import LOSS, Found, interval_series, keep_nonempty
 from muonscale.lab.studies.search.config import SearchSection
 
-MEND = "Raise search.most, or repeat failed runs with --retry, and run the study again."
-"""What to do about a best setting at an edge."""
+EDGE_ADVICE = "Raise search.most, or repeat failed runs with --retry, and run the study again."
+"""What to do if the best setting is at an edge."""
 
 
 def about_search(section: SearchSection, variants: Iterable[str]) -> list[Table | Text]:

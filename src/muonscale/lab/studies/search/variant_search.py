@@ -43,7 +43,7 @@ class VariantSearch:
 
     @property
     def tuned(self) -> bool:
-        """Whether every neighbor of the best setting was tried and is worse."""
+        """Whether every neighbor of the best setting was tried and is not better."""
         return self.descent.tuned
 
     @property

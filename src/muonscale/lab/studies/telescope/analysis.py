@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from muonscale.errors import StudyError
-from muonscale.lab.fits.bootstrap import LEVEL, stretch
+from muonscale.lab.fits.bootstrap import CONFIDENCE, stretch
 from muonscale.lab.fits.laws.quadratic import fit_minimum, minimum_interval
 from muonscale.lab.studies.analysis.seed_blocks import Blocks, fit_blocks
 from muonscale.lab.studies.telescope.config import TelescopeConfig
@@ -161,7 +161,7 @@ def find_optimum(
         if blocks.freedom == 0:
             return Optimum(fit_minimum(x, y, name=name).at, math.nan, math.nan, False, "")
         # The noise is estimated from few degrees of freedom: Student's quantile, not the normal.
-        noise = blocks.sigma * stretch(LEVEL, blocks.freedom)
+        noise = blocks.sigma * stretch(CONFIDENCE, blocks.freedom)
         found = minimum_interval(x, y, noise, resamples=RESAMPLES, name=name)
     except StudyError as error:
         return Optimum(math.nan, math.nan, math.nan, False, str(error))

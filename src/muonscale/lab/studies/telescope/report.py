@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from muonscale.lab.console import counted, si_text
-from muonscale.lab.fits.bootstrap import LEVEL
+from muonscale.lab.fits.bootstrap import CONFIDENCE
 from muonscale.lab.report.page import Block, Page, PageSection, Table, Text, Tile, Verdict
 from muonscale.lab.studies.cost import Account, AccountLine, format_hours
 from muonscale.lab.studies.report_blocks import (
@@ -64,7 +64,7 @@ def _result(found: Found) -> Iterator[Block]:
     if (sweep := found["full_sweep"]) is not None:
         interval = "no interval"
         if sweep["low"] is not None:
-            interval = f"{LEVEL:.0%} {format_interval(sweep, '+.4f')}"
+            interval = f"{CONFIDENCE:.0%} {format_interval(sweep, '+.4f')}"
         within = {True: "within", False: "beyond", None: "not comparable with"}
         share = sweep["flops"][0] / sweep["flops"][1]
         yield Verdict(
@@ -102,7 +102,7 @@ def _about(config: TelescopeConfig) -> PageSection:
     )
     seeds = (
         f"Every place was run with {'seeds' if len(config.seeds) > 1 else 'seed'} "
-        f"{', '.join(map(str, config.seeds))}. Intervals are {LEVEL:.0%}, from the noise around "
+        f"{', '.join(map(str, config.seeds))}. Intervals are {CONFIDENCE:.0%}, from the noise around "
         "the best place of a width after the effect of the seed is removed."
     )
     head = ("hyper-parameter", "key", "first center", "first ratio")
