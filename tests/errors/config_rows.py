@@ -72,6 +72,9 @@ def ranks(world: int, **options: object) -> Callable[[Path], object]:
 
 ROWS: dict[str, Row] = {
     # what is read
+    "a URL for a recipe": Row(C, ("s3://a", "data.path"), load(recipe="s3://a")),
+    "a URL for a folder": Row(C, ("run.path", "s3://a", "data.path"), load("run.path=s3://a")),
+    "a URL for a tokenizer": Row(C, ("data.tokenizer", "s3://a"), load("data.tokenizer=s3://a")),
     "a recipe": Row(C, ("'dem'", "demo", ".yaml file"), load(recipe="dem")),
     "no file": Row(C, ("none.yaml",), load(recipe="none.yaml")),
     "no YAML": Row(C, ("not valid YAML",), file("a: [")),

@@ -87,6 +87,20 @@ TopP = Annotated[
 ]
 SampleSeed = Annotated[int, typer.Option(min=0, max=2**62, help="Seed of the first sample.")]
 
+
+def read_path(text: str) -> Path:
+    """Return the path that an option or an argument names.
+
+    Raises:
+        typer.BadParameter: for a URL; of other errors typer would print the text alone.
+    """
+    from muonscale.lab.files import NO_URL, is_url
+
+    if is_url(text):
+        raise typer.BadParameter(f"{text}: {NO_URL}")
+    return Path(text)
+
+
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 
 
@@ -122,8 +136,11 @@ def split_source(text: str) -> tuple[Path, int | None]:
     """Split RUN@STEP into the run folder, whose name may contain an @, and the step.
 
     Raises:
-        ConfigError: if the part after the @ is not a step.
+        ConfigError: if the part after the @ is not a step, or for a URL.
     """
+    from muonscale.lab.files import check_local
+
+    check_local(text, "run")
     run, sign, step = text.rpartition("@")
     if not sign or Path(text).exists():
         return Path(text), None

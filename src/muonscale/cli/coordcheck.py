@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from muonscale.cli.arguments import Json, Model, Overrides
+from muonscale.cli.arguments import Json, Model, Overrides, read_path
 from muonscale.errors import ConfigError
 
 
@@ -37,7 +37,11 @@ def coordcheck(
     batch_tokens: Annotated[int, typer.Option(help="Tokens per step.")] = 1024,
     out: Annotated[
         Path | None,
-        typer.Option(metavar="FOLDER", help="Write coordcheck.json, .png and .svg to this folder."),
+        typer.Option(
+            parser=read_path,
+            metavar="FOLDER",
+            help="Write coordcheck.json, .png and .svg to this folder.",
+        ),
     ] = None,
     full: Annotated[
         bool, typer.Option("--full", help="Print a line for every measurement.")

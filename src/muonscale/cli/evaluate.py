@@ -16,6 +16,7 @@ from muonscale.cli.arguments import (
     Tokens,
     TopK,
     check_exists,
+    read_path,
     split_source,
 )
 from muonscale.errors import ConfigError
@@ -59,7 +60,8 @@ def evaluate(
         typer.Option(help="The tasks of a paper: moonlight. --tasks selects some of them."),
     ] = None,
     include_path: Annotated[
-        Path | None, typer.Option(metavar="FOLDER", help="Folder of your own task files.")
+        Path | None,
+        typer.Option(parser=read_path, metavar="FOLDER", help="Folder of your own task files."),
     ] = None,
     shots: Annotated[
         int | None,
@@ -75,7 +77,9 @@ def evaluate(
     out: Annotated[
         Path | None,
         typer.Option(
-            metavar="FOLDER", help="Folder of result.json (default: eval/ in the model's folder)."
+            parser=read_path,
+            metavar="FOLDER",
+            help="Folder of result.json (default: eval/ in the model's folder).",
         ),
     ] = None,
     as_json: Json = False,

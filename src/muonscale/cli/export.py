@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from muonscale.cli.arguments import check_exists, split_source
+from muonscale.cli.arguments import check_exists, read_path, split_source
 from muonscale.errors import ConfigError, command_line
 
 
@@ -18,7 +18,9 @@ def export(
             metavar="RUN[@STEP]", help="A run folder, and a step (default: the newest)."
         ),
     ],
-    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="The folder to write.")],
+    folder: Annotated[
+        Path, typer.Argument(parser=read_path, metavar="FOLDER", help="The folder to write.")
+    ],
     dtype: Annotated[
         str, typer.Option(help="Dtype of the parameters: float32, as trained, or bfloat16.")
     ] = "float32",

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand
 
-from muonscale.cli.arguments import Json
+from muonscale.cli.arguments import Json, read_path
 
 app = typer.Typer(
     help="Fit a law to a table of runs, with intervals.",
@@ -19,7 +19,10 @@ app = typer.Typer(
 )
 
 TablePath = Annotated[
-    Path, typer.Argument(metavar="TABLE", help="A .csv, .tsv or .jsonl file, a row for each run.")
+    Path,
+    typer.Argument(
+        parser=read_path, metavar="TABLE", help="A .csv, .tsv or .jsonl file, a row for each run."
+    ),
 ]
 By = Annotated[
     str | None,
@@ -36,7 +39,10 @@ Law = Annotated[
 Resamples = Annotated[int, typer.Option(min=100, help="Number of tables drawn for the intervals.")]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of these tables.")]
 Report = Annotated[
-    Path | None, typer.Option(metavar="FOLDER", help="Write a page with charts into this folder.")
+    Path | None,
+    typer.Option(
+        parser=read_path, metavar="FOLDER", help="Write a page with charts into this folder."
+    ),
 ]
 
 

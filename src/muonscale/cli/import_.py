@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from muonscale.cli import is_first_process
-from muonscale.cli.arguments import Arguments, Json, split_arguments
+from muonscale.cli.arguments import Arguments, Json, read_path, split_arguments
 from muonscale.cli.running import DryRun, Resume, start
 from muonscale.optim.options import OPTIONS_OF
 
@@ -25,7 +25,11 @@ def import_(
     arguments: Arguments = None,
     state: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Optimizer state to start from (optimizer.state)."),
+        typer.Option(
+            parser=read_path,
+            metavar="FILE",
+            help="Optimizer state to start from (optimizer.state).",
+        ),
     ] = None,
     dry_run: DryRun = False,
     resume: Resume = False,

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from muonscale.cli.arguments import Json, Model, Overrides
+from muonscale.cli.arguments import Json, Model, Overrides, read_path
 from muonscale.errors import ConfigError
 
 
@@ -43,7 +43,10 @@ def plan(
     ] = False,
     as_json: Json = False,
     figure: Annotated[
-        Path | None, typer.Option(help="Draw memory and time to this .png or .svg file.")
+        Path | None,
+        typer.Option(
+            parser=read_path, metavar="FILE", help="Draw memory and time to this .png or .svg file."
+        ),
     ] = None,
 ) -> None:
     """Estimate the memory, communication and time of training.

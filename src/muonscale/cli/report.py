@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from muonscale.cli.arguments import read_path
 from muonscale.errors import ConfigError
 
 PORT = 8765
@@ -16,11 +17,16 @@ PORT = 8765
 def report(
     paths: Annotated[
         list[Path],
-        typer.Argument(metavar="PATH...", help="Run folders, study folders or coordcheck folders."),
+        typer.Argument(
+            parser=read_path,
+            metavar="PATH...",
+            help="Run folders, study folders or coordcheck folders.",
+        ),
     ],
     out: Annotated[
         Path | None,
         typer.Option(
+            parser=read_path,
             metavar="FOLDER",
             help="Folder of the page (default: PATH/report for one path, report for several).",
             show_default=False,

@@ -8,6 +8,7 @@ import json
 import math
 import os
 import pickle
+import re
 import secrets
 import stat
 import time
@@ -24,13 +25,37 @@ except ModuleNotFoundError as missing:
         "muonscale.lab locks files with fcntl, which Windows lacks; use Linux, macOS or WSL"
     ) from missing
 
-from muonscale.errors import CheckpointError, MuonscaleError, shown
+from muonscale.errors import CheckpointError, ConfigError, MuonscaleError, shown
 
 ATTEMPTS = 10
 """How often a lock is asked for, within half a second."""
 
 LARGEST = 2**28
 """Largest file in bytes that is read whole: YAML, JSON and text files of people and programs."""
+
+URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
+"""How a URL begins; `Path` makes one slash of two. A folder whose name ends in a colon is ./NAME:/.
+"""
+NO_URL = (
+    "it is a URL, and only data.path reads URLs; give a path of this machine, and copy from and to "
+    "an object store with its own program, such as `aws s3 sync`, `gcloud storage rsync` or "
+    "`hf download`"
+)
+
+
+def check_local(path: object, name: str) -> None:
+    """Refuse a URL where a path is wanted, which would become a folder named `s3:`.
+
+    Raises:
+        ConfigError: if `path` is a URL; the message begins with `name`.
+    """
+    if is_url(path):
+        raise ConfigError(f"{name} {path}: {NO_URL}")
+
+
+def is_url(path: object) -> bool:
+    """Return whether a value is a text or a path that begins as a URL does."""
+    return isinstance(path, str | Path) and URL.match(str(path)) is not None
 
 
 def write_atomic(path: Path, content: str | bytes, *, shared: bool = False) -> None:

@@ -12,7 +12,7 @@ from transformers import PreTrainedConfig
 
 from muonscale.errors import ConfigError, MuonscaleError, nearest
 from muonscale.lab.config.load import Config, load_config, recipe_names, resolve_config
-from muonscale.lab.files import read_object, to_json
+from muonscale.lab.files import check_local, read_object, to_json
 from muonscale.lab.models.build import meta_model
 from muonscale.lab.models.config import model_config
 from muonscale.lab.models.presets import PRESETS
@@ -88,6 +88,7 @@ def resolve_target(target: str, overrides: Sequence[str]) -> tuple[Config, PreTr
     For a preset or a Hugging Face model, missing sections have the placeholders of `UNUSED`. A
     published vocabulary is kept unless an override changes it.
     """
+    check_local(target, "model")
     if is_preset(target):
         tree = {**deepcopy(UNUSED), "model": {"preset": target}}
         if (vocabulary := PRESETS[target].fields.get("vocab_size")) is not None:

@@ -201,3 +201,19 @@ def test_a_long_list_of_names_is_cut() -> None:
 @pytest.mark.parametrize("path", ["a\nb", " a ", "runs/a #1", "-x", "a: b", "é", "'", "{a}"])
 def test_a_path_in_double_quotes_is_kept_exactly(path: str) -> None:
     assert str(load_config("demo", [f"run.path={json.dumps(path)}"]).run.path) == path
+
+
+@pytest.mark.parametrize(
+    ("key", "said"),
+    {
+        "adapter.quantize": "adapter.rank",
+        "adapter.load_in_4bit": "adapter.rank",
+        "data.fim_rate": "data.path",
+        "parallel.pipeline": "parallel.tensor",
+        "parallel.context": "parallel.sequence",
+    }.items(),
+)
+def test_what_is_left_out_is_refused_with_what_to_do_instead(key: str, said: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config("demo", [f"{key}=2"])
+    assert key in str(caught.value) and said in str(caught.value)

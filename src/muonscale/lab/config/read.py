@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from muonscale.errors import ConfigError, nearest, shown
-from muonscale.lab.files import read_text
+from muonscale.lab.files import check_local, read_text
 
 RECIPES = resources.files("muonscale") / "recipes"
 SUFFIXES = (".yaml", ".yml", ".json")
@@ -103,6 +103,7 @@ def read_tree(name: str, what: str, shelf: Traversable, saved_as: str) -> dict[s
     Raises:
         ConfigError: if there is no such recipe, or it does not map keys to values.
     """
+    check_local(name, what)
     names = shipped_names(shelf)
     path: Traversable = shelf / f"{name}.yaml"
     if name not in names:

@@ -23,6 +23,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from muonscale.errors import ConfigError, nearest, shown
+from muonscale.lab.files import NO_URL, is_url
 from muonscale.optim.options import (
     OPTIONS_OF,
     AdamWOptions,
@@ -95,11 +96,23 @@ class Section(BaseModel):
             raise PydanticCustomError("flag", "Input should not be true or false")
         return value
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def _refuse_a_url_as_a_path(cls, value: Any, info: ValidationInfo) -> Any:
+        annotation = cls.model_fields[info.field_name or ""].annotation
+        if is_url(value) and _is_made_of(annotation, Path):
+            raise PydanticCustomError("url", NO_URL)
+        return value
+
 
 def _takes_flags(annotation: Any) -> bool:
-    """Return whether a type, or one of those it is made of, is `bool` or any at all."""
-    return any(annotation is kind for kind in (bool, Any, True, False)) or any(
-        map(_takes_flags, get_args(annotation))
+    return _is_made_of(annotation, bool, Any, True, False)
+
+
+def _is_made_of(annotation: Any, *kinds: Any) -> bool:
+    """Return whether a type, or one of those it is made of, is one of `kinds`."""
+    return any(annotation is kind for kind in kinds) or any(
+        _is_made_of(part, *kinds) for part in get_args(annotation)
     )
 
 
@@ -288,6 +301,13 @@ class DataSection(Section):
     tokenized, while another process goes on with the rest; the order of the rows differs."""
     cache: Path | None = None
     """Folder of prepared tokens. The default is the user's cache folder."""
+
+    @field_validator("tokenizer", mode="before")
+    @classmethod
+    def _check_tokenizer(cls, value: Any) -> Any:
+        if is_url(value):
+            raise PydanticCustomError("url", NO_URL)
+        return value
 
     @field_validator("path", mode="before")
     @classmethod

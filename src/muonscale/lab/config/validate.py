@@ -10,6 +10,27 @@ from muonscale.errors import ConfigError, nearest, shown
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
 
+_QUANTIZED = (
+    "frozen weights are not quantized (QLoRA); train an adapter on whole weights with adapter.rank, "
+    "sharded by parallel.data=fsdp, and quantize the export"
+)
+_INFILLING = (
+    "text is not rearranged for fill-in-the-middle; write the rearranged documents with their "
+    "special tokens into files, and train on them with data.path and data.tokenizer"
+)
+_CUT = (
+    "no layers and no sequences are spread over devices one after the other; use parallel.data, "
+    "parallel.tensor with parallel.sequence, and train.activation_checkpointing"
+)
+LEFT_OUT = {
+    **dict.fromkeys(
+        ("quantize", "quantization", "bits", "load_in_4bit", "load_in_8bit"), _QUANTIZED
+    ),
+    **dict.fromkeys(("fim", "fim_rate", "fim_spm_rate"), _INFILLING),
+    **dict.fromkeys(("pipeline", "context"), _CUT),
+}
+"""Keys of other trainers for what this one does not do: the reason, and what to do instead."""
+
 
 def validate(model: type[ModelT], tree: dict[str, Any]) -> ModelT:
     """Return a configuration from its keys and values.
@@ -54,7 +75,8 @@ def _sentence(model: type[BaseModel], item: Any) -> str:
                 if parents and leaf in keys_in(field.annotation)
             ]
             hint = f"did you mean {' or '.join(elsewhere)}?" if elsewhere else ""
-            return f"unknown key {key}; {hint or nearest(leaf, model.model_fields)}"
+            left_out = LEFT_OUT.get(leaf) if parents else None
+            return f"unknown key {key}; {hint or left_out or nearest(leaf, model.model_fields)}"
         case "missing":
             return f"{key} is required; give it in the recipe or as {key}=VALUE"
         case "value_error":

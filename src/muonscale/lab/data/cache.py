@@ -23,6 +23,7 @@ from typing import Any
 
 from muonscale.errors import DataError, MuonscaleError
 from muonscale.lab.files import (
+    check_local,
     hold_lock,
     is_locked,
     open_regular,
@@ -55,6 +56,7 @@ def cache_folder(chosen: Path | None) -> Path:
     if chosen is not None:
         return chosen.expanduser()
     if value := os.environ.get("MUONSCALE_CACHE"):
+        check_local(value, "MUONSCALE_CACHE")
         return Path(value).expanduser()
     base = os.environ.get("XDG_CACHE_HOME")
     return (Path(base) if base else Path.home() / ".cache") / "muonscale"

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from muonscale.errors import CheckpointError, ConfigError, first_line
-from muonscale.lab.files import read_text
+from muonscale.lab.files import check_local, read_text
 
 NAME = re.compile(r"[\w.-]+/[\w.-]+")
 FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "README.md"]
@@ -28,7 +28,9 @@ def checkpoint_folder(name: str) -> Path:
 
     Raises:
         CheckpointError: if there is no such folder and it cannot be downloaded.
+        ConfigError: for a URL.
     """
+    check_local(name, "checkpoint")
     folder = Path(name).expanduser()
     if folder.is_dir():
         return folder
