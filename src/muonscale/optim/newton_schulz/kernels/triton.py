@@ -27,37 +27,37 @@ def is_interpreted() -> bool:
 
 
 def triton_product_(
-    C_NSS: Tensor,
-    A_NSK: Tensor,
-    B_NKS: Tensor,
+    out: Tensor,
+    left: Tensor,
+    right: Tensor,
     *,
     bias: Tensor | None = None,
     beta: float = 0.0,
     alpha: float = 1.0,
 ) -> None:
-    """Write `beta * bias + alpha * A @ B` into `C`. It must be symmetric, which is not checked.
+    """Write `beta * bias + alpha * left @ right` into `out`. It must be symmetric, which is not checked.
 
     Sums are in float32. The result is exactly symmetric: what is above the diagonal is mirrored.
 
     Args:
-        C_NSS: `[N, S, S]`, bfloat16 or float16 as all others, any strides; overwritten.
-        A_NSK: `[N, S, K]`.
-        B_NKS: `[N, K, S]`.
-        bias: `[N, S, S]`, symmetric and not `C`; or None.
+        out: `[N, S, S]`, bfloat16 or float16 as all others, any strides; overwritten.
+        left: `[N, S, K]`.
+        right: `[N, K, S]`.
+        bias: `[N, S, S]`, symmetric and not `out`; or None.
         beta: factor of `bias`.
         alpha: factor of the product; 1 without a bias, as in `product_`.
     """
-    count, side, contracted = A_NSK.shape
+    count, side, contracted = left.shape
     if not count or not side:
         return
     tiles = -(-side // TILE)
     pairs = tiles * (tiles + 1) // 2
-    added = C_NSS if bias is None else bias
+    added = out if bias is None else bias
     symmetric_kernel[(count * pairs,)](
-        *(C_NSS, A_NSK, B_NKS, added),
+        *(out, left, right, added),
         *(side, contracted, tiles, pairs),
         *(beta, alpha if bias is not None else 1.0),
-        *(*C_NSS.stride(), *A_NSK.stride(), *B_NKS.stride(), *added.stride()),
+        *(*out.stride(), *left.stride(), *right.stride(), *added.stride()),
         HAS_BIAS=bias is not None,
         TILE=TILE,
         CONTRACTED_TILE=CONTRACTED_TILE,
