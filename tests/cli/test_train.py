@@ -46,6 +46,7 @@ def test_a_run_leaves_everything_it_promises(
     }  # fmt: skip
     env = json.loads((run / "env.json").read_text())
     assert env["threads"] == 1 and env["ns_dtype"] in ("float32", "bfloat16")
+    assert env["ns_kernel"] == "torch"
     assert env["versions"]["torch"] == version("torch")
     steps = metrics(run, "train")
     assert [record["step"] for record in steps] == list(range(1, STEPS + 1))

@@ -42,7 +42,7 @@ def train(steps: int, options: dict[str, Any]) -> dict[str, Any]:
     return {
         "parameters": {name: p.detach() for name, p in parameters.items()},
         "held": held,
-        "stats": {k: float(v) for k, v in optimizer.stats().items()},
+        "stats": {k: float(v) for k, v in optimizer.stats().items() if k != "ns_kernel"},
         "full": {
             number: {k: v.clone() for k, v in values.items()}
             for number, values in optimizer.full_state_dict()["state"].items()

@@ -196,6 +196,7 @@ ROWS: dict[str, Row] = {
     "decay": Row(C, ("'free'", "coupled", "independent"), lambda _: muon(decay="free")),
     "master": Row(C, ("'fp32'", "float32"), lambda _: muon(master="fp32")),
     "ns_form": Row(C, ("'grim'", "gram"), lambda _: muon(ns_form="grim")),
+    "ns_kernel": Row(C, ("'tritn'", "triton"), lambda _: muon(ns_kernel="tritn")),
     "ns_dtype": Row(C, ("'float8'",), lambda _: muon(ns_dtype="float8")),
     "wire": Row(C, ("'float16'", "bfloat16"), lambda _: muon(comm_dtype="float16")),
     "lr": Row(C, ("lr is -1",), lambda _: muon(lr=-1)),

@@ -27,6 +27,7 @@ from muonscale.optim.arguments import (
 )
 from muonscale.optim.distributed.context import DistributedContext
 from muonscale.optim.distributed.zero1 import gather
+from muonscale.optim.newton_schulz.kernels import taken_kernel
 from muonscale.optim.options import (
     GroupingOptions,
     all_defaults,
@@ -462,12 +463,19 @@ class Muon(torch.optim.Optimizer):
             of the scaled update over all elements on Muon, in units of lr, before decay and before
             a constraint; a 0-D tensor on the device, so that only reading it waits.
             `skipped_steps`: steps left out for non-finite gradients since construction, on a GPU
-            those known so far.
+            those known so far. `ns_kernel`: the kernels of Newton-Schulz that the groups take,
+            "torch" or "triton" or both.
         """
+        kernels = {
+            taken_kernel(group["ns_kernel"])
+            for group in self.param_groups
+            if group["rule"] == MUON.name
+        }
         return {
             "matrices": self._matrices,
             "update_rms": self._update_rms,
             "skipped_steps": self._skipped_steps,
+            "ns_kernel": ", ".join(sorted(kernels)),
         }
 
     def state_dict(self) -> dict[str, Any]:

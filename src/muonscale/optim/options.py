@@ -20,6 +20,7 @@ DecayT = Literal["coupled", "independent"]
 MasterT = Literal["none", "float32", "stochastic"]
 CommDTypeT = Literal["float32", "bfloat16"]
 FormT = Literal["auto", "direct", "gram"]
+KernelT = Literal["auto", "torch", "triton"]
 SecondMomentT = Literal["gradient", "update"]
 PreNormT = Literal["row", "col", "row_col", "aurora", "sign"]
 ConstraintT = Literal["weight_norm", "radial_brake", "row_magnitude"]
@@ -90,6 +91,10 @@ class MuonOptions(RuleOptions):
     """How the polynomial is evaluated; `auto` is the form with fewer operations for each shape."""
     ns_dtype: Any = "auto"
     """Dtype of the Newton-Schulz products; `auto` is bfloat16 where that is fast, else float32."""
+    ns_kernel: KernelT = "auto"
+    """Kernel of the symmetric products. `torch` is torch's, on a CPU by panels. `triton` computes half
+    of each product, in bfloat16 or float16 on CUDA. `auto` is `torch` for now, because `triton`
+    has not been measured on a GPU."""
     second_moment: SecondMomentT | None = None
     """`gradient` divides every element of the direction by the root of the running mean of the
     squared gradient, before the polar step (Muon2, arXiv 2604.09967); `update` divides every

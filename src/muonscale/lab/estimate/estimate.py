@@ -28,6 +28,7 @@ from muonscale.lab.estimate.traffic import (
 )
 from muonscale.lab.models.flops import active_parameters
 from muonscale.lab.models.structure import count_parameters
+from muonscale.optim.newton_schulz.kernels import taken_kernel
 
 DERIVED = ("gathered_layer", "gradients_stay")
 """Fields of `RankMemory` that are not separate parts."""
@@ -111,6 +112,7 @@ def _flops(planned: ResolvedPlan, flops: StepFlops) -> dict[str, Any]:
         "newton_schulz_per_step": ns,
         "newton_schulz_share": ns / (ns + step),
         "newton_schulz_dtype": _products_dtype(planned.placement),
+        "newton_schulz_kernel": taken_kernel(planned.config.optimizer.ns_kernel),
     }
 
 

@@ -123,7 +123,11 @@ def _newton_schulz(facts: dict[str, Any]) -> list[Row]:
             f"{balance['matrices']:,}",
             split if balance["split_matrices"] else "none split",
         ),
-        ("FLOPs", si_text(flops["newton_schulz_per_step"]), f"in {flops['newton_schulz_dtype']}"),
+        (
+            "FLOPs",
+            si_text(flops["newton_schulz_per_step"]),
+            f"in {flops['newton_schulz_dtype']}, {flops['newton_schulz_kernel']}",
+        ),
         ("share", f"{100 * flops['newton_schulz_share']:.3g} %", "of the FLOPs of a step"),
         ("balance", f"{balance['busiest_over_mean']:.3f}", "busiest device over the mean"),
     ]

@@ -56,6 +56,7 @@ from muonscale.lab.training.schedule import build_option_schedule, spans
 from muonscale.lab.training.state import TrainState
 from muonscale.lab.training.trackers.registry import Trackers
 from muonscale.optim.muon import Muon
+from muonscale.optim.newton_schulz.kernels import taken_kernel
 from muonscale.optim.newton_schulz.orthogonalize import ns_dtype
 from muonscale.optim.options import GroupingOptions, names_of
 from muonscale.transfer.apply import Parametrization
@@ -443,6 +444,7 @@ def environment(run: Run) -> dict[str, Any]:
         "precision": dtype_text(run.state.forward.precision),
         "peak_flops": peak_flops(device, run.state.forward.precision),
         "ns_dtype": dtype_text(ns_dtype(device)) if products == "auto" else products,
+        "ns_kernel": taken_kernel(config.optimizer.ns_kernel),
         "experts": experts_implementation(run.state.model),
         "routing": run.state.routing.facts(),
         "attention": None if (monitor := run.state.attention) is None else monitor.facts(),

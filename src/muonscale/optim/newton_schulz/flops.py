@@ -21,7 +21,8 @@ from muonscale.optim.newton_schulz.coefficients import (
     Triple,
     resolve,
 )
-from muonscale.optim.newton_schulz.kernels.cpu import panel_rows, symmetric_flops
+from muonscale.optim.newton_schulz.kernels import rows_of_panel
+from muonscale.optim.newton_schulz.kernels.cpu import symmetric_flops
 
 Segments = tuple[int, ...]
 """Number of steps between two restarts, in order; see `newton_schulz_`."""
@@ -55,6 +56,7 @@ def choose_segments(
     *,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
+    kernel: str = "auto",
 ) -> Segments:
     """Return the segments (see `newton_schulz_`) for matrices of `shape` = [..., out, in].
 
@@ -66,7 +68,7 @@ def choose_segments(
         ConfigError: if the form is unknown, or a restart is not before the last step.
     """
     candidates = accepted_segments(coefficients, form, dtype, min(shape[-2:]))
-    panel = panel_rows(min(shape[-2:]), dtype, device)
+    panel = rows_of_panel(min(shape[-2:]), dtype, device, kernel)
     return min(candidates, key=lambda s: segment_flops(shape, coefficients.triples, s, panel))
 
 
@@ -142,6 +144,7 @@ def ns_flops(
     coefficients: CoefficientsLike = "jordan",
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
+    kernel: str = "auto",
 ) -> int:
     """Return the floating-point operations that `orthogonalize` spends on `[..., out, in]`.
 
@@ -157,6 +160,7 @@ def ns_flops(
         coefficients: as for `resolve`. A step with c = 0 saves a product.
         dtype: dtype of the products.
         device: device of the products; only a CPU uses panels.
+        kernel: as for `orthogonalize`; a tile of the Triton kernel counts as a panel.
 
     Raises:
         ConfigError: as for `resolve` and `choose_segments`.
@@ -166,8 +170,8 @@ def ns_flops(
         64
     """
     resolved = resolve(coefficients, steps)
-    segments = choose_segments(shape, resolved, form, dtype=dtype, device=device)
-    panel = panel_rows(min(shape[-2:]), dtype, device)
+    segments = choose_segments(shape, resolved, form, dtype=dtype, device=device, kernel=kernel)
+    panel = rows_of_panel(min(shape[-2:]), dtype, device, kernel)
     return segment_flops(shape, resolved.triples, segments, panel)
 
 

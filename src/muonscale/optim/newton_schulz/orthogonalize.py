@@ -23,7 +23,7 @@ from muonscale.errors import ConfigError
 from muonscale.optim.newton_schulz.coefficients import Coefficients, CoefficientsLike, resolve
 from muonscale.optim.newton_schulz.flops import Segments, choose_segments
 from muonscale.optim.newton_schulz.flops import ns_flops as ns_flops
-from muonscale.optim.newton_schulz.kernels import symmetric_product
+from muonscale.optim.newton_schulz.kernels import symmetric_product, taken_kernel
 from muonscale.optim.newton_schulz.kernels.cpu import (
     can_run_side_by_side,
     empty_squares,
@@ -63,6 +63,7 @@ def orthogonalize(
     form: str = "auto",
     dtype: DTypeLike = "auto",
     *,
+    kernel: str = "auto",
     workspace_bytes: int = WORKSPACE_BYTES,
 ) -> Tensor:
     """Return the approximate polar factor of every matrix in `X`.
@@ -80,6 +81,8 @@ def orthogonalize(
             matrices; or "auto", see `choose_segments`.
         dtype: dtype of the products, or its name. "auto" is float64 for float64 `X`, and otherwise
             `ns_dtype(X.device)`.
+        kernel: of the symmetric products: "torch", with panels on a CPU; "triton"; or "auto", see
+            `kernels.taken_kernel`.
         workspace_bytes: limit of the temporaries in bytes. A single matrix may exceed it.
 
     Returns:
@@ -87,7 +90,8 @@ def orthogonalize(
         with a non-finite element becomes non-finite.
 
     Raises:
-        ConfigError: if coefficients, form or dtype are unknown, or `X` has fewer than two axes.
+        ConfigError: if coefficients, form or dtype are unknown, `X` has fewer than two axes, or
+            the kernel is "triton" and cannot run.
 
     References:
         Jordan et al., Muon: An optimizer for hidden layers in neural networks (2024).
@@ -106,7 +110,7 @@ def orthogonalize(
         )
     resolved = resolve(coefficients, steps)
     dtype = resolve_dtype(dtype, X.dtype, X.device)
-    segments = choose_segments(X.shape, resolved, form, dtype=dtype, device=X.device)
+    segments = choose_segments(X.shape, resolved, form, dtype=dtype, device=X.device, kernel=kernel)
     polar = torch.empty(X.shape, dtype=dtype, device=X.device)
     if X.numel() == 0:
         return polar
@@ -115,11 +119,13 @@ def orthogonalize(
     # Elsewhere the host does not wait for norms, and one reduction serves all batches.
     units = [None] * -(-len(X_NMK) // count) if is_on_host(X) else _units(X_NMK).split(count)
     batches = list(zip(O_NMK.split(count), X_NMK.split(count), units, strict=True))
-    if is_on_host(X) and can_run_side_by_side(len(batches)):
+    # Triton's interpreter is not made for several threads.
+    threads = is_on_host(X) and taken_kernel(kernel) != "triton"
+    if threads and can_run_side_by_side(len(batches)):
         run = functools.partial(newton_schulz_, coefficients=resolved, segments=segments)
         run_side_by_side(run, batches)
     else:
-        newton_schulz_(batches, resolved, segments)
+        newton_schulz_(batches, resolved, segments, kernel=kernel)
     return polar
 
 
@@ -130,6 +136,7 @@ def newton_schulz_(
     *,
     shape: tuple[int, int] | None = None,
     subgroup: Subgroup | None = None,
+    kernel: str = "auto",
 ) -> None:
     """Write the Newton-Schulz polynomial of every matrix in `X` into `O`, for all (O, X, unit).
 
@@ -147,6 +154,7 @@ def newton_schulz_(
         segments: lengths that add up to the number of triples.
         shape: (out, in) of the whole matrices, if `X` holds parts of them.
         subgroup: the ranks that share the matrices.
+        kernel: as for `orthogonalize`.
 
     References:
         Dao-AILab, Gram Newton-Schulz (2026), for the Gram form and its restarts.
@@ -154,7 +162,7 @@ def newton_schulz_(
     like = batches[0][0]
     rows, columns = shape or like.shape[1:]
     side, tall = min(rows, columns), rows > columns
-    symmetric_, panel = symmetric_product(side, like.dtype, like.device)
+    symmetric_, panel = symmetric_product(side, like.dtype, like.device, kernel)
     square_ = symmetric_ if subgroup is None else subgroup.product_
     squares = [empty_squares(like, len(like), side, panel) for _ in range(4)]
     spare = torch.empty_like(like) if len(segments) > 1 else like
@@ -274,6 +282,7 @@ def orthogonalize_part(
     coefficients: Coefficients,
     segments: Segments,
     dtype: DTypeLike = "auto",
+    kernel: str = "auto",
 ) -> Tensor:
     """Return this rank's part of the polar factors of matrices that a subgroup shares.
 
@@ -286,6 +295,7 @@ def orthogonalize_part(
         coefficients: triples and normalization.
         segments: as for `newton_schulz_`.
         dtype: as for `orthogonalize`.
+        kernel: as for `orthogonalize`, for the products with `X`.
     """
     dtype = resolve_dtype(dtype, X_NMK.dtype, X_NMK.device)
     polar = torch.empty_like(X_NMK, dtype=dtype, memory_format=torch.contiguous_format)
@@ -295,7 +305,7 @@ def orthogonalize_part(
     count = min(max(1, WORKSPACE_BYTES // per_matrix), X_NMK.shape[0])
     parts = zip(polar.split(count), X_NMK.split(count), strict=True)
     batches = [(polar_part, X, None) for polar_part, X in parts]
-    newton_schulz_(batches, coefficients, segments, shape=shape, subgroup=subgroup)
+    newton_schulz_(batches, coefficients, segments, shape=shape, subgroup=subgroup, kernel=kernel)
     return polar
 
 

@@ -149,6 +149,7 @@ class MuonRule(Rule):
             coefficients=resolve(group["ns_coefficients"], group["ns_steps"]),
             form=group["ns_form"],
             dtype=group["ns_dtype"],
+            kernel=group["ns_kernel"],
             pre_norm=group["pre_norm"],
             second_moment_beta=group["second_moment_beta"],
             second_moment_eps=group["second_moment_eps"],
@@ -184,6 +185,7 @@ class MuonUpdate(MatrixUpdate):
     coefficients: Coefficients
     form: str = "auto"
     dtype: DTypeLike = "auto"
+    kernel: str = "auto"
     pre_norm: str | None = None
     second_moment_beta: float = 0.95
     second_moment_eps: float = 1e-10
@@ -201,7 +203,9 @@ class MuonUpdate(MatrixUpdate):
         steps = self.coefficients.steps
 
         def polar(X_NMK: Tensor) -> Tensor:
-            O_NMK = orthogonalize(X_NMK, self.coefficients, steps, self.form, self.dtype)
+            O_NMK = orthogonalize(
+                X_NMK, self.coefficients, steps, self.form, self.dtype, kernel=self.kernel
+            )
             return O_NMK.to(X_NMK.dtype)
 
         if self.row_fraction == 1:
@@ -229,7 +233,7 @@ class MuonUpdate(MatrixUpdate):
 
         def polar(X_NMK: Tensor) -> Tensor:
             O_NMK = orthogonalize_part(
-                X_NMK, shape, subgroup, self.coefficients, segments, self.dtype
+                X_NMK, shape, subgroup, self.coefficients, segments, self.dtype, self.kernel
             )
             return O_NMK.to(X_NMK.dtype)
 
@@ -293,6 +297,7 @@ class MuonUpdate(MatrixUpdate):
             coefficients=self.coefficients,
             dtype=self.products_dtype(state_dtype, device),
             device=device,
+            kernel=self.kernel,
         )
 
     def polar_runs(self, shape: MatrixShape) -> int:
