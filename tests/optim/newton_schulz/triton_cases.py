@@ -56,6 +56,13 @@ def product_cases() -> dict[str, dict[str, float | bool]]:
                         "excess": excess(out, [expected, magnitudes]),
                         "symmetric": torch.equal(out, out.mT),
                     }
+    # What is below the diagonal is never taken, even in a tile on it.
+    X, Y = torch.randn(2, 1, 70, 70).half()
+    out = torch.empty_like(X)
+    symmetric_product(70, X.dtype, "cpu", "triton")[0](out, X, Y)
+    upper, magnitudes = (X.double() @ Y.double()).triu(), X.double().abs() @ Y.double().abs()
+    terms = [upper + upper.triu(1).mT, torch.maximum(magnitudes, magnitudes.mT)]
+    cases["not symmetric"] = {"excess": excess(out, terms), "symmetric": torch.equal(out, out.mT)}
     return cases
 
 

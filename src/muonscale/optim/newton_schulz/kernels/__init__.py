@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import sys
 from typing import Protocol
 
 import torch
@@ -88,8 +89,8 @@ def _triton_product(side: int, dtype: str, device: str) -> Product:
     """
     if importlib.util.find_spec("triton") is None:
         raise ConfigError(
-            "ns_kernel is 'triton', but Triton is not installed: run `pip install triton`, or give "
-            "'torch'"
+            f"ns_kernel is 'triton', but Triton is not installed for {sys.executable}: run `pip "
+            "install triton`, or give 'torch'"
         )
     if dtype not in ("torch.bfloat16", "torch.float16"):
         raise ConfigError(
