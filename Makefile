@@ -66,7 +66,8 @@ docs: $(VENV)/.dev
 bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/throughput.py $(ARGS)
 
-# On one GPU; ARGS="--device cpu --tiny" shows on a CPU that it works.
+# On one GPU; ARGS="--device cpu --tiny" shows on a CPU that it works. For the peers install
+# benchmarks/requirements.txt into the same environment.
 bench-gpu: $(VENV)/.lab
 	$(BIN)/python benchmarks/gpu.py $(ARGS)
 

@@ -36,10 +36,11 @@ import torch.nn.functional as F
 from peers import PEERS, our_muon, versions
 from step_meter import reference
 from torch import Tensor, nn
-from torch.profiler import ProfilerActivity, profile
+from torch.profiler import ProfilerActivity, profile, record_function
 from transformers import AutoConfig
 
 from muonscale import Muon, preset
+from muonscale.errors import first_line
 from muonscale.lab.bench.contenders import Contender, make_adamw, run_rounds
 from muonscale.lab.bench.measure import wait_for
 from muonscale.lab.bench.rates import direct_flops, weighted_rate
@@ -62,6 +63,8 @@ WAITS = (
     *("aten::_local_scalar_dense", "aten::nonzero", "aten::equal", "aten::is_nonzero"),
 )
 """Events of the profiler that make the host wait, or that may."""
+
+STEP = "the step of the optimizer"
 
 Shapes = tuple[tuple[int, int, int], ...]
 """(number, out, in) of the matrices of each shape."""
@@ -186,41 +189,54 @@ def measure_steps(
     dtype = getattr(torch, products)
     flops = sum(number * direct_flops(out, in_) for number, out, in_ in shapes)
     rate = weighted_rate(shapes, dtype, device)
-    rows: list[dict[str, Any]] = []
+    tell(f"{name}: muonscale")
+    found = paired(parameters, products, device, rounds)
+    share = flops / found["muonscale"]["seconds"]["median"] / rate
+    own = {"workload": name, "optimizer": f"muonscale {products}", **found["muonscale"]}
+    rows: list[dict[str, Any]] = [{**own, "share_of_rate": share}]
     for other, build in others.items():
         tell(f"{name}: {other}")
-        gc.collect()
         try:
-            theirs = Contender(other, build(list(parameters)), device)
-            ours = Contender("muonscale", our_muon(products, list(parameters)), device)
-            found = run_rounds(ours, [theirs], rounds, lambda _: None)
+            facts = paired(parameters, products, device, rounds, other, build)[other]
         except Exception as error:  # what others' code raises has no common base
-            first = next(iter(str(error).strip().splitlines()), "")[:160]
-            rows.append({"workload": name, "optimizer": other, "failed": f"{first}"})
-            continue
-        if not rows:
-            seconds = found["muonscale"]["seconds"]["median"]
-            share = flops / seconds / rate
-            rows.append(
-                {
-                    "workload": name,
-                    "optimizer": f"muonscale {products}",
-                    **found["muonscale"],
-                    "share_of_rate": share,
-                }
-            )
-        rows.append({"workload": name, "optimizer": other, **found[other]})
+            facts = {"failed": first_line(error)[:160]}
+        rows.append({"workload": name, "optimizer": other, **facts})
     return rows
 
 
-def train(name: str, words: list[str], device: torch.device, steps: int) -> dict[str, Any]:
+def paired(
+    parameters: list[nn.Parameter],
+    products: str,
+    device: torch.device,
+    rounds: int,
+    name: str = "",
+    build: Callable[[list[nn.Parameter]], Any] | None = None,
+) -> dict[str, dict[str, Any]]:
+    """Return what steps of ours take, and of another optimizer right beside them."""
+    release_memory()
+    others = [] if build is None else [Contender(name, build(list(parameters)), device)]
+    ours = Contender("muonscale", our_muon(products, list(parameters)), device)
+    return run_rounds(ours, others, rounds, lambda _: None)
+
+
+def release_memory() -> None:
+    """Give back the memory of the GPU that nothing uses: training is a process of its own."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def train(
+    name: str, words: list[str], device: torch.device, steps: int, cache: Path
+) -> dict[str, Any]:
     """Return the speed of the trainer, of a plain loop, and of the plan."""
     tell(f"{name}: {steps} steps of the trainer")
+    release_memory()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "run"
         length = [f"train.steps={steps}", "train.tokens=null", f"run.device={device.type}"]
         words = [*words, *length]
-        call("train", *words, f"run.path={path}", f"data.cache={folder}/cache")
+        call("train", *words, f"run.path={path}", f"data.cache={cache}")
         run = RunFolder(path)
         records = list(run.read_metrics("train"))[steps // 2 :]
         environment = run.environment()
@@ -263,7 +279,7 @@ def plain_loop(config: Any, shape: Any, device: torch.device, steps: int) -> flo
         optimizer.zero_grad()
         for _ in range(micro_batches):
             with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-                logits = model(input_ids=batch[:, :-1]).logits
+                logits = model(input_ids=batch[:, :-1], use_cache=False).logits
             loss = F.cross_entropy(logits.flatten(0, 1).float(), batch[:, 1:].flatten())
             (loss / micro_batches).backward()
         optimizer.step()
@@ -285,11 +301,16 @@ def count_waits(shapes: Shapes, device: torch.device) -> dict[str, int]:
     kinds = [ProfilerActivity.CPU]
     kinds += [ProfilerActivity.CUDA] if device.type == "cuda" else []
     with profile(activities=kinds) as recorded:
-        optimizer.step()
+        with record_function(STEP):
+            optimizer.step()
+        wait_for(device)
+    events = recorded.events() or []
+    step = next(event for event in events if event.name == STEP).time_range
     found = dict.fromkeys(WAITS, 0)
-    for event in recorded.events() or []:
+    for event in events:
+        inside = step.start <= event.time_range.start <= step.end
         for name in WAITS:
-            found[name] += event.name.startswith(name)
+            found[name] += inside and event.name.startswith(name)
     return found
 
 
@@ -365,8 +386,9 @@ def page(found: dict[str, Any]) -> str:
                 trained,
             ),
             "## Waiting",
-            "Events of one step of the optimizer that make the host wait. One copy to the host, of "
-            "the flag of non-finite gradients, is by design, and nothing waits for it.",
+            "Events within one step of the optimizer that make the host wait, or that may. By design "
+            "it copies one flag to the host, that of non-finite gradients, and asks for the flag of "
+            "the step before, which has arrived long since (cudaEventSynchronize).",
             table(["event", "number"], waits),
         ]
     )
@@ -384,6 +406,13 @@ def step_row(row: dict[str, Any]) -> list[str]:
         f"{row['share_of_rate']:.2f}" if "share_of_rate" in row else "",
         f"{row['state_bytes'] / 1e6:,.0f}",
     ]
+
+
+def keep(found: dict[str, Any], folder: Path, start: float) -> None:
+    """Write what has been measured so far: what follows may fail."""
+    found["seconds"] = time.monotonic() - start
+    (folder / "gpu.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    (folder / "gpu.md").write_text(page(found) + "\n", encoding="utf-8")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -410,15 +439,15 @@ def main(argv: Sequence[str] | None = None) -> None:
             for name, shapes in sizes.workloads.items()
             for row in measure_steps(name, shapes, device, sizes.rounds)
         ],
-        "training": [
-            train(name, words, device, sizes.steps) for name, words in sizes.models.items()
-        ],
         "waits": count_waits(next(iter(sizes.workloads.values())), device),
+        "training": [],
     }
-    found["seconds"] = time.monotonic() - start
     arguments.out.mkdir(parents=True, exist_ok=True)
-    (arguments.out / "gpu.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    (arguments.out / "gpu.md").write_text(page(found) + "\n", encoding="utf-8")
+    keep(found, arguments.out, start)
+    with tempfile.TemporaryDirectory() as cache:
+        for name, words in sizes.models.items():
+            found["training"].append(train(name, words, device, sizes.steps, Path(cache)))
+            keep(found, arguments.out, start)
     print(page(found))
     wrong = [row["what"] for row in found["correctness"] if not row["right"]]
     if wrong:

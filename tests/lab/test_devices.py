@@ -39,6 +39,7 @@ def test_rates_of_gpus_are_in_order(device) -> None:
         ("NVIDIA B200", "b200"),
         ("AMD Instinct MI300X", "mi300x"),
         ("NVIDIA H100 PCIe", None),
+        ("NVIDIA H100 80GB HBM3 MIG 1g.10gb", None),
         ("NVIDIA H100 NVL", None),
         ("NVIDIA H200 NVL", None),
         ("NVIDIA A100-PCIE-40GB", None),

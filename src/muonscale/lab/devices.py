@@ -77,14 +77,14 @@ GPUS = (
 
 
 REPORTED = {
-    "a100-80gb": "A100-SXM4-80GB",
-    "h100": "H100 80GB HBM3",
+    "a100-80gb": "A100-SXM4-80GB$",
+    "h100": "H100 80GB HBM3$",
     "h200": "NVIDIA H200$",
-    "b200": "NVIDIA B200",
-    "mi300x": "MI300X",
+    "b200": "NVIDIA B200$",
+    "mi300x": "MI300X$",
 }
-"""Patterns of the names that drivers report for devices of `GPUS`. PCIe and NVL models, which have
-the same letters and other rates, match none."""
+"""Patterns of the names that drivers report for devices of `GPUS`. PCIe and NVL models, and parts
+of a GPU (MIG), which have the same letters and other rates, match none."""
 
 
 def recognize(name: str) -> Device | None:

@@ -16,7 +16,7 @@ from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from io import BufferedReader
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, ClassVar
 
 try:
     import fcntl
@@ -231,6 +231,15 @@ class PlainUnpickler(pickle._Unpickler):
             pickle.UnpicklingError: always.
         """
         raise pickle.UnpicklingError(f"it is a pickle with {module}.{name}, which is not read")
+
+    def _refuse_bytearray(self) -> None:
+        """Refuse what is allocated before it is read, at a length that the file only claims."""
+        raise pickle.UnpicklingError("it is a pickle with a bytearray, which is not read")
+
+    dispatch: ClassVar[dict[int, Any]] = {
+        **pickle._Unpickler.dispatch,
+        pickle.BYTEARRAY8[0]: _refuse_bytearray,
+    }
 
 
 def sha256(path: Path) -> str:

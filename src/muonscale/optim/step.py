@@ -102,23 +102,22 @@ def step_matrices_(
 ) -> StepTally:
     """Step a rule on matrices, in batches of parameters that are whole on this rank."""
     tally = StepTally()
-    of_step = mask
     for update, whole in batches(items):
-        mask = _near(of_step, whole)
-        batch, rows = _with_row_steps(whole, mask)
+        near = _near(mask, whole)
+        batch, rows = _with_row_steps(whole, near)
         directions: list[Tensor] = []
         for group, part in by_group(batch):
             state = _elementwise(rule, group, _spread(rule, group, part))
-            directions += rule.direction_(state, [i.gradient for i in part], group, mask)
+            directions += rule.direction_(state, [i.gradient for i in part], group, near)
         updates = matrix_updates(
             directions,
             MatrixBatches([tuple(i.parameter.shape) for i in batch], [i.matrices for i in batch]),
             functools.partial(batch_update, update, compile=compile),
             rows={key: [item.state[key] for item in batch] for key in update.row_states},
             elements={key: [i.state[key] for i in batch] for key in update.element_states},
-            mask=mask,
+            mask=near,
         )
-        _apply_(batch, updates.tensors, mask, rows)
+        _apply_(batch, updates.tensors, near, rows)
         elements = sum(item.parameter.numel() for item in batch)
         tally += StepTally(updates.matrices, tuple(updates.squares), elements)
     return tally

@@ -96,6 +96,13 @@ def test_the_number_of_a_memo_entry_costs_no_memory(tmp_path: Path) -> None:
         tracemalloc.stop()
 
 
+def test_a_length_that_a_pickle_claims_costs_no_memory(tmp_path: Path) -> None:
+    content = b"\x80\x05\x96" + (2**45).to_bytes(8, "little") + b"."
+    (tmp_path / ".metadata").write_bytes(content)
+    with pytest.raises(pickle.UnpicklingError, match="bytearray"):
+        read_metadata(tmp_path)
+
+
 def saved(root: Path, values: dict[str, Any]) -> Path:
     tensors = {"model": {"w": torch.ones(3)}, "optimizer": values}
     save_checkpoint(root, 12, tensors, {"step": 12}, Processes(), keep=1)

@@ -51,7 +51,7 @@ def test_compiled_steps_equal_eager_ones(options) -> None:
 def test_no_number_of_shapes_reaches_the_recompile_limit(monkeypatch) -> None:
     """Ten shapes, more than torch's limit of eight, of which each is compiled once."""
     # Newton-Schulz takes dynamo seconds per shape, and is not what this is about
-    monkeypatch.setattr(muon, "orthogonalize", lambda X_NMK, *rest: X_NMK / X_NMK.norm())
+    monkeypatch.setattr(muon, "orthogonalize", lambda X_NMK, *_, **__: X_NMK / X_NMK.norm())
     graphs: list[int] = []
 
     def counting(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]):

@@ -152,6 +152,21 @@ def test_a_cancelled_step_leaves_every_bit(
     assert everything(net, optimizer) == held
 
 
+def test_a_first_cancelled_step_divides_by_no_zero(monkeypatch: pytest.MonkeyPatch) -> None:
+    net = model()
+    optimizer = Muon(net, lr=0.02, nonfinite="skip", cautious_decay=True, eps=1e-50)
+    before = [parameter.detach().clone() for parameter in net.parameters()]
+    set_gradients(net, 1)
+    for parameter in net.parameters():
+        assert parameter.grad is not None
+        parameter.grad[0] = torch.nan
+    with as_on_accelerator(monkeypatch):
+        optimizer.step()
+        optimizer.check_finite()
+    for own, other in zip(net.parameters(), before, strict=True):
+        assert torch.equal(own, other)
+
+
 def test_a_gradient_that_is_not_finite_changes_nothing_and_is_told_later(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

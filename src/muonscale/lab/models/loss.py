@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from muonscale.errors import DataError
@@ -67,7 +68,7 @@ def loss_bytes(tokens: int, vocabulary: int, itemsize: int) -> int:
     """Return the most memory that logits and `summed_loss` take, forward and backward, in bytes."""
     number = tokens * vocabulary
     part = min(number, max(1, LOSS_CHUNK // vocabulary) * vocabulary)
-    return 2 * itemsize * number + (0 if itemsize >= 4 else 8 * part)
+    return 2 * itemsize * number + (0 if itemsize == 4 else 8 * part)
 
 
 class _SummedLoss(torch.autograd.Function):
@@ -80,7 +81,8 @@ class _SummedLoss(torch.autograd.Function):
         return total
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:  # pyrefly: ignore
         logits_NV, targets_N = ctx.saved_tensors
         result = torch.empty_like(logits_NV)
         for part, logits, targets in _parts(result, logits_NV, targets_N):

@@ -34,8 +34,8 @@ class ExecutorSection(Section):
     """`local`: several processes of this machine at a time; `inline`: this process, one run after
     the other; `slurm`: a job array on a cluster."""
     workers: Positive | None = None
-    """Number of runs at a time. The default is one for each GPU, or for `threads` cores without
-    any; Slurm gets all runs at once."""
+    """Number of runs at a time. The default is one for each GPU of the machine, or for `threads`
+    cores without any: give it for runs with run.device=cpu beside GPUs. Slurm gets all at once."""
     threads: Positive = 1
     """CPU threads of a run."""
     flops_per_second: Annotated[float, Field(gt=0)] | None = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from itertools import takewhile
 from pathlib import Path
 
 DEVICES = Path("/dev")
@@ -17,6 +18,6 @@ def visible_gpus() -> list[str]:
     """
     if (named := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
         names = [name.strip() for name in named.split(",")]
-        return [name for name in names if name and name != "-1"]
+        return list(takewhile(lambda name: name not in ("", "-1"), names))
     files = [path for path in DEVICES.glob("nvidia*") if re.fullmatch(r"nvidia\d+", path.name)]
     return [str(number) for number in range(len(files))]

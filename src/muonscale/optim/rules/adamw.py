@@ -191,6 +191,8 @@ def adamw_moments_(
     denominators = list(torch._foreach_sqrt(V))
     torch._foreach_div_(denominators, [(1 - beta2**t) ** 0.5 for t in steps])
     torch._foreach_add_(denominators, eps)
+    if mask is not None:  # before a first step V is 0, and eps may be too small for its dtype
+        torch._foreach_clamp_min_(denominators, torch.finfo(torch.float32).tiny)
     return denominators
 
 

@@ -54,6 +54,7 @@ def test_workers_have_one_gpu_each(
         ("", ["nvidia0"], []),
         ("-1", ["nvidia0"], []),
         ("2, 3", ["nvidia0"], ["2", "3"]),
+        ("2,-1,3", ["nvidia0"], ["2"]),  # as CUDA takes it
         ("GPU-8932f937,MIG-1", [], ["GPU-8932f937", "MIG-1"]),
     ],
 )
