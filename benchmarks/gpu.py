@@ -34,6 +34,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from peers import PEERS, our_muon, versions
+from run_many import markdown
 from step_meter import reference
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile, record_function
@@ -327,11 +328,6 @@ def tell(what: str) -> None:
     print(f"{time.strftime('%H:%M:%S')} {what}", file=sys.stderr, flush=True)
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
 def page(found: dict[str, Any]) -> str:
     """Return the result as Markdown."""
     checks = [
@@ -366,19 +362,19 @@ def page(found: dict[str, Any]) -> str:
             f"{found['seconds']:.0f} s.",
             "## Correctness",
             "Distance from float64 over the length of the result.",
-            table(["what", "distance", "bound", "right"], checks),
+            markdown(["what", "distance", "bound", "right"], checks),
             "## The step",
             "Milliseconds of a step: medians, quartiles in brackets. Times ours: the median of "
             "pairs of steps, one of ours and one of theirs. Share of the rate: operations of the "
             "direct form per second over those of `addmm` at the same shapes.",
-            table(
+            markdown(
                 ["matrices", "optimizer", "ms", "times ours", "share of the rate", "state, MB"],
                 steps,
             ),
             "## Training",
             "Medians of the second half of the steps. The plain loop has autocast and torch's fused "
             "AdamW, on random tokens.",
-            table(
+            markdown(
                 [
                     *("model", "tokens/s", "MFU", "optimizer", "plain loop, tokens/s", "ratio"),
                     *("planned tokens/s", "planned optimizer"),
@@ -389,7 +385,7 @@ def page(found: dict[str, Any]) -> str:
             "Events within one step of the optimizer that make the host wait, or that may. By design "
             "it copies one flag to the host, that of non-finite gradients, and asks for the flag of "
             "the step before, which has arrived long since (cudaEventSynchronize).",
-            table(["event", "number"], waits),
+            markdown(["event", "number"], waits),
         ]
     )
 

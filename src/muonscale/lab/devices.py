@@ -39,6 +39,9 @@ class Device:
     ranks_per_machine: int
     source: str
     """Source of the figures."""
+    reported: str = ""
+    """A pattern of the name that the driver reports. It matches no other model with the same letters
+    and other rates (PCIe, NVL), and no part of a GPU (MIG)."""
 
 
 def _gpu(
@@ -49,6 +52,7 @@ def _gpu(
     intra: float,
     inter: float,
     source: str,
+    reported: str,
 ) -> Device:
     """Return a GPU of a machine with eight; units are TFLOP/s of bf16, fp32, fp64; GB; GB/s."""
     dtypes = ("bfloat16", "float32", "float64")
@@ -62,34 +66,29 @@ def _gpu(
         inter=inter * GB,
         ranks_per_machine=8,
         source=source,
+        reported=reported,
     )
 
 
 GPUS = (
-    _gpu("a100-80gb", (312, 19.5, 19.5), 80, 2039, 300, 25, "NVIDIA A100 80GB SXM data sheet"),
-    _gpu("h100", (989, 67, 67), 80, 3350, 450, 50, "NVIDIA H100 SXM data sheet"),
-    _gpu("h200", (989, 67, 67), 141, 4800, 450, 50, "NVIDIA H200 SXM data sheet"),
-    _gpu("b200", (2250, 75, 37), 180, 8000, 900, 50, "NVIDIA HGX B200 data sheet, per GPU"),
-    _gpu("mi300x", (1307, 163.4, 163.4), 192, 5300, 448, 50, "AMD Instinct MI300X data sheet"),
-)
+    _gpu("a100-80gb", (312, 19.5, 19.5), 80, 2039, 300, 25,
+         "NVIDIA A100 80GB SXM data sheet", "A100-SXM4-80GB$"),
+    _gpu("h100", (989, 67, 67), 80, 3350, 450, 50,
+         "NVIDIA H100 SXM data sheet", "H100 80GB HBM3$"),
+    _gpu("h200", (989, 67, 67), 141, 4800, 450, 50,
+         "NVIDIA H200 SXM data sheet", "NVIDIA H200$"),
+    _gpu("b200", (2250, 75, 37), 180, 8000, 900, 50,
+         "NVIDIA HGX B200 data sheet, per GPU", "NVIDIA B200$"),
+    _gpu("mi300x", (1307, 163.4, 163.4), 192, 5300, 448, 50,
+         "AMD Instinct MI300X data sheet", "MI300X$"),
+)  # fmt: skip
 """Links within a machine are NVLink or Infinity Fabric; between machines one 200 Gb/s (A100) or
 400 Gb/s port per GPU, which is an assumption about the cluster."""
 
 
-REPORTED = {
-    "a100-80gb": "A100-SXM4-80GB$",
-    "h100": "H100 80GB HBM3$",
-    "h200": "NVIDIA H200$",
-    "b200": "NVIDIA B200$",
-    "mi300x": "MI300X$",
-}
-"""Patterns of the names that drivers report for devices of `GPUS`. PCIe and NVL models, and parts
-of a GPU (MIG), which have the same letters and other rates, match none."""
-
-
 def recognize(name: str) -> Device | None:
     """Return the device that a driver reports under a name, None if its rates are not known."""
-    return next((gpu for gpu in GPUS if re.search(REPORTED[gpu.name], name)), None)
+    return next((gpu for gpu in GPUS if re.search(gpu.reported, name)), None)
 
 
 def this_cpu() -> Device:

@@ -16,7 +16,7 @@ import sys
 from typing import Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, bfloat16, float16
 
 from muonscale.errors import ConfigError
 from muonscale.optim.newton_schulz.kernels.cpu import panel_product_, panel_rows
@@ -75,14 +75,14 @@ def symmetric_product(
     """
     panel = rows_of_panel(side, dtype, device, kernel)
     if taken_kernel(kernel) == "triton":
-        return _triton_product(side, str(dtype), str(device)), panel
+        return _triton_product(side, dtype, device), panel
     if panel < side:
         return functools.partial(panel_product_, panel=panel), panel
     return product_, panel
 
 
-def _triton_product(side: int, dtype: str, device: str) -> Product:
-    """Return the product of `kernels.triton`, for names because `kernels.torch` hides torch here.
+def _triton_product(side: int, dtype: torch.dtype, device: torch.device | str) -> Product:
+    """Return the product of `kernels.triton`.
 
     Raises:
         ConfigError: if Triton is not installed, or cannot run on such matrices.
@@ -92,10 +92,13 @@ def _triton_product(side: int, dtype: str, device: str) -> Product:
             f"ns_kernel is 'triton', but Triton is not installed for {sys.executable}: run `pip "
             "install triton`, or give 'torch'"
         )
-    if dtype not in ("torch.bfloat16", "torch.float16"):
+    if dtype not in (
+        bfloat16,
+        float16,
+    ):  # not torch.bfloat16: here torch is the module kernels.torch
         raise ConfigError(
             f"ns_kernel is 'triton', whose products are in bfloat16 or float16, and ns_dtype is "
-            f"{dtype.removeprefix('torch.')}: give ns_dtype='bfloat16', or ns_kernel='torch'"
+            f"{str(dtype).removeprefix('torch.')}: give ns_dtype='bfloat16', or ns_kernel='torch'"
         )
     if side > LARGEST_SIDE:
         raise ConfigError(
@@ -104,7 +107,7 @@ def _triton_product(side: int, dtype: str, device: str) -> Product:
         )
     from muonscale.optim.newton_schulz.kernels.triton import is_interpreted, triton_product_
 
-    if not device.startswith("cuda") and not is_interpreted():
+    if not str(device).startswith("cuda") and not is_interpreted():
         raise ConfigError(
             f"ns_kernel is 'triton', and the matrices are on {device}: it runs on CUDA, and "
             "elsewhere only in Triton's interpreter (TRITON_INTERPRET=1); give 'torch'"
